@@ -1,0 +1,154 @@
+"""Every deliberate error of Stillroom.
+
+The tree (each class also derives from the standard class that callers already catch)::
+
+    StillroomError
+      x RecipeError(ValueError)         a recipe, an override or a command line that cannot be run
+      x DataError(ValueError)           a document, record or file that cannot be used
+      x ShapeError(ValueError)          tensors that do not fit each other
+      x CheckpointError(ValueError)     a checkpoint that is missing, broken or refused
+      x BackendError(RuntimeError)      an engine or endpoint that failed or is down
+      x ResourceError(RuntimeError)     memory, disk or time that does not suffice
+      x MissingExtraError(ImportError)  an optional dependency that is not installed
+      x IntegrityError(RuntimeError)    bytes that are not what was recorded
+      x Cancelled                       stopped by the user at a safe point
+
+An error is one or more problems; a problem says what is wrong, where, what was expected and what to
+do next, and has a code that is a heading of docs/reference/errors.md. To add an error: raise one of
+these classes with a new ``code``, document the code, and write a test that triggers it. All are
+picklable, so that they cross process borders whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+__all__ = [
+    "BackendError",
+    "Cancelled",
+    "CheckpointError",
+    "DataError",
+    "IntegrityError",
+    "MissingExtraError",
+    "Problem",
+    "RecipeError",
+    "ResourceError",
+    "ShapeError",
+    "StillroomError",
+]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, in four parts and a code."""
+
+    what: str
+    code: str
+    where: str = ""
+    expected: str = ""
+    next: str = ""
+
+    def __str__(self) -> str:
+        """Return the problem as the lines a user reads."""
+        head = f"{self.where}: {self.what}" if self.where else self.what
+        lines = [f"{head}  [{self.code}]"]
+        if self.expected:
+            lines.append(f"  expected {self.expected}")
+        if self.next:
+            lines.append(f"  next: {self.next}")
+        return "\n".join(lines)
+
+
+class StillroomError(Exception):
+    """The root of every error that Stillroom raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        what: str | Sequence[Problem],
+        *,
+        code: str = "",
+        where: str = "",
+        expected: str = "",
+        next: str = "",
+    ) -> None:
+        """Make an error of one problem, given by its parts, or of several.
+
+        Args:
+            what: One sentence that names the value, or the finished problems.
+            code: ``area.problem``, a heading of docs/reference/errors.md.
+            where: ``file:line:column``, a row, or a tensor's name.
+            expected: What would have been right.
+            next: One command or edit that helps.
+        """
+        if isinstance(what, str):
+            self.problems: tuple[Problem, ...] = (Problem(what, code, where, expected, next),)
+        else:
+            self.problems = tuple(what)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+    def __reduce__(self) -> tuple[type[StillroomError], tuple[tuple[Problem, ...]]]:
+        """Rebuild from the problems, so that pickling keeps every part."""
+        return type(self), (self.problems,)
+
+    @property
+    def code(self) -> str:
+        """The first problem's code."""
+        return self.problems[0].code
+
+
+class RecipeError(StillroomError, ValueError):
+    """A recipe, an override or a command line that cannot be run."""
+
+    exit_code = 2
+
+
+class DataError(StillroomError, ValueError):
+    """A document, record or file that cannot be used."""
+
+
+class ShapeError(StillroomError, ValueError):
+    """Tensors that do not fit each other."""
+
+
+class CheckpointError(StillroomError, ValueError):
+    """A checkpoint that is missing, broken or refused."""
+
+
+class BackendError(StillroomError, RuntimeError):
+    """An engine or endpoint that failed or is down."""
+
+
+class ResourceError(StillroomError, RuntimeError):
+    """Memory, disk or time that does not suffice."""
+
+    exit_code = 3
+
+
+class MissingExtraError(StillroomError, ImportError):
+    """An optional dependency that is not installed."""
+
+    exit_code = 3
+
+    @classmethod
+    def of(cls, package: str, extra: str, purpose: str) -> MissingExtraError:
+        """Say which extra brings ``package``, and what it is needed for."""
+        return cls(
+            f"{purpose} needs the package '{package}', which is not installed",
+            code="extra.missing",
+            expected=f"the extra '{extra}'",
+            next=f"pip install 'stillroom[{extra}]'",
+        )
+
+
+class IntegrityError(StillroomError, RuntimeError):
+    """Bytes that are not what was recorded."""
+
+
+class Cancelled(StillroomError):  # noqa: N818  # a stop that was asked for is not an error
+    """Stopped by the user at a safe point."""
+
+    exit_code = 130

@@ -1,0 +1,28 @@
+"""Job: one run of one recipe, in one folder, that survives a kill.
+
+``Job`` works under a temporary name and is renamed when all is written and synced; ``Journal``
+keeps finished units of work so that ``--resume`` goes on to the same bytes; ``files`` writes
+atomically; ``estimate`` says beforehand what a job will need.
+"""
+
+from stillroom.jobs.estimate import Estimate, Machine, check_fits, describe_machine
+from stillroom.jobs.files import atomic_write, replace_folder, sync_folder
+from stillroom.jobs.job import Job, count_seconds
+from stillroom.jobs.journal import Journal
+from stillroom.jobs.progress import Progress, Reporter, choose_reporter
+
+__all__ = [
+    "Estimate",
+    "Job",
+    "Journal",
+    "Machine",
+    "Progress",
+    "Reporter",
+    "atomic_write",
+    "check_fits",
+    "choose_reporter",
+    "count_seconds",
+    "describe_machine",
+    "replace_folder",
+    "sync_folder",
+]

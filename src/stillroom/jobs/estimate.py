@@ -1,0 +1,93 @@
+"""What a job will need, what the machine has, and whether the one fits the other."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from stillroom.errors import Problem, ResourceError
+
+__all__ = ["Estimate", "Machine", "check_fits", "describe_machine"]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Peak memory, disk to write and time of a job, with the settings that lower each.
+
+    ``basis`` says in one line what the figures stand on. Times are rough: within a factor of three.
+    """
+
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+    seconds: float = 0.0
+    memory_knob: str = ""
+    disk_knob: str = ""
+    basis: str = ""
+
+    def __add__(self, other: Estimate) -> Estimate:
+        """Return the estimate of one job after the other: peak memory, summed disk and time."""
+        return Estimate(
+            max(self.memory_bytes, other.memory_bytes),
+            self.disk_bytes + other.disk_bytes,
+            self.seconds + other.seconds,
+            self.memory_knob if self.memory_bytes >= other.memory_bytes else other.memory_knob,
+            self.disk_knob if self.disk_bytes >= other.disk_bytes else other.disk_knob,
+            "; ".join(part for part in (self.basis, other.basis) if part),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Memory and disk that are free now, and the cores."""
+
+    memory_bytes: int
+    disk_bytes: int
+    cores: int
+
+
+def describe_machine(out: Path) -> Machine:
+    """Return what is free: memory (cgroup limits included) and the disk that ``out`` lies on."""
+    import psutil
+
+    memory = int(psutil.virtual_memory().available)
+    limit = Path("/sys/fs/cgroup/memory.max")
+    used = Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
+        memory = min(memory, max(int(text) - int(used.read_text()), 0))
+    folder = out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return Machine(memory, shutil.disk_usage(folder).free, os.cpu_count() or 1)
+
+
+def check_fits(estimate: Estimate, machine: Machine, where: str) -> None:
+    """Refuse a job that cannot fit.
+
+    Raises:
+        ResourceError: If memory or disk does not suffice; names the figure and the knob.
+    """
+    problems = []
+    if estimate.memory_bytes > machine.memory_bytes:
+        problems.append(
+            Problem(
+                f"the job needs about {estimate.memory_bytes / 1e9:.2f} GB of memory",
+                "resource.memory",
+                where,
+                f"at most the {machine.memory_bytes / 1e9:.2f} GB that are free",
+                estimate.memory_knob or "use a machine with more memory",
+            )
+        )
+    if estimate.disk_bytes > machine.disk_bytes:
+        problems.append(
+            Problem(
+                f"the job writes about {estimate.disk_bytes / 1e9:.2f} GB",
+                "resource.disk",
+                where,
+                f"at most the {machine.disk_bytes / 1e9:.2f} GB that are free",
+                estimate.disk_knob or "choose another --out",
+            )
+        )
+    if problems:
+        raise ResourceError(problems)

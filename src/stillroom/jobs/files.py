@@ -1,0 +1,102 @@
+"""Writing so that a kill or a full disk never loses what was there before."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from stillroom.errors import ResourceError
+
+__all__ = ["atomic_write", "full_disk_as_error", "replace_folder", "sync_folder"]
+
+
+@contextmanager
+def full_disk_as_error(path: Path) -> Iterator[None]:
+    """Turn 'no space left' into a ResourceError that names the disk and the next step.
+
+    Raises:
+        ResourceError: If the body runs out of disk space or quota.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        free = shutil.disk_usage(path if path.exists() else path.parent).free
+        raise ResourceError(
+            f"the disk is full while writing {path}",
+            code="resource.disk-full",
+            where=str(path),
+            expected=f"more than the {free / 1e6:.1f} MB that are free",
+            next="free some space or choose another --out, then run again with --resume",
+        ) from error
+
+
+@contextmanager
+def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary neighbour of ``path``; sync and rename it when the body ends well.
+
+    On any exception the temporary file is removed and ``path`` keeps its old bytes.
+
+    Args:
+        path: The file to replace.
+        mode: ``w`` for UTF-8 text, ``wb`` for bytes.
+
+    Raises:
+        ResourceError: If the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    encoding = None if "b" in mode else "utf-8"
+    newline = None if "b" in mode else "\n"
+    with full_disk_as_error(path):
+        try:
+            with temporary.open(mode, encoding=encoding, newline=newline) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_directory(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force every file and directory below ``folder`` to disk."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        elif path.is_dir():
+            _sync_directory(path)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Rename ``source`` to ``target``; an existing target stands aside until that is done."""
+    aside = target.with_name(f".{target.name}.old")
+    if aside.exists():
+        shutil.rmtree(aside)
+    if target.exists():
+        target.rename(aside)
+    try:
+        source.rename(target)
+    except OSError:
+        if aside.exists():
+            aside.rename(target)
+        raise
+    _sync_directory(target.parent)
+    if aside.exists():
+        shutil.rmtree(aside)
+
+
+def _sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,311 @@
+"""Job: the folder of one run, from its first byte to its rename.
+
+Layout of the finished folder: ``recipe.yaml`` (resolved), ``artifact.json``, ``events.jsonl``,
+``metrics.jsonl``, ``output/``. While it runs, all that lies in a hidden neighbour
+``.NAME.partial``, next to ``journals/`` that exist only there. A job knows nothing of what it
+computes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from stillroom.errors import Cancelled, DataError, ResourceError
+from stillroom.jobs.files import atomic_write, full_disk_as_error, replace_folder, sync_folder
+from stillroom.jobs.journal import Journal
+from stillroom.jobs.progress import Progress, QuietReporter, Reporter
+from stillroom.provenance.artifact import (
+    ARTIFACT_FILE,
+    Artifact,
+    ArtifactKind,
+    Parent,
+    describe_host,
+    installed_versions,
+    list_files,
+    read_artifact,
+)
+from stillroom.provenance.digests import digest_text
+
+__all__ = ["Job", "count_seconds"]
+
+_WORKING_ONLY = ("journals", "scratch", ".lock")
+
+
+class Job:
+    """One run of one recipe.
+
+    Use ``Job.start`` to make or resume one, ``phase`` for progress, ``journal`` for units that
+    must survive a kill, ``check_cancelled`` at safe points, and ``finish`` to publish.
+    """
+
+    def __init__(
+        self, out: Path, work: Path, recipe_digest: str, seed: int, reporter: Reporter
+    ) -> None:
+        """Stand over a working folder; callers use ``start``."""
+        self.out, self.work, self.recipe_digest, self.seed = out, work, recipe_digest, seed
+        self.reporter = reporter
+        self.previous: Path | None = out if (out / ARTIFACT_FILE).is_file() else None
+        self._cancel = threading.Event()
+        self._journals: dict[str, Journal] = {}
+        self._lock = (work / ".lock").open("a")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ResourceError(
+                f"another process is writing {out}",
+                code="resource.busy",
+                where=str(work),
+                expected="one job a folder",
+                next="wait for it, or choose another --out",
+            ) from error
+
+    @classmethod
+    def start(
+        cls,
+        out: Path,
+        recipe: str,
+        *,
+        seed: int = 0,
+        resume: bool = False,
+        overwrite: bool = False,
+        reporter: Reporter | None = None,
+    ) -> Job:
+        """Make the working folder of a run, or take up the one a killed run left.
+
+        Args:
+            out: Where the finished folder will stand.
+            recipe: The resolved recipe as YAML; a resume must bring the same one.
+            seed: The run's seed, kept in the artifact.
+            resume: Go on where a killed run stopped.
+            overwrite: Replace a finished folder, and forget an unfinished one.
+            reporter: What draws progress; default nothing.
+
+        Raises:
+            DataError: If ``out`` is taken, or an unfinished run of another recipe lies there.
+            ResourceError: If another process holds the folder, or the disk is full.
+        """
+        cls.recover(out)
+        work = _working_folder(out)
+        if out.exists() and not overwrite and not (resume and work.exists()):
+            raise DataError(
+                f"{out} exists already",
+                code="data.exists",
+                expected="a new folder",
+                next="choose another --out, or replace it with --overwrite",
+            )
+        if work.exists() and not resume:
+            if not overwrite:
+                raise DataError(
+                    f"an unfinished run of {out} lies in {work}",
+                    code="data.unfinished",
+                    expected="--resume or --overwrite",
+                    next="add --resume to go on with it, or --overwrite to start over",
+                )
+            shutil.rmtree(work)
+        with full_disk_as_error(out):
+            (work / "output").mkdir(parents=True, exist_ok=True)
+            job = cls(out, work, digest_text(recipe), seed, reporter or QuietReporter())
+            kept = work / "recipe.yaml"
+            if kept.exists() and digest_text(kept.read_text(encoding="utf-8")) != job.recipe_digest:
+                raise DataError(
+                    f"the unfinished run in {work} was started with another recipe",
+                    code="data.other-recipe",
+                    expected=f"the recipe in {kept}",
+                    next="restore that recipe, or start over with --overwrite",
+                )
+            job.event("resumed" if kept.exists() else "started")
+            with atomic_write(kept) as file:
+                file.write(recipe)
+        return job
+
+    @property
+    def output(self) -> Path:
+        """The folder for the artifact's own files."""
+        return self.work / "output"
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for files that help the run and are removed at its end."""
+        folder = self.work / "scratch"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def journal(self, name: str) -> Journal:
+        """Return the journal of that name, opened once."""
+        if name not in self._journals:
+            self._journals[name] = Journal(self.work / "journals" / f"{name}.jsonl")
+        return self._journals[name]
+
+    def event(self, kind: str, **fields: object) -> None:
+        """Append one line to events.jsonl: time, kind, fields."""
+        self._append("events.jsonl", {"time": _now(), "event": kind, **fields})
+
+    def metric(self, name: str, value: float, **fields: object) -> None:
+        """Append one line to metrics.jsonl: name, value, fields (as ``step``)."""
+        self._append("metrics.jsonl", {"time": _now(), "name": name, "value": value, **fields})
+
+    @contextmanager
+    def phase(
+        self, name: str, total: int = 0, unit: str = "steps", *, done: int = 0
+    ) -> Iterator[Progress]:
+        """Run one phase: progress on the terminal, its seconds in the events."""
+        start = time.monotonic()
+        with Progress(name, total, unit, self.reporter, done=done) as progress:
+            yield progress
+        self.event(
+            "phase", name=name, count=progress.done, seconds=round(time.monotonic() - start, 3)
+        )
+
+    def say(self, line: str) -> None:
+        """Tell the user something that stays, and keep it in the events."""
+        self.reporter.say(line)
+        self.event("said", text=line)
+
+    def cancel(self) -> None:
+        """Ask the job to stop at its next safe point."""
+        self._cancel.set()
+
+    def check_cancelled(self) -> None:
+        """Stop here if the user asked for it; call where the journal is consistent.
+
+        Raises:
+            Cancelled: If ``cancel`` was called or an interrupt came.
+        """
+        if self._cancel.is_set():
+            for journal in self._journals.values():
+                journal.sync()
+            self.event("cancelled")
+            raise Cancelled(
+                "stopped at a safe point",
+                code="job.cancelled",
+                where=str(self.work),
+                next="run the same command again with --resume",
+            )
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Within the body the first SIGINT or SIGTERM cancels; a second one breaks at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self._cancel.is_set():
+                raise KeyboardInterrupt
+            self.reporter.say("stopping at the next safe point (once more to break off at once)")
+            self.cancel()
+
+        before = {
+            number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for number, previous in before.items():
+                signal.signal(number, previous)
+
+    def finish(
+        self,
+        kind: ArtifactKind,
+        *,
+        parents: Sequence[Parent] = (),
+        origin: Mapping[str, Any] | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> Artifact:
+        """Digest the output, write artifact.json, sync, and rename the folder into place.
+
+        Raises:
+            ResourceError: If the disk is full; the working folder stays for ``--resume``.
+        """
+        artifact = Artifact(
+            kind=kind,
+            files=list_files(self.work),
+            parents=tuple(parents),
+            recipe_digest=self.recipe_digest,
+            seed=self.seed,
+            origin=origin or {},
+            details=details or {},
+            versions=installed_versions(),
+            host=describe_host(),
+            created=_now(),
+        )
+        self.event("finished", digest=artifact.digest)
+        for journal in self._journals.values():
+            journal.close()
+        with full_disk_as_error(self.out):
+            sync_folder(self.work)
+            with atomic_write(self.work / ARTIFACT_FILE) as file:
+                json.dump(artifact.to_json(), file, ensure_ascii=False, indent=1)
+            self.close()
+            self.recover(self.out)
+        return read_artifact(self.out)
+
+    @staticmethod
+    def recover(out: Path) -> bool:
+        """Publish a run that was killed between its artifact.json and its rename.
+
+        Returns:
+            Whether ``out`` is now a finished folder.
+        """
+        work = _working_folder(out)
+        if (work / ARTIFACT_FILE).is_file():
+            for name in _WORKING_ONLY:
+                path = work / name
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            replace_folder(work, out)
+        return (out / ARTIFACT_FILE).is_file()
+
+    @property
+    def seconds(self) -> float:
+        """The time spent so far, over all sittings of a resumed run."""
+        return count_seconds(self.work)
+
+    def close(self) -> None:
+        """Close journals and give the folder free; the working folder stays."""
+        for journal in self._journals.values():
+            journal.close()
+        if not self._lock.closed:
+            self._lock.close()
+
+    def _append(self, name: str, fields: Mapping[str, object]) -> None:
+        with full_disk_as_error(self.work), (self.work / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(fields, ensure_ascii=False, default=str) + "\n")
+
+
+def count_seconds(folder: Path) -> float:
+    """Return the seconds a job worked, by its events: the sum over its sittings."""
+    total, begun, last = 0.0, 0.0, 0.0
+    path = folder / "events.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:  # a kill can tear the last line of a sitting
+            continue
+        moment = datetime.fromisoformat(event["time"]).timestamp()
+        if event["event"] in {"started", "resumed"}:
+            total, begun = total + last - begun, moment
+        last = moment
+    return round(total + last - begun, 3)
+
+
+def _working_folder(out: Path) -> Path:
+    return out.with_name(f".{out.name}.partial")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

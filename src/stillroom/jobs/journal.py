@@ -1,0 +1,98 @@
+"""Journal: finished units of work by key, appended and synced, torn tails cut off.
+
+A unit that is in the journal is never done again; one that is not is done again from scratch. Each
+line carries a digest of itself, so that a half-written or damaged line is recognised.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from stillroom.jobs.files import full_disk_as_error
+from stillroom.provenance.digests import canonical_json, digest_text
+
+__all__ = ["Journal"]
+
+_SYNC_EVERY_S = 1.0
+
+
+class Journal:
+    """An append-only map from keys to JSON values in one file.
+
+    ``put`` is durable against a kill at once and against power loss within a second. Memory holds
+    every value; keep large values in files and journal their digests.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the journal at ``path``; a torn or damaged tail is dropped."""
+        self.path = path
+        self._values: dict[str, Any] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sound = self._load() if path.exists() else 0
+        self._file = path.open("ab")
+        if path.stat().st_size > sound:
+            self._file.truncate(sound)
+        self._synced = time.monotonic()
+
+    def __contains__(self, key: str) -> bool:
+        """Return whether the unit is done."""
+        return key in self._values
+
+    def __getitem__(self, key: str) -> Any:
+        """Return the value of a finished unit."""
+        return self._values[key]
+
+    def __len__(self) -> int:
+        """Return how many units are done."""
+        return len(self._values)
+
+    def keys(self) -> list[str]:
+        """Return the keys in order of writing."""
+        return list(self._values)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of a unit, or the default where it is not done."""
+        return self._values.get(key, default)
+
+    def put(self, key: str, value: Any) -> None:
+        """Record a finished unit; the same key again replaces the value.
+
+        Raises:
+            ResourceError: If the disk is full.
+        """
+        body = canonical_json([key, value])
+        with full_disk_as_error(self.path):
+            self._file.write(f"{digest_text(body)[:16]} {body}\n".encode("utf-8", "surrogatepass"))
+            self._file.flush()
+        self._values[key] = json.loads(body)[1]
+        if time.monotonic() - self._synced > _SYNC_EVERY_S:
+            self.sync()
+
+    def sync(self) -> None:
+        """Force what was put to disk."""
+        with full_disk_as_error(self.path):
+            os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        """Sync and close."""
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
+
+    def _load(self) -> int:
+        sound = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                text = line.decode("utf-8", "surrogatepass") if line.endswith(b"\n") else ""
+                mark, _, body = text.rstrip("\n").partition(" ")
+                if not body or digest_text(body)[:16] != mark:
+                    break
+                key, value = json.loads(body)
+                self._values[key] = value
+                sound += len(line)
+        return sound

@@ -1,0 +1,164 @@
+"""Progress: a rate and an end time within a second, on a terminal or as plain lines.
+
+A Reporter draws; a Progress counts one phase. Neither writes to standard output: results go there,
+talk goes to standard error.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Protocol, TextIO, TypeVar
+
+__all__ = [
+    "LineReporter",
+    "Progress",
+    "QuietReporter",
+    "Reporter",
+    "TerminalReporter",
+    "choose_reporter",
+]
+
+T = TypeVar("T")
+_TERMINAL_EVERY_S = 0.2
+_LINE_EVERY_S = 10.0
+
+
+class Reporter(Protocol):
+    """What draws progress and messages."""
+
+    every_s: float
+
+    def show(self, line: str) -> None:
+        """Draw the state of the current phase, replacing the last where that is possible."""
+
+    def end(self, line: str) -> None:
+        """Draw the final state of a phase."""
+
+    def say(self, line: str) -> None:
+        """Print a message that stays."""
+
+
+class QuietReporter:
+    """Draws nothing."""
+
+    every_s = 3600.0
+
+    def show(self, line: str) -> None:
+        """Draw nothing."""
+
+    def end(self, line: str) -> None:
+        """Draw nothing."""
+
+    def say(self, line: str) -> None:
+        """Print nothing."""
+
+
+class LineReporter:
+    """Plain lines, for logs and pipes."""
+
+    every_s = _LINE_EVERY_S
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        """Write to ``stream``, by default standard error."""
+        self.stream = stream or sys.stderr
+
+    def show(self, line: str) -> None:
+        """Print the state as a line."""
+        print(line, file=self.stream, flush=True)
+
+    def end(self, line: str) -> None:
+        """Print the final state as a line."""
+        print(line, file=self.stream, flush=True)
+
+    def say(self, line: str) -> None:
+        """Print the message."""
+        print(line, file=self.stream, flush=True)
+
+
+class TerminalReporter(LineReporter):
+    """One line that redraws itself."""
+
+    every_s = _TERMINAL_EVERY_S
+
+    def show(self, line: str) -> None:
+        """Redraw the line in place."""
+        print(f"\r\x1b[2K{line}", end="", file=self.stream, flush=True)
+
+    def end(self, line: str) -> None:
+        """Redraw the line and leave it."""
+        print(f"\r\x1b[2K{line}", file=self.stream, flush=True)
+
+    def say(self, line: str) -> None:
+        """Print the message on a line of its own."""
+        print(f"\r\x1b[2K{line}", file=self.stream, flush=True)
+
+
+def choose_reporter(*, quiet: bool = False) -> Reporter:
+    """Return the reporter that fits standard error: a terminal, a pipe, or silence."""
+    if quiet:
+        return QuietReporter()
+    return TerminalReporter() if sys.stderr.isatty() else LineReporter()
+
+
+class Progress:
+    """Counts one phase of ``total`` units; ``done`` units may have been finished before.
+
+    A first line appears at once, then every ``reporter.every_s`` seconds with the rate and the
+    expected end.
+    """
+
+    def __init__(
+        self, name: str, total: int, unit: str, reporter: Reporter, *, done: int = 0
+    ) -> None:
+        """Start counting."""
+        self.name, self.total, self.unit = name, total, unit
+        self.done = self._first = done
+        self._reporter = reporter
+        self._start = time.monotonic()
+        self._shown = 0.0
+
+    def __enter__(self) -> Progress:
+        """Draw the first state."""
+        self._reporter.show(self._line())
+        self._shown = time.monotonic()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Draw the last state."""
+        self._reporter.end(self._line(final=kind is None))
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count finished units, and draw when it is time."""
+        self.done += count
+        now = time.monotonic()
+        if now - self._shown >= self._reporter.every_s:
+            self._reporter.show(self._line(note=note))
+            self._shown = now
+
+    def over(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items, counting one as each is finished."""
+        for item in items:
+            yield item
+            self.advance()
+
+    def _line(self, *, final: bool = False, note: str = "") -> str:
+        spent = time.monotonic() - self._start
+        worked = self.done - self._first
+        count = f"{self.done}/{self.total}" if self.total else f"{self.done}"
+        line = f"{self.name}: {count} {self.unit}"
+        if worked and spent > 0:
+            line += f", {worked / spent:.3g}/s"
+        if final:
+            line += f", {spent:.1f} s"
+        elif worked and self.total > self.done:
+            left = (self.total - self.done) * spent / worked
+            line += f", ends {time.strftime('%H:%M:%S', time.localtime(time.time() + left))}"
+        return f"{line}  {note}".rstrip()

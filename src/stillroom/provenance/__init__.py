@@ -1,0 +1,38 @@
+"""Where a thing came from and whether it is still what it was.
+
+``digests`` names bytes; ``artifact`` is the file that every job leaves (artifact.json); ``lineage``
+walks parents from an artifact to the byte ranges of documents; ``verify`` recomputes digests and
+names what changed. Knows files only: no model is loaded here.
+"""
+
+from stillroom.provenance.artifact import (
+    ARTIFACT_FILE,
+    Artifact,
+    FileEntry,
+    Parent,
+    find_output,
+    make_parent,
+    read_artifact,
+)
+from stillroom.provenance.digests import (
+    canonical_json,
+    digest_bytes,
+    digest_file,
+    digest_json,
+    digest_text,
+)
+
+__all__ = [
+    "ARTIFACT_FILE",
+    "Artifact",
+    "FileEntry",
+    "Parent",
+    "canonical_json",
+    "digest_bytes",
+    "digest_file",
+    "digest_json",
+    "digest_text",
+    "find_output",
+    "make_parent",
+    "read_artifact",
+]

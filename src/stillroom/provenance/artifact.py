@@ -1,0 +1,249 @@
+"""artifact.json: what a job left, from what, made how.
+
+A folder with this file is finished; one without is not. The artifact's digest covers the output
+files alone (paths and bytes), so that the same work on the same machine gives the same digest
+whatever the clock says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from stillroom.errors import DataError, IntegrityError
+from stillroom.provenance.digests import digest_file, digest_json
+
+__all__ = [
+    "ARTIFACT_FILE",
+    "Artifact",
+    "ArtifactKind",
+    "FileEntry",
+    "Parent",
+    "find_output",
+    "list_files",
+    "make_parent",
+    "read_artifact",
+]
+
+ARTIFACT_FILE = "artifact.json"
+ArtifactKind = Literal["records", "checkpoint", "index", "media", "report"]
+_FORMAT = 1
+_PACKAGES = ("stillroom", "torch", "transformers", "safetensors", "numpy", "xllamacpp")
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One output file: path relative to the artifact's folder, size in bytes, sha256."""
+
+    path: str
+    size_bytes: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """Something the artifact was made from.
+
+    ``role`` says as what (``teacher``, ``records``, ``documents``); ``path`` is relative to the
+    artifact's folder where both lie under one run, else absolute; ``digest`` is the parent
+    artifact's digest, a checkpoint's fingerprint, or a file's sha256.
+    """
+
+    role: str
+    path: str
+    digest: str
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """What one job leaves.
+
+    ``timed_files`` are those whose bytes depend on the clock: verified like ``files``, but no part
+    of the artifact's digest.
+    """
+
+    kind: ArtifactKind
+    files: tuple[FileEntry, ...]
+    parents: tuple[Parent, ...] = ()
+    timed_files: tuple[FileEntry, ...] = ()
+    recipe_digest: str = ""
+    seed: int = 0
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    host: Mapping[str, Any] = field(default_factory=dict)
+    created: str = ""
+
+    @property
+    def digest(self) -> str:
+        """The digest of the output: every path with its bytes' digest."""
+        return digest_json([[entry.path, entry.digest] for entry in self.files])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "format": _FORMAT,
+            "kind": self.kind,
+            "digest": self.digest,
+            "created": self.created,
+            "recipe_digest": self.recipe_digest,
+            "seed": self.seed,
+            "origin": dict(self.origin),
+            "files": [[entry.path, entry.size_bytes, entry.digest] for entry in self.files],
+            "timed_files": [
+                [entry.path, entry.size_bytes, entry.digest] for entry in self.timed_files
+            ],
+            "parents": [
+                {
+                    "role": parent.role,
+                    "kind": parent.kind,
+                    "path": parent.path,
+                    "digest": parent.digest,
+                }
+                for parent in self.parents
+            ],
+            "details": dict(self.details),
+            "versions": dict(self.versions),
+            "host": dict(self.host),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Artifact:
+        """Read what ``to_json`` wrote."""
+        return cls(
+            kind=data["kind"],
+            files=tuple(FileEntry(*entry) for entry in data["files"]),
+            parents=tuple(
+                Parent(p["role"], p["path"], p["digest"], p.get("kind", ""))
+                for p in data["parents"]
+            ),
+            timed_files=tuple(FileEntry(*entry) for entry in data.get("timed_files", ())),
+            recipe_digest=data.get("recipe_digest", ""),
+            seed=data.get("seed", 0),
+            origin=data.get("origin", {}),
+            details=data.get("details", {}),
+            versions=data.get("versions", {}),
+            host=data.get("host", {}),
+            created=data.get("created", ""),
+        )
+
+
+def list_files(folder: Path, below: str = "output") -> tuple[FileEntry, ...]:
+    """Digest every regular file of ``folder/below``, sorted by path; links are refused.
+
+    Raises:
+        IntegrityError: If a symbolic link lies among the files.
+    """
+    entries = []
+    for path in sorted((folder / below).rglob("*")):
+        relative = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            raise IntegrityError(
+                f"{relative} is a symbolic link",
+                code="integrity.link",
+                where=str(folder),
+                expected="regular files only",
+                next="replace the link by the file it points to",
+            )
+        if path.is_file():
+            entries.append(FileEntry(relative, path.stat().st_size, digest_file(path)))
+    return tuple(entries)
+
+
+def read_artifact(folder: Path) -> Artifact:
+    """Read ``folder/artifact.json``.
+
+    Raises:
+        DataError: If the folder has none, or it is not one of ours.
+    """
+    path = folder / ARTIFACT_FILE
+    if not path.is_file():
+        raise DataError(
+            f"{folder} holds no artifact.json",
+            code="data.not-an-artifact",
+            expected="the folder of a finished job",
+            next="finish it with --resume, or give another path",
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.get("format") != _FORMAT or data.get("kind") not in get_args(ArtifactKind):
+            raise ValueError(f"format {data.get('format')!r}, kind {data.get('kind')!r}")
+        return Artifact.from_json(data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} cannot be read as an artifact: {error}",
+            code="data.not-an-artifact",
+            expected=f"format {_FORMAT} and one of: {', '.join(get_args(ArtifactKind))}",
+            next=f"stillroom verify {folder}",
+        ) from error
+
+
+def find_output(path: Path, *kinds: ArtifactKind) -> Path:
+    """Return the folder that holds an artifact's own files: ``path/output``, or ``path`` itself.
+
+    A folder without artifact.json is taken as data made elsewhere and returned as it is.
+
+    Raises:
+        DataError: If the path is missing, or the artifact is of none of the given kinds.
+    """
+    if not path.exists():
+        raise DataError(
+            f"{path} does not exist",
+            code="data.missing",
+            expected=f"a path to {' or '.join(kinds) or 'an artifact'}",
+            next="check the path; relative paths start at the folder of the recipe",
+        )
+    if not (path / ARTIFACT_FILE).is_file():
+        return path
+    artifact = read_artifact(path)
+    if kinds and artifact.kind not in kinds:
+        raise DataError(
+            f"{path} holds {artifact.kind}",
+            code="data.wrong-kind",
+            expected=" or ".join(kinds),
+            next=f"stillroom show {path}",
+        )
+    return path / "output"
+
+
+def make_parent(role: str, path: Path, near: Path) -> Parent:
+    """Return the Parent entry for an artifact or a plain file or folder.
+
+    Args:
+        role: As what it took part.
+        path: The artifact's folder, or a file.
+        near: The child's final folder; siblings are named relatively, so that a run can be moved.
+    """
+    path, near = path.absolute(), near.absolute()
+    shown = f"../{path.name}" if path.parent == near.parent else str(path)
+    if (path / ARTIFACT_FILE).is_file():
+        artifact = read_artifact(path)
+        return Parent(role, shown, artifact.digest, artifact.kind)
+    return Parent(role, shown, digest_file(path) if path.is_file() else "", "")
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of the packages whose numerics may shape an artifact."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_host() -> dict[str, Any]:
+    """Return what of the machine may shape an artifact: platform, Python and cores."""
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cores": os.cpu_count() or 1,
+    }

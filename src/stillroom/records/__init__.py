@@ -1,0 +1,39 @@
+"""The nouns that travel: documents, passages, prompts, completions and records.
+
+All are frozen dataclasses that know how to become JSON and come back. Every Document, Passage and
+Record carries an Origin: human, synthetic or unknown, the chain that made it, and its license.
+Readers and writers stream JSONL (zstd too) and Parquet, and load the field's own formats.
+"""
+
+from stillroom.records.document import Anchor, Document, Heading, Location, Passage
+from stillroom.records.exchange import Answer, Citation, Completion, Hit, Message, Prompt, Sampling
+from stillroom.records.files import RecordWriter, count_records, read_records, write_records
+from stillroom.records.formats import from_row, guess_format
+from stillroom.records.origin import Link, Origin, combine_origins, content_id
+from stillroom.records.record import Record
+
+__all__ = [
+    "Anchor",
+    "Answer",
+    "Citation",
+    "Completion",
+    "Document",
+    "Heading",
+    "Hit",
+    "Link",
+    "Location",
+    "Message",
+    "Origin",
+    "Passage",
+    "Prompt",
+    "Record",
+    "RecordWriter",
+    "Sampling",
+    "combine_origins",
+    "content_id",
+    "count_records",
+    "from_row",
+    "guess_format",
+    "read_records",
+    "write_records",
+]

@@ -1,0 +1,246 @@
+"""Document and Passage: parsed text that knows which bytes and pages it stands on.
+
+Character offsets are Python string offsets into ``Document.text``; byte offsets count from the
+first byte of the source file. For archive formats (docx, epub) bytes are those of the whole file
+and ``label`` names the inner part.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stillroom.records.origin import Origin, content_id
+
+__all__ = ["Anchor", "Document", "Heading", "Location", "Passage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """Ties text[start:end] to bytes [byte_start, byte_end) of the source, a page, or a label.
+
+    ``is_exact`` says that the bytes, decoded, are that text one to one, so that a sub-range can be
+    narrowed; otherwise the bytes only contain it. ``page`` counts from 1; 0 means no pages.
+    """
+
+    start: int
+    end: int
+    byte_start: int
+    byte_end: int
+    page: int = 0
+    label: str = ""
+    is_exact: bool = False
+
+    def to_json(self) -> list[Any]:
+        """Return a compact list."""
+        return [
+            self.start,
+            self.end,
+            self.byte_start,
+            self.byte_end,
+            self.page,
+            self.label,
+            self.is_exact,
+        ]
+
+    @classmethod
+    def from_json(cls, data: list[Any]) -> Anchor:
+        """Read what ``to_json`` wrote."""
+        return cls(*data)
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """A heading of a document: where its section starts, its level (1 is the top), its title."""
+
+    start: int
+    level: int
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a range of text stands in its source file."""
+
+    path: str
+    digest: str
+    byte_start: int
+    byte_end: int
+    pages: tuple[int, ...] = ()
+    label: str = ""
+    is_exact: bool = False
+
+    def __str__(self) -> str:
+        """Return ``path:bytes a-b`` with the pages or label, as lineage and citations show it."""
+        page = f", page {self.pages[0]}" if self.pages else ""
+        label = f", {self.label}" if self.label else ""
+        return f"{self.path}: bytes {self.byte_start}-{self.byte_end}{page}{label}"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Parsed source with byte and page spans.
+
+    ``path`` is relative to the folder that was read, with forward slashes; ``digest`` is the sha256
+    of the file's bytes; ``anchors`` are sorted by start and do not overlap.
+    """
+
+    path: str
+    digest: str
+    media_type: str
+    text: str
+    anchors: tuple[Anchor, ...] = ()
+    headings: tuple[Heading, ...] = ()
+    title: str = ""
+    language: str = ""
+    origin: Origin = field(default_factory=Origin)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """An id that follows from the path and the bytes."""
+        return content_id("doc", self.path, self.digest)
+
+    def locate(self, start: int, end: int) -> Location:
+        """Return where text[start:end] stands in the file, as narrowly as the anchors allow."""
+        first = max(
+            bisect.bisect_right(self.anchors, start, key=lambda anchor: anchor.start) - 1, 0
+        )
+        touched = []
+        for anchor in self.anchors[first:]:
+            if anchor.start >= max(end, start + 1):
+                break
+            if anchor.end > start:
+                touched.append(anchor)
+        if not touched:
+            return Location(self.path, self.digest, 0, 0)
+        head, tail = touched[0], touched[-1]
+        byte_start, byte_end = head.byte_start, tail.byte_end
+        if head.is_exact and start > head.start:
+            byte_start += _width(self.text[head.start : start], head)
+        if tail.is_exact and end < tail.end:
+            byte_end -= _width(self.text[end : tail.end], tail)
+        pages = tuple(sorted({anchor.page for anchor in touched if anchor.page}))
+        labels = list(dict.fromkeys(anchor.label for anchor in touched if anchor.label))
+        exact = all(anchor.is_exact for anchor in touched)
+        return Location(
+            self.path, self.digest, byte_start, byte_end, pages, ", ".join(labels), exact
+        )
+
+    def heading_path(self, position: int) -> tuple[str, ...]:
+        """Return the titles of the sections that enclose a position, outermost first."""
+        path: list[Heading] = []
+        for heading in self.headings:
+            if heading.start > position:
+                break
+            while path and path[-1].level >= heading.level:
+                path.pop()
+            path.append(heading)
+        return tuple(heading.title for heading in path)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, the id included for readers of the file."""
+        return {
+            "id": self.id,
+            "path": self.path,
+            "digest": self.digest,
+            "media_type": self.media_type,
+            "title": self.title,
+            "language": self.language,
+            "text": self.text,
+            "anchors": [anchor.to_json() for anchor in self.anchors],
+            "headings": [
+                [heading.start, heading.level, heading.title] for heading in self.headings
+            ],
+            "origin": self.origin.to_json(),
+            "metadata": dict(self.metadata),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Document:
+        """Read what ``to_json`` wrote."""
+        return cls(
+            path=data["path"],
+            digest=data["digest"],
+            media_type=data["media_type"],
+            text=data["text"],
+            anchors=tuple(Anchor.from_json(anchor) for anchor in data["anchors"]),
+            headings=tuple(Heading(*heading) for heading in data["headings"]),
+            title=data["title"],
+            language=data["language"],
+            origin=Origin.from_json(data["origin"]),
+            metadata=data["metadata"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A contiguous piece of a Document: ``document.text[start:end] == text``."""
+
+    document_id: str
+    start: int
+    end: int
+    text: str
+    location: Location
+    headings: tuple[str, ...] = ()
+    title: str = ""
+    language: str = ""
+    origin: Origin = field(default_factory=Origin)
+
+    @property
+    def id(self) -> str:
+        """An id that follows from the document, the span and the text."""
+        return content_id("pas", self.document_id, self.start, self.end, self.text)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, the id included for readers of the file."""
+        place = self.location
+        return {
+            "id": self.id,
+            "document_id": self.document_id,
+            "start": self.start,
+            "end": self.end,
+            "text": self.text,
+            "location": {
+                "path": place.path,
+                "digest": place.digest,
+                "byte_start": place.byte_start,
+                "byte_end": place.byte_end,
+                "pages": list(place.pages),
+                "label": place.label,
+                "is_exact": place.is_exact,
+            },
+            "headings": list(self.headings),
+            "title": self.title,
+            "language": self.language,
+            "origin": self.origin.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Passage:
+        """Read what ``to_json`` wrote."""
+        place = dict(data["location"])
+        place["pages"] = tuple(place["pages"])
+        return cls(
+            document_id=data["document_id"],
+            start=data["start"],
+            end=data["end"],
+            text=data["text"],
+            location=Location(**place),
+            headings=tuple(data["headings"]),
+            title=data["title"],
+            language=data["language"],
+            origin=Origin.from_json(data["origin"]),
+        )
+
+
+def _width(text: str, anchor: Anchor) -> int:
+    """Return how many source bytes ``text`` takes within an exact anchor.
+
+    The encoding follows from the anchor's own proportions: one byte a character, or UTF-8.
+    """
+    if anchor.byte_end - anchor.byte_start == anchor.end - anchor.start:
+        return len(text)
+    return len(text.encode("utf-8", "surrogatepass"))

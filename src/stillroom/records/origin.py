@@ -1,0 +1,107 @@
+"""Origin: who or what made a thing, by which chain, under which license.
+
+Knows nothing of files or models; parents are ids, models are fingerprints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from stillroom.errors import DataError
+
+__all__ = ["Link", "Origin", "OriginKind", "combine_origins", "content_id"]
+
+OriginKind = Literal["human", "synthetic", "unknown"]
+_KINDS = ("human", "synthetic", "unknown")
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One step of making: the method, the model it used, and what it was made from.
+
+    ``method`` is a dotted name as ``synth.generators.grounded_qa``; ``model`` a checkpoint's
+    fingerprint or an endpoint's name, empty when no model took part; ``parents`` are ids.
+    """
+
+    method: str
+    model: str = ""
+    parents: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"method": self.method, "model": self.model, "parents": list(self.parents)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Link:
+        """Read what ``to_json`` wrote."""
+        return cls(str(data["method"]), str(data.get("model", "")), tuple(data.get("parents", ())))
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Whether a thing is human, synthetic or unknown, the chain that made it, its license.
+
+    ``chain`` is ordered oldest first. ``license`` is an SPDX id, or empty when nobody said.
+    """
+
+    kind: OriginKind = "unknown"
+    chain: tuple[Link, ...] = ()
+    license: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "kind": self.kind,
+            "chain": [link.to_json() for link in self.chain],
+            "license": self.license,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Origin:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            DataError: If the kind is none of the three.
+        """
+        kind = data.get("kind", "unknown")
+        if kind not in _KINDS:
+            raise DataError(
+                f"origin kind {kind!r} is not known",
+                code="data.origin",
+                expected="one of: human, synthetic, unknown",
+                next="set origin.kind to 'unknown' if nobody knows",
+            )
+        chain = tuple(Link.from_json(link) for link in data.get("chain", ()))
+        return cls(cast("OriginKind", kind), chain, str(data.get("license", "")))
+
+    def then(self, link: Link, *, kind: OriginKind | None = None) -> Origin:
+        """Return this origin with one more link, and another kind if given."""
+        return Origin(kind or self.kind, (*self.chain, link), self.license)
+
+
+def combine_origins(origins: Iterable[Origin]) -> Origin:
+    """Return the origin of a thing made of several parts.
+
+    Synthetic wins over unknown, unknown over human: a mixture is never called purer than its least
+    known part. Differing licenses are joined with ``AND``, as SPDX does.
+    """
+    kinds: set[OriginKind] = set()
+    licenses: dict[str, None] = {}
+    for origin in origins:
+        kinds.add(origin.kind)
+        if origin.license:
+            licenses[origin.license] = None
+    kind: OriginKind = (
+        "human" if kinds == {"human"} else "synthetic" if "synthetic" in kinds else "unknown"
+    )
+    return Origin(kind, (), " AND ".join(sorted(licenses)))
+
+
+def content_id(prefix: str, *parts: object) -> str:
+    """Return ``prefix-`` and 20 hex digits of the sha256 of the parts as canonical JSON."""
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return f"{prefix}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"

@@ -1,0 +1,82 @@
+"""Listing methods without importing them.
+
+Knows files and docstrings only: not what a method does, nor whether its dependencies are installed.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Listed", "find_seams", "list_methods", "names_in", "suggest"]
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_SEAM_MARK = "SEAM"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One method as a list shows it."""
+
+    name: str
+    seam: str
+    summary: str
+    path: Path
+    paper: str = ""
+    status: str = "stable"
+
+
+def find_seams(package: Path = _PACKAGE) -> dict[str, Path]:
+    """Return every seam folder by dotted name, sorted.
+
+    A seam is a sub-package whose ``__init__`` assigns ``SEAM`` (its one-line description), as
+    ``stillroom.merge.methods`` does.
+    """
+    found: dict[str, Path] = {}
+    for init in sorted(package.glob("*/*/__init__.py")):
+        if _SEAM_MARK in init.read_text(encoding="utf-8"):
+            folder = init.parent
+            found[".".join(["stillroom", *folder.relative_to(package).parts])] = folder
+    return found
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the method names of a seam folder, sorted; private files are not methods."""
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+def list_methods(seams: dict[str, Path] | None = None) -> Iterator[Listed]:
+    """Yield every method of the given seams (default: all) in order of seam and name."""
+    for seam, folder in (find_seams() if seams is None else seams).items():
+        for name in names_in(folder):
+            yield _read(folder / f"{name}.py", seam)
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return ``did you mean 'x'?`` for the nearest known word, or an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean '{near[0]}'?" if near else ""
+
+
+def _read(path: Path, seam: str) -> Listed:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    summary = (ast.get_docstring(tree) or "").split("\n", 1)[0]
+    constants: dict[str, str] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            for statement in node.body:
+                target = statement.target if isinstance(statement, ast.AnnAssign) else None
+                value = statement.value if isinstance(statement, ast.AnnAssign) else None
+                if isinstance(target, ast.Name) and isinstance(value, ast.Constant):
+                    constants[target.id] = str(value.value)
+    return Listed(
+        path.stem,
+        seam,
+        summary,
+        path,
+        constants.get("paper", ""),
+        constants.get("status", "stable"),
+    )

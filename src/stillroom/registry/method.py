@@ -1,0 +1,171 @@
+"""``Method``, the base of every interchangeable algorithm, and ``Seam``, the folder it stands in.
+
+A method's pydantic fields are its hyper-parameters: one declaration gives validation, JSON Schema,
+the commented recipe, the reference page and the console's form. A seam knows its folder and its
+base class; it does not know any method by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+from pydantic_core import CoreSchema, core_schema
+
+from stillroom.errors import RecipeError
+from stillroom.registry.listing import names_in, suggest
+
+__all__ = ["Choice", "Method", "Seam"]
+
+
+class Method(BaseModel):
+    """An algorithm with its settings; subclasses live one to a file in a seam's folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=False)
+
+    paper: ClassVar[str]
+    status: ClassVar[str] = "stable"
+
+    @classmethod
+    def method_name(cls) -> str:
+        """Return the registry name, which is the file's name."""
+        return cls.__module__.rsplit(".", 1)[-1]
+
+    @model_serializer(mode="wrap")
+    def _with_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"name": self.method_name(), **handler(self)}
+
+
+M = TypeVar("M", bound=Method)
+
+
+class Seam(Generic[M]):
+    """A folder of interchangeable methods that share one base class.
+
+    Strangers add methods by an entry point whose group is the seam's dotted name.
+    """
+
+    def __init__(self, group: str, base: type[M]) -> None:
+        """Stand a seam at the package ``group`` for subclasses of ``base``."""
+        self.group = group
+        self.base = base
+
+    @property
+    def folder(self) -> Path:
+        """The seam's folder on disk."""
+        package = importlib.import_module(self.group)
+        return Path(str(package.__file__)).parent
+
+    def names(self) -> list[str]:
+        """Return every method's name: the folder's files, then plug-ins'."""
+        return sorted(
+            {*names_in(self.folder), *(entry.name for entry in entry_points(group=self.group))}
+        )
+
+    def get(self, name: str) -> type[M]:
+        """Return the class of one method, importing only that.
+
+        Raises:
+            RecipeError: If no such method is known; the nearest name is suggested.
+        """
+        if (
+            name.isidentifier()
+            and (self.folder / f"{name}.py").is_file()
+            and not name.startswith("_")
+        ):
+            module = importlib.import_module(f"{self.group}.{name}")
+            for member in vars(module).values():
+                if (
+                    inspect.isclass(member)
+                    and member.__module__ == module.__name__
+                    and self._fits(member)
+                ):
+                    return member  # type: ignore[no-any-return]  # _fits has just proved it
+        for entry in entry_points(group=self.group, name=name):
+            loaded = entry.load()
+            if inspect.isclass(loaded) and issubclass(loaded, self.base):
+                return loaded
+        known = self.names()
+        raise RecipeError(
+            f"'{name}' is not a method of {self.group.removeprefix('stillroom.')}",
+            code="recipe.unknown-method",
+            expected=f"one of: {', '.join(known)}",
+            next=suggest(name, known)
+            or f"stillroom list methods {self.group.removeprefix('stillroom.')}",
+        )
+
+    def build(self, chosen: object) -> M:
+        """Make a method from ``{name: ..., setting: ...}``, a bare name, or a finished one.
+
+        Raises:
+            RecipeError: If the method is unknown or no name is given.
+            pydantic.ValidationError: If a setting is unknown or out of bounds.
+        """
+        if isinstance(chosen, self.base):
+            return chosen
+        settings = {"name": chosen} if isinstance(chosen, str) else chosen
+        if not isinstance(settings, dict) or not isinstance(settings.get("name"), str):
+            raise RecipeError(
+                "a method is chosen by its name",
+                code="recipe.unknown-method",
+                expected="{name: METHOD, setting: value, ...} or the bare name",
+                next=f"stillroom list methods {self.group.removeprefix('stillroom.')}",
+            )
+        rest = {key: value for key, value in settings.items() if key != "name"}
+        return self.get(settings["name"]).model_validate(rest)
+
+    def json_schema(self) -> dict[str, Any]:
+        """Return the JSON Schema of a choice: one branch per method of the folder."""
+        branches = []
+        for name in names_in(self.folder):
+            schema = self.get(name).model_json_schema(mode="validation")
+            schema["properties"] = {"name": {"const": name}, **schema.get("properties", {})}
+            schema["required"] = ["name", *schema.get("required", [])]
+            branches.append(schema)
+        return {"anyOf": [{"type": "string", "enum": names_in(self.folder)}, *branches]}
+
+    def choice(self) -> Choice[M]:
+        """Return the annotation of a recipe field that chooses one method of this seam.
+
+        Use as ``method: Annotated[MergeMethod, METHODS.choice()]``; lists take it per item.
+        """
+        return Choice(self)
+
+    def _fits(self, member: type) -> bool:
+        return issubclass(member, self.base) and not member.__name__.startswith("_")
+
+
+class Choice(Generic[M]):
+    """Tells pydantic how a field chooses a method: by name and settings; dumps it the same way."""
+
+    def __init__(self, seam: Seam[M]) -> None:
+        """Choose from ``seam``."""
+        self.seam = seam
+
+    def __get_pydantic_core_schema__(
+        self, source: object, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Validate through the seam, serialize through the method itself."""
+        return core_schema.no_info_plain_validator_function(
+            self.seam.build,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda method: method.model_dump(mode="json")
+            ),
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Offer one branch per method of the folder."""
+        return self.seam.json_schema()
