@@ -10,12 +10,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from stillroom.registry.listing import Listed, find_seams, list_methods, names_in, suggest
+from stillroom.registry.listing import (
+    Listed,
+    find_seams,
+    list_kinds,
+    list_methods,
+    names_in,
+    read_docstring,
+    suggest,
+)
 
 if TYPE_CHECKING:
     from stillroom.registry.method import Method, Seam
 
-__all__ = ["Listed", "Method", "Seam", "find_seams", "list_methods", "names_in", "suggest"]
+__all__ = [
+    "Listed",
+    "Method",
+    "Seam",
+    "find_seams",
+    "list_kinds",
+    "list_methods",
+    "names_in",
+    "read_docstring",
+    "suggest",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Listed", "find_seams", "list_methods", "names_in", "suggest"]
+__all__ = [
+    "Listed",
+    "find_seams",
+    "list_kinds",
+    "list_methods",
+    "names_in",
+    "read_docstring",
+    "suggest",
+]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _SEAM_MARK = "SEAM"
@@ -53,6 +61,23 @@ def list_methods(seams: dict[str, Path] | None = None) -> Iterator[Listed]:
     for seam, folder in (find_seams() if seams is None else seams).items():
         for name in names_in(folder):
             yield _read(folder / f"{name}.py", seam)
+
+
+def list_kinds(package: Path = _PACKAGE) -> dict[str, str]:
+    """Return every recipe kind with its summary: the packages that hold a ``recipe.py``.
+
+    ``recipes`` itself, which reads them all, is not a kind.
+    """
+    return {
+        path.parent.name: read_docstring(path).split("\n", 1)[0]
+        for path in sorted(package.glob("*/recipe.py"))
+        if path.parent.name != "recipes"
+    }
+
+
+def read_docstring(path: Path) -> str:
+    """Return a module's docstring without importing the module."""
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -1,0 +1,48 @@
+# Every target makes its own virtual environment when there is none, and is safe to repeat.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WHAT ?= merge
+
+.PHONY: help install demo test test-slow test-peer check docs bench clean
+
+help:
+	@echo "make install      the virtual environment with everything the other targets need"
+	@echo "make demo         the main job on the Python language reference, into build/demo"
+	@echo "make test         unit, property, integration, contract, attack and parity tests"
+	@echo "make test-slow    the tests that load the real embedded models"
+	@echo "make check        layers, types, lint, docstrings and spelling"
+	@echo "make docs         the documentation as a site, into build/site"
+	@echo "make bench WHAT=merge   one JSON line a figure"
+	@echo "make clean        remove build/ and $(VENV)/"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt scripts/install
+	PYTHON="$(PYTHON)" scripts/install $(VENV)
+	@touch $@
+
+demo: $(STAMP)
+	scripts/demo $(VENV)
+
+test: $(STAMP)
+	scripts/test $(VENV)
+
+test-slow: $(STAMP)
+	scripts/test $(VENV) slow
+
+test-peer: $(STAMP)
+	scripts/test $(VENV) peer
+
+check: $(STAMP)
+	scripts/check $(VENV)
+
+docs: $(STAMP)
+	scripts/docs $(VENV)
+
+bench: $(STAMP)
+	@scripts/bench $(VENV) $(WHAT)
+
+clean:
+	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

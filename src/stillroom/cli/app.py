@@ -1,0 +1,128 @@
+"""The root command, lazy loading of the others, and how errors end the process."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from stillroom import __version__
+from stillroom.errors import StillroomError
+
+__all__ = ["LazyGroup", "main", "stillroom"]
+
+_EXAMPLES = """
+\b
+Examples:
+  stillroom make ./documents --out run
+  stillroom ask run "What does the with statement do?"
+"""
+_COMMANDS = {
+    "ask": ("stillroom.cli.ask", "Answer a question from a run's documents, with citations."),
+    "check": ("stillroom.cli.check", "Validate a recipe and estimate memory, disk and time."),
+    "doctor": ("stillroom.cli.doctor", "Say what this machine has and what is missing."),
+    "list": ("stillroom.cli.list", "List methods, kinds, backends or jobs."),
+    "make": ("stillroom.cli.make", "Turn a folder of documents into a model you own."),
+    "merge": ("stillroom.cli.merge", "Merging's own verbs."),
+    "new": ("stillroom.cli.new", "Print a commented recipe."),
+    "rag": ("stillroom.cli.rag", "Retrieval's own verbs."),
+    "run": ("stillroom.cli.run", "Run a recipe of any kind."),
+    "serve": ("stillroom.cli.serve", "Serve a run behind an OpenAI-compatible API."),
+    "show": ("stillroom.cli.show", "Show a run, an artifact or a method; --lineage walks back."),
+    "synth": ("stillroom.cli.synth", "Synthetic data's own verbs."),
+    "verify": ("stillroom.cli.verify", "Recompute digests and name what changed."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called.
+
+    ``commands`` maps a name to the module that holds a ``command`` and to the line that the list
+    shows; a contract test keeps that line equal to the command's own.
+    """
+
+    def __init__(self, *args: Any, lazy: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
+        """Keep the names; import nothing."""
+        super().__init__(*args, **kwargs)
+        self.lazy = dict(lazy)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names, sorted."""
+        return sorted(self.lazy)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in self.lazy:
+            return None
+        command = importlib.import_module(self.lazy[cmd_name][0]).command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{cmd_name} is not a command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command, or suggest the nearest."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from stillroom.registry.listing import suggest
+
+            hint = suggest(args[0], self.lazy) if args else ""
+            raise click.UsageError(f"{error.message} {hint}".strip(), ctx) from error
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List names and lines without importing the commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in sorted(self.lazy.items())])
+
+
+@click.group(cls=LazyGroup, lazy=_COMMANDS, epilog=_EXAMPLES)
+@click.version_option(__version__, prog_name="stillroom")
+def stillroom() -> None:
+    """Turn your documents into a small model you own, and prove what made it."""
+
+
+def main() -> None:
+    """Run the command line and exit with the code that docs/reference/errors.md gives."""
+    # Libraries below draw bars and warnings of their own; ours are the ones the user reads.
+    for name, value in (
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("HF_HUB_DISABLE_TELEMETRY", "1"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+    ):
+        os.environ.setdefault(name, value)
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    debug = "--debug" in sys.argv
+    try:
+        stillroom.main(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; run the same command again with --resume", err=True)
+        sys.exit(130)
+    except StillroomError as error:
+        if debug:
+            raise
+        click.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(
+            f"{type(error).__name__}: {error}  [internal]\n"
+            "  expected no such error: it is a fault of Stillroom's\n"
+            "  next: run again with --debug and report the traceback",
+            err=True,
+        )
+        sys.exit(1)

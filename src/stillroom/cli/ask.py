@@ -1,0 +1,35 @@
+"""``stillroom ask``: a cited answer from a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stillroom.cli.options import debug_option, existing_path, json_option
+
+__all__ = ["command"]
+
+
+@click.command(
+    "ask",
+    epilog="""
+\b
+Examples:
+  stillroom ask run "What does the with statement do?"
+  stillroom ask run "What is a generator?" --model hub:HuggingFaceTB/SmolLM2-135M-Instruct
+""",
+)
+@click.argument("run", type=existing_path)
+@click.argument("question")
+@click.option("--k", default=3, show_default=True, help="How many passages the model is shown.")
+@click.option("--model", default="", help="Another model than the run's own.")
+@json_option
+@debug_option
+def command(run: Path, question: str, k: int, model: str, as_json: bool) -> None:
+    """Answer a question from a run's documents, with citations."""
+    from stillroom.cli.talk import print_answer
+    from stillroom.flow import open_run
+
+    with open_run(run, model=model, say=lambda line: click.echo(line, err=True)) as opened:
+        print_answer(opened.ask(question, k=k), as_json=as_json)

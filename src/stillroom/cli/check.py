@@ -1,0 +1,56 @@
+"""``stillroom check``: validate a recipe and say what it will need; do nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stillroom.cli.options import debug_option, existing_path, json_option, print_json
+
+__all__ = ["command"]
+
+
+@click.command(
+    "check",
+    epilog="""
+\b
+Examples:
+  stillroom check recipes/merge-ties.yaml
+  stillroom check my.yaml --out /mnt/large/run seed=3
+""",
+)
+@click.argument("recipe", type=existing_path)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=existing_path, default=Path("run"), help="Where it would be written.")
+@json_option
+@debug_option
+def command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
+    """Validate a recipe and estimate memory, disk and time."""
+    from stillroom.flow import estimate_recipe
+    from stillroom.jobs import check_fits, describe_machine
+    from stillroom.recipes import load_recipe
+
+    estimate = estimate_recipe(load_recipe(recipe, overrides))
+    machine = describe_machine(out)
+    if as_json:
+        print_json(
+            {
+                "memory_bytes": estimate.memory_bytes,
+                "disk_bytes": estimate.disk_bytes,
+                "seconds": estimate.seconds,
+                "basis": estimate.basis,
+            }
+        )
+    else:
+        rows = [
+            ("memory", f"{estimate.memory_bytes / 1e9:.2f} GB", machine.memory_bytes),
+            ("disk", f"{estimate.disk_bytes / 1e9:.2f} GB", machine.disk_bytes),
+        ]
+        for name, needed, free in rows:
+            click.echo(f"{name:8} about {needed} of {free / 1e9:.1f} GB free")
+        click.echo(f"time     about {estimate.seconds / 60:.1f} min on {machine.cores} cores")
+        click.echo(f"basis    {estimate.basis}")
+    check_fits(estimate, machine, str(recipe))
+    if not as_json:
+        click.echo(f"{recipe} is valid and fits")

@@ -1,0 +1,38 @@
+"""Flags that mean the same in every command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+__all__ = ["debug_option", "existing_path", "job_options", "json_option", "print_json"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+existing_path = click.Path(exists=False, path_type=Path)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
+debug_option = click.option(
+    "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
+)
+_JSON_VERSION = 1
+
+
+def job_options(function: F) -> F:
+    """Add --overwrite, --resume, --quiet and --debug."""
+    for option in (
+        debug_option,
+        click.option("--quiet", is_flag=True, help="Draw no progress."),
+        click.option("--overwrite", is_flag=True, help="Replace what lies at --out."),
+        click.option("--resume", is_flag=True, help="Go on where a stopped run left off."),
+    ):
+        function = option(function)
+    return function
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print a result as one JSON object with its version."""
+    click.echo(json.dumps({"version": _JSON_VERSION, **value}, ensure_ascii=False, indent=1))

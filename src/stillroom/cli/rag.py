@@ -1,0 +1,28 @@
+"""``stillroom rag``: retrieval's own verbs."""
+
+from __future__ import annotations
+
+import click
+
+from stillroom.cli.app import LazyGroup
+
+__all__ = ["command"]
+
+
+@click.group(
+    "rag",
+    cls=LazyGroup,
+    lazy={
+        "ask": ("stillroom.cli.rag_ask", "Answer a question from an index, with citations."),
+        "index": ("stillroom.cli.rag_index", "Parse and index a folder of documents."),
+        "search": ("stillroom.cli.rag_search", "List the passages that a query finds."),
+    },
+    epilog="""
+\b
+Examples:
+  stillroom rag index ./documents --out index
+  stillroom rag search index "context manager"
+""",
+)
+def command() -> None:
+    """Retrieval's own verbs."""

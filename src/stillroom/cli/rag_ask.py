@@ -1,0 +1,37 @@
+"""``stillroom rag ask``: a cited answer from an index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stillroom.cli.options import debug_option, existing_path, json_option
+
+__all__ = ["command"]
+
+_DEFAULT = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@click.command(
+    "ask",
+    epilog="""
+\b
+Examples:
+  stillroom rag ask index "What is a coroutine?"
+  stillroom rag ask index "What is a coroutine?" --model ./my-checkpoint --k 5
+""",
+)
+@click.argument("index", type=existing_path)
+@click.argument("question")
+@click.option("--model", default=_DEFAULT, show_default=True, help="What answers.")
+@click.option("--k", default=3, show_default=True, help="How many passages the model is shown.")
+@json_option
+@debug_option
+def command(index: Path, question: str, model: str, k: int, as_json: bool) -> None:
+    """Answer a question from an index, with citations."""
+    from stillroom.cli.talk import print_answer
+    from stillroom.flow import open_index
+
+    with open_index(index, model, say=lambda line: click.echo(line, err=True)) as opened:
+        print_answer(opened.ask(question, k=k), as_json=as_json)

@@ -1,0 +1,49 @@
+"""``stillroom rag index``: parse and index a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stillroom.cli.options import existing_path, job_options
+
+__all__ = ["command"]
+
+
+@click.command(
+    "index",
+    epilog="""
+\b
+Examples:
+  stillroom rag index ./documents --out index
+  stillroom rag index ./documents --out index chunker.size=120
+""",
+)
+@click.argument("folder", type=existing_path)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", type=existing_path, required=True, help="The folder of the index.")
+@job_options
+def command(
+    folder: Path,
+    overrides: tuple[str, ...],
+    out: Path,
+    resume: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Parse and index a folder of documents."""
+    from stillroom.cli.talk import tell_run
+    from stillroom.flow import run_recipe
+    from stillroom.jobs import choose_reporter
+    from stillroom.recipes import parse_recipe
+
+    text = f"version: 1\nkind: rag\ndocuments: {str(folder.absolute())!r}\n"
+    artifact = run_recipe(
+        parse_recipe(text, "rag index", overrides),
+        out,
+        resume=resume,
+        overwrite=overwrite,
+        reporter=choose_reporter(quiet=quiet),
+    )
+    tell_run(out, artifact)

@@ -1,0 +1,42 @@
+"""``stillroom rag search``: the passages that a query finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stillroom.cli.options import debug_option, existing_path, json_option, print_json
+
+__all__ = ["command"]
+
+
+@click.command(
+    "search",
+    epilog="""
+\b
+Examples:
+  stillroom rag search index "context manager"
+  stillroom rag search index "context manager" --k 10 --json
+""",
+)
+@click.argument("index", type=existing_path)
+@click.argument("query")
+@click.option("--k", default=5, show_default=True, help="How many passages to list.")
+@json_option
+@debug_option
+def command(index: Path, query: str, k: int, as_json: bool) -> None:
+    """List the passages that a query finds."""
+    from stillroom.provenance import find_output
+    from stillroom.rag.index import Index
+
+    hits = Index.open(find_output(index, "index")).retrieve(query, k)
+    if as_json:
+        rows = [{"rank": h.rank, "score": h.score, "passage": h.passage.to_json()} for h in hits]
+        print_json({"query": query, "hits": rows})
+        return
+    for hit in hits:
+        first = " ".join(hit.passage.text.split())[:160]
+        click.echo(f"{hit.rank}. {hit.score:.4f}  {hit.passage.location}\n   {first}")
+    if not hits:
+        click.echo("nothing was found")

@@ -1,0 +1,44 @@
+"""``stillroom serve``: a run behind an OpenAI-compatible API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stillroom.cli.options import debug_option, existing_path
+
+__all__ = ["command"]
+
+
+@click.command(
+    "serve",
+    epilog="""
+\b
+Examples:
+  stillroom serve run
+  STILLROOM_API_KEY=... stillroom serve run --host 0.0.0.0 --port 8000
+""",
+)
+@click.argument("run", type=existing_path)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", default=8151, show_default=True, help="The port; 0 takes a free one.")
+@click.option("--model", default="", help="Another model than the run's own.")
+@click.option("--api-key-file", type=existing_path, default=None, help="Keys, one a line.")
+@debug_option
+def command(run: Path, host: str, port: int, model: str, api_key_file: Path | None) -> None:
+    """Serve a run behind an OpenAI-compatible API.
+
+    Listens on this machine alone unless told otherwise; another host needs API keys, from
+    --api-key-file or the variable STILLROOM_API_KEY.
+    """
+    from stillroom.serve import run_server
+
+    run_server(
+        run,
+        host=host,
+        port=port,
+        model=model,
+        api_key_file=api_key_file,
+        say=lambda line: click.echo(line, err=True),
+    )

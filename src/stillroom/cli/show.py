@@ -1,0 +1,93 @@
+"""``stillroom show``: one screen about a run, an artifact or a method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stillroom.cli.options import debug_option, json_option, print_json
+
+__all__ = ["command"]
+
+
+@click.command(
+    "show",
+    epilog="""
+\b
+Examples:
+  stillroom show run --lineage
+  stillroom show ties
+""",
+)
+@click.argument("what", metavar="PATH|METHOD")
+@click.option("--lineage", is_flag=True, help="Walk back to documents and their byte ranges.")
+@click.option("--examples", default=3, show_default=True, help="How many records to walk from.")
+@click.option("--record", default="", help="Walk from one record, by its id.")
+@json_option
+@debug_option
+def command(what: str, lineage: bool, examples: int, record: str, as_json: bool) -> None:
+    """Show a run, an artifact or a method; --lineage walks back."""
+    path = Path(what)
+    if path.exists():
+        if lineage or record:
+            _show_lineage(path, examples, record, as_json)
+        else:
+            _show_artifact(path, as_json)
+    else:
+        _show_method(what, as_json)
+
+
+def _show_lineage(path: Path, examples: int, record: str, as_json: bool) -> None:
+    from stillroom.provenance import render_tree, walk_lineage, walk_record
+
+    node = walk_record(path, record) if record else walk_lineage(path, examples=examples)
+    if as_json:
+        print_json({"lineage": node.to_json()})
+    else:
+        click.echo(render_tree(node))
+
+
+def _show_artifact(path: Path, as_json: bool) -> None:
+    from stillroom.jobs import count_seconds
+    from stillroom.provenance import read_artifact
+
+    artifact = read_artifact(path)
+    if as_json:
+        print_json(artifact.to_json())
+        return
+    size = sum(entry.size_bytes for entry in artifact.files)
+    click.echo(f"{path}  {artifact.kind}  {artifact.digest[:16]}")
+    click.echo(f"  made      {artifact.created}, seed {artifact.seed}")
+    click.echo(f"  files     {len(artifact.files)}, {size / 1e6:.1f} MB")
+    if seconds := count_seconds(path):
+        click.echo(f"  took      {seconds:.1f} s")
+    for name, value in artifact.origin.items():
+        click.echo(f"  origin    {name}: {value}")
+    for parent in artifact.parents:
+        click.echo(f"  {parent.role:9} {parent.path}  {parent.digest[:16]}")
+    for name, value in artifact.details.items():
+        text = str(value)
+        click.echo(f"  {name:9} {text if len(text) < 200 else text[:197] + '...'}")
+
+
+def _show_method(name: str, as_json: bool) -> None:
+    from stillroom.errors import DataError
+    from stillroom.registry.listing import list_methods, read_docstring, suggest
+
+    known = list(list_methods())
+    found = [row for row in known if row.name == name]
+    if not found:
+        raise DataError(
+            f"{name} is neither a path nor a method",
+            code="data.missing",
+            expected="the folder of an artifact, or a name that `stillroom list methods` shows",
+            next=suggest(name, [row.name for row in known]) or "stillroom list methods",
+        )
+    if as_json:
+        print_json({"methods": [{"name": row.name, "seam": row.seam} for row in found]})
+        return
+    for row in found:
+        click.echo(f"{row.name}  ({row.seam.removeprefix('stillroom.')}, {row.status})")
+        click.echo(read_docstring(row.path))
+        click.echo("")

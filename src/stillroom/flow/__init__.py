@@ -1,0 +1,22 @@
+"""Run a recipe by its kind, and chains of recipes whose unchanged steps are skipped.
+
+``run_recipe`` does one job in one folder. A ``kind: flow`` recipe names steps that take each
+other's artifacts (``{from: step}``); every step lies in a folder named by the digest of its recipe
+and its inputs, so that a step whose inputs are unchanged is found, not done. ``run_make`` is the
+main job.
+"""
+
+from stillroom.flow.opening import OpenedRun, open_index, open_run
+from stillroom.flow.recipe import FlowRecipe, Step
+from stillroom.flow.run import estimate_recipe, run_make, run_recipe
+
+__all__ = [
+    "FlowRecipe",
+    "OpenedRun",
+    "Step",
+    "estimate_recipe",
+    "open_index",
+    "open_run",
+    "run_make",
+    "run_recipe",
+]

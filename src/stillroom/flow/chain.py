@@ -1,0 +1,229 @@
+"""One run of a flow: keys, skipping, and the commit of the whole."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from stillroom import __version__
+from stillroom.errors import DataError, ResourceError
+from stillroom.flow.keys import digest_input
+from stillroom.flow.recipe import FlowRecipe, Step, place_sources
+from stillroom.flow.summary import write_summary
+from stillroom.jobs import (
+    Estimate,
+    Job,
+    QuietReporter,
+    Reporter,
+    atomic_write,
+    check_fits,
+    count_seconds,
+    describe_machine,
+)
+from stillroom.jobs.files import full_disk_as_error
+from stillroom.provenance import (
+    ARTIFACT_FILE,
+    Artifact,
+    FileEntry,
+    Parent,
+    digest_file,
+    digest_json,
+    digest_text,
+    read_artifact,
+)
+from stillroom.provenance.artifact import describe_host, installed_versions
+from stillroom.recipes import Recipe, dump_recipe, recipe_class
+
+__all__ = ["FlowRun"]
+
+_KEY_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A step whose inputs are known: its recipe with real paths, and its folder."""
+
+    name: str
+    recipe: Recipe
+    folder: Path
+
+
+class FlowRun:
+    """Runs the steps of one flow in one folder."""
+
+    def __init__(self, recipe: FlowRecipe, out: Path, reporter: Reporter | None) -> None:
+        """Stand over ``out``; nothing is written before ``run``."""
+        self.recipe, self.out = recipe, out.absolute()
+        self.reporter = reporter or QuietReporter()
+
+    def run(self, *, resume: bool, overwrite: bool) -> Artifact:
+        """Do every step that is not done, then commit.
+
+        Raises:
+            DataError: If ``out`` holds something else, or an unfinished run without ``resume``.
+            StillroomError: As a step does; what is finished stays for ``--resume``.
+        """
+        before = self._look_before(resume=resume, overwrite=overwrite)
+        with full_disk_as_error(self.out):
+            (self.out / "steps").mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            if before is None:
+                check_fits(self.estimate(), describe_machine(self.out), "flow")
+            with atomic_write(self.out / "recipe.yaml") as file:
+                file.write(dump_recipe(self.recipe))
+            done: dict[str, Path] = {}
+            for number, (name, step) in enumerate(self.recipe.steps.items(), start=1):
+                ready = self._prepare(name, step, done)
+                head = f"step {number}/{len(self.recipe.steps)} {name}"
+                done[name] = self._do(ready, head, before)
+            return self._commit(done)
+
+    def estimate(self) -> Estimate:
+        """Return the sum over the steps; those that wait for another are taken as they stand."""
+        import importlib
+
+        total = Estimate()
+        for step in self.recipe.steps.values():
+            inputs = {f"inputs.{key}": value for key, value in self.recipe.inputs.items()}
+            places = {name: inputs.get(name, f"step:{name}") for name in step.sources}
+            room = importlib.import_module(f"stillroom.{step.recipe.kind}.run")
+            total = total + room.estimate(self._build(step, places))
+        return total
+
+    def _look_before(self, *, resume: bool, overwrite: bool) -> Artifact | None:
+        """Return the artifact of the last finished run here, if any; refuse what is in the way."""
+        if overwrite and (self.out / "steps").is_dir():
+            shutil.rmtree(self.out)
+        if not self.out.exists():
+            return None
+        if not (self.out / "steps").is_dir() and any(self.out.iterdir()):
+            raise DataError(
+                f"{self.out} exists already and is no run",
+                code="data.exists",
+                expected="a new folder, or that of an earlier run",
+                next="choose another --out",
+            )
+        finished = (self.out / ARTIFACT_FILE).is_file()
+        left = sorted(path.name for path in self.out.glob("steps/.*.partial"))
+        started = left or (not finished and (self.out / "recipe.yaml").is_file())
+        if started and not resume:
+            raise DataError(
+                f"an unfinished run lies in {self.out}",
+                code="data.unfinished",
+                expected="--resume or --overwrite",
+                next="add --resume to go on with it, or --overwrite to start over",
+            )
+        return read_artifact(self.out) if finished else None
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.out / ".lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ResourceError(
+                    f"another process is writing {self.out}",
+                    code="resource.busy",
+                    where=str(self.out),
+                    expected="one run a folder",
+                    next="wait for it, or choose another --out",
+                ) from error
+            yield
+
+    def _build(self, step: Step, places: Mapping[str, str]) -> Recipe:
+        data = {"seed": self.recipe.seed, **place_sources(step.written, places)}
+        return recipe_class(step.recipe.kind).model_validate(data)
+
+    def _prepare(self, name: str, step: Step, done: Mapping[str, Path]) -> _Ready:
+        """Name the step's folder by its recipe and the digests of all that it takes."""
+        inputs = {f"inputs.{key}": value for key, value in self.recipe.inputs.items()}
+        places = {
+            source: str(done[source]) if source in done else inputs[source]
+            for source in step.sources
+        }
+        recipe = self._build(step, places)
+        digests = {source: digest_input(place) for source, place in places.items()}
+        key = digest_json([__version__, self._build_key(step), digests])[:_KEY_DIGITS]
+        return _Ready(name, recipe, self.out / "steps" / f"{name}-{key}")
+
+    def _build_key(self, step: Step) -> dict[str, Any]:
+        """Return the step's settings with defaults filled in and sources by name, not by path."""
+        places = {source: f"step:{source}" for source in step.sources}
+        settings = self._build(step, places).model_dump(mode="json")
+        return {
+            key: [value, digest_input(value)] if isinstance(value, str) else value
+            for key, value in settings.items()
+        }
+
+    def _do(self, ready: _Ready, head: str, before: Artifact | None) -> Path:
+        from stillroom.flow.run import run_job
+
+        text = dump_recipe(ready.recipe)
+        if Job.recover(ready.folder):
+            self.reporter.say(f"{head}: unchanged, kept")
+            return ready.folder
+        self.reporter.say(f"{head}: {ready.recipe.kind}")
+        job = Job.start(
+            ready.folder, text, seed=ready.recipe.seed, resume=True, reporter=self.reporter
+        )
+        steps = before.details.get("steps", {}) if before else {}
+        if ready.name in steps:
+            job.previous = self.out / steps[ready.name]
+        artifact = run_job(ready.recipe, job)
+        seconds = count_seconds(ready.folder)
+        self.reporter.say(f"{head}: {artifact.kind} {artifact.digest[:12]} in {seconds:.1f} s")
+        return ready.folder
+
+    def _commit(self, done: Mapping[str, Path]) -> Artifact:
+        """Write the report and artifact.json, then remove steps that are no longer named."""
+        steps = {name: folder.relative_to(self.out).as_posix() for name, folder in done.items()}
+        artifacts = {name: read_artifact(folder) for name, folder in done.items()}
+        seconds = {name: count_seconds(folder) for name, folder in done.items()}
+        listed = {
+            name: {
+                "folder": steps[name],
+                "kind": artifacts[name].kind,
+                "digest": artifacts[name].digest,
+            }
+            for name in done
+        }
+        with atomic_write(self.out / "steps.json") as file:
+            json.dump(listed, file, indent=1)
+        timed = write_summary(self.out, done, seconds)
+        answer = self.recipe.answer
+        artifact = Artifact(
+            kind="report",
+            files=(self._entry("steps.json"),),
+            timed_files=tuple(self._entry(name) for name in ("recipe.yaml", *timed)),
+            parents=tuple(
+                Parent(name, steps[name], artifacts[name].digest, artifacts[name].kind)
+                for name in done
+            ),
+            recipe_digest=digest_text(dump_recipe(self.recipe)),
+            seed=self.recipe.seed,
+            details={
+                "steps": steps,
+                "answer": answer.model_dump() if answer else None,
+                "seconds": seconds,
+            },
+            versions=installed_versions(),
+            host=describe_host(),
+            created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        )
+        with atomic_write(self.out / ARTIFACT_FILE) as file:
+            json.dump(artifact.to_json(), file, ensure_ascii=False, indent=1)
+        for folder in (self.out / "steps").iterdir():
+            if folder not in done.values():
+                shutil.rmtree(folder)
+        return artifact
+
+    def _entry(self, name: str) -> FileEntry:
+        path = self.out / name
+        return FileEntry(name, path.stat().st_size, digest_file(path))

@@ -1,0 +1,88 @@
+"""Opening a run or an index so that it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stillroom.errors import DataError
+from stillroom.provenance import find_output, read_artifact
+from stillroom.records import Answer
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+    from stillroom.rag.index import Index
+
+__all__ = ["OpenedRun", "find_step", "open_index", "open_run"]
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """An index and a model, ready to answer."""
+
+    index: Index
+    model: TextModel
+    name: str
+
+    def ask(self, question: str, *, k: int = 3) -> Iterator[str | Answer]:
+        """Yield pieces of the answer as they come, then the Answer with its citations."""
+        from stillroom.rag.answer import ask_stream
+
+        yield from ask_stream(self.index, self.model, question, k=k)
+
+
+def find_step(run: Path, role: str) -> Path:
+    """Return the folder of the step that answers as ``index`` or ``model`` in a finished run.
+
+    Raises:
+        DataError: If the run is unfinished, or its recipe names no such step.
+    """
+    artifact = read_artifact(run)
+    answer = artifact.details.get("answer")
+    if artifact.kind != "report" or not answer:
+        raise DataError(
+            f"{run} cannot be asked",
+            code="data.wrong-kind",
+            expected="the folder of a run whose recipe has `answer:`",
+            next=f"stillroom show {run}",
+        )
+    return run / str(artifact.details["steps"][answer[role]])
+
+
+@contextmanager
+def open_run(
+    run: Path, *, model: str = "", say: Callable[[str], None] | None = None
+) -> Iterator[OpenedRun]:
+    """Open a finished run's index and model (or another model) until the body ends.
+
+    Raises:
+        DataError: If the run is unfinished or names no index and model.
+        CheckpointError: If the model cannot be found.
+    """
+    index = find_step(run, "index")
+    with open_index(index, model or str(find_step(run, "model")), say=say) as opened:
+        yield opened
+
+
+@contextmanager
+def open_index(
+    index: Path, model: str, *, say: Callable[[str], None] | None = None
+) -> Iterator[OpenedRun]:
+    """Open an index and a model until the body ends.
+
+    Raises:
+        DataError: If the index is missing or no index.
+        CheckpointError: If the model cannot be found.
+    """
+    from stillroom.models import open_text_model
+    from stillroom.rag.index import Index
+
+    opened = Index.open(find_output(index, "index"))
+    text_model = open_text_model(model, say=say)
+    try:
+        yield OpenedRun(opened, text_model, text_model.name)
+    finally:
+        text_model.close()

@@ -1,0 +1,159 @@
+"""A chain of recipes: each step takes documents, checkpoints or the steps before it.
+
+A step is a recipe of any other kind, without ``version``; wherever it takes a path it may say
+``{from: STEP}`` or ``{from: inputs.NAME}`` instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+
+from stillroom.errors import Problem, RecipeError
+from stillroom.recipes import Recipe, Reference, recipe_class
+from stillroom.registry.listing import suggest
+
+__all__ = ["Answering", "FlowRecipe", "Step", "find_sources", "place_sources"]
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step as written, ``{from: ...}`` kept, and as validated with placeholders."""
+
+    written: Mapping[str, Any]
+    recipe: Recipe
+
+    @property
+    def sources(self) -> list[str]:
+        """The names after ``from``, in order of writing."""
+        return find_sources(self.written)
+
+
+def find_sources(value: object) -> list[str]:
+    """Return every name that a ``{from: NAME}`` within a value mentions."""
+    if isinstance(value, Mapping):
+        if set(value) == {"from"}:
+            return [str(value["from"])]
+        return [name for item in value.values() for name in find_sources(item)]
+    if isinstance(value, list | tuple):
+        return [name for item in value for name in find_sources(item)]
+    return []
+
+
+def place_sources(value: object, places: Mapping[str, str]) -> Any:
+    """Return a value with every ``{from: NAME}`` replaced by ``places[NAME]``."""
+    if isinstance(value, Mapping):
+        if set(value) == {"from"}:
+            return places[str(value["from"])]
+        return {key: place_sources(item, places) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [place_sources(item, places) for item in value]
+    return value
+
+
+def _build_step(value: object, info: ValidationInfo) -> Step:
+    if isinstance(value, Step):
+        return value
+    if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
+        raise RecipeError(
+            "a step is a recipe with a kind",
+            code="recipe.step",
+            expected="kind: and the settings of that kind",
+            next="stillroom list kinds",
+        )
+    if value["kind"] == "flow":
+        raise RecipeError(
+            "a flow cannot be a step of a flow",
+            code="recipe.step",
+            expected="a step of another kind",
+            next="write its steps into this flow",
+        )
+    placeholders = {name: f"step:{name}" for name in find_sources(value)}
+    recipe = recipe_class(value["kind"]).model_validate(
+        place_sources(value, placeholders), context=info.context
+    )
+    return Step(value, recipe)
+
+
+class Answering(BaseModel):
+    """Which steps answer when the run is asked or served."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    index: str = Field(description="the step that makes the index")
+    model: str = Field(description="the step that makes the checkpoint that answers")
+
+
+class FlowRecipe(Recipe):
+    """Steps that hand each other their artifacts."""
+
+    kind: Literal["flow"] = "flow"
+    inputs: dict[str, Reference] = Field(
+        default_factory=dict, description="named paths and checkpoints that steps take"
+    )
+    steps: dict[
+        str,
+        Annotated[
+            Step,
+            BeforeValidator(_build_step),
+            PlainSerializer(lambda step: dict(step.written)),
+            WithJsonSchema({"type": "object", "required": ["kind"]}),
+        ],
+    ] = Field(description="recipes by name, in order; {from: NAME} takes an earlier one's artifact")
+    answer: Answering | None = Field(None, description="what `ask` and `serve` open")
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> FlowRecipe:
+        problems = []
+        known = [f"inputs.{name}" for name in self.inputs]
+        for name, step in self.steps.items():
+            if not _NAME.match(name):
+                problems.append(
+                    Problem(
+                        f"'{name}' is not a step's name",
+                        "recipe.step",
+                        f"steps.{name}",
+                        "lower-case letters, digits and _",
+                        "rename the step",
+                    )
+                )
+            problems += [
+                _unknown(source, f"steps.{name}", known)
+                for source in step.sources
+                if source not in known
+            ]
+            known.append(name)
+        if self.answer:
+            for field, source in (("index", self.answer.index), ("model", self.answer.model)):
+                if source not in self.steps:
+                    problems.append(_unknown(source, f"answer.{field}", list(self.steps)))
+        if problems:
+            raise RecipeError(problems)
+        return self
+
+
+def _unknown(source: str, where: str, known: list[str]) -> Problem:
+    return Problem(
+        f"'{source}' is neither an input nor an earlier step",
+        "recipe.unknown-step",
+        where,
+        f"one of: {', '.join(known) or 'none yet'}",
+        suggest(source, known) or "add the step before this one",
+    )

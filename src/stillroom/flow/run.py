@@ -1,0 +1,128 @@
+"""Running recipes: one job by its kind, or a flow step by step.
+
+A flow's folder holds ``steps/NAME-KEY`` (one job folder each), ``report.json``, ``report.html`` and
+``artifact.json``, which is the single commit point: readers open the steps that it names, and steps
+that no artifact names any more are removed after it is written.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from stillroom.errors import DataError, RecipeError
+from stillroom.flow.chain import FlowRun
+from stillroom.flow.recipe import FlowRecipe
+from stillroom.jobs import Estimate, Job, Reporter, check_fits, describe_machine
+from stillroom.provenance import ARTIFACT_FILE, Artifact, digest_text, read_artifact
+from stillroom.recipes import Recipe, dump_recipe, parse_recipe
+
+__all__ = ["estimate_recipe", "read_make_recipe", "run_make", "run_recipe"]
+
+_MAKE = Path(__file__).with_name("make.yaml")
+
+
+def run_recipe(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> Artifact:
+    """Do the job that a recipe describes, whatever its kind.
+
+    Args:
+        recipe: A validated recipe.
+        out: The folder to make.
+        resume: Go on with an unfinished run.
+        overwrite: Replace what lies there.
+        reporter: What draws progress.
+
+    Raises:
+        StillroomError: As the kind's own ``run`` does.
+    """
+    if isinstance(recipe, FlowRecipe):
+        return FlowRun(recipe, out, reporter).run(resume=resume, overwrite=overwrite)
+    text = dump_recipe(recipe)
+    if resume and Job.recover(out) and read_artifact(out).recipe_digest == digest_text(text):
+        return read_artifact(out)
+    check_fits(estimate_recipe(recipe), describe_machine(out), recipe.kind)
+    job = Job.start(
+        out, text, seed=recipe.seed, resume=resume, overwrite=overwrite, reporter=reporter
+    )
+    return run_job(recipe, job)
+
+
+def run_job(recipe: Recipe, job: Job) -> Artifact:
+    """Hand a started job to the room that its recipe's kind names."""
+    room = importlib.import_module(f"stillroom.{recipe.kind}.run")
+    try:
+        with job.interruptible():
+            artifact = room.run(recipe, job)
+    finally:
+        job.close()
+    if not isinstance(artifact, Artifact):
+        raise TypeError(f"stillroom.{recipe.kind}.run.run gave no Artifact")
+    return artifact
+
+
+def estimate_recipe(recipe: Recipe) -> Estimate:
+    """Return what a recipe will need; for a flow, of all steps whose inputs exist already."""
+    if isinstance(recipe, FlowRecipe):
+        return FlowRun(recipe, Path("run"), None).estimate()
+    estimate = importlib.import_module(f"stillroom.{recipe.kind}.run").estimate(recipe)
+    if not isinstance(estimate, Estimate):
+        raise TypeError(f"stillroom.{recipe.kind}.run.estimate gave no Estimate")
+    return estimate
+
+
+def read_make_recipe(folder: Path, overrides: Sequence[str] = ()) -> FlowRecipe:
+    """Return the main job's recipe for a folder of documents."""
+    placed = [f"inputs.documents={str(folder.absolute())!r}", *overrides]
+    recipe = parse_recipe(_MAKE.read_text(encoding="utf-8"), str(_MAKE.name), placed)
+    if not isinstance(recipe, FlowRecipe):
+        raise RecipeError("the main job is not a flow", code="recipe.wrong-kind")
+    return recipe
+
+
+def run_make(
+    folder: Path,
+    out: Path,
+    *,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> Artifact:
+    """Do the main job: documents to an index, records, a student, a report and answers.
+
+    Raises:
+        DataError: If the folder is missing.
+        StillroomError: As the steps do.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is not a folder",
+            code="data.missing",
+            expected="a folder of documents",
+            next="check the path",
+        )
+    if overwrite and out.exists():
+        if not (out / ARTIFACT_FILE).is_file() and not (out / "steps").is_dir():
+            raise DataError(
+                f"{out} is not a run, so it is not overwritten",
+                code="data.exists",
+                expected="the folder of an earlier run, or a new name",
+                next="choose another --out",
+            )
+        shutil.rmtree(out)
+    return run_recipe(
+        read_make_recipe(folder, overrides),
+        out,
+        resume=resume,
+        overwrite=False,
+        reporter=reporter,
+    )
