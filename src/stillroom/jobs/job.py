@@ -62,6 +62,7 @@ class Job:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self._lock.close()
             raise ResourceError(
                 f"another process is writing {out}",
                 code="resource.busy",
@@ -118,6 +119,7 @@ class Job:
             job = cls(out, work, digest_text(recipe), seed, reporter or QuietReporter())
             kept = work / "recipe.yaml"
             if kept.exists() and digest_text(kept.read_text(encoding="utf-8")) != job.recipe_digest:
+                job.close()
                 raise DataError(
                     f"the unfinished run in {work} was started with another recipe",
                     code="data.other-recipe",

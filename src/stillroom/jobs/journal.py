@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.jobs.files import full_disk_as_error
-from stillroom.provenance.digests import canonical_json, digest_text
+from stillroom.provenance.digests import canonical_json, digest_bytes
 
 __all__ = ["Journal"]
 
@@ -37,6 +37,14 @@ class Journal:
         if path.stat().st_size > sound:
             self._file.truncate(sound)
         self._synced = time.monotonic()
+
+    def __enter__(self) -> Journal:
+        """Return the journal, to be closed at the end of the body."""
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        """Close."""
+        self.close()
 
     def __contains__(self, key: str) -> bool:
         """Return whether the unit is done."""
@@ -64,11 +72,11 @@ class Journal:
         Raises:
             ResourceError: If the disk is full.
         """
-        body = canonical_json([key, value])
+        body = canonical_json([key, value]).encode("utf-8", "surrogatepass")
         with full_disk_as_error(self.path):
-            self._file.write(f"{digest_text(body)[:16]} {body}\n".encode("utf-8", "surrogatepass"))
+            self._file.write(f"{digest_bytes(body)[:16]} ".encode() + body + b"\n")
             self._file.flush()
-        self._values[key] = json.loads(body)[1]
+        self._values[key] = json.loads(body.decode("utf-8", "surrogatepass"))[1]
         if time.monotonic() - self._synced > _SYNC_EVERY_S:
             self.sync()
 
@@ -88,11 +96,10 @@ class Journal:
         sound = 0
         with self.path.open("rb") as file:
             for line in file:
-                text = line.decode("utf-8", "surrogatepass") if line.endswith(b"\n") else ""
-                mark, _, body = text.rstrip("\n").partition(" ")
-                if not body or digest_text(body)[:16] != mark:
+                mark, _, body = line.removesuffix(b"\n").partition(b" ")
+                if not line.endswith(b"\n") or digest_bytes(body)[:16].encode() != mark:
                     break
-                key, value = json.loads(body)
+                key, value = json.loads(body.decode("utf-8", "surrogatepass"))
                 self._values[key] = value
                 sound += len(line)
         return sound

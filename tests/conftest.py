@@ -1,0 +1,41 @@
+"""What every test shares: quiet engines, no network but loopback, one cache folder a session."""
+
+import os
+import socket
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+_LOOPBACK = ("127.", "::1", "localhost")
+_connect = socket.socket.connect
+
+
+@pytest.fixture(autouse=True)
+def _no_network(request, monkeypatch):
+    """Refuse every connection that leaves the machine, unless a test is marked ``network``."""
+    if request.node.get_closest_marker("network"):
+        return
+
+    def connect(self, address):
+        if isinstance(address, tuple) and not str(address[0]).startswith(_LOOPBACK):
+            raise OSError(f"a test may not connect to {address[0]}")
+        return _connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Keep the user's cache out of the tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("STILLROOM_CACHE")
+    os.environ["STILLROOM_CACHE"] = str(folder)
+    yield
+    if before is None:
+        os.environ.pop("STILLROOM_CACHE", None)
+    else:
+        os.environ["STILLROOM_CACHE"] = before

@@ -1,0 +1,28 @@
+import pytest
+
+from stillroom.jobs import atomic_write, replace_folder
+
+
+def test_failure_keeps_the_old_bytes_and_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
+        file.write("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+def test_text_is_utf8_with_plain_newlines(tmp_path):
+    with atomic_write(tmp_path / "x") as file:
+        file.write("é\n")
+    assert (tmp_path / "x").read_bytes() == "é\n".encode()
+
+
+def test_replaced_folder_is_the_new_one_and_the_old_is_gone(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    replace_folder(tmp_path / "new", tmp_path / "old")
+    assert [path.name for path in (tmp_path / "old").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]

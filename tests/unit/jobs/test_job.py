@@ -1,0 +1,170 @@
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from stillroom.errors import Cancelled, DataError, ResourceError
+from stillroom.jobs import Job, count_seconds
+from stillroom.provenance import Parent, read_artifact
+
+RECIPE = "version: 1\nkind: test\n"
+
+
+def start(out, **settings):
+    return Job.start(out, settings.pop("recipe", RECIPE), **settings)
+
+
+def test_finished_folder_holds_recipe_artifact_events_and_output(tmp_path):
+    job = start(tmp_path / "a", seed=7)
+    (job.output / "x.txt").write_text("x")
+    job.metric("loss", 1.5, step=3)
+    artifact = job.finish("records", parents=[Parent("documents", "/d", "abc")])
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "artifact.json",
+        "events.jsonl",
+        "metrics.jsonl",
+        "output",
+        "recipe.yaml",
+    ]
+    assert artifact == read_artifact(tmp_path / "a")
+    assert artifact.seed == 7
+    assert [entry.path for entry in artifact.files] == ["output/x.txt"]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_digest_covers_the_output_alone(tmp_path):
+    digests = []
+    for name, seed in (("a", 0), ("b", 1)):
+        job = start(tmp_path / name, seed=seed)
+        (job.output / "x").write_text("same")
+        digests.append(job.finish("records").digest)
+    assert digests[0] == digests[1]
+
+
+def test_nothing_stands_under_the_final_name_before_the_end(tmp_path):
+    job = start(tmp_path / "a")
+    (job.output / "x").write_text("x")
+    assert not (tmp_path / "a").exists()
+    job.close()
+    assert not (tmp_path / "a").exists()
+
+
+def test_taken_folder_is_refused_and_kept(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "mine").write_text("keep")
+    with pytest.raises(DataError, match="exists already") as caught:
+        start(tmp_path / "a")
+    assert caught.value.code == "data.exists"
+    assert (tmp_path / "a" / "mine").read_text() == "keep"
+
+
+def test_overwrite_keeps_the_old_folder_until_the_new_is_whole(tmp_path):
+    job = start(tmp_path / "a")
+    (job.output / "x").write_text("old")
+    job.finish("records")
+    job = start(tmp_path / "a", overwrite=True)
+    assert job.previous == tmp_path / "a"
+    (job.output / "x").write_text("new")
+    assert (tmp_path / "a" / "output" / "x").read_text() == "old"
+    job.finish("records")
+    assert (tmp_path / "a" / "output" / "x").read_text() == "new"
+
+
+def test_unfinished_run_wants_resume_or_overwrite(tmp_path):
+    job = start(tmp_path / "a")
+    job.journal("units").put("one", 1)
+    job.close()
+    with pytest.raises(DataError, match="--resume") as caught:
+        start(tmp_path / "a")
+    assert caught.value.code == "data.unfinished"
+    again = start(tmp_path / "a", resume=True)
+    assert again.journal("units")["one"] == 1
+    again.close()
+    fresh = start(tmp_path / "a", overwrite=True)
+    assert "one" not in fresh.journal("units")
+    fresh.close()
+
+
+def test_resume_refuses_another_recipe(tmp_path):
+    start(tmp_path / "a").close()
+    with pytest.raises(DataError, match="another recipe") as caught:
+        start(tmp_path / "a", recipe=RECIPE + "seed: 1\n", resume=True)
+    assert caught.value.code == "data.other-recipe"
+
+
+def test_two_processes_cannot_write_one_folder(tmp_path):
+    job = start(tmp_path / "a")
+    code = (
+        "import sys, pathlib\nfrom stillroom.jobs import Job\nfrom stillroom.errors import ResourceError\n"
+        f"try: Job.start(pathlib.Path(sys.argv[1]), {RECIPE!r}, resume=True)\n"
+        "except ResourceError as error: print(error.code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "resource.busy"
+    job.close()
+
+
+def test_cancel_stops_at_the_next_safe_point_and_says_how_to_resume(tmp_path):
+    job = start(tmp_path / "a")
+    job.check_cancelled()
+    with job.interruptible():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Cancelled, match="--resume"):
+            job.check_cancelled()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    job.close()
+
+
+def test_killed_between_artifact_and_rename_is_published_at_the_next_start(tmp_path):
+    job = start(tmp_path / "a")
+    (job.output / "x").write_text("x")
+    job.finish("records")
+    (tmp_path / "a").rename(tmp_path / ".a.partial")
+    (tmp_path / ".a.partial" / "journals").mkdir()
+    assert Job.recover(tmp_path / "a")
+    assert (tmp_path / "a" / "artifact.json").is_file()
+    assert not (tmp_path / "a" / "journals").exists()
+
+
+def test_seconds_are_those_of_all_sittings(tmp_path):
+    lines = [
+        {"time": "2026-01-01T00:00:00+00:00", "event": "started"},
+        {"time": "2026-01-01T00:00:05+00:00", "event": "phase"},
+        {"time": "2026-01-01T01:00:00+00:00", "event": "resumed"},
+        {"time": "2026-01-01T01:00:02+00:00", "event": "finished"},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "events.jsonl").write_text(text + '{"time": "20')
+    assert count_seconds(tmp_path) == 7.0
+
+
+def test_full_disk_names_the_disk_and_the_next_step(tmp_path, monkeypatch):
+    job = start(tmp_path / "a")
+    journal = job.journal("units")
+
+    class Full:
+        closed = False
+
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(journal, "_file", Full())
+    with pytest.raises(ResourceError, match="--resume") as caught:
+        journal.put("one", 1)
+    assert caught.value.code == "resource.disk-full"
+
+
+def test_errors_cross_process_borders_whole():
+    error = DataError("what", code="data.exists", where="w", expected="e", next="n")
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301  # our own bytes
+    assert str(again) == str(error)
+    assert again.problems == error.problems

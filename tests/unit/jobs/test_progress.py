@@ -1,0 +1,52 @@
+import io
+
+import pytest
+
+from stillroom.errors import ResourceError
+from stillroom.jobs import Estimate, Machine, Progress, check_fits
+from stillroom.jobs.progress import LineReporter
+
+
+def test_shows_a_line_at_once_and_the_sum_at_the_end():
+    stream = io.StringIO()
+    with Progress("parse", 3, "files", LineReporter(stream)) as progress:
+        assert stream.getvalue() == "parse: 0/3 files\n"
+        for _ in progress.over("abc"):
+            pass
+    last = stream.getvalue().splitlines()[-1]
+    assert last.startswith("parse: 3/3 files")
+    assert last.endswith(" s")
+
+
+def test_end_time_is_shown_while_work_is_left():
+    stream = io.StringIO()
+    reporter = LineReporter(stream)
+    reporter.every_s = 0.0
+    with Progress("parse", 4, "files", reporter) as progress:
+        progress.advance()
+        assert "/s, ends " in stream.getvalue()
+
+
+def test_resumed_units_do_not_count_for_the_rate():
+    stream = io.StringIO()
+    with Progress("parse", 10, "files", LineReporter(stream), done=9) as progress:
+        progress.advance()
+    assert "10/10" in stream.getvalue()
+
+
+def test_what_cannot_fit_is_refused_with_its_knob():
+    estimate = Estimate(memory_bytes=8 * 10**9, disk_bytes=10**6, memory_knob="lower train.batch")
+    with pytest.raises(ResourceError, match=r"lower train\.batch") as caught:
+        check_fits(estimate, Machine(10**9, 10**9, 2), "my.yaml")
+    assert caught.value.code == "resource.memory"
+    with pytest.raises(ResourceError) as caught:
+        check_fits(Estimate(disk_bytes=10**10), Machine(10**9, 10**9, 2), "my.yaml")
+    assert caught.value.code == "resource.disk"
+    check_fits(estimate, Machine(10**10, 10**9, 2), "my.yaml")
+
+
+def test_sum_of_estimates_takes_the_peak_of_memory_and_the_sum_of_time():
+    both = Estimate(memory_bytes=5, seconds=1, memory_knob="a") + Estimate(
+        memory_bytes=3, seconds=2
+    )
+    assert (both.memory_bytes, both.seconds, both.memory_knob) == (5, 3, "a")
