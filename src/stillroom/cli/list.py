@@ -29,12 +29,7 @@ def command(what: str, seam: str, as_json: bool) -> None:
 
     SEAM narrows methods to one folder (as `merge.methods`), and names the folder for jobs.
     """
-    rows = {
-        "methods": lambda: _methods(seam),
-        "backends": lambda: _methods("models.backends"),
-        "kinds": _kinds,
-        "jobs": lambda: _jobs(Path(seam or ".")),
-    }[what]()
+    rows = _rows(what, seam)
     if as_json:
         print_json({what: rows})
         return
@@ -45,6 +40,14 @@ def command(what: str, seam: str, as_json: bool) -> None:
             group = row["seam"]
             click.echo(f"\n{group.removeprefix('stillroom.')}")
         click.echo(f"  {row['name']:{width}}  {row['summary']}")
+
+
+def _rows(what: str, seam: str) -> list[dict[str, str]]:
+    if what == "kinds":
+        return _kinds()
+    if what == "jobs":
+        return _jobs(Path(seam or "."))
+    return _methods("models.backends" if what == "backends" else seam)
 
 
 def _methods(seam: str) -> list[dict[str, str]]:

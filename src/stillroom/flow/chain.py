@@ -15,7 +15,7 @@ from typing import Any
 from stillroom import __version__
 from stillroom.errors import DataError, ResourceError
 from stillroom.flow.keys import digest_input
-from stillroom.flow.recipe import FlowRecipe, Step, place_sources
+from stillroom.flow.recipe import FlowRecipe, Step
 from stillroom.flow.summary import write_summary
 from stillroom.jobs import (
     Estimate,
@@ -39,7 +39,7 @@ from stillroom.provenance import (
     read_artifact,
 )
 from stillroom.provenance.artifact import describe_host, installed_versions
-from stillroom.recipes import Recipe, dump_recipe, recipe_class
+from stillroom.recipes import Recipe, dump_recipe
 
 __all__ = ["FlowRun"]
 
@@ -94,7 +94,7 @@ class FlowRun:
             inputs = {f"inputs.{key}": value for key, value in self.recipe.inputs.items()}
             places = {name: inputs.get(name, f"step:{name}") for name in step.sources}
             room = importlib.import_module(f"stillroom.{step.recipe.kind}.run")
-            total = total + room.estimate(self._build(step, places))
+            total = total + room.estimate(step.build(places, self.recipe.seed))
         return total
 
     def _look_before(self, *, resume: bool, overwrite: bool) -> Artifact | None:
@@ -137,10 +137,6 @@ class FlowRun:
                 ) from error
             yield
 
-    def _build(self, step: Step, places: Mapping[str, str]) -> Recipe:
-        data = {"seed": self.recipe.seed, **place_sources(step.written, places)}
-        return recipe_class(step.recipe.kind).model_validate(data)
-
     def _prepare(self, name: str, step: Step, done: Mapping[str, Path]) -> _Ready:
         """Name the step's folder by its recipe and the digests of all that it takes."""
         inputs = {f"inputs.{key}": value for key, value in self.recipe.inputs.items()}
@@ -148,15 +144,15 @@ class FlowRun:
             source: str(done[source]) if source in done else inputs[source]
             for source in step.sources
         }
-        recipe = self._build(step, places)
+        recipe = step.build(places, self.recipe.seed)
         digests = {source: digest_input(place) for source, place in places.items()}
-        key = digest_json([__version__, self._build_key(step), digests])[:_KEY_DIGITS]
+        key = digest_json([__version__, self._settings(step), digests])[:_KEY_DIGITS]
         return _Ready(name, recipe, self.out / "steps" / f"{name}-{key}")
 
-    def _build_key(self, step: Step) -> dict[str, Any]:
-        """Return the step's settings with defaults filled in and sources by name, not by path."""
+    def _settings(self, step: Step) -> dict[str, Any]:
+        """Return a step's settings for its key: sources by name, other paths with their digest."""
         places = {source: f"step:{source}" for source in step.sources}
-        settings = self._build(step, places).model_dump(mode="json")
+        settings = step.build(places, self.recipe.seed).model_dump(mode="json")
         return {
             key: [value, digest_input(value)] if isinstance(value, str) else value
             for key, value in settings.items()

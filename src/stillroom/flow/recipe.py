@@ -17,7 +17,6 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
-    ValidationInfo,
     WithJsonSchema,
     model_validator,
 )
@@ -26,22 +25,36 @@ from stillroom.errors import Problem, RecipeError
 from stillroom.recipes import Recipe, Reference, recipe_class
 from stillroom.registry.listing import suggest
 
-__all__ = ["Answering", "FlowRecipe", "Step", "find_sources", "place_sources"]
+__all__ = ["Answering", "FlowRecipe", "Step", "find_sources"]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
 
+_PLACEHOLDER = "step:"
+
+
 @dataclass(frozen=True)
 class Step:
-    """One step as written, ``{from: ...}`` kept, and as validated with placeholders."""
+    """One step: which settings were written, and its recipe with ``step:NAME`` for sources."""
 
-    written: Mapping[str, Any]
+    written: frozenset[str]
+    sources: tuple[str, ...]
     recipe: Recipe
 
-    @property
-    def sources(self) -> list[str]:
-        """The names after ``from``, in order of writing."""
-        return find_sources(self.written)
+    def build(self, places: Mapping[str, str], seed: int) -> Recipe:
+        """Return the recipe with real paths for its sources, and the flow's seed by default."""
+        data = _replace(self.recipe.model_dump(mode="json"), places)
+        if "seed" not in self.written:
+            data["seed"] = seed
+        return type(self.recipe).model_validate(data)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as a flow writes them: ``{from: NAME}`` for sources."""
+        data: dict[str, Any] = _restore(self.recipe.model_dump(mode="json"))
+        del data["version"]
+        if "seed" not in self.written:
+            del data["seed"]
+        return data
 
 
 def find_sources(value: object) -> list[str]:
@@ -55,18 +68,32 @@ def find_sources(value: object) -> list[str]:
     return []
 
 
-def place_sources(value: object, places: Mapping[str, str]) -> Any:
-    """Return a value with every ``{from: NAME}`` replaced by ``places[NAME]``."""
+def _place(value: object) -> Any:
+    """Return a value with every ``{from: NAME}`` replaced by its placeholder."""
     if isinstance(value, Mapping):
         if set(value) == {"from"}:
-            return places[str(value["from"])]
-        return {key: place_sources(item, places) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [place_sources(item, places) for item in value]
-    return value
+            return _PLACEHOLDER + str(value["from"])
+        return {key: _place(item) for key, item in value.items()}
+    return [_place(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _build_step(value: object, info: ValidationInfo) -> Step:
+def _replace(value: Any, places: Mapping[str, str]) -> Any:
+    if isinstance(value, str) and value.startswith(_PLACEHOLDER):
+        return places[value.removeprefix(_PLACEHOLDER)]
+    if isinstance(value, dict):
+        return {key: _replace(item, places) for key, item in value.items()}
+    return [_replace(item, places) for item in value] if isinstance(value, list) else value
+
+
+def _restore(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(_PLACEHOLDER):
+        return {"from": value.removeprefix(_PLACEHOLDER)}
+    if isinstance(value, dict):
+        return {key: _restore(item) for key, item in value.items()}
+    return [_restore(item) for item in value] if isinstance(value, list) else value
+
+
+def _build_step(value: object) -> Step:
     if isinstance(value, Step):
         return value
     if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
@@ -83,11 +110,9 @@ def _build_step(value: object, info: ValidationInfo) -> Step:
             expected="a step of another kind",
             next="write its steps into this flow",
         )
-    placeholders = {name: f"step:{name}" for name in find_sources(value)}
-    recipe = recipe_class(value["kind"]).model_validate(
-        place_sources(value, placeholders), context=info.context
-    )
-    return Step(value, recipe)
+    sources = tuple(dict.fromkeys(find_sources(value)))
+    recipe = recipe_class(value["kind"]).model_validate(_place(value))
+    return Step(frozenset(value), sources, recipe)
 
 
 class Answering(BaseModel):
@@ -111,7 +136,7 @@ class FlowRecipe(Recipe):
         Annotated[
             Step,
             BeforeValidator(_build_step),
-            PlainSerializer(lambda step: dict(step.written)),
+            PlainSerializer(lambda step: step.to_json()),
             WithJsonSchema({"type": "object", "required": ["kind"]}),
         ],
     ] = Field(description="recipes by name, in order; {from: NAME} takes an earlier one's artifact")

@@ -9,7 +9,7 @@ from stillroom.jobs.estimate import Estimate, Machine, check_fits, describe_mach
 from stillroom.jobs.files import atomic_write, replace_folder, sync_folder
 from stillroom.jobs.job import Job, count_seconds
 from stillroom.jobs.journal import Journal
-from stillroom.jobs.progress import Progress, Reporter, choose_reporter
+from stillroom.jobs.progress import Progress, QuietReporter, Reporter, choose_reporter
 
 __all__ = [
     "Estimate",
@@ -17,6 +17,7 @@ __all__ = [
     "Journal",
     "Machine",
     "Progress",
+    "QuietReporter",
     "Reporter",
     "atomic_write",
     "check_fits",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from stillroom.errors import DataError
 from stillroom.records.document import Location, Passage
@@ -43,7 +43,7 @@ class Message:
                 expected=f"role (one of: {', '.join(get_args(Role))}) and content (text)",
                 next="convert the row, or drop it",
             )
-        return cls(role, content)
+        return cls(cast("Role", role), content)
 
 
 @dataclass(frozen=True, slots=True)

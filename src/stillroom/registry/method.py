@@ -86,12 +86,10 @@ class Seam(Generic[M]):
         ):
             module = importlib.import_module(f"{self.group}.{name}")
             for member in vars(module).values():
-                if (
-                    inspect.isclass(member)
-                    and member.__module__ == module.__name__
-                    and self._fits(member)
-                ):
-                    return member  # type: ignore[no-any-return]  # _fits has just proved it
+                if not inspect.isclass(member) or member.__module__ != module.__name__:
+                    continue
+                if issubclass(member, self.base) and not member.__name__.startswith("_"):
+                    return member
         for entry in entry_points(group=self.group, name=name):
             loaded = entry.load()
             if inspect.isclass(loaded) and issubclass(loaded, self.base):
@@ -141,9 +139,6 @@ class Seam(Generic[M]):
         Use as ``method: Annotated[MergeMethod, METHODS.choice()]``; lists take it per item.
         """
         return Choice(self)
-
-    def _fits(self, member: type) -> bool:
-        return issubclass(member, self.base) and not member.__name__.startswith("_")
 
 
 class Choice(Generic[M]):

@@ -157,7 +157,13 @@ def test_full_disk_names_the_disk_and_the_next_step(tmp_path, monkeypatch):
         def write(self, data):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(journal, "_file", Full())
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "_file", Full())
+        _put_on_full_disk(journal)
+    job.close()
+
+
+def _put_on_full_disk(journal):
     with pytest.raises(ResourceError, match="--resume") as caught:
         journal.put("one", 1)
     assert caught.value.code == "resource.disk-full"

@@ -1,0 +1,88 @@
+"""The house keeps its rules: names, sizes, exports, docstrings, the seventh principle's nouns."""
+
+import ast
+import importlib
+import re
+
+import pytest
+from tests.contracts.sources import PACKAGE, functions_of, modules, tree_of
+
+MODULES = list(modules())
+FORBIDDEN = {"utils", "helpers", "common", "misc", "base", "core", "manager"}
+ROOMS = ("synth", "distill", "rag", "merge")
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES, ids=[name for name, _ in MODULES])
+def test_module_is_named_for_what_it_does_and_fits_on_a_few_screens(name, path):
+    assert name.rsplit(".", 1)[-1] not in FORBIDDEN
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 600
+    long = [
+        f"{function.name}: {function.end_lineno - function.lineno + 1} lines"
+        for function in functions_of(tree_of(path))
+        if function.end_lineno - function.lineno + 1 > 60
+    ]
+    assert not long
+
+
+@pytest.mark.parametrize(("name", "path"), MODULES, ids=[name for name, _ in MODULES])
+def test_exports_are_sorted_and_every_public_definition_is_among_them(name, path):
+    tree = tree_of(path)
+    exported = None
+    defined = set()
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if isinstance(node, ast.AnnAssign):
+            targets = [node.target]
+        if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
+            exported = ast.literal_eval(node.value)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            defined.add(node.name)
+    if name.endswith("__main__"):
+        return
+    assert exported is not None or not defined, "the module has no __all__"
+    assert exported is None or list(exported) == sorted(exported)
+    assert defined <= set(exported or ())
+
+
+@pytest.mark.parametrize("name", [name for name, _ in MODULES if name.count(".") <= 1])
+def test_exports_of_a_package_exist(name):
+    if name.endswith("__main__"):
+        return
+    module = importlib.import_module(name)
+    for export in getattr(module, "__all__", ()):
+        assert getattr(module, export) is not None
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_room_has_the_same_door_and_hall(room):
+    for name in ("__init__.py", "recipe.py", "run.py", "method.py"):
+        assert (PACKAGE / room / name).is_file()
+    run = importlib.import_module(f"stillroom.{room}.run")
+    assert callable(run.run)
+    assert callable(run.estimate)
+
+
+def test_no_trace_of_unfinished_work():
+    words = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|NotImplementedError")
+    hits = [name for name, path in MODULES if words.search(path.read_text(encoding="utf-8"))]
+    assert not hits
+
+
+def test_words_of_the_glossary_are_the_ones_used():
+    """Public names use the term on the glossary's left, never one of those it replaces."""
+    page = (PACKAGE.parents[1] / "docs" / "reference" / "glossary.md").read_text(encoding="utf-8")
+    banned = {
+        word.strip().strip("`")
+        for line in page.splitlines()
+        if line.startswith("|") and line.count("|") == 4
+        for word in line.split("|")[3].split(",")
+        if re.fullmatch(r"\s*`[a-z_]+`\s*", word)
+    }
+    assert len(banned) > 10
+    hits = []
+    for name, path in MODULES:
+        for node in tree_of(path).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                words = re.findall(r"[A-Z]?[a-z0-9]+", node.name)
+                hits += [f"{name}.{node.name}" for word in words if word.lower() in banned]
+    assert not hits
