@@ -1,0 +1,88 @@
+"""What the documentation shows works: Python runs, recipes parse, commands exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import click
+import pytest
+from tests.contracts.sources import ROOT
+
+from stillroom.cli.app import stillroom
+from stillroom.recipes import parse_recipe
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+_FENCE = re.compile(
+    r"^(?P<mark><!-- not run: .+ -->\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+LANGUAGES = {"python", "bash", "yaml", "text", "toml", "json"}
+
+
+def blocks(language):
+    for page in PAGES:
+        for match in _FENCE.finditer(page.read_text(encoding="utf-8")):
+            if match["language"] == language and not match["mark"]:
+                yield pytest.param(match["body"], id=f"{page.relative_to(ROOT)}:{match.start()}")
+
+
+def test_every_block_names_a_language_that_is_checked():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert text.count("\n```") % 2 == 0, page
+        assert {match["language"] for match in _FENCE.finditer(text)} <= LANGUAGES, page
+
+
+@pytest.mark.parametrize("body", blocks("python"))
+def test_python_runs(body, tmp_path):
+    subprocess.run([sys.executable, "-c", body], check=True, cwd=tmp_path, capture_output=True)
+
+
+@pytest.mark.parametrize("body", blocks("yaml"))
+def test_recipe_parses(body):
+    if "version: 1" in body:
+        parse_recipe(body, "docs")
+
+
+@pytest.mark.parametrize("body", blocks("bash"))
+def test_commands_exist_with_these_options(body):
+    for line in body.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words and "=" in words[0]:
+            words = words[1:]
+        if words[:1] != ["stillroom"]:
+            continue
+        command, context, rest = stillroom, click.Context(stillroom), words[1:]
+        while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+            name, command, rest = command.resolve_command(context, rest)
+            context = click.Context(command, info_name=name, parent=context)
+        if "--help" not in rest and "--version" not in rest:
+            rest = rest[: rest.index(">")] if ">" in rest else rest
+            command.make_context(command.name, rest, parent=context.parent)
+
+
+def test_generated_pages_are_current():
+    script = ROOT / "scripts" / "write_reference.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}\nrun scripts/write_reference.py"
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 200
+
+
+def test_nothing_here_speaks_of_where_it_was_written():
+    words = re.compile(r"/work/|/tmp/venv|\bsession of\b|workplace", re.IGNORECASE)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    hits = []
+    for name in listed:
+        path = ROOT / name
+        if path.suffix in {".py", ".md", ".toml", ".yaml", ".yml"} and path.name != "test_docs.py":
+            if words.search(path.read_text(encoding="utf-8", errors="replace")):
+                hits.append(name)
+    assert not hits
