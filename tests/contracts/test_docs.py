@@ -86,3 +86,13 @@ def test_nothing_here_speaks_of_where_it_was_written():
             if words.search(path.read_text(encoding="utf-8", errors="replace")):
                 hits.append(name)
     assert not hits
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_example_recipe_is_valid_and_says_how_it_is_run(path):
+    from stillroom.recipes import load_recipe
+
+    recipe = load_recipe(path)
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith(f"# stillroom run recipes/{path.name} --out ")
+    assert recipe.version == 1

@@ -24,4 +24,3 @@ def test_method_keeps_its_contract(row):
 def test_method_has_a_summary_line(row):
     assert row.summary.endswith(".")
     assert len(row.summary) <= 100
-    assert row.paper, "the class needs `paper: ClassVar[str] = ...`; say 'none' where there is none"
