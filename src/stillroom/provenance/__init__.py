@@ -21,11 +21,17 @@ from stillroom.provenance.digests import (
     digest_json,
     digest_text,
 )
+from stillroom.provenance.lineage import walk_lineage, walk_record
+from stillroom.provenance.sources import find_passages, resolve_parent
+from stillroom.provenance.tree import Node, render_tree
+from stillroom.provenance.verify import Finding, verify
 
 __all__ = [
     "ARTIFACT_FILE",
     "Artifact",
     "FileEntry",
+    "Finding",
+    "Node",
     "Parent",
     "canonical_json",
     "digest_bytes",
@@ -33,6 +39,12 @@ __all__ = [
     "digest_json",
     "digest_text",
     "find_output",
+    "find_passages",
     "make_parent",
     "read_artifact",
+    "render_tree",
+    "resolve_parent",
+    "verify",
+    "walk_lineage",
+    "walk_record",
 ]

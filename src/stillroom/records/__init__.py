@@ -7,8 +7,14 @@ Readers and writers stream JSONL (zstd too) and Parquet, and load the field's ow
 
 from stillroom.records.document import Anchor, Document, Heading, Location, Passage
 from stillroom.records.exchange import Answer, Citation, Completion, Hit, Message, Prompt, Sampling
-from stillroom.records.files import RecordWriter, count_records, read_records, write_records
-from stillroom.records.formats import from_row, guess_format
+from stillroom.records.files import (
+    RecordWriter,
+    count_records,
+    find_record_file,
+    read_records,
+    write_records,
+)
+from stillroom.records.formats import from_row, guess_format, to_row
 from stillroom.records.origin import Link, Origin, combine_origins, content_id
 from stillroom.records.record import Record
 
@@ -32,8 +38,10 @@ __all__ = [
     "combine_origins",
     "content_id",
     "count_records",
+    "find_record_file",
     "from_row",
     "guess_format",
     "read_records",
+    "to_row",
     "write_records",
 ]

@@ -103,6 +103,11 @@ class Document:
         """An id that follows from the path and the bytes."""
         return content_id("doc", self.path, self.digest)
 
+    @property
+    def _encoding(self) -> str:
+        """The encoding that the file's bytes are in; UTF-8 unless the parser says otherwise."""
+        return str(self.metadata.get("encoding", "utf-8"))
+
     def locate(self, start: int, end: int) -> Location:
         """Return where text[start:end] stands in the file, as narrowly as the anchors allow."""
         first = max(
@@ -119,9 +124,9 @@ class Document:
         head, tail = touched[0], touched[-1]
         byte_start, byte_end = head.byte_start, tail.byte_end
         if head.is_exact and start > head.start:
-            byte_start += _width(self.text[head.start : start], head)
+            byte_start += _width(self.text[head.start : start], head, self._encoding)
         if tail.is_exact and end < tail.end:
-            byte_end -= _width(self.text[end : tail.end], tail)
+            byte_end -= _width(self.text[end : tail.end], tail, self._encoding)
         pages = tuple(sorted({anchor.page for anchor in touched if anchor.page}))
         labels = list(dict.fromkeys(anchor.label for anchor in touched if anchor.label))
         exact = all(anchor.is_exact for anchor in touched)
@@ -236,11 +241,12 @@ class Passage:
         )
 
 
-def _width(text: str, anchor: Anchor) -> int:
+def _width(text: str, anchor: Anchor, encoding: str) -> int:
     """Return how many source bytes ``text`` takes within an exact anchor.
 
-    The encoding follows from the anchor's own proportions: one byte a character, or UTF-8.
+    Where the anchor has a byte a character, that is its length; else it is measured in the
+    document's encoding.
     """
     if anchor.byte_end - anchor.byte_start == anchor.end - anchor.start:
         return len(text)
-    return len(text.encode("utf-8", "surrogatepass"))
+    return len(text.encode(encoding, "surrogatepass" if encoding == "utf-8" else "replace"))

@@ -42,6 +42,14 @@ class Method(BaseModel):
         """Return the registry name, which is the file's name."""
         return cls.__module__.rsplit(".", 1)[-1]
 
+    @classmethod
+    def recipe_needs(cls) -> dict[str, int]:
+        """Return what of its recipe the method cannot do without: how many of each setting.
+
+        The commented recipe gives a placeholder to each, even where the setting has a default.
+        """
+        return {}
+
     @model_serializer(mode="wrap")
     def _with_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {"name": self.method_name(), **handler(self)}
@@ -94,7 +102,7 @@ class Seam(Generic[M]):
             loaded = entry.load()
             if inspect.isclass(loaded) and issubclass(loaded, self.base):
                 return loaded
-        known = self.names()
+        known = [other for other in self.names() if other != name]
         raise RecipeError(
             f"'{name}' is not a method of {self.group.removeprefix('stillroom.')}",
             code="recipe.unknown-method",
@@ -130,7 +138,7 @@ class Seam(Generic[M]):
             schema = self.get(name).model_json_schema(mode="validation")
             schema["properties"] = {"name": {"const": name}, **schema.get("properties", {})}
             schema["required"] = ["name", *schema.get("required", [])]
-            branches.append(schema)
+            branches.append(_inline(schema, schema.pop("$defs", {})))
         return {"anyOf": [{"type": "string", "enum": names_in(self.folder)}, *branches]}
 
     def choice(self) -> Choice[M]:
@@ -139,6 +147,20 @@ class Seam(Generic[M]):
         Use as ``method: Annotated[MergeMethod, METHODS.choice()]``; lists take it per item.
         """
         return Choice(self)
+
+
+def _inline(value: Any, definitions: dict[str, Any]) -> Any:
+    """Return a schema with its own ``$defs`` put where they are referred to.
+
+    A branch becomes part of a larger schema, where references to its root would lead elsewhere.
+    """
+    if isinstance(value, dict):
+        name = str(value.get("$ref", "")).removeprefix("#/$defs/")
+        if name in definitions:
+            rest = {key: part for key, part in value.items() if key != "$ref"}
+            return {**_inline(definitions[name], definitions), **rest}
+        return {key: _inline(part, definitions) for key, part in value.items()}
+    return [_inline(part, definitions) for part in value] if isinstance(value, list) else value
 
 
 class Choice(Generic[M]):

@@ -1,0 +1,276 @@
+"""Lineage: from an artifact back through its parents to the byte ranges of documents.
+
+Reads artifact.json, records and passages; nothing that it cannot find is left out: a missing parent
+is shown as missing, one that changed as changed, and a circle is named. Loads no model.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import DataError
+from stillroom.provenance.artifact import ARTIFACT_FILE, Artifact, Parent, read_artifact
+from stillroom.provenance.digests import digest_file
+from stillroom.provenance.sources import (
+    DOCUMENTS,
+    PASSAGES,
+    count_origins,
+    find_dropped,
+    find_passages,
+    find_records,
+    is_reference,
+    iter_objects,
+    list_ancestors,
+    look_at_document,
+    names_something,
+    resolve_parent,
+)
+from stillroom.provenance.tree import SHOWN_DIGITS, Node
+from stillroom.records import Passage, Record, find_record_file, read_records
+
+__all__ = ["walk_lineage", "walk_record"]
+
+_MAX_DEPTH = 64
+
+
+def walk_lineage(path: Path, *, examples: int = 3) -> Node:
+    """Return the tree of what an artifact was made from, down to documents.
+
+    Args:
+        path: The artifact's folder, or a file or folder made elsewhere.
+        examples: How many records and passages are followed one by one.
+
+    Raises:
+        DataError: If the path is missing, or its artifact.json cannot be read.
+    """
+    if not path.exists():
+        raise _missing(path)
+    if (path / ARTIFACT_FILE).exists():
+        read_artifact(path)  # a broken root is an error; a broken parent is shown as such
+    return _Walker(max(examples, 0)).artifact(path, path.name or str(path))
+
+
+def walk_record(path: Path, record_id: str) -> Node:
+    """Return the tree of one record or passage: its chain, down to the bytes of documents.
+
+    Args:
+        path: An artifact of records, any artifact made from one (a whole run too), an index, or
+            a file of records.
+        record_id: The record's id (``rec-...``) or the passage's (``pas-...``).
+
+    Raises:
+        DataError: If the path is missing, or no artifact on the way holds the record.
+    """
+    if not path.exists():
+        raise _missing(path)
+    walker = _Walker(0)
+    if record_id.startswith("pas-"):
+        sources = [folder for folder, _ in list_ancestors(path)]
+        node = walker.passages(sources, [record_id])[0]
+        if node.kind != "missing":
+            return node
+    elif not (path / ARTIFACT_FILE).is_file():
+        for record in find_records(path, record_id):
+            return walker.record(path, record)
+    else:
+        for folder, artifact in list_ancestors(path):
+            if artifact.kind != "records":
+                continue
+            for record in find_records(folder / "output", record_id):
+                return walker.record(folder, record)
+            for record, reason in find_dropped(folder / "output", record_id):
+                return replace(walker.record(folder, record), notes=(f"dropped: {reason}",))
+    raise DataError(
+        f"{record_id} is not in {path}",
+        code="data.no-such-record",
+        where=str(path),
+        expected="the id of a record or passage in this artifact or one it was made from",
+        next=f"stillroom show {path} --lineage shows some",
+    )
+
+
+class _Walker:
+    """Walks once; an artifact that was shown in full is referred to afterwards."""
+
+    def __init__(self, examples: int) -> None:
+        self.examples = examples
+        self.open: list[Path] = []
+        self.shown: set[Path] = set()
+
+    def artifact(self, folder: Path, title: str, parent: Parent | None = None) -> Node:
+        """Return the node of an artifact, a file or a folder at ``folder``."""
+        here = Path(os.path.normpath(folder.absolute()))
+        if not here.exists():
+            digest = parent.digest if parent else ""
+            return Node(
+                title, "missing", digest, str(folder), notes=("nothing lies here any more",)
+            )
+        if not (here / ARTIFACT_FILE).is_file():
+            return self.foreign(here, title, parent)
+        try:
+            artifact = read_artifact(here)
+        except DataError as error:
+            return Node(title, "broken", path=str(here), notes=(error.problems[0].what,))
+        node = Node(title, artifact.kind, artifact.digest, str(here), _origin_of(artifact))
+        notes = _compare(artifact.digest, parent)
+        if here in self.open or len(self.open) > _MAX_DEPTH:
+            return replace(node, notes=(*notes, "it is among its own parents: a circle"))
+        if here in self.shown:
+            return replace(node, notes=(*notes, "shown above"))
+        self.open.append(here)
+        children, more = self.contents(here, artifact)
+        self.open.pop()
+        self.shown.add(here)
+        return replace(node, children=tuple(children), notes=(*notes, *more))
+
+    def contents(self, folder: Path, artifact: Artifact) -> tuple[list[Node], list[str]]:
+        """Return examples out of an artifact, then its parents, with notes."""
+        children: list[Node] = []
+        notes: list[str] = []
+        try:
+            if artifact.kind == "records":
+                children += self.records(folder)
+            elif artifact.kind == "index":
+                notes += count_origins(folder)
+                children += self.first_passages(folder)
+        except (DataError, OSError) as error:
+            notes.append(f"its contents cannot be read: {error}".split("\n", 1)[0])
+        parents = artifact.parents
+        for parent in reversed(parents) if artifact.kind == "report" else parents:
+            children.append(self.parent(folder, parent))
+        return children, notes
+
+    def parent(self, folder: Path, parent: Parent) -> Node:
+        if not names_something(parent):
+            return Node(str(parent.role), "broken", notes=("its path is no text",))
+        if is_reference(parent.path):
+            kind = parent.kind or "reference"
+            return Node(parent.role, kind, parent.digest, parent.path)
+        return self.artifact(resolve_parent(folder, parent), parent.role, parent)
+
+    def foreign(self, path: Path, title: str, parent: Parent | None) -> Node:
+        """Return the node of data made elsewhere."""
+        kind = "file" if path.is_file() else "folder"
+        digest = parent.digest if parent else ""
+        notes: tuple[str, ...] = ()
+        if path.is_file() and len(digest) == 64:
+            notes = _compare(digest_file(path), parent)
+        return Node(
+            title, parent.kind if parent and parent.kind else kind, digest, str(path), "", (), notes
+        )
+
+    def records(self, folder: Path) -> list[Node]:
+        """Return nodes of the first records."""
+        if not self.examples:
+            return []
+        found = islice(read_records(find_record_file(folder / "output")), self.examples)
+        return [self.record(folder, record) for record in found]
+
+    def record(self, folder: Path, record: Record) -> Node:
+        """Return a record over the steps that made it, the latest first."""
+        sources = [found for found, _ in list_ancestors(folder)]
+        children: tuple[Node, ...] = ()
+        for link in record.origin.chain:  # oldest first, so that each step encloses those before
+            parents = [name for name in link.parents if name != record.id]
+            known = self.passages(sources, [name for name in parents if name.startswith("pas-")])
+            known += self.documents(sources, [name for name in parents if name.startswith("doc-")])
+            others = [
+                Node(name, "record" if name.startswith("rec-") else "reference")
+                for name in parents
+                if not name.startswith(("pas-", "doc-"))
+            ]
+            notes = (f"model {link.model}",) if link.model else ()
+            children = (Node(link.method, "step", "", "", "", (*known, *others, *children), notes),)
+        notes = () if record.origin.chain else ("no chain is recorded",)
+        return Node(
+            record.id,
+            "record",
+            "",
+            str(folder),
+            _origin_text(record.origin.to_json()),
+            children,
+            notes,
+        )
+
+    def first_passages(self, folder: Path) -> list[Node]:
+        ids = [row.get("id", "") for row in islice(iter_objects(folder / PASSAGES), self.examples)]
+        return self.passages([folder], ids)
+
+    def passages(self, sources: list[Path], ids: list[str]) -> list[Node]:
+        """Return a node per passage, over the bytes of its document."""
+        left = list(dict.fromkeys(ids))
+        nodes: dict[str, Node] = {}
+        for folder in sources:
+            wanted = [name for name in left if name not in nodes]
+            if not wanted or not (folder / PASSAGES).is_file():
+                continue
+            for name, passage in find_passages(folder, wanted).items():
+                nodes[name] = self.passage(folder, passage)
+        absent = "in no index that this was made from"
+        return [nodes.get(name) or Node(name, "missing", notes=(absent,)) for name in left]
+
+    def passage(self, folder: Path, passage: Passage) -> Node:
+        place = passage.location
+        file, notes = look_at_document(folder, place.path, place.digest)
+        document = Node(
+            str(place),
+            "document",
+            place.digest,
+            str(file) if file else "",
+            notes=notes if place.is_exact else (*notes, "the bytes contain the text, encoded"),
+        )
+        text = " ".join(passage.text.split())
+        excerpt = text if len(text) <= 80 else f"{text[:79]}…"
+        origin = _origin_text(passage.origin.to_json())
+        return Node(passage.id, "passage", "", str(folder), origin, (document,), (f"“{excerpt}”",))
+
+    def documents(self, sources: list[Path], ids: list[str]) -> list[Node]:
+        """Return a node per document."""
+        nodes: dict[str, Node] = {}
+        for folder in sources:
+            wanted = {name for name in ids if name not in nodes}
+            if not wanted or not (folder / DOCUMENTS).is_file():
+                continue
+            for row in iter_objects(folder / DOCUMENTS, wanted):
+                if row.get("id") in wanted:
+                    path, digest = str(row.get("path", "")), str(row.get("digest", ""))
+                    file, notes = look_at_document(folder, path, digest)
+                    shown = str(file) if file else ""
+                    origin = _origin_text(row.get("origin"))
+                    nodes[row["id"]] = Node(path, "document", digest, shown, origin, (), notes)
+        absent = "in no index that this was made from"
+        return [nodes.get(name) or Node(name, "missing", notes=(absent,)) for name in ids]
+
+
+def _compare(digest: str, parent: Parent | None) -> tuple[str, ...]:
+    if parent is None or not parent.digest or parent.digest == digest:
+        return ()
+    return (f"changed since: it was {parent.digest[:SHOWN_DIGITS]} when this was made",)
+
+
+def _origin_of(artifact: Artifact) -> str:
+    return _origin_text(artifact.origin)
+
+
+def _origin_text(origin: Any) -> str:
+    """Return an origin's kind and license, or counts by kind where an artifact holds those."""
+    if not isinstance(origin, dict):
+        return ""
+    kind, license = origin.get("kind"), origin.get("license")
+    if isinstance(kind, str):
+        return f"{kind}, {license}" if license else kind
+    counts = {key: value for key, value in origin.items() if isinstance(value, int)}
+    return ", ".join(f"{value} {key}" for key, value in sorted(counts.items()))
+
+
+def _missing(path: Path) -> DataError:
+    return DataError(
+        f"{path} does not exist",
+        code="data.missing",
+        expected="an artifact, or a file of records",
+        next="check the path",
+    )

@@ -1,0 +1,223 @@
+"""Verify: recompute every digest of an artifact and of the parents that lie next to it.
+
+An artifact.json may come from a stranger: its paths never lead out of its folder, links are not
+followed, and only regular files are opened. Parents beyond the neighborhood (absolute paths) are
+compared by the digest that they record themselves, not read through.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from stillroom.errors import DataError
+from stillroom.provenance.artifact import (
+    ARTIFACT_FILE,
+    Artifact,
+    FileEntry,
+    Parent,
+    read_artifact,
+)
+from stillroom.provenance.digests import digest_file
+from stillroom.provenance.sources import is_reference, names_something, resolve_parent
+
+__all__ = ["Finding", "verify"]
+
+FindingKind = Literal["changed", "missing", "extra", "link", "unsafe", "broken"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One difference between what was recorded and what lies there.
+
+    ``path`` is relative to the folder that was verified; ``what`` continues a sentence that begins
+    with it.
+    """
+
+    path: str
+    what: str
+    kind: FindingKind
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"path": self.path, "what": self.what, "kind": self.kind}
+
+
+def verify(path: Path, *, parents: bool = True) -> list[Finding]:
+    """Return every difference between an artifact's record and its files; none means sound.
+
+    Args:
+        path: The artifact's folder; a run's folder is verified with all its steps.
+        parents: Also verify the parents that lie next to or within the folder, and theirs.
+
+    Raises:
+        DataError: If the folder holds no artifact.json.
+    """
+    if not (path / ARTIFACT_FILE).exists():
+        read_artifact(path)  # raises the error that says so
+    root = Path(os.path.normpath(path.absolute()))
+    return list(_Verifier(root, follow=parents).folder(root))
+
+
+class _Verifier:
+    def __init__(self, root: Path, *, follow: bool) -> None:
+        self.root, self.follow = root, follow
+        self.seen: set[Path] = set()
+
+    def folder(self, folder: Path) -> Iterator[Finding]:
+        """Yield what differs in one artifact's folder, then in its parents'."""
+        self.seen.add(folder)
+        record = folder / ARTIFACT_FILE
+        if not _is_regular(record):
+            yield self.find(record, "is not a regular file", "link")
+            return
+        try:
+            artifact = read_artifact(folder)
+            stated = json.loads(record.read_text(encoding="utf-8")).get("digest")
+        except (DataError, RecursionError, OSError) as error:
+            first = str(error).split("\n", 1)[0]
+            yield self.find(record, f"cannot be read: {first}", "broken")
+            return
+        if stated != artifact.digest:
+            yield self.find(record, "does not have the digest that its files give", "changed")
+        entries = (*artifact.files, *artifact.timed_files)
+        yield from self.recipe(folder, artifact, entries)
+        yield from self.files(folder, entries)
+        yield from self.extras(folder, entries)
+        if self.follow:
+            for parent in artifact.parents:
+                yield from self.parent(folder, parent)
+
+    def recipe(
+        self, folder: Path, artifact: Artifact, entries: tuple[FileEntry, ...]
+    ) -> Iterator[Finding]:
+        path = folder / "recipe.yaml"
+        if not artifact.recipe_digest or any(entry.path == path.name for entry in entries):
+            return
+        if not path.exists():
+            yield self.find(path, "is missing", "missing")
+        elif not _is_regular(path):
+            yield self.find(path, "is not a regular file", "link")
+        elif digest_file(path) != artifact.recipe_digest:
+            yield self.find(path, "has changed", "changed")
+
+    def files(self, folder: Path, entries: tuple[FileEntry, ...]) -> Iterator[Finding]:
+        seen: set[str] = set()
+        for entry in entries:
+            if not _is_safe(entry.path):
+                yield self.find(
+                    folder / ARTIFACT_FILE,
+                    f"names the path {str(entry.path)!r:.80}, which leaves its folder",
+                    "unsafe",
+                )
+                continue
+            path = folder / entry.path
+            if entry.path in seen:
+                yield self.find(path, "is listed twice", "broken")
+                continue
+            seen.add(entry.path)
+            yield from self.file(folder, path, entry)
+
+    def file(self, folder: Path, path: Path, entry: FileEntry) -> Iterator[Finding]:
+        if _crosses_link(folder, path):
+            yield self.find(path, "is reached through a symbolic link", "link")
+        elif not path.exists():
+            yield self.find(path, "is missing", "missing")
+        elif not _is_regular(path):
+            yield self.find(path, "is not a regular file", "link")
+        elif (size := path.stat().st_size) != entry.size_bytes:
+            yield self.find(path, f"has changed: {size} bytes, not {entry.size_bytes}", "changed")
+        elif digest_file(path) != entry.digest:
+            yield self.find(path, "has changed: the size is as recorded, the digest not", "changed")
+
+    def extras(self, folder: Path, entries: tuple[FileEntry, ...]) -> Iterator[Finding]:
+        listed = {entry.path for entry in entries if _is_safe(entry.path)}
+        output = folder / "output"
+        if output.is_symlink():
+            yield self.find(output, "is a symbolic link", "link")
+            return
+        for where, names, files in os.walk(output):
+            names.sort()
+            for name in sorted([*files, *names]):
+                path = Path(where, name)
+                if path.relative_to(folder).as_posix() in listed:
+                    continue
+                if path.is_symlink():
+                    yield self.find(path, "is a symbolic link that nothing lists", "link")
+                elif name in files:
+                    yield self.find(path, "is not listed in artifact.json", "extra")
+
+    def parent(self, folder: Path, parent: Parent) -> Iterator[Finding]:
+        """Yield what differs in a parent: in full where it is a neighbor, else by its digest."""
+        if not names_something(parent):
+            yield self.find(folder / ARTIFACT_FILE, "names a parent without a path", "broken")
+            return
+        if is_reference(parent.path):
+            return
+        path = resolve_parent(folder, parent)
+        if Path(parent.path).is_absolute():
+            yield from self.distant(path, parent)
+            return
+        if not path.is_relative_to(folder.parent) or path in {folder, folder.parent}:
+            yield self.find(
+                folder / ARTIFACT_FILE,
+                f"names the parent {parent.path!r:.80}, which is no neighbor of its folder",
+                "unsafe",
+            )
+        elif _crosses_link(folder.parent, path):
+            yield self.find(path, f"({parent.role}) is reached through a symbolic link", "link")
+        elif not path.exists():
+            yield self.find(path, f"({parent.role}) is missing", "missing")
+        else:
+            yield from self.distant(path, parent)
+            if (path / ARTIFACT_FILE).exists() and path not in self.seen:
+                yield from self.folder(path)
+
+    def distant(self, path: Path, parent: Parent) -> Iterator[Finding]:
+        """Yield whether a parent is still what it was, as far as it says itself."""
+        what = f"({parent.role}) is not what it was when {self.root.name} was made from it"
+        if (path / ARTIFACT_FILE).is_file():
+            try:
+                digest = read_artifact(path).digest
+            except (DataError, RecursionError):
+                return  # said where the folder itself is verified
+            if parent.digest and digest != parent.digest:
+                yield self.find(path, what, "changed")
+        elif _is_regular(path) and len(parent.digest) == 64 and digest_file(path) != parent.digest:
+            yield self.find(path, what, "changed")
+
+    def find(self, path: Path, what: str, kind: FindingKind) -> Finding:
+        shown = os.path.relpath(path, self.root) if self._is_near(path) else str(path)
+        return Finding(PurePosixPath(shown).as_posix(), what, kind)
+
+    def _is_near(self, path: Path) -> bool:
+        return path.is_relative_to(self.root.parent)
+
+
+def _is_safe(path: object) -> bool:
+    """Return whether an entry's path stays below its folder in every reading."""
+    if not isinstance(path, str) or not path or "\0" in path or "\\" in path:
+        return False
+    pure = PurePosixPath(path)
+    return not pure.is_absolute() and ".." not in pure.parts and pure.as_posix() == path
+
+
+def _is_regular(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _crosses_link(top: Path, path: Path) -> bool:
+    """Return whether the path, or a folder between it and ``top``, is a symbolic link."""
+    while path != top:
+        if path.is_symlink():
+            return True
+        path = path.parent
+    return False

@@ -1,0 +1,135 @@
+"""What pydantic refuses, said as problems of a recipe: each with its line, column and remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from stillroom.errors import Problem, StillroomError
+from stillroom.recipes.reading import Path, Tree, dotted
+from stillroom.recipes.shapes import clean_path, find_group
+from stillroom.registry.listing import suggest
+
+__all__ = ["explain"]
+
+_SHOWN = 60
+_UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
+_PREFIXES = ("Input should be ", "Value error, ")
+
+
+def explain(error: ValidationError, model: type[BaseModel], tree: Tree) -> list[Problem]:
+    """Return one problem for everything that is wrong; alternatives of one value are joined.
+
+    Errors that methods and validators raised within are taken apart and placed where they belong.
+    """
+    problems: list[Problem] = []
+    refused: dict[Path, int] = {}
+    for found in _flatten(error, ()):
+        problem = found.problem
+        if problem is not None:
+            problems.append(_place(problem, found.location, tree))
+            continue
+        kind = found.details["type"]
+        if kind in _UNKNOWN:
+            problems.append(_unknown(found.location, model, tree))
+        elif kind == "missing":
+            problems.append(_missing(found.location, model, tree))
+        else:
+            path = clean_path(found.location, tree.data, is_missing=False)
+            made = _refused(path, found.details, tree)
+            if path in refused and made.expected:
+                before = problems[refused[path]]
+                problems[refused[path]] = replace(
+                    before, expected=f"{before.expected}, or {made.expected}"
+                )
+            else:
+                refused[path] = len(problems)
+                problems.append(made)
+    return list(dict.fromkeys(problems))
+
+
+@dataclass(frozen=True)
+class _Found:
+    location: tuple[str | int, ...]
+    details: Any
+    problem: Problem | None = None
+
+
+def _flatten(error: ValidationError, outer: tuple[str | int, ...]) -> Iterator[_Found]:
+    for details in error.errors(include_url=False):
+        location = (*outer, *details["loc"])
+        inner = details.get("ctx", {}).get("error")
+        if isinstance(inner, ValidationError):
+            yield from _flatten(inner, location)
+        elif isinstance(inner, StillroomError):
+            for problem in inner.problems:
+                yield _Found(location, details, problem)
+        else:
+            yield _Found(location, details)
+
+
+def _place(problem: Problem, location: tuple[str | int, ...], tree: Tree) -> Problem:
+    """Give a problem that a method raised the place of the value it was raised for."""
+    path = clean_path(location, tree.data, is_missing=False)
+    if problem.where:
+        named = (*path, *(int(p) if p.isdecimal() else p for p in problem.where.split(".")))
+        if not tree.holds(named):
+            return problem
+        path = named
+    what = f"{dotted(path)}: {problem.what}" if path else problem.what
+    return replace(problem, what=what, where=tree.place_of_value(path))
+
+
+def _unknown(location: tuple[str | int, ...], model: type[BaseModel], tree: Tree) -> Problem:
+    path = clean_path(location, tree.data, is_missing=False)
+    group = find_group(model, location, tree.data)
+    known = [name for name in group.known if name not in {"version", "kind"}]
+    return Problem(
+        f"{dotted(path)} is not a setting of '{group.label}'",
+        "recipe.unknown-key",
+        tree.place_of_key(path),
+        f"one of: {', '.join(known)}" if known else f"no settings: '{group.label}' has none",
+        suggest(str(location[-1]), known) or "remove it",
+    )
+
+
+def _missing(location: tuple[str | int, ...], model: type[BaseModel], tree: Tree) -> Problem:
+    path = clean_path(location, tree.data, is_missing=True)
+    group = find_group(model, location, tree.data)
+    field = group.model.model_fields.get(str(location[-1])) if group.model else None
+    return Problem(
+        f"{dotted(path)} is missing",
+        "recipe.missing",
+        tree.place_of_key(path[:-1]),
+        (field.description or "") if field else "",
+        f"add '{location[-1]}:' to '{group.label}'",
+    )
+
+
+def _refused(path: Path, details: Any, tree: Tree) -> Problem:
+    message = str(details["msg"])
+    value = details.get("input")
+    for prefix in _PREFIXES:
+        message = message.removeprefix(prefix)
+    name = dotted(path) or "the recipe"
+    is_scalar = value is None or isinstance(value, str | int | float | bool)
+    shown = f" cannot be {_show(value)}" if is_scalar else " does not fit"
+    if details["type"] in {"value_error", "assertion_error"}:
+        return Problem(f"{name}: {message}", "recipe.value", tree.place_of_value(path))
+    choices = str(details.get("ctx", {}).get("expected", ""))
+    words = [part.strip(" '") for part in choices.replace(" or ", ",").split(",")]
+    return Problem(
+        f"{name}{shown}",
+        "recipe.value",
+        tree.place_of_value(path),
+        message.split(", unable to")[0],
+        suggest(value, words) if isinstance(value, str) and choices else "",
+    )
+
+
+def _show(value: object) -> str:
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

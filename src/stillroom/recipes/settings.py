@@ -1,0 +1,246 @@
+"""``Recipe``, the root of every room's recipe, and the types its settings may have.
+
+Knows how a setting is written and read; not where it stands in a file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+)
+from pydantic_core import CoreSchema, core_schema
+
+from stillroom.errors import RecipeError
+
+__all__ = ["Duration", "Form", "Recipe", "Reference", "Secret", "Settings", "Size", "resolve_in"]
+
+MAX_SEED = 2**63 - 1
+
+
+class Settings(BaseModel):
+    """A group of settings within a recipe: frozen, every key known, no infinite number."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class Recipe(Settings):
+    """What every recipe has; a room's recipe adds its ``kind`` and its settings."""
+
+    version: Literal[1] = Field(1, description="version of the recipe grammar")
+    kind: str = Field(description="which job this is")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="same seed, same machine: same bytes")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a value is written, for the commented recipe; NAME stands for the setting's name."""
+
+    hint: str
+    placeholder: str
+
+
+_SIZE_UNITS = {
+    "": 1,
+    "b": 1,
+    **{f"{letter}b": 1000**i for i, letter in enumerate("kmgt", 1)},
+    **{f"{letter}ib": 1024**i for i, letter in enumerate("kmgt", 1)},
+}
+_TIME_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)")
+
+
+def _parse_size(value: object) -> object:
+    return _quantity(value, _SIZE_UNITS, "a size as 500MB, 2GB or 1.5GiB", whole=True)
+
+
+def _parse_duration(value: object) -> object:
+    return _quantity(value, _TIME_UNITS, "a time as 30s, 5min or 2h", whole=False)
+
+
+def _quantity(value: object, units: dict[str, Any], wanted: str, *, whole: bool) -> object:
+    """Return the number that a text with a unit means; other values go through unchanged."""
+    if not isinstance(value, str):
+        return value
+    match = _QUANTITY.fullmatch(value.strip())
+    unit = units.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise RecipeError(f"{value!r} has no known unit", code="recipe.value", expected=wanted)
+    number = float(match[1]) * unit if "." in match[1] else int(match[1]) * unit
+    return round(number) if whole else float(number)
+
+
+Size = Annotated[
+    int,
+    BeforeValidator(_parse_size),
+    Field(ge=0),
+    Form("bytes, as 500MB or 2GiB", "1GB"),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0},
+                {
+                    "type": "string",
+                    "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*([kKmMgGtT]?[iI]?[bB])?\s*$",
+                },
+            ]
+        }
+    ),
+]
+"""Bytes; a recipe may say ``2GB`` (10**9) or ``2GiB`` (2**30)."""
+
+Duration = Annotated[
+    float,
+    BeforeValidator(_parse_duration),
+    Field(ge=0),
+    Form("seconds, as 30s or 5min", "30s"),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0},
+                {"type": "string", "pattern": r"^\s*[0-9]+(\.[0-9]+)?\s*(ms|s|min|m|h|d)?\s*$"},
+            ]
+        }
+    ),
+]
+"""Seconds; a recipe may say ``30s``, ``5min`` or ``2h``."""
+
+_FOLDER: ContextVar[Path | None] = ContextVar("stillroom_recipe_folder", default=None)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
+_HUB = re.compile(r"hub:[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
+_JOB = re.compile(r"job:[\w.-]+")
+
+
+@contextmanager
+def resolve_in(folder: Path | None) -> Iterator[None]:
+    """Within the body, relative paths of a ``Reference`` start at ``folder``."""
+    token = _FOLDER.set(folder)
+    try:
+        yield
+    finally:
+        _FOLDER.reset(token)
+
+
+def _resolve_reference(value: str) -> str:
+    if not value or "\0" in value:
+        raise RecipeError(
+            "a reference is empty" if not value else "a reference holds a NUL character",
+            code="recipe.reference",
+            expected="a path, hub:org/name[@revision] or job:<id>",
+        )
+    for scheme, form in (("hub:", _HUB), ("job:", _JOB)):
+        if value.startswith(scheme) and not form.fullmatch(value):
+            raise RecipeError(
+                f"{value!r} is not a reference",
+                code="recipe.reference",
+                expected="hub:org/name[@revision]" if scheme == "hub:" else "job:<id>",
+            )
+    folder = _FOLDER.get()
+    if _SCHEME.match(value):
+        return value
+    path = Path(value).expanduser() if value.startswith("~") else Path(value)
+    return os.path.normpath(folder.absolute() / path) if folder else str(path)
+
+
+Reference = Annotated[
+    str,
+    AfterValidator(_resolve_reference),
+    Form("a path, hub:org/name[@revision] or job:<id>", "path/to/NAME"),
+    WithJsonSchema({"type": "string", "minLength": 1}),
+]
+"""A path, ``hub:org/name[@revision]`` or ``job:<id>``.
+
+Relative paths start at the folder of the recipe that is being loaded, and are absolute afterwards;
+anything with a scheme stays as it is written.
+"""
+
+_ENVIRONMENT = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+class Secret:
+    """A secret that a recipe names but never holds: ``${env:NAME}``.
+
+    Dumps and prints show the reference only; ``reveal`` looks the value up when it is needed.
+    """
+
+    __slots__ = ("reference",)
+
+    def __init__(self, reference: str) -> None:
+        """Take the reference text.
+
+        Raises:
+            RecipeError: If it is not of the form ``${env:NAME}``; the text is not shown.
+        """
+        if not isinstance(reference, str) or not _ENVIRONMENT.fullmatch(reference):
+            raise RecipeError(
+                "a secret does not stand in a recipe",
+                code="recipe.secret",
+                expected="the name of an environment variable, as ${env:NAME}",
+                next="export the secret as a variable and write ${env:NAME} here",
+            )
+        self.reference = reference
+
+    def reveal(self) -> str:
+        """Return the secret itself.
+
+        Raises:
+            RecipeError: If the environment variable is not set.
+        """
+        name = self.reference[len("${env:") : -1]
+        value = os.environ.get(name)
+        if value is None:
+            raise RecipeError(
+                f"the environment variable {name} is not set",
+                code="recipe.secret",
+                expected=f"the secret in {name}",
+                next=f"export {name}=... before the command",
+            )
+        return value
+
+    def __repr__(self) -> str:
+        """Return the reference, never the value."""
+        return f"Secret({self.reference!r})"
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both name the same variable."""
+        return isinstance(other, Secret) and other.reference == self.reference
+
+    def __hash__(self) -> int:
+        """Hash the reference."""
+        return hash(self.reference)
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: object, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        """Validate the reference text, serialize it back to that text."""
+        return core_schema.no_info_plain_validator_function(
+            lambda value: value if isinstance(value, cls) else cls(value),
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda secret: secret.reference, return_schema=core_schema.str_schema()
+            ),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Describe the reference text."""
+        return {"type": "string", "pattern": f"^{_ENVIRONMENT.pattern}$"}

@@ -1,0 +1,339 @@
+"""Reading and writing files of records, in memory bounded by one row or one batch.
+
+Reads ``.jsonl`` (also ``.jsonl.zst``), ``.parquet``, ``.json``, ``.csv`` and ``.txt`` by suffix;
+writes JSONL (zstd too) and Parquet. Rows count from 1; in JSONL and text the row is the line. Blank
+lines are no rows. The Parquet schema is written down here and never inferred: the open part of a
+record, its ``fields``, is JSON text in one column.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from stillroom.errors import DataError, ResourceError
+from stillroom.records.formats import from_row
+from stillroom.records.record import Record
+from stillroom.records.streams import (
+    LINE_SUFFIXES,
+    MAX_ROW_BYTES,
+    iter_lines,
+    iter_rows,
+    open_parquet,
+    suffix_of,
+    too_large,
+)
+
+__all__ = [
+    "RecordWriter",
+    "count_records",
+    "find_record_file",
+    "read_records",
+    "write_records",
+]
+
+_BATCH_ROWS = 4096
+_BATCH_BYTES = 16 * 2**20
+
+OnDrop = Callable[[int, str], None]
+
+
+def read_records(
+    path: Path, *, format: str | None = None, on_drop: OnDrop | None = None
+) -> Iterator[Record]:
+    """Yield the records of a file one by one.
+
+    Args:
+        path: The file, or a folder that holds ``records.jsonl``, ``.jsonl.zst`` or ``.parquet``.
+        format: One of ``formats.FORMATS``; by default guessed row by row.
+        on_drop: Told the number and the reason of each row that cannot be read; without it the
+            first such row raises. A damaged file raises in any case.
+
+    Raises:
+        DataError: If the file is missing, of no known suffix or damaged, or a row cannot be read.
+    """
+    file = find_record_file(path)
+    for number, row in iter_rows(file):
+        try:
+            if isinstance(row, DataError):
+                raise row
+            record = from_row(row, format)
+        except DataError as error:
+            problem = error.problems[0]
+            if problem.code == "data.format":
+                raise
+            if on_drop is None:
+                raise DataError(
+                    problem.what,
+                    code=problem.code,
+                    where=f"{file}, row {number}",
+                    expected=problem.expected,
+                    next=problem.next,
+                ) from error
+            on_drop(number, f"{problem.what} ({problem.code})")
+            continue
+        yield record
+
+
+def count_records(path: Path) -> int:
+    """Return how many rows a file holds, readable or not.
+
+    Raises:
+        DataError: If the file is missing, of no known suffix, or damaged.
+    """
+    file = find_record_file(path)
+    if suffix_of(file) == ".parquet":
+        with open_parquet(file) as parquet:
+            return int(parquet.metadata.num_rows)
+    return sum(
+        1 for _ in (iter_lines(file) if suffix_of(file) in LINE_SUFFIXES else iter_rows(file))
+    )
+
+
+def write_records(path: Path, records: Iterable[Record]) -> int:
+    """Write all records to a file at once or not at all; return how many.
+
+    Raises:
+        DataError: If the suffix is unknown, or a record cannot be written.
+    """
+    with RecordWriter(path) as writer:
+        for record in records:
+            writer.write(record)
+    return writer.count
+
+
+def find_record_file(path: Path) -> Path:
+    """Return the file of records that a path names; a folder names the one it holds.
+
+    Raises:
+        DataError: If there is none.
+    """
+    if path.is_dir():
+        for folder in (path, path / "output"):
+            for suffix in (".jsonl", ".jsonl.zst", ".parquet"):
+                if (folder / f"records{suffix}").is_file():
+                    return folder / f"records{suffix}"
+        raise DataError(
+            f"{path} holds no records",
+            code="data.missing",
+            expected="records.jsonl, records.jsonl.zst or records.parquet in it",
+            next="name the file itself",
+        )
+    if not path.is_file():
+        raise DataError(
+            f"{path} does not exist",
+            code="data.missing",
+            expected="a file of records",
+            next="check the path; relative paths start at the folder of the recipe",
+        )
+    suffix_of(path)
+    return path
+
+
+class RecordWriter:
+    """Writes records one by one; the file appears when the ``with`` block ends well.
+
+    On any exception the file keeps its old bytes, or stays missing. Equal records in equal order
+    give equal bytes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Prepare to write ``path``, whose suffix chooses JSONL, zstd JSONL or Parquet.
+
+        Raises:
+            DataError: If the suffix is none of these.
+        """
+        self.path = path
+        self.count = 0
+        suffix = suffix_of(path)
+        if suffix not in {*LINE_SUFFIXES, ".parquet"}:
+            raise DataError(
+                f"records are not written as {suffix}",
+                code="data.suffix",
+                where=str(path),
+                expected=".jsonl, .jsonl.zst or .parquet",
+                next="give the file one of these suffixes",
+            )
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._kind = suffix
+
+    def __enter__(self) -> RecordWriter:
+        """Open a temporary neighbour of the file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _full_disk(self.path):
+            self._file: IO[bytes] = self._temporary.open("wb")
+            self._sink = _SINKS[self._kind](self._file)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Sync and rename, or remove what was begun."""
+        try:
+            if kind is None:
+                with _full_disk(self.path):
+                    self._sink.close()
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                    self._file.close()
+                    self._temporary.replace(self.path)
+                    _sync_folder(self.path.parent)
+        finally:
+            if not self._file.closed:
+                self._sink.abort()
+                self._file.close()
+            self._temporary.unlink(missing_ok=True)
+
+    def write(self, record: Record) -> None:
+        """Append one record.
+
+        Raises:
+            DataError: If a field is not plain JSON, or the record exceeds the row limit.
+            ResourceError: If the disk is full.
+        """
+        try:
+            with _full_disk(self.path):
+                self._sink.write(record)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(
+                f"record {self.count + 1} cannot be written: {error}",
+                code="data.write",
+                where=str(self.path),
+                expected="fields of plain JSON values and text of whole characters",
+                next="convert the field before writing",
+            ) from error
+        self.count += 1
+
+
+class _Lines:
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def write(self, record: Record) -> None:
+        row = record.to_json()
+        try:
+            line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError:  # half a surrogate pair: JSON can escape it, UTF-8 cannot
+            line = json.dumps(row, allow_nan=False).encode()
+        _check_size(len(line))
+        self._file.write(line + b"\n")
+
+    def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+class _ZstdLines(_Lines):
+    def __init__(self, file: IO[bytes]) -> None:
+        import zstandard
+
+        super().__init__(zstandard.ZstdCompressor().stream_writer(file, closefd=False))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Parquet:
+    def __init__(self, file: IO[bytes]) -> None:
+        import pyarrow.parquet
+
+        self._schema = _record_schema()
+        self._writer = pyarrow.parquet.ParquetWriter(file, self._schema, compression="zstd")
+        self._rows: list[dict[str, Any]] = []
+        self._size = 0
+
+    def write(self, record: Record) -> None:
+        row = record.to_json()
+        row["fields"] = json.dumps(row["fields"], ensure_ascii=False, allow_nan=False)
+        size = len(row["fields"]) + sum(len(turn["content"]) for turn in row["messages"])
+        _check_size(size)
+        for text in (row["fields"], *(turn["content"] for turn in row["messages"])):
+            text.encode()  # refuses half a surrogate pair here, where the record is known
+        self._rows.append(row)
+        self._size += size
+        if self._size >= _BATCH_BYTES or len(self._rows) >= _BATCH_ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def abort(self) -> None:
+        try:
+            self._writer.close()
+        except (OSError, ValueError):
+            self._writer.is_open = False  # else it tries again when it is collected
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        if self._rows:
+            batch = pyarrow.RecordBatch.from_pylist(self._rows, schema=self._schema)
+            self._writer.write_batch(batch)
+            self._rows, self._size = [], 0
+
+
+_SINKS: dict[str, Callable[[IO[bytes]], Any]] = {
+    ".jsonl": _Lines,
+    ".ndjson": _Lines,
+    ".jsonl.zst": _ZstdLines,
+    ".ndjson.zst": _ZstdLines,
+    ".parquet": _Parquet,
+}
+
+
+def _record_schema() -> Any:
+    import pyarrow as pa
+
+    text = pa.string()
+    link = pa.struct([("method", text), ("model", text), ("parents", pa.list_(text))])
+    return pa.schema(
+        [
+            ("id", text),
+            ("messages", pa.list_(pa.struct([("role", text), ("content", text)]))),
+            ("fields", text),
+            ("origin", pa.struct([("kind", text), ("chain", pa.list_(link)), ("license", text)])),
+        ]
+    )
+
+
+def _check_size(size_bytes: int) -> None:
+    if size_bytes > MAX_ROW_BYTES:
+        raise too_large()
+
+
+@contextmanager
+def _full_disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise ResourceError(
+            f"the disk is full while writing {path}",
+            code="resource.disk-full",
+            where=str(path),
+            expected="free space",
+            next="free some space or choose another --out, then run again with --resume",
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

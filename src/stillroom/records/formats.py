@@ -1,0 +1,321 @@
+"""Rows of the field's own formats, made into Records and back.
+
+Knows the shapes of Stillroom, OpenAI (``messages``), ShareGPT (``conversations``), Alpaca
+(``instruction``/``output``), prompt and completion (text or message lists) and plain ``text``. Keys
+that a format does not name are kept in ``Record.fields``; what cannot be kept is refused, never
+dropped. Knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from datetime import date, time
+from typing import Any, NoReturn
+
+from stillroom.errors import DataError
+from stillroom.records.exchange import Message
+from stillroom.records.origin import Origin
+from stillroom.records.record import Record
+
+__all__ = ["FORMATS", "from_row", "guess_format", "to_row"]
+
+FORMATS = ("stillroom", "messages", "sharegpt", "alpaca", "prompt_completion", "text")
+EXTRAS_FIELD = "message_extras"
+"""The field that keeps what a chat turn carried beside its role and content."""
+
+_ORIGIN_KEYS = frozenset({"kind", "chain", "license"})
+_ORIGIN_KINDS = frozenset({"human", "synthetic", "unknown"})
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "developer": "system",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+}
+_CALLS = ("tool_calls", "function_call")
+
+
+def guess_format(row: Mapping[str, Any]) -> str:
+    """Return the format whose keys the row has.
+
+    Raises:
+        DataError: If it has those of none.
+    """
+    if "messages" in row:
+        return "stillroom" if "fields" in row and "origin" in row else "messages"
+    if "conversations" in row:
+        return "sharegpt"
+    if "instruction" in row and "output" in row:
+        return "alpaca"
+    if "prompt" in row and ("completion" in row or "response" in row):
+        return "prompt_completion"
+    if "text" in row:
+        return "text"
+    keys = ", ".join(str(key) for key in list(row)[:8]) or "none"
+    return _refuse(
+        f"the row's keys ({keys}) are those of no known format",
+        expected="messages, conversations, instruction and output, prompt and completion, or text",
+    )
+
+
+def from_row(row: Mapping[str, Any], format: str | None = None) -> Record:
+    """Make a Record of one row.
+
+    Args:
+        row: JSON values, or what Arrow gives for them.
+        format: One of ``FORMATS``; by default it is guessed from the row's keys.
+
+    Raises:
+        DataError: If the format is unknown, or the row is not of it.
+    """
+    if not isinstance(row, Mapping):
+        _refuse(f"the row is {_kind(row)}", expected="an object with named values")
+    format = guess_format(row) if format is None else format
+    if format not in _READERS:
+        raise DataError(
+            f"'{format}' is not a format of records",
+            code="data.format",
+            expected=f"one of: {', '.join(FORMATS)}",
+            next="leave the format out to have it guessed row by row",
+        )
+    try:
+        return _READERS[format](row)
+    except KeyError as error:
+        return _refuse(f"the row has no {error}", expected=f"a row of format {format}")
+
+
+def to_row(record: Record, format: str = "stillroom") -> dict[str, Any]:
+    """Return the record as a row of a format; fields and origin go along as further keys.
+
+    Raises:
+        DataError: If the format cannot hold the record's messages.
+    """
+    if format == "stillroom":
+        return record.to_json()
+    rest = {**record.fields, "origin": record.origin.to_json()}
+    messages = [message.to_json() for message in record.messages]
+    roles = [message.role for message in record.messages]
+    match format:
+        case "messages":
+            return {"messages": messages, **rest}
+        case "sharegpt":
+            names = {"user": "human", "assistant": "gpt"}
+            turns = [
+                {"from": names.get(m["role"], m["role"]), "value": m["content"]} for m in messages
+            ]
+            return {"conversations": turns, **rest}
+        case "text" if roles == ["assistant"]:
+            return {"text": messages[0]["content"], **rest}
+        case "alpaca" if roles == ["user", "assistant"]:
+            asked, given = (message["content"] for message in messages)
+            return {"instruction": asked, "input": "", "output": given, **rest}
+        case "prompt_completion" if roles and roles[-1] == "assistant":
+            return {"prompt": messages[:-1], "completion": messages[-1:], **rest}
+    return _refuse(
+        f"format '{format}' cannot hold messages of roles {', '.join(roles) or 'none'}",
+        expected=f"one of: {', '.join(FORMATS)}, and messages that fit it",
+    )
+
+
+def _from_stillroom(row: Mapping[str, Any]) -> Record:
+    fields = row["fields"]
+    if isinstance(fields, str):  # Parquet keeps the open part of a record as JSON text
+        try:
+            fields = json.loads(fields or "{}", parse_constant=_refuse_constant)
+        except (json.JSONDecodeError, RecursionError) as error:
+            _refuse(f"fields is not JSON: {error}", expected="an object as JSON text")
+    if fields is not None and not isinstance(fields, Mapping):
+        _refuse(f"fields is {_kind(fields)}", expected="an object")
+    origin = row["origin"]
+    if origin is not None and not isinstance(origin, Mapping):
+        _refuse(f"origin is {_kind(origin)}", expected="an object with kind, chain and license")
+    turns = _list(row["messages"], "messages")
+    data = {"messages": turns, "fields": _plain(fields or {}), "origin": origin}
+    for turn in turns:
+        if not isinstance(turn, Mapping):
+            _refuse(f"a message is {_kind(turn)}", expected="an object with role and content")
+    try:
+        return Record.from_json(data)
+    except (TypeError, AttributeError, KeyError) as error:
+        return _refuse(f"the origin cannot be read: {error}", expected="what Stillroom writes")
+
+
+def _from_messages(row: Mapping[str, Any]) -> Record:
+    return _build(row, {"messages"}, _turns(row["messages"], "messages"))
+
+
+def _from_sharegpt(row: Mapping[str, Any]) -> Record:
+    turns = _turns(row["conversations"], "conversations")
+    used = {"conversations"}
+    if isinstance(row.get("system"), str) and not any(role == "system" for role, _, _ in turns):
+        used.add("system")
+        if row["system"]:
+            turns.insert(0, ("system", row["system"], {}))
+    return _build(row, used, turns)
+
+
+def _from_alpaca(row: Mapping[str, Any]) -> Record:
+    turns: list[_Turn] = []
+    system = row.get("system")
+    if system:
+        turns.append(("system", _text(system, "system"), {}))
+    for pair in _list(row.get("history") or [], "history"):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            _refuse("an item of history is not a pair", expected="[question, answer]")
+        turns.append(("user", _text(pair[0], "history"), {}))
+        turns.append(("assistant", _text(pair[1], "history"), {}))
+    asked = _text(row["instruction"], "instruction")
+    given = row.get("input")
+    if given:
+        asked = f"{asked}\n\n{_text(given, 'input')}"
+    turns += [("user", asked, {}), ("assistant", _text(row["output"], "output"), {})]
+    return _build(row, {"instruction", "input", "output", "system", "history"}, turns)
+
+
+def _from_prompt_completion(row: Mapping[str, Any]) -> Record:
+    key = "completion" if "completion" in row else "response"
+    prompt, completion = row["prompt"], row[key]
+    turns = [("user", prompt, {})] if isinstance(prompt, str) else _turns(prompt, "prompt")
+    turns += (
+        [("assistant", completion, {})] if isinstance(completion, str) else _turns(completion, key)
+    )
+    return _build(row, {"prompt", key}, turns)
+
+
+def _from_text(row: Mapping[str, Any]) -> Record:
+    return _build(row, {"text"}, [("assistant", _text(row["text"], "text"), {})])
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {
+    "stillroom": _from_stillroom,
+    "messages": _from_messages,
+    "sharegpt": _from_sharegpt,
+    "alpaca": _from_alpaca,
+    "prompt_completion": _from_prompt_completion,
+    "text": _from_text,
+}
+
+_Turn = tuple[str, str, Mapping[str, Any]]
+
+
+def _turns(value: object, name: str) -> list[_Turn]:
+    """Read chat turns written as role and content, or as from and value."""
+    turns: list[_Turn] = []
+    for item in _list(value, name):
+        if not isinstance(item, Mapping):
+            _refuse(f"an item of {name} is {_kind(item)}", expected="an object")
+        role_key = "role" if "role" in item else "from"
+        content_key = "content" if "content" in item else "value"
+        role = _ROLES.get(str(item.get(role_key, "")).lower())
+        if role is None:
+            _refuse(
+                f"an item of {name} has the role {item.get(role_key)!r}",
+                expected=f"one of: {', '.join(_ROLES)}",
+            )
+        if any(item.get(call) for call in _CALLS):
+            _refuse(f"an item of {name} calls a tool", expected="turns of text only")
+        extras = {
+            key: part
+            for key, part in item.items()
+            if key not in {role_key, content_key, *_CALLS} and part is not None
+        }
+        turns.append((role, _content(item.get(content_key), name), extras))
+    return turns
+
+
+def _content(value: object, name: str) -> str:
+    """Return text given as such, or as OpenAI's list of text parts."""
+    if isinstance(value, list | tuple):
+        parts = []
+        for part in value:
+            if not isinstance(part, Mapping) or part.get("type") != "text":
+                _refuse(f"an item of {name} holds a part that is no text", expected="text parts")
+            parts.append(_text(part.get("text"), name))
+        return "".join(parts)
+    return _text(value, name)
+
+
+def _build(row: Mapping[str, Any], used: set[str], turns: list[_Turn]) -> Record:
+    fields = {key: _plain(value) for key, value in row.items() if key not in used}
+    origin = _take_origin(fields)
+    extras = {str(i): _plain(extra) for i, (_, _, extra) in enumerate(turns) if extra}
+    if extras:
+        fields[EXTRAS_FIELD] = extras
+    messages = (Message.from_json({"role": role, "content": text}) for role, text, _ in turns)
+    return Record(tuple(messages), fields, origin)
+
+
+def _take_origin(fields: dict[str, Any]) -> Origin:
+    """Take the origin that a foreign row carries out of its fields; else nobody knows."""
+    carried = fields.get("origin")
+    if isinstance(carried, str) and carried in _ORIGIN_KINDS:
+        del fields["origin"]
+        return Origin.from_json({"kind": carried, "license": _license(fields)})
+    if isinstance(carried, Mapping) and set(carried) <= _ORIGIN_KEYS and "kind" in carried:
+        try:
+            origin = Origin.from_json(carried)
+        except (KeyError, TypeError, AttributeError) as error:
+            _refuse(f"the origin cannot be read: {error}", expected="what Stillroom writes")
+        del fields["origin"]
+        return origin
+    return Origin(license=_license(fields))
+
+
+def _license(fields: Mapping[str, Any]) -> str:
+    value = fields.get("license")
+    return value if isinstance(value, str) else ""
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON values; dates become text, what JSON cannot hold is refused."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            _refuse(f"a value is {value}", expected="finite numbers, or null")
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, date | time):  # a datetime is a date
+        return value.isoformat()
+    return _refuse(f"a value is {_kind(value)}", expected="values that JSON can hold")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    _refuse(f"a value is {name}", expected="finite numbers, or null")
+
+
+def _list(value: object, name: str) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        _refuse(f"{name} is {_kind(value)}", expected="a list")
+    return list(value)
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        _refuse(f"{name} is {_kind(value)}", expected="text")
+    return value
+
+
+def _kind(value: object) -> str:
+    names = {"NoneType": "null", "dict": "an object", "list": "a list", "str": "text"}
+    return names.get(type(value).__name__, f"of type {type(value).__name__}")
+
+
+def _refuse(what: str, *, expected: str) -> NoReturn:
+    raise DataError(
+        what,
+        code="data.row",
+        expected=expected,
+        next="repair the row, or let the job drop and count it",
+    )

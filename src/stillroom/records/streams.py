@@ -1,0 +1,261 @@
+"""The rows of a file, whatever its format, in memory bounded by one row or one batch.
+
+A row that cannot be read is yielded as the error that says why, so that a reader may go on; damage
+to the file itself raises.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from stillroom.errors import DataError
+
+__all__ = [
+    "LINE_SUFFIXES",
+    "MAX_JSON_BYTES",
+    "MAX_ROW_BYTES",
+    "SUFFIXES",
+    "iter_lines",
+    "iter_rows",
+    "open_parquet",
+    "suffix_of",
+    "too_large",
+]
+
+MAX_ROW_BYTES = 32 * 2**20
+MAX_JSON_BYTES = 256 * 2**20
+LINE_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.zst", ".ndjson.zst")
+SUFFIXES = (*LINE_SUFFIXES, ".parquet", ".json", ".csv", ".txt")
+_MAX_ZSTD_WINDOW = 2**27
+_ZSTD_READ = 2**10
+"""Compressed bytes fed at once; zstd can make 128 KiB of four bytes, so this bounds a bomb."""
+_BATCH_ROWS = 512
+_BATCH_BYTES = 16 * 2**20
+
+
+def suffix_of(path: Path) -> str:
+    """Return which of ``SUFFIXES`` a file's name ends with.
+
+    Raises:
+        DataError: If it is none of them.
+    """
+    name = path.name.lower()
+    found = [suffix for suffix in SUFFIXES if name.endswith(suffix)]
+    if not found:
+        raise DataError(
+            f"{path} has no suffix of a file of records",
+            code="data.suffix",
+            expected=f"one of: {', '.join(SUFFIXES)}",
+            next="rename the file to what it is",
+        )
+    return max(found, key=len)
+
+
+def iter_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield each row's number with its values, or with the error that kept it from being read."""
+    suffix = suffix_of(path)
+    if suffix == ".parquet":
+        yield from _parquet_rows(path)
+    elif suffix == ".json":
+        yield from _json_rows(path)
+    elif suffix == ".csv":
+        yield from _csv_rows(path)
+    else:
+        read = _text_row if suffix == ".txt" else _json_row
+        for number, line in iter_lines(path):
+            yield number, line if isinstance(line, DataError) else read(line)
+
+
+def _json_row(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode(), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        return _row_error(f"byte {error.start} of the row is not UTF-8", "UTF-8")
+    except (ValueError, RecursionError) as error:
+        return _row_error(f"the row is not JSON: {error}", "one JSON object a line")
+
+
+def _text_row(line: bytes) -> Any:
+    try:
+        return {"text": line.decode().rstrip("\r\n")}
+    except UnicodeDecodeError as error:
+        return _row_error(f"byte {error.start} of the row is not UTF-8", "UTF-8")
+
+
+def iter_lines(path: Path) -> Iterator[tuple[int, bytes | DataError]]:
+    """Yield the numbered lines that are not blank; one beyond the limit is yielded as its error."""
+    with path.open("rb") as raw:
+        file: IO[bytes] = _unpack(raw, path) if path.name.lower().endswith(".zst") else raw
+        number = 0
+        while line := file.readline(MAX_ROW_BYTES + 1):
+            number += 1
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if len(line) > MAX_ROW_BYTES:
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(MAX_ROW_BYTES)
+                yield number, too_large()
+            elif line.strip():
+                yield number, line
+
+
+def _unpack(file: IO[bytes], path: Path) -> IO[bytes]:
+    return io.BufferedReader(_ZstdReader(file, path), 2**17)
+
+
+class _ZstdReader(io.RawIOBase):
+    """Unpacks zstd frames in bounded memory and knows when the last one is cut off."""
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        import zstandard
+
+        self._file, self._path = file, path
+        self._error = zstandard.ZstdError
+        self._engine = zstandard.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW)
+        self._frame: Any = None
+        self._left = b""
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            if not self._fill():
+                return 0
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+    def _fill(self) -> bool:
+        data = self._left or self._file.read(_ZSTD_READ)
+        self._left = b""
+        if not data:
+            if self._frame is not None:
+                _damaged(self._path, "the zstd stream is cut off")
+            return False
+        try:
+            if self._frame is None:
+                self._frame = self._engine.decompressobj()
+            self._ready = memoryview(self._frame.decompress(data))
+            if self._frame.eof:
+                self._left, self._frame = self._frame.unused_data, None
+        except self._error as error:
+            _damaged(self._path, f"it is not sound zstd: {error}", error)
+        return True
+
+
+@contextmanager
+def open_parquet(path: Path) -> Iterator[Any]:
+    """Open a Parquet file until the body ends.
+
+    Raises:
+        DataError: If it is damaged, or turns out to be in the body.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path, pre_buffer=False, memory_map=False) as file:
+            yield file
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        _damaged(path, f"it is not sound Parquet: {error}", error)
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    number = 0
+    with open_parquet(path) as file:
+        count = max(file.metadata.num_rows, 1)
+        groups = range(file.metadata.num_row_groups)
+        size = sum(file.metadata.row_group(group).total_byte_size for group in groups) // count
+        batch_size = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(size, 1)))
+        for batch in file.iter_batches(batch_size=batch_size, use_threads=False):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise DataError(
+            f"{path} is larger than {MAX_JSON_BYTES // 2**20} MiB and JSON cannot be streamed",
+            code="data.too-large",
+            expected="JSONL: one object a line",
+            next=f"jq -c '.[]' {path.name} > {path.stem}.jsonl",
+        )
+    try:
+        data = json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        _damaged(path, f"it is not JSON: {error}", error)
+    yield from enumerate(data if isinstance(data, list) else [data], 1)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    if csv.field_size_limit() < MAX_ROW_BYTES:
+        csv.field_size_limit(MAX_ROW_BYTES)
+    reader = csv.DictReader(_csv_lines(path), strict=True)
+    number = 0
+    try:
+        for row in reader:
+            number += 1
+            if None in row:
+                yield number, _row_error("the row has more cells than the header", "as many")
+            elif None in row.values():
+                yield number, _row_error("the row has fewer cells than the header", "as many")
+            else:
+                yield number, row
+    except csv.Error as error:
+        _damaged(path, f"it is not CSV after row {number}: {error}", error)
+
+
+def _csv_lines(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_ROW_BYTES + 1):
+            number += 1
+            if len(line) > MAX_ROW_BYTES:
+                _damaged(path, f"line {number} is longer than {MAX_ROW_BYTES // 2**20} MiB")
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                _damaged(path, f"line {number}, byte {error.start} is not UTF-8", error)
+
+
+def _row_error(what: str, expected: str) -> DataError:
+    return DataError(
+        what,
+        code="data.row",
+        expected=expected,
+        next="repair the row, or let the job drop and count it",
+    )
+
+
+def too_large() -> DataError:
+    """Return the error of a row beyond ``MAX_ROW_BYTES``."""
+    return DataError(
+        f"the row is larger than {MAX_ROW_BYTES // 2**20} MiB",
+        code="data.row-too-large",
+        expected="rows of text that a model can read",
+        next="cut the row up, or let the job drop and count it",
+    )
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _damaged(path: Path, what: str, cause: Exception | None = None) -> NoReturn:
+    raise DataError(
+        f"{path} is damaged: {what}",
+        code="data.damaged",
+        where=str(path),
+        expected="a whole file",
+        next="fetch or write the file again",
+    ) from cause

@@ -1,0 +1,31 @@
+import subprocess
+import sys
+
+import pytest
+
+from stillroom.recipes import Recipe, list_kinds, recipe_class
+
+
+def test_every_kind_has_a_class_of_that_kind():
+    assert "flow" in list_kinds()
+    for kind in list_kinds():
+        found = recipe_class(kind)
+        assert issubclass(found, Recipe)
+        assert found.model_fields["kind"].default == kind
+        assert all(info.description for name, info in found.model_fields.items() if name != "kind")
+
+
+@pytest.mark.usefixtures("rooms")
+def test_kinds_are_found_by_file():
+    assert list_kinds() == ["merge", "tiny"]
+    assert recipe_class("merge").__name__ == "MergeRecipe"
+
+
+def test_recipes_import_neither_torch_nor_transformers():
+    code = (
+        "import sys, stillroom.recipes as r\n"
+        "[r.recipe_class(kind) for kind in r.list_kinds()]\n"
+        "print([name for name in ('torch', 'transformers', 'pyarrow') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,76 @@
+import pickle
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from stillroom.errors import RecipeError
+from stillroom.recipes import Duration, Recipe, Reference, Secret, Size
+
+
+class Holder(BaseModel):
+    size: Size = 0
+    wait: Duration = 0.0
+    path: Reference = "x"
+    key: Secret | None = None
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("2GB", 2 * 10**9),
+        ("2GiB", 2 * 2**30),
+        ("1.5kb", 1500),
+        ("7", 7),
+        ("7 B", 7),
+        (" 1 TB ", 10**12),
+    ],
+)
+def test_sizes_are_bytes(text, size_bytes):
+    assert Holder(size=text).size == size_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30s", 30.0), ("250ms", 0.25), ("5min", 300.0), ("2h", 7200.0), ("9", 9.0)],
+)
+def test_durations_are_seconds(text, seconds):
+    assert Holder(wait=text).wait == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"size": "2 gigs"},
+        {"size": "-1GB"},
+        {"size": -1},
+        {"size": "GB"},
+        {"wait": "1e9s"},
+        {"wait": "soon"},
+        {"size": "٣GB"},
+        {"size": "1" * 400 + ".5GB"},
+    ],
+)
+def test_what_is_no_quantity_is_refused(given):
+    with pytest.raises(ValidationError):
+        Holder(**given)
+
+
+def test_recipes_are_frozen_and_closed():
+    recipe = Recipe(kind="x")
+    with pytest.raises(ValidationError):
+        recipe.seed = 3
+    with pytest.raises(ValidationError):
+        Recipe(kind="x", extra=1)
+
+
+def test_secrets_are_references_everywhere(monkeypatch):
+    secret = Secret("${env:STILLROOM_TEST}")
+    monkeypatch.setenv("STILLROOM_TEST", "s3cret")
+    assert secret == Secret("${env:STILLROOM_TEST}")
+    assert len({secret, Secret("${env:STILLROOM_TEST}")}) == 1
+    assert "s3cret" not in repr(secret)
+    assert Holder(key="${env:STILLROOM_TEST}").model_dump()["key"] == "${env:STILLROOM_TEST}"
+    assert pickle.loads(pickle.dumps(secret)).reveal() == "s3cret"  # noqa: S301
+    for bad in ["", "plain", "${env:}", "${env:A}x", "${env:A-B}", 3]:
+        with pytest.raises(RecipeError):
+            Secret(bad)

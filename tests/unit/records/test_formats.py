@@ -1,0 +1,190 @@
+import datetime
+
+import pytest
+
+from stillroom.errors import DataError
+from stillroom.records import Link, Message, Origin, Record, from_row, guess_format, to_row
+
+ASK = {"role": "user", "content": "Why?"}
+SAY = {"role": "assistant", "content": "Because."}
+TURNS = (Message("user", "Why?"), Message("assistant", "Because."))
+
+
+@pytest.mark.parametrize(
+    ("row", "format"),
+    [
+        ({"messages": [ASK, SAY]}, "messages"),
+        (
+            {
+                "conversations": [
+                    {"from": "human", "value": "Why?"},
+                    {"from": "gpt", "value": "Because."},
+                ]
+            },
+            "sharegpt",
+        ),
+        ({"conversations": [ASK, SAY]}, "sharegpt"),
+        ({"instruction": "Why?", "input": "", "output": "Because."}, "alpaca"),
+        ({"instruction": "Why?", "output": "Because."}, "alpaca"),
+        ({"prompt": "Why?", "completion": "Because."}, "prompt_completion"),
+        ({"prompt": [ASK], "completion": [SAY]}, "prompt_completion"),
+        ({"prompt": [ASK], "completion": "Because."}, "prompt_completion"),
+        ({"prompt": "Why?", "response": "Because."}, "prompt_completion"),
+        (
+            {
+                "messages": [
+                    ASK,
+                    {
+                        "role": "assistant",
+                        "content": [
+                            {"type": "text", "text": "Beca"},
+                            {"type": "text", "text": "use."},
+                        ],
+                    },
+                ]
+            },
+            "messages",
+        ),
+    ],
+)
+def test_each_format_gives_the_same_conversation(row, format):
+    assert guess_format(row) == format
+    record = from_row(row)
+    assert record.messages == TURNS
+    assert record.fields == {}
+    assert record.origin == Origin()
+
+
+def test_text_is_one_turn_of_the_assistant():
+    assert from_row({"text": "Once."}).messages == (Message("assistant", "Once."),)
+
+
+def test_alpaca_joins_the_input_and_keeps_system_and_history():
+    record = from_row(
+        {
+            "system": "Be brief.",
+            "history": [["Hi", "Hello"]],
+            "instruction": "Translate.",
+            "input": "chat",
+            "output": "cat",
+        }
+    )
+    assert [(m.role, m.content) for m in record.messages] == [
+        ("system", "Be brief."),
+        ("user", "Hi"),
+        ("assistant", "Hello"),
+        ("user", "Translate.\n\nchat"),
+        ("assistant", "cat"),
+    ]
+
+
+def test_sharegpt_takes_its_system_and_its_many_names():
+    turns = [("human", "a"), ("gpt", "b"), ("observation", "c"), ("ASSISTANT", "d")]
+    row = {"system": "s", "conversations": [{"from": f, "value": v} for f, v in turns]}
+    roles = [message.role for message in from_row(row).messages]
+    assert roles == ["system", "user", "assistant", "tool", "assistant"]
+
+
+def test_what_a_format_does_not_name_is_kept():
+    when = datetime.datetime(2024, 1, 2, 3, 4, 5)
+    row = {
+        "id": "row-7",
+        "messages": [{**ASK, "name": "Ann", "weight": None}, SAY],
+        "score": 0.5,
+        "when": when,
+        "nested": {"a": [1, (2, 3)]},
+    }
+    record = from_row(row)
+    assert record.fields == {
+        "id": "row-7",
+        "score": 0.5,
+        "when": "2024-01-02T03:04:05",
+        "nested": {"a": [1, [2, 3]]},
+        "message_extras": {"0": {"name": "Ann"}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("carried", "origin"),
+    [
+        ({}, Origin()),
+        ({"license": "MIT"}, Origin(license="MIT")),
+        ({"origin": "human", "license": "CC0-1.0"}, Origin("human", license="CC0-1.0")),
+        ({"origin": {"kind": "synthetic", "license": "MIT"}}, Origin("synthetic", license="MIT")),
+        (
+            {"origin": {"kind": "synthetic", "chain": [{"method": "m", "parents": ["p"]}]}},
+            Origin("synthetic", (Link("m", "", ("p",)),)),
+        ),
+    ],
+)
+def test_a_foreign_row_keeps_the_origin_it_carries(carried, origin):
+    assert from_row({"text": "x", **carried}).origin == origin
+
+
+def test_another_kind_of_origin_stays_a_field():
+    for other in ["Paris", {"url": "http://x"}, None, 3]:
+        record = from_row({"text": "x", "origin": other})
+        assert record.origin == Origin()
+        assert record.fields == {"origin": other}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [],
+        "text",
+        None,
+        {},
+        {"a": 1},
+        {"text": None},
+        {"text": 3},
+        {"messages": None},
+        {"messages": "hi"},
+        {"messages": [None]},
+        {"messages": ["hi"]},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "king", "content": "x"}]},
+        {"messages": [{"role": None, "content": "x"}]},
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]},
+        {"conversations": {"from": "human"}},
+        {"instruction": "a", "output": None},
+        {"instruction": "a", "output": "b", "history": [["x"]]},
+        {"prompt": 1, "completion": "b"},
+        {"prompt": "a", "completion": [3]},
+        {"text": "x", "score": float("nan")},
+        {"text": "x", "score": float("inf")},
+        {"text": "x", "raw": b"bytes"},
+        {"text": "x", "origin": {"kind": "human", "chain": [3]}},
+        {"text": "x", "origin": {"kind": "alien"}},
+        {"messages": [], "fields": [], "origin": {}},
+        {"messages": [], "fields": "{", "origin": {}},
+        {"messages": [], "fields": '{"a": NaN}', "origin": {}},
+        {"messages": [], "fields": {}, "origin": "human"},
+        {"messages": [3], "fields": {}, "origin": {}},
+        {"messages": [], "fields": {}, "origin": {"kind": "human", "chain": [{}]}},
+    ],
+)
+def test_a_row_that_cannot_be_kept_whole_is_refused(row):
+    with pytest.raises(DataError) as caught:
+        from_row(row)
+    assert caught.value.code in {"data.row", "data.message", "data.origin"}
+    assert caught.value.problems[0].expected
+
+
+def test_an_unknown_format_is_no_fault_of_the_row():
+    with pytest.raises(DataError) as caught:
+        from_row({"text": "x"}, "sharegtp")
+    assert caught.value.code == "data.format"
+    with pytest.raises(DataError, match="has no 'conversations'"):
+        from_row({"text": "x"}, "sharegpt")
+
+
+def test_a_format_that_cannot_hold_the_messages_says_so():
+    three = Record((*TURNS, Message("user", "And?")))
+    for format in ["alpaca", "text", "prompt_completion"]:
+        with pytest.raises(DataError, match="cannot hold messages of roles user"):
+            to_row(three, format)
+    with pytest.raises(DataError):
+        to_row(three, "nope")

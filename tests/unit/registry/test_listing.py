@@ -1,0 +1,58 @@
+import subprocess
+import sys
+from pathlib import Path
+
+from stillroom.registry import find_seams, list_kinds, list_methods, names_in, suggest
+
+
+def test_methods_are_listed_from_their_files(tmp_path):
+    package = tmp_path / "house"
+    seam = package / "room" / "methods"
+    seam.mkdir(parents=True)
+    (seam / "__init__.py").write_text('SEAM = "how"\n')
+    (package / "room" / "plain").mkdir()
+    (package / "room" / "plain" / "__init__.py").write_text("")
+    (seam / "_private.py").write_text("raise RuntimeError\n")
+    (seam / "first.py").write_text(
+        '"""One line.\n\nSource: x\n"""\nraise RuntimeError\n'
+        "class _Hidden:\n    paper: str = 'no'\n"
+        "class First:\n    paper: str = 'arXiv:1'\n    status: str = 'experimental'\n"
+    )
+    seams = find_seams(package)
+    assert seams == {"stillroom.room.methods": seam}
+    (listed,) = list_methods(seams)
+    assert (listed.name, listed.summary, listed.paper, listed.status) == (
+        "first",
+        "One line.",
+        "arXiv:1",
+        "experimental",
+    )
+    assert names_in(seam) == ["first"]
+
+
+def test_every_method_of_the_house_has_a_summary():
+    for listed in list_methods():
+        assert listed.summary.endswith("."), listed.path
+        assert listed.path.is_file()
+
+
+def test_the_nearest_word_is_suggested():
+    assert suggest("densty", ["density", "weight"]) == "did you mean 'density'?"
+    assert suggest("zzz", ["density"]) == ""
+
+
+def test_listing_imports_neither_pydantic_nor_torch():
+    code = (
+        "import sys\nfrom stillroom.registry import list_methods, list_kinds\n"
+        "list(list_methods()), list_kinds()\n"
+        "print([name for name in ('pydantic', 'torch') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_kinds_are_folders_with_a_recipe(tmp_path: Path):
+    (tmp_path / "merge").mkdir()
+    (tmp_path / "merge" / "recipe.py").write_text('"""What is merged.\n\nMore."""\n')
+    (tmp_path / "other").mkdir()
+    assert list_kinds(tmp_path) == {"merge": "What is merged."}
