@@ -1,31 +1,63 @@
-"""Checks that hold for every method of every seam, whatever it does.
+"""Checks that every method of every seam must pass: its contract, and its family's identities.
 
-The rooms' own conformance tests (identities, shapes, bytes) stand with the rooms; these are the
-promises that lists, schemas and recipes rely on.
+Lists, schemas and recipes rely on the contract; the identities are in ``families``.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 from pathlib import Path
 
-from stillroom.registry import Method
+from stillroom.registry import Method, Seam
 
 __all__ = ["check_method"]
 
 _STATUSES = ("stable", "experimental")
 
 
-def check_method(method: type[Method]) -> None:
-    """Check what every method promises: its summary, source, defaults and round trip.
+def check_method(seam: str, name: str) -> None:
+    """Check what a method promises: summary, source, defaults, round trip, family identities.
 
     Args:
-        method: The class, as ``Seam.get`` returns it.
+        seam: The seam's dotted name, as ``stillroom.merge.methods``.
+        name: The method's name.
 
     Raises:
         AssertionError: If a promise is broken; says which.
+        RecipeError: If there is no such method.
     """
+    method = _find_seam(seam).get(name)
+    _check_contract(method)
+    if not any(info.is_required() for info in method.model_fields.values()):
+        _check_round_trip(method)
+        _check_family(method())
+
+
+def _find_seam(group: str) -> Seam[Method]:
+    room = importlib.import_module(f"{group.rsplit('.', 1)[0]}.method")
+    for member in vars(room).values():
+        if isinstance(member, Seam) and member.group == group:
+            return member
+    raise AssertionError(f"{room.__name__} holds no Seam for {group}")
+
+
+def _check_family(method: Method) -> None:
+    from stillroom.distill.method import Objective
+    from stillroom.merge.method import MergeMethod
+    from stillroom.testing.families import check_chunker, check_merge_method, check_objective
+    from stillroom.text.method import Chunker
+
+    if isinstance(method, MergeMethod):
+        check_merge_method(method)
+    elif isinstance(method, Objective):
+        check_objective(method)
+    elif isinstance(method, Chunker):
+        check_chunker(method)
+
+
+def _check_contract(method: type[Method]) -> None:
     path = Path(inspect.getfile(method))
     tree = ast.parse(path.read_text(encoding="utf-8"))
     _check_docstring(method, ast.get_docstring(tree) or "")
@@ -34,7 +66,6 @@ def check_method(method: type[Method]) -> None:
         _require(bool(info.description), f"{method.__name__}.{name} has no description")
     _require(method.status in _STATUSES, f"status is {method.status!r}, not one of {_STATUSES}")
     _require(isinstance(method.paper, str), "paper is not text")
-    _check_round_trip(method)
 
 
 def _check_docstring(method: type[Method], text: str) -> None:
@@ -42,7 +73,8 @@ def _check_docstring(method: type[Method], text: str) -> None:
     _require(bool(summary), f"the module of {method.__name__} has no summary line")
     _require(len(summary) <= 100, f"the summary is {len(summary)} characters long")
     _require(summary.endswith("."), f"the summary {summary!r} does not end in a full stop")
-    _require("Source:" in text, f"the module of {method.__name__} names no source")
+    named = "Source:" in text or not method.paper
+    _require(named, f"the module of {method.__name__} does not say what it takes from its paper")
 
 
 def _check_file(method: type[Method], tree: ast.Module, path: Path) -> None:
@@ -60,8 +92,6 @@ def _check_file(method: type[Method], tree: ast.Module, path: Path) -> None:
 
 
 def _check_round_trip(method: type[Method]) -> None:
-    if any(info.is_required() for info in method.model_fields.values()):
-        return
     made = method()
     dumped = made.model_dump(mode="json")
     _require(dumped.pop("name") == method.method_name(), "the dump does not name the method")

@@ -1,0 +1,89 @@
+"""Cards: the README.md of a checkpoint, with YAML front matter that hubs and people read."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stillroom.jobs import atomic_write
+
+__all__ = ["read_card", "write_card"]
+
+_MAX_FRONT = 64_000
+_FENCE = "---"
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Return the front matter of ``folder/README.md``; empty where there is none to be read.
+
+    A card is a courtesy of its maker: one that is no YAML tells nothing, and is no error.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    path = folder / "README.md"
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", errors="replace") as file:
+        text = file.read(_MAX_FRONT)
+    lines = text.splitlines()
+    if (
+        not lines
+        or lines[0].strip() != _FENCE
+        or _FENCE not in (line.strip() for line in lines[1:])
+    ):
+        return {}
+    end = next(number for number, line in enumerate(lines[1:], 1) if line.strip() == _FENCE)
+    try:
+        front = YAML(typ="safe", pure=True).load("\n".join(lines[1:end]))
+    except (YAMLError, ValueError, RecursionError):
+        return {}
+    return dict(front) if isinstance(front, dict) else {}
+
+
+def write_card(
+    folder: Path,
+    title: str,
+    body: str,
+    *,
+    license: str = "",
+    base_models: Sequence[str] = (),
+    relation: str = "",
+    tags: Sequence[str] = (),
+    fields: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``folder/README.md`` with front matter as the Hugging Face hub reads it.
+
+    Args:
+        folder: The checkpoint's folder.
+        title: First heading.
+        body: Markdown below the heading: the lineage in words.
+        license: SPDX id; several joined with AND become ``other`` with the name kept.
+        base_models: What it was made from: names or paths.
+        relation: ``finetune``, ``merge``, ``quantized`` or empty.
+        tags: Words to be found by.
+        fields: More front matter.
+    """
+    from ruamel.yaml import YAML
+
+    front: dict[str, Any] = {}
+    if license:
+        simple = " AND " not in license
+        front["license"] = license.lower() if simple else "other"
+        if not simple:
+            front["license_name"] = license
+    if base_models:
+        front["base_model"] = list(base_models)
+    if relation:
+        front["base_model_relation"] = relation
+    front["library_name"] = "transformers"
+    front["tags"] = sorted({"stillroom", *tags})
+    front.update(fields or {})
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    text = io.StringIO()
+    yaml.dump(front, text)
+    with atomic_write(folder / "README.md") as file:
+        file.write(f"{_FENCE}\n{text.getvalue()}{_FENCE}\n\n# {title}\n\n{body.rstrip()}\n")

@@ -1,0 +1,277 @@
+"""Checkpoint: a folder of weights, config and tokenizer, opened without loading it.
+
+Tensors come one at a time or in blocks of rows. The fingerprint names the tensors, not the files:
+the same weights in one file or seven have the same one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillroom.checkpoints.card import read_card
+from stillroom.checkpoints.header import TensorEntry
+from stillroom.checkpoints.store import DTYPES, Store, open_store
+from stillroom.errors import CheckpointError
+from stillroom.provenance import digest_file, digest_json, find_output
+
+__all__ = ["Checkpoint", "as_bytes", "fingerprint_of"]
+
+_BLOCK_BYTES = 4 << 20
+_MAX_CONFIG = 10_000_000
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt")
+_digests: dict[tuple[object, ...], dict[str, str]] = {}
+
+
+class Checkpoint:
+    """Weights, config and tokenizer of one model on disk.
+
+    Use ``Checkpoint.open``. Tensors belong to the caller: changing one changes no file.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], store: Store) -> None:
+        """Stand over an opened store; callers use ``open``."""
+        self.folder = folder
+        self.config = config
+        self._store = store
+
+    @classmethod
+    def open(
+        cls, path: Path, *, allow_pickle: bool = False, cache: Path | None = None
+    ) -> Checkpoint:
+        """Open a Hugging Face folder, a job's folder of kind checkpoint, or a GGUF file.
+
+        Args:
+            path: The folder or file. A GGUF file is dequantized once, into the cache.
+            allow_pickle: Read ``pytorch_model.bin`` where there is no safetensors file. It goes
+                through torch's weights-only unpickler; still, allow it for trusted makers only.
+            cache: Where dequantized files are kept; default the user's cache folder.
+
+        Raises:
+            CheckpointError: If it is missing, broken or refused; every file that is read is
+                checked first.
+        """
+        if not path.exists():
+            raise CheckpointError(
+                f"{path} does not exist",
+                code="checkpoint.missing",
+                expected="a folder with config.json and model.safetensors, or a .gguf file",
+                next="check the path",
+            )
+        if path.is_file():
+            path = _open_file(path, cache)
+        folder = find_output(path, "checkpoint")
+        return cls(folder, _read_config(folder), open_store(folder, allow_pickle=allow_pickle))
+
+    def names(self) -> list[str]:
+        """Return the names of all tensors, sorted."""
+        return sorted(self._store.entries)
+
+    def __contains__(self, name: str) -> bool:
+        """Return whether there is a tensor of that name."""
+        return name in self._store.entries
+
+    def entry(self, name: str) -> TensorEntry:
+        """Return a tensor's type, shape and place.
+
+        Raises:
+            CheckpointError: If there is no such tensor.
+        """
+        if name not in self._store.entries:
+            raise CheckpointError(
+                f"there is no tensor '{name:.120}'",
+                code="checkpoint.no-tensor",
+                where=str(self.folder),
+                expected=f"one of the {len(self._store.entries)} names of Checkpoint.names()",
+                next="compare the architectures of the checkpoints",
+            )
+        return self._store.entries[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+        return self.entry(name).shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return a tensor's storage type."""
+        return DTYPES[self.entry(name).dtype]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Return a whole tensor, mapped from its file; writing to it changes no file."""
+        self.entry(name)
+        return self._store.map(name)
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return rows ``start`` to ``stop`` of a tensor, read into memory of their own.
+
+        A scalar is one row of shape (). Nothing but the rows becomes resident.
+        """
+        entry = self.entry(name)
+        if not 0 <= start <= stop <= entry.rows:
+            raise IndexError(f"rows {start}:{stop} of {entry.rows}")
+        return self._store.read(name, start, stop)
+
+    def blocks(self, name: str, block_bytes: int = _BLOCK_BYTES) -> Iterator[torch.Tensor]:
+        """Yield a tensor as blocks of whole rows, each of about ``block_bytes``."""
+        entry = self.entry(name)
+        step = max(1, block_bytes // max(entry.row_bytes, 1))
+        for start in range(0, entry.rows, step):
+            yield self.rows(name, start, min(start + step, entry.rows))
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all tensors."""
+        return sum(entry.size_bytes for entry in self._store.entries.values())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 over every tensor's name, type, shape and bytes; reads them all once.
+
+        It does not depend on shards, file order or file names, and is kept in memory as long as
+        the files' sizes and times stay what they were.
+        """
+        key = tuple(
+            (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+            for path in self._store.files
+            for stat in [path.stat()]
+        )
+        if key not in _digests:
+            _digests[key] = {name: self.digest_tensor(name) for name in self.names()}
+        return fingerprint_of(
+            (entry.name, entry.dtype, entry.shape, _digests[key][entry.name])
+            for entry in self._store.entries.values()
+        )
+
+    def digest_tensor(self, name: str) -> str:
+        """Return the sha256 of one tensor's bytes, read in blocks."""
+        digest = hashlib.sha256()
+        for block in self.blocks(name):
+            digest.update(as_bytes(block))
+        return digest.hexdigest()
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many numbers the model learns; a tied output embedding counts once."""
+        skipped = {_HEAD} if self.is_tied and _EMBEDDING in self else set()
+        return sum(
+            math.prod(entry.shape)
+            for name, entry in self._store.entries.items()
+            if name not in skipped and DTYPES[entry.dtype].is_floating_point
+        )
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the config ties the output embedding to the input embedding."""
+        return bool(self.config.get("tie_word_embeddings", False))
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """The sha256 of what the tokenizer does; empty where the folder has none.
+
+        tokenizer.json counts by its values, without the truncation and padding that a library may
+        have left in it, so that a rewritten file of the same tokenizer keeps its digest.
+        """
+        values = self._tokenizer
+        if values:
+            return digest_json(
+                {key: values[key] for key in values if key not in {"truncation", "padding"}}
+            )
+        found = [self.folder / name for name in _TOKENIZER_FILES if (self.folder / name).is_file()]
+        return digest_json([digest_file(file) for file in found]) if found else ""
+
+    @cached_property
+    def vocabulary_digest(self) -> str:
+        """The sha256 of which token has which number; empty where tokenizer.json does not say."""
+        model = self._tokenizer.get("model")
+        listed = model.get("vocab") if isinstance(model, dict) else None
+        if isinstance(listed, list):  # unigram models list [token, score] in order
+            numbers: dict[str, Any] = {str(item[0]): at for at, item in enumerate(listed) if item}
+        elif isinstance(listed, dict):
+            numbers = dict(listed)
+        else:
+            return ""
+        for added in self._tokenizer.get("added_tokens") or ():
+            if isinstance(added, dict):
+                numbers[str(added.get("content"))] = added.get("id")
+        return digest_json(numbers)
+
+    @cached_property
+    def _tokenizer(self) -> dict[str, Any]:
+        """What tokenizer.json says; empty where there is none."""
+        path = self.folder / "tokenizer.json"
+        if not path.is_file():
+            return {}
+        try:
+            values = json.loads(path.read_bytes())
+            if not isinstance(values, dict):
+                raise TypeError("it is not a mapping")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise CheckpointError(
+                f"tokenizer.json cannot be read: {error!s:.80}",
+                code="checkpoint.tokenizer",
+                where=str(path),
+                expected="a tokenizer as the tokenizers library writes it",
+                next="download the file again",
+            ) from error
+        return values
+
+    @cached_property
+    def license(self) -> str:
+        """The license its card names, or its config; empty where nobody says."""
+        named = read_card(self.folder).get("license") or self.config.get("license") or ""
+        return named if isinstance(named, str) else ""
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """Return a contiguous tensor's bytes without a copy."""
+    flat = tensor.detach().contiguous().view(-1)
+    if not flat.numel():
+        return memoryview(b"")
+    return memoryview(flat.view(torch.uint8).numpy().data)
+
+
+def fingerprint_of(entries: Iterator[tuple[str, str, tuple[int, ...], str]]) -> str:
+    """Return the fingerprint of tensors given as name, type, shape and digest of bytes."""
+    return digest_json(
+        [[name, dtype, list(shape), digest] for name, dtype, shape, digest in sorted(entries)]
+    )
+
+
+def _open_file(path: Path, cache: Path | None) -> Path:
+    if path.suffix.lower() != ".gguf":
+        raise CheckpointError(
+            f"{path.name} is not a checkpoint",
+            code="checkpoint.missing",
+            where=str(path),
+            expected="a folder with config.json and model.safetensors, or a .gguf file",
+            next="give the folder that the file lies in",
+        )
+    from stillroom.checkpoints.dequantize import dequantize_gguf
+
+    return dequantize_gguf(path, cache)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        if path.stat().st_size > _MAX_CONFIG:
+            raise ValueError(f"it is larger than {_MAX_CONFIG} bytes")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise TypeError("it is not a mapping")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path.name} cannot be read: {error!s:.120}",
+            code="checkpoint.config",
+            where=str(folder),
+            expected="a folder with the config.json of a Hugging Face model",
+            next="give the folder that holds config.json next to the weights",
+        ) from error
+    return config

@@ -1,0 +1,254 @@
+"""Where a checkpoint's bytes lie: safetensors files, sharded or not, or a permitted pickle.
+
+A store gives entries by name and reads rows of one tensor. It knows nothing of config or tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from stillroom.checkpoints.header import TensorEntry, read_header
+from stillroom.errors import CheckpointError
+
+__all__ = ["DTYPES", "DTYPE_NAMES", "PickleStore", "SafetensorsStore", "Store", "open_store"]
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+INDEX_FILE = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_MAX_INDEX = 100_000_000
+
+
+class Store(Protocol):
+    """Named tensors on disk."""
+
+    @property
+    def entries(self) -> Mapping[str, TensorEntry]:
+        """Every tensor by name."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files the tensors lie in."""
+
+    def map(self, name: str) -> torch.Tensor:
+        """Return a whole tensor, backed by its file; writing to it changes no file."""
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return rows ``start`` to ``stop`` in memory of their own, (rows, ...)."""
+
+
+class SafetensorsStore:
+    """Tensors of one or more safetensors files."""
+
+    def __init__(self, homes: Mapping[str, Path], entries: Mapping[str, TensorEntry]) -> None:
+        """Stand over checked entries; ``homes`` says which file holds which tensor."""
+        self.entries = entries
+        self.files = tuple(sorted(set(homes.values())))
+        self._homes = homes
+        self._open: dict[Path, int] = {}
+
+    def map(self, name: str) -> torch.Tensor:
+        """Return a whole tensor, copy-on-write over its file's pages."""
+        entry = self.entries[name]
+        dtype = DTYPES[entry.dtype]
+        if entry.size_bytes == 0:
+            return torch.empty(entry.shape, dtype=dtype)
+        skip = entry.start % mmap.ALLOCATIONGRANULARITY
+        view = mmap.mmap(
+            self._descriptor(name),
+            entry.size_bytes + skip,
+            access=mmap.ACCESS_COPY,
+            offset=entry.start - skip,
+        )
+        flat = torch.frombuffer(view, dtype=torch.uint8, offset=skip)
+        if entry.start % dtype.itemsize:  # old writers aligned nothing; a view needs it
+            flat = flat.clone()
+        return flat.view(dtype).view(entry.shape)
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return rows of a tensor, read (not mapped), so that resident memory stays small."""
+        entry = self.entries[name]
+        dtype = DTYPES[entry.dtype]
+        shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
+        wanted = (stop - start) * entry.row_bytes
+        if wanted == 0:
+            return torch.empty(shape, dtype=dtype)
+        buffer = bytearray(wanted)
+        view, offset, got = memoryview(buffer), entry.start + start * entry.row_bytes, 0
+        while got < wanted:
+            count = os.preadv(self._descriptor(name), [view[got:]], offset + got)
+            if count == 0:
+                raise CheckpointError(
+                    f"{self._homes[name].name} ended while tensor '{name}' was read",
+                    code="checkpoint.broken",
+                    where=str(self._homes[name]),
+                    expected="a file that nobody shortens meanwhile",
+                    next="restore the file and run again",
+                )
+            got += count
+        return torch.frombuffer(buffer, dtype=dtype).view(shape)
+
+    def _descriptor(self, name: str) -> int:
+        path = self._homes[name]
+        if path not in self._open:
+            self._open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._open[path]
+
+    def __del__(self) -> None:
+        """Close the files."""
+        for descriptor in getattr(self, "_open", {}).values():
+            os.close(descriptor)
+
+
+class PickleStore:
+    """Tensors of a permitted ``pytorch_model.bin``, loaded by torch's weights-only unpickler."""
+
+    def __init__(self, path: Path) -> None:
+        """Unpickle ``path``; only plain tensors are accepted."""
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # whatever a hostile pickle makes torch raise
+            raise _refuse(path, f"cannot be unpickled safely: {error!s:.200}") from error
+        if not isinstance(loaded, dict) or not all(
+            isinstance(value, torch.Tensor) and value.dtype in DTYPE_NAMES
+            for value in loaded.values()
+        ):
+            raise _refuse(path, "holds something that is not a plain tensor")
+        self._tensors: dict[str, torch.Tensor] = {
+            str(name): tensor.contiguous() for name, tensor in loaded.items()
+        }
+        self.files: tuple[Path, ...] = (path,)
+        self.entries = {
+            name: TensorEntry(
+                name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), 0, tensor.nbytes
+            )
+            for name, tensor in self._tensors.items()
+        }
+
+    def map(self, name: str) -> torch.Tensor:
+        """Return a whole tensor of its own."""
+        return self._tensors[name].clone()
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return rows of a tensor in memory of their own."""
+        tensor = self._tensors[name]
+        return (tensor[start:stop] if tensor.dim() else tensor).clone()
+
+
+def open_store(folder: Path, *, allow_pickle: bool = False) -> Store:
+    """Open the weights of a folder.
+
+    Raises:
+        CheckpointError: If there are none, they are broken, or only a pickle that is not allowed.
+    """
+    index, single = folder / INDEX_FILE, folder / _SINGLE
+    if index.is_file():
+        return _open_shards(folder, index)
+    if single.is_file():
+        entries = read_header(single)
+        return SafetensorsStore(dict.fromkeys(entries, single), entries)
+    pickles = [folder / name for name in _PICKLES if (folder / name).is_file()]
+    if pickles and allow_pickle and pickles[0].suffix == ".bin":
+        return PickleStore(pickles[0])
+    if pickles:
+        raise CheckpointError(
+            f"{pickles[0].name} is a pickle, which can run code when it is read",
+            code="checkpoint.pickle",
+            where=str(folder),
+            expected="model.safetensors",
+            next="convert it to safetensors, or allow pickles if you trust its maker",
+        )
+    raise CheckpointError(
+        f"{folder} holds no weights",
+        code="checkpoint.no-weights",
+        where=str(folder),
+        expected=f"{_SINGLE}, or {INDEX_FILE} with its shards",
+        next="check that the download is complete",
+    )
+
+
+def _open_shards(folder: Path, index: Path) -> SafetensorsStore:
+    homes = {name: _shard_path(folder, index, name, file) for name, file in _read_index(index)}
+    entries: dict[str, TensorEntry] = {}
+    for path in sorted(set(homes.values())):
+        for name, entry in read_header(path).items():
+            if homes.get(name) != path:
+                raise _bad_index(index, f"{path.name} holds '{name:.80}', which it does not list")
+            entries[name] = entry
+    for name, path in homes.items():
+        if name not in entries:
+            raise _bad_index(index, f"it lists '{name:.80}' in {path.name}, which has it not")
+    return SafetensorsStore(homes, entries)
+
+
+def _read_index(index: Path) -> list[tuple[str, str]]:
+    if index.stat().st_size > _MAX_INDEX:
+        raise _bad_index(index, f"it is larger than {_MAX_INDEX} bytes")
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        pairs = list(listed.items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _bad_index(index, f"it has no weight_map ({error!s:.80})") from error
+    if not pairs or not all(isinstance(file, str) for _, file in pairs):
+        raise _bad_index(index, "its weight_map does not name a file for each tensor")
+    return pairs
+
+
+def _shard_path(folder: Path, index: Path, name: str, file: str) -> Path:
+    path = folder / file
+    if Path(file).name != file or "\\" in file or "\0" in file or not file.endswith(".safetensors"):
+        raise _bad_index(index, f"it looks for '{name:.80}' in {file!r:.80}")
+    if not path.is_file():
+        raise CheckpointError(
+            f"the shard {file:.80} is missing",
+            code="checkpoint.missing-shard",
+            where=str(index),
+            expected=f"{file:.80} next to the index",
+            next="check that the download is complete",
+        )
+    return path
+
+
+def _bad_index(index: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{index.name} cannot be followed: {what}",
+        code="checkpoint.index",
+        where=str(index),
+        expected="a weight_map from every tensor to a .safetensors file of the same folder",
+        next="download or write the checkpoint again",
+    )
+
+
+def _refuse(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path.name} {what}",
+        code="checkpoint.pickle",
+        where=str(path),
+        expected="a state dict of plain tensors",
+        next="convert it to safetensors where it was made",
+    )

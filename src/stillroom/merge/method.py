@@ -1,0 +1,133 @@
+"""``MergeMethod``: what a way of merging is given, and what it must give back.
+
+A method sees row blocks of one tensor at a time, in float32 or float64. It knows neither files nor
+storage types, and must not depend on where a block begins: what needs the whole tensor is measured
+beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from typing_extensions import override
+
+from stillroom.errors import RecipeError
+from stillroom.registry import Method, Seam
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["METHODS", "Block", "Blocks", "MergeMethod", "Place"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a block lies, and what holds for each parent.
+
+    ``offset`` is the index, within the flattened tensor, of the block's first element. ``keys``
+    name the parents by content, for randomness that does not depend on their order; ``weights``
+    and ``densities`` are theirs, where the recipe gives any.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    keys: tuple[str, ...]
+    weights: tuple[float, ...]
+    densities: tuple[float | None, ...] = ()
+    seed: int = 0
+    offset: int = 0
+    overall: Any = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some rows of one tensor: of the base (absent where the merge has none) and every parent."""
+
+    base: torch.Tensor | None
+    parents: tuple[torch.Tensor, ...]
+    at: Place
+
+
+class Blocks(Protocol):
+    """One tensor as row blocks, in order; may be walked as often as a method needs."""
+
+    @property
+    def at(self) -> Place:
+        """The place of the whole tensor, offset 0."""
+
+    def __iter__(self) -> Iterator[Block]:
+        """Yield the blocks from first row to last."""
+
+
+class MergeMethod(Method):
+    """Makes one tensor of several; subclasses hold one ``combine``, and ``measure`` if needed."""
+
+    needs_base: ClassVar[bool] = False
+    is_ordered: ClassVar[bool] = False
+    uses_weights: ClassVar[bool] = True
+    uses_densities: ClassVar[bool] = False
+    least_parents: ClassVar[int] = 1
+    most_parents: ClassVar[int] = 1000
+
+    @classmethod
+    @override
+    def recipe_needs(cls) -> dict[str, int]:
+        """Return that the recipe must name a base, where one is needed, and enough models."""
+        return {"models": cls.least_parents, **({"base": 1} if cls.needs_base else {})}
+
+    def check(self, weights: Sequence[float]) -> None:
+        """Refuse parents that the method cannot merge.
+
+        Raises:
+            RecipeError: If there are too few or too many, or their weights make no sense.
+        """
+        if not self.least_parents <= len(weights) <= self.most_parents:
+            wanted = f"at least {self.least_parents}"
+            if self.most_parents < 1000:
+                wanted = f"{self.least_parents} to {self.most_parents}"
+            if self.least_parents == self.most_parents:
+                wanted = f"exactly {self.least_parents}"
+            raise RecipeError(
+                f"{self.method_name()} cannot merge {len(weights)} models",
+                code="merge.parents",
+                where="models",
+                expected=wanted,
+                next="change the list 'models', or choose another method",
+            )
+
+    def survey(self, tensors: Iterable[Blocks]) -> Any:
+        """Reduce the whole model to JSON values, before anything else; default nothing.
+
+        What is returned comes back as ``at.overall``. Only methods whose rule spans tensors
+        override this.
+        """
+        return None
+
+    def measure(self, blocks: Blocks) -> Any:
+        """Reduce one tensor to a few numbers, before its blocks are combined; default nothing."""
+        return None
+
+    def combine(
+        self,
+        base: torch.Tensor | None,
+        parents: Sequence[torch.Tensor],
+        measured: Any,
+        at: Place,
+    ) -> torch.Tensor:
+        """Make one block of several.
+
+        Args:
+            base: The base's rows, (rows, ...), or None where the merge has none.
+            parents: Every parent's rows, same shape and type; none may be changed.
+            measured: What ``measure`` returned for this tensor.
+            at: Where the block lies.
+
+        Returns:
+            The merged rows, same shape and type; freshly made or one of the inputs.
+        """
+        raise NotImplementedError
+
+
+METHODS = Seam("stillroom.merge.methods", MergeMethod)

@@ -1,0 +1,55 @@
+"""Linear: the weighted mean of the models.
+
+Source: Wortsman et al. 2022, model soups, arXiv:2203.05482. Identical models give themselves back,
+bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.errors import RecipeError
+from stillroom.merge.method import MergeMethod, Place
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Linear"]
+
+
+class Linear(MergeMethod):
+    """The weighted mean, or with ``normalize`` off the weighted sum."""
+
+    paper: ClassVar[str] = "arXiv:2203.05482"
+
+    normalize: bool = Field(True, description="divide by the sum of the weights")
+
+    @override
+    def check(self, weights: Sequence[float]) -> None:
+        super().check(weights)
+        if self.normalize and abs(math.fsum(weights)) < 1e-9:
+            raise RecipeError(
+                "the weights add up to zero, which nothing can be divided by",
+                code="merge.weights",
+                where="models",
+                expected="weights with a sum other than 0",
+                next="change a weight, or set method.normalize to false",
+            )
+
+    @override
+    def combine(
+        self,
+        base: torch.Tensor | None,
+        parents: Sequence[torch.Tensor],
+        measured: Any,
+        at: Place,
+    ) -> torch.Tensor:
+        from stillroom.merge.arithmetic import weighted_sum
+
+        total = weighted_sum(parents, at.weights)
+        return total.div_(math.fsum(at.weights)) if self.normalize else total

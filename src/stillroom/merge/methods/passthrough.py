@@ -1,0 +1,39 @@
+"""Passthrough: one model as it is, or scaled.
+
+Source: no paper; the identity, for copying, converting the storage type and resharding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.merge.method import MergeMethod, Place
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Passthrough"]
+
+
+class Passthrough(MergeMethod):
+    """Copies bit for bit at ``scale`` 1."""
+
+    paper: ClassVar[str] = ""
+    uses_weights: ClassVar[bool] = False
+    most_parents: ClassVar[int] = 1
+
+    scale: float = Field(1.0, description="multiplier of every merged tensor")
+
+    @override
+    def combine(
+        self,
+        base: torch.Tensor | None,
+        parents: Sequence[torch.Tensor],
+        measured: Any,
+        at: Place,
+    ) -> torch.Tensor:
+        return parents[0] if self.scale == 1 else parents[0] * self.scale

@@ -1,0 +1,51 @@
+"""Run average: the mean of checkpoints along one training run.
+
+Source: Kaddour 2022, LAWA, arXiv:2209.14981 (uniform over the latest checkpoints). Differs: with
+``ema`` later checkpoints count more, each ``decay`` times as much as the one after it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.merge.method import MergeMethod, Place
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["RunAverage"]
+
+
+class RunAverage(MergeMethod):
+    """Takes the models from the earliest to the latest."""
+
+    paper: ClassVar[str] = "arXiv:2209.14981"
+    is_ordered: ClassVar[bool] = True
+    uses_weights: ClassVar[bool] = False
+
+    average: Literal["uniform", "ema"] = Field(
+        "uniform", description="all alike, or later ones more"
+    )
+    decay: float = Field(
+        0.5, ge=0, lt=1, description="with ema: what is left of a checkpoint one later"
+    )
+
+    @override
+    def combine(
+        self,
+        base: torch.Tensor | None,
+        parents: Sequence[torch.Tensor],
+        measured: Any,
+        at: Place,
+    ) -> torch.Tensor:
+        from stillroom.merge.arithmetic import weighted_sum
+
+        weights = [1.0] * len(parents)
+        if self.average == "ema":
+            weights = [self.decay ** (len(parents) - 1 - index) for index in range(len(parents))]
+        return weighted_sum(parents, weights).div_(math.fsum(weights))

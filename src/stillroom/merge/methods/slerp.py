@@ -1,0 +1,65 @@
+"""Slerp: along the great circle from the first model to the second.
+
+Source: Shoemake 1985, spherical linear interpolation (doi:10.1145/325165.325242), applied to each
+tensor as one vector. Differs: nearly parallel vectors (|cos| over 0.9995) are mixed on the straight
+line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.merge.method import Blocks, MergeMethod, Place
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Slerp"]
+
+_STRAIGHT = 0.9995
+
+
+class Slerp(MergeMethod):
+    """``t`` 0 is the first model and 1 the second, both bit for bit."""
+
+    paper: ClassVar[str] = "doi:10.1145/325165.325242"
+    is_ordered: ClassVar[bool] = True
+    uses_weights: ClassVar[bool] = False
+    least_parents: ClassVar[int] = 2
+    most_parents: ClassVar[int] = 2
+
+    t: float = Field(0.5, ge=0, le=1, description="0 is the first model, 1 the second")
+
+    @override
+    def measure(self, blocks: Blocks) -> tuple[float, float]:
+        """Return what each model is multiplied with; their sum is 1 where the line is straight."""
+        from stillroom.merge.arithmetic import products
+
+        gram = products(blocks, lambda block: block.parents)
+        norm = math.sqrt(gram[0, 0] * gram[1, 1]) if gram.size else 0.0
+        cosine = min(1.0, max(-1.0, gram[0, 1] / norm)) if norm > 0 else 1.0
+        if abs(cosine) > _STRAIGHT:
+            return 1 - self.t, self.t
+        angle = math.acos(cosine)
+        return (
+            math.sin((1 - self.t) * angle) / math.sin(angle),
+            math.sin(self.t * angle) / math.sin(angle),
+        )
+
+    @override
+    def combine(
+        self,
+        base: torch.Tensor | None,
+        parents: Sequence[torch.Tensor],
+        measured: tuple[float, float],
+        at: Place,
+    ) -> torch.Tensor:
+        first, second = parents
+        if self.t in (0, 1):
+            return second if self.t else first
+        return first * measured[0] + second * measured[1]

@@ -1,0 +1,41 @@
+"""Task arithmetic: the base plus the weighted task vectors.
+
+Source: Ilharco et al. 2022, arXiv:2212.04089. A negative weight takes a task away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.merge.method import MergeMethod, Place
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["TaskArithmetic"]
+
+
+class TaskArithmetic(MergeMethod):
+    """Sums differences from the base; models that equal the base change nothing."""
+
+    paper: ClassVar[str] = "arXiv:2212.04089"
+    needs_base: ClassVar[bool] = True
+
+    scale: float = Field(1.0, description="multiplier of the sum of task vectors (lambda)")
+
+    @override
+    def combine(
+        self,
+        base: torch.Tensor | None,
+        parents: Sequence[torch.Tensor],
+        measured: Any,
+        at: Place,
+    ) -> torch.Tensor:
+        from stillroom.merge.arithmetic import task_vectors, weighted_sum
+
+        base, vectors = task_vectors(base, parents, "task_arithmetic")
+        return base + self.scale * weighted_sum(vectors, at.weights)

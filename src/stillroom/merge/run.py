@@ -1,0 +1,201 @@
+"""The job of kind ``merge``: checkpoints in, one checkpoint out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from stillroom.checkpoints import CheckpointWriter
+from stillroom.jobs import Estimate, Job
+from stillroom.merge.plan import plan_merge, rules_of
+from stillroom.merge.recipe import MergeRecipe
+from stillroom.merge.select import count_candidates, select_merge
+from stillroom.merge.sources import Source, open_sources
+from stillroom.merge.stream import Merge, Merged
+from stillroom.provenance import ARTIFACT_FILE, Artifact, Parent, make_parent, read_artifact
+from stillroom.records import Link, Origin, combine_origins
+
+__all__ = ["estimate", "run"]
+
+_BYTES_PER_SECOND = 2e8
+_OPERATIONS_PER_SECOND = 1.5e10
+_TOKENS_PER_RECORD = 300
+_GGUF_GROWTH = 7
+
+
+def run(recipe: MergeRecipe, job: Job) -> Artifact:
+    """Merge, or choose among candidate merges, and publish the checkpoint.
+
+    Raises:
+        CheckpointError: If a source is missing or broken, or sources do not belong together.
+        ShapeError: If a tensor's shapes differ.
+        DataError: If the records that should judge have nothing to judge by.
+        Cancelled: If the user stopped it; ``--resume`` goes on.
+    """
+    base, parents = open_sources(recipe, job.say)
+    sources = [*([base] if base else []), *parents]
+    merge = Merge(recipe.method, base, parents, rules_of(recipe), recipe.seed)
+    details: dict[str, Any] = {}
+    if recipe.select:
+        merge, details = select_merge(recipe, merge, job)
+    journal = job.journal("tensors")
+    plan = merge.plan()
+    with job.phase("merge", len(plan.tensors), "tensors") as progress:
+
+        def on_tensor() -> None:
+            progress.advance()
+            job.check_cancelled()
+
+        merged = merge.write(
+            job.output,
+            shard_size=recipe.out.shard_size,
+            journal=journal,
+            on_tensor=on_tensor,
+            finish=lambda writer: _write_card(writer, recipe, sources, details),
+        )
+    if merged.copied:
+        job.say(f"copied, not merged: {', '.join(merged.copied)}")
+    return job.finish(
+        "checkpoint",
+        parents=_parents(recipe, base, parents, job.out),
+        origin=_origin(recipe, sources).to_json(),
+        details=_details(recipe, merged, sources) | details,
+    )
+
+
+def estimate(recipe: MergeRecipe) -> Estimate:
+    """Say what a merge will need, from headers alone; sources that do not exist yet count zero."""
+    try:
+        if any(_is_far(reference) for reference in _references(recipe)):
+            raise FileNotFoundError
+        plan = plan_merge(recipe)
+        read, written = plan.read_bytes * plan.passes, plan.written_bytes
+        memory, basis = plan.memory_bytes, "headers of the models"
+    except FileNotFoundError:
+        sizes = [_weigh(reference) for reference in _references(recipe)]
+        read, written = sum(sizes), max(sizes)
+        memory, basis = 100_000_000, "sizes of those models that are there"
+    seconds = (read + written) / _BYTES_PER_SECOND
+    memory += 300_000_000
+    if recipe.select:
+        count = count_candidates(recipe)
+        tokens = recipe.select.max_records * min(recipe.select.max_tokens, _TOKENS_PER_RECORD)
+        seconds += count * (seconds + written / 4 * 2 * tokens / _OPERATIONS_PER_SECOND)
+        memory += 2 * written + 500_000_000
+    return Estimate(
+        memory_bytes=memory,
+        disk_bytes=written * (2 if recipe.select else 1),
+        seconds=seconds,
+        memory_knob="lower select.batch_tokens" if recipe.select else "",
+        disk_knob="store as out.dtype=bfloat16",
+        basis=basis,
+    )
+
+
+def _references(recipe: MergeRecipe) -> list[str]:
+    return [*([recipe.base] if recipe.base else []), *(m.checkpoint for m in recipe.models)]
+
+
+def _is_far(reference: str) -> bool:
+    """Whether a reference cannot be read cheaply now: not there yet, remote, or quantized."""
+    path = Path(reference)
+    return not path.is_dir() or not any(
+        (folder / "config.json").is_file() for folder in (path, path / "output")
+    )
+
+
+def _weigh(reference: str) -> int:
+    path = Path(reference)
+    if path.is_file():
+        return path.stat().st_size * _GGUF_GROWTH
+    folder = path / "output" if (path / ARTIFACT_FILE).is_file() else path
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _parents(
+    recipe: MergeRecipe, base: Source | None, parents: list[Source], near: Path
+) -> list[Parent]:
+    listed = [_parent("base", recipe.base, base, near)] if base and recipe.base else []
+    stops = accumulate(max(entry.along_run, 1) for entry in recipe.models)
+    listed += [
+        _parent("model", entry.checkpoint, parents[stop - 1], near)
+        for entry, stop in zip(recipe.models, stops, strict=True)
+    ]
+    if recipe.select:
+        listed.append(make_parent("records", Path(recipe.select.records), near))
+    return listed
+
+
+def _parent(role: str, reference: str, source: Source, near: Path) -> Parent:
+    path = Path(reference)
+    if (path / ARTIFACT_FILE).is_file():
+        return make_parent(role, path, near)
+    shown = str(path.absolute()) if path.exists() else reference
+    return Parent(role, shown, source.checkpoint.fingerprint, "checkpoint")
+
+
+def _origin(recipe: MergeRecipe, sources: list[Source]) -> Origin:
+    """Return the origin of the result: that of all parents together, and this step."""
+    origins = []
+    for reference in _references(recipe):
+        if (Path(reference) / ARTIFACT_FILE).is_file():
+            artifact = read_artifact(Path(reference))
+            origins.append(Origin.from_json(artifact.origin) if artifact.origin else Origin())
+    licenses = [Origin(license=source.checkpoint.license) for source in sources]
+    return combine_origins([*origins, *licenses]).then(
+        Link(
+            f"merge.methods.{recipe.method.method_name()}",
+            parents=tuple(source.checkpoint.fingerprint for source in sources),
+        )
+    )
+
+
+def _details(recipe: MergeRecipe, merged: Merged, sources: list[Source]) -> dict[str, Any]:
+    return {
+        "method": recipe.method.model_dump(mode="json"),
+        "fingerprint": merged.fingerprint,
+        "sources": {source.name: source.checkpoint.fingerprint for source in sources},
+        "merged": merged.merged,
+        "copied": list(merged.copied),
+        "tied": list(merged.tied),
+    }
+
+
+def _write_card(
+    writer: CheckpointWriter,
+    recipe: MergeRecipe,
+    sources: list[Source],
+    details: Mapping[str, Any],
+) -> None:
+    name = recipe.method.method_name()
+    lines = [f"Made by Stillroom with the method `{name}`", ""]
+    lines[0] += f" ({recipe.method.paper})." if recipe.method.paper else "."
+    settings = recipe.method.model_dump(mode="json")
+    lines += ["| setting | value |", "|---|---|"]
+    lines += [f"| {key} | {value} |" for key, value in settings.items()]
+    lines += ["", "| model | weight | fingerprint |", "|---|---|---|"]
+    lines += [
+        f"| {source.name} | {source.weight:g} | `{source.checkpoint.fingerprint}` |"
+        for source in sources
+    ]
+    if details:
+        lines += ["", _say_selection(details)]
+    licenses = combine_origins(Origin(license=source.checkpoint.license) for source in sources)
+    writer.write_card(
+        f"{name} merge",
+        "\n".join(lines),
+        license=licenses.license,
+        base_models=[source.name for source in sources],
+        relation="merge",
+        tags=["merge", name],
+    )
+
+
+def _say_selection(details: Mapping[str, Any]) -> str:
+    helped = "did" if details["helped"] else "did not"
+    return (
+        f"Kept of {len(details['candidates'])} candidates: {details['kept']}. "
+        f"Merging {helped} lower the held-out loss."
+    )

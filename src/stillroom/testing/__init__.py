@@ -1,0 +1,32 @@
+"""The public test kit: small real checkpoints, a scripted model, and checks every method must pass.
+
+``tiny_checkpoint`` writes a real Llama-architecture folder with a real tokenizer in a fraction of a
+second; ``scripted_model`` gives a TextModel that answers from a function; ``check_method`` runs the
+checks that hold for every method of a seam. Everything is loaded on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stillroom.testing.checkpoint import tiny_checkpoint
+    from stillroom.testing.method import check_method
+    from stillroom.testing.model import scripted_model
+
+__all__ = ["check_method", "scripted_model", "tiny_checkpoint"]
+
+_HOMES = {
+    "check_method": "stillroom.testing.method",
+    "scripted_model": "stillroom.testing.model",
+    "tiny_checkpoint": "stillroom.testing.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a tool of the kit on first use."""
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(name)

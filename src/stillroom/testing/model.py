@@ -1,0 +1,26 @@
+"""A TextModel for tests that answers from a function, a list or a map."""
+
+from __future__ import annotations
+
+from stillroom.models.script import Script, ScriptedModel
+
+__all__ = ["scripted_model"]
+
+
+def scripted_model(
+    answer: Script,
+    *,
+    name: str = "scripted",
+    fingerprint: str = "",
+    context_length: int = 8192,
+) -> ScriptedModel:
+    """Return a TextModel that answers by ``answer`` and remembers what it was ``asked``.
+
+    Args:
+        answer: A function from Prompt to text; a list of texts, given in order of asking; or a map
+            from a part of the prompt to the text (``*`` for everything else).
+        name: The model's name.
+        fingerprint: What identifies it; by default a digest of the script.
+        context_length: How many words and marks it claims to read.
+    """
+    return ScriptedModel(answer, name=name, fingerprint=fingerprint, context_length=context_length)

@@ -1,0 +1,176 @@
+"""Checkpoints made to break or deceive a reader: each is refused, and says why."""
+
+import contextlib
+import json
+import pickle
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillroom.checkpoints import Checkpoint
+from stillroom.checkpoints.header import read_header
+from stillroom.errors import CheckpointError
+
+CONFIG = '{"model_type": "llama"}'
+
+
+def make(folder, header, data=b"\0" * 8, length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(CONFIG)
+    size = struct.pack("<Q", len(text) if length is None else length)
+    (folder / "model.safetensors").write_bytes(size + text + data)
+    return folder
+
+
+def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+def refusal(folder):
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(folder)
+    return caught.value
+
+
+def test_a_sound_one_is_read(tmp_path):
+    assert Checkpoint.open(make(tmp_path, {"x": entry()})).names() == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("header", "what"),
+    [
+        ({"x": entry(), "y": entry()}, "overlaps"),
+        ({"x": entry(shape=(4,), offsets=(0, 16))}, "ends at byte"),
+        ({"x": entry(shape=(1,), offsets=(4, 8))}, "unnamed"),
+        ({"x": entry(shape=(1,), offsets=(0, 4))}, "belong to no tensor"),
+        ({"x": entry(shape=(3,))}, "claims 8 bytes"),
+        ({"x": entry(shape=(2**62, 2**62))}, "claims 8 bytes"),
+        ({"x": entry(shape=(-2, -1))}, "the shape"),
+        ({"x": entry(shape=(True, 2))}, "the shape"),
+        ({"x": entry(shape=(1,) * 40)}, "the shape"),
+        ({"x": entry(offsets=(8, 0))}, "the offsets"),
+        ({"x": entry(offsets=(0, 8, 8))}, "the offsets"),
+        ({"x": entry(offsets=(-8, 0))}, "the offsets"),
+        ({"x": entry(offsets=(0, 8.0))}, "the offsets"),
+        ({"x": entry() | {"more": 1}}, "is not dtype"),
+        ({"x": [1]}, "is not dtype"),
+        (b'{"x":' + json.dumps(entry()).encode() + b',"x":' + b"1}", "twice"),
+        (b"[1]", "not JSON"),
+        (b'{"x"', "not JSON"),
+        (b'{"x": \xff\xfe}', "not JSON"),
+        (b'{"x":' * 100_000, "not JSON"),
+        (b'{"x":' + b"9" * 10_000 + b"}", "not JSON"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_lying_header_is_refused(tmp_path, header, what):
+    error = refusal(make(tmp_path, header))
+    assert error.code == "checkpoint.broken"
+    assert what in str(error)
+
+
+def test_an_unknown_type_is_refused_by_name(tmp_path):
+    error = refusal(make(tmp_path, {"x": entry(dtype="Q4_K")}))
+    assert error.code == "checkpoint.dtype"
+    assert "'Q4_K'" in str(error)
+
+
+@pytest.mark.parametrize("length", [0, 1, 2**40, 2**64 - 1])
+def test_a_lying_length_is_refused_before_anything_is_read(tmp_path, length):
+    assert refusal(make(tmp_path, {"x": entry()}, length=length)).code == "checkpoint.broken"
+
+
+def test_a_header_over_the_limit_is_refused(tmp_path):
+    folder = make(tmp_path, {"x": entry()}, length=100_000_001)
+    with (folder / "model.safetensors").open("ab") as file:
+        file.truncate(200_000_000)
+    assert "over 100000000" in str(refusal(folder))
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    path = make(tmp_path, {"x": entry()}) / "model.safetensors"
+    for size in (0, 7, 20, path.stat().st_size - 1):
+        path.write_bytes(path.read_bytes()[:size])
+        assert refusal(tmp_path).code == "checkpoint.broken"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200), st.integers(0, 250))
+def test_any_bytes_give_entries_or_a_checkpoint_error(tmp_path_factory, data, length):
+    path = tmp_path_factory.getbasetemp() / "fuzz.safetensors"
+    path.write_bytes(struct.pack("<Q", length) + data)
+    with contextlib.suppress(CheckpointError):  # any other exception fails the test
+        read_header(path)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "../outside.safetensors",
+        "/etc/passwd.safetensors",
+        "sub/x.safetensors",
+        "..\\x.safetensors",
+        "pytorch_model.bin",
+        "x\0.safetensors",
+        "",
+        "..",
+    ],
+)
+def test_an_index_does_not_lead_out_of_its_folder(tmp_path, file):
+    folder = make(tmp_path / "in", {"x": entry()})
+    make(tmp_path, {"x": entry()})
+    (tmp_path / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    index = {"metadata": {}, "weight_map": {"x": file}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert refusal(folder).code == "checkpoint.index"
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "code"),
+    [
+        ({"x": "gone.safetensors"}, "checkpoint.missing-shard"),
+        ({"x": "model.safetensors", "y": "model.safetensors"}, "checkpoint.index"),
+        ({"y": "model.safetensors"}, "checkpoint.index"),
+        ({"x": 3}, "checkpoint.index"),
+        ({}, "checkpoint.index"),
+        (["x"], "checkpoint.index"),
+    ],
+)
+def test_an_index_that_does_not_match_its_shards_is_refused(tmp_path, weight_map, code):
+    folder = make(tmp_path, {"x": entry()})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert refusal(folder).code == code
+
+
+def test_no_pickle_is_run(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    (tmp_path / "config.json").write_text(CONFIG)
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"x": Bomb()}))
+    assert refusal(tmp_path).code == "checkpoint.pickle"
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(tmp_path, allow_pickle=True)
+    assert caught.value.code == "checkpoint.pickle"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_bomb_in_the_card_does_no_harm(tmp_path):
+    make(tmp_path, {"x": entry()})
+    lines = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40)]
+    (tmp_path / "README.md").write_text("---\n" + "\n".join(lines) + "\n---\n")
+    assert Checkpoint.open(tmp_path).license == ""
+
+
+def test_a_broken_gguf_is_refused(tmp_path):
+    pytest.importorskip("gguf")
+    for data in (b"", b"GGUF", b"GGUF" + b"\xff" * 60, b"not a model at all" * 10):
+        (tmp_path / "x.gguf").write_bytes(data)
+        with pytest.raises(CheckpointError) as caught:
+            Checkpoint.open(tmp_path / "x.gguf", cache=tmp_path / "cache")
+        assert caught.value.code == "checkpoint.gguf"
+        assert not list((tmp_path / "cache").rglob("*.safetensors"))

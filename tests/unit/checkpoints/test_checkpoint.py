@@ -1,0 +1,168 @@
+import json
+import shutil
+
+import pytest
+import torch
+
+from stillroom.checkpoints import Checkpoint, CheckpointWriter
+from stillroom.errors import CheckpointError
+from stillroom.testing import tiny_checkpoint
+
+WEIGHT = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def reshard(source, folder, shard_size, names=None):
+    opened = Checkpoint.open(source)
+    with CheckpointWriter(folder, config=opened.config, shard_size=shard_size) as writer:
+        for name in names or opened.names():
+            writer.add(name, opened.tensor(name))
+        writer.copy_tokenizer(source)
+    return folder
+
+
+def test_opens_without_loading_and_tells_names_shapes_and_types(tiny):
+    checkpoint = Checkpoint.open(tiny)
+    assert checkpoint.names() == sorted(checkpoint.names())
+    assert checkpoint.shape(WEIGHT) == (128, 64)
+    assert checkpoint.dtype(WEIGHT) is torch.float32
+    assert checkpoint.tensor(WEIGHT).shape == (128, 64)
+
+
+def test_transformers_and_we_read_the_same_weights(tiny):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    state = model.state_dict()
+    checkpoint = Checkpoint.open(tiny)
+    for name in checkpoint.names():
+        assert torch.equal(checkpoint.tensor(name), state[name])
+
+
+def test_blocks_of_rows_make_up_the_tensor(tiny):
+    checkpoint = Checkpoint.open(tiny)
+    rows = list(checkpoint.blocks(WEIGHT, block_bytes=1000))
+    assert len(rows) > 10
+    assert torch.equal(torch.cat(rows), checkpoint.tensor(WEIGHT))
+    assert torch.equal(checkpoint.rows(WEIGHT, 3, 5), checkpoint.tensor(WEIGHT)[3:5])
+    with pytest.raises(IndexError):
+        checkpoint.rows(WEIGHT, 0, 129)
+
+
+def test_writing_to_a_tensor_changes_no_file(tiny):
+    checkpoint = Checkpoint.open(tiny)
+    before = checkpoint.fingerprint
+    checkpoint.tensor(WEIGHT).zero_()
+    assert Checkpoint.open(tiny).tensor(WEIGHT).abs().sum() > 0
+    assert Checkpoint.open(tiny).fingerprint == before
+
+
+def test_fingerprint_names_the_weights_not_the_files(tiny, tmp_path):
+    checkpoint = Checkpoint.open(tiny)
+    seven = reshard(tiny, tmp_path / "seven", 60_000, list(reversed(checkpoint.names())))
+    assert len(list(seven.glob("*.safetensors"))) > 5
+    assert Checkpoint.open(seven).fingerprint == checkpoint.fingerprint
+    other = tiny_checkpoint(tmp_path / "other", seed=1)
+    assert Checkpoint.open(other).fingerprint != checkpoint.fingerprint
+
+
+def test_fingerprint_follows_a_change_of_the_file(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    before = Checkpoint.open(folder).fingerprint
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    assert Checkpoint.open(folder).fingerprint != before
+
+
+def test_tied_weights_count_once(tmp_path):
+    tied = Checkpoint.open(tiny_checkpoint(tmp_path / "tied"))
+    loose = Checkpoint.open(tiny_checkpoint(tmp_path / "loose", tie=False))
+    assert loose.parameters - tied.parameters == 64 * tied.config["vocab_size"]
+    assert "lm_head.weight" in loose
+    stored = dict(loose.config, tie_word_embeddings=True)
+    assert Checkpoint(loose.folder, stored, loose._store).parameters == tied.parameters
+
+
+def test_tokenizer_digest_does_not_see_formatting_or_padding(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    path = folder / "tokenizer.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"padding": None, "truncation": None}, indent=7))
+    assert Checkpoint.open(folder).tokenizer_digest == Checkpoint.open(tiny).tokenizer_digest
+    assert Checkpoint.open(folder).vocabulary_digest == Checkpoint.open(tiny).vocabulary_digest
+    values["added_tokens"][0]["content"] = "<|other|>"
+    path.write_text(json.dumps(values))
+    assert Checkpoint.open(folder).tokenizer_digest != Checkpoint.open(tiny).tokenizer_digest
+    assert Checkpoint.open(folder).vocabulary_digest != Checkpoint.open(tiny).vocabulary_digest
+    path.unlink()
+    assert Checkpoint.open(folder).tokenizer_digest == ""
+
+
+def test_license_comes_from_the_card(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    assert Checkpoint.open(folder).license == ""
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    assert Checkpoint.open(folder).license == "apache-2.0"
+    (folder / "README.md").write_text("---\nlicense: [unclosed\n---\n")
+    assert Checkpoint.open(folder).license == ""
+
+
+def test_an_artifact_folder_is_its_output(tiny, tmp_path):
+    shutil.copytree(tiny, tmp_path / "job" / "output")
+    (tmp_path / "job" / "artifact.json").write_text(
+        json.dumps({"format": 1, "kind": "checkpoint", "files": [], "parents": []})
+    )
+    assert Checkpoint.open(tmp_path / "job").folder == tmp_path / "job" / "output"
+
+
+@pytest.mark.parametrize(
+    ("prepare", "code"),
+    [
+        (lambda folder: shutil.rmtree(folder), "checkpoint.missing"),
+        (lambda folder: (folder / "config.json").unlink(), "checkpoint.config"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), "checkpoint.config"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "checkpoint.no-weights"),
+    ],
+)
+def test_what_is_missing_is_said(tiny, tmp_path, prepare, code):
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    prepare(folder)
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(folder)
+    assert caught.value.code == code
+    assert caught.value.problems[0].next
+
+
+def test_unknown_tensor_and_lone_file_are_refused(tiny):
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(tiny).shape("no.such")
+    assert caught.value.code == "checkpoint.no-tensor"
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(tiny / "model.safetensors")
+    assert caught.value.code == "checkpoint.missing"
+
+
+def test_broken_tokenizer_is_said(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    (folder / "tokenizer.json").write_text("[]")
+    with pytest.raises(CheckpointError) as caught:
+        _ = Checkpoint.open(folder).tokenizer_digest
+    assert caught.value.code == "checkpoint.tokenizer"
+
+
+def test_pickle_is_refused_unless_allowed(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "copy")
+    source = Checkpoint.open(tiny)
+    torch.save({n: source.tensor(n) for n in source.names()}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(folder)
+    assert caught.value.code == "checkpoint.pickle"
+    allowed = Checkpoint.open(folder, allow_pickle=True)
+    assert allowed.fingerprint == source.fingerprint
+    assert torch.equal(allowed.tensor(WEIGHT), source.tensor(WEIGHT))

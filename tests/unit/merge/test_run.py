@@ -1,0 +1,145 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from stillroom.checkpoints import Checkpoint
+from stillroom.errors import Cancelled, CheckpointError
+from stillroom.jobs import Job
+from stillroom.merge.plan import plan_merge
+from stillroom.merge.recipe import MergeRecipe
+from stillroom.merge.run import estimate, run
+from stillroom.merge.stream import merge_checkpoints
+
+SLOW_RUN = """
+import sys, time
+from pathlib import Path
+import stillroom.merge.stream as stream
+from stillroom.jobs import Job
+from stillroom.merge.recipe import MergeRecipe
+from stillroom.merge.run import run
+from stillroom.recipes import dump_recipe
+write = stream.CheckpointWriter.write_rows
+def slow(self, *args):
+    time.sleep(float(sys.argv[3]))
+    write(self, *args)
+stream.CheckpointWriter.write_rows = slow
+recipe = MergeRecipe.model_validate_json(sys.argv[1])
+run(recipe, Job.start(Path(sys.argv[2]), "recipe", resume=True))
+"""
+
+
+def recipe_for(family, name="ties", **settings):
+    base, parents = family
+    return MergeRecipe.model_validate(
+        {"method": name, "base": str(base), "models": [{"checkpoint": str(p)} for p in parents]}
+        | settings
+    )
+
+
+def test_the_artifact_names_its_parents_and_every_tensor(family, tmp_path):
+    recipe = recipe_for(family, exclude=["*norm*"])
+    artifact = run(recipe, Job.start(tmp_path / "out", "recipe"))
+    assert artifact.kind == "checkpoint"
+    assert [parent.role for parent in artifact.parents] == ["base", "model", "model", "model"]
+    assert artifact.parents[0].digest == Checkpoint.open(family[0]).fingerprint
+    merged = Checkpoint.open(tmp_path / "out")
+    assert artifact.details["fingerprint"] == merged.fingerprint
+    assert artifact.details["merged"] + len(artifact.details["copied"]) == len(merged.names())
+    assert artifact.origin["chain"][-1]["method"] == "merge.methods.ties"
+    card = (tmp_path / "out" / "output" / "README.md").read_text()
+    assert "base_model_relation: merge" in card
+    assert "arXiv:2306.01708" in card
+
+
+def test_the_job_and_the_plain_function_give_the_same_weights(family, tmp_path):
+    artifact = run(recipe_for(family), Job.start(tmp_path / "out", "recipe"))
+    plain = merge_checkpoints("ties", *family, tmp_path / "plain")
+    assert artifact.details["fingerprint"] == plain.fingerprint
+
+
+@pytest.mark.parametrize("name", ["ties", "dare_linear"])
+def test_kill_and_resume_give_the_same_bytes(name, family, tmp_path):
+    recipe = recipe_for(family, name, out={"shard_size": 100_000})
+    straight = run(recipe, Job.start(tmp_path / "straight", "recipe"))
+    command = [sys.executable, "-c", SLOW_RUN, recipe.model_dump_json(), str(tmp_path / "killed")]
+    victim = subprocess.Popen([*command, "0.05"])
+    journal = tmp_path / ".killed.partial" / "journals" / "tensors.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and victim.poll() is None:
+        if journal.exists() and len(journal.read_bytes().splitlines()) >= 5:
+            break
+        time.sleep(0.01)
+    assert victim.poll() is None, "the run ended before it could be killed"
+    os.kill(victim.pid, signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed").exists()
+    done = len(journal.read_bytes().splitlines())
+    assert 5 <= done < 20
+    subprocess.run([*command, "0"], check=True)
+    artifact = json.loads((tmp_path / "killed" / "artifact.json").read_text())
+    assert artifact["digest"] == straight.digest
+
+
+def test_resume_writes_again_what_was_damaged_meanwhile(family, tmp_path):
+    recipe = recipe_for(family)
+    straight = run(recipe, Job.start(tmp_path / "straight", "recipe"))
+    job = Job.start(tmp_path / "out", "recipe")
+    journal, check = job.journal("tensors"), job.check_cancelled
+
+    def cancel_halfway():
+        if len(journal) > 10:
+            job.cancel()
+        check()
+
+    job.check_cancelled = cancel_halfway
+    with pytest.raises(Cancelled):
+        run(recipe, job)
+    job.close()
+    weights = job.output / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    header = 8 + int.from_bytes(data[:8], "little")
+    data[header : header + 4000] = b"\xff" * 4000
+    weights.write_bytes(data)
+    again = run(recipe, Job.start(tmp_path / "out", "recipe", resume=True))
+    assert again.digest == straight.digest
+
+
+def test_plan_and_estimate_read_headers_only(family):
+    recipe = recipe_for(family, exclude=["*norm*"])
+    plan = plan_merge(recipe)
+    size = Checkpoint.open(family[0]).size_bytes
+    assert plan.written_bytes == size
+    assert plan.read_bytes < 4 * size
+    assert "copies model.norm.weight" in str(plan)
+    assert plan.to_json()["merged"] == plan.count(merged=True)
+    assert estimate(recipe).disk_bytes == size
+
+
+def test_an_estimate_does_not_need_what_is_not_there_yet():
+    recipe = MergeRecipe.model_validate(
+        {
+            "method": "linear",
+            "models": [{"checkpoint": "step:student", "along_run": 2}],
+            "select": {"records": "step:records"},
+        }
+    )
+    assert estimate(recipe).memory_bytes > 0
+
+
+def test_a_run_too_short_is_refused(family, tmp_path):
+    recipe = MergeRecipe.model_validate(
+        {
+            "method": "run_average",
+            "models": [{"checkpoint": str(family[0]), "along_run": 3}],
+        }
+    )
+    job = Job.start(tmp_path / "out", "recipe")
+    with pytest.raises(CheckpointError) as caught:
+        run(recipe, job)
+    job.close()
+    assert caught.value.code == "merge.run-too-short"
