@@ -21,13 +21,17 @@ def commands(group=stillroom, path=()):
 COMMANDS = list(commands())
 
 
-@pytest.mark.parametrize(("path", "command", "line"), COMMANDS, ids=[" ".join(c[0]) for c in COMMANDS])
+@pytest.mark.parametrize(
+    ("path", "command", "line"), COMMANDS, ids=[" ".join(c[0]) for c in COMMANDS]
+)
 def test_command_is_listed_as_it_describes_itself(path, command, line):
     assert command.name == path[-1]
     assert command.help.split("\n", 1)[0] == line
 
 
-@pytest.mark.parametrize(("path", "command", "line"), COMMANDS, ids=[" ".join(c[0]) for c in COMMANDS])
+@pytest.mark.parametrize(
+    ("path", "command", "line"), COMMANDS, ids=[" ".join(c[0]) for c in COMMANDS]
+)
 def test_command_shows_two_examples_and_explains_its_options(path, command, line):
     examples = [row for row in command.epilog.splitlines() if "stillroom " in row]
     assert len(examples) >= 2

@@ -77,7 +77,11 @@ def test_readme_is_short():
 def test_nothing_here_speaks_of_where_it_was_written():
     words = re.compile(r"/work/|/tmp/venv|\bsession of\b|workplace", re.IGNORECASE)
     listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()
     hits = []
     for name in listed:
@@ -88,7 +92,9 @@ def test_nothing_here_speaks_of_where_it_was_written():
     assert not hits
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name
+)
 def test_example_recipe_is_valid_and_says_how_it_is_run(path):
     from stillroom.recipes import load_recipe
 

@@ -200,7 +200,7 @@ class FlowRun:
             timed_files=tuple(self._entry(name) for name in ("recipe.yaml", *timed)),
             parents=tuple(
                 Parent(name, steps[name], artifacts[name].digest, artifacts[name].kind)
-                for name in done
+                for name in sorted(done, key=lambda step: bool(answer and step == answer.model))
             ),
             recipe_digest=digest_text(dump_recipe(self.recipe)),
             seed=self.recipe.seed,

@@ -139,7 +139,10 @@ class FlowRecipe(Recipe):
             PlainSerializer(lambda step: step.to_json()),
             WithJsonSchema({"type": "object", "required": ["kind"]}),
         ],
-    ] = Field(description="recipes by name, in order; {from: NAME} takes an earlier one's artifact")
+    ] = Field(
+        description="recipes by name, in order; {from: NAME} takes an earlier one's artifact",
+        examples=[{"index": {"kind": "rag", "documents": "path/to/documents"}}],
+    )
     answer: Answering | None = Field(None, description="what `ask` and `serve` open")
 
     model_config = ConfigDict(arbitrary_types_allowed=True)

@@ -178,6 +178,10 @@ class Job:
         """Ask the job to stop at its next safe point."""
         self._cancel.set()
 
+    def is_cancelled(self) -> bool:
+        """Return whether the user asked the job to stop; for engines that poll."""
+        return self._cancel.is_set()
+
     def check_cancelled(self) -> None:
         """Stop here if the user asked for it; call where the journal is consistent.
 

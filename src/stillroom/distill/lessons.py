@@ -1,0 +1,102 @@
+"""Which records are learned from, which only measured, and both as lessons.
+
+Where any record names its split, ``train`` is learned from and ``held_out`` measured; data made
+elsewhere, that names none, is split by each record's id, a tenth held out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom.distill.encode import Lesson, encode_lessons
+from stillroom.distill.recipe import DistillRecipe
+from stillroom.errors import DataError
+from stillroom.jobs import Job
+from stillroom.provenance import digest_text
+from stillroom.records import Record, read_records
+
+__all__ = ["Split", "make_lessons", "split_records"]
+
+_HELD_OUT_OF = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Records to learn from, records to measure on, and what was passed over by reason."""
+
+    train: list[Record]
+    held_out: list[Record]
+    passed_over: dict[str, int]
+
+
+def split_records(path: Path) -> Split:
+    """Read records and split them.
+
+    Raises:
+        DataError: If there is nothing to learn from.
+    """
+    passed_over: Counter[str] = Counter()
+
+    def drop(row: int, reason: str) -> None:
+        passed_over["unreadable row"] += 1
+
+    every = list(read_records(path, on_drop=drop))
+    has_splits = any("split" in record.fields for record in every)
+    train, held_out = [], []
+    for record in every:
+        split = record.fields.get("split") if has_splits else _split_of(record)
+        if split == "train":
+            train.append(record)
+        elif split == "held_out":
+            held_out.append(record)
+        else:
+            passed_over[f"split {split!r:.40}"] += 1
+    if not train:
+        raise DataError(
+            f"{path} has no record to learn from",
+            code="distill.no-records",
+            where=str(path),
+            expected="records with fields.split 'train', or records that name no split",
+            next="check how the records were made: stillroom show shows their splits",
+        )
+    return Split(train, held_out, dict(passed_over))
+
+
+def make_lessons(
+    recipe: DistillRecipe, split: Split, tokenizer: Any, job: Job
+) -> tuple[list[Lesson], dict[str, Any]]:
+    """Return the training records as lessons, and what was counted on the way.
+
+    Raises:
+        DataError: If no record has a position that bears loss.
+    """
+    with job.phase("encode", len(split.train), "records") as progress:
+        lessons, counts = encode_lessons(
+            tokenizer,
+            split.train,
+            max_tokens=recipe.max_tokens,
+            include_prompt=recipe.include_prompt,
+            on_done=progress.advance,
+        )
+    found = {**counts.to_json(), "passed_over": split.passed_over}
+    if counts.cut or counts.left_out or split.passed_over:
+        job.say(
+            f"{counts.cut} records were cut at {recipe.max_tokens} tokens ({counts.tokens_cut} "
+            f"tokens), {counts.left_out} left out, passed over: {split.passed_over or 'none'}"
+        )
+    if not lessons:
+        raise DataError(
+            "no record has a token to learn",
+            code="distill.no-positions",
+            where="records",
+            expected="assistant messages within max_tokens",
+            next=f"raise max_tokens above {recipe.max_tokens}",
+        )
+    return lessons, found
+
+
+def _split_of(record: Record) -> str:
+    return "held_out" if int(digest_text(record.id)[:8], 16) % _HELD_OUT_OF == 0 else "train"

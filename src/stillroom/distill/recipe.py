@@ -1,0 +1,132 @@
+"""DistillRecipe: which teacher teaches which student what, and for how long."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stillroom.distill.method import METHODS, Objective
+from stillroom.distill.targets import TargetMode
+from stillroom.recipes import Recipe, Reference, Settings, Size
+from stillroom.train.settings import TrainSettings
+
+__all__ = ["DistillRecipe", "DropLayers", "FidelitySettings", "OutSettings", "TargetSettings"]
+
+
+class DropLayers(Settings):
+    """Make the student from some of the teacher's own layers."""
+
+    max_parameters: float = Field(
+        default=0.6, gt=0, le=1, description="most parameters, as a share of the teacher's"
+    )
+    layers: int | None = Field(
+        default=None,
+        ge=1,
+        description="how many layers to keep; null as many as max_parameters allows",
+    )
+    keep: tuple[int, ...] | None = Field(
+        default=None, description="exactly these layers, counted from 0; null chooses"
+    )
+    choose: Literal["even", "influence"] = Field(
+        default="even",
+        description="even: first, last and evenly between; influence: those that change most",
+    )
+    calibration_records: int = Field(
+        default=16, ge=1, description="training records that 'influence' is measured on"
+    )
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> DropLayers:
+        if self.keep is not None:
+            if self.layers is not None:
+                raise ValueError("give either 'layers' or 'keep'")
+            if list(self.keep) != sorted(set(self.keep)) or not self.keep or self.keep[0] < 0:
+                raise ValueError("'keep' wants layer numbers from 0, rising, each once")
+        return self
+
+
+class TargetSettings(Settings):
+    """In which form the teacher's distributions are kept."""
+
+    mode: TargetMode = Field(
+        default="top_k",
+        description="top_k: the likeliest and the rest as one; sampled: draws, unbiased; "
+        "dense: the whole vocabulary, the teacher runs in every step",
+    )
+    k: int = Field(default=64, ge=1, le=4096, description="tokens a position in mode top_k")
+    samples: int = Field(default=50, ge=1, le=255, description="draws a position in mode sampled")
+    logprob_dtype: Literal["float16", "float32"] = Field(
+        default="float16", description="type that cached log-probabilities are stored in"
+    )
+    cache: str | None = Field(
+        default=None,
+        description="folder of a teacher cache that several jobs share; null keeps it in the job",
+    )
+
+
+class FidelitySettings(Settings):
+    """How the distance to the teacher is measured, before and after."""
+
+    records: int = Field(
+        default=32,
+        ge=0,
+        description="held-out records measured, the first ones; 0 measures nothing",
+    )
+
+
+class OutSettings(Settings):
+    """How checkpoints are written."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="bfloat16", description="storage type of the weights"
+    )
+    shard_size: Size = Field(
+        default=5_000_000_000, gt=0, description="most bytes of one weights file"
+    )
+
+
+class DistillRecipe(Recipe):
+    """Teach a smaller student the teacher's distributions on your records."""
+
+    kind: Literal["distill"] = Field(default="distill", description="teach a student")
+    teacher: Reference = Field(description="the checkpoint to learn from")
+    records: Reference = Field(
+        description="a records artifact or file; those with fields.split 'held_out' only validate"
+    )
+    student: DropLayers | Reference = Field(
+        default_factory=DropLayers,
+        description="how to make the student from the teacher, or a checkpoint to start from",
+    )
+    method: Annotated[Objective, METHODS.choice()] = Field(
+        default_factory=lambda: METHODS.build("forward_kl"),
+        description="the divergence to lower, with its settings",
+    )
+    targets: TargetSettings = Field(
+        default_factory=TargetSettings, description="what is kept of the teacher"
+    )
+    train: TrainSettings = Field(
+        default_factory=TrainSettings, description="optimizer, schedule, batch"
+    )
+    max_tokens: int = Field(
+        default=512, ge=2, description="tokens of a record; what is longer is cut and counted"
+    )
+    include_prompt: bool = Field(
+        default=True, description="learn the teacher's distributions on the prompt's tokens too"
+    )
+    candidates: int = Field(
+        default=2, ge=0, description="checkpoints kept from the second half of the run, for merging"
+    )
+    fidelity: FidelitySettings = Field(
+        default_factory=FidelitySettings, description="measured before and after"
+    )
+    out: OutSettings = Field(default_factory=OutSettings, description="how checkpoints are written")
+
+    @model_validator(mode="after")
+    def _method_takes_targets(self) -> DistillRecipe:
+        if self.targets.mode == "sampled" and not self.method.takes_samples:
+            raise ValueError(
+                f"method '{self.method.method_name()}' cannot learn from targets.mode 'sampled'; "
+                "use method forward_kl, or targets.mode top_k"
+            )
+        return self

@@ -1,0 +1,253 @@
+"""The distillation job, top to bottom: teacher, lessons, student, capture, training, fidelity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from stillroom.checkpoints import Checkpoint
+from stillroom.distill.cache import TeacherCache
+from stillroom.distill.capture import capture_teacher
+from stillroom.distill.encode import Batch, Lesson, make_batch
+from stillroom.distill.engine import DistillObjective
+from stillroom.distill.fidelity import Fidelity, measure_fidelity
+from stillroom.distill.initialize import choose_layers, initialize_student, layer_influence
+from stillroom.distill.lessons import Split, make_lessons, split_records
+from stillroom.distill.recipe import DistillRecipe, DropLayers
+from stillroom.distill.sizing import estimate
+from stillroom.distill.teacher import Teacher, common_rows
+from stillroom.distill.writing import candidate_steps, keep_candidates, write_student
+from stillroom.jobs import Job, atomic_write
+from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.provenance import Artifact, Parent, make_parent
+from stillroom.records import Link, Origin, Record, combine_origins
+from stillroom.train.loop import TrainSummary, train
+from stillroom.train.lora import add_lora
+from stillroom.train.precision import choose_precision, fixed_threads
+from stillroom.train.source import RecordSource
+
+__all__ = ["estimate", "run"]
+
+
+def run(recipe: DistillRecipe, job: Job) -> Artifact:
+    """Distill a teacher into a student; the package's docstring says what that leaves.
+
+    Raises:
+        DataError: If records, cache or a loss cannot be used.
+        RecipeError: If the recipe asks for what teacher or method cannot give.
+        CheckpointError: If teacher or student is missing, or they share no vocabulary.
+        Cancelled: If the user stopped it; ``--resume`` goes on.
+    """
+    with fixed_threads(recipe.train.threads):
+        teacher = Teacher.find(recipe.teacher, job)
+        split = split_records(Path(recipe.records))
+        lessons, counts = make_lessons(recipe, split, teacher.tokenizer, job)
+        start, kept = _start_of_student(recipe, job, teacher, lessons)
+        student, tokenizer = load_causal_lm(start, dtype="float32")
+        rows = common_rows(teacher, student, tokenizer)
+        initial = _measure("initial", recipe, job, student, teacher, split)
+        card = _card(recipe, teacher, counts)
+        steps = candidate_steps(recipe.train.count_steps(len(lessons)), recipe.candidates)
+        on_step = keep_candidates(job.output, start, steps, recipe.out, card)
+        model, trained, header = _teach(recipe, job, student, teacher, lessons, rows, on_step)
+        fingerprint = write_student(model, job.output, start, recipe.out, card, in_place=True)
+        del student, model
+        teacher.unload()
+        written, _ = load_causal_lm(job.output, dtype="float32")
+        final = _measure("final", recipe, job, written, teacher, split)
+        fidelity = _report_fidelity(job, initial, final, split, recipe.seed)
+    details = {
+        "fingerprint": fingerprint,
+        "teacher": teacher.checkpoint.fingerprint,
+        "parameters": Checkpoint.open(job.output).parameters,
+        "teacher_parameters": teacher.checkpoint.parameters,
+        "layers_kept": list(kept),
+        "records": counts,
+        "train": asdict(trained),
+        "cache": header,
+        "fidelity": fidelity,
+    }
+    return job.finish(
+        "checkpoint",
+        parents=_parents(recipe, job, teacher),
+        origin=_origin(recipe, teacher, split).to_json(),
+        details=details,
+    )
+
+
+def _start_of_student(
+    recipe: DistillRecipe, job: Job, teacher: Teacher, lessons: Sequence[Lesson]
+) -> tuple[Path, tuple[int, ...]]:
+    """Return the folder the student starts from, and which of the teacher's layers it has."""
+    if not isinstance(recipe.student, DropLayers):
+        return Checkpoint.open(resolve_checkpoint(recipe.student, say=job.say)).folder, ()
+    influence = None
+    if recipe.student.choose == "influence" and recipe.student.keep is None:
+        chosen = lessons[: recipe.student.calibration_records]
+        influence = layer_influence(teacher.model, chosen)
+        job.event("influence", layers=influence, records=len(chosen))
+    kept = choose_layers(teacher.checkpoint, recipe.student, influence)
+    folder = job.scratch / f"student-{'-'.join(map(str, kept))}"
+    if not (folder / "config.json").is_file():
+        initialize_student(teacher.checkpoint.folder, folder, kept)
+    share = Checkpoint.open(folder).parameters / teacher.checkpoint.parameters
+    job.say(f"the student keeps layers {', '.join(map(str, kept))}: {share:.1%} of the parameters")
+    return folder, kept
+
+
+def _teach(
+    recipe: DistillRecipe,
+    job: Job,
+    student: nn.Module,
+    teacher: Teacher,
+    lessons: Sequence[Lesson],
+    rows: int,
+    on_step: Callable[[int, nn.Module], None],
+) -> tuple[nn.Module, TrainSummary, dict[str, Any] | None]:
+    """Capture the teacher (or keep it in memory) and train the student."""
+    device = next(student.parameters()).device
+    precision = choose_precision(recipe.train.precision, device)
+    model = add_lora(student, recipe.train.lora, recipe.seed) if recipe.train.lora else student
+    with _captured(recipe, job, teacher, lessons, rows, precision) as cache:
+        objective = DistillObjective(
+            recipe.method,
+            rows=rows,
+            precision=precision,
+            teacher=None if cache else teacher.lowered(precision),
+        )
+
+        def load(chosen: Sequence[Lesson]) -> Batch:
+            return make_batch(chosen, cache.target(chosen, device) if cache else None, device)
+
+        source: RecordSource[Lesson, Batch] = RecordSource(
+            lessons,
+            ids=[lesson.key for lesson in lessons],
+            lengths=[len(lesson.ids) for lesson in lessons],
+            valid=[len(lesson.positions) for lesson in lessons],
+            load=load,
+            batch_size=recipe.train.batch_size,
+            micro_tokens=recipe.train.micro_tokens,
+            seed=recipe.seed,
+        )
+        trained = train(
+            model, source, objective, recipe.train, job, seed=recipe.seed, on_step=on_step
+        )
+        return model, trained, cache.header.model_dump() if cache else None
+
+
+@contextmanager
+def _captured(
+    recipe: DistillRecipe,
+    job: Job,
+    teacher: Teacher,
+    lessons: Sequence[Lesson],
+    rows: int,
+    precision: str,
+) -> Iterator[TeacherCache | None]:
+    """Fill the teacher cache and let the teacher go; in mode dense there is no cache."""
+    if recipe.targets.mode == "dense":
+        yield None
+        return
+    folder = Path(recipe.targets.cache) if recipe.targets.cache else job.scratch / "cache"
+    with TeacherCache.open(folder, teacher.header(recipe, rows, precision)) as cache:
+        capture_teacher(teacher.lowered(precision), lessons, cache, job)
+        cache.verify(lessons)
+        teacher.unload()
+        yield cache
+
+
+def _measure(
+    name: str, recipe: DistillRecipe, job: Job, student: Any, teacher: Teacher, split: Split
+) -> Fidelity:
+    """Return the student's fidelity on the held-out records, measured once even if resumed."""
+    journal = job.journal("fidelity")
+    records: list[Record] = split.held_out[: recipe.fidelity.records]
+    if name not in journal:
+        cut: list[int] = []
+        with job.phase(f"fidelity, {name}", len(records), "records") as progress:
+            found = measure_fidelity(
+                student,
+                teacher.model,
+                teacher.tokenizer,
+                records,
+                max_tokens=recipe.max_tokens,
+                on_truncated=lambda index, tokens: cut.append(index),
+            )
+            progress.advance(len(records))
+        if cut:
+            job.say(f"fidelity: {len(cut)} held-out records were cut at {recipe.max_tokens} tokens")
+        journal.put(name, found.to_json())
+    return Fidelity.from_json(journal[name])
+
+
+def _report_fidelity(
+    job: Job, initial: Fidelity, final: Fidelity, split: Split, seed: int
+) -> dict[str, Any]:
+    """Write output/fidelity.json, tell the user, and return what artifact.json keeps."""
+    report: dict[str, Any] = {
+        "initial": initial.to_json(),
+        "final": final.to_json(),
+        "held_out": len(split.held_out),
+        "measured": len(initial.rows),
+    }
+    if initial.rows:
+        before, after = initial.mean("kl"), final.mean("kl")
+        report["summary"] = {"initial": initial.summarize(seed), "final": final.summarize(seed)}
+        job.say(
+            f"KL(teacher || student) on {len(initial.rows)} held-out records: {before:.3f} before, "
+            f"{after:.3f} after ({1 - after / before if before else 0:.0%} less)"
+        )
+    else:
+        job.say("no held-out record was measured: how near the student is remains unknown")
+    with atomic_write(job.output / "fidelity.json") as file:
+        file.write(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return report
+
+
+def _card(recipe: DistillRecipe, teacher: Teacher, counts: dict[str, Any]) -> dict[str, Any]:
+    """Return what the student's card says: what made it, from what, under which license."""
+    loss = recipe.method.method_name()
+    return {
+        "title": f"A student of {teacher.name}",
+        "body": (
+            f"Distilled by Stillroom from {teacher.name} (fingerprint "
+            f"`{teacher.checkpoint.fingerprint[:16]}`) with the objective `{loss}` on "
+            f"{counts['records']} records ({counts['tokens']} tokens), seed {recipe.seed}.\n\n"
+            "`fidelity.json` says how near it is to its teacher on held-out records; "
+            "`candidates/` holds earlier steps of the same run."
+        ),
+        "license": teacher.checkpoint.license,
+        "base_models": [teacher.name],
+        "relation": "finetune",
+        "tags": ["distillation"],
+    }
+
+
+def _parents(recipe: DistillRecipe, job: Job, teacher: Teacher) -> list[Parent]:
+    found = [
+        Parent("teacher", recipe.teacher, teacher.checkpoint.fingerprint, "checkpoint"),
+        make_parent("records", Path(recipe.records), job.out),
+    ]
+    if not isinstance(recipe.student, DropLayers):
+        path = resolve_checkpoint(recipe.student)
+        fingerprint = Checkpoint.open(path).fingerprint
+        found.append(Parent("student", recipe.student, fingerprint, "checkpoint"))
+    return found
+
+
+def _origin(recipe: DistillRecipe, teacher: Teacher, split: Split) -> Origin:
+    """Return the origin of the student: synthetic, by this method, under all licenses involved."""
+    parts = [record.origin for record in split.train]
+    licensed = combine_origins([*parts, Origin("unknown", license=teacher.checkpoint.license)])
+    link = Link(
+        f"distill.methods.{recipe.method.method_name()}",
+        teacher.checkpoint.fingerprint,
+        (recipe.records,) if recipe.records.startswith("job:") else (),
+    )
+    return Origin("synthetic", (link,), licensed.license)

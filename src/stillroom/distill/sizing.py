@@ -1,0 +1,83 @@
+"""What a distillation needs, from file sizes and shapes, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from stillroom.distill.recipe import DistillRecipe, DropLayers
+from stillroom.jobs import Estimate
+from stillroom.provenance import find_output
+from stillroom.records import find_record_file
+
+__all__ = ["estimate"]
+
+_DEFAULT_PARAMETERS = 135_000_000
+_DEFAULT_VOCABULARY = 49_152
+_GGUF_BYTES = 0.65  # of one parameter in a four-bit file
+_TOKEN_BYTES = 12  # of one token in a file of records, JSON around it included
+_FLOPS_PER_CORE = 6e10  # of matrix products, as measured with bfloat16 on two cores
+_OVERHEAD = 600_000_000
+_ROW_BYTES = {"sampled": 5, "top_k": 4}
+
+
+def estimate(recipe: DistillRecipe) -> Estimate:
+    """Return memory, disk and time of the job; a teacher that is not here counts as 135M."""
+    teacher, vocabulary, basis = _size_of(recipe.teacher)
+    if isinstance(recipe.student, DropLayers):
+        student = round(teacher * recipe.student.max_parameters)
+    else:
+        student, _, _ = _size_of(recipe.student)
+    records, tokens = _count_tokens(recipe)
+    steps = recipe.train.count_steps(records)
+    read = tokens * steps * recipe.train.batch_size / max(records, 1)
+    targets = recipe.targets
+    width = targets.samples if targets.mode == "sampled" else targets.k
+    cache = 0 if targets.mode == "dense" else tokens * (8 + width * _ROW_BYTES[targets.mode])
+    held = 16 * student + 4 * teacher + 8 * vocabulary * 1024
+    runs = tokens + (read if targets.mode == "dense" else 0)
+    work = 6 * student * read + 2 * teacher * runs
+    out = 4 if recipe.out.dtype == "float32" else 2
+    return Estimate(
+        memory_bytes=held + 40_000 * recipe.train.micro_tokens + _OVERHEAD,
+        disk_bytes=round(student * (out * (1 + recipe.candidates) + 4 + 24) + cache),
+        seconds=work / (_FLOPS_PER_CORE * (os.cpu_count() or 1)) + 10,
+        memory_knob="lower student.max_parameters or train.micro_tokens, or set train.lora",
+        disk_knob="lower candidates or targets.k",
+        basis=f"{basis}; {records} records, about {tokens} tokens, {steps} steps",
+    )
+
+
+def _size_of(reference: str) -> tuple[int, int, str]:
+    """Return parameters and vocabulary of a checkpoint, by its config or its file's size."""
+    path = Path(reference)
+    if reference.startswith(("hub:", "job:")) or not path.exists():
+        return _DEFAULT_PARAMETERS, _DEFAULT_VOCABULARY, f"{reference} taken as 135M parameters"
+    if path.is_file():
+        size = round(path.stat().st_size / _GGUF_BYTES)
+        return size, _DEFAULT_VOCABULARY, "the size of the teacher's file"
+    folder = find_output(path, "checkpoint")
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    config: dict[str, Any] = {}
+    if (folder / "config.json").is_file():
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kind = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    width = 4 if kind == "float32" else 2
+    vocabulary = int(config.get("vocab_size") or _DEFAULT_VOCABULARY)
+    return max(weights // width, 1), vocabulary, "the size of the teacher's weights"
+
+
+def _count_tokens(recipe: DistillRecipe) -> tuple[int, int]:
+    """Return about how many records and tokens there are, by the file's size and first lines."""
+    path = Path(recipe.records)
+    if not path.exists():
+        return 100, 100 * min(256, recipe.max_tokens)
+    file = find_record_file(path)
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        head = opened.read(1 << 20)
+    lines = max(head.count(b"\n"), 1)
+    records = max(round(size * lines / max(len(head), 1)), 1)
+    return records, min(size // _TOKEN_BYTES + 1, records * recipe.max_tokens)

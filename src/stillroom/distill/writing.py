@@ -1,0 +1,87 @@
+"""Writing students: the final checkpoint and the candidates along the run, with their cards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillroom.checkpoints import CheckpointWriter
+from stillroom.checkpoints.writer import plan_tensors
+from stillroom.distill.recipe import OutSettings
+from stillroom.train.lora import export_tensors
+
+__all__ = ["candidate_steps", "keep_candidates", "write_student"]
+
+CANDIDATES = "candidates"
+
+
+def candidate_steps(steps: int, candidates: int) -> set[int]:
+    """Return the steps after which a candidate is kept: even over the second half, the last one in.
+
+    Fewer steps than candidates give fewer candidates.
+    """
+    first = steps - steps // 2
+    return {
+        first + round((steps - first) * at / max(candidates - 1, 1)) if candidates > 1 else steps
+        for at in range(candidates)
+    }
+
+
+def write_student(
+    model: nn.Module,
+    folder: Path,
+    like: Path,
+    out: OutSettings,
+    card: dict[str, Any],
+    *,
+    in_place: bool = False,
+) -> str:
+    """Write a student as an ordinary checkpoint, and return its fingerprint.
+
+    Args:
+        model: In memory; low-rank additions are merged into what is written.
+        folder: Where to.
+        like: The checkpoint that config and tokenizer come from.
+        out: Types and shard sizes.
+        card: What ``CheckpointWriter.write_card`` takes.
+        in_place: The folder stands already and holds other things too.
+    """
+    tensors = dict(export_tensors(model))
+    config = json.loads((like / "config.json").read_text(encoding="utf-8"))
+    with CheckpointWriter(
+        folder,
+        config=config,
+        shard_size=out.shard_size,
+        dtype=getattr(torch, out.dtype),
+        plan=plan_tensors(tensors),
+        in_place=in_place,
+    ) as writer:
+        for name, tensor in tensors.items():
+            writer.add(name, tensor)
+        writer.copy_tokenizer(like)
+        writer.write_card(**card)
+    return writer.fingerprint
+
+
+def keep_candidates(
+    folder: Path, like: Path, steps: set[int], out: OutSettings, card: dict[str, Any]
+) -> Callable[[int, nn.Module], None]:
+    """Return what ``train`` calls after each step: it writes a candidate after the chosen ones.
+
+    What a killed run left half-written is removed.
+    """
+    for stale in (folder / CANDIDATES).glob(".*"):
+        shutil.rmtree(stale)
+
+    def on_step(step: int, model: nn.Module) -> None:
+        if step in steps:
+            titled = {**card, "title": f"{card['title']}, step {step}"}
+            write_student(model, folder / CANDIDATES / f"{step:06d}", like, out, titled)
+
+    return on_step

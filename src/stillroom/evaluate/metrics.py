@@ -1,0 +1,211 @@
+"""Metric: a number with its 95 % interval, made by resampling what it was measured on.
+
+Intervals are BCa bootstrap: percentiles corrected for bias and skew. Where there is too little to
+say an interval from, it is not-a-number (null in JSON), and ``note`` says why. Knows nothing of
+what is measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from stillroom.errors import DataError
+
+__all__ = ["Metric", "Statistic", "bootstrap", "paired_difference"]
+
+Statistic = Literal["mean", "median"]
+Floats = npt.NDArray[np.float64]
+
+_LEVEL = 0.95
+_BLOCK_NUMBERS = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A measured number: its 95 % interval, how many values it stands on, its unit.
+
+    ``low`` and ``high`` are not-a-number where no interval can be given; ``note`` then says why.
+    """
+
+    name: str
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 1
+    unit: str = ""
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; not-a-number becomes null."""
+        return {
+            "name": self.name,
+            "value": _or_null(self.value),
+            "low": _or_null(self.low),
+            "high": _or_null(self.high),
+            "n": self.n,
+            "unit": self.unit,
+            **({"note": self.note} if self.note else {}),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Metric:
+        """Read what ``to_json`` wrote."""
+        value, low, high = (
+            math.nan if data.get(key) is None else float(data[key])
+            for key in ("value", "low", "high")
+        )
+        return cls(
+            data["name"], value, low, high, data["n"], data.get("unit", ""), data.get("note", "")
+        )
+
+
+def bootstrap(
+    values: Sequence[float] | Floats,
+    *,
+    statistic: Statistic = "mean",
+    weights: Sequence[float] | Floats | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+    name: str = "",
+    unit: str = "",
+) -> Metric:
+    """Return a statistic of the values with its 95 % BCa bootstrap interval.
+
+    Source: Efron 1987, "Better bootstrap confidence intervals" (bias-corrected and accelerated).
+
+    Args:
+        values: One number per independent unit: a record, a query, a run.
+        statistic: ``mean`` or ``median``.
+        weights: For a mean of ratios over all units together (as nats per token): each value's
+            share, resampled with it; means only.
+        resamples: How often the units are drawn anew.
+        seed: Of the draws; the same seed gives the same interval.
+        name: The metric's name.
+        unit: Its unit, empty for a share.
+
+    Raises:
+        DataError: If a value is not finite, or weights do not fit the values.
+    """
+    data = _finite(values, name)
+    shares = None if weights is None else _finite(weights, name)
+    if shares is not None and (
+        statistic != "mean" or len(shares) != len(data) or (shares <= 0).any()
+    ):
+        raise DataError(
+            f"{len(shares)} weights do not fit the {statistic} of {len(data)} values of '{name}'",
+            code="metric.weights",
+            expected="statistic 'mean', and one weight above zero a value",
+            next="give both lists from the same records",
+        )
+    if len(data) == 0:
+        return Metric(name, math.nan, n=0, unit=unit, note="nothing was measured")
+    value = float(_statistic(data[None], shares if shares is None else shares[None], statistic)[0])
+    if len(data) == 1:
+        return Metric(name, value, n=1, unit=unit, note="one value has no interval")
+    if np.all(data == data[0]):
+        note = f"all {len(data)} values are equal, so resampling sees no spread"
+        return Metric(name, value, value, value, len(data), unit, note)
+    draws = np.sort(_resample(data, shares, statistic, resamples, seed))
+    left_out = _leave_one_out(data, shares, statistic)
+    low, high = _bca(draws, left_out, value)
+    return Metric(name, value, low, high, len(data), unit)
+
+
+def paired_difference(
+    ours: Sequence[float] | Floats,
+    theirs: Sequence[float] | Floats,
+    *,
+    statistic: Statistic = "mean",
+    resamples: int = 10_000,
+    seed: int = 0,
+    name: str = "",
+    unit: str = "",
+) -> Metric:
+    """Return ``ours - theirs`` of the same units, with its interval; above 0 ours is higher.
+
+    Raises:
+        DataError: If the lists differ in length or hold a value that is not finite.
+    """
+    if len(ours) != len(theirs):
+        raise DataError(
+            f"{len(ours)} and {len(theirs)} values of '{name}' cannot be paired",
+            code="metric.unpaired",
+            expected="one value of each side per unit, in the same order",
+            next="measure both sides on the same records",
+        )
+    gaps = _finite(ours, name) - _finite(theirs, name)
+    return bootstrap(
+        gaps, statistic=statistic, resamples=resamples, seed=seed, name=name, unit=unit
+    )
+
+
+def _finite(values: Sequence[float] | Floats, name: str) -> Floats:
+    data = np.asarray(values, dtype=np.float64).reshape(-1)
+    if not np.isfinite(data).all():
+        at = int(np.flatnonzero(~np.isfinite(data))[0])
+        raise DataError(
+            f"value {at} of '{name}' is {data[at]}",
+            code="metric.not-finite",
+            expected="finite numbers; a failed measurement is counted, not averaged",
+            next="find why it could not be measured",
+        )
+    return data
+
+
+def _statistic(data: Floats, shares: Floats | None, statistic: Statistic) -> Floats:
+    """Return the statistic of each row."""
+    if statistic == "median":
+        return np.asarray(np.median(data, axis=1))
+    if shares is None:
+        return np.asarray(data.mean(axis=1))
+    return np.asarray((data * shares).sum(axis=1) / shares.sum(axis=1))
+
+
+def _resample(
+    data: Floats, shares: Floats | None, statistic: Statistic, resamples: int, seed: int
+) -> Floats:
+    """Return the statistic of ``resamples`` draws with replacement, in blocks of bounded size."""
+    rng = np.random.default_rng(seed)
+    block = max(_BLOCK_NUMBERS // len(data), 1)
+    parts = []
+    for begin in range(0, resamples, block):
+        drawn = rng.integers(0, len(data), (min(block, resamples - begin), len(data)))
+        parts.append(_statistic(data[drawn], None if shares is None else shares[drawn], statistic))
+    return np.concatenate(parts)
+
+
+def _leave_one_out(data: Floats, shares: Floats | None, statistic: Statistic) -> Floats:
+    """Return the statistic without each value in turn (the jackknife)."""
+    if statistic == "mean":
+        weight = np.ones_like(data) if shares is None else shares
+        rest = weight.sum() - weight
+        return np.asarray(((data * weight).sum() - data * weight) / np.where(rest == 0, 1, rest))
+    return np.array([np.median(np.delete(data, at)) for at in range(len(data))])
+
+
+def _bca(draws: Floats, left_out: Floats, value: float) -> tuple[float, float]:
+    """Return the interval from sorted draws, corrected for bias and acceleration."""
+    normal = NormalDist()
+    below = (np.searchsorted(draws, value, "left") + np.searchsorted(draws, value, "right")) / 2
+    share = min(max(float(below) / len(draws), 1 / (len(draws) + 1)), 1 - 1 / (len(draws) + 1))
+    bias = normal.inv_cdf(share)
+    gaps = left_out.mean() - left_out
+    spread = float((gaps**2).sum()) ** 1.5
+    acceleration = float((gaps**3).sum()) / (6 * spread) if spread > 0 else 0.0
+    ends = []
+    for tail in ((1 - _LEVEL) / 2, (1 + _LEVEL) / 2):
+        shifted = bias + normal.inv_cdf(tail)
+        at = normal.cdf(bias + shifted / max(1 - acceleration * shifted, 1e-9))
+        ends.append(float(np.quantile(draws, min(max(at, 0.0), 1.0))))
+    return min(ends[0], value), max(ends[1], value)
+
+
+def _or_null(number: float) -> float | None:
+    return number if math.isfinite(number) else None

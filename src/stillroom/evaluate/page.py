@@ -1,0 +1,149 @@
+"""The page of a report: one HTML file with everything inline.
+
+Knows the JSON of a report, and how it looks; nothing is computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from stillroom.evaluate.plots import Plot, draw_plot, format_value
+
+__all__ = ["draw_page"]
+
+_STYLE = """
+:root{color-scheme:light dark;--page:#fbfaf7;--card:#fff;--ink:#23211d;--quiet:#66615a;
+--line:#e3ded5;--accent:#8a4b14;--bar:#d9a066;--dot:#8a4b14}
+@media(prefers-color-scheme:dark){:root{--page:#181715;--card:#211f1c;--ink:#ece7de;--quiet:#a49d92;
+--line:#3a3631;--accent:#e8a45c;--bar:#8a5a2b;--dot:#f0b878}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--page);color:var(--ink);
+font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+main{max-width:860px;margin:0 auto;padding:40px 24px 64px}
+h1{font-size:30px;line-height:1.2;margin:0 0 8px;letter-spacing:-.01em}
+h2{font-size:20px;margin:0 0 8px}
+p{margin:0 0 12px;max-width:68ch}
+.quiet,figcaption,.note{color:var(--quiet);font-size:14px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(180px,1fr));gap:12px;margin:24px 0;
+padding:0;list-style:none}
+.tiles li,section{background:var(--card);border:1px solid var(--line);border-radius:10px}
+.tiles li{padding:14px 16px;border-top:3px solid var(--accent)}
+.tiles .name{display:block;font-size:13px;line-height:1.35;color:var(--quiet);
+overflow-wrap:anywhere}
+.tiles b{display:block;font-size:26px;line-height:1.3;font-variant-numeric:tabular-nums}
+section{padding:20px 24px;margin:20px 0;overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-size:14.5px;margin:12px 0 4px}
+caption{text-align:left;color:var(--quiet);font-size:14px;padding-bottom:6px}
+th,td{text-align:left;padding:7px 12px 7px 0;border-bottom:1px solid var(--line);vertical-align:top;
+overflow-wrap:anywhere}
+tr>:last-child{padding-right:0}
+thead th{font-weight:600;color:var(--quiet);border-bottom-width:2px;white-space:nowrap}
+tbody th{font-weight:500}
+td.number,th.number{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
+figure{margin:14px 0 6px}
+svg{width:100%;height:auto;display:block}
+svg text{font-size:13px;fill:var(--ink)}
+svg .label{text-anchor:end}svg .tick{text-anchor:middle;fill:var(--quiet);font-size:12px}
+svg .value{font-weight:600;font-variant-numeric:tabular-nums}
+svg .grid{stroke:var(--line)}svg .bar{fill:var(--bar)}svg .dot{fill:var(--dot)}
+svg .whisker{stroke:var(--accent);stroke-width:2;fill:none}
+footer{margin-top:32px}
+@media print{body{background:#fff}section,.tiles li{break-inside:avoid}}
+"""
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def draw_page(report: Mapping[str, Any]) -> str:
+    """Return the report as a page that needs nothing else and fetches nothing."""
+    metrics = {metric["name"]: metric for metric in report["metrics"]}
+    shown: set[str] = set()
+    parts = []
+    for section in report["sections"]:
+        mine = [metrics[name] for name in section["metrics"] if name in metrics]
+        shown |= {metric["name"] for metric in mine}
+        parts.append(_draw_section(section, mine))
+    rest = [metric for name, metric in metrics.items() if name not in shown]
+    if rest:
+        parts.append(_draw_section({"title": "Further measurements"}, rest))
+    title = escape(report["title"])
+    summary = f"<p>{escape(report['summary'])}</p>" if report["summary"] else ""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f"<title>{title}</title><style>{_STYLE}</style></head>\n<body><main>"
+        f"<header><h1>{title}</h1>{summary}</header>\n"
+        f"{_draw_tiles([metrics[name] for name in report['headlines'] if name in metrics])}"
+        + "\n".join(parts)
+        + '\n<footer class="quiet"><p>Intervals are 95 % bootstrap intervals (BCa) over the units '
+        "counted in column n. A dash means that no interval can be given. The same numbers stand "
+        "in report.json.</p></footer></main></body></html>\n"
+    )
+
+
+def _draw_tiles(metrics: list[Mapping[str, Any]]) -> str:
+    if not metrics:
+        return ""
+    tiles = [
+        f'<li><span class="name">{_breakable(metric["name"])}</span>'
+        f"<b>{escape(format_value(metric['value'], metric['unit']))}</b>"
+        f'<span class="quiet">{escape(_interval(metric, "95 %: "))}</span></li>'
+        for metric in metrics
+    ]
+    return f'<ul class="tiles" aria-label="Headlines">{"".join(tiles)}</ul>\n'
+
+
+def _draw_section(section: Mapping[str, Any], metrics: list[Mapping[str, Any]]) -> str:
+    parts = [f"<h2>{escape(section['title'])}</h2>"]
+    parts += [f"<p>{escape(line)}</p>" for line in section.get("text", "").split("\n\n") if line]
+    if section.get("plot"):
+        parts.append(draw_plot(Plot.from_json(section["plot"])))
+    if metrics:
+        parts.append(_draw_metrics(section["title"], metrics))
+    if section.get("table"):
+        parts.append(_draw_table(section["table"]))
+    return f"<section>{''.join(parts)}</section>"
+
+
+def _draw_metrics(title: str, metrics: list[Mapping[str, Any]]) -> str:
+    rows = []
+    for metric in metrics:
+        note = f'<div class="note">{escape(metric["note"])}</div>' if metric.get("note") else ""
+        rows.append(
+            f'<tr><th scope="row">{_breakable(metric["name"])}{note}</th>'
+            f'<td class="number">{escape(format_value(metric["value"], metric["unit"]))}</td>'
+            f'<td class="number">{escape(_interval(metric))}</td>'
+            f'<td class="number">{metric["n"]}</td></tr>'
+        )
+    return (
+        f"<table><caption>Measurements: {escape(title)}</caption><thead><tr>"
+        '<th scope="col">metric</th><th scope="col" class="number">value</th>'
+        '<th scope="col" class="number">95 % interval</th><th scope="col" class="number">n</th>'
+        f"</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _draw_table(table: Mapping[str, Any]) -> str:
+    head = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in table["columns"])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>"
+        for row in table["rows"]
+    )
+    return (
+        f"<table><caption>{escape(table['caption'])}</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def _interval(metric: Mapping[str, Any], before: str = "") -> str:
+    low, high = metric["low"], metric["high"]
+    if low is None or high is None:
+        return "no interval" if before else "–"
+    return f"{before}{format_value(low)} to {format_value(high, metric['unit'])}"
+
+
+def _breakable(name: str) -> str:
+    """Return a metric's name, escaped, that may break after its slashes and underscores."""
+    return escape(name).replace("/", "/<wbr>").replace("_", "_<wbr>")

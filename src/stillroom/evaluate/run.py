@@ -1,0 +1,238 @@
+"""The job of kind ``evaluate``: questions in, report out.
+
+Figures that depend on the clock stand in timings.json beside the output, so that the same work
+gives the same artifact; the flow merges both into the run's report.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from stillroom.checkpoints import Checkpoint
+from stillroom.evaluate.answerer import open_answerer
+from stillroom.evaluate.answers import Asked, ask_models, measure_answers, measure_speed
+from stillroom.evaluate.beliefs import has_weights, initial_fidelity, measure_beliefs
+from stillroom.evaluate.metrics import Metric
+from stillroom.evaluate.plots import Plot
+from stillroom.evaluate.questions import find_records, pick_questions
+from stillroom.evaluate.ranking import measure_retrieval, retrieve_all
+from stillroom.evaluate.recipe import EvaluateRecipe
+from stillroom.evaluate.report import Report, Table
+from stillroom.jobs import Estimate, Job, atomic_write
+from stillroom.models import resolve_checkpoint
+from stillroom.provenance import Artifact, Parent, make_parent
+from stillroom.records import read_records
+
+__all__ = ["TIMINGS", "estimate", "run"]
+
+TIMINGS = "timings.json"
+_BYTES_PER_SECOND = 5e9
+_OVERHEAD = 600_000_000
+_WEIGHTS = (".safetensors", ".gguf")
+
+
+def run(recipe: EvaluateRecipe, job: Job) -> Artifact:
+    """Measure an index and models on held-out questions, and write the report.
+
+    Raises:
+        DataError: If there is nothing to ask, or an input is not what it should be.
+        RecipeError: If the index's plug-in is not installed.
+        Cancelled: If the user stopped it; ``--resume`` goes on.
+    """
+    bad_rows: list[int] = []
+    records = read_records(
+        find_records(Path(recipe.records)), on_drop=lambda row, why: bad_rows.append(row)
+    )
+    questions, passed_over = pick_questions(records, limit=recipe.max_questions, seed=recipe.seed)
+    if bad_rows:
+        passed_over["unreadable row"] = len(bad_rows)
+    report = Report(
+        "Held-out questions",
+        f"{len(questions)} held-out questions were asked of {len(recipe.models)} "
+        f"model{'s' if len(recipe.models) > 1 else ''}.",
+    )
+    answerer = open_answerer(Path(recipe.index), recipe.answerer) if recipe.index else None
+    found = {}
+    if answerer:
+        found = retrieve_all(answerer, questions, depth=recipe.depth, k=recipe.k, job=job)
+        metrics, unjudged = measure_retrieval(questions, found, seed=recipe.seed)
+        _add_retrieval(report, metrics, recipe)
+        if unjudged:
+            passed_over["no evidence named, not counted in retrieval"] = unjudged
+    asked = ask_models(recipe, questions, answerer, found, job)
+    _add_answers(report, asked, recipe)
+    if recipe.fidelity:
+        before, missing = initial_fidelity(recipe)
+        metrics, notes = measure_beliefs(recipe, questions, job)
+        passed_over.update({**missing, **notes})
+        _add_fidelity(report, [*before, *metrics], recipe)
+    _add_sizes(report, recipe)
+    passed_over.update(_count_cut(asked))
+    _add_left_out(report, passed_over)
+    with atomic_write(job.output / "answers.jsonl") as file:
+        file.writelines(json.dumps(one.to_json(), ensure_ascii=False) + "\n" for one in asked)
+    report.write(job.output)
+    _write_timings(asked, recipe, job)
+    return job.finish(
+        "report",
+        parents=_parents(recipe, job),
+        details={"questions": len(questions), "left_out": passed_over},
+    )
+
+
+def estimate(recipe: EvaluateRecipe) -> Estimate:
+    """Return what the job will need; references that are not here yet count as nothing."""
+    sizes = {name: _local_bytes(reference) for name, reference in recipe.models.items()}
+    biggest = sorted(sizes.values(), reverse=True)[: 2 if recipe.fidelity else 1]
+    modes = 2 if recipe.index else 1
+    tokens = recipe.max_questions * modes * recipe.sampling.max_new_tokens
+    unknown = [name for name, size in sizes.items() if not size]
+    return Estimate(
+        memory_bytes=2 * sum(biggest) + _OVERHEAD,
+        disk_bytes=recipe.max_questions * modes * len(recipe.models) * (2000 + 2000 * recipe.k),
+        seconds=sum(tokens * size / _BYTES_PER_SECOND for size in sizes.values()),
+        memory_knob="set fidelity=false, or evaluate smaller models",
+        disk_knob="lower max_questions or k",
+        basis=f"evaluate: {tokens} tokens a model at the speed weights are read"
+        + (f"; size not known of {', '.join(unknown)}" if unknown else ""),
+    )
+
+
+def _add_retrieval(report: Report, metrics: Sequence[Metric], recipe: EvaluateRecipe) -> None:
+    report.section(
+        "Retrieval",
+        f"Each question was put to the index, {recipe.depth} passages deep. A passage is relevant "
+        "if it is the one the question was made from, or holds most of it. Measures are "
+        "trec_eval's; a question for which nothing is found counts as 0.",
+        metrics=metrics,
+        plot=Plot.of("Is the evidence found, and how far up?", metrics),
+    )
+    report.add(metrics[1], is_headline=True)
+
+
+def _add_answers(report: Report, asked: Sequence[Asked], recipe: EvaluateRecipe) -> None:
+    metrics = measure_answers(asked, seed=recipe.seed)
+    shown = [metric for metric in metrics if metric.name.endswith("/f1")]
+    report.section(
+        "Answers",
+        "Closed: the question alone. Retrieved: the question with the "
+        f"{recipe.k} best passages. F1 is the overlap of words with the expected answer, em says "
+        "whether they are equal, both after SQuAD's normalization and without citation marks.",
+        metrics=metrics,
+        plot=Plot.of(
+            "F1 by model and mode",
+            shown,
+            labels=[metric.name.split("/", 1)[1].removesuffix("/f1") for metric in shown],
+        ),
+    )
+    report.add(shown[-1], is_headline=True)
+
+
+def _add_fidelity(report: Report, metrics: Sequence[Metric], recipe: EvaluateRecipe) -> None:
+    if not metrics:
+        return
+    first = next(iter(recipe.models))
+    kl = [metric for metric in metrics if f"/kl_to_{first}/" in metric.name]
+    report.section(
+        "Fidelity",
+        "On the assistant's tokens of the same records, fed the true text so far. Perplexity says "
+        f"how surprised a model is; KL how far its beliefs are from those of {first}, in nats a "
+        "token; agreement how often both think the same token likeliest. Means are over all tokens "
+        "together, intervals over records.",
+        metrics=metrics,
+        plot=Plot.of(f"Divergence from {first}", kl) if kl else None,
+    )
+    for metric in kl[-1:]:
+        report.add(metric, is_headline=True)
+
+
+def _add_sizes(report: Report, recipe: EvaluateRecipe) -> None:
+    sizes, counts = [], []
+    for name, reference in recipe.models.items():
+        if not has_weights(reference):
+            continue
+        path = resolve_checkpoint(reference)
+        checkpoint = Checkpoint.open(path)
+        note = "counted, not sampled"
+        sizes.append(Metric(f"{name}/size_bytes", float(_weight_bytes(path)), unit="B", note=note))
+        counts.append(Metric(f"{name}/parameters", float(checkpoint.parameters), note=note))
+    if sizes:
+        report.section(
+            "Size",
+            metrics=[*sizes, *counts],
+            plot=Plot.of("Weights on disk", sizes, labels=list(recipe.models), kind="bars")
+            if len(sizes) == len(recipe.models)
+            else None,
+        )
+        report.add(sizes[-1], is_headline=True)
+
+
+def _add_left_out(report: Report, counts: Mapping[str, int]) -> None:
+    rows = tuple((reason, str(count)) for reason, count in counts.items())
+    report.section(
+        "Left out",
+        "" if rows else "Nothing was left out, cut or passed over.",
+        table=Table("What was left out, cut or passed over", ("reason", "count"), rows)
+        if rows
+        else None,
+    )
+
+
+def _count_cut(asked: Sequence[Asked]) -> dict[str, int]:
+    """Count answers that ended at the token limit, and passages that did not fit."""
+    counts: dict[str, int] = {}
+    for one in asked:
+        if one.finish_reason == "length":
+            reason = f"{one.model}, {one.mode}: answer ended at max_new_tokens"
+            counts[reason] = counts.get(reason, 0) + 1
+        if one.not_shown:
+            reason = f"{one.model}, {one.mode}: passage did not fit the context"
+            counts[reason] = counts.get(reason, 0) + one.not_shown
+    return counts
+
+
+def _write_timings(asked: Sequence[Asked], recipe: EvaluateRecipe, job: Job) -> None:
+    metrics = measure_speed(asked, seed=recipe.seed)
+    report = Report("Timings").section(
+        "Speed",
+        "Tokens written per second of waiting, reading the prompt included; answers that were made "
+        "in a batch share its time. These figures change from run to run.",
+        metrics=metrics,
+        plot=Plot.of("Speed", metrics, kind="bars"),
+    )
+    with atomic_write(job.work / TIMINGS) as file:
+        json.dump(report.to_json(), file, ensure_ascii=False, indent=1)
+
+
+def _parents(recipe: EvaluateRecipe, job: Job) -> list[Parent]:
+    parents = [make_parent("records", Path(recipe.records), job.out)]
+    if recipe.index:
+        parents.append(make_parent("index", Path(recipe.index), job.out))
+    for name, reference in recipe.models.items():
+        path = Path(reference)
+        if path.exists():
+            parents.append(make_parent(name, path, job.out))
+        elif has_weights(reference):
+            found = resolve_checkpoint(reference)
+            fingerprint = Checkpoint.open(found).fingerprint
+            parents.append(Parent(name, reference, fingerprint, "checkpoint"))
+        else:
+            parents.append(Parent(name, reference, "", ""))
+    return parents
+
+
+def _weight_bytes(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.iterdir() if file.suffix in _WEIGHTS)
+
+
+def _local_bytes(reference: str) -> int:
+    path = Path(reference)
+    if not has_weights(reference) or not path.exists():
+        return 0
+    if (path / "output").is_dir():
+        path = path / "output"
+    return _weight_bytes(path)

@@ -1,0 +1,315 @@
+"""transformers in this process: any Hugging Face folder, on processor or accelerator.
+
+Completions are drawn in batches of a fixed number of rows. A prompt is read alone, padded on the
+left to a length that follows from its own; while tokens are drawn, every batch has the same number
+of rows (spare ones repeat the last), so the shapes a completion meets depend on itself only and its
+tokens do not depend on its batch-mates. ``score`` reads one text at a time for the same reason.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.errors import BackendError
+from stillroom.models.chat import render_prompt
+from stillroom.models.method import Backend
+from stillroom.models.protocols import Score, TextModel, Vectors
+from stillroom.models.requests import check_room, spread_sampling
+from stillroom.records import Completion, Prompt, Sampling
+
+__all__ = ["Transformers"]
+
+_LONGEST = 1 << 20
+
+
+class Transformers(Backend):
+    """transformers, embedded."""
+
+    paper: ClassVar[str] = ""
+
+    batch_size: int = Field(
+        8, ge=1, le=256, description="rows of a batch; changing it may change completions"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the weights; auto is bfloat16 where the device multiplies it"
+    )
+
+    @override
+    def open(self, reference: str) -> TextModel:
+        import torch
+
+        from stillroom.checkpoints import Checkpoint
+        from stillroom.models.causal import load_causal_lm
+
+        if self.num_threads is not None:
+            torch.set_num_threads(self.num_threads)
+        path = Path(reference)
+        model, tokenizer = load_causal_lm(path, dtype=self.dtype, device=self.device)
+        return _TransformersModel(
+            model,
+            tokenizer,
+            name=path.stem if path.suffix == ".gguf" else path.absolute().name,
+            fingerprint=f"{Checkpoint.open(path).fingerprint}:{str(model.dtype).split('.')[-1]}",
+            context_length=self.context_length or _context_of(model),
+            batch_size=self.batch_size,
+        )
+
+
+class _TransformersModel:
+    """A TextModel over a transformers model; one request at a time."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        fingerprint: str,
+        context_length: int,
+        batch_size: int,
+    ) -> None:
+        self.name = name
+        self.fingerprint = fingerprint
+        self.context_length = context_length
+        self.model = model
+        self.tokenizer = tokenizer
+        self._batch_size = batch_size
+        self._lock = threading.Lock()
+        self._ends = _end_tokens(model, tokenizer)
+        parameters = inspect.signature(model.forward).parameters
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
+        self._keep = "logits_to_keep" in parameters
+        self._grammar: Any = None
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling | Sequence[Sampling],
+        *,
+        on_done: Callable[[int, Completion], None] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> list[Completion]:
+        samplings = spread_sampling(prompts, sampling)
+        drawings = [
+            self._begin(prompt, one) for prompt, one in zip(prompts, samplings, strict=True)
+        ]
+        completions = [Completion("", "cancelled", model=self.fingerprint)] * len(prompts)
+        is_stopped = is_cancelled or (lambda: False)
+
+        def finish(index: int) -> None:
+            drawing = drawings[index]
+            completions[index] = Completion(
+                drawing.text,
+                drawing.reason,
+                len(drawing.prompt_ids),
+                len(drawing.ids),
+                self.fingerprint,
+            )
+            if on_done is not None:
+                on_done(index, completions[index])
+
+        for batch in _batches([len(one.prompt_ids) for one in drawings], self._batch_size):
+            if is_stopped():
+                break
+            reported: set[int] = set()
+            for _ in self._draw_batch([drawings[index] for index in batch]):
+                for index in batch:
+                    if drawings[index].reason and index not in reported:
+                        reported.add(index)
+                        finish(index)
+                if is_stopped():
+                    break
+        return completions
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
+        drawing = self._begin(prompt, sampling)
+        given = 0
+        for _ in self._draw_batch([drawing]):
+            text = drawing.settled()
+            if len(text) > given:
+                yield text[given:]
+                given = len(text)
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
+        import torch
+
+        scores = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            before = self._encode(prompt)
+            after = self.tokenizer(completion, add_special_tokens=False)["input_ids"]
+            if not after:
+                scores.append(Score(()))
+                continue
+            check_room(len(before) + len(after) - 1, 1, self.context_length, self.name)
+            with self._lock, torch.inference_mode():
+                ids = torch.tensor([before + after], device=self.model.device)
+                keep = {"logits_to_keep": len(after) + 1} if self._keep else {}
+                logits = self.model(input_ids=ids, use_cache=False, **keep).logits
+                rows = logits[0, -len(after) - 1 : -1].float().log_softmax(-1)  # (T, V)
+                picked = rows.gather(1, ids[0, -len(after) :, None])[:, 0]
+            scores.append(Score(tuple(picked.tolist())))
+        return scores
+
+    def hidden_states(self, prompts: Sequence[Prompt], layer: int = -1) -> list[Vectors]:
+        """Return the states of every token after one layer (0 the embeddings), (T, D) each."""
+        import torch
+
+        states = []
+        for prompt in prompts:
+            ids = self._encode(prompt)
+            check_room(len(ids), 1, self.context_length, self.name)
+            with self._lock, torch.inference_mode():
+                given = self.model(
+                    input_ids=torch.tensor([ids], device=self.model.device),
+                    use_cache=False,
+                    output_hidden_states=True,
+                )
+            states.append(given.hidden_states[layer][0].float().cpu().numpy())
+        return states
+
+    def count_tokens(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def close(self) -> None:
+        self.model = None
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        text = render_prompt(self.tokenizer, prompt)
+        # A chat template writes the beginning-of-text token itself.
+        own = not (prompt.messages and getattr(self.tokenizer, "chat_template", None))
+        ids = list(self.tokenizer(text, add_special_tokens=own)["input_ids"])
+        start = self.tokenizer.bos_token_id
+        return ids or [start if start is not None else self.tokenizer.pad_token_id]
+
+    def _begin(self, prompt: Prompt, sampling: Sampling) -> Any:
+        from stillroom.models.decoding import Drawing
+        from stillroom.models.grammar import Grammar
+
+        if self.model is None:
+            raise BackendError(
+                f"{self.name} is closed",
+                code="backend.closed",
+                expected="an open model",
+                next="open it again",
+            )
+        ids = self._encode(prompt)
+        room = check_room(len(ids), sampling.max_new_tokens, self.context_length, self.name)
+        matcher = None
+        if prompt.schema is not None:
+            if self._grammar is None:
+                rows = self.model.get_output_embeddings().weight.shape[0]
+                self._grammar = Grammar(self.tokenizer, rows)
+            matcher = self._grammar.start(prompt.schema)
+        return Drawing(self.tokenizer, ids, sampling, self._ends, room, matcher)
+
+    def _draw_batch(self, drawings: list[Any]) -> Iterator[None]:
+        """Draw one token for each at a time until all have ended; yields after each."""
+        import torch
+
+        rows = self._batch_size
+        bucket = max(_bucket(len(drawing.prompt_ids)) for drawing in drawings)
+        with self._lock:
+            with torch.inference_mode():
+                cache, mask, logits = self._read_prompts(drawings, bucket)
+            while True:
+                tokens = [
+                    self.tokenizer.pad_token_id or 0
+                    if drawing.reason
+                    else drawing.draw(logits[row])
+                    for row, drawing in enumerate(drawings)
+                ]
+                yield
+                if all(drawing.reason for drawing in drawings):
+                    return
+                tokens += [tokens[-1]] * (rows - len(tokens))
+                with torch.inference_mode():
+                    mask = torch.cat([mask, mask.new_ones(rows, 1)], 1)  # (B, T + 1)
+                    ids = torch.tensor(tokens, device=mask.device)[:, None]  # (B, 1)
+                    logits = self._forward(ids, mask, cache)
+
+    def _read_prompts(self, drawings: list[Any], bucket: int) -> tuple[Any, Any, Any]:
+        """Read each prompt alone; return the joined cache, the mask (B, T) and logits (B, V)."""
+        import torch
+        from transformers import DynamicCache
+
+        device = self.model.device
+        caches, masks, logits = [], [], []
+        for drawing in drawings:
+            pad = bucket - len(drawing.prompt_ids)
+            row = [self.tokenizer.pad_token_id or 0] * pad + drawing.prompt_ids
+            mask = torch.tensor([[0] * pad + [1] * len(drawing.prompt_ids)], device=device)
+            cache = DynamicCache()
+            logits.append(self._forward(torch.tensor([row], device=device), mask, cache))
+            caches.append(cache)
+            masks.append(mask)
+        spare = self._batch_size - len(drawings)
+        caches += [caches[-1]] * spare
+        masks += [masks[-1]] * spare
+        joined = DynamicCache()
+        for layer in range(len(caches[0].layers)):
+            joined.update(
+                torch.cat([cache.layers[layer].keys for cache in caches]),
+                torch.cat([cache.layers[layer].values for cache in caches]),
+                layer,
+            )
+        return joined, torch.cat(masks), torch.cat(logits)
+
+    def _forward(self, ids: Any, mask: Any, cache: Any) -> Any:
+        """Read (B, T) tokens after the cache; return the last position's logits, (B, V)."""
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        keep = {"logits_to_keep": 1} if self._keep else {}
+        given = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=True,
+            **{self._cache_name: cache},
+            **keep,
+        )
+        return given.logits[:, -1]
+
+
+def _bucket(length: int) -> int:
+    """Return the padded length of a prompt: at most a quarter more than its own."""
+    step = max(16, 2 ** int(math.log2(length)) // 4)
+    return -(-length // step) * step
+
+
+def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Return indexes in batches of prompts that share a bucket, shortest first."""
+    by_bucket: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        by_bucket.setdefault(_bucket(length), []).append(index)
+    return [
+        members[start : start + batch_size]
+        for _, members in sorted(by_bucket.items())
+        for start in range(0, len(members), batch_size)
+    ]
+
+
+def _context_of(model: Any) -> int:
+    length = getattr(model.config, "max_position_embeddings", None)
+    return int(length) if isinstance(length, int) and 0 < length < _LONGEST else 4096
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    found: set[int] = set()
+    for given in (
+        tokenizer.eos_token_id,
+        getattr(model.generation_config, "eos_token_id", None),
+        getattr(model.config, "eos_token_id", None),
+    ):
+        if isinstance(given, int):
+            found.add(given)
+        elif isinstance(given, list | tuple):
+            found.update(int(token) for token in given)
+    return frozenset(found)

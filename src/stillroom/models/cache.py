@@ -1,0 +1,208 @@
+"""CompletionCache: nothing is asked twice, not even by another process or after a kill.
+
+The key is everything a completion depends on: the model's fingerprint, the prompt and the sampling
+with its seed. Kept in SQLite with a write-ahead log: a row is safe against a kill as soon as
+``put`` returns, and several processes may read and write one file.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import DataError
+from stillroom.jobs.files import full_disk_as_error
+from stillroom.models.protocols import Score, TextModel
+from stillroom.models.requests import spread_sampling
+from stillroom.provenance import canonical_json, digest_json
+from stillroom.records import Completion, Prompt, Sampling
+
+__all__ = ["CachedModel", "CompletionCache", "cached"]
+
+_WAIT_S = 60.0
+_TABLE = "CREATE TABLE IF NOT EXISTS completions (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+
+
+class CompletionCache:
+    """A file of completions by what they depend on."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the cache at ``path``.
+
+        Raises:
+            DataError: If the file is not a cache.
+        """
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        try:
+            self._database = sqlite3.connect(
+                path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False
+            )
+            with full_disk_as_error(path):
+                self._database.execute("PRAGMA journal_mode=WAL")
+                self._database.execute("PRAGMA synchronous=NORMAL")
+                self._database.execute(_TABLE)
+        except sqlite3.DatabaseError as error:
+            self._database.close()
+            raise DataError(
+                f"{path} cannot be used as a completion cache: {error}",
+                code="data.cache",
+                expected="a file that Stillroom made, on a disk that locks files",
+                next="delete the file (completions are asked again) or give another path",
+            ) from error
+
+    def __len__(self) -> int:
+        """Return how many completions are kept."""
+        with self._lock:
+            return int(self._database.execute("SELECT count(*) FROM completions").fetchone()[0])
+
+    @staticmethod
+    def key(fingerprint: str, prompt: Prompt, sampling: Sampling) -> str:
+        """Return the digest of everything a completion depends on."""
+        return digest_json([fingerprint, prompt.to_json(), asdict(sampling)])
+
+    def get(self, key: str) -> Completion | None:
+        """Return the completion of a key, or None."""
+        with self._lock:
+            row = self._database.execute(
+                "SELECT value FROM completions WHERE key = ?", (key,)
+            ).fetchone()
+        return Completion.from_json(json.loads(row[0])) if row else None
+
+    def put(self, key: str, completion: Completion) -> None:
+        """Keep a completion; the first one kept for a key stays."""
+        with self._lock, _disk_errors(self.path):
+            self._database.execute(
+                "INSERT OR IGNORE INTO completions VALUES (?, ?)",
+                (key, canonical_json(completion.to_json())),
+            )
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._database.close()
+
+
+class _disk_errors:  # noqa: N801  # reads as a verb at its one kind of place
+    """Turns SQLite's full disk into the error every other writer raises."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+            import errno
+
+            with full_disk_as_error(self._path):
+                raise OSError(errno.ENOSPC, str(error)) from error
+
+
+class CachedModel:
+    """A TextModel that asks the model behind it only for what the cache does not hold."""
+
+    def __init__(self, model: TextModel, cache: CompletionCache) -> None:
+        """Put ``cache`` before ``model``."""
+        self.model = model
+        self.cache = cache
+        self.hits = 0
+        """Completions that came from the cache, repeated prompts of one call included."""
+
+    @property
+    def name(self) -> str:
+        """The name of the model behind."""
+        return self.model.name
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the model behind."""
+        return self.model.fingerprint
+
+    @property
+    def context_length(self) -> int:
+        """The context length of the model behind."""
+        return self.model.context_length
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling | Sequence[Sampling],
+        *,
+        on_done: Callable[[int, Completion], None] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> list[Completion]:
+        """Complete every prompt, asking each different one once; see ``TextModel.generate``."""
+        samplings = spread_sampling(prompts, sampling)
+        places: dict[str, list[int]] = {}
+        for index, (prompt, one) in enumerate(zip(prompts, samplings, strict=True)):
+            places.setdefault(self.cache.key(self.fingerprint, prompt, one), []).append(index)
+        completions = [Completion("", "cancelled", model=self.fingerprint)] * len(prompts)
+
+        def give(key: str, completion: Completion) -> None:
+            for index in places[key]:
+                completions[index] = completion
+                if on_done is not None:
+                    on_done(index, completion)
+
+        missing = []
+        for key in places:
+            kept = self.cache.get(key)
+            if kept is None:
+                missing.append(key)
+                self.hits += len(places[key]) - 1
+            else:
+                self.hits += len(places[key])
+                give(key, kept)
+
+        def keep(number: int, completion: Completion) -> None:
+            self.cache.put(missing[number], completion)
+            # What is given is what is kept: another process may have been first.
+            give(missing[number], self.cache.get(missing[number]) or completion)
+
+        if missing:
+            first = [places[key][0] for key in missing]
+            self.model.generate(
+                [prompts[index] for index in first],
+                [samplings[index] for index in first],
+                on_done=keep,
+                is_cancelled=is_cancelled,
+            )
+        return completions
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
+        """Yield the kept completion whole, or a new one in pieces.
+
+        A streamed completion is not kept: its accounting is not known.
+        """
+        kept = self.cache.get(self.cache.key(self.fingerprint, prompt, sampling))
+        if kept is not None:
+            self.hits += 1
+            yield kept.text
+        else:
+            yield from self.model.stream(prompt, sampling)
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
+        """Score with the model behind; scores are not kept."""
+        return self.model.score(prompts, completions)
+
+    def count_tokens(self, text: str) -> int:
+        """Count with the model behind."""
+        return self.model.count_tokens(text)
+
+    def close(self) -> None:
+        """Close the model behind and the cache."""
+        self.model.close()
+        self.cache.close()
+
+
+def cached(model: TextModel, path: Path) -> CachedModel:
+    """Return ``model`` behind the completion cache at ``path``."""
+    return CachedModel(model, CompletionCache(path))

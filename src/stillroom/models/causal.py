@@ -1,0 +1,160 @@
+"""Loading a causal language model and its tokenizer, the one way for every room.
+
+Never runs code from a checkpoint's folder and never loads pickled weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stillroom.checkpoints import dequantize_gguf
+from stillroom.errors import CheckpointError
+from stillroom.models.quiet import quiet_transformers
+
+__all__ = ["choose_device", "choose_dtype", "load_causal_lm", "load_tokenizer"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """Return the device asked for, or for ``auto`` the best one there is."""
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the dtype asked for; ``auto`` is bfloat16 where the device multiplies it natively.
+
+    Raises:
+        CheckpointError: If no such dtype is known.
+    """
+    if dtype in _DTYPES:
+        return _DTYPES[dtype]
+    if dtype != "auto":
+        raise CheckpointError(
+            f"dtype {dtype!r} is not known",
+            code="checkpoint.dtype",
+            expected=f"auto, {', '.join(_DTYPES)}",
+            next="use dtype auto",
+        )
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else torch.float32
+
+
+def load_causal_lm(path: Path, *, dtype: str = "auto", device: str = "auto") -> tuple[Any, Any]:
+    """Load a model and its tokenizer from a Hugging Face folder or a ``.gguf`` file.
+
+    The model comes in evaluation mode. A GGUF file is dequantized once and cached.
+
+    Args:
+        path: A folder with config.json and safetensors, or a ``.gguf`` file.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+
+    Returns:
+        The model (a transformers PreTrainedModel) and the tokenizer, which has a padding token
+        and pads on the left.
+
+    Raises:
+        CheckpointError: If the folder holds no model that can be loaded safely.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder = dequantize_gguf(path) if path.suffix == ".gguf" else path
+    _check_folder(folder)
+    place = choose_device(device)
+    with quiet_transformers():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=choose_dtype(dtype, place),
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            raise _unloadable(folder, error) from error
+        tokenizer = load_tokenizer(folder)
+    model.eval()
+    return model.to(place), tokenizer
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load a folder's tokenizer; it pads on the left and always has a padding token.
+
+    Raises:
+        CheckpointError: If the folder holds no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    with quiet_transformers():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True, padding_side="left"
+            )
+        except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+            raise _unloadable(folder, error) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def _check_folder(folder: Path) -> None:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise CheckpointError(
+            f"{folder} holds no config.json",
+            code="checkpoint.not-a-checkpoint",
+            expected="a Hugging Face folder with config.json and *.safetensors, or a .gguf file",
+            next=f"ls {folder}",
+        )
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    raise CheckpointError(
+        f"{folder} holds no *.safetensors" + (f", only {pickles[0]}" if pickles else ""),
+        code="checkpoint.pickle" if pickles else "checkpoint.not-a-checkpoint",
+        expected="weights in safetensors: pickled weights can run code when loaded",
+        next="convert the checkpoint to safetensors",
+    )
+
+
+def _unloadable(folder: Path, error: Exception) -> CheckpointError:
+    kind = ""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = str(config.get("model_type", ""))
+    except (OSError, ValueError):
+        pass
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return CheckpointError(
+        f"{folder} cannot be loaded: {first}",
+        code="checkpoint.unloadable",
+        expected="an architecture of transformers that needs no code of its own"
+        + (f" (this one says '{kind}')" if kind else ""),
+        next="check that the folder is complete and that transformers is new enough",
+    )
+
+
+@functools.cache
+def _cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 in hardware (without it, float32 is faster)."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    lines = [line for line in text.splitlines() if line.lower().startswith(("flags", "features"))]
+    words = set(lines[0].split()) if lines else set()
+    return any(flag in words for flag in _BF16_FLAGS)

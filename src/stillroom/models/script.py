@@ -1,0 +1,156 @@
+"""ScriptedModel: a TextModel whose answers are written beforehand.
+
+For tests, for dry runs and for measuring everything but the model. Tokens are words and marks, so
+limits and stops behave as they do with a real model.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from stillroom.errors import BackendError
+from stillroom.models.protocols import Score
+from stillroom.models.requests import cut_at_stop, spread_sampling
+from stillroom.provenance import digest_json, digest_text
+from stillroom.records import Completion, Prompt, Sampling
+
+__all__ = ["Script", "ScriptedModel"]
+
+Script = Callable[[Prompt], str] | Sequence[str] | Mapping[str, str]
+_TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")
+
+
+class ScriptedModel:
+    """Answers from a function, a list (in order of asking) or a map.
+
+    A map's key answers the prompt that it equals or, failing that, the first prompt text that
+    contains it, longer keys first; the key ``*`` answers whatever nothing else does.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        *,
+        name: str = "scripted",
+        fingerprint: str = "",
+        context_length: int = 8192,
+    ) -> None:
+        """Answer by ``script``."""
+        self._script = script
+        self._said = 0
+        self.name = name
+        self.context_length = context_length
+        shown = script if not callable(script) else "function"
+        self.fingerprint = fingerprint or f"scripted:{digest_json(shown)[:16]}"
+        self.asked: list[Prompt] = []
+        """Every prompt in order of asking."""
+        self.is_closed = False
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling | Sequence[Sampling],
+        *,
+        on_done: Callable[[int, Completion], None] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> list[Completion]:
+        """Answer every prompt in order; see ``TextModel.generate``."""
+        completions = []
+        for index, (prompt, one) in enumerate(
+            zip(prompts, spread_sampling(prompts, sampling), strict=True)
+        ):
+            if is_cancelled is not None and is_cancelled():
+                completions.append(Completion("", "cancelled", model=self.fingerprint))
+                continue
+            completion = self._complete(prompt, one)
+            completions.append(completion)
+            if on_done is not None:
+                on_done(index, completion)
+        return completions
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
+        """Yield the answer token by token."""
+        text = self._complete(prompt, sampling).text
+        end = 0
+        for match in _TOKEN.finditer(text):
+            yield match.group()
+            end = match.end()
+        if text[end:]:
+            yield text[end:]
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
+        """Return made-up but fixed log-probabilities: high where the script says the same."""
+        scores = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            same = completion == self._answer(prompt, listen=False)
+            base = "yes" if same else prompt_text(prompt)
+            scores.append(
+                Score(tuple(_chance(base, token, same) for token in _TOKEN.findall(completion)))
+            )
+        return scores
+
+    def count_tokens(self, text: str) -> int:
+        """Count words and marks."""
+        return len(_TOKEN.findall(text))
+
+    def close(self) -> None:
+        """Remember that the model was closed."""
+        self.is_closed = True
+
+    def _complete(self, prompt: Prompt, sampling: Sampling) -> Completion:
+        self.asked.append(prompt)
+        text, stopped = cut_at_stop(self._answer(prompt), sampling.stop)
+        tokens = list(_TOKEN.finditer(text))
+        reason = "stop"
+        if len(tokens) > sampling.max_new_tokens and not stopped:
+            text, reason = text[: tokens[sampling.max_new_tokens - 1].end()], "length"
+            tokens = tokens[: sampling.max_new_tokens]
+        prompt_tokens = self.count_tokens(prompt_text(prompt))
+        return Completion(text, reason, prompt_tokens, len(tokens), self.fingerprint)
+
+    def _answer(self, prompt: Prompt, *, listen: bool = True) -> str:
+        if callable(self._script):
+            return self._script(prompt)
+        if isinstance(self._script, Mapping):
+            return self._look_up(prompt)
+        if not listen:
+            return ""
+        if self._said >= len(self._script):
+            raise BackendError(
+                f"the script has {len(self._script)} answers and was asked once more",
+                code="backend.script",
+                expected="an answer for every prompt",
+                next="add answers to the script",
+            )
+        self._said += 1
+        return self._script[self._said - 1]
+
+    def _look_up(self, prompt: Prompt) -> str:
+        assert isinstance(self._script, Mapping)  # noqa: S101  # _answer has looked
+        text = prompt_text(prompt)
+        last = prompt.messages[-1].content if prompt.messages else prompt.text
+        if last in self._script:
+            return self._script[last]
+        for key in sorted(self._script, key=len, reverse=True):
+            if key != "*" and key in text:
+                return self._script[key]
+        if "*" in self._script:
+            return self._script["*"]
+        raise BackendError(
+            f"the script has no answer for {last[:80]!r}",
+            code="backend.script",
+            expected=f"a prompt that contains one of its {len(self._script)} keys",
+            next="add the key, or '*' for everything else",
+        )
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """Return all text of a prompt, one message to a paragraph."""
+    return prompt.text or "\n\n".join(message.content for message in prompt.messages)
+
+
+def _chance(base: str, token: str, same: bool) -> float:
+    share = int(digest_text(f"{base}\0{token}")[:8], 16) / 0xFFFFFFFF
+    return math.log(0.5 + 0.49 * share) if same else math.log(0.01 + 0.48 * share)

@@ -1,0 +1,57 @@
+"""Retrieval: an index over documents, and answers whose citations open to the source.
+
+The idea: documents are parsed and cut into passages that know their bytes; every passage is found
+by its words (BM25) and by its vector (an exact scan), the two lists fused by rank; a model answers
+from numbered passages that are fenced off as data, and each sentence of the answer is held against
+the passages. What no passage supports is said to be unsupported.
+
+Papers: BM25 (Robertson and Zaragoza 2009, doi:10.1561/1500000019), dense retrieval (Karpukhin et
+al. 2020, arXiv:2004.04906), reciprocal rank fusion (Cormack et al. 2009,
+doi:10.1145/1571941.1572114), RM3 (Abdul-Jaleel et al. 2004), HyDE (Gao et al. 2022,
+arXiv:2212.10496), late interaction (Khattab and Zaharia 2020, arXiv:2004.12832), spotlighting of
+untrusted text (Hines et al. 2024, arXiv:2403.14720).
+
+In: a folder of documents. Out: an ``index`` artifact, whose output holds ``index.json``,
+``documents.jsonl``, ``passages.jsonl``, ``keyword.sqlite`` and ``vectors.npy``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stillroom.rag.answer import ask, ask_stream
+    from stillroom.rag.index import Index
+    from stillroom.rag.method import RERANKERS, RETRIEVERS, TRANSFORMS, Query
+    from stillroom.rag.recipe import RagRecipe
+
+__all__ = [
+    "RERANKERS",
+    "RETRIEVERS",
+    "TRANSFORMS",
+    "Index",
+    "Query",
+    "RagRecipe",
+    "ask",
+    "ask_stream",
+]
+
+_HOMES = {
+    "RERANKERS": "method",
+    "RETRIEVERS": "method",
+    "TRANSFORMS": "method",
+    "Index": "index",
+    "Query": "method",
+    "RagRecipe": "recipe",
+    "ask": "answer",
+    "ask_stream": "answer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module on first use."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"stillroom.rag.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

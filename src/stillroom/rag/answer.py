@@ -1,0 +1,196 @@
+"""Answering from an index: retrieve, show, generate, and hold every sentence against the source."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from stillroom.rag.composing import Composer
+from stillroom.rag.prompting import ABSTENTION, Shown, drop_repeats, fit_prompt
+from stillroom.rag.support import Evidence
+from stillroom.records import Answer, Citation, Completion, Sampling
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+    from stillroom.rag.index import Index
+    from stillroom.rag.method import Reranker, Retriever, Transform
+
+__all__ = ["Asking", "ask", "ask_stream"]
+
+_SAMPLING = Sampling(max_new_tokens=160)
+_SPARE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How passages are found and shown; ``budget`` bounds the prompt's tokens, 0 is the context."""
+
+    k: int = 3
+    retriever: str | Retriever = "hybrid"
+    reranker: str | Reranker | None = None
+    transform: str | Transform | None = None
+    budget: int = 0
+    cite: bool = True
+
+
+def ask(
+    index: Index,
+    model: TextModel,
+    question: str,
+    *,
+    k: int = 3,
+    retriever: str | Retriever = "hybrid",
+    reranker: str | Reranker | None = None,
+    transform: str | Transform | None = None,
+    sampling: Sampling = _SAMPLING,
+    budget: int = 0,
+    cite: bool = True,
+    is_cancelled: Callable[[], bool] | None = None,
+) -> Answer:
+    """Answer a question from the passages of an index.
+
+    Args:
+        index: What is searched.
+        model: What writes.
+        question: What is asked; any text.
+        k: How many passages are shown, repeats left out.
+        retriever: A method of ``stillroom.rag.retrievers``.
+        reranker: A method of ``stillroom.rag.rerankers``.
+        transform: A method of ``stillroom.rag.transforms``.
+        sampling: How the answer is drawn.
+        budget: Most tokens of the prompt; 0 takes what the model's context leaves.
+        cite: Add citations that the model left out, where a passage supports the sentence.
+        is_cancelled: Once true, the answer ends where it is.
+
+    Returns:
+        The answer. ``details`` hold ``statements`` (each sentence with its support), ``abstained``,
+        ``dropped`` (passages that did not fit), ``repeats``, ``removed_citations``,
+        ``prompt_tokens`` and ``index`` (the digest of its state).
+
+    Raises:
+        DataError: If k is below 1, the question too long, or the best passage does not fit.
+        BackendError: If the model fails.
+    """
+    asking = Asking(k, retriever, reranker, transform, budget, cite)
+    shown, repeats = _show(index, model, question, asking, sampling)
+    if shown is None:
+        return _abstain(index, model, repeats)
+    completion = model.generate([shown.prompt], sampling, is_cancelled=is_cancelled)[0]
+    composer = _compose_with(index, shown, asking)
+    text = composer.feed(completion.text) + composer.finish()
+    return _finish(index, replace(completion, text=text), shown, composer, repeats)
+
+
+def ask_stream(
+    index: Index,
+    model: TextModel,
+    question: str,
+    *,
+    k: int = 3,
+    retriever: str | Retriever = "hybrid",
+    reranker: str | Reranker | None = None,
+    transform: str | Transform | None = None,
+    sampling: Sampling = _SAMPLING,
+    budget: int = 0,
+    cite: bool = True,
+) -> Iterator[str | Answer]:
+    """Yield pieces of the answer as they are certain, then the Answer; see ``ask``.
+
+    The pieces joined are the answer's text. Closing the iterator stops the model.
+
+    Yields:
+        Text, and last the Answer.
+    """
+    asking = Asking(k, retriever, reranker, transform, budget, cite)
+    shown, repeats = _show(index, model, question, asking, sampling)
+    if shown is None:
+        yield ABSTENTION
+        yield _abstain(index, model, repeats)
+        return
+    composer = _compose_with(index, shown, asking)
+    raw, text = [], []
+    for token in model.stream(shown.prompt, sampling):
+        raw.append(token)
+        if piece := composer.feed(token):
+            text.append(piece)
+            yield piece
+    if piece := composer.finish():
+        text.append(piece)
+        yield piece
+    size = model.count_tokens("".join(raw))
+    completion = Completion(
+        "".join(text),
+        "length" if size >= sampling.max_new_tokens else "stop",
+        shown.prompt_tokens,
+        size,
+        model.fingerprint,
+    )
+    yield _finish(index, completion, shown, composer, repeats)
+
+
+def _show(
+    index: Index, model: TextModel, question: str, asking: Asking, sampling: Sampling
+) -> tuple[Shown | None, int]:
+    """Return the prompt (None where nothing was found) and how many repeats were left out."""
+    hits = index.retrieve(
+        question,
+        asking.k * _SPARE if asking.k > 0 else asking.k,
+        retriever=asking.retriever,
+        reranker=asking.reranker,
+        transform=asking.transform,
+        model=model,
+    )
+    distinct = drop_repeats(hits)
+    if not distinct:
+        return None, 0
+    last = distinct[: asking.k][-1].rank
+    repeats = last - len(distinct[: asking.k])
+    room = model.context_length - sampling.max_new_tokens
+    budget = min(asking.budget, room) if asking.budget else room
+    return fit_prompt(question, distinct[: asking.k], model, budget=budget), repeats
+
+
+def _compose_with(index: Index, shown: Shown, asking: Asking) -> Composer:
+    texts = [hit.passage.text for hit in shown.hits]
+    evidence = Evidence(texts, index.analyzer, index.lexicon)
+    return Composer(evidence, len(shown.hits), cite=asking.cite)
+
+
+def _finish(
+    index: Index, completion: Completion, shown: Shown, composer: Composer, repeats: int
+) -> Answer:
+    citations = []
+    for number in sorted(composer.numbers):
+        passage = shown.hits[number - 1].passage
+        citations.append(Citation(number, passage.id, passage.location, passage.text))
+    statements = composer.statements
+    counts = Counter(statement.status for statement in statements)
+    said = " ".join(completion.text.split())
+    details: dict[str, Any] = {
+        "index": index.digest,
+        "prompt_tokens": shown.prompt_tokens,
+        "dropped": shown.dropped,
+        "repeats": repeats,
+        "removed_citations": composer.removed,
+        "abstained": said.startswith(ABSTENTION.rstrip(".")),
+        "support": dict(sorted(counts.items())),
+        "statements": [statement.to_json() for statement in statements],
+    }
+    return Answer(completion, tuple(citations), shown.hits, details)
+
+
+def _abstain(index: Index, model: TextModel, repeats: int) -> Answer:
+    """Answer that nothing was found, without asking the model."""
+    details: dict[str, Any] = {
+        "index": index.digest,
+        "prompt_tokens": 0,
+        "dropped": 0,
+        "repeats": repeats,
+        "removed_citations": 0,
+        "abstained": True,
+        "support": {},
+        "statements": [],
+    }
+    return Answer(Completion(ABSTENTION, model=model.fingerprint), (), (), details)

@@ -1,0 +1,179 @@
+"""Composing an answer from a stream: text, checked citations, and support sentence by sentence.
+
+Each finished sentence is held against the passages. One that the model left without a citation gets
+that of the passage which supports it; where none does, nothing is added and it is reported as
+unsupported. What comes out never depends on how the stream was cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stillroom.rag.citations import CitationParser, Mark, Piece, format_marks
+from stillroom.rag.support import SUPPORT_THRESHOLD, Evidence
+from stillroom.text.sentences import split_sentences
+
+__all__ = ["Composer", "Statement"]
+
+_ENDS = frozenset(".!?。！？…")
+_AFTER_END = "\"'”’»)]*_"
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One sentence of an answer: where it stands, what it cites, and how well that bears it.
+
+    ``status`` is ``supported`` (a cited passage says it), ``unsupported`` (no passage says it),
+    ``unverified`` (the model cites a passage that does not seem to say it) or ``no-claim``.
+    """
+
+    start: int
+    end: int
+    status: str
+    score: float
+    cited: tuple[int, ...]
+    added: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "start": self.start,
+            "end": self.end,
+            "status": self.status,
+            "score": round(self.score, 4),
+            "cited": list(self.cited),
+            "added": self.added,
+        }
+
+
+class Composer:
+    """Turns a model's stream into an answer; ``statements`` grow as sentences end."""
+
+    def __init__(self, evidence: Evidence, shown: int, *, cite: bool = True) -> None:
+        """Check against ``evidence``, whose passages have the numbers 1 to ``shown``.
+
+        Args:
+            evidence: The passages that were shown.
+            shown: How many there are.
+            cite: Add the citation where the model left it out and a passage supports.
+        """
+        self._evidence, self._cite = evidence, cite
+        self._parser = CitationParser(shown)
+        self._sentence = ""
+        self._space = ""
+        self._marks: dict[int, None] = {}
+        self._start = 0
+        self._out: list[str] = []
+        self._length = 0
+        self.statements: list[Statement] = []
+        self.numbers: dict[int, None] = {}
+        """Every number that is cited, in order of appearance."""
+
+    @property
+    def removed(self) -> int:
+        """How many citations of passages that were never shown have been taken out."""
+        return self._parser.removed
+
+    def feed(self, text: str) -> str:
+        """Return what is certain of the answer after some more of the model's text."""
+        return self._compose(self._parser.feed(text))
+
+    def finish(self) -> str:
+        """Return the rest of the answer; white space at its end is dropped."""
+        self._compose(self._parser.finish(), give=False)
+        self._close()
+        self._space = ""
+        return self._give()
+
+    def _compose(self, pieces: list[Piece | Mark], *, give: bool = True) -> str:
+        for piece in pieces:
+            if isinstance(piece, Mark):
+                self._take_mark(piece)
+            elif piece.is_code:
+                self._take_code(piece.text)
+            else:
+                for character in piece.text:
+                    self._take(character)
+        return self._give() if give else ""
+
+    def _take(self, character: str) -> None:
+        if character.isspace():
+            if character == "\n" and self._sentence:
+                self._close()
+            if self._length or self._sentence:
+                self._space += character
+            return
+        if self._space and self._sentence and self._ends_before(character):
+            self._close()
+        if not self._sentence:
+            self._write(self._space)
+            self._start = self._length
+        else:
+            self._write(self._space)
+            self._sentence += self._space
+        self._space = ""
+        self._write(character)
+        self._sentence += character
+
+    def _ends_before(self, character: str) -> bool:
+        sentence = self._sentence.rstrip(_AFTER_END)
+        if not sentence or sentence[-1] not in _ENDS:
+            return False
+        text = f"{self._sentence}{self._space}{character}"
+        return len(split_sentences(text)) > 1
+
+    def _take_code(self, text: str) -> None:
+        self._close()
+        self._write(self._space + text)
+        self._space = ""
+
+    def _take_mark(self, mark: Mark) -> None:
+        fresh = tuple(number for number in mark.numbers if number not in self._marks)
+        self._marks.update(dict.fromkeys(fresh))
+        if not self._sentence:
+            self._start = self._length
+        self._write(self._space + mark.space + format_marks(fresh) if fresh else "")
+        self._space = ""
+        self.numbers.update(dict.fromkeys(fresh))
+
+    def _close(self) -> None:
+        """End the sentence: measure its support, and cite where the model did not."""
+        if not self._sentence and not self._marks:
+            return
+        statement = self._judge(self._sentence, tuple(self._marks))
+        if statement.added:
+            self._write(" " + format_marks(statement.cited))
+            self.numbers.update(dict.fromkeys(statement.cited))
+        self.statements.append(replace(statement, end=self._length))
+        self._sentence, self._marks = "", {}
+
+    def _judge(self, sentence: str, cited: tuple[int, ...]) -> Statement:
+        blank = Statement(self._start, 0, "no-claim", 0.0, cited)
+        if not self._evidence.has_claim(sentence):
+            return blank
+        if cited:
+            score = max(self._evidence.measure(sentence, number) for number in cited)
+            status = "supported" if score >= SUPPORT_THRESHOLD else "unverified"
+            return replace(blank, status=status, score=score)
+        best = self._evidence.find(sentence)
+        if best.score < SUPPORT_THRESHOLD:
+            return replace(blank, status="unsupported", score=best.score)
+        return Statement(
+            self._start,
+            0,
+            "supported",
+            best.score,
+            (best.number,) if self._cite else (),
+            self._cite,
+        )
+
+    def _write(self, text: str) -> None:
+        if text:
+            self._out.append(text)
+            self._length += len(text)
+
+    def _give(self) -> str:
+        text = "".join(self._out)
+        self._out.clear()
+        return text

@@ -1,0 +1,73 @@
+"""RagRecipe: what an index is built from and how."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stillroom.rag.analyzer import Stemming
+from stillroom.recipes import Recipe, Reference, Settings
+from stillroom.text.method import CHUNKERS, Chunker, Limits
+
+__all__ = ["DEFAULT_EMBEDDER", "KeywordSettings", "OriginSettings", "RagRecipe"]
+
+DEFAULT_EMBEDDER = "hub:sentence-transformers/all-MiniLM-L6-v2"
+
+
+class OriginSettings(Settings):
+    """Who made the documents."""
+
+    kind: Literal["human", "synthetic", "unknown"] = Field(
+        default="unknown", description="who made the documents"
+    )
+    license: str = Field(
+        default="", description="their license as an SPDX id, empty when nobody said"
+    )
+
+
+class KeywordSettings(Settings):
+    """BM25 over words and headings."""
+
+    k1: float = Field(
+        default=1.2, ge=0, le=10, description="how soon more occurrences stop counting"
+    )
+    b: float = Field(default=0.75, ge=0, le=1, description="how much a passage's length counts")
+    heading_weight: float = Field(
+        default=1.0,
+        ge=0,
+        le=100,
+        description="how many words of the text one in a heading is worth",
+    )
+    stemming: Stemming = Field(
+        default="english", description="language of the Snowball stemmer, or none"
+    )
+
+
+class RagRecipe(Recipe):
+    """Builds an index over a folder of documents."""
+
+    kind: Literal["rag"] = Field("rag", description="builds an index")
+    documents: Reference = Field(description="folder of documents, or one file")
+    origin: OriginSettings = Field(default=OriginSettings(), description="who made the documents")
+    limits: Limits = Field(
+        default_factory=Limits, description="how much one file may cost before it is refused"
+    )
+    chunker: Annotated[Chunker, CHUNKERS.choice()] = Field(
+        "heading", validate_default=True, description="how documents are cut into passages"
+    )
+    embedder: Reference = Field(
+        DEFAULT_EMBEDDER, description="model that turns passages and queries into vectors"
+    )
+    with_headings: bool = Field(
+        True, description="embed a passage with its title and headings before it; never shown"
+    )
+    vectors: Literal["float32", "float16"] = Field(
+        "float32", description="precision of stored vectors; float16 halves the file"
+    )
+    keyword: KeywordSettings = Field(
+        default=KeywordSettings(), description="how words are matched and weighted"
+    )
+    max_failed: float = Field(
+        0.5, ge=0, le=1, description="share of documents that may fail before the job does"
+    )

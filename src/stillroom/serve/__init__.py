@@ -1,0 +1,35 @@
+"""Serve: a run behind an OpenAI-compatible API, on this machine unless told otherwise.
+
+Chat answers from the run's documents with citations, or from the model alone; completions and
+embeddings besides. Keys are compared in constant time, sizes and concurrency are bounded, a client
+that leaves stops its generation. In: the folder of a finished run. Out: HTTP.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stillroom.serve.app import create_app
+    from stillroom.serve.limits import Limits
+    from stillroom.serve.served import Served, open_run
+    from stillroom.serve.server import run_server
+
+__all__ = ["Limits", "Served", "create_app", "open_run", "run_server"]
+
+_HOMES = {
+    "Limits": "limits",
+    "Served": "served",
+    "create_app": "app",
+    "open_run": "served",
+    "run_server": "server",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module on first use; fastapi comes with the app only."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"stillroom.serve.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,146 @@
+"""The door: who may come in, how much they may bring, and what every reply carries.
+
+Plain ASGI, so that a client's leaving reaches the work. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Sequence
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stillroom.serve.limits import Limits
+from stillroom.serve.refusals import Refusal
+
+__all__ = ["Guard", "check_key"]
+
+_OPEN_PATHS = frozenset({"/healthz"})
+_LOCAL = frozenset({"localhost", "127.0.0.1", "::1", "testserver"})
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
+
+
+class Guard:
+    """Checks keys, hosts, origins and sizes before an app sees a request.
+
+    Without keys only this machine's own names are answered to, so that a web page whose name was
+    pointed here (DNS rebinding) gets nothing.
+    """
+
+    def __init__(self, app: ASGIApp, *, api_keys: Sequence[str], limits: Limits) -> None:
+        """Stand before ``app``; keys are kept as digests only."""
+        self.app, self.limits = app, limits
+        self._keys = [_digest(key) for key in api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+            await send(message)
+
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        try:
+            self._check(scope, headers)
+            body = await self._read(headers, receive)
+        except Refusal as refusal:
+            await _refuse(refusal, send_guarded)
+            return
+        await self.app(scope, _replay(body, receive), send_guarded)
+
+    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        host = _host(headers.get(b"host", b""))
+        origin = headers.get(b"origin", b"")
+        if origin and _host(origin.partition(b"://")[2]) != host:
+            raise Refusal(403, "pages of other origins are not answered", code="foreign_origin")
+        if scope["path"] in _OPEN_PATHS:
+            return
+        if self._keys:
+            if not check_key(headers.get(b"authorization", b""), self._keys):
+                raise Refusal(
+                    401,
+                    "the API key is missing or wrong",
+                    code="invalid_api_key",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
+        elif host not in _LOCAL:
+            raise Refusal(403, "without keys only this machine is answered", code="foreign_host")
+
+    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        """Read the body, as long as it stays within the limit."""
+        limit = self.limits.body_bytes
+        told = headers.get(b"content-length", b"0")
+        if told.isdigit() and int(told[:19]) > limit:
+            raise _too_large(limit)
+        parts, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Refusal(499, "the client left", code="client_left")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > limit:
+                raise _too_large(limit)
+            if not message.get("more_body"):
+                return b"".join(parts)
+
+
+def check_key(authorization: bytes, digests: Sequence[bytes]) -> bool:
+    """Return whether a header bears one of the keys; takes as long whichever it is."""
+    scheme, _, key = authorization.partition(b" ")
+    given = hashlib.sha256(key.strip()).digest()
+    matches = [hmac.compare_digest(given, digest) for digest in digests]
+    return any(matches) and scheme.lower() == b"bearer"
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+def _host(value: bytes) -> str:
+    """Return the name of a Host header or an origin, without its port."""
+    name = value.decode("latin-1").strip().lower()
+    if name.startswith("["):
+        return name[1:].partition("]")[0]
+    return name.partition(":")[0]
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(413, f"the body is larger than {limit} bytes", code="body_too_large")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a receive that gives the body once, then what comes after it."""
+    is_given = False
+
+    async def give() -> Message:
+        nonlocal is_given
+        if is_given:
+            return await receive()
+        is_given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return give
+
+
+async def _refuse(refusal: Refusal, send: Send) -> None:
+    body = json.dumps(refusal.to_json()).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    headers += [(key.lower().encode(), value.encode()) for key, value in refusal.headers.items()]
+    if refusal.status == 413:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

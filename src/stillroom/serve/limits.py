@@ -1,0 +1,26 @@
+"""What a client may ask for at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on requests; every one that is crossed is refused with its figure, never cut.
+
+    ``running`` generations happen at once (an engine need not be safe for more than one), and
+    ``waiting`` more may stand in line; past that a client is told to come again.
+    """
+
+    body_bytes: int = 1_000_000
+    messages: int = 200
+    max_new_tokens: int = 2048
+    default_new_tokens: int = 256
+    texts: int = 256
+    running: int = 1
+    waiting: int = 8
+    timeout_s: float = 300.0
+    retry_after_s: int = 2

@@ -1,0 +1,123 @@
+"""Errors as OpenAI's clients expect them; what went wrong within is logged here, not sent.
+
+A refusal says what the client can change. Anything unforeseen becomes a plain 500 with a number
+that stands in the server's log too.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from stillroom.errors import BackendError, DataError, StillroomError
+
+__all__ = ["Refusal", "add_handlers", "explain"]
+
+_LOG = logging.getLogger("stillroom.serve")
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+class Refusal(Exception):  # noqa: N818  # what the client is told; not an error of ours
+    """A request that is answered with an error object."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Refuse with an HTTP status, a sentence and a code."""
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.headers = dict(headers or {})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return OpenAI's error object."""
+        kind = _TYPES.get(
+            self.status, "invalid_request_error" if self.status < 500 else "server_error"
+        )
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+def explain(error: BaseException) -> Refusal:
+    """Return what a client is told of an error; causes and paths stay in the log.
+
+    What the client sent wrong (DataError, a prompt that does not fit) is said as it is.
+    """
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, DataError) or (
+        isinstance(error, BackendError) and error.code in {"backend.context", "backend.template"}
+    ):
+        problem = error.problems[0]
+        told = f"{problem.what}; expected {problem.expected}" if problem.expected else problem.what
+        return Refusal(400, told, code=problem.code)
+    number = uuid.uuid4().hex[:12]
+    if isinstance(error, StillroomError):
+        _LOG.error("error %s: %s", number, error)
+        if isinstance(error, BackendError):
+            told = f"the model failed; the server's log says why under {number}"
+            return Refusal(503, told, code=error.code)
+    else:
+        _LOG.error("error %s", number, exc_info=error)
+    return Refusal(
+        500, f"the server failed; its log says why under {number}", code="internal_error"
+    )
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Answer every error of an app with an error object."""
+
+    def answer(refusal: Refusal) -> JSONResponse:
+        return JSONResponse(refusal.to_json(), refusal.status, refusal.headers)
+
+    async def on_refusal(request: Request, error: Exception) -> JSONResponse:
+        return answer(explain(error))
+
+    async def on_invalid(request: Request, error: Exception) -> JSONResponse:
+        found = error.errors() if isinstance(error, RequestValidationError) else []
+        return answer(_explain_invalid(found))
+
+    async def on_http(request: Request, error: Exception) -> JSONResponse:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        told = f"{request.method} {request.url.path[:200]} is not served here"
+        if status not in {404, 405}:
+            told = "the request cannot be read"
+        headers = error.headers if isinstance(error, HTTPException) else None
+        return answer(Refusal(status, told, code="http_error", headers=headers))
+
+    app.add_exception_handler(Refusal, on_refusal)
+    app.add_exception_handler(StillroomError, on_refusal)
+    app.add_exception_handler(Exception, on_refusal)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http)
+
+
+def _explain_invalid(found: Sequence[Any]) -> Refusal:
+    if not found:
+        return Refusal(400, "the request cannot be read", code="invalid_request")
+    first = found[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    if first["type"] == "extra_forbidden":
+        return Refusal(400, f"'{place}' is not served here", code="unknown_parameter", param=place)
+    if first["type"] == "json_invalid":
+        return Refusal(400, "the body is not JSON", code="invalid_json")
+    return Refusal(
+        400, f"{place or 'body'}: {first['msg']}", code="invalid_request", param=place or None
+    )

@@ -1,0 +1,178 @@
+"""What clients get: OpenAI's objects, with citations as annotations and as a list of their own.
+
+An annotation marks where ``[1]`` stands in the text; ``citations`` says what stands behind it:
+file, byte range, pages, passage and its words.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from stillroom.models.protocols import Vectors
+from stillroom.records import Citation
+
+__all__ = ["DONE", "Reply", "describe_citations", "embedding_reply", "event", "locate_marks"]
+
+DONE = b"data: [DONE]\n\n"
+_MARK = re.compile(r"\[(\d{1,3})\]")
+
+
+def event(value: object) -> bytes:
+    """Return one server-sent event."""
+    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+
+
+def describe_citations(citations: Sequence[Citation]) -> list[dict[str, Any]]:
+    """Return citations as plain values, numbers as in the text."""
+    return [
+        {
+            "number": citation.number,
+            "passage_id": citation.passage_id,
+            "path": citation.location.path,
+            "digest": citation.location.digest,
+            "byte_start": citation.location.byte_start,
+            "byte_end": citation.location.byte_end,
+            "is_exact": citation.location.is_exact,
+            "pages": list(citation.location.pages),
+            "label": citation.location.label,
+            "text": citation.text,
+        }
+        for citation in citations
+    ]
+
+
+def locate_marks(text: str, citations: Sequence[Citation]) -> list[dict[str, Any]]:
+    """Return OpenAI's annotations: one for every mark in the text that a citation stands behind."""
+    known = {citation.number: citation for citation in citations}
+    found = []
+    for mark in _MARK.finditer(text):
+        citation = known.get(int(mark[1]))
+        if citation is None:
+            continue
+        place = citation.location
+        part = (
+            f"page={place.pages[0]}"
+            if place.pages
+            else f"bytes={place.byte_start}-{place.byte_end}"
+        )
+        found.append(
+            {
+                "type": "url_citation",
+                "url_citation": {
+                    "start_index": mark.start(),
+                    "end_index": mark.end(),
+                    "title": place.path,
+                    "url": f"{quote(place.path)}#{part}",
+                },
+            }
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The objects of one reply: whole, or chunk by chunk.
+
+    Answers from documents read the last message alone: ``turns_not_read`` counts the others.
+    """
+
+    model: str
+    is_chat: bool
+    turns_not_read: int = 0
+    id: str = field(default_factory=lambda: uuid.uuid4().hex[:24])
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(
+        self,
+        text: str,
+        finish_reason: str,
+        usage: dict[str, int],
+        citations: Sequence[Citation] | None = None,
+    ) -> dict[str, Any]:
+        """Return the reply in one object."""
+        choice: dict[str, Any] = {"index": 0, "finish_reason": finish_reason, "logprobs": None}
+        if self.is_chat:
+            message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+            if citations is not None:
+                message.update(self._cite(text, citations))
+            choice["message"] = message
+        else:
+            choice["text"] = text
+        kind = "chat.completion" if self.is_chat else "text_completion"
+        return {**self._head(kind), "choices": [choice], "usage": usage}
+
+    def first(self) -> bytes | None:
+        """Return the chunk that opens a chat's stream."""
+        return self.chunk({"role": "assistant", "content": ""}) if self.is_chat else None
+
+    def piece(self, text: str) -> bytes:
+        """Return a chunk of text."""
+        return self.chunk({"content": text}) if self.is_chat else self.chunk({}, text=text)
+
+    def cited(self, text: str, citations: Sequence[Citation]) -> bytes:
+        """Return the chunk of citations, which comes before the last."""
+        return self.chunk(self._cite(text, citations))
+
+    def last(self, finish_reason: str) -> bytes:
+        """Return the chunk that says why the text ended."""
+        return self.chunk({}, finish_reason=finish_reason)
+
+    def usage(self, usage: dict[str, int]) -> bytes:
+        """Return the chunk of usage, after the last."""
+        return event({**self._head(self._chunk_kind), "choices": [], "usage": usage})
+
+    def chunk(
+        self, delta: dict[str, Any], *, text: str = "", finish_reason: str | None = None
+    ) -> bytes:
+        """Return one chunk as an event."""
+        choice: dict[str, Any] = {"index": 0, "finish_reason": finish_reason, "logprobs": None}
+        choice.update({"delta": delta} if self.is_chat else {"text": text})
+        return event({**self._head(self._chunk_kind), "choices": [choice]})
+
+    def _cite(self, text: str, citations: Sequence[Citation]) -> dict[str, Any]:
+        cited: dict[str, Any] = {
+            "annotations": locate_marks(text, citations),
+            "citations": describe_citations(citations),
+        }
+        return {**cited, "turns_not_read": self.turns_not_read} if self.turns_not_read else cited
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self.is_chat else "text_completion"
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        prefix = "chatcmpl" if self.is_chat else "cmpl"
+        return {
+            "id": f"{prefix}-{self.id}",
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+        }
+
+
+def embedding_reply(vectors: Vectors, model: str, tokens: int, encoding: str) -> dict[str, Any]:
+    """Return vectors as OpenAI's list, as numbers or as base64 of little-endian float32."""
+    rows = np.asarray(vectors, dtype="<f4")
+    values = [
+        base64.b64encode(row.tobytes()).decode() if encoding == "base64" else row.tolist()
+        for row in rows
+    ]
+    return {
+        "object": "list",
+        "model": model,
+        "data": [
+            {"object": "embedding", "index": at, "embedding": value}
+            for at, value in enumerate(values)
+        ],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }

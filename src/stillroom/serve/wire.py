@@ -1,0 +1,164 @@
+"""What clients send: OpenAI's request bodies, as far as they are served here.
+
+A key that would change the answer and is not served is refused by name, as OpenAI does; keys that
+only label a request (``user``, ``metadata``) are accepted and not kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from stillroom.records import Message, Prompt, Sampling
+from stillroom.serve.limits import Limits
+from stillroom.serve.refusals import Refusal
+
+__all__ = ["ChatRequest", "CompletionRequest", "EmbeddingRequest"]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    model: str
+    user: str | None = None
+
+
+class _Drawn(_Request):
+    """What chat and completion requests share: how the text is drawn."""
+
+    stream: bool = False
+    stream_options: dict[str, bool] | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    n: Literal[1] | None = 1
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with a chunk of usage."""
+        return bool((self.stream_options or {}).get("include_usage"))
+
+    def sampling(self, limits: Limits, *, wanted: int | None) -> Sampling:
+        """Return how to draw, within the limits.
+
+        Raises:
+            Refusal: If more tokens are wanted than are given, or too many stops.
+        """
+        tokens = wanted or limits.default_new_tokens
+        if tokens > limits.max_new_tokens:
+            raise Refusal(
+                400,
+                f"{tokens} tokens are wanted; at most {limits.max_new_tokens} are given",
+                code="max_tokens",
+                param="max_tokens",
+            )
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if len(stop) > 4 or not all(stop):
+            raise Refusal(400, "at most 4 stops, none empty", code="invalid_stop", param="stop")
+        return Sampling(
+            max_new_tokens=tokens,
+            temperature=self.temperature or 0.0,
+            top_k=self.top_k,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            stop=stop,
+            seed=(self.seed or 0) & 0x7FFFFFFF,
+        )
+
+
+class _Part(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class _Turn(BaseModel):
+    """One message; annotations and citations of earlier answers may be sent back."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[_Part]
+    name: str | None = None
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    citations: list[Any] | None = None
+
+    def to_message(self) -> Message:
+        text = self.content
+        if not isinstance(text, str):
+            text = "\n".join(part.text for part in text)
+        return Message("system" if self.role == "developer" else self.role, text)
+
+
+class ChatRequest(_Drawn):
+    """POST /v1/chat/completions."""
+
+    messages: list[_Turn] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    response_format: dict[str, Any] | None = None
+    k: int | None = Field(None, ge=1, le=50, description="passages shown; an extension")
+
+    def to_sampling(self, limits: Limits) -> Sampling:
+        """Return how to draw, within the limits."""
+        return self.sampling(limits, wanted=self.max_completion_tokens or self.max_tokens)
+
+    def to_prompt(self, limits: Limits) -> Prompt:
+        """Return the conversation as a prompt.
+
+        Raises:
+            Refusal: If there are too many messages, or the last is not the user's.
+        """
+        if len(self.messages) > limits.messages:
+            raise Refusal(
+                400,
+                f"{len(self.messages)} messages are more than {limits.messages}",
+                code="too_many_messages",
+                param="messages",
+            )
+        messages = tuple(turn.to_message() for turn in self.messages)
+        if messages[-1].role != "user" or not messages[-1].content.strip():
+            raise Refusal(
+                400,
+                "the last message must be the user's and not empty",
+                code="no_question",
+                param="messages",
+            )
+        return Prompt(messages, schema=self._schema())
+
+    def _schema(self) -> dict[str, Any] | None:
+        wanted = self.response_format
+        if wanted is None or wanted.get("type") == "text":
+            return None
+        schema = (wanted.get("json_schema") or {}).get("schema")
+        if wanted.get("type") != "json_schema" or not isinstance(schema, dict):
+            raise Refusal(
+                400,
+                "response_format must be {'type': 'text'}, or 'json_schema' with its schema",
+                code="invalid_response_format",
+                param="response_format",
+            )
+        return schema
+
+
+class CompletionRequest(_Drawn):
+    """POST /v1/completions: raw text, no chat template."""
+
+    prompt: str = Field(min_length=1)
+
+
+class EmbeddingRequest(_Request):
+    """POST /v1/embeddings."""
+
+    input: str | list[str]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    kind: Literal["query", "passage"] = Field(
+        "passage", description="what the texts are; an extension"
+    )

@@ -1,0 +1,56 @@
+"""Synthetic data: a teacher writes questions and answers that stand on the documents' own words.
+
+Documents are split into ``train`` and ``held_out`` before anything is asked, so that no document
+feeds both. A generator asks the teacher about one passage at a time; filters judge every record and
+say why one is dropped; whatever is not kept is in ``dropped.jsonl`` with its reason.
+
+Papers: answer-first questions (Alberti et al. 2019, arXiv:1906.05416; Lewis et al. 2021,
+arXiv:2102.07033), Magpie (Xu et al. 2024, arXiv:2406.08464), rephrasing (Maini et al. 2024,
+arXiv:2401.16380), MinHash (Broder 1997), n-gram decontamination (Brown et al. 2020,
+arXiv:2005.14165, appendix C).
+
+In: an index (its passages), or a file of passages or records. Out: an artifact of kind ``records``
+with ``records.jsonl``, ``dropped.jsonl`` and ``report.json``.
+
+Importing this package imports neither torch nor a model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stillroom.synth.method import FILTERS, GENERATORS, Filter, Generator
+    from stillroom.synth.recipe import SynthRecipe
+    from stillroom.synth.run import estimate, preview, run
+
+__all__ = [
+    "FILTERS",
+    "GENERATORS",
+    "Filter",
+    "Generator",
+    "SynthRecipe",
+    "estimate",
+    "preview",
+    "run",
+]
+
+_HOMES = {
+    "FILTERS": "method",
+    "GENERATORS": "method",
+    "Filter": "method",
+    "Generator": "method",
+    "SynthRecipe": "recipe",
+    "estimate": "run",
+    "preview": "run",
+    "run": "run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module on first use."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"stillroom.synth.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,143 @@
+"""Asking a teacher for many seeds at once, and keeping account of each by itself.
+
+``Asking`` is used by generators: ``ask`` a group of prompts, then ``keep`` or ``fail`` each, then
+``drafts``. Texts from documents go into prompts through ``fence`` or ``one_line`` only, which make
+them data: hidden characters are gone and the fence cannot be closed from within.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stillroom.errors import BackendError
+from stillroom.records import Completion, Prompt, Record, Sampling
+from stillroom.synth.method import Draft, Failure, Seed
+from stillroom.synth.wording import collapse
+from stillroom.text.normalize import strip_invisible
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+
+__all__ = ["Ask", "Asking", "fence", "is_cut", "one_line", "topic_of"]
+
+_CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>")
+_MAX_TOPIC = 100
+_OWN_FAULTS = {
+    "backend.context": "longer than the teacher's context",
+    "backend.schema": "not the JSON asked",
+}
+"""Errors that are one ask's own, by code; any other is the teacher's and ends the job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One prompt of one seed; ``seed`` is its place in the group."""
+
+    seed: int
+    prompt: Prompt
+    sampling: Sampling
+
+
+@dataclass(slots=True)
+class _Account:
+    records: list[Record] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    asked: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Asking:
+    """The asks of a group of seeds to one teacher."""
+
+    def __init__(self, seeds: Sequence[Seed], model: TextModel) -> None:
+        """Open an account for every seed."""
+        self.seeds = seeds
+        self._model = model
+        self._accounts = [_Account() for _ in seeds]
+
+    def ask(self, asks: Sequence[Ask]) -> list[Completion | None]:
+        """Return the completion of every ask, in order, and count its tokens.
+
+        An ask that the teacher cannot take (longer than its context, or a schema its engine does
+        not hold to) is a failure of its seed and gives None; the others go on.
+
+        Raises:
+            BackendError: If the teacher fails as a whole.
+        """
+        completions = self._complete(asks) if asks else []
+        for ask, completion in zip(asks, completions, strict=True):
+            account = self._accounts[ask.seed]
+            account.asked += 1
+            if completion is not None:
+                account.prompt_tokens += completion.prompt_tokens
+                account.completion_tokens += completion.completion_tokens
+        return completions
+
+    def _complete(self, asks: Sequence[Ask]) -> list[Completion | None]:
+        prompts, samplings = [ask.prompt for ask in asks], [ask.sampling for ask in asks]
+        try:
+            return list(self._model.generate(prompts, samplings))
+        except BackendError as error:
+            if error.code not in _OWN_FAULTS:
+                raise
+            if len(asks) > 1:
+                return [found for ask in asks for found in self._complete([ask])]
+            self.fail(asks[0].seed, _OWN_FAULTS[error.code], error.problems[0].what)
+            return [None]
+
+    def keep(self, seed: int, record: Record) -> None:
+        """Add a record to a seed's draft."""
+        self._accounts[seed].records.append(record)
+
+    def fail(self, seed: int, reason: str, text: str = "") -> None:
+        """Say that something asked for a seed gave no record."""
+        self._accounts[seed].failures.append(Failure(reason, text))
+
+    def drafts(self) -> Iterator[Draft]:
+        """Yield the draft of every seed, in order."""
+        for seed, account in zip(self.seeds, self._accounts, strict=True):
+            yield Draft(
+                seed.key,
+                tuple(account.records),
+                tuple(account.failures),
+                account.asked,
+                account.prompt_tokens,
+                account.completion_tokens,
+            )
+
+
+def fence(text: str) -> str:
+    """Return a document's text between marks that it cannot close, without hidden characters."""
+    inert = _defuse(text).replace("</text", "< /text").replace("<text", "< text")
+    return f"<text>\n{inert}\n</text>"
+
+
+def one_line(text: str) -> str:
+    """Return a document's text as one line of data, without hidden characters."""
+    return collapse(_defuse(text))
+
+
+def topic_of(seed: Seed) -> str:
+    """Return what a passage is about, by its headings and title; empty where it has none."""
+    passage = seed.passage
+    names = [one_line(name).strip("\"'*`# ") for name in (*passage.headings[-1:], passage.title)]
+    distinct = [name for name in dict.fromkeys(names) if name]
+    if len(distinct) > 1 and distinct[1].casefold() not in distinct[0].casefold():
+        return f"{distinct[0]} ({distinct[1]})"[:_MAX_TOPIC]
+    return distinct[0][:_MAX_TOPIC] if distinct else ""
+
+
+def is_cut(completion: Completion) -> bool:
+    """Return whether the teacher ran out of tokens: such text is never kept."""
+    return completion.finish_reason != "stop"
+
+
+def _defuse(text: str) -> str:
+    """Break what looks like a chat template's control token, whichever model will read it."""
+    return _CONTROL_TOKEN.sub(
+        lambda match: f"{match.group()[0]} {match.group()[1:]}", strip_invisible(text)
+    )

@@ -1,0 +1,142 @@
+"""Answerable: the words that the answer stands on answer this question, and say more than it does.
+
+Own method, lexical: what is asked about must be what the evidence speaks of first, nothing may be
+asked that it does not name, and the kind of question (when, why, how many ...) must fit it. The
+table of kinds is English and is not applied to other languages.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.records import Record
+from stillroom.synth.evidence import passage_of, quote_of, text_of
+from stillroom.synth.method import Context, Filter, Judge, Verdict
+from stillroom.synth.wording import collapse, content_stems, share_supported
+
+__all__ = ["Answerable"]
+
+_KINDS = tuple(
+    (re.compile(asked, re.IGNORECASE), re.compile(told, re.IGNORECASE))
+    for asked, told in (
+        (
+            r"^how (?:many|much|often|long|far|old|big|large|fast)|"
+            r"\b(?:number|maximum|minimum) of\b",
+            r"\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|single|once|twice|no|none|"
+            r"all|every|any|each|both|most|least|maximum|minimum|unlimited)\b",
+        ),
+        (
+            r"^when\b",
+            r"\d|\b(?:when|whenever|if|after|before|during|while|until|once|as soon as|unless|only|"
+            r"at (?:compile|run|import|load|start|the)|first|last|year|time)\b",
+        ),
+        (
+            r"^why\b",
+            r"\b(?:because|since|so (?:that|as)|in order|due to|to \w+|therefore|for|as|avoid|"
+            r"reason|cause[sd]?|prevent\w*)\b",
+        ),
+        (
+            r"^who(?:m|se)?\b",
+            r"(?-i:(?<=[a-z,] )[A-Z]\w+)|\b(?:people|person|author|user|developer)s?\b",
+        ),
+        (
+            r"\bdifferences?\b",
+            r"\b(?:while|whereas|unlike|but|than|differ\w*|both|rather|however)\b|;",
+        ),
+        (
+            r"\bpurpose\b|^what (?:is|are) .{1,60} (?:used )?for\?",
+            r"\b(?:used|uses?|to|for|so that|allows?|enables?|lets?|provides?|supports?|gives?|"
+            r"ensures?|controls?|determines?|specif\w+|defines?|represents?|returns?|creates?)\b",
+        ),
+        (
+            r"^what happens\b|^what would happen\b",
+            r"\b(?:if|when|whenever|after|once|unless|will|is|are|then|raises?|causes?|becomes?)\b",
+        ),
+    )
+)
+_BE_DEFINED = re.compile(
+    r"^what (?:is|are) (?:(?:an?|the) )?(?P<term>[^?]{2,60})\?$|"
+    r"^what does (?:(?:an?|the) )?(?P<meant>[^?]{2,60}) mean\?$",
+    re.IGNORECASE,
+)
+
+
+class Answerable(Filter):
+    """Drops questions that their own evidence does not answer."""
+
+    paper: ClassVar[str] = ""
+
+    min_known: float = Field(
+        1.0, ge=0, le=1, description="share of the question's words that evidence or title name"
+    )
+    min_shared: float = Field(
+        0.25, ge=0, le=1, description="share of the evidence's words that the question takes up"
+    )
+    min_new: int = Field(2, ge=0, description="content words the answer has beyond the question")
+    lead: float = Field(
+        0.6, gt=0, le=1, description="the subject asked about is in this first part of the evidence"
+    )
+
+    @override
+    def judge(self, record: Record) -> Verdict:
+        return self._weigh(record, "")
+
+    @override
+    def begin(self, context: Context) -> Judge:
+        return _InContext(self, context)
+
+    def _weigh(self, record: Record, heading: str) -> Verdict:
+        question, quote = text_of(record, "question"), collapse(quote_of(record))
+        if not question or not quote:
+            return Verdict(True)
+        asked = content_stems(question, frames=False)
+        told = content_stems(quote)
+        known = share_supported(asked, {*told, *content_stems(heading)})
+        if known < self.min_known:
+            return Verdict(False, "asks about what the evidence does not name", known)
+        shared = set(asked).intersection(told)
+        coverage = len(shared) / max(len(set(told)), 1)
+        if not shared or coverage < self.min_shared:
+            return Verdict(False, "question and evidence hardly share a word", coverage)
+        new = set(content_stems(text_of(record, "answer"))) - set(asked)
+        if len(new) < self.min_new:
+            return Verdict(False, "answer says nothing beyond the question", float(len(new)))
+        lead = max(1, round(self.lead * len(told)))
+        if not shared.intersection(told[:lead]) or not _fits_definition(question, told, self.lead):
+            return Verdict(False, "evidence is about something else first", coverage)
+        if not _fits_kind(question, quote):
+            return Verdict(False, "evidence does not fit the kind of question", coverage)
+        return Verdict(True, score=coverage)
+
+
+class _InContext:
+    def __init__(self, chosen: Answerable, context: Context) -> None:
+        self._chosen, self._context = chosen, context
+
+    def judge(self, record: Record) -> Verdict:
+        passage = passage_of(record, self._context)
+        heading = " ".join((*passage.headings, passage.title)) if passage is not None else ""
+        return self._chosen._weigh(record, heading)
+
+    def admit(self, record: Record) -> None:
+        """Remember nothing: an answer fits or not, whatever else was kept."""
+
+
+def _fits_kind(question: str, quote: str) -> bool:
+    return all(told.search(quote) for asked, told in _KINDS if asked.search(question))
+
+
+def _fits_definition(question: str, told: list[str], lead: float) -> bool:
+    """Ask of a definition that its evidence opens with the term that is to be defined."""
+    match = _BE_DEFINED.match(question)
+    if match is None:
+        return True
+    term = content_stems(match["term"] or match["meant"], frames=False)
+    present = [word for word in term if word in told]
+    if not present:
+        return False
+    return max(told.index(word) for word in present) < max(len(present) + 1, lead * len(told) * 0.7)

@@ -1,0 +1,85 @@
+"""Duplicate: the same question, the same answer, or nearly the same record as one already kept.
+
+Source: Broder 1997 (MinHash; candidates are verified by exact Jaccard similarity). Differs: records
+are compared with kept ones only, in a fixed order, so that nothing falls to what itself fell.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.records import Record
+from stillroom.synth.evidence import text_of
+from stillroom.synth.method import Context, Filter, Judge, Verdict
+from stillroom.synth.wording import collapse
+from stillroom.text.similarity import Hashes, MinHasher, jaccard
+
+__all__ = ["Duplicate"]
+
+
+class Duplicate(Filter):
+    """Drops records that repeat one already kept on the same side of the split."""
+
+    paper: ClassVar[str] = "Broder 1997"
+    judges_passages: ClassVar[bool] = True
+
+    threshold: float = Field(
+        0.8, gt=0, le=1, description="Jaccard similarity of word n-grams from which it is a repeat"
+    )
+    n: int = Field(3, ge=1, le=20, description="words of an n-gram")
+
+    @override
+    def judge(self, record: Record) -> Verdict:
+        return Verdict(True, score=0.0)
+
+    @override
+    def begin(self, context: Context) -> Judge:
+        return _Kept(self)
+
+
+class _Kept:
+    """What was admitted so far."""
+
+    def __init__(self, chosen: Duplicate) -> None:
+        self._threshold = chosen.threshold
+        self._hasher = MinHasher(n=chosen.n, num_bands=32, rows=4)
+        self._questions: set[str] = set()
+        self._answers: set[str] = set()
+        self._sets: list[Hashes] = []
+        self._bands: dict[tuple[int, int], list[int]] = {}
+
+    def judge(self, record: Record) -> Verdict:
+        question, answer = _keys(record)
+        if question and question in self._questions:
+            return Verdict(False, "same question as one kept", 1.0)
+        if answer and answer in self._answers:
+            return Verdict(False, "same answer as one kept", 1.0)
+        hashes, keys = self._hash(record)
+        candidates = {one for place in enumerate(keys) for one in self._bands.get(place, ())}
+        nearest = max((jaccard(hashes, self._sets[one]) for one in candidates), default=0.0)
+        if nearest >= self._threshold:
+            return Verdict(False, "nearly the same as one kept", nearest)
+        return Verdict(True, score=nearest)
+
+    def admit(self, record: Record) -> None:
+        question, answer = _keys(record)
+        self._questions.add(question)
+        self._answers.add(answer)
+        hashes, keys = self._hash(record)
+        for place in enumerate(keys):
+            self._bands.setdefault(place, []).append(len(self._sets))
+        self._sets.append(hashes)
+
+    def _hash(self, record: Record) -> tuple[Hashes, list[int]]:
+        hashes = self._hasher.shingles("\n".join(one.content for one in record.messages))
+        if not len(hashes):  # no words: such texts have nothing in common
+            return hashes, []
+        return hashes, self._hasher.bands(self._hasher.sign_shingles([hashes]))[0].tolist()
+
+
+def _keys(record: Record) -> tuple[str, str]:
+    texts = [collapse(text_of(record, name)).casefold() for name in ("question", "answer")]
+    return texts[0], texts[1]

@@ -1,0 +1,64 @@
+"""Language: question and answer are in the language of the passage.
+
+Own method, over the floor's detector; where the detector is unsure, the record is kept.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.records import Record
+from stillroom.synth.method import Context, Filter, Judge, Verdict
+from stillroom.text.language import detect_language
+
+__all__ = ["Language"]
+
+
+class Language(Filter):
+    """Drops records that drifted into another language."""
+
+    paper: ClassVar[str] = ""
+
+    languages: tuple[str, ...] = Field(
+        (), description="ISO 639-1 codes to keep; empty means that of the passage"
+    )
+
+    @override
+    def judge(self, record: Record) -> Verdict:
+        return self._compare(record, "")
+
+    @override
+    def begin(self, context: Context) -> Judge:
+        return _ByPassage(self, context)
+
+    def _compare(self, record: Record, expected: str) -> Verdict:
+        wanted = self.languages or ((expected,) if expected else ())
+        found = detect_language("\n".join(message.content for message in record.messages))
+        if found and wanted and found not in wanted:
+            return Verdict(False, "another language", 0.0)
+        return Verdict(True)
+
+
+class _ByPassage:
+    def __init__(self, chosen: Language, context: Context) -> None:
+        self._chosen, self._context = chosen, context
+        self._known: dict[str, str] = {}
+
+    def judge(self, record: Record) -> Verdict:
+        return self._chosen._compare(record, self._language_of(record))
+
+    def admit(self, record: Record) -> None:
+        """Remember nothing: languages do not depend on what was kept."""
+
+    def _language_of(self, record: Record) -> str:
+        evidence = record.fields.get("evidence")
+        name = str(evidence.get("passage_id", "")) if isinstance(evidence, dict) else ""
+        passage = self._context.passages.get(name)
+        if passage is None:
+            return ""
+        if name not in self._known:
+            self._known[name] = passage.language or detect_language(passage.text)
+        return self._known[name]

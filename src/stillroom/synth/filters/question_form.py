@@ -1,0 +1,52 @@
+"""Question form: the question is one question, of a fitting length, that ends as questions do.
+
+Own method; the list of opening words is English, and other languages are judged by their mark.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.records import Record
+from stillroom.synth.method import Filter, Verdict
+from stillroom.text.normalize import words
+
+__all__ = ["QuestionForm"]
+
+_MARKS = ("?", "？", "؟")
+_OPENING = re.compile(
+    r"^(?:(?:in|on|at|to|for|from|by|with|under|into|of|during|through) )?(?:what|which|who|whom|"
+    r"whose|when|where|why|how|is|are|was|were|do|does|did|can|could|may|must|should|will|would|"
+    r"has|have|had|if|name)\b",
+    re.IGNORECASE,
+)
+
+
+class QuestionForm(Filter):
+    """Drops what is no question, is several, or trails off."""
+
+    paper: ClassVar[str] = ""
+
+    min_words: int = Field(4, ge=1, description="shortest question")
+    max_words: int = Field(30, ge=2, description="longest question")
+
+    @override
+    def judge(self, record: Record) -> Verdict:
+        question = record.fields.get("question")
+        if not isinstance(question, str):
+            return Verdict(True)
+        text = question.strip()
+        count = len(words(text))
+        if not text.endswith(_MARKS):
+            return Verdict(False, "no question mark", 0.0)
+        if not self.min_words <= count <= self.max_words:
+            return Verdict(False, "too short or too long a question", float(count))
+        if text.isascii() and not _OPENING.match(text.lstrip("\"'(`")):
+            return Verdict(False, "does not open as a question", 0.0)
+        if text.count('"') % 2 or text.count("(") != text.count(")"):
+            return Verdict(False, "unbalanced quotes or brackets", 0.0)
+        return Verdict(True)

@@ -1,0 +1,100 @@
+"""Standalone: a question that can be understood by one who has not seen the passage.
+
+Own method: no words that point at an unseen text, no pronoun before its noun, and at least one word
+specific enough to say what is asked about.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.records import Record
+from stillroom.synth.evidence import passage_of, text_of
+from stillroom.synth.method import Context, Filter, Judge, Verdict
+from stillroom.synth.wording import content_stems, names_and_numbers, stem
+from stillroom.text.normalize import words
+
+__all__ = ["Standalone"]
+
+_POINTING = re.compile(
+    r"\b(?:th(?:is|ese|at|ose)|the (?:above|following|given|previous|preceding|same|provided|"
+    r"current|author(?:'|’)?s?)|the (?:text|passage|statement|document|article|paragraph|section|"
+    r"sentence|excerpt|context|example|question|answer|topic|author|code)|mentioned|described|"
+    r"stated|shown|discussed|above|below|according to|"
+    r"(?:an?|the|what) (?:similar|equivalent|corresponding|respective|resulting|remaining)\b",
+    re.IGNORECASE,
+)
+_PRONOUNS = frozenset(
+    str.split("it its they them their he she him her his hers we our you your i my")
+)
+_MARKED = re.compile(r"[\"“‘`']([^\"”’`']{2,})[\"”’`']|(\w*[_.]\w+|\w+\(\))")
+_RARE_FLOOR = 3
+
+
+class Standalone(Filter):
+    """Drops questions that lean on a text the reader does not see."""
+
+    paper: ClassVar[str] = ""
+
+    common_share: float = Field(
+        0.03, gt=0, le=1, description="a word in more of the passages than this is not specific"
+    )
+
+    @override
+    def judge(self, record: Record) -> Verdict:
+        return self._weigh(record, Context())
+
+    @override
+    def begin(self, context: Context) -> Judge:
+        return _InContext(self, context)
+
+    def _weigh(self, record: Record, context: Context) -> Verdict:
+        question = text_of(record, "question")
+        if not question:
+            return Verdict(True)
+        if _POINTING.search(question):
+            return Verdict(False, "points at a text the reader does not see", 0.0)
+        stems = content_stems(question, frames=False)
+        if not stems:
+            return Verdict(False, "names no subject", 0.0)
+        if _leads_with_pronoun(question, stems):
+            return Verdict(False, "a pronoun stands for the subject", 0.0)
+        specific = self._specific(record, question, stems, context)
+        if not specific:
+            return Verdict(False, "names nothing specific", 0.0)
+        return Verdict(True, score=len(specific) / len(stems))
+
+    def _specific(
+        self, record: Record, question: str, stems: list[str], context: Context
+    ) -> set[str]:
+        marked = " ".join(part for match in _MARKED.findall(question) for part in match)
+        named = {stem(word) for word in [*words(marked), *names_and_numbers(question)]}
+        passage = passage_of(record, context)
+        if passage is not None:
+            named.update(content_stems(" ".join((*passage.headings, passage.title))))
+        limit = max(_RARE_FLOOR, int(self.common_share * len(context.passages)))
+        return {word for word in stems if word in named or context.frequency.get(word, 0) <= limit}
+
+
+class _InContext:
+    def __init__(self, chosen: Standalone, context: Context) -> None:
+        self._chosen, self._context = chosen, context
+
+    def judge(self, record: Record) -> Verdict:
+        return self._chosen._weigh(record, self._context)
+
+    def admit(self, record: Record) -> None:
+        """Remember nothing: a question stands alone or not, whatever else was kept."""
+
+
+def _leads_with_pronoun(question: str, stems: list[str]) -> bool:
+    for word in words(question):
+        if word in _PRONOUNS:
+            return True
+        if stem(word) in stems:
+            return False
+    return False

@@ -1,0 +1,3 @@
+"""Ways to write records: one method a file."""
+
+SEAM = "how the teacher is asked for records"

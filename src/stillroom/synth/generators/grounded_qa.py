@@ -1,0 +1,286 @@
+"""Grounded QA: a question that a passage answers, the answer, and the words it stands on.
+
+Source: Alberti et al. 2019, arXiv:1906.05416 (choose the answer first, then ask for its question)
+and Lewis et al. 2021, arXiv:2102.07033. Differs: answers are whole sentences, so that they can be
+given as they stand; round-trip answering is replaced by the room's filters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.records import Completion, Link, Message, Prompt, Record, Sampling
+from stillroom.synth.asking import Ask, Asking, fence, is_cut, one_line, topic_of
+from stillroom.synth.evidence import Quote, best_quote, find_statements
+from stillroom.synth.method import Draft, Generator, Seed
+from stillroom.synth.openings import Opening, find_openings
+from stillroom.synth.replies import clean_answer, clean_question, parse_pair
+from stillroom.synth.trimming import trim_question
+from stillroom.synth.wording import collapse
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+
+__all__ = ["GroundedQa"]
+
+_ASKER = "You write clear questions."
+_ANSWERER = "You answer questions from a text."
+_LABEL = "Question:"
+_FREE = Opening("")
+_TASK = "Write the question that this statement answers."
+_SHOTS = (
+    (
+        "Honey bees",
+        "A honey bee colony keeps the brood nest at about 35 degrees Celsius all year.",
+        "At what temperature does a honey bee colony keep its brood nest?",
+    ),
+    (
+        "Library rules",
+        'A card marked "R" lets its owner borrow rare books for one day.',
+        'What does a library card marked "R" let its owner do?',
+    ),
+    (
+        "Suspension bridges",
+        "If a cable of a suspension bridge is cut, its load passes to the other cables.",
+        "What happens to the load if a cable of a suspension bridge is cut?",
+    ),
+)
+_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "question": {"type": "string", "minLength": 10, "maxLength": 160},
+        "answer": {"type": "string", "minLength": 2, "maxLength": 300},
+    },
+    "required": ["question", "answer"],
+    "additionalProperties": False,
+}
+
+
+class GroundedQa(Generator):
+    """Asks for questions about a passage; every answer points at the passage's words."""
+
+    paper: ClassVar[str] = "arXiv:1906.05416"
+
+    form: Literal["statement", "plain", "schema"] = Field(
+        "statement",
+        description="statement: choose a sentence, ask for its question (best for small teachers); "
+        "plain: ask for a question, then for its answer; schema: ask for both as JSON",
+    )
+    answer: Literal["quote", "teacher"] = Field(
+        "quote",
+        description="statement form only: answer with the sentence itself, or have the teacher "
+        "answer from it",
+    )
+    openings: bool = Field(
+        True,
+        description="statement form only: begin the question about the statement's subject, so "
+        "that a small teacher keeps to it (English statements)",
+    )
+    shots: int = Field(
+        0, ge=0, le=len(_SHOTS), description="worked questions shown before, which cost time"
+    )
+    questions: int = Field(2, ge=1, le=20, description="questions per passage and attempt")
+    max_question_tokens: int = Field(40, ge=8, le=256, description="longest question")
+    max_answer_tokens: int = Field(80, ge=8, le=1024, description="longest answer")
+    temperature: float = Field(0.0, ge=0, le=2, description="0 takes the likeliest token")
+    top_p: float = Field(0.95, gt=0, le=1, description="share of the probability drawn from")
+
+    @property
+    @override
+    def asks(self) -> int:
+        is_single = self.form == "schema" or (self.form == "statement" and self.answer == "quote")
+        return self.questions if is_single else 2 * self.questions
+
+    @property
+    @override
+    def longest(self) -> int:
+        both = self.max_question_tokens + self.max_answer_tokens + 16
+        return both if self.form == "schema" else self.max_question_tokens
+
+    @override
+    def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
+        asking = Asking(seeds, model)
+        if self.form == "schema":
+            self._ask_as_json(asking, model)
+        else:
+            self._ask_in_turn(asking, model)
+        return asking.drafts()
+
+    def _ask_in_turn(self, asking: Asking, model: TextModel) -> None:
+        """Ask for questions, then (unless a statement answers itself) for the answers."""
+        subjects: list[tuple[Quote | None, Opening]] = []
+        asks: list[Ask] = []
+        for place, seed in enumerate(asking.seeds):
+            for index, (quote, opening) in enumerate(self._subjects(asking, place)):
+                subjects.append((quote, opening))
+                asks.append(self._ask_question(place, seed, quote, opening, index))
+        open_asks: list[tuple[Ask, str, Quote | None]] = []
+        for ask, (quote, opening), completion in zip(asks, subjects, asking.ask(asks), strict=True):
+            if completion is None:
+                continue
+            written = clean_question(opening.text + completion.text)
+            question = written
+            if quote is not None and opening.text:
+                question = trim_question(written, opening, quote.text)
+            if is_cut(completion) and "?" not in completion.text and question == written:
+                asking.fail(ask.seed, "question cut at the token limit", completion.text)
+            elif not written:
+                asking.fail(ask.seed, "no question", completion.text)
+            elif not question:
+                asking.fail(ask.seed, "question strays, or tells the statement on", written)
+            elif quote is not None and self.answer == "quote":
+                self._keep(asking, model, ask.seed, question, collapse(quote.text), quote)
+            else:
+                open_asks.append((ask, question, quote))
+        self._ask_answers(asking, model, open_asks)
+
+    def _ask_answers(
+        self, asking: Asking, model: TextModel, open_asks: list[tuple[Ask, str, Quote | None]]
+    ) -> None:
+        asks = []
+        for ask, question, quote in open_asks:
+            seed = asking.seeds[ask.seed]
+            text = quote.text if quote is not None else seed.passage.text
+            words = f"{fence(text)}\n\nQuestion: {question}\nAnswer from the text in one sentence."
+            prompt = Prompt(
+                (Message("system", _ANSWERER), Message("user", words)), prefix="Answer:"
+            )
+            drawn = self._sampling(seed.derive("answer", question), self.max_answer_tokens)
+            asks.append(Ask(ask.seed, prompt, drawn))
+        for ask, (_, question, quote), completion in zip(
+            asks, open_asks, asking.ask(asks), strict=True
+        ):
+            if completion is not None:
+                self._settle(asking, model, ask.seed, question, completion, quote)
+
+    def _settle(
+        self,
+        asking: Asking,
+        model: TextModel,
+        place: int,
+        question: str,
+        completion: Completion,
+        quote: Quote | None,
+    ) -> None:
+        answer = clean_answer(completion.text)
+        if is_cut(completion):
+            asking.fail(place, "answer cut at the token limit", f"{question} | {completion.text}")
+        elif not answer:
+            asking.fail(place, "no answer", f"{question} | {completion.text}")
+        else:
+            found = quote or best_quote(asking.seeds[place].passage, answer)
+            self._keep(asking, model, place, question, answer, found)
+
+    def _ask_as_json(self, asking: Asking, model: TextModel) -> None:
+        asks = []
+        for place, seed in enumerate(asking.seeds):
+            words = (
+                f"{_about(seed)}{fence(seed.passage.text)}\n\nWrite one question that the text "
+                "answers, and its answer, as JSON with the keys question and answer."
+            )
+            for index in range(self.questions):
+                prompt = Prompt((Message("system", _ASKER), Message("user", words)), schema=_SCHEMA)
+                limit = self.max_question_tokens + self.max_answer_tokens + 16
+                asks.append(Ask(place, prompt, self._sampling(seed.derive(index), limit, ())))
+        for ask, completion in zip(asks, asking.ask(asks), strict=True):
+            if completion is None:
+                continue
+            pair = parse_pair(completion.text)
+            if pair is None:
+                reason = (
+                    "JSON cut at the token limit" if is_cut(completion) else "not the JSON asked"
+                )
+                asking.fail(ask.seed, reason, completion.text)
+            else:
+                quote = best_quote(asking.seeds[ask.seed].passage, pair[1])
+                self._keep(asking, model, ask.seed, *pair, quote)
+
+    def _subjects(self, asking: Asking, place: int) -> list[tuple[Quote | None, Opening]]:
+        """Return what this attempt asks about: statements with openings, or the whole passage.
+
+        Statements come in drawn order: those with an opening first, the others from the attempt
+        after them, since few of the questions that a small teacher begins by itself are kept.
+        """
+        seed = asking.seeds[place]
+        if self.form != "statement":
+            return [(None, _FREE)] * self.questions
+        rng = seed.make_rng("statements")
+        opened: list[tuple[Quote | None, Opening]] = []
+        free: list[tuple[Quote | None, Opening]] = []
+        for quote in find_statements(seed.passage):
+            openings = find_openings(quote.text, seed.passage.text) if self.openings else []
+            opening = rng.choice(openings) if openings else _FREE
+            (opened if openings else free).append((quote, opening))
+        if not opened and not free and seed.attempt == 0:
+            asking.fail(place, "no sentence says something by itself")
+        for found in (opened, free):
+            rng.shuffle(found)
+        is_read = self.openings and (bool(opened) or seed.passage.language == "en")
+        pages = max(-(-len(opened) // self.questions), 1) if is_read else 0
+        first = seed.attempt * self.questions
+        if seed.attempt < pages:
+            return opened[first : first + self.questions]
+        first -= pages * self.questions
+        return free[first : first + self.questions]
+
+    def _ask_question(
+        self, place: int, seed: Seed, quote: Quote | None, opening: Opening, index: int
+    ) -> Ask:
+        if quote is None:
+            words = (
+                f"{_about(seed)}{fence(seed.passage.text)}\n\nWrite one short question that this "
+                "text answers. The question must name its subject."
+            )
+            turns = [Message("system", _ASKER), Message("user", words)]
+        else:
+            turns = [Message("system", _ASKER)]
+            for topic, statement, question in _SHOTS[: self.shots]:
+                turns += [
+                    Message("user", _show(topic, statement)),
+                    Message("assistant", f"{_LABEL} {question}"),
+                ]
+            turns.append(Message("user", _show(topic_of(seed), one_line(quote.text))))
+        drawn = self._sampling(seed.derive(index), self.max_question_tokens)
+        prefix = f"{_LABEL} {one_line(opening.text)}" if opening.text else _LABEL
+        return Ask(place, Prompt(tuple(turns), prefix=prefix), drawn)
+
+    def _sampling(self, seed: int, limit: int, stop: tuple[str, ...] = ("\n",)) -> Sampling:
+        return Sampling(
+            max_new_tokens=limit,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            stop=stop,
+            seed=seed,
+        )
+
+    def _keep(
+        self, asking: Asking, model: TextModel, place: int, question: str, answer: str, quote: Quote
+    ) -> None:
+        seed = asking.seeds[place]
+        link = Link("synth.generators.grounded_qa", model.fingerprint, (seed.passage.id,))
+        record = Record(
+            (Message("user", question), Message("assistant", answer)),
+            {
+                "question": question,
+                "answer": answer,
+                "evidence": quote.to_json(),
+                "split": seed.split,
+                "document_id": seed.passage.document_id,
+            },
+            seed.passage.origin.then(link, kind="synthetic"),
+        )
+        asking.keep(place, record)
+
+
+def _about(seed: Seed) -> str:
+    topic = topic_of(seed)
+    return f"Topic: {topic}\n\n" if topic else ""
+
+
+def _show(topic: str, statement: str) -> str:
+    about = f"Topic: {topic}\n" if topic else ""
+    return f"{about}Statement: {statement}\n{_TASK}"

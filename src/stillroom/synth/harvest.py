@@ -1,0 +1,173 @@
+"""Harvest: ask unit by unit, judge in order, stop when enough is kept.
+
+Units are asked in groups so that the teacher is kept busy, and journaled one by one; they are
+judged in the plan's order, whatever was asked when. So neither the size of a group nor a kill
+changes what is kept. Knows no files but the journal.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol
+
+from stillroom.records import Record
+from stillroom.synth.method import Context, Draft, Filter, Generator, Judge, Seed, Split, Verdict
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+
+__all__ = ["Dropped", "Harvest", "Panel", "Shelf", "draft_units", "gather"]
+
+
+class Shelf(Protocol):
+    """Where finished units are kept: a journal, or a dict that forgets."""
+
+    def get(self, key: str, default: object = None) -> object:
+        """Return a unit's value, or the default."""
+
+    def put(self, key: str, value: object) -> None:
+        """Keep a unit's value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What was not kept: the filter (or ``generator``), its reason, and the record or the text."""
+
+    split: Split
+    filter: str
+    reason: str
+    unit: str
+    score: float = 0.0
+    record: Record | None = None
+    text: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        """Return a row of dropped.jsonl."""
+        return {
+            "split": self.split,
+            "filter": self.filter,
+            "reason": self.reason,
+            "score": round(self.score, 4),
+            "unit": self.unit,
+            "record": self.record.to_json() if self.record is not None else None,
+            "text": self.text,
+        }
+
+
+@dataclass(slots=True)
+class Harvest:
+    """What one side of the split gave."""
+
+    split: Split
+    kept: list[Record] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+    units: int = 0
+    asked: int = 0
+    parsed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def count_reasons(self) -> dict[str, int]:
+        """Return how many fell to each ``filter: reason``, commonest first."""
+        counts = Counter(f"{drop.filter}: {drop.reason}" for drop in self.dropped)
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def add(self, draft: Draft, panel: Panel, wanted: int) -> None:
+        """Judge a draft; once ``wanted`` records are kept, the rest of it is not looked at."""
+        self.units += 1
+        self.asked += draft.asked
+        self.prompt_tokens += draft.prompt_tokens
+        self.completion_tokens += draft.completion_tokens
+        self.parsed += len(draft.records)
+        for failure in draft.failures:
+            self.dropped.append(
+                Dropped(self.split, "generator", failure.reason, draft.key, text=failure.text)
+            )
+        for record in draft.records:
+            name, verdict = panel.judge(record)
+            if not verdict.keep:
+                self._drop(draft, name, verdict, record)
+            elif len(self.kept) >= wanted:
+                self._drop(draft, "target", Verdict(False, "beyond the number wanted"), record)
+            else:
+                panel.admit(record)
+                self.kept.append(record)
+
+    def _drop(self, draft: Draft, name: str, verdict: Verdict, record: Record) -> None:
+        self.dropped.append(
+            Dropped(self.split, name, verdict.reason, draft.key, verdict.score, record)
+        )
+
+
+class Panel:
+    """The filters at work on one split, in the recipe's order."""
+
+    def __init__(self, filters: Sequence[Filter], context: Context) -> None:
+        """Begin every filter."""
+        self._judges: list[tuple[str, Judge]] = [
+            (chosen.method_name(), chosen.begin(context)) for chosen in filters
+        ]
+
+    def judge(self, record: Record) -> tuple[str, Verdict]:
+        """Return the first verdict against a record, with its filter's name, or the last for it."""
+        verdict = Verdict(True)
+        for name, judge in self._judges:
+            verdict = judge.judge(record)
+            if not verdict.keep:
+                return name, verdict
+        return "", verdict
+
+    def admit(self, record: Record) -> None:
+        """Tell every filter that the record is kept."""
+        for _, judge in self._judges:
+            judge.admit(record)
+
+
+def draft_units(
+    seeds: Iterable[Seed],
+    generator: Generator,
+    model: TextModel,
+    shelf: Shelf,
+    *,
+    batch_size: int,
+    pause: Callable[[], None] = lambda: None,
+) -> Iterator[Draft]:
+    """Yield the draft of every unit in order; finished ones come from the shelf.
+
+    Args:
+        seeds: The units, in order.
+        generator: How the teacher is asked.
+        model: The teacher.
+        shelf: Where finished units are kept.
+        batch_size: How many units are asked about at once.
+        pause: Called where it is safe to stop.
+    """
+    remaining = iter(seeds)
+    while group := list(islice(remaining, batch_size)):
+        pause()
+        missing = [seed for seed in group if shelf.get(seed.key) is None]
+        for draft in generator.generate(missing, model) if missing else ():
+            shelf.put(draft.key, draft.to_json())
+        for seed in group:
+            yield Draft.from_json(shelf.get(seed.key))  # type: ignore[arg-type]  # put above
+
+
+def gather(
+    split: Split,
+    drafts: Iterable[Draft],
+    panel: Panel,
+    wanted: int,
+    on_unit: Callable[[Harvest], None] = lambda harvest: None,
+) -> Harvest:
+    """Judge drafts in order until ``wanted`` records are kept, or there are no more."""
+    harvest = Harvest(split)
+    if wanted:
+        for draft in drafts:
+            harvest.add(draft, panel, wanted)
+            on_unit(harvest)
+            if len(harvest.kept) >= wanted:
+                break
+    return harvest

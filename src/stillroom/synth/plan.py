@@ -1,0 +1,70 @@
+"""Which documents are held out, and in which order passages are asked about.
+
+Both follow from hashes of ids and the seed: not from the order of files, nor from the number of
+documents. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import zip_longest
+
+from stillroom.provenance import digest_json
+from stillroom.records import Passage
+from stillroom.synth.method import Seed, Split
+
+__all__ = ["order_passages", "plan_seeds", "split_documents"]
+
+_WHOLE = 1 << 64
+
+
+def split_documents(ids: Collection[str], held_out: float, seed: int) -> dict[str, Split]:
+    """Return on which side each document stands.
+
+    A document is held out when its hash falls into the given share, so that adding or removing
+    documents never moves another. The one exception keeps both sides non-empty: where all of two or
+    more documents fall on one side, that with the lowest hash (or, to have something to train on,
+    the highest) changes sides. A share of 0 holds nothing out.
+    """
+    position = {document: _position(document, seed, "split") for document in set(ids)}
+    split: dict[str, Split] = {
+        document: "held_out" if place < held_out else "train"
+        for document, place in position.items()
+    }
+    by_position = sorted(position, key=lambda document: (position[document], document))
+    if held_out > 0 and len(split) > 1:
+        if "held_out" not in split.values():
+            split[by_position[0]] = "held_out"
+        elif "train" not in split.values():
+            split[by_position[-1]] = "train"
+    return split
+
+
+def order_passages(passages: Iterable[Passage], seed: int) -> list[Passage]:
+    """Return the passages so that every prefix is spread over documents and over their length.
+
+    Documents and the passages of each stand in hashed order; one passage of every document comes
+    before a second of any.
+    """
+    by_document: dict[str, list[Passage]] = {}
+    for passage in passages:
+        by_document.setdefault(passage.document_id, []).append(passage)
+    columns = [
+        sorted(by_document[document], key=lambda passage: (_position(passage.id, seed), passage.id))
+        for document in sorted(by_document, key=lambda name: (_position(name, seed, "order"), name))
+    ]
+    rounds = zip_longest(*columns)
+    return [passage for row in rounds for passage in row if passage is not None]
+
+
+def plan_seeds(
+    passages: Sequence[Passage], split: Split, *, seed: int, attempts: int
+) -> Iterator[Seed]:
+    """Yield every unit of one side in order: all passages once, then all again, and so on."""
+    for attempt in range(attempts):
+        for passage in passages:
+            yield Seed(passage, split, attempt, seed)
+
+
+def _position(*parts: object) -> float:
+    return int(digest_json(parts)[:16], 16) / _WHOLE

@@ -1,0 +1,302 @@
+"""Markup to blocks: paragraphs, headings, list items, code and tables of a page.
+
+Works on tokens, without a tree and without recursion: an explicit stack of open elements carries
+what is inherited (hidden, beside the main text, linked, preformatted, within ``main``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+from stillroom.text.assembly import render_table
+from stillroom.text.markup import Token, pieces_of, read_attributes, tokenize
+
+__all__ = ["Block", "BlockReader"]
+
+_VOID = frozenset("area base br col embed hr img input link meta param source track wbr".split())  # noqa: SIM905
+_BLOCK = frozenset(
+    "address article aside blockquote body caption center dd details dialog div dl dt fieldset"  # noqa: SIM905
+    " figcaption figure footer form h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main menu nav"
+    " ol p pre section summary table tbody td tfoot th thead tr ul".split()
+)
+_HIDDEN = frozenset(
+    "script style noscript template svg math button select option datalist iframe object canvas"  # noqa: SIM905
+    " audio video map textarea head xmp noembed noframes".split()
+)
+_ASIDE = frozenset("nav footer aside menu dialog".split())  # noqa: SIM905
+_ASIDE_ROLES = frozenset("navigation banner contentinfo search complementary dialog menu".split())  # noqa: SIM905
+_ASIDE_WORDS = frozenset(
+    "nav navbar navigation menu breadcrumb breadcrumbs sidebar footer cookie cookies consent advert"  # noqa: SIM905
+    " advertisement ads sponsor share sharing social related promo popup modal subscribe newsletter"
+    " skiplink toc navbox editsection noprint catlinks pagination pager headerlink".split()
+)
+_CLOSES = {
+    "li": frozenset(["li"]),
+    "dt": frozenset(["dt", "dd"]),
+    "dd": frozenset(["dt", "dd"]),
+    "tr": frozenset(["tr", "td", "th"]),
+    "td": frozenset(["td", "th"]),
+    "th": frozenset(["td", "th"]),
+    "tbody": frozenset(["tr", "td", "th", "thead", "tbody"]),
+    "tfoot": frozenset(["tr", "td", "th", "thead", "tbody"]),
+}
+_SCOPES = frozenset("ul ol dl table body html".split())  # noqa: SIM905
+_LOOK_BACK = 64
+_HIDING_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
+_WORD = re.compile(r"[a-z]+")
+_CDATA_END = re.compile(r"\]\]>\s*$")
+
+
+@dataclass(slots=True)
+class _Open:
+    """An open element and what its content inherits."""
+
+    name: str = ""
+    hidden: bool = False
+    aside: bool = False
+    main: bool = False
+    linked: bool = False
+    pre: bool = False
+    items: int = 0
+
+
+@dataclass(slots=True)
+class Block:
+    """A block of text: its pieces (text, start, end) and what is known of it."""
+
+    kind: str
+    prefix: str = ""
+    level: int = 0
+    aside: bool = False
+    main: bool = False
+    cell: tuple[int, int] = (-1, -1)
+    pieces: list[tuple[str, int, int]] = field(default_factory=list)
+    rows: list[tuple[str, int, int]] = field(default_factory=list)
+    size: int = 0
+    linked: int = 0
+
+    @property
+    def is_links(self) -> bool:
+        """Whether most of the text is linked."""
+        return self.kind in {"p", "li"} and self.linked > 0.7 * self.size
+
+    @property
+    def text(self) -> str:
+        """The text as one string, without white space at its ends."""
+        return "".join(piece[0] for piece in self.pieces).strip()
+
+
+@dataclass(slots=True)
+class _Table:
+    """An open table: its first block's index, and the row and cell it is at."""
+
+    first: int
+    row: int = -1
+    cell: int = -1
+
+
+class BlockReader:
+    """Reads the blocks of a page, its title and its language."""
+
+    def __init__(self, text: str, is_xml: bool) -> None:
+        self.text = text
+        self.is_xml = is_xml
+        self.blocks: list[Block] = []
+        self.title = ""
+        self.language = ""
+        self._stack = [_Open()]
+        self._open: Counter[str] = Counter()
+        self._tables: list[_Table] = []
+        self._block: Block | None = None
+        self._item = ""
+
+    def read(self) -> None:
+        """Read all of the markup; then ``blocks``, ``title`` and ``language`` are there."""
+        for token in tokenize(self.text):
+            if token.kind == "text":
+                self._read_text(token)
+            elif token.kind == "start":
+                self._start(token)
+            else:
+                self._end(token.name)
+        while self._tables:
+            self._close_table()
+
+    def _read_text(self, token: Token) -> None:
+        top = self._stack[-1]
+        if token.name == "title" and not self.title:
+            self.title = "".join(
+                piece[0] for piece in pieces_of(self.text, token.start, token.end, keep_space=False)
+            )
+        if token.name or top.hidden:
+            return
+        if self._block is None and self.text[token.start : token.end].isspace():
+            return
+        block = self._block or self._begin()
+        for piece in pieces_of(self.text, token.start, token.end, keep_space=top.pre):
+            block.pieces.append(piece)
+            size = len(piece[0]) if not piece[0].isspace() else 0
+            block.size += size
+            block.linked += size * top.linked
+
+    def _begin(self) -> Block:
+        """Start a block of the kind that the open elements ask for."""
+        top = self._stack[-1]
+        block = Block("p", aside=top.aside, main=top.main)
+        name = next((one.name for one in self._stack[:-_LOOK_BACK:-1] if one.name in _BLOCK), "")
+        if top.pre:
+            block.kind = "code"
+        elif len(name) == 2 and name[0] == "h" and name[1].isdigit():
+            block.kind, block.level = "heading", int(name[1])
+        elif self._item:
+            block.kind, block.prefix, self._item = "li", self._item, ""
+        if self._tables:
+            block.cell = (self._tables[-1].row, self._tables[-1].cell)
+        self._block = block
+        self.blocks.append(block)
+        return block
+
+    def _start(self, token: Token) -> None:
+        name = token.name
+        if name == "br" and self._block is not None:
+            self._block.pieces.append(("\n", token.start, token.end))
+        if name in _BLOCK or name == "body":
+            self._block = None
+            if self._stack[-1].name in {"head", "p"}:
+                self._pop()
+        self._close_implied(name)
+        attributes = read_attributes(token.attributes) if token.attributes.strip() else {}
+        if name == "html":
+            self.language = attributes.get("lang", "")[:2].lower()
+        if name in _VOID or (self.is_xml and token.attributes.endswith("/")):
+            return
+        self._push(name, attributes)
+        if name == "li":
+            self._begin_item()
+        elif name == "table":
+            self._tables.append(_Table(len(self.blocks)))
+        elif self._tables and name in {"tr", "td", "th"}:
+            self._begin_cell(name, attributes)
+
+    def _push(self, name: str, attributes: dict[str, str]) -> None:
+        up = self._stack[-1]
+        role = attributes.get("role", "")
+        main = up.main or name in {"main", "article"} or role == "main"
+        hidden = (
+            name in _HIDDEN
+            or "hidden" in attributes
+            or bool(_HIDING_STYLE.search(attributes.get("style", "")))
+        )
+        aside = name in _ASIDE or role in _ASIDE_ROLES or attributes.get("aria-hidden") == "true"
+        if name not in {"html", "body", "main", "article"}:
+            names = attributes.get("class", "") + " " + attributes.get("id", "")
+            aside = aside or not _ASIDE_WORDS.isdisjoint(_WORD.findall(names.lower()))
+        else:
+            aside = False
+        self._stack.append(
+            _Open(
+                name,
+                up.hidden or hidden,
+                up.aside or aside,
+                main,
+                up.linked or name == "a",
+                up.pre or name in {"pre", "listing"},
+            )
+        )
+        self._open[name] += 1
+
+    def _begin_item(self) -> None:
+        lists = [one for one in self._stack[-_LOOK_BACK:] if one.name in {"ul", "ol"}]
+        indent = "  " * max(len(lists) - 1, 0)
+        if lists and lists[-1].name == "ol":
+            lists[-1].items += 1
+            self._item = f"{indent}{lists[-1].items}. "
+        else:
+            self._item = f"{indent}- "
+
+    def _begin_cell(self, name: str, attributes: dict[str, str]) -> None:
+        table = self._tables[-1]
+        if name == "tr":
+            table.row, table.cell = table.row + 1, -1
+            return
+        table.row = max(table.row, 0)
+        table.cell += 1
+
+    def _end(self, name: str) -> None:
+        if name in _BLOCK:
+            self._block = None
+        if name == "li":
+            self._item = ""
+        if not self._open[name]:
+            return
+        if name == "table" and self._tables:
+            self._close_table()
+        while self._pop() != name:
+            pass
+
+    def _pop(self) -> str:
+        if len(self._stack) == 1:
+            return ""
+        name = self._stack.pop().name
+        self._open[name] -= 1
+        return name
+
+    def _close_implied(self, name: str) -> None:
+        """Close what a start tag ends unsaid: an item the item before it, a link a link."""
+        closes = _CLOSES.get(name) or (frozenset(["a"]) if name == "a" else None)
+        if closes is None:
+            return
+        for depth in range(len(self._stack) - 1, max(len(self._stack) - _LOOK_BACK, 0), -1):
+            one = self._stack[depth].name
+            if one in _SCOPES:
+                return
+            if one in closes:
+                while len(self._stack) > depth:
+                    self._pop()
+                if name not in {"tr", "tbody", "tfoot"}:
+                    return
+
+    def _close_table(self) -> None:
+        """Make the blocks of a table of data one; leave those of a table for layout."""
+        table = self._tables.pop()
+        inside = [block for block in self.blocks[table.first :] if block.size]
+        cells = [block for block in inside if block.cell[1] >= 0]
+        self._block = None
+        if not _is_data(cells) or any(block.kind not in {"p", "li"} for block in inside):
+            return
+        first = cells[0]
+        made = Block("table", aside=first.aside, main=first.main)
+        made.rows = _rows(cells)
+        made.size = sum(block.size for block in cells)
+        captions = [block for block in inside if block.cell[1] < 0]
+        if self._tables:
+            made.cell = (self._tables[-1].row, self._tables[-1].cell)
+        self.blocks[table.first :] = [*captions, made]
+
+
+def _is_data(cells: list[Block]) -> bool:
+    rows = {block.cell[0] for block in cells}
+    columns = {block.cell[1] for block in cells}
+    longest = max((block.size for block in cells), default=0)
+    return len(rows) >= 2 and len(columns) >= 2 and longest <= 1000
+
+
+def _rows(cells: list[Block]) -> list[tuple[str, int, int]]:
+    """Return the lines of a table of data, each with where it stands in the page."""
+    grid: dict[int, dict[int, str]] = {}
+    where: dict[int, tuple[int, int]] = {}
+    for block in cells:
+        row, column = block.cell
+        line = grid.setdefault(row, {})
+        line[column] = f"{line[column]} {block.text}" if column in line else block.text
+        start = where[row][0] if row in where else block.pieces[0][1]
+        where[row] = (start, block.pieces[-1][2])
+    width = min(max(max(line) for line in grid.values()) + 1, 256)
+    order = sorted(grid)
+    lines = render_table(
+        [[grid[row].get(column, "") for column in range(width)] for row in order]
+    ).split("\n")
+    del lines[1:2]
+    return [(line, *where[row]) for line, row in zip(lines, order, strict=True)]

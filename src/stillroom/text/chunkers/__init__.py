@@ -1,0 +1,7 @@
+"""Ways to cut a document into passages, one file each.
+
+All count tokens once, never tear a character, and cover all text that is not white space. They
+differ in where they would rather cut. ``heading`` is the default.
+"""
+
+SEAM = "cuts a Document into Passages"

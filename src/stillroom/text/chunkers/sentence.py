@@ -1,0 +1,48 @@
+"""Whole sentences, as many as fit.
+
+A sentence larger than the size is cut at its clauses, then between words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.records import Document, Passage
+from stillroom.text.measuring import Ruler
+from stillroom.text.method import Chunker, TokenCounter
+from stillroom.text.splitting import Cutter, find_boundaries, make_passages, merge_small
+
+__all__ = ["Sentence"]
+
+
+class Sentence(Chunker):
+    """Packs whole sentences."""
+
+    paper: ClassVar[str] = ""
+    overlap: int = Field(
+        default=0, ge=0, description="tokens that a passage repeats of the one before"
+    )
+    min_size: int = Field(
+        default=8, ge=0, description="a passage below this is joined to the one before"
+    )
+
+    @override
+    def chunk(self, document: Document, *, count: TokenCounter | None = None) -> Iterator[Passage]:
+        ruler = Ruler(document.text, count)
+        found = find_boundaries(document, ruler, self.size)
+        cutter = Cutter(
+            ruler,
+            [found.sentences, found.items],
+            [found.lines, found.clauses, found.words],
+            self.size,
+            min(self.overlap, self.size // 2),
+            0.0,
+            self.min_size,
+        )
+        spans = cutter.cut(0, len(document.text))
+        merged = merge_small(spans, ruler, self.size, self.min_size)
+        yield from make_passages(document, merged, "text.chunkers.sentence")

@@ -1,0 +1,289 @@
+"""Bytes to text, with offsets that lead back.
+
+A byte order mark decides, then UTF-8, then the zero bytes of UTF-16, then statistics. What cannot
+be decoded becomes U+FFFD, and is counted. Line ends stay as they are: the text is the bytes.
+"""
+
+from __future__ import annotations
+
+import bisect
+import codecs
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from charset_normalizer import from_bytes
+
+from stillroom.errors import DataError
+from stillroom.records import Anchor
+
+__all__ = ["ByteMap", "Decoded", "check_not_binary", "decode", "make_anchors"]
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_STATEFUL = ("iso2022", "iso-2022", "hz", "utf-7", "utf7")
+_SAMPLE_BYTES = 64 * 1024
+_PIECE = 4096
+_CONTROL = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+_HIGH = re.compile(rb"[\x80-\xff]")
+_LONE_HIGH = re.compile(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])")
+_BROKEN = re.compile("[\udc80-\udcff]+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Text and how it stands on its bytes.
+
+    ``broken`` are runs ``(start, end, byte_start, byte_end)`` whose bytes could not be decoded and
+    which read as U+FFFD. ``is_exact`` is False where the encoding has state or does not round-trip.
+    """
+
+    text: str
+    encoding: str
+    byte_start: int = 0
+    broken: tuple[tuple[int, int, int, int], ...] = ()
+    is_exact: bool = True
+    zeros: int = 0
+
+    @property
+    def metadata(self) -> dict[str, object]:
+        """What a reader of the document should know: the encoding and what was replaced."""
+        found: dict[str, object] = {"encoding": self.encoding}
+        if self.broken:
+            found["undecodable_bytes"] = sum(run[3] - run[2] for run in self.broken)
+        if self.zeros:
+            found["zero_characters"] = self.zeros
+        return found
+
+
+def decode(data: bytes, where: str, *, declared: str = "") -> Decoded:
+    """Return the text of bytes in whatever encoding they are most likely in.
+
+    Args:
+        data: The whole file, or a part of it that stands alone.
+        where: Named in errors.
+        declared: An encoding that the file claims of itself; believed if it decodes.
+
+    Raises:
+        DataError: If the bytes are not text.
+    """
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return _decode_as(data, encoding, len(mark))
+    try:
+        return _clean(data.decode("utf-8"), "utf-8")
+    except UnicodeDecodeError:
+        pass
+    wide = _guess_wide(data)
+    if wide:
+        return _decode_as(data, wide, 0)
+    check_not_binary(data, where)
+    if _is_nearly_utf8(data):
+        return _decode_as(data, "utf-8", 0)
+    for encoding in [declared, *_guess(data)]:
+        if encoding and (found := _try(data, encoding)):
+            return found
+    return _clean(data.decode("latin-1"), "latin-1")
+
+
+def check_not_binary(data: bytes, where: str) -> None:
+    """Refuse bytes that cannot be text.
+
+    Raises:
+        DataError: If zero bytes or control characters are more than a slip.
+    """
+    sample = data[:_SAMPLE_BYTES]
+    zeros, controls = sample.count(0), len(_CONTROL.findall(sample))
+    if zeros > max(len(sample) // 500, 1) or controls > max(len(sample) // 50, 4):
+        raise DataError(
+            f"the file holds binary data ({zeros} zero bytes and {controls} control characters"
+            f" in the first {len(sample)} bytes)",
+            code="document.binary",
+            where=where,
+            expected="text, or a format that 'stillroom list methods text.parsers' names",
+            next="convert the file, or leave it out",
+        )
+
+
+def make_anchors(decoded: Decoded, *, label: str = "", offset: int = 0) -> list[Anchor]:
+    """Return anchors that tie a text's characters to its bytes.
+
+    Args:
+        decoded: What ``decode`` gave.
+        label: Put on every anchor.
+        offset: Where the decoded bytes begin in the file.
+    """
+    anchors: list[Anchor] = []
+    position, byte = 0, decoded.byte_start
+    for start, end, byte_start, byte_end in [*decoded.broken, (len(decoded.text), -1, 0, 0)]:
+        for piece_start, piece_end, size in _pieces(decoded, position, start):
+            exact = decoded.is_exact
+            anchors.append(
+                Anchor(piece_start, piece_end, offset + byte, offset + byte + size, 0, label, exact)
+            )
+            byte += size
+        if end < 0:
+            break
+        anchors.append(Anchor(start, end, offset + byte_start, offset + byte_end, 0, label, False))
+        position, byte = end, byte_end
+    return anchors
+
+
+class ByteMap:
+    """Where each character of a decoded text stands in the file's bytes."""
+
+    def __init__(self, decoded: Decoded, *, offset: int = 0) -> None:
+        """Map the characters of ``decoded``, whose bytes begin at ``offset``."""
+        self._text, self._encoding = decoded.text, decoded.encoding
+        self._anchors = make_anchors(decoded, offset=offset)
+        self._end = self._anchors[-1].byte_end if self._anchors else offset
+        self._is_inexact = [not anchor.is_exact for anchor in self._anchors]
+
+    def at(self, position: int) -> int:
+        """Return the byte offset of the character at ``position``."""
+        index = bisect.bisect_right(self._anchors, position, key=lambda anchor: anchor.start) - 1
+        if index < 0 or position >= len(self._text):
+            return self._end
+        anchor = self._anchors[index]
+        if not anchor.is_exact:
+            return anchor.byte_start
+        if anchor.byte_end - anchor.byte_start == anchor.end - anchor.start:
+            return anchor.byte_start + position - anchor.start
+        return anchor.byte_start + len(self._text[anchor.start : position].encode(self._encoding))
+
+    def is_exact(self, start: int, end: int) -> bool:
+        """Say whether text[start:end] is its bytes one to one."""
+        first = bisect.bisect_right(self._anchors, start, key=lambda anchor: anchor.start) - 1
+        last = bisect.bisect_left(self._anchors, end, key=lambda anchor: anchor.start)
+        return not any(self._is_inexact[max(first, 0) : last])
+
+
+def _pieces(decoded: Decoded, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (start, end, bytes): short pieces where a character's width varies."""
+    text, encoding = decoded.text, decoded.encoding
+    if start == end:
+        return
+    if not decoded.is_exact:
+        yield start, end, len(text[start:end].encode(encoding, "replace"))
+        return
+    size = len(text[start:end].encode(encoding, "surrogatepass"))
+    if size == end - start:
+        yield start, end, size
+        return
+    for piece in range(start, end, _PIECE):
+        stop = min(piece + _PIECE, end)
+        yield piece, stop, len(text[piece:stop].encode(encoding, "surrogatepass"))
+
+
+def _decode_as(data: bytes, encoding: str, skip: int) -> Decoded:
+    """Decode, keeping count of what cannot be."""
+    body = data[skip:]
+    try:
+        return _clean(body.decode(encoding), encoding, skip)
+    except UnicodeDecodeError:
+        pass
+    if encoding.startswith("utf-16"):
+        return _decode_utf16(body, encoding, skip)
+    if encoding != "utf-8":
+        return replace(_clean(body.decode(encoding, "replace"), encoding, skip), is_exact=False)
+    text = body.decode("utf-8", "surrogateescape")
+    broken, byte, last = [], skip, 0
+    for match in _BROKEN.finditer(text):
+        byte += len(text[last : match.start()].encode("utf-8"))
+        size = match.end() - match.start()
+        broken.append((match.start(), match.end(), byte, byte + size))
+        byte, last = byte + size, match.end()
+    return _clean(_BROKEN.sub(lambda m: "\ufffd" * len(m.group()), text), "utf-8", skip, broken)
+
+
+def _decode_utf16(body: bytes, encoding: str, skip: int) -> Decoded:
+    """Decode UTF-16 that has lone surrogates, or half a character at its end."""
+    even = len(body) // 2 * 2
+    text = body[:even].decode(encoding, "surrogatepass")
+    if even == len(body):
+        return _clean(text, encoding, skip)
+    tail = (len(text), len(text) + 1, skip + even, skip + len(body))
+    return _clean(text + "\ufffd", encoding, skip, [tail])
+
+
+def _clean(
+    text: str, encoding: str, skip: int = 0, broken: list[tuple[int, int, int, int]] | None = None
+) -> Decoded:
+    """Replace lone surrogates and zero characters one to one, so that widths stay."""
+    zeros = text.count("\x00")
+    if zeros:
+        text = text.replace("\x00", " ")
+    if _SURROGATE.search(text):
+        text = _SURROGATE.sub("\ufffd", text)
+    return Decoded(text, encoding, skip, tuple(broken or ()), True, zeros)
+
+
+def _guess_wide(data: bytes) -> str:
+    """Return utf-16-le or utf-16-be if every other byte is mostly zero, else an empty string."""
+    sample = data[:_SAMPLE_BYTES]
+    if len(sample) < 4 or len(data) % 2:
+        return ""
+    half = len(sample) // 2
+    even, odd = sample[0::2].count(0), sample[1::2].count(0)
+    if odd > 0.3 * half and even < 0.02 * half:
+        return "utf-16-le"
+    if even > 0.3 * half and odd < 0.02 * half:
+        return "utf-16-be"
+    return ""
+
+
+def _is_nearly_utf8(data: bytes) -> bool:
+    """Say whether the bytes are UTF-8 but for a slip."""
+    text = data.decode("utf-8", "surrogateescape")
+    broken = sum(map(len, _BROKEN.findall(text)))
+    good = sum(1 for character in text[:_SAMPLE_BYTES] if ord(character) > 127) - broken
+    return broken <= max(len(data) // 1000, 1) and good > 2 * broken
+
+
+def _guess(data: bytes) -> list[str]:
+    """Return likely encodings, best first.
+
+    Where Windows-1252 explains the bytes as well as the statistics' first choice does, it goes
+    first: the many encodings of Latin letters look alike, and it is by far the most common.
+    """
+    sample = data[:_SAMPLE_BYTES]
+    matches = list(from_bytes(sample))[:8]
+    names = [match.encoding for match in matches]
+    if not matches or matches[0].coherence == 0:
+        high, alone = len(_HIGH.findall(sample)), len(_LONE_HIGH.findall(sample))
+        is_western = alone > 0.9 * high and high < 0.1 * len(sample)
+    else:
+        best = matches[0]
+        is_western = any(
+            "cp1252" in match.could_be_from_charset
+            and match.chaos <= best.chaos + 0.1
+            and match.coherence >= best.coherence
+            for match in matches
+        )
+    return ["cp1252", *names] if is_western else [*names, "cp1252"]
+
+
+def _try(data: bytes, encoding: str) -> Decoded | None:
+    try:
+        name = codecs.lookup(encoding).name
+        text = data.decode(name)
+    except (LookupError, UnicodeError):
+        return None
+    if not isinstance(text, str) or name in {"utf-16", "utf-32", "utf-8-sig"}:
+        return None
+    exact = not name.startswith(_STATEFUL) and _round_trips(text, name, data)
+    cleaned = _clean(text, name)
+    return Decoded(cleaned.text, name, 0, (), exact, cleaned.zeros)
+
+
+def _round_trips(text: str, encoding: str, data: bytes) -> bool:
+    try:
+        return text.encode(encoding) == data
+    except UnicodeError:
+        return False

@@ -1,0 +1,94 @@
+"""Measuring text in tokens without counting any part of it twice.
+
+By default tokens are estimated by a pattern fitted to word-piece vocabularies (a run of up to 8
+letters, two digits, one other character): within -6 % to +25 % of MiniLM's count over prose, code,
+JSON and Chinese. A caller's own counter is called once per stretch of text; what lies between is
+interpolated, and every finished passage is counted exactly.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+
+__all__ = ["Ruler", "estimate_tokens"]
+
+_PIECE = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    "\U00020000-\U0003ffff]|[a-z]{1,8}|[A-Z][a-z]{0,7}|[A-Z]{1,4}|\\d{1,2}|[^\\W\\d_]{1,3}|\\S"
+)
+_STRETCH = 512
+
+
+def estimate_tokens(text: str) -> int:
+    """Return about how many tokens a word-piece tokenizer makes of a text."""
+    return sum(1 for _ in _PIECE.finditer(text))
+
+
+class Ruler:
+    """Tells how many tokens lie between two positions of one text, in logarithmic time."""
+
+    def __init__(self, text: str, count: Callable[[str], int] | None = None) -> None:
+        """Measure ``text`` once, by ``count`` or by estimate."""
+        self.text = text
+        self._count = count
+        self._starts = array("q", (match.start() for match in _PIECE.finditer(text)))
+        self._overhead = count("") if count else 0
+        self._costs = self._spread(count) if count else None
+
+    def measure(self, start: int, end: int) -> float:
+        """Return the tokens of text[start:end]; an estimate where the caller counts."""
+        first, last = bisect_left(self._starts, start), bisect_left(self._starts, end)
+        if self._costs is not None:
+            return self._costs[last] - self._costs[first] + self._overhead
+        return last - first + self._is_within(first, start)
+
+    def excess(self, start: int, end: int, size: int) -> float:
+        """Return how many times too large text[start:end] is; 1.0 or less when it fits."""
+        if self._count is None:
+            return self.measure(start, end) / size
+        return self._count(self.text[start:end]) / size
+
+    def reach(self, start: int, size: float) -> int:
+        """Return the farthest position up to which text from ``start`` has ``size`` tokens."""
+        first = bisect_left(self._starts, start)
+        if self._costs is not None:
+            budget = self._costs[first] + max(size - self._overhead, 0) + 1e-6
+            last = bisect_right(self._costs, budget, lo=first) - 1
+        else:
+            last = first + int(size) - self._is_within(first, start)
+        return self._starts[last] if last < len(self._starts) else len(self.text)
+
+    def reach_back(self, end: int, size: float) -> int:
+        """Return the position from which text up to ``end`` has ``size`` tokens."""
+        last = bisect_left(self._starts, end)
+        if self._costs is None:
+            first = last - int(size)
+        else:
+            first = bisect_left(self._costs, self._costs[last] - size)
+        return self._starts[max(first, 0)] if self._starts else 0
+
+    def _is_within(self, first: int, start: int) -> bool:
+        """Say whether ``start`` stands within a piece that began before it."""
+        at_piece = first < len(self._starts) and self._starts[first] == start
+        return not at_piece and start < len(self.text) and not self.text[start].isspace()
+
+    def _spread(self, count: Callable[[str], int]) -> array[float]:
+        """Return the cost before each piece, each stretch's count spread over its pieces."""
+        costs = array("d", [0.0])
+        index = 0
+        while index < len(self._starts):
+            begin = self._starts[index]
+            stop = bisect_left(self._starts, begin + _STRETCH, lo=index + 1)
+            while stop < len(self._starts) and not self.text[self._starts[stop] - 1].isspace():
+                if self._starts[stop] - begin > 4 * _STRETCH:
+                    break
+                stop += 1
+            end = self._starts[stop] if stop < len(self._starts) else len(self.text)
+            share = max(count(self.text[begin:end]) - self._overhead, 0) / (stop - index)
+            base = costs[-1]
+            costs.extend(base + share * (number + 1) for number in range(stop - index))
+            index = stop
+        return costs

@@ -1,0 +1,124 @@
+"""What a parser and a chunker are given and must give back.
+
+Knows the contracts and the limits, no file format and no way to cut.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from stillroom.records import Document, Origin, Passage
+from stillroom.registry import Method, Seam
+
+__all__ = ["CHUNKERS", "PARSERS", "Chunker", "Limits", "Parser", "Source", "TokenCounter"]
+
+TokenCounter = Callable[[str], int]
+
+
+class Limits(BaseModel):
+    """How much one file may cost before it is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file_bytes: int = Field(
+        default=64 * 2**20, ge=1, description="largest file that is read, in bytes"
+    )
+    text_characters: int = Field(
+        default=50_000_000, ge=1, description="most characters that one document may hold"
+    )
+    pages: int = Field(default=5_000, ge=1, description="most pages, slides or sheets of one file")
+    decompressed_bytes: int = Field(
+        default=512 * 2**20, ge=1, description="most bytes that an archive may unpack to"
+    )
+    compression_ratio: float = Field(
+        default=100.0, gt=1, description="most that an archive may shrink, above 16 MiB unpacked"
+    )
+    archive_entries: int = Field(default=10_000, ge=1, description="most files within an archive")
+    timeout_s: float = Field(
+        default=60.0, gt=0, description="most seconds for one file of a risky format"
+    )
+    memory_bytes: int = Field(
+        default=2 * 2**30,
+        ge=256 * 2**20,
+        description="address space of the process for risky formats",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The file that a parser is at: its name, its bytes' digest, its origin and its limits.
+
+    ``path`` is relative to the folder that was read, with forward slashes.
+    """
+
+    path: str
+    digest: str
+    media_type: str = ""
+    origin: Origin = field(default_factory=Origin)
+    limits: Limits = field(default_factory=lambda: Limits())
+
+    @property
+    def stem(self) -> str:
+        """The file's name without folders and suffix."""
+        name = self.path.rsplit("/", 1)[-1]
+        return name.rsplit(".", 1)[0] or name
+
+
+class Parser(Method):
+    """Turns the bytes of one file format into a Document.
+
+    ``is_risky`` formats (compressed, nested or read by native code) are parsed in a process of
+    their own, with its memory and time limited.
+    """
+
+    paper: ClassVar[str] = ""
+    suffixes: ClassVar[tuple[str, ...]]
+    media_type: ClassVar[str] = "application/octet-stream"
+    is_risky: ClassVar[bool] = False
+
+    @abstractmethod
+    def parse(self, data: bytes, source: Source) -> Document:
+        """Return the document that the bytes hold.
+
+        Args:
+            data: The whole file.
+            source: Where the bytes come from, and the limits to keep.
+
+        Raises:
+            DataError: If the bytes are broken, encrypted, too large or hold no text.
+            MissingExtraError: If the format needs a package that is not installed.
+        """
+
+
+class Chunker(Method):
+    """Cuts a Document into Passages.
+
+    Every passage is ``document.text[start:end]``; together they cover all that is not white space;
+    starts and ends increase; none is empty; none is larger than ``size`` unless it is one
+    character that cannot be split.
+    """
+
+    paper: ClassVar[str] = ""
+    size: int = Field(default=200, ge=4, le=100_000, description="most tokens of a passage")
+
+    @abstractmethod
+    def chunk(self, document: Document, *, count: TokenCounter | None = None) -> Iterator[Passage]:
+        """Yield the document's passages in order.
+
+        Args:
+            document: What to cut.
+            count: Counts the tokens of a text, as the embedder that will read the passages does;
+                by default word pieces are estimated.
+
+        Yields:
+            Passages whose origin names the chunker and the document.
+        """
+
+
+PARSERS: Seam[Parser] = Seam("stillroom.text.parsers", Parser)
+CHUNKERS: Seam[Chunker] = Seam("stillroom.text.chunkers", Chunker)

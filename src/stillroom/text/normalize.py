@@ -1,0 +1,102 @@
+"""Text in one form: for comparing, for scoring answers, for prompts.
+
+Source: Rajpurkar et al. 2016, arXiv:1606.05250 (the normalization, exact match and F1 of SQuAD).
+Differs: in scripts without spaces every character is a word, so that the F1 of Chinese means
+something.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections import Counter
+
+__all__ = [
+    "count_invisible",
+    "exact_match",
+    "normalize_text",
+    "strip_invisible",
+    "token_f1",
+    "words",
+]
+
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:['’][^\W_{_UNSPACED}]+)*")
+_PICTURE = "\u00a9\u00ae\u203c-\u3299\U0001f000-\U0001faff"
+_JOINING = "\u0600-\u06ff\u0900-\u0dff"  # Arabic and Indic scripts write with the joiners
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff]"
+    f"|(?<![{_PICTURE}{_JOINING}\ufe0f])\u200d|(?<![{_JOINING}])\u200c"
+    f"|(?<![{_PICTURE}#*0-9\u0e00-\u109f\u3400-\u9fff])[\ufe00-\ufe0f]"
+)
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_CJK = re.compile(rf"([{_UNSPACED}])")
+
+
+def normalize_text(text: str) -> str:
+    """Return text for comparing: NFKC, case folded, words joined by single spaces.
+
+    Punctuation, symbols and invisible characters are gone.
+    """
+    return " ".join(words(text))
+
+
+def words(text: str) -> list[str]:
+    """Return the normalized words of a text in order.
+
+    Letters and digits make words; every character of a script without spaces is a word.
+    """
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text))
+    return _WORD.findall(text.casefold())
+
+
+def strip_invisible(text: str) -> str:
+    r"""Return text without characters that a person cannot see but a model reads.
+
+    Zero-width and bidirectional marks, Unicode tags, stray variation selectors and control
+    characters go, since instructions can be hidden in them; the joiners within emoji and in Persian
+    and Indic words stay. Line ends become ``\n``. Offsets change: for prompts, never for spans.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if text.isascii():
+        return _CONTROL.sub("", text)
+    return _CONTROL.sub("", _INVISIBLE.sub("", text))
+
+
+def count_invisible(text: str) -> int:
+    """Return how many characters ``strip_invisible`` takes out, line ends aside."""
+    return len(_INVISIBLE.findall(text)) + len(_CONTROL.findall(text.replace("\r", "\n")))
+
+
+def exact_match(prediction: str, reference: str) -> float:
+    """Return 1.0 if the two answers are equal after SQuAD's normalization, else 0.0."""
+    return float(_answer_words(prediction) == _answer_words(reference))
+
+
+def token_f1(prediction: str, reference: str) -> float:
+    """Return SQuAD's F1 over the words of two answers, from 0 to 1.
+
+    Two answers without words are equal; one without words against one with words scores 0.
+    """
+    predicted, expected = _answer_words(prediction), _answer_words(reference)
+    if not predicted or not expected:
+        return float(predicted == expected)
+    same = sum((Counter(predicted) & Counter(expected)).values())
+    if not same:
+        return 0.0
+    precision, recall = same / len(predicted), same / len(expected)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _answer_words(text: str) -> list[str]:
+    text = _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION))
+    return _CJK.sub(r" \1 ", text).split()

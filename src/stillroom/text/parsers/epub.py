@@ -1,0 +1,107 @@
+"""EPUB books: the chapters in reading order, labeled by their files within the archive."""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Any, ClassVar
+from urllib.parse import unquote
+
+from typing_extensions import override
+
+from stillroom.errors import DataError, MissingExtraError
+from stillroom.records import Document
+from stillroom.text.archives import Archive, open_archive
+from stillroom.text.assembly import Assembly
+from stillroom.text.decoding import decode
+from stillroom.text.method import Parser, Source
+from stillroom.text.office import unreadable
+from stillroom.text.webpage import add_page
+
+__all__ = ["Epub"]
+
+_CONTAINER = "META-INF/container.xml"
+_LOCKS = "META-INF/encryption.xml"
+
+
+class Epub(Parser):
+    """EPUB 2 and 3 without digital locks."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".epub",)
+    media_type: ClassVar[str] = "application/epub+zip"
+    is_risky: ClassVar[bool] = True
+
+    @override
+    def parse(self, data: bytes, source: Source) -> Document:
+        archive = open_archive(data, source.path, source.limits, required=_CONTAINER)
+        missing = 0
+        with unreadable(source.path):
+            package, folder = _read_package(archive)
+            title = _first(package, "title")
+            chapters = _chapters(package, folder)
+            _check_locks(archive, chapters, source.path)
+            assembly = Assembly(source)
+            for name in chapters[: source.limits.pages]:
+                if name not in archive:
+                    missing += 1
+                    continue
+                page = decode(archive.read(name), f"{source.path}/{name}")
+                add_page(
+                    page, assembly, span=archive.span(name), label=name, keep_all=True, is_xml=True
+                )
+        metadata: dict[str, Any] = {"chapters": len(chapters), "chapters_missing": missing}
+        for key in ("creator", "language", "rights"):
+            value = _first(package, key)
+            if value:
+                metadata[f"declared_{key}"] = value
+        return assembly.finish(title=title, metadata=metadata)
+
+
+def _read_package(archive: Archive) -> tuple[Any, str]:
+    """Return the package document as an element, and the folder it is in."""
+    try:
+        from defusedxml import ElementTree
+    except ImportError as error:
+        raise MissingExtraError.of("defusedxml", "documents", "reading EPUB books") from error
+    container = ElementTree.fromstring(archive.read(_CONTAINER))
+    path = next(one.get("full-path") for one in container.iter() if _name(one) == "rootfile")
+    return ElementTree.fromstring(archive.read(path)), posixpath.dirname(path)
+
+
+def _chapters(package: Any, folder: str) -> list[str]:
+    """Return the members of the spine in reading order."""
+    files = {
+        one.get("id"): (one.get("href", ""), one.get("media-type", ""))
+        for one in package.iter()
+        if _name(one) == "item"
+    }
+    chapters = []
+    for one in package.iter():
+        if _name(one) == "itemref" and one.get("idref") in files:
+            href, media_type = files[one.get("idref")]
+            if "html" in media_type or not media_type:
+                path = unquote(href.partition("#")[0])
+                chapters.append(posixpath.normpath(posixpath.join(folder, path)))
+    return list(dict.fromkeys(chapters))
+
+
+def _check_locks(archive: Archive, chapters: list[str], where: str) -> None:
+    if _LOCKS not in archive:
+        return
+    locks = archive.read(_LOCKS).decode("utf-8", "replace")
+    if any(name in locks for name in chapters):  # fonts alone may be scrambled
+        raise DataError(
+            "the book is protected by a digital lock",
+            code="document.encrypted",
+            where=where,
+            expected="a book without one",
+            next="get a copy without a lock, or leave it out",
+        )
+
+
+def _first(package: Any, name: str) -> str:
+    found = (one.text for one in package.iter() if _name(one) == name and one.text)
+    return " ".join(next(found, "").split())
+
+
+def _name(element: Any) -> str:
+    return str(element.tag).rpartition("}")[2]

@@ -1,0 +1,107 @@
+"""Jupyter notebooks: Markdown and code cells, each with the bytes of its cell.
+
+Outputs are left out and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from typing_extensions import override
+
+from stillroom.errors import DataError
+from stillroom.records import Document
+from stillroom.text.assembly import Assembly
+from stillroom.text.decoding import ByteMap, decode
+from stillroom.text.method import Parser, Source
+
+__all__ = ["Ipynb"]
+
+_SPACE = re.compile(r"[\s,]*")
+_HEADING = re.compile(r"^(#{1,6})[ \t]+(.+?)[ \t]*#*[ \t]*$", re.MULTILINE)
+_FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
+
+
+class Ipynb(Parser):
+    """Jupyter notebooks, format 4."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".ipynb",)
+    media_type: ClassVar[str] = "application/x-ipynb+json"
+
+    @override
+    def parse(self, data: bytes, source: Source) -> Document:
+        decoded = decode(data, source.path)
+        where = ByteMap(decoded)
+        assembly = Assembly(source)
+        outputs = 0
+        language = "python"
+        try:
+            notebook = json.loads(decoded.text)
+            language = str(notebook["metadata"].get("language_info", {}).get("name", language))
+            cells = list(_cells(decoded.text))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(
+                f"the notebook cannot be read: {error}",
+                code="document.unreadable",
+                where=source.path,
+                expected="a notebook of format 4",
+                next="open and save it in Jupyter, or leave it out",
+            ) from error
+        for number, (cell, start, end) in enumerate(cells, 1):
+            outputs += len(cell.get("outputs") or ())
+            _add_cell(cell, assembly, (where.at(start), where.at(end)), f"cell {number}", language)
+        title = str(notebook["metadata"].get("title", ""))
+        metadata = {**decoded.metadata, "outputs_left_out": outputs}
+        return assembly.finish(title=title, metadata=metadata)
+
+
+def _add_cell(
+    cell: dict[str, Any], assembly: Assembly, span: tuple[int, int], label: str, language: str
+) -> None:
+    content = cell.get("source", "")
+    text = "".join(map(str, content)) if isinstance(content, list) else str(content)
+    if not text.strip():
+        return
+    assembly.gap()
+    if cell.get("cell_type") == "code":
+        text = f"```{language}\n{text}\n```"
+        assembly.add(text, span, label=label)
+        return
+    fences = [match.span() for match in _FENCE.finditer(text)]
+    position = 0
+    for match in _HEADING.finditer(text):
+        if any(start <= match.start() < end for start, end in fences):
+            continue
+        assembly.add(text[position : match.start()], span, label=label)
+        assembly.heading(len(match.group(1)), match.group(2))
+        position = match.start()
+    assembly.add(text[position:], span, label=label)
+
+
+def _cells(text: str) -> Iterator[tuple[dict[str, Any], int, int]]:
+    """Yield every cell with where it stands in the notebook's text."""
+    decoder = json.JSONDecoder()
+    position = text.index("{") + 1
+    while True:
+        position = _skip(text, position)
+        if text[position] == "}":
+            return
+        key, position = decoder.raw_decode(text, position)
+        position = _skip(text, text.index(":", position) + 1)
+        if key != "cells":
+            position = decoder.raw_decode(text, position)[1]
+            continue
+        position = _skip(text, position + 1)
+        while text[position] != "]":
+            cell, end = decoder.raw_decode(text, position)
+            yield cell, position, end
+            position = _skip(text, end)
+        position += 1
+
+
+def _skip(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    return match.end() if match else position

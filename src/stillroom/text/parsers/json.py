@@ -1,0 +1,88 @@
+r"""JSON and JSON lines: the text is the file, but that ``\uXXXX`` reads as its character.
+
+Every other byte stays as it is. A file that is not valid JSON is text all the same; its first
+error is told in the metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import ClassVar
+
+from typing_extensions import override
+
+from stillroom.records import Document
+from stillroom.text.assembly import Assembly
+from stillroom.text.decoding import ByteMap, Decoded, decode
+from stillroom.text.method import Parser, Source
+
+__all__ = ["Json"]
+
+_ESCAPES = re.compile(r"\\\\|((?:\\u[0-9a-fA-F]{4})+)")
+_CHECKED_CHARACTERS = 5_000_000
+
+
+class Json(Parser):
+    """JSON, JSON lines and GeoJSON."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".json", ".jsonl", ".ndjson", ".geojson")
+    media_type: ClassVar[str] = "application/json"
+
+    @override
+    def parse(self, data: bytes, source: Source) -> Document:
+        decoded = decode(data, source.path)
+        metadata = {**decoded.metadata, "is_table": source.path.endswith(("l", ".ndjson"))}
+        problem = _find_problem(decoded.text, is_lines=bool(metadata["is_table"]))
+        if problem:
+            metadata["json_error"] = problem
+        assembly = Assembly(source)
+        _add(decoded, assembly)
+        return assembly.finish(metadata=metadata)
+
+
+def _add(decoded: Decoded, assembly: Assembly) -> None:
+    """Add the text, each run of escapes as the characters that it stands for."""
+    text, where, position = decoded.text, ByteMap(decoded), 0
+    for match in _ESCAPES.finditer(text):
+        readable = _unescape(match.group(1) or "")
+        if not readable:
+            continue
+        _add_plain(text, position, match.start(), where, assembly)
+        assembly.add(readable, (where.at(match.start()), where.at(match.end())))
+        position = match.end()
+    _add_plain(text, position, len(text), where, assembly)
+
+
+def _add_plain(text: str, start: int, end: int, where: ByteMap, assembly: Assembly) -> None:
+    for piece in range(start, end, 4096):
+        stop = min(piece + 4096, end)
+        span = (where.at(piece), where.at(stop))
+        assembly.add(text[piece:stop], span, is_exact=where.is_exact(piece, stop))
+
+
+def _unescape(run: str) -> str:
+    r"""Return the characters of ``\uXXXX...``, or nothing where that would not be JSON any more."""
+    if not run:
+        return ""
+    try:
+        readable = str(json.loads(f'"{run}"'))
+    except ValueError:
+        return ""
+    is_safe = all(ord(one) >= 0x80 and not 0xD800 <= ord(one) < 0xE000 for one in readable)
+    return readable if is_safe else ""
+
+
+def _find_problem(text: str, *, is_lines: bool) -> str:
+    if len(text) > _CHECKED_CHARACTERS:
+        return ""
+    for number, part in enumerate(text.splitlines() if is_lines else [text], 1):
+        if not part.strip():
+            continue
+        try:
+            json.loads(part)
+        except RecursionError:
+            return "nested too deeply to check"
+        except ValueError as error:
+            return f"line {number}: {error}" if is_lines else str(error)
+    return ""

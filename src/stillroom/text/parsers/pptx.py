@@ -1,0 +1,123 @@
+"""PowerPoint: each slide's title, text, tables and notes, labeled by the slide's number.
+
+Shapes are read from top to bottom. Charts give their titles and categories' values; pictures give
+nothing.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from typing_extensions import override
+
+from stillroom.errors import DataError, MissingExtraError
+from stillroom.records import Document
+from stillroom.text.archives import open_archive
+from stillroom.text.assembly import Assembly, render_table
+from stillroom.text.method import Parser, Source
+from stillroom.text.office import text_of, unreadable
+
+__all__ = ["Pptx"]
+
+_MAX_NESTING = 20
+
+
+class Pptx(Parser):
+    """PowerPoint presentations since 2007."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".pptx", ".pptm", ".ppsx")
+    media_type: ClassVar[str] = (
+        "application/vnd.openxmlformats-officedocument.presentationml.presentation"
+    )
+    is_risky: ClassVar[bool] = True
+
+    @override
+    def parse(self, data: bytes, source: Source) -> Document:
+        try:
+            import pptx
+        except ImportError as error:
+            raise MissingExtraError.of("python-pptx", "documents", "reading slides") from error
+        archive = open_archive(data, source.path, source.limits, required="[Content_Types].xml")
+        assembly = Assembly(source)
+        with unreadable(source.path):
+            deck = pptx.Presentation(io.BytesIO(data))
+            if len(deck.slides) > source.limits.pages:
+                raise DataError(
+                    f"the presentation has {len(deck.slides)} slides",
+                    code="document.too-large",
+                    where=source.path,
+                    expected=f"at most {source.limits.pages}",
+                    next="split the file, or raise the limit 'pages'",
+                )
+            for number, slide in enumerate(deck.slides, 1):
+                part = str(slide.part.partname).lstrip("/")
+                _add_slide(slide, number, archive.span(part), assembly)
+            title = str(deck.core_properties.title or "")
+        if title.lower() in {"powerpoint presentation", "presentation"}:
+            title = ""
+        return assembly.finish(
+            title=title or assembly.first_heading,
+            metadata={"slides": len(deck.slides)},
+            expected="text beside pictures",
+        )
+
+
+def _add_slide(slide: Any, number: int, span: tuple[int, int], assembly: Assembly) -> None:
+    place: dict[str, Any] = {"span": span, "page": number, "label": f"slide {number}"}
+    title = slide.shapes.title
+    if title is not None and title.has_text_frame and title.text_frame.text.strip():
+        name = " ".join(text_of(title._element).split())
+        assembly.gap()
+        assembly.heading(1, name)
+        assembly.add(f"# {name}", **place)
+    shapes = sorted(_shapes(slide.shapes, 0), key=lambda one: (one.top or 0, one.left or 0))
+    for shape in shapes:
+        if title is not None and shape.shape_id == title.shape_id:
+            continue
+        text = _shape_text(shape)
+        if text:
+            assembly.gap()
+            assembly.add(text, **place)
+    if slide.has_notes_slide and slide.notes_slide.notes_text_frame is not None:
+        notes = slide.notes_slide.notes_text_frame.text.strip()
+        if notes:
+            assembly.gap()
+            assembly.add(f"Notes: {notes}", **place)
+
+
+def _shapes(shapes: Any, depth: int) -> Iterator[Any]:
+    """Yield shapes, those within groups too."""
+    for shape in shapes:
+        if hasattr(shape, "shapes") and depth < _MAX_NESTING:
+            yield from _shapes(shape.shapes, depth + 1)
+        else:
+            yield shape
+
+
+def _shape_text(shape: Any) -> str:
+    if getattr(shape, "has_table", False):
+        return render_table([[cell.text for cell in row.cells] for row in shape.table.rows])
+    if getattr(shape, "has_chart", False):
+        return _chart_text(shape.chart)
+    if not getattr(shape, "has_text_frame", False):
+        return ""
+    lines = []
+    for paragraph in shape.text_frame.paragraphs:
+        text = " ".join(text_of(paragraph._p).split())
+        if text:
+            lines.append("  " * paragraph.level + ("- " if paragraph.level else "") + text)
+    return "\n".join(lines)
+
+
+def _chart_text(chart: Any) -> str:
+    title = ""
+    if chart.has_title and chart.chart_title.has_text_frame:
+        title = chart.chart_title.text_frame.text.strip()
+    rows = [["", *(str(series.name or "") for series in chart.series)]]
+    columns = [list(series.values) for series in chart.series]
+    for plot in list(chart.plots)[:1]:
+        for index, category in enumerate(plot.categories):
+            rows.append([str(category), *(str(values[index]) for values in columns)])
+    return "\n\n".join(part for part in (title, render_table(rows)) if part)

@@ -1,0 +1,70 @@
+"""reStructuredText: the text is the file, byte for byte; sections are told by their underlines.
+
+Levels follow from the order in which the styles of underline (and overline) first appear, as
+docutils has it. Directives are left as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import ClassVar
+
+from typing_extensions import override
+
+from stillroom.records import Document, Heading
+from stillroom.text.assembly import from_source_text, require_text
+from stillroom.text.decoding import decode, make_anchors
+from stillroom.text.method import Parser, Source
+
+__all__ = ["Rst"]
+
+_RULE = re.compile(r"([!-/:-@\[-`{-~])\1{2,}[ \t]*")
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|\Z)")
+_ROLE = re.compile(r":[a-zA-Z:]+:`([^`<]+?)(?:\s*<[^`>]*>)?`|[`*]+")
+
+
+class Rst(Parser):
+    """reStructuredText files."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".rst",)
+    media_type: ClassVar[str] = "text/x-rst"
+
+    @override
+    def parse(self, data: bytes, source: Source) -> Document:
+        decoded = decode(data, source.path)
+        document = from_source_text(
+            decoded.text,
+            make_anchors(decoded),
+            source,
+            headings=list(_headings(decoded.text)),
+            metadata=decoded.metadata,
+        )
+        return require_text(document)
+
+
+def _headings(text: str) -> Iterator[Heading]:
+    lines = [(match.start(), match.group().rstrip()) for match in _LINE.finditer(text)]
+    styles: list[str] = []
+    used = -1
+    for number in range(1, len(lines)):
+        start, title = lines[number - 1]
+        below = lines[number][1]
+        if number - 1 <= used or not title.strip() or not _RULE.fullmatch(below):
+            continue
+        above = lines[number - 2][1] if number >= 2 else ""
+        over = above == below and number - 2 > used
+        if title[0].isspace() and not over:
+            continue
+        if (
+            _RULE.fullmatch(title)
+            or len(below) < len(title.strip())
+            or (above.strip() and not over)
+        ):
+            continue
+        style = below[0] + ("^" if over else "")
+        if style not in styles:
+            styles.append(style)
+        used = number
+        name = " ".join(_ROLE.sub(r"\1", title).split())[:300]
+        yield Heading(lines[number - 2][0] if over else start, styles.index(style) + 1, name)

@@ -1,0 +1,85 @@
+"""Where sentences end, by rule: abbreviations, initials, decimals, quotes, scripts with own enders.
+
+Knows nothing of grammar or of any one language beyond its abbreviations. Linear, offset-exact.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["split_sentences"]
+
+_ABBREVIATIONS = frozenset(
+    "mr mrs ms dr prof sr jr st rev hon gen col capt lt sgt maj adm gov sen rep pres"  # noqa: SIM905
+    " inc ltd co corp llc dept univ assn bros est"
+    " vs etc al ca cf viz approx resp eq eqs fig figs sec ch chap vol no nos nr pp pg ed eds ref"
+    " refs art par tab thm lem prop def ex app min max avg"
+    " jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun"
+    " bzw usw ggf evtl zzgl inkl sog str abs hr fr dipl"
+    " env mme mlle bd av sra srta ud uds vd ing arq".split()
+)
+_DOTTED = re.compile(r"(?:[^\W\d_]\.){1,}[^\W\d_]?$")  # e.g, U.S, z.B
+_CLOSERS = "\"'”’»)\\]}）」』】〉》"
+_END = re.compile(
+    rf"[.!?…]+[{_CLOSERS}]*(?=\s|$)|[。！？｡؟۔।॥።][{_CLOSERS}]*|(?:\r?\n[ \t]*){{2,}}"
+)
+_LAST_WORD = re.compile(r"[^\s(\[\"'“‘«]{1,40}$")
+_NEXT = re.compile(r"\s*([\"'“‘«(\[]*)(\S?)")
+_ENUMERATION = re.compile(r"(?:^|\n)[ \t]*(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})\.$")
+
+
+def split_sentences(text: str) -> list[tuple[int, int]]:
+    """Return the spans of the sentences of a text, in order.
+
+    Spans have no white space at their ends; what lies between them is white space. An empty line
+    always ends a sentence; a line's end alone never does.
+    """
+    spans: list[tuple[int, int]] = []
+    start = 0
+    for match in _END.finditer(text):
+        if match.group()[0] in ".!?…" and not _is_end(text, match.start(), match.end()):
+            continue
+        _append(text, start, match.end(), spans)
+        start = match.end()
+    _append(text, start, len(text), spans)
+    return spans
+
+
+def _append(text: str, start: int, end: int, spans: list[tuple[int, int]]) -> None:
+    piece = text[start:end]
+    short = piece.strip()
+    if short:
+        begin = start + len(piece) - len(piece.lstrip())
+        spans.append((begin, begin + len(short)))
+
+
+def _is_end(text: str, start: int, end: int) -> bool:
+    """Say whether the stop at text[start:end] ends a sentence."""
+    following = _NEXT.match(text, end, end + 64)
+    character = following.group(2) if following else ""
+    if character and character.islower():
+        return False
+    if text[start:end].rstrip(_CLOSERS) != ".":
+        return True
+    before = text[max(start - 48, 0) : start]
+    word = _LAST_WORD.search(before)
+    if word is None:
+        return True
+    last = word.group()
+    if last.lower().strip("([\"'") in _ABBREVIATIONS:
+        return False
+    if _ENUMERATION.search(before + "."):
+        return False
+    if len(last) == 1 and last.isupper() and last != "I":
+        return False  # an initial
+    return not (_DOTTED.fullmatch(last) and character.isalnum() and not _starts_sentence(text, end))
+
+
+_STARTERS = frozenset("the this that these it he she we they in on at a an but and however".split())  # noqa: SIM905
+_FIRST_WORD = re.compile(r"\s*([^\W\d_]+)")
+
+
+def _starts_sentence(text: str, end: int) -> bool:
+    """Say whether the word after a dotted abbreviation is one that begins sentences."""
+    match = _FIRST_WORD.match(text, end, end + 64)
+    return bool(match and match.group(1)[0].isupper() and match.group(1).lower() in _STARTERS)

@@ -1,0 +1,118 @@
+"""Which parser a file needs: by its suffix, and by its first bytes where those say otherwise."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from functools import lru_cache
+
+from stillroom.errors import DataError
+from stillroom.text.decoding import check_not_binary
+from stillroom.text.method import PARSERS, Parser
+
+__all__ = ["choose_parser", "parser_suffixes"]
+
+_ZIP_MARKS = {
+    "word/": "docx",
+    "ppt/": "pptx",
+    "xl/": "xlsx",
+    "META-INF/container.xml": "epub",
+}
+_PAGE = re.compile(rb"\s*(?:<!--.{0,500}?-->\s*)?<(?:!doctype html|html|head|body)\b", re.I | re.S)
+_MAIL = re.compile(
+    rb"(?:(?:Return-Path|Received|Delivered-To|From|To|Subject|Date|Message-ID|MIME-Version): "
+    rb"[^\r\n]*\r?\n(?:[ \t][^\n]*\n)*){2}"
+)
+_FOREIGN = {
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a file of Office before 2007 or Outlook",
+    b"\x89PNG": "a PNG picture",
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"GIF8": "a GIF picture",
+    b"II*\x00": "a TIFF picture",
+    b"MM\x00*": "a TIFF picture",
+    b"ID3": "an MP3 recording",
+    b"\x1f\x8b": "a gzip archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"\x7fELF": "a program",
+    b"SQLite format 3\x00": "a database",
+}
+_TEXTUAL = ("txt", "md", "rst", "csv", "json", "ipynb", "html", "eml")
+
+
+def choose_parser(path: str, data: bytes) -> Parser:
+    """Return the parser for a file's bytes.
+
+    A suffix decides, unless it promises text and the bytes are a PDF or an office file. Without a
+    known suffix the first bytes decide; what looks like text is read as plain text.
+
+    Raises:
+        DataError: If the format is none that can be read.
+    """
+    by_suffix = _by_suffix(path)
+    by_bytes = _by_bytes(data)
+    if by_suffix and not (by_bytes in {"pdf", *_ZIP_MARKS.values()} and by_suffix in _TEXTUAL):
+        return PARSERS.build(by_suffix)
+    if by_bytes:
+        return PARSERS.build(by_bytes)
+    foreign = next((name for mark, name in _FOREIGN.items() if data.startswith(mark)), "")
+    if data.startswith(b"PK\x03\x04"):
+        foreign = "a zip archive"
+    if foreign:
+        raise DataError(
+            f"this is {foreign}",
+            code="document.unknown-format",
+            where=path,
+            expected="one of: " + ", ".join(sorted(parser_suffixes())[:60]),
+            next="convert it (save as .docx, .pdf or .txt), or leave it out",
+        )
+    if not data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        _check_wide(data, path)
+    return PARSERS.build("txt")
+
+
+@lru_cache(maxsize=1)
+def parser_suffixes() -> dict[str, str]:
+    """Return the parser's name of every suffix that a parser claims."""
+    found: dict[str, str] = {}
+    for name in PARSERS.names():
+        for suffix in PARSERS.get(name).suffixes:
+            found.setdefault(suffix, name)
+    return found
+
+
+def _by_suffix(path: str) -> str:
+    name = path.rsplit("/", 1)[-1].lower()
+    return parser_suffixes().get("." + name.rsplit(".", 1)[-1], "") if "." in name else ""
+
+
+def _by_bytes(data: bytes) -> str:
+    head = data[:1024]
+    if b"%PDF-" in head:
+        return "pdf"
+    if data.startswith(b"PK\x03\x04"):
+        return _by_members(data)
+    if _PAGE.match(head.removeprefix(b"\xef\xbb\xbf")):
+        return "html"
+    return "eml" if _MAIL.match(head) else ""
+
+
+def _by_members(data: bytes) -> str:
+    try:
+        names = zipfile.ZipFile(io.BytesIO(data)).namelist()[:10_000]
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError):
+        return ""
+    for mark, parser in _ZIP_MARKS.items():
+        if any(name.startswith(mark) for name in names):
+            return parser
+    return ""
+
+
+def _check_wide(data: bytes, path: str) -> None:
+    """Let UTF-16 without a byte order mark pass; refuse other bytes with zeros."""
+    sample = data[:4096]
+    half = len(sample) // 2
+    even, odd = sample[0::2].count(0), sample[1::2].count(0)
+    if max(even, odd) <= 0.3 * half or min(even, odd) >= 0.02 * half + 1:
+        check_not_binary(data, path)

@@ -1,0 +1,275 @@
+"""A process apart, in which hostile files may hang or crash without harm.
+
+One process serves many files. It has a memory limit, cannot write files, and is killed and started
+anew when a file takes too long or brings it down. Talk between the two is JSON with a length before
+it, so that nothing the process says is ever executed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from stillroom.errors import DataError, MissingExtraError, Problem, ResourceError, StillroomError
+from stillroom.records import Document, Origin
+from stillroom.text.method import PARSERS, Limits, Parser, Source
+
+__all__ = ["Worker", "serve"]
+
+_ERRORS: dict[str, type[StillroomError]] = {
+    kind.__name__: kind for kind in (DataError, ResourceError, MissingExtraError)
+}
+_START_S = 60.0
+_RECYCLE_FILES = 500
+_BLOCK = 1 << 16
+_MAX_REPLY = 1 << 30
+
+
+class Worker:
+    """Parses files in a process apart; a context manager, to be used by one thread at a time."""
+
+    def __init__(self) -> None:
+        """Prepare; the process starts with the first file."""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._served = 0
+        self._limits: Limits | None = None
+        self.starts = 0
+
+    def __enter__(self) -> Worker:
+        """Return the worker."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the process."""
+        self.close()
+
+    def parse(self, parser: Parser, data: bytes, source: Source) -> Document:
+        """Return what the parser makes of the bytes, in the process apart.
+
+        Raises:
+            DataError: If the file is bad, takes too long or brings the process down.
+            MissingExtraError: If the format needs a package that is not installed.
+        """
+        if self._served >= _RECYCLE_FILES or self._limits != source.limits:
+            self.close()
+        process = self._process or self._start(source)
+        self._served += 1
+        request = {
+            "parser": parser.model_dump(mode="json"),
+            "path": source.path,
+            "digest": source.digest,
+            "media_type": source.media_type,
+            "origin": source.origin.to_json(),
+            "limits": source.limits.model_dump(mode="json"),
+            "size": len(data),
+        }
+        reply = self._ask(process, request, data, source)
+        if "document" in reply:
+            return _check(reply["document"], source)
+        problems = tuple(Problem(**problem) for problem in reply["problems"])
+        raise _ERRORS.get(reply["error"], DataError)(problems)
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        process.wait()
+
+    def _start(self, source: Source) -> subprocess.Popen[bytes]:
+        limits = source.limits
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+        code = f"from stillroom.text.worker import serve; serve({limits.memory_bytes})"
+        process = subprocess.Popen(  # noqa: S603  # our own interpreter and code
+            [sys.executable, "-P", "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
+        self._process, self._served, self._limits = process, 0, limits
+        self.starts += 1
+        return process
+
+    def _ask(
+        self,
+        process: subprocess.Popen[bytes],
+        request: dict[str, Any],
+        data: bytes,
+        source: Source,
+    ) -> dict[str, Any]:
+        wait = source.limits.timeout_s + (_START_S if self._served == 1 else 0)
+        deadline = time.monotonic() + wait
+        head = json.dumps(request).encode()
+        try:
+            reply = _exchange(process, len(head).to_bytes(8, "big") + head, data, deadline)
+            answer = json.loads(reply)
+        except TimeoutError as error:
+            self.close()
+            raise DataError(
+                f"the file took longer than {source.limits.timeout_s:g} s to read",
+                code="document.timeout",
+                where=source.path,
+                expected="a file that reads faster, or a higher limit timeout_s",
+                next="split the file, or leave it out",
+            ) from error
+        except (EOFError, OSError, ValueError) as error:
+            self.close()
+            raise DataError(
+                "the file brought the reading process down",
+                code="document.crashed",
+                where=source.path,
+                expected=f"a file that reads within {source.limits.memory_bytes} bytes of memory",
+                next="open and save it in its program, or leave it out",
+            ) from error
+        if not isinstance(answer, dict):
+            raise TypeError("the reading process answered out of turn")
+        return answer
+
+
+def _exchange(process: subprocess.Popen[bytes], head: bytes, data: bytes, deadline: float) -> bytes:
+    """Write a request and read its reply, never waiting beyond the deadline."""
+    if process.stdin is None or process.stdout is None:
+        raise EOFError
+    sender, receiver = process.stdin.fileno(), process.stdout.fileno()
+    os.set_blocking(sender, False)
+    pending = [memoryview(head), memoryview(data)]
+    received = bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(sender, selectors.EVENT_WRITE)
+        selector.register(receiver, selectors.EVENT_READ)
+        while True:
+            left = deadline - time.monotonic()
+            ready = selector.select(left) if left > 0 else []
+            if not ready:
+                raise TimeoutError
+            for key, _ in ready:
+                if key.fd == receiver:
+                    _receive(receiver, received)
+                    continue
+                _send(sender, pending)
+                if not pending:
+                    selector.unregister(sender)
+            if _is_whole(received):
+                return bytes(received[8:])
+
+
+def _receive(descriptor: int, received: bytearray) -> None:
+    block = os.read(descriptor, _BLOCK)
+    if not block:
+        raise EOFError
+    received += block
+
+
+def _is_whole(received: bytearray) -> bool:
+    size = int.from_bytes(received[:8], "big")
+    if size > _MAX_REPLY or len(received) > 8 + size >= 16:
+        raise ValueError("the reply is too long")
+    return len(received) >= 8 and len(received) == 8 + size
+
+
+def _send(descriptor: int, pending: list[memoryview]) -> None:
+    with contextlib.suppress(BlockingIOError):
+        sent = os.write(descriptor, pending[0][:_BLOCK])
+        pending[0] = pending[0][sent:]
+    while pending and not len(pending[0]):
+        del pending[0]
+
+
+def _check(data: dict[str, Any], source: Source) -> Document:
+    """Return the document, holding the process to what only we may say."""
+    data |= {"path": source.path, "digest": source.digest, "origin": source.origin.to_json()}
+    return Document.from_json(data)
+
+
+def serve(memory_bytes: int) -> None:
+    """Parse files that stdin brings until it closes; the other side of ``Worker``."""
+    _limit(memory_bytes)
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not mix with replies
+    requests = os.fdopen(os.dup(0), "rb")
+    while head := requests.read(8):
+        request = json.loads(requests.read(int.from_bytes(head, "big")))
+        reply = json.dumps(_answer(request, requests.read(request["size"]))).encode()
+        replies.write(len(reply).to_bytes(8, "big") + reply)
+        replies.flush()
+
+
+def _answer(request: dict[str, Any], data: bytes) -> dict[str, Any]:
+    limits = Limits.model_validate(request["limits"])
+    source = Source(
+        request["path"],
+        request["digest"],
+        request["media_type"],
+        Origin.from_json(request["origin"]),
+        limits,
+    )
+    try:
+        return {"document": PARSERS.build(request["parser"]).parse(data, source).to_json()}
+    except StillroomError as error:
+        return {"error": type(error).__name__, "problems": _plain(error.problems)}
+    except MemoryError:
+        problem = Problem(
+            "the file needs too much memory to read",
+            "document.memory",
+            source.path,
+            f"at most {limits.memory_bytes} bytes",
+            "split the file, or raise the limit memory_bytes",
+        )
+        return {"error": "DataError", "problems": _plain((problem,))}
+    except Exception as error:  # noqa: BLE001  # whatever a parser raises is about this file
+        problem = Problem(
+            f"the file cannot be read: {type(error).__name__}: {str(error)[:300]}",
+            "document.unreadable",
+            source.path,
+            "a whole file of its format",
+            "open and save it in its program, or leave it out",
+        )
+        return {"error": "DataError", "problems": _plain((problem,))}
+
+
+def _plain(problems: tuple[Problem, ...]) -> list[dict[str, str]]:
+    return [
+        {
+            "what": one.what,
+            "code": one.code,
+            "where": one.where,
+            "expected": one.expected,
+            "next": one.next,
+        }
+        for one in problems
+    ]
+
+
+def _limit(memory_bytes: int) -> None:
+    """Bound this process where the system can: memory, core dumps, file writes, new processes."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limits; the time limit holds all the same
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))

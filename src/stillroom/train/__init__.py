@@ -1,0 +1,60 @@
+"""The one training loop of the house: every room that trains goes through here.
+
+AdamW (decay on matrices only) under a constant, cosine or linear schedule; gradient accumulation
+whose loss is normalized over the whole optimizer step; clipping; bfloat16 where the machine has it;
+gradient checkpointing; LoRA through peft; several processes through accelerate. A run that was
+killed goes on from its last saved state and ends with the same bytes.
+
+Papers: AdamW, Loshchilov and Hutter 2017, arXiv:1711.05101; cosine schedule, Loshchilov and Hutter
+2016, arXiv:1608.03983; LoRA, Hu et al. 2021, arXiv:2106.09685.
+
+A room brings a ``Source`` (which micro-batches make up optimizer step number s) and an objective
+(the summed loss of one micro-batch). Only ``settings`` is imported with the package; the rest needs
+torch and is loaded on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stillroom.train.settings import LoraSettings, TrainSettings
+
+if TYPE_CHECKING:
+    from stillroom.train.loop import Loss, Objective, TrainSummary, train
+    from stillroom.train.lora import add_lora, export_tensors
+    from stillroom.train.source import MicroBatch, RecordSource, Source
+
+__all__ = [
+    "LoraSettings",
+    "Loss",
+    "MicroBatch",
+    "Objective",
+    "RecordSource",
+    "Source",
+    "TrainSettings",
+    "TrainSummary",
+    "add_lora",
+    "export_tensors",
+    "train",
+]
+
+_HOMES = {
+    "Loss": "loop",
+    "MicroBatch": "source",
+    "Objective": "loop",
+    "RecordSource": "source",
+    "Source": "source",
+    "TrainSummary": "loop",
+    "add_lora": "lora",
+    "export_tensors": "lora",
+    "train": "loop",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs torch on first use."""
+    if name in _HOMES:
+        import importlib
+
+        return getattr(importlib.import_module(f"stillroom.train.{_HOMES[name]}"), name)
+    raise AttributeError(name)

@@ -1,0 +1,287 @@
+"""The training loop: what happens in each optimizer step, and nothing about what is learned.
+
+The loss of a step is the sum over all valid positions of all its micro-batches on all ranks,
+divided by their number once, so that neither the split into micro-batches nor the number of ranks
+changes the gradient. Every step seeds torch from (seed, step, rank): a resumed run draws the same
+dropout masks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from stillroom.errors import Cancelled, DataError
+from stillroom.jobs import Job
+from stillroom.jobs.progress import Progress
+from stillroom.provenance import digest_json
+from stillroom.train.precision import body_precision, steady_torch
+from stillroom.train.ranks import Ranks
+from stillroom.train.schedule import learning_rate_at
+from stillroom.train.settings import TrainSettings
+from stillroom.train.source import MicroBatch, Source
+from stillroom.train.state import load_state, save_state
+
+__all__ = ["STATE_FILE", "Loss", "Objective", "TrainSummary", "make_optimizer", "train"]
+
+STATE_FILE = "train-state.pt"
+
+B = TypeVar("B", bound=MicroBatch)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The loss of one micro-batch, summed over its valid positions.
+
+    ``parts`` are further sums to be logged, each divided by the step's positions as ``total`` is.
+    """
+
+    total: Tensor
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+Objective = Callable[[nn.Module, B], Loss]
+"""Gives the loss of a micro-batch; called within the run's autocast context."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSummary:
+    """What a run came to: steps and tokens over all sittings, first and last loss, precision."""
+
+    steps: int
+    tokens: int
+    positions: int
+    first_loss: float
+    last_loss: float
+    precision: str
+    threads: int
+    ranks: int
+
+
+def train(
+    model: nn.Module,
+    source: Source[B],
+    objective: Objective[B],
+    settings: TrainSettings,
+    job: Job,
+    *,
+    seed: int = 0,
+    on_step: Callable[[int, nn.Module], None] | None = None,
+) -> TrainSummary:
+    """Train the parameters of ``model`` that require a gradient, in place.
+
+    Args:
+        model: In memory, in float32; on the device it shall be trained on.
+        source: The micro-batches of every step.
+        objective: The summed loss of one micro-batch.
+        settings: Optimizer, schedule, precision, bookkeeping.
+        job: Keeps the state in its scratch folder, metrics and progress; asked for cancellation
+            between steps.
+        seed: Of the random draws within the model.
+        on_step: Called on the main rank after each step with the number of finished steps. A
+            resumed run calls it again for steps after the saved state.
+
+    Raises:
+        DataError: If a loss or gradient is not finite, or the saved state is of another run.
+        Cancelled: If the user asked for it; the state has been saved.
+    """
+    if len(source) == 0:
+        raise DataError(
+            "there is nothing to train on",
+            code="train.no-records",
+            expected="at least one record with a position that bears loss",
+            next="check the records, their split and max_tokens",
+        )
+    with Ranks() as ranks, steady_torch(settings, model) as precision:
+        run = _Run(model, source, objective, settings, job, seed, ranks, precision)
+        return run.run(on_step)
+
+
+class _Run(Generic[B]):
+    """One call of ``train``: its optimizer, its totals and its steps."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: Source[B],
+        objective: Objective[B],
+        settings: TrainSettings,
+        job: Job,
+        seed: int,
+        ranks: Ranks,
+        precision: str,
+    ) -> None:
+        self.model, self.source, self.objective = model, source, objective
+        self.settings, self.job, self.seed, self.ranks = settings, job, seed, ranks
+        self.precision, self.device = precision, next(model.parameters()).device
+        self.steps = settings.count_steps(len(source))
+        self.parameters = [value for value in model.parameters() if value.requires_grad]
+        self.optimizer = make_optimizer(self.parameters, settings)
+        self.state_path = ranks.share_path(job.scratch / STATE_FILE)
+        fixed = settings.model_dump(exclude={"save_every_s", "log_every"})
+        self.identity = digest_json([fixed, source.identity, seed, self.steps])
+        self.totals = {"tokens": 0.0, "positions": 0.0, "first_loss": math.nan, "last_loss": 0.0}
+
+    def run(self, on_step: Callable[[int, nn.Module], None] | None) -> TrainSummary:
+        done, totals = load_state(self.state_path, self.identity, self.model, self.optimizer)
+        self.totals.update(totals)
+        self.ranks.wait()
+        saved = time.monotonic()
+        with self.job.phase("train", self.steps, "steps", done=done) as progress:
+            for step in range(done, self.steps):
+                self._check_cancelled(step)
+                self._step(step, progress)
+                if on_step is not None and self.ranks.is_main:
+                    on_step(step + 1, self.model)
+                if time.monotonic() - saved >= self.settings.save_every_s:
+                    self._save(step + 1)
+                    saved = time.monotonic()
+        if self.steps > done:
+            self._save(self.steps)
+        return TrainSummary(
+            self.steps,
+            int(self.totals["tokens"]),
+            int(self.totals["positions"]),
+            self.totals["first_loss"],
+            self.totals["last_loss"],
+            self.precision,
+            torch.get_num_threads(),
+            self.ranks.count,
+        )
+
+    def _step(self, step: int, progress: Progress) -> None:
+        begun = time.monotonic()
+        plan = self.source.plan(step)
+        positions = sum(self.source.valid(group) for group in plan)
+        torch.manual_seed(_seed_of(self.seed, step, self.ranks.rank))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(self.settings, step, self.steps)
+        sums, tokens = self._accumulate(step, plan, max(positions, 1))
+        self.ranks.sum_gradients(self.parameters)
+        norm = self._clip(step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        rate = tokens / max(time.monotonic() - begun, 1e-9)
+        self._note(step, sums, tokens, positions, norm, rate)
+        progress.advance(note=f"loss {sums['loss']:.4f}, {rate:.0f} tokens/s")
+
+    def _accumulate(
+        self, step: int, plan: Sequence[Sequence[int]], positions: int
+    ) -> tuple[dict[str, float], int]:
+        """Add up the gradients of a step; return mean loss, mean parts and tokens of all ranks."""
+        sums = {"loss": 0.0}
+        tokens = 0
+        trouble: DataError | None = None
+        for group in plan[self.ranks.rank :: self.ranks.count]:
+            batch = self.source.load(group)
+            with body_precision(self.precision, self.device):
+                loss = self.objective(self.model, batch)
+            value = float(loss.total.detach()) / positions
+            if not math.isfinite(value):
+                trouble = _not_finite("loss", step, batch)
+                break
+            (loss.total / positions).backward()  # type: ignore[no-untyped-call]
+            sums["loss"] += value
+            for name, part in loss.parts.items():
+                sums[name] = sums.get(name, 0.0) + part / positions
+            tokens += batch.tokens
+        every = self.ranks.gather((sums, tokens, trouble))
+        if any(problem for _, _, problem in every):
+            self.ranks.wait()  # none leaves while another still reads from it
+            raise next(problem for _, _, problem in every if problem)
+        names = dict.fromkeys(name for part, _, _ in every for name in part)
+        totals = {name: sum(part.get(name, 0.0) for part, _, _ in every) for name in names}
+        return totals, sum(count for _, count, _ in every)
+
+    def _clip(self, step: int) -> float:
+        limit = self.settings.max_grad_norm or math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
+        if not math.isfinite(norm):
+            raise _not_finite("gradient", step, None)
+        return norm
+
+    def _note(
+        self,
+        step: int,
+        sums: dict[str, float],
+        tokens: int,
+        positions: int,
+        norm: float,
+        rate: float,
+    ) -> None:
+        self.totals["tokens"] += tokens
+        self.totals["positions"] += positions
+        if math.isnan(self.totals["first_loss"]):
+            self.totals["first_loss"] = sums["loss"]
+        self.totals["last_loss"] = sums["loss"]
+        is_due = (step + 1) % self.settings.log_every == 0 or step + 1 == self.steps
+        if not (is_due and self.ranks.is_main):
+            return
+        for name, value in sums.items():
+            self.job.metric(name, value, step=step + 1)
+        self.job.metric("grad_norm", norm, step=step + 1)
+        rate_now = self.optimizer.param_groups[0]["lr"]
+        self.job.metric("learning_rate", rate_now, step=step + 1)
+        self.job.metric("tokens_per_s", rate, step=step + 1)
+
+    def _check_cancelled(self, step: int) -> None:
+        stopped: Cancelled | None = None
+        try:
+            self.job.check_cancelled()
+        except Cancelled as error:
+            stopped = error
+        if any(self.ranks.gather(stopped is not None)):
+            self._save(step)
+            raise stopped or Cancelled(
+                "another rank was stopped at a safe point",
+                code="job.cancelled",
+                next="run the same command again with --resume",
+            )
+
+    def _save(self, step: int) -> None:
+        if self.ranks.is_main:
+            save_state(
+                self.state_path, self.identity, step, self.model, self.optimizer, self.totals
+            )
+
+
+def make_optimizer(
+    parameters: list[nn.Parameter], settings: TrainSettings
+) -> torch.optim.Optimizer:
+    """Return AdamW over ``parameters``, with decay on matrices and none on vectors."""
+    groups = [
+        {
+            "params": [value for value in parameters if value.ndim >= 2],
+            "weight_decay": settings.weight_decay,
+        },
+        {"params": [value for value in parameters if value.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        fused=True,
+    )
+
+
+def _seed_of(seed: int, step: int, rank: int) -> int:
+    return int(digest_json(["train", seed, step, rank])[:15], 16)
+
+
+def _not_finite(what: str, step: int, batch: MicroBatch | None) -> DataError:
+    names = list(batch.record_ids) if batch is not None else []
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return DataError(
+        f"the {what} of optimizer step {step + 1} is not finite",
+        code=f"train.{what}-not-finite",
+        where=f"records {shown}" if shown else f"step {step + 1}",
+        expected="a finite number",
+        next="lower train.learning_rate, set train.precision to float32, or drop those records",
+    )

@@ -1,0 +1,90 @@
+"""Which arithmetic a machine does well, and the torch state a run needs while it lasts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from stillroom.models.causal import choose_dtype
+from stillroom.train.lora import plain_model
+from stillroom.train.settings import TrainSettings
+
+__all__ = ["body_precision", "choose_precision", "fixed_threads", "product_dtype", "steady_torch"]
+
+
+def choose_precision(setting: str, device: torch.device) -> str:
+    """Return ``float32`` or ``bfloat16`` for a setting of ``auto``, ``float32`` or ``bfloat16``."""
+    if setting != "auto":
+        return setting
+    return "bfloat16" if choose_dtype("auto", device) is torch.bfloat16 else "float32"
+
+
+@contextlib.contextmanager
+def fixed_threads(threads: int) -> Iterator[None]:
+    """Within the body torch computes with so many CPU threads; 0 is one for every core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def steady_torch(settings: TrainSettings, model: nn.Module) -> Iterator[str]:
+    """Set what a run needs of torch and of the model, and put back what was there before.
+
+    Within the body the model is in training mode, the number of CPU threads is fixed (sums split
+    over another number of threads round otherwise), and the caller's random state is kept safe.
+
+    Yields:
+        The precision that was chosen: ``float32`` or ``bfloat16``.
+    """
+    device, was_training = next(model.parameters()).device, model.training
+    plain = plain_model(model)
+    if settings.gradient_checkpointing:
+        _checkpoint(plain, on=True)
+    model.train()
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with fixed_threads(settings.threads), torch.random.fork_rng(devices=devices):
+            yield choose_precision(settings.precision, device)
+    finally:
+        model.train(was_training)
+        if settings.gradient_checkpointing:
+            _checkpoint(plain, on=False)
+
+
+def body_precision(
+    precision: str, device: torch.device
+) -> contextlib.AbstractContextManager[object]:
+    """Return the context in which a transformer's body is computed.
+
+    Weights, sums and optimizer stay float32; matrix products take bfloat16 operands.
+    """
+    if precision == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def product_dtype(precision: str) -> torch.dtype | None:
+    """Return the type of a product's operands for code outside autocast; None is their own."""
+    return torch.bfloat16 if precision == "bfloat16" else None
+
+
+def _checkpoint(model: nn.Module, *, on: bool) -> None:
+    """Turn gradient checkpointing of a Hugging Face model on or off."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # its newer name is not in older versions
+        if on:
+            cast("Any", model).gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        else:
+            cast("Any", model).gradient_checkpointing_disable()

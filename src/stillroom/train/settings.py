@@ -1,0 +1,101 @@
+"""TrainSettings: how to train, free of torch, so that a recipe can hold and check it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["LoraSettings", "TrainSettings"]
+
+
+class LoraSettings(BaseModel):
+    """Train low-rank additions instead of the weights themselves; they are merged at the end."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(default=16, ge=1, description="rank of each addition")
+    alpha: float = Field(default=32.0, gt=0, description="additions are scaled by alpha / rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before each addition")
+    targets: tuple[str, ...] | Literal["all-linear"] = Field(
+        default="all-linear",
+        description="names of the linear layers that get one; 'all-linear' is all",
+    )
+
+
+class TrainSettings(BaseModel):
+    """Optimizer, schedule, batch, precision and bookkeeping of one training run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int | None = Field(
+        default=None, ge=1, description="optimizer steps; null takes as many as 'epochs' makes"
+    )
+    epochs: float = Field(
+        default=3.0, gt=0, description="passes over the records, where 'steps' is null"
+    )
+    batch_size: int = Field(
+        default=8, ge=1, description="records in one optimizer step, over all ranks"
+    )
+    micro_tokens: int = Field(
+        default=2048,
+        ge=1,
+        description="most tokens (padding included) computed at once; lower saves memory",
+    )
+    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        default="cosine", description="how the learning rate falls after the warmup"
+    )
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps that warm up")
+    final_share: float = Field(
+        default=0.05, ge=0, le=1, description="share of the peak that cosine and linear end at"
+    )
+    weight_decay: float = Field(
+        default=0.01, ge=0, description="decay of matrices; vectors have none"
+    )
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's first moment")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="AdamW's second moment")
+    epsilon: float = Field(default=1e-8, gt=0, description="AdamW's epsilon")
+    max_grad_norm: float | None = Field(
+        default=1.0, gt=0, description="clip the gradient's norm to this; null does not clip"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="of matrix products; weights stay float32; auto is bfloat16 where it is native",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="compute activations again in the backward pass: less memory, more time",
+    )
+    lora: LoraSettings | None = Field(
+        default=None, description="train low-rank additions only; null trains all weights"
+    )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        description="CPU threads; 0 takes every core; another number may change last bits",
+    )
+    save_every_s: float = Field(
+        default=120.0,
+        ge=0,
+        description="seconds between saved states for --resume; 0 saves every step",
+    )
+    log_every: int = Field(
+        default=1, ge=1, description="optimizer steps between lines of metrics.jsonl"
+    )
+
+    @model_validator(mode="after")
+    def _warmup_leaves_steps(self) -> TrainSettings:
+        if self.steps is not None and self.warmup_steps(self.steps) >= self.steps > 1:
+            raise ValueError(f"warmup {self.warmup} leaves no step of {self.steps}")
+        return self
+
+    def warmup_steps(self, steps: int) -> int:
+        """Return how many of ``steps`` warm up."""
+        return round(self.warmup * steps)
+
+    def count_steps(self, records: int) -> int:
+        """Return the optimizer steps that these settings make of so many records."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round(self.epochs * records / self.batch_size))

@@ -1,0 +1,86 @@
+"""The saved state of a run: one file, replaced whole, that a resumed run starts from.
+
+It holds trainable weights, optimizer moments and the step number. Schedule, data order and random
+draws are functions of the step and the seed, so they are not in it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillroom.errors import DataError, IntegrityError
+from stillroom.jobs import atomic_write
+
+__all__ = ["load_state", "save_state"]
+
+
+def save_state(
+    path: Path,
+    identity: str,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    totals: dict[str, float],
+) -> None:
+    """Write the state after ``step`` finished steps; a kill while writing keeps the old one."""
+    weights = {name: value.detach() for name, value in _trainable(model)}
+    with atomic_write(path, "wb") as file:
+        torch.save(
+            {
+                "identity": identity,
+                "step": step,
+                "weights": weights,
+                "optimizer": optimizer.state_dict(),
+                "totals": totals,
+            },
+            file,
+        )
+
+
+def load_state(
+    path: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[int, dict[str, float]]:
+    """Put a saved state into model and optimizer.
+
+    Returns:
+        The number of finished steps and the running totals; (0, {}) where nothing was saved.
+
+    Raises:
+        DataError: If the state is of a run with other settings, data or weights.
+        IntegrityError: If the file cannot be read.
+    """
+    if not path.is_file():
+        return 0, {}
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+        raise IntegrityError(
+            f"the saved training state cannot be read: {error}",
+            code="train.state-damaged",
+            where=str(path),
+            expected="the file that the killed run wrote",
+            next="remove it to train from the first step again",
+        ) from error
+    own = dict(_trainable(model))
+    if state["identity"] != identity or set(state["weights"]) != set(own):
+        raise DataError(
+            "the saved training state is of another run",
+            code="train.other-run",
+            where=str(path),
+            expected="the same settings, records and student as when it was saved",
+            next="restore them, or start over with --overwrite",
+        )
+    with torch.no_grad():
+        for name, value in own.items():
+            value.copy_(state["weights"][name])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"]), dict(state["totals"])
+
+
+def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, value) for name, value in model.named_parameters() if value.requires_grad]

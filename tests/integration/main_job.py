@@ -1,0 +1,100 @@
+"""A small main job: real documents, a scripted writer of questions, a tiny teacher."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from stillroom.testing import tiny_checkpoint
+
+_TOWNS = ("Alder", "Birch", "Cedar", "Damson", "Elm", "Fir", "Gorse", "Hazel")
+_TRADES = (
+    ("mill", "grinds", "sacks of barley", "morning"),
+    ("dairy", "churns", "wheels of cheese", "week"),
+    ("press", "prints", "almanacs", "spring"),
+    ("kiln", "fires", "earthen jugs", "month"),
+    ("orchard", "ripens", "baskets of pears", "autumn"),
+)
+
+
+def write_documents(folder):
+    """Write eight documents of five facts each; return the script that asks about them."""
+    folder.mkdir(parents=True)
+    script = {}
+    for number, town in enumerate(_TOWNS):
+        lines = [f"# The trades of {town}", ""]
+        for index, (place, verb, goods, time_of) in enumerate(_TRADES):
+            count = 12 + 7 * number + 3 * index
+            fact = f"The old {place} of {town} {verb} {count} {goods} every {time_of}."
+            lines += [fact, ""]
+            stem = verb.removesuffix("es") if verb.endswith(("shes", "ches")) else verb[:-1]
+            script[fact] = f" What does the old {place} of {town} {stem} every {time_of}?"
+        (folder / f"{town.lower()}.md").write_text("\n".join(lines), encoding="utf-8")
+    return {**script, "*": " What is it?"}
+
+
+class MainJob:
+    """Arguments and processes of a small main job under one folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.documents = folder / "documents"
+        (folder / "script.json").write_text(json.dumps(write_documents(self.documents)))
+        self.teacher = tiny_checkpoint(folder / "teacher", layers=4, seed=1, context_length=2048)
+
+    def arguments(self, out, *more):
+        """Return the command line of one make."""
+        return [
+            sys.executable, "-m", "stillroom", "make", str(self.documents), "--out", str(out),
+            f"inputs.teacher={self.teacher}",
+            "inputs.embedder=builtin:static",
+            "steps.index.origin={kind: human, license: CC0-1.0}",
+            f"steps.records.model=scripted:{self.folder / 'script.json'}",
+            "steps.records.target={train: 16, held_out: 6}",
+            "steps.records.include_passages=8",
+            "steps.student.train={steps: 6, batch_size: 4, precision: float32, save_every_s: 0}",
+            "steps.student.student={layers: 2, max_parameters: 1.0}",
+            "steps.student.max_tokens=96",
+            "steps.report.sampling={max_new_tokens: 8}",
+            "steps.report.max_questions=4",
+            *more,
+        ]  # fmt: skip
+
+    def start(self, out, *more):
+        """Start one make."""
+        return subprocess.Popen(
+            self.arguments(out, *more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def make(self, out, *more):
+        """Run one make to its end; return its exit code and what it said."""
+        process = self.start(out, *more)
+        told, talked = process.communicate(timeout=240)
+        return process.returncode, told + talked
+
+    def kill_in(self, out, step, delay_s):
+        """Start a make and kill it so many seconds into a step; return whether it was alive."""
+        process = self.start(out, "--resume")
+        until = time.monotonic() + 200
+        while not list(out.glob(f"steps/.{step}-*.partial")):
+            if process.poll() is not None or time.monotonic() > until:
+                break
+            time.sleep(0.005)
+        time.sleep(delay_s)
+        alive = process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return alive
+
+
+def digests(out):
+    """Return every step's digest of a finished run."""
+    return {
+        name: step["digest"] for name, step in json.loads((out / "steps.json").read_text()).items()
+    }

@@ -1,0 +1,163 @@
+"""The main job end to end: every step real, small enough for every commit."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from tests.integration.main_job import MainJob, digests
+
+from stillroom.provenance import read_artifact
+
+STEPS = ("index", "records", "student", "merged", "report")
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    return MainJob(tmp_path_factory.mktemp("main_job"))
+
+
+@pytest.fixture(scope="module")
+def run(job):
+    out = job.folder / "run"
+    code, said = job.make(out)
+    assert code == 0, said
+    return out
+
+
+def stillroom(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "stillroom", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_report_has_every_figure_with_its_n(run):
+    metrics = {row["name"]: row for row in json.loads((run / "report.json").read_text())["metrics"]}
+    for name in (
+        "student/parameters",
+        "teacher/parameters",
+        "student/kl_to_teacher/initial",
+        "student/kl_to_teacher/final",
+        "retrieval/recall@5",
+        "answers/teacher/closed/f1",
+        "answers/teacher/retrieved/f1",
+        "answers/student/closed/f1",
+        "answers/student/retrieved/f1",
+        *(f"seconds/{step}" for step in STEPS),
+    ):
+        assert set(metrics[name]) >= {"name", "value", "low", "high", "n", "unit"}
+        assert metrics[name]["n"] >= 1
+    assert "<html" in (run / "report.html").read_text()
+
+
+def test_second_run_does_nothing(job, run):
+    before = digests(run)
+    code, said = job.make(run)
+    assert code == 0, said
+    assert said.count("unchanged, kept") == len(STEPS)
+    assert digests(run) == before
+
+
+def test_lineage_walks_to_the_bytes_of_the_documents(run):
+    told = stillroom("show", run, "--lineage")
+    assert told.returncode == 0, told.stderr
+    assert ".md: bytes " in told.stdout
+    tree = json.loads(stillroom("show", run, "--lineage", "--json").stdout)["lineage"]
+    text = json.dumps(tree)
+    assert "grounded_qa" in text
+    assert '"missing"' not in text
+
+
+def test_byte_ranges_of_records_hold_their_evidence(job, run):
+    steps = read_artifact(run).details["steps"]
+    rows = (run / steps["records"] / "output" / "records.jsonl").read_text().splitlines()
+    passages = {
+        row["id"]: row
+        for row in map(
+            json.loads,
+            (run / steps["index"] / "output" / "passages.jsonl").read_text().splitlines(),
+        )
+    }
+    checked = 0
+    for row in map(json.loads, rows):
+        evidence = row["fields"].get("evidence")
+        if evidence is None:
+            continue
+        place = passages[evidence["passage_id"]]["location"]
+        data = (job.documents / place["path"]).read_bytes()
+        quoted = data[place["byte_start"] : place["byte_end"]].decode()
+        assert evidence["quote"] in quoted
+        assert row["origin"]["kind"] == "synthetic"
+        checked += 1
+    assert checked >= 16
+
+
+def test_held_out_documents_never_teach(run):
+    steps = read_artifact(run).details["steps"]
+    rows = [
+        json.loads(line)
+        for line in (run / steps["records"] / "output" / "records.jsonl").read_text().splitlines()
+    ]
+    sides = {"train": set(), "held_out": set()}
+    for row in rows:
+        sides[row["fields"]["split"]].add(row["fields"]["document_id"])
+    assert sides["held_out"]
+    assert not sides["train"] & sides["held_out"]
+
+
+def test_verify_passes_and_names_the_file_of_one_flipped_byte(run, tmp_path):
+    assert stillroom("verify", run).returncode == 0
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    merged = read_artifact(copy).details["steps"]["merged"]
+    victim = copy / merged / "output" / "model.safetensors"
+    data = bytearray(victim.read_bytes())
+    data[-1] ^= 1
+    victim.write_bytes(data)
+    told = stillroom("verify", copy)
+    assert told.returncode == 1
+    assert "output/model.safetensors" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("step", "delay_s"), list(zip(STEPS, (0.05, 0.05, 0.8, 0.3, 0.3), strict=True))
+)
+def test_killed_in_a_step_and_resumed_ends_with_the_same_digests(job, run, tmp_path, step, delay_s):
+    out = tmp_path / "run"
+    job.kill_in(out, step, delay_s)
+    code, said = job.make(out, "--resume")
+    assert code == 0, said
+    assert digests(out) == digests(run)
+
+
+def test_touched_file_alone_is_parsed_and_embedded_again(job, run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    path = job.documents / "alder.md"
+    before = path.read_bytes()
+    try:
+        path.write_bytes(before + b"\nA new line about Alder and its bridge.\n")
+        code, said = job.make(out)
+    finally:
+        path.write_bytes(before)
+    assert code == 0, said
+    details = read_artifact(out / read_artifact(out).details["steps"]["index"]).details
+    assert details["parsed"] == 1
+    assert details["reused"] == 7
+    assert len(list((out / "steps").iterdir())) == len(STEPS)
+
+
+def test_ask_answers_with_citations(run):
+    told = stillroom(
+        "ask",
+        run,
+        "What does the old mill of Alder grind every morning?",
+        "--json",
+    )
+    assert told.returncode == 0, told.stderr
+    answer = json.loads(told.stdout)
+    assert set(answer) >= {"answer", "citations", "details"}

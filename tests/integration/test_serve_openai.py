@@ -1,0 +1,214 @@
+"""The official client against a live server on this machine: what works with OpenAI works here."""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import uvicorn
+
+from stillroom.models import open_text_model
+from stillroom.records import Answer, Citation, Completion, Location
+from stillroom.serve import Limits, Served, create_app
+from stillroom.testing import scripted_model, tiny_checkpoint
+
+KEY = "a-key-of-enough-length"
+PLACE = Location("a.txt", "ab" * 32, 10, 42)
+
+
+class Embedder:
+    truncated = 0
+    dimensions = 3
+    max_tokens = 32
+    fingerprint = "fake"
+
+    def embed(self, texts, *, kind):
+        return np.array([[0.6, 0.8, 0.0] for _ in texts], dtype=np.float32)
+
+    def count_tokens(self, text):
+        return len(text.split())
+
+
+class Endless(type(scripted_model({"*": ""}))):
+    """Streams until it is closed."""
+
+    def __init__(self):
+        super().__init__({"*": ""})
+        self.said, self.was_closed = 0, threading.Event()
+
+    def stream(self, prompt, sampling):
+        try:
+            while True:
+                self.said += 1
+                yield "word "
+                time.sleep(0.01)
+        finally:
+            self.was_closed.set()
+
+    def generate(self, prompts, sampling, *, on_done=None, is_cancelled=None):
+        while not is_cancelled():
+            time.sleep(0.01)
+        self.was_closed.set()
+        return [Completion("", "cancelled")]
+
+
+def ask_documents(messages, sampling, k):
+    yield "It rises in the north "
+    yield "[1]."
+    done = Completion("It rises in the north [1].", "stop", 50, 8)
+    yield Answer(done, (Citation(1, "pas-1", PLACE, "The river rises in the north."),))
+
+
+@contextlib.contextmanager
+def live(served, **settings):
+    """Serve on a free port of this machine."""
+    app = create_app(served, api_keys=[KEY], **settings)
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", server_header=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listening.close()
+    assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def client_of(served, *, key=KEY, **settings):
+    with (
+        live(served, **settings) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0) as client,
+    ):
+        yield client
+
+
+USER = [{"role": "user", "content": "Where does it rise?"}]
+
+
+def test_chat_with_annotations_whole_and_streamed():
+    with client_of(Served("run", scripted_model({"*": "x"}), ask_documents)) as client:
+        whole = client.chat.completions.create(model="run", messages=USER)
+        message = whole.choices[0].message
+        mark = message.annotations[0].url_citation
+        assert message.content[mark.start_index : mark.end_index] == "[1]"
+        assert mark.title == "a.txt"
+        assert message.model_extra["citations"][0]["byte_start"] == 10
+        assert whole.usage.total_tokens == 58
+        text, cited, reasons = "", None, []
+        for chunk in client.chat.completions.create(
+            model="run", messages=USER, stream=True, stream_options={"include_usage": True}
+        ):
+            for choice in chunk.choices:
+                text += choice.delta.content or ""
+                cited = (choice.delta.model_extra or {}).get("citations") or cited
+                reasons.append(choice.finish_reason)
+            usage = chunk.usage
+        assert text == message.content
+        assert cited == message.model_extra["citations"]
+        assert [reason for reason in reasons if reason] == ["stop"]
+        assert usage == whole.usage
+
+
+def test_models_completions_and_embeddings():
+    served = Served("run", scripted_model({"*": "and so on"}), embedder=Embedder())
+    with client_of(served) as client:
+        assert [model.id for model in client.models.list()] == ["run", "embedder"]
+        done = client.completions.create(model="run", prompt="Once", max_tokens=2)
+        assert (done.choices[0].text, done.choices[0].finish_reason) == ("and so", "length")
+        # The client asks for base64 by itself and unpacks it.
+        packed = client.embeddings.create(model="embedder", input=["a", "b"])
+        plain = client.embeddings.create(
+            model="embedder", input=["a", "b"], encoding_format="float"
+        )
+        for row in (*packed.data, *plain.data):
+            assert row.embedding == pytest.approx([0.6, 0.8, 0.0])
+
+
+def test_a_real_model_streams_what_it_says_whole(tmp_path):
+    model = open_text_model(str(tiny_checkpoint(tmp_path)))
+    try:
+        with client_of(Served("tiny", model)) as client:
+            settings = {"model": "tiny", "messages": USER, "max_tokens": 8, "seed": 3}
+            whole = client.chat.completions.create(**settings)
+            pieces = [
+                chunk.choices[0].delta.content or ""
+                for chunk in client.chat.completions.create(**settings, stream=True)
+            ]
+            assert "".join(pieces) == whole.choices[0].message.content
+            assert 0 < whole.usage.completion_tokens <= 8
+    finally:
+        model.close()
+
+
+def test_errors_become_the_clients_own():
+    served = Served("run", scripted_model({"*": "x"}))
+    with client_of(served, key="wrong") as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
+    with client_of(served) as client:
+        with pytest.raises(openai.NotFoundError) as missing:
+            client.chat.completions.create(model="gpt-9", messages=USER)
+        assert missing.value.code == "model_not_found"
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.chat.completions.create(model="run", messages=USER, tools=[])
+        assert refused.value.param == "tools"
+
+
+def test_a_full_server_says_when_to_come_again():
+    model = Endless()
+    with client_of(Served("run", model), limits=Limits(running=1, waiting=0)) as client:
+        stream = client.chat.completions.create(model="run", messages=USER, stream=True)
+        next(iter(stream))
+        with pytest.raises(openai.RateLimitError) as full:
+            client.chat.completions.create(model="run", messages=USER)
+        assert full.value.response.headers["retry-after"] == "2"
+        stream.close()
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_a_client_that_leaves_stops_its_generation_and_frees_the_slot(is_stream):
+    model = Endless()
+    body = {"model": "run", "messages": USER, "stream": is_stream}
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with live(Served("run", model), limits=Limits(running=1, waiting=0)) as address:
+        url = f"{address}/v1/chat/completions"
+        with contextlib.suppress(httpx.ReadTimeout), httpx.Client(timeout=0.5) as client:
+            if is_stream:
+                with client.stream("POST", url, json=body, headers=headers) as reply:
+                    next(reply.iter_lines())
+            else:
+                client.post(url, json=body, headers=headers)
+        assert model.was_closed.wait(5)
+        said = model.said
+        time.sleep(0.2)
+        assert model.said == said
+        with httpx.Client(timeout=5) as client:  # the slot is free again
+            for _ in range(20):
+                with client.stream(
+                    "POST", url, json={**body, "stream": True}, headers=headers
+                ) as reply:
+                    if reply.status_code == 200:
+                        break
+                time.sleep(0.05)
+        assert reply.status_code == 200
+
+
+def test_raw_events_end_with_done():
+    with live(Served("run", scripted_model({"*": "x"}))) as address:
+        reply = httpx.post(
+            f"{address}/v1/chat/completions",
+            json={"model": "run", "messages": USER, "stream": True},
+            headers={"Authorization": f"Bearer {KEY}"},
+        )
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    assert "server" not in reply.headers
+    events = reply.text.strip().split("\n\n")
+    assert events[-1] == "data: [DONE]"
+    assert all(json.loads(event[6:])["object"] for event in events[:-1])

@@ -1,0 +1,79 @@
+"""A distillation killed with SIGKILL, resumed, ends with the bytes of one that was not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stillroom.provenance import read_artifact
+from stillroom.records import Message, Record, write_records
+from stillroom.testing import tiny_checkpoint
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.run import run
+from stillroom.jobs import Job
+
+folder, out, resume = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "resume"
+recipe = DistillRecipe.model_validate({
+    "teacher": str(folder / "teacher"), "records": str(folder / "records.jsonl"),
+    "student": {"max_parameters": 0.85}, "targets": {"k": 16},
+    "train": {"steps": 60, "batch_size": 4, "threads": 1, "save_every_s": 0.05},
+})
+run(recipe, Job.start(out, "kind: distill\\n", resume=resume))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("resume")
+    tiny_checkpoint(root / "teacher", layers=4)
+    records = [
+        Record(
+            (Message("user", f"Question {n}?"), Message("assistant", f"Answer {n}, a still.")),
+            {"split": "held_out" if n % 5 == 0 else "train"},
+        )
+        for n in range(20)
+    ]
+    write_records(root / "records.jsonl", records)
+    (root / "script.py").write_text(SCRIPT)
+    return root
+
+
+def start(folder: Path, out: Path, how: str = "new") -> subprocess.Popen[str]:
+    command = [sys.executable, str(folder / "script.py"), str(folder), str(out), how]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+
+
+@pytest.mark.parametrize("sign", ["scratch/cache/index.jsonl", "metrics.jsonl"])
+def test_ends_with_the_same_bytes_after_a_kill(folder: Path, tmp_path: Path, sign: str) -> None:
+    whole = folder / "whole"
+    if not whole.exists():
+        finish(start(folder, whole))
+    out = tmp_path / "killed"
+    process = start(folder, out)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        path = tmp_path / ".killed.partial" / sign
+        if path.is_file() and path.stat().st_size > 400:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.communicate()
+    assert not out.exists()
+    finish(start(folder, out, "resume"))
+    assert read_artifact(out).digest == read_artifact(whole).digest
+    assert '"resumed"' in (out / "events.jsonl").read_text()

@@ -1,0 +1,104 @@
+"""Decoded text leads back to its bytes, whatever they are."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillroom.errors import DataError
+from stillroom.text.decoding import ByteMap, decode, make_anchors
+from stillroom.text.markup import tokenize
+from stillroom.text.normalize import strip_invisible, token_f1, words
+from stillroom.text.sentences import split_sentences
+
+TEXT = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\x00\ufeff"), max_size=300
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=TEXT, encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]))
+def test_every_character_of_a_marked_encoding_maps_to_its_bytes(text, encoding):
+    data = text.encode(encoding)
+    decoded = decode(data, "x")
+    if encoding == "utf-8" and decoded.encoding != "utf-8":
+        return
+    assert decoded.text == text
+    where = ByteMap(decoded)
+    for position in range(0, len(text), 7):
+        start, end = where.at(position), where.at(position + 1)
+        assert data[start:end].decode(decoded.encoding) == text[position]
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=400))
+def test_any_bytes_are_text_or_refused_and_anchors_tile_them(data):
+    try:
+        decoded = decode(data, "x")
+    except DataError:
+        return
+    anchors = make_anchors(decoded)
+    position = 0
+    for anchor in anchors:
+        assert anchor.start == position < anchor.end
+        assert 0 <= anchor.byte_start <= anchor.byte_end <= len(data)
+        position = anchor.end
+    assert position == len(decoded.text)
+    decoded.text.encode("utf-8")
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    parts=st.lists(
+        st.sampled_from(
+            [
+                "<p>",
+                "</p>",
+                "<a href='",
+                '"',
+                ">",
+                "<",
+                "<!--",
+                "-->",
+                "text ",
+                "&amp;",
+                "<script>",
+                "</script>",
+                "<table><tr><td>",
+                "</table>",
+                "<li>",
+                "<![CDATA[",
+                "]]>",
+                "</",
+                "<b/>",
+                "='",
+                "é中",
+            ]
+        ),
+        max_size=40,
+    )
+)
+def test_tokens_of_any_markup_are_in_order_and_apart(parts):
+    text = "".join(parts)
+    position = 0
+    for token in tokenize(text):
+        assert position <= token.start < token.end <= len(text)
+        position = token.end
+
+
+@given(text=TEXT)
+def test_sentences_cover_all_but_white_space(text):
+    position = 0
+    for start, end in split_sentences(text):
+        assert start < end
+        assert not text[position:start].strip()
+        assert text[start:end].strip() == text[start:end]
+        position = end
+    assert not text[position:].strip()
+
+
+@given(text=TEXT, other=TEXT)
+def test_normalizing_is_stable_and_scores_are_shares(text, other):
+    assert strip_invisible(strip_invisible(text)) == strip_invisible(text)
+    assert words(" ".join(words(text))) == words(text)
+    assert token_f1(text, text) == 1.0
+    assert 0.0 <= token_f1(text, other) <= 1.0
+    assert token_f1(text, other) == token_f1(other, text)

@@ -1,0 +1,52 @@
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from stillroom.distill.recipe import DistillRecipe, DropLayers
+from stillroom.recipes import dump_recipe, parse_recipe
+
+TEXT = "version: 1\nkind: distill\nteacher: ./t\nrecords: ./r.jsonl\n"
+
+
+def test_a_short_recipe_is_enough_and_round_trips():
+    recipe = parse_recipe(TEXT, "recipe.yaml", ())
+    assert isinstance(recipe, DistillRecipe)
+    assert recipe.method.method_name() == "forward_kl"
+    assert parse_recipe(dump_recipe(recipe), "again", ()) == recipe
+
+
+def test_a_student_is_a_way_to_make_one_or_a_checkpoint():
+    made = parse_recipe(TEXT + "student: {layers: 3}\n", "r", ())
+    given = parse_recipe(TEXT + "student: ./s\n", "r", ())
+    assert isinstance(made.student, DropLayers)
+    assert str(given.student).endswith("s")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"targets": {"mode": "sampled"}, "method": "reverse_kl"},
+        {"targets": {"k": 0}},
+        {"method": {"name": "jsd", "beta": 1.5}},
+        {"method": {"name": "forward_kl", "temperature": 0}},
+        {"student": {"keep": [3, 1]}},
+        {"student": {"keep": [0, 1], "layers": 2}},
+        {"max_tokens": 1},
+        {"candidates": -1},
+    ],
+)
+def test_refuses_what_cannot_be_done(bad):
+    with pytest.raises(ValidationError):
+        DistillRecipe.model_validate({"teacher": "t", "records": "r", **bad})
+
+
+def test_is_checked_without_torch():
+    code = (
+        "import sys; from stillroom.distill.recipe import DistillRecipe as R;"
+        "R(teacher='t', records='r', method='jsd');"
+        "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,176 @@
+import json
+
+import pytest
+from tests.unit.distill.conftest import make_records
+
+from stillroom.checkpoints import Checkpoint
+from stillroom.distill.fidelity import Fidelity, measure_fidelity
+from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.run import estimate, run
+from stillroom.distill.teacher import Teacher, common_rows
+from stillroom.errors import CheckpointError, DataError
+from stillroom.jobs import Job
+from stillroom.models import load_causal_lm
+from stillroom.records import Message, Record, write_records
+from stillroom.testing import tiny_checkpoint
+
+FAST = {"steps": 6, "batch_size": 4, "threads": 1, "learning_rate": 3e-3, "precision": "float32"}
+
+
+@pytest.fixture
+def make_recipe(teacher_folder, records_file):
+    def make(**changes):
+        fields = {
+            "teacher": str(teacher_folder),
+            "records": str(records_file),
+            "student": {"max_parameters": 0.85},
+            "targets": {"k": 16},
+            "train": FAST,
+        }
+        return DistillRecipe.model_validate({**fields, **changes})
+
+    return make
+
+
+@pytest.fixture
+def do(tmp_path):
+    def do(recipe, name="out"):
+        job = Job.start(tmp_path / name, "kind: distill\n")
+        try:
+            return run(recipe, job), tmp_path / name
+        finally:
+            job.close()
+
+    return do
+
+
+def test_leaves_a_checkpoint_that_is_nearer_to_its_teacher(make_recipe, do, teacher_folder):
+    artifact, folder = do(make_recipe())
+    assert artifact.kind == "checkpoint"
+    model, tokenizer = load_causal_lm(folder / "output", dtype="float32", device="cpu")
+    assert model.config.num_hidden_layers == 3
+    assert tokenizer.chat_template
+    before, after = (
+        Fidelity.from_json(artifact.details["fidelity"][name]) for name in ("initial", "final")
+    )
+    assert after.mean("kl") < 0.8 * before.mean("kl")
+    assert {row.record for row in after.rows} == {
+        record.id for record in make_records(12) if record.fields["split"] == "held_out"
+    }
+    written = json.loads((folder / "output" / "fidelity.json").read_text())
+    assert written["summary"]["final"]["kl"]["value"] == pytest.approx(after.mean("kl"))
+    opened = Checkpoint.open(folder)
+    assert artifact.details["fingerprint"] == opened.fingerprint
+    share = opened.parameters / Checkpoint.open(teacher_folder).parameters
+    assert artifact.details["parameters"] == opened.parameters
+    assert share <= 0.85
+    candidates = sorted(path.name for path in (folder / "output" / "candidates").iterdir())
+    assert candidates == ["000003", "000006"]
+    assert Checkpoint.open(folder / "output/candidates/000006").fingerprint == opened.fingerprint
+    assert [parent.role for parent in artifact.parents] == ["teacher", "records"]
+    assert artifact.origin["kind"] == "synthetic"
+    assert artifact.origin["chain"][0]["method"] == "distill.methods.forward_kl"
+    assert not any(entry.path.startswith("scratch") for entry in artifact.files)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"targets": {"mode": "dense"}, "method": {"name": "jsd", "normalize": True}},
+        {"targets": {"mode": "sampled", "samples": 60}},
+        {"train": {**FAST, "lora": {"rank": 4}}},
+        {"train": {**FAST, "gradient_checkpointing": True}, "include_prompt": False},
+        {"student": {"choose": "influence", "layers": 2}, "method": {"name": "skew_kl"}},
+        {"method": {"name": "forward_kl", "temperature": 2.0, "ce_weight": 0.02}},
+        {"train": {**FAST, "precision": "bfloat16"}},
+    ],
+    ids=str,
+)
+def test_every_way_learns(make_recipe, do, changes):
+    artifact, _ = do(make_recipe(**changes))
+    before, after = (
+        Fidelity.from_json(artifact.details["fidelity"][name]).mean("kl")
+        for name in ("initial", "final")
+    )
+    assert after < before
+
+
+def test_same_seed_same_bytes_and_a_shared_cache_changes_nothing(make_recipe, do, tmp_path):
+    shared = {"k": 16, "cache": str(tmp_path / "cache")}
+    digests = {
+        do(make_recipe(), "a")[0].digest,
+        do(make_recipe(targets=shared), "b")[0].digest,
+        do(make_recipe(targets=shared), "c")[0].digest,
+    }
+    assert len(digests) == 1
+    assert do(make_recipe(seed=1), "d")[0].digest not in digests
+
+
+def test_a_checkpoint_can_be_the_student(make_recipe, do, tmp_path):
+    student = tiny_checkpoint(tmp_path / "student", layers=1, seed=5)
+    artifact, folder = do(make_recipe(student=str(student)))
+    assert Checkpoint.open(folder).config["num_hidden_layers"] == 1
+    assert [parent.role for parent in artifact.parents] == ["teacher", "records", "student"]
+
+
+def test_refuses_a_student_of_another_vocabulary(teacher_folder, tmp_path, job):
+    other = tiny_checkpoint(tmp_path / "other", vocabulary=300)
+    student, tokenizer = load_causal_lm(other, dtype="float32", device="cpu")
+    with pytest.raises(CheckpointError) as caught:
+        common_rows(Teacher.find(str(teacher_folder), job), student, tokenizer)
+    assert caught.value.code == "distill.vocabulary"
+
+
+def test_refuses_records_without_any_to_learn(make_recipe, do, tmp_path):
+    path = tmp_path / "held.jsonl"
+    write_records(path, [r for r in make_records() if r.fields["split"] == "held_out"])
+    with pytest.raises(DataError) as caught:
+        do(make_recipe(records=str(path)))
+    assert caught.value.code == "distill.no-records"
+
+
+def test_refuses_records_without_an_answer_in_reach(make_recipe, do):
+    with pytest.raises(DataError) as caught:
+        do(make_recipe(max_tokens=4))
+    assert caught.value.code == "distill.no-positions"
+
+
+def test_data_without_splits_is_split_by_id(tmp_path):
+    from stillroom.distill.lessons import split_records
+
+    records = [Record((Message("user", f"{n}?"), Message("assistant", "Yes."))) for n in range(200)]
+    write_records(tmp_path / "r.jsonl", records)
+    write_records(tmp_path / "again.jsonl", records[::-1])
+    split, again = split_records(tmp_path / "r.jsonl"), split_records(tmp_path / "again.jsonl")
+    assert 5 < len(split.held_out) < 40
+    assert len(split.train) + len(split.held_out) == 200
+    assert {r.id for r in split.held_out} == {r.id for r in again.held_out}
+
+
+def test_says_when_nothing_was_held_out(make_recipe, do, tmp_path):
+    path = tmp_path / "train.jsonl"
+    write_records(path, [r for r in make_records() if r.fields["split"] == "train"])
+    artifact, folder = do(make_recipe(records=str(path)))
+    assert artifact.details["fidelity"]["initial"] == []
+    assert "remains unknown" in (folder / "events.jsonl").read_text()
+
+
+def test_fidelity_of_a_model_with_itself(loaded):
+    model, tokenizer = loaded
+    found = measure_fidelity(model, model, tokenizer, make_records(4))
+    assert found.mean("kl") == pytest.approx(0, abs=1e-6)
+    assert found.mean("agreement") == 1.0
+    assert found.mean("loss") > 1
+    summary = found.summarize()
+    assert (summary["records"], summary["kl"]["value"]) == (4, pytest.approx(0, abs=1e-6))
+    assert Fidelity.from_json(found.to_json()) == found
+
+
+def test_estimates_before_anything_is_loaded(make_recipe):
+    small = estimate(make_recipe())
+    longer = estimate(make_recipe(train={**FAST, "steps": 60}))
+    assert longer.seconds > small.seconds
+    assert small.memory_bytes > 0 < small.disk_bytes
+    absent = DistillRecipe(teacher="hub:org/name", records="nowhere.jsonl")
+    assert estimate(absent).memory_bytes > 1_000_000_000
+    assert "135M" in estimate(absent).basis

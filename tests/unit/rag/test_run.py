@@ -1,0 +1,226 @@
+import numpy as np
+import pytest
+
+from stillroom.errors import Cancelled, DataError
+from stillroom.jobs import Job
+from stillroom.models import open_embedder
+from stillroom.rag.index import Index
+from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.run import estimate, run
+
+
+class Watched:
+    """An embedder that runs a hook before every call."""
+
+    def __init__(self, hook):
+        self.inner = open_embedder("static")
+        self.hook = hook
+        self.truncated = 0
+        self.dimensions = self.inner.dimensions
+        self.max_tokens = self.inner.max_tokens
+        self.fingerprint = self.inner.fingerprint
+        self.count_tokens = self.inner.count_tokens
+
+    def embed(self, texts, *, kind):
+        changed = self.hook(texts)
+        return self.inner.embed(texts, kind=kind) if changed is None else changed
+
+
+def test_the_index_holds_every_document_in_order_of_path(build, tmp_path):
+    artifact = build()
+    with Index.open(tmp_path / "index") as index:
+        paths = [index.passage_at(row).location.path for row in range(len(index))]
+    assert paths == sorted(paths)
+    assert set(paths) >= {"animals/cats.md", "places/tokyo.txt"}
+    assert artifact.kind == "index"
+    assert artifact.details["documents"] == 6
+    assert artifact.details["embedded"] == artifact.details["passages"]
+    assert [parent.role for parent in artifact.parents] == ["documents", "embedder"]
+
+
+def test_two_builds_are_the_same_bytes(build):
+    assert build("one").files == build("two").files
+
+
+def test_an_unchanged_folder_parses_and_embeds_nothing(build, tmp_path):
+    first = build()
+    second = build("again", previous=tmp_path / "index")
+    assert second.digest == first.digest
+    assert second.details["parsed"] == second.details["embedded"] == 0
+    assert second.details["reused"] == 6
+
+
+def test_an_incremental_build_is_that_from_scratch(build, folder, tmp_path):
+    build()
+    (folder / "animals/cats.md").write_text("# Cats\n\nA cat has nine lives.\n")
+    (folder / "animals/birds.md").write_text("Birds sing at dawn.\n")
+    (folder / "code/cpp.md").unlink()
+    incremental = build("next", previous=tmp_path / "index")
+    assert incremental.details["parsed"] == 2
+    assert incremental.details["reused"] == 4
+    assert incremental.digest == build("scratch").digest
+
+
+def test_other_settings_take_nothing_over(build, tmp_path):
+    build()
+    again = build("again", previous=tmp_path / "index", with_headings=False)
+    assert again.details["reused"] == 0
+    assert again.digest == build("scratch", with_headings=False).digest
+
+
+def test_keyword_settings_alone_keep_passages_and_vectors(build, tmp_path):
+    build()
+    again = build("again", previous=tmp_path / "index", keyword={"stemming": "none", "k1": 0.9})
+    assert again.details["embedded"] == 0
+    assert again.digest == build("scratch", keyword={"stemming": "none", "k1": 0.9}).digest
+
+
+def test_a_damaged_previous_index_is_not_used(build, tmp_path):
+    first = build()
+    vectors = tmp_path / "index/output/vectors.npy"
+    vectors.write_bytes(vectors.read_bytes()[:-4] + b"\1\2\3\4")
+    again = build("again", previous=tmp_path / "index")
+    assert again.details["reused"] == 0
+    assert again.digest == first.digest
+
+
+@pytest.mark.parametrize("after", [1, 3, 5])
+def test_a_stopped_job_resumes_to_the_same_bytes(build, folder, tmp_path, after):
+    whole = build("whole")
+    recipe = RagRecipe(documents=str(folder), embedder="static")
+    job = Job.start(tmp_path / "part", "recipe\n")
+    calls = []
+
+    def stop(texts):
+        calls.append(texts)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, job, embedder=Watched(stop))
+    job.close()
+    job = Job.start(tmp_path / "part", "recipe\n", resume=True)
+    resumed = run(recipe, job, embedder=open_embedder("static"))
+    assert resumed.digest == whole.digest
+    assert resumed.details["parsed"] == 6 - after
+
+
+def test_scratch_files_that_were_lost_are_made_again(build, folder, tmp_path):
+    recipe = RagRecipe(documents=str(folder), embedder="static")
+    job = Job.start(tmp_path / "part", "recipe\n")
+    with pytest.raises(Cancelled):
+        run(recipe, job, embedder=Watched(lambda texts: job.cancel()))
+    stored = sorted((job.work / "scratch/documents").glob("*.npy"))
+    job.close()
+    assert stored
+    stored[0].write_bytes(b"torn")
+    job = Job.start(tmp_path / "part", "recipe\n", resume=True)
+    assert run(recipe, job, embedder=open_embedder("static")).digest == build("whole").digest
+
+
+def test_one_broken_file_is_listed_and_the_rest_goes_on(build, folder):
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.4 nothing")
+    (folder / "empty.txt").write_bytes(b"")
+    artifact = build()
+    failed = {item["path"]: item for item in artifact.details["failed"]}
+    assert set(failed) == {"broken.pdf", "empty.txt"}
+    assert all(item["reason"] and item["code"] for item in failed.values())
+    assert artifact.details["documents"] == 6
+
+
+def test_an_empty_folder_is_refused(tmp_path, folder):
+    (tmp_path / "none").mkdir()
+    recipe = RagRecipe(documents=str(tmp_path / "none"), embedder="static")
+    job = Job.start(tmp_path / "out", "recipe\n")
+    with pytest.raises(DataError, match=r"holds no documents") as caught:
+        run(recipe, job, embedder=open_embedder("static"))
+    job.close()
+    assert caught.value.code == "rag.no-documents"
+    with pytest.raises(DataError, match=r"holds no documents"):
+        estimate(recipe)
+
+
+def test_only_broken_files_are_refused_with_their_reasons(tmp_path):
+    root = tmp_path / "broken"
+    root.mkdir()
+    (root / "a.pdf").write_bytes(b"%PDF-1.4 nothing")
+    (root / "b.txt").write_bytes(b"")
+    recipe = RagRecipe(documents=str(root), embedder="static", max_failed=1)
+    job = Job.start(tmp_path / "out", "recipe\n")
+    with pytest.raises(DataError) as caught:
+        run(recipe, job, embedder=open_embedder("static"))
+    job.close()
+    assert caught.value.code == "rag.documents-failed"
+    assert {problem.where for problem in caught.value.problems[1:]} == {"a.pdf", "b.txt"}
+
+
+def test_too_many_failures_are_refused(build, folder):
+    (folder / "empty.txt").write_bytes(b"")
+    with pytest.raises(DataError, match=r"1 of 7 documents cannot be used"):
+        build(max_failed=0.1)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_vectors_without_a_direction_are_refused(build, value):
+    def spoil(texts):
+        if any("cat" in text for text in texts):
+            return np.full((len(texts), 1024), value, dtype=np.float32)
+        return None
+
+    artifact = build(embedder=Watched(spoil))
+    assert [item["code"] for item in artifact.details["failed"]] == ["rag.bad-vector"]
+
+
+def test_vectors_of_another_width_are_refused(build):
+    with pytest.raises(DataError) as caught:
+        build(embedder=Watched(lambda texts: np.ones((len(texts), 3), dtype=np.float32)))
+    assert "rag.bad-vector" in {problem.code for problem in caught.value.problems}
+
+
+def test_half_precision_halves_the_vectors(build, tmp_path):
+    build("whole")
+    build("half", vectors="float16")
+    whole = (tmp_path / "whole/output/vectors.npy").stat().st_size
+    half = (tmp_path / "half/output/vectors.npy").stat().st_size
+    assert half < whole * 0.55
+    with Index.open(tmp_path / "half") as index:
+        assert index.retrieve("capital of France", 1)[0].passage.location.path.endswith("paris.txt")
+
+
+def test_repeated_passages_are_counted(build, folder):
+    (folder / "copy.txt").write_text((folder / "places/paris.txt").read_text())
+    assert build().details["duplicates"] == 1
+
+
+def test_origin_and_license_reach_every_passage(build, tmp_path):
+    build(origin={"kind": "human", "license": "CC-BY-4.0"})
+    with Index.open(tmp_path / "index") as index:
+        origins = {index.passage_at(row).origin for row in range(len(index))}
+    assert {(origin.kind, origin.license) for origin in origins} == {("human", "CC-BY-4.0")}
+
+
+def test_the_estimate_grows_with_the_folder(folder):
+    recipe = RagRecipe(documents=str(folder), embedder="static")
+    before = estimate(recipe)
+    (folder / "long.txt").write_text("word " * 100_000)
+    after = estimate(recipe)
+    assert after.seconds > before.seconds > 0
+    assert after.disk_bytes > before.disk_bytes
+    assert "passages" in after.basis
+
+
+def test_a_single_file_can_be_indexed(folder, tmp_path):
+    recipe = RagRecipe(documents=str(folder / "animals/cats.md"), embedder="static")
+    job = Job.start(tmp_path / "one", "recipe\n")
+    assert run(recipe, job, embedder=open_embedder("static")).details["documents"] == 1
+
+
+def test_headings_are_embedded_but_never_stored(build, folder, tmp_path):
+    seen = []
+    build(embedder=Watched(lambda texts: seen.extend(texts)))
+    assert any(text.startswith("Cats\n") for text in seen)
+    with Index.open(tmp_path / "index") as index:
+        for row in range(len(index)):
+            passage = index.passage_at(row)
+            source = (folder / passage.location.path).read_text(encoding="utf-8")
+            assert passage.text in source

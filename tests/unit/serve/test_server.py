@@ -1,0 +1,64 @@
+import socket
+
+import pytest
+
+from stillroom.errors import DataError, RecipeError, ResourceError
+from stillroom.serve.server import check_host, read_keys, run_server
+
+KEY = "a-key-of-enough-length"
+
+
+@pytest.fixture(autouse=True)
+def _no_keys(monkeypatch):
+    monkeypatch.delenv("STILLROOM_API_KEY", raising=False)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
+def test_this_machine_needs_no_keys(host):
+    check_host(host, ())
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.4", "example.org", ""])  # noqa: S104
+def test_others_are_not_let_in_without_keys(host):
+    with pytest.raises(RecipeError) as caught:
+        check_host(host, ())
+    assert caught.value.code == "serve.open-host"
+    check_host(host, (KEY,))
+
+
+def test_keys_come_from_file_and_environment(tmp_path, monkeypatch):
+    path = tmp_path / "keys"
+    path.write_text(f"# mine\n{KEY}  # laptop\n\n")
+    path.chmod(0o600)
+    monkeypatch.setenv("STILLROOM_API_KEY", "another-key-of-length")
+    assert read_keys(path) == ("another-key-of-length", KEY)
+    assert read_keys() == ("another-key-of-length",)
+
+
+def test_a_key_file_that_others_may_read_is_refused(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text(KEY)
+    path.chmod(0o644)
+    with pytest.raises(DataError, match="read by others") as caught:
+        read_keys(path)
+    assert caught.value.code == "serve.key-file"
+    with pytest.raises(DataError, match="cannot be read"):
+        read_keys(tmp_path / "none")
+
+
+def test_a_short_key_is_refused_and_not_shown(monkeypatch):
+    monkeypatch.setenv("STILLROOM_API_KEY", "hunter2")
+    with pytest.raises(DataError) as caught:
+        read_keys()
+    assert caught.value.code == "serve.weak-key"
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_taken_port_is_named(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ResourceError, match=str(port)) as caught:
+            run_server(tmp_path, port=port)
+    assert caught.value.code == "serve.port"

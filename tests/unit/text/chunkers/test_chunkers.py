@@ -1,0 +1,134 @@
+from itertools import pairwise
+
+import pytest
+
+from stillroom.errors import RecipeError
+from stillroom.records import Document, Origin
+from stillroom.text import CHUNKERS, estimate_tokens, parse_bytes
+
+GUIDE = """# Guide
+
+Short intro.
+
+## Setup
+
+{setup}
+
+## Usage
+
+### Command
+
+{usage}
+
+```sh
+stillroom make docs --out run
+
+stillroom ask run "why?"
+```
+
+| name | what |
+| --- | --- |
+| one | the first |
+| two | the second |
+
+## End
+
+Bye.
+""".format(
+    setup=" ".join(
+        f"Setup sentence number {number} is here for those who read the whole of it."
+        for number in range(40)
+    ),
+    usage=" ".join(f"Usage sentence number {number} is here." for number in range(12)),
+)
+
+
+@pytest.fixture
+def guide() -> Document:
+    return parse_bytes(GUIDE.encode(), "guide.md", origin=Origin("human", license="MIT"))
+
+
+def test_passages_carry_place_headings_title_language_and_origin(guide):
+    passages = list(CHUNKERS.build("heading").chunk(guide))
+    for passage in passages:
+        place = passage.location
+        assert GUIDE.encode()[place.byte_start : place.byte_end].decode() == passage.text
+        assert place.is_exact
+        assert passage.title == "Guide"
+        assert passage.language == guide.language == "en"
+        assert passage.document_id == guide.id
+        assert passage.origin.kind == "human"
+        assert passage.origin.license == "MIT"
+        assert passage.origin.chain[-1].method == "text.chunkers.heading"
+        assert passage.origin.chain[-1].parents == (guide.id,)
+    assert passages[-1].headings[:2] == ("Guide", "Usage")
+    assert len({passage.id for passage in passages}) == len(passages)
+
+
+def test_the_heading_chunker_keeps_sections_apart_and_joins_small_ones(guide):
+    passages = list(CHUNKERS.build({"name": "heading", "size": 120}).chunk(guide))
+    assert passages[0].text == "# Guide\n\nShort intro."
+    setups = [passage for passage in passages if "Setup sentence" in passage.text]
+    assert len(setups) > 1
+    assert not any("Usage" in passage.text for passage in setups)
+    assert all(passage.headings == ("Guide", "Setup") for passage in setups)
+    assert passages[-1].text.endswith("Bye.")
+    assert passages[-1].text != "## End\n\nBye."
+
+
+def test_fences_and_tables_rows_stay_whole(guide):
+    for name in ("heading", "recursive", "sentence"):
+        passages = list(CHUNKERS.build({"name": name, "size": 60}).chunk(guide))
+        fences = [passage for passage in passages if "```sh" in passage.text]
+        assert fences[0].text.count("```") == 2
+        for row in ("| one | the first |", "| two | the second |"):
+            assert any(row in passage.text for passage in passages)
+
+
+def test_fixed_fills_its_size_and_sentence_ends_at_sentences(guide):
+    fixed = list(CHUNKERS.build({"name": "fixed", "size": 50}).chunk(guide))
+    assert all(estimate_tokens(passage.text) > 40 for passage in fixed[:6])
+    sentence = list(CHUNKERS.build({"name": "sentence", "size": 50}).chunk(guide))
+    inside = [passage for passage in sentence if passage.text.startswith("Setup sentence")]
+    assert inside
+    assert all(passage.text.endswith((" it.", " here.")) for passage in inside)
+
+
+def test_overlap_repeats_whole_sentences(guide):
+    plain = list(CHUNKERS.build({"name": "recursive", "size": 80}).chunk(guide))
+    lapped = list(CHUNKERS.build({"name": "recursive", "size": 80, "overlap": 20}).chunk(guide))
+    assert len(lapped) > len(plain)
+    pairs = [(one, other) for one, other in pairwise(lapped) if other.start < one.end]
+    assert len(pairs) >= 3
+    for one, other in pairs:
+        shared = guide.text[other.start : one.end]
+        assert estimate_tokens(shared) <= 20
+        assert shared.startswith(("Setup", "Usage", "##"))
+
+
+def test_a_callers_counter_is_never_exceeded(guide):
+    def count(text: str) -> int:
+        return len(text) // 3 + 2
+
+    for name in CHUNKERS.names():
+        for passage in CHUNKERS.build({"name": name, "size": 64}).chunk(guide, count=count):
+            assert count(passage.text) <= 64
+
+
+def test_rows_of_a_table_are_not_cut():
+    rows = "".join(f"{number};value, with comma. And a stop;{number * 7}\n" for number in range(99))
+    document = parse_bytes(f"id;text;sum\n{rows}".encode(), "a.csv")
+    for passage in CHUNKERS.build({"name": "recursive", "size": 64}).chunk(document):
+        assert document.text[passage.end : passage.end + 1] in {"\n", ""}
+        assert passage.text[0].isdigit() or passage.text.startswith("id")
+
+
+def test_a_document_without_text_has_no_passages():
+    document = Document("a", "0", "text/plain", " \n ")
+    for name in CHUNKERS.names():
+        assert list(CHUNKERS.build(name).chunk(document)) == []
+
+
+def test_a_typo_in_the_name_suggests_the_right_one():
+    with pytest.raises(RecipeError, match="did you mean 'heading'"):
+        CHUNKERS.build("headings")

@@ -1,0 +1,97 @@
+import pytest
+
+from stillroom.errors import DataError
+
+PAGE = """<!doctype html>
+<html lang="de"><head><title>The &amp; title</title><style>p{}</style></head><body class="nav-open">
+<nav><a href="/">Home</a> <a href="/a">About</a></nav>
+<main>
+  <h1>Größe &amp; <em>Maß</em></h1>
+  <p>A first paragraph that is
+     wrapped &mdash; with <a href="x">a link</a> in it.
+  <p>A second one, never closed.
+  <ul><li>one<li>two <b>bold</b><ol><li>deep</ol></ul>
+  <pre><code>def f():
+    return 1 &lt; 2
+</code></pre>
+  <table><caption>Prices</caption><tr><th>What<th>Cost<tr><td>Tea | milk<td>2</table>
+</main>
+<div class="cookie-banner">We use cookies.</div>
+<script>alert("<p>no</p>")</script>
+<footer>Imprint</footer></body></html>
+"""
+
+
+def test_the_main_text_becomes_markdown_and_the_rest_is_counted(parse):
+    document = parse("html", PAGE)
+    assert document.text == (
+        "# Größe & Maß\n\n"
+        "A first paragraph that is\nwrapped — with a link in it.\n\n"
+        "A second one, never closed.\n\n"
+        "- one\n- two bold\n  1. deep\n\n"
+        "```\ndef f():\n    return 1 < 2\n```\n\n"
+        "Prices\n\n"
+        "| What | Cost |\n| --- | --- |\n| Tea \\| milk | 2 |"
+    )
+    assert document.title == "The & title"
+    assert [(one.level, one.title) for one in document.headings] == [(1, "Größe & Maß")]
+    assert document.metadata["declared_language"] == "de"
+    assert document.metadata["boilerplate_characters"] > 0
+
+
+def test_every_piece_leads_to_its_bytes(parse, bytes_of):
+    data = PAGE.encode()
+    document = parse("html", data)
+    for piece in ("Größe", "Maß", "A first paragraph", "a link", "return 1", "bold"):
+        found, place = bytes_of(document, data, piece)
+        assert found == piece.encode()
+        assert place.is_exact
+    found, place = bytes_of(document, data, "—")
+    assert found == b"&mdash;"
+    assert not place.is_exact
+    assert bytes_of(document, data, "| Tea")[0] == b"Tea | milk<td>2"
+    for anchor in document.anchors:
+        if anchor.is_exact:
+            piece = document.text[anchor.start : anchor.end]
+            assert data[anchor.byte_start : anchor.byte_end].decode() == piece
+
+
+def test_a_declared_encoding_is_believed(parse, bytes_of):
+    page = '<meta charset="iso-8859-2"><p>Zażółć gęślą jaźń, a long enough line.</p>'
+    data = page.encode("iso-8859-2")
+    document = parse("html", data)
+    assert document.text.startswith("Zażółć gęślą jaźń")
+    assert bytes_of(document, data, "jaźń")[0] == "jaźń".encode("iso-8859-2")
+
+
+def test_a_page_without_main_drops_runs_of_links_but_keeps_single_ones(parse):
+    links = "".join(f"<li><a href=/{number}>Link number {number}</a></li>" for number in range(9))
+    page = f"<ul>{links}</ul><p>{'Real words of the text. ' * 9}</p><p><a href=x>See this</a></p>"
+    text = parse("html", page).text
+    assert "Link number" not in text
+    assert "Real words" in text
+    assert "See this" in text
+
+
+def test_a_page_of_nothing_but_links_keeps_them(parse):
+    page = "".join(f"<p><a href=/{number}>Link number {number}</a></p>" for number in range(9))
+    assert "Link number 8" in parse("html", page).text
+
+
+def test_a_table_for_layout_gives_its_blocks(parse):
+    page = "<table><tr><td><h2>Left</h2><p>Text of the left.</td><td><p>Right.</td></tr></table>"
+    assert parse("html", page).text == "## Left\n\nText of the left.\n\nRight."
+
+
+def test_a_page_that_scripts_would_build_says_so(parse):
+    with pytest.raises(DataError, match="scripts") as caught:
+        parse("html", "<html><body><div id=app></div><script>x()</script></body></html>")
+    assert caught.value.code == "document.no-text"
+
+
+def test_less_than_signs_and_bad_tags_are_text(parse):
+    assert parse("html", "<p>if a < b && c > d then 1<2").text == "if a < b && c > d then 1<2"
+
+
+def test_code_with_a_fence_in_it_gets_a_longer_fence(parse):
+    assert parse("html", "<pre>```\nx\n```</pre>").text == "````\n```\nx\n```\n````"

@@ -1,0 +1,195 @@
+"""Formats whose text is the file: every span must lead to its own bytes."""
+
+import json
+
+import pytest
+
+from stillroom.errors import DataError
+
+PROSE = "Ein Satz mit Umlaut: Größe. 春眠不觉晓。 Emoji 😀 here.\r\nSecond line.\n"
+
+
+@pytest.mark.parametrize("name", ["txt", "md", "rst", "csv", "json"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_spans_are_exact_in_every_encoding(name, encoding, parse, bytes_of):
+    text = PROSE * (400 if encoding == "utf-8" else 3)
+    data = text.encode(encoding)
+    document = parse(name, data)
+    assert document.text == text
+    for piece in ("Größe", "春眠不觉晓", "😀 here", "Second"):
+        found, place = bytes_of(document, data, piece)
+        assert found == piece.encode(
+            encoding.replace("-sig", "").replace("utf-16", "utf-16-le")
+            if encoding == "utf-16"
+            else encoding.replace("-sig", "")
+        )
+        assert place.is_exact
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Le café était très agréable, déjà vu à la plage près de l'hôtel. " * 4, "cp1252"),
+        ("Привет, как дела? Это русский текст в старой кодировке. " * 4, "cp1251"),
+        ("名前,年齢,住所\n佐藤太郎,30,東京\n三木英子,25,大阪\n髙橋淳,35,名古屋\n", "cp932"),
+        ("我能吞下玻璃而不伤身体。这是一个测试文件，用来检查编码。" * 4, "gb18030"),
+    ],
+)
+def test_legacy_encodings_are_told_and_spans_exact(text, encoding, parse, bytes_of):
+    data = text.encode(encoding)
+    document = parse("txt", data)
+    assert document.text == text
+    piece = text[7:12]
+    start = 7
+    place = document.locate(start, start + len(piece))
+    assert data[place.byte_start : place.byte_end] == piece.encode(encoding)
+
+
+def test_a_broken_byte_in_utf8_is_one_replaced_character_and_counted(parse, bytes_of):
+    data = "é".encode() * 50 + b"\xff" + "après tout".encode()
+    document = parse("txt", data)
+    assert document.text == "é" * 50 + "\ufffd" + "après tout"
+    assert document.metadata["undecodable_bytes"] == 1
+    assert bytes_of(document, data, "après")[0] == "après".encode()
+    assert bytes_of(document, data, "\ufffd")[0] == b"\xff"
+
+
+def test_source_code_is_text_and_said_to_be_code(parse):
+    document = parse("txt", "def f():\n    return 1\n", "src/a.py")
+    assert document.metadata["is_code"] is True
+    assert document.title == "a"
+
+
+def test_markdown_headings_are_those_of_commonmark(parse):
+    text = (
+        "---\ntitle: From the front\n---\n# One *two*\n\n```sh\n# no heading\n```\n\n"
+        "Three\n-----\n\ntext\n\n### [Four](http://x)\n\n> ## Quoted\n"
+    )
+    document = parse("md", text)
+    assert document.title == "From the front"
+    assert [(one.level, one.title) for one in document.headings] == [
+        (1, "One two"),
+        (2, "Three"),
+        (3, "Four"),
+        (2, "Quoted"),
+    ]
+    for one in document.headings:
+        assert text[one.start :].lstrip("#> [").startswith(one.title.split()[0])
+    assert document.heading_path(text.index("text\n")) == ("One two", "Three")
+
+
+def test_markdown_headings_with_windows_line_ends_stand_where_they_are(parse):
+    document = parse("md", "intro\r\n\r\n# Title\r\n\r\nbody\r\n")
+    assert document.text[document.headings[0].start :].startswith("# Title")
+
+
+def test_restructured_text_levels_follow_the_order_of_styles(parse):
+    text = (
+        "====\nTop\n====\n\nOne\n---\n\ntext\n\nTwo\n---\n\n"
+        "Deep ``x``\n~~~~~~~~~~\n\n  Not\n  ---\n"
+    )
+    document = parse("rst", text)
+    assert [(one.level, one.title) for one in document.headings] == [
+        (1, "Top"),
+        (2, "One"),
+        (2, "Two"),
+        (3, "Deep x"),
+    ]
+    assert text[document.headings[0].start :].startswith("====\nTop")
+    assert document.title == "Top"
+
+
+def test_csv_tells_its_delimiter_and_columns(parse):
+    document = parse("csv", 'name;"full; name"\na;b\n')
+    assert document.metadata["delimiter"] == ";"
+    assert document.metadata["columns"] == ["name", "full; name"]
+
+
+def test_json_escapes_read_as_characters_and_keep_their_bytes(parse, bytes_of):
+    data = json.dumps({"poem": "春眠", "plain": 'a"b\n', "smile": "😀"}).encode()
+    document = parse("json", data)
+    assert json.loads(document.text) == json.loads(data)
+    assert bytes_of(document, data, "春眠")[0] == b"\\u6625\\u7720"
+    assert bytes_of(document, data, "plain")[0] == b"plain"
+    assert "😀" in document.text
+    assert parse("json", rb'{"a": "\\u6625"}').text == r'{"a": "\\u6625"}'
+
+
+def test_json_that_is_not_valid_is_text_and_says_where(parse):
+    assert "line 2" in parse("json", '{"a": 1}\n{"a":\n', "a.jsonl").metadata["json_error"]
+    assert "json_error" not in parse("json", '{"a": 1}\n').metadata
+
+
+def test_a_notebooks_cells_have_the_bytes_of_the_cell(parse, bytes_of):
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "Some words."], "metadata": {}},
+        {"cell_type": "code", "source": "print(1)", "outputs": [{}, {}], "metadata": {}},
+    ]
+    data = json.dumps({"metadata": {}, "cells": cells, "nbformat": 4}, indent=1).encode()
+    document = parse("ipynb", data)
+    assert document.text == "# Title\nSome words.\n\n```python\nprint(1)\n```"
+    assert document.title == "Title"
+    assert document.metadata["outputs_left_out"] == 2
+    found, place = bytes_of(document, data, "print(1)")
+    assert json.loads(found) == cells[1]
+    assert place.label == "cell 2"
+
+
+@pytest.mark.parametrize("data", ["{}", "[]", "not json", '{"metadata": {}, "cells": 3}'])
+def test_what_is_no_notebook_is_refused(data, parse):
+    with pytest.raises(DataError) as caught:
+        parse("ipynb", data)
+    assert caught.value.code in {"document.unreadable", "document.no-text"}
+
+
+def test_mail_gives_headers_and_a_plain_body_with_exact_bytes(parse, bytes_of):
+    data = (
+        "From: Ann <ann@x.org>\r\nTo: Bob\r\nSubject: =?utf-8?q?Gr=C3=BC=C3=9Fe?=\r\n"
+        "Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n\r\n"
+        "Dear Bob,\r\nschöne Grüße aus Köln.\r\n"
+    ).encode()
+    document = parse("eml", data)
+    assert document.title == "Grüße"
+    assert "From: Ann <ann@x.org>" in document.text
+    found, place = bytes_of(document, data, "schöne Grüße")
+    assert found == "schöne Grüße".encode()
+    assert place.is_exact
+    assert bytes_of(document, data, "Ann")[0].startswith(b"From: Ann")
+
+
+def test_mail_with_parts_reads_the_plain_one_and_names_attachments(parse, bytes_of):
+    data = (
+        b"From: a\nSubject: s\nMIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=B\n\n"
+        b"--B\nContent-Type: multipart/alternative; boundary=C\n\n"
+        b"--C\nContent-Type: text/plain\nContent-Transfer-Encoding: base64\n\n"
+        b"SGVsbG8gZnJvbSB0aGUgcGxhaW4gcGFydC4=\n\n"
+        b"--C\nContent-Type: text/html\n\n<p>Hello from HTML.</p>\n--C--\n"
+        b"--B\nContent-Type: application/pdf\nContent-Disposition: attachment; filename=x.pdf\n\n"
+        b"zzz\n--B--\n"
+    )
+    document = parse("eml", data)
+    assert document.text.endswith("Hello from the plain part.")
+    assert document.metadata["attachments"] == ["x.pdf"]
+    found, place = bytes_of(document, data, "plain part")
+    assert found.startswith(b"SGVsbG8")
+    assert not place.is_exact
+
+
+def test_a_file_without_mail_headers_is_no_mail(parse):
+    with pytest.raises(DataError) as caught:
+        parse("eml", "\n\njust text")
+    assert caught.value.code == "document.unreadable"
+
+
+@pytest.mark.parametrize("name", ["txt", "md", "rst", "csv", "json"])
+def test_white_space_alone_is_no_document(name, parse):
+    with pytest.raises(DataError) as caught:
+        parse(name, " \n\t\n")
+    assert caught.value.code == "document.no-text"
+
+
+def test_a_few_accents_in_a_short_text_are_western(parse):
+    assert parse("txt", "ein kurzer Text für alle".encode("cp1252")).text.endswith("für alle")
+    assert parse("txt", "Zażółć gęślą jaźń. Dziękuję bardzo. ".encode("cp1250") * 4).text[:6] == (
+        "Zażółć"
+    )

@@ -1,0 +1,22 @@
+import pytest
+
+from stillroom.text import detect_language
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("en", "The committee will publish its report on the river before the end of the year."),
+        ("de", "Der Ausschuss wird seinen Bericht über den Fluss noch in diesem Jahr vorlegen."),
+        ("fr", "Le comité publiera son rapport sur la rivière avant la fin de cette année."),
+        ("zh", "委员会将在今年年底之前公布关于这条河流的报告。"),
+        ("ru", "Комитет опубликует свой отчёт о реке до конца этого года."),
+    ],
+)
+def test_languages_are_told_from_a_sentence(code, text):
+    assert detect_language(text) == code
+
+
+@pytest.mark.parametrize("text", ["", "ok", "12345 67890 !!!", "\ud800 x", "{}[]();" * 50])
+def test_too_little_text_has_no_language(text):
+    assert detect_language(text) == ""

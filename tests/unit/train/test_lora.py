@@ -1,0 +1,67 @@
+import sys
+
+import pytest
+import torch
+
+from stillroom.errors import MissingExtraError
+from stillroom.models import load_causal_lm
+from stillroom.testing import tiny_checkpoint
+from stillroom.train.lora import add_lora, export_tensors
+from stillroom.train.settings import LoraSettings
+
+
+@pytest.fixture
+def model(tmp_path):
+    return load_causal_lm(tiny_checkpoint(tmp_path / "tiny"), dtype="float32", device="cpu")[0]
+
+
+def disturb(model):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in model.parameters():
+            if value.requires_grad:
+                value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+
+
+def test_exports_what_merging_would_give_and_leaves_the_run_alone(model):
+    plain = dict(export_tensors(model))
+    ids = torch.arange(5)[None]
+    lora = add_lora(model, LoraSettings(rank=2), seed=0)
+    disturb(lora)
+    before = {name: value.detach().clone() for name, value in lora.named_parameters()}
+    exported = {name: tensor.clone() for name, tensor in export_tensors(lora)}
+    assert set(exported) == set(plain)
+    after = dict(lora.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with torch.inference_mode():
+        wanted = lora(input_ids=ids).logits
+        merged = lora.merge_and_unload()
+        merged.load_state_dict(exported, strict=False)
+        torch.testing.assert_close(merged(input_ids=ids).logits, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_trains_little_and_starts_where_the_model_is(model):
+    ids = torch.arange(5)[None]
+    with torch.inference_mode():
+        wanted = model(input_ids=ids).logits
+    lora = add_lora(model, LoraSettings(rank=2, targets=("q_proj",)), seed=0)
+    names = [name for name, value in lora.named_parameters() if value.requires_grad]
+    assert names
+    assert all("q_proj.lora_" in name for name in names)
+    with torch.inference_mode():
+        torch.testing.assert_close(lora(input_ids=ids).logits, wanted)
+
+
+def test_same_seed_same_start(tmp_path):
+    found = []
+    for _ in range(2):
+        model, _ = load_causal_lm(tiny_checkpoint(tmp_path / "tiny"), dtype="float32", device="cpu")
+        lora = add_lora(model, LoraSettings(rank=2), seed=4)
+        found.append([value for value in lora.parameters() if value.requires_grad])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_says_which_extra_brings_peft(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingExtraError, match=r"stillroom\[train\]"):
+        add_lora(model, LoraSettings(), seed=0)
