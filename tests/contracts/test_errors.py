@@ -11,15 +11,41 @@ _CODE = re.compile(r"[a-z]+\.[a-z0-9-]+\Z")
 def codes_in_sources():
     found = set()
     for _, path in modules():
-        for node in ast.walk(tree_of(path)):
-            if not isinstance(node, ast.Call):
-                continue
-            for keyword in node.keywords:
-                if keyword.arg == "code":
-                    found |= _strings(keyword.value)
-            if isinstance(node.func, ast.Name) and node.func.id == "Problem" and len(node.args) > 1:
-                found |= _strings(node.args[1])
+        tree = tree_of(path)
+        places = _functions_with_code(tree)
+        for node in ast.walk(tree):
+            for value in _codes_of(node, places):
+                found |= _strings(value)
     return {code for code in found if _CODE.match(code)}
+
+
+def _functions_with_code(tree):
+    """Return the place of the parameter ``code`` by function, and Problem's."""
+    places = {"Problem": 1}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            names = [argument.arg for argument in node.args.args]
+            if "code" in names:
+                places[node.name] = names.index("code")
+    return places
+
+
+def _codes_of(node, places):
+    """Yield what gives a code: arguments, defaults and variables of that name."""
+    if isinstance(node, ast.Call):
+        yield from (keyword.value for keyword in node.keywords if keyword.arg == "code")
+        place = places.get(node.func.id) if isinstance(node.func, ast.Name) else None
+        if place is not None and len(node.args) > place:
+            yield node.args[place]
+    elif isinstance(node, ast.Assign):
+        if any(isinstance(target, ast.Name) and target.id == "code" for target in node.targets):
+            yield node.value
+    elif isinstance(node, ast.arguments):
+        yield from (
+            default
+            for argument, default in zip(node.kwonlyargs, node.kw_defaults, strict=True)
+            if argument.arg == "code" and default is not None
+        )
 
 
 def _strings(node):

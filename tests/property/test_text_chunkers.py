@@ -95,8 +95,8 @@ def test_without_overlap_the_passages_and_white_space_rebuild_the_text(blocks, n
 
 @settings(max_examples=60, deadline=None)
 @given(
-    before=st.lists(BLOCKS, max_size=5).map("".join),
-    after=st.lists(BLOCKS, max_size=5).map("".join),
+    before=st.lists(BLOCKS, max_size=5).map("\n".join),
+    after=st.lists(BLOCKS, max_size=5).map("\n".join),
     name=st.sampled_from(["heading", "recursive", "sentence"]),
 )
 def test_a_fence_that_fits_is_never_cut(before, after, name):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stillroom.cli.options import debug_option, existing_path, json_option, print_json
+
+if TYPE_CHECKING:
+    from stillroom.synth.run import Preview
 
 __all__ = ["command"]
 
@@ -41,12 +45,27 @@ def command(recipe: Path, overrides: tuple[str, ...], n: int, as_json: bool) -> 
             expected="kind: synth",
             next="stillroom new synth/grounded_qa",
         )
-    rows = list(preview(loaded, n))
+    units = preview(loaded, n)
     if as_json:
-        shown = [{"record": record.to_json(), "verdict": reason} for record, reason in rows]
-        print_json({"records": shown})
+        print_json({"units": [_to_json(unit) for unit in units]})
         return
-    for record, reason in rows:
-        for message in record.messages:
-            click.echo(f"{message.role}: {message.content}")
-        click.echo(f"  {reason or 'kept'}\n")
+    for unit in units:
+        for record, dropped_by, verdict in unit.records:
+            for message in record.messages:
+                click.echo(f"{message.role}: {message.content}")
+            click.echo(
+                f"  {f'dropped by {dropped_by}: {verdict.reason}' if dropped_by else 'kept'}\n"
+            )
+        for reason, text in unit.failures:
+            click.echo(f"{' '.join(text.split())[:200]}\n  no record: {reason}\n")
+
+
+def _to_json(unit: Preview) -> dict[str, Any]:
+    return {
+        "passage": unit.seed.passage.id,
+        "records": [
+            {"record": record.to_json(), "dropped_by": dropped_by, "reason": verdict.reason}
+            for record, dropped_by, verdict in unit.records
+        ],
+        "failures": [{"reason": reason, "text": text} for reason, text in unit.failures],
+    }

@@ -28,9 +28,10 @@ class DropLayers(Settings):
     keep: tuple[int, ...] | None = Field(
         default=None, description="exactly these layers, counted from 0; null chooses"
     )
-    choose: Literal["even", "influence"] = Field(
-        default="even",
-        description="even: first, last and evenly between; influence: those that change most",
+    choose: Literal["influence", "even"] = Field(
+        default="influence",
+        description="influence: the layers that turn their input most, measured on records; "
+        "even: evenly spaced; both keep the first and the last",
     )
     calibration_records: int = Field(
         default=16, ge=1, description="training records that 'influence' is measured on"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ __all__ = ["Asked", "ask_models", "measure_answers", "measure_speed"]
 _MARK = re.compile(r"\s*[\[【［]\s*\d+(?:\s*,\s*\d+)*\s*[\]】］]")
 _TURN_TOKENS = 8
 _FEWEST_SECONDS = 1e-9
+_BLOCK = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +41,13 @@ class Asked:
     text: str
     finish_reason: str
     tokens: int
-    seconds: float
     shown: tuple[Mapping[str, Any], ...]
     not_shown: int
     f1: float
     em: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return what is kept in answers.jsonl: everything but the time it took."""
+        """Return what is kept in answers.jsonl."""
         return {
             "record": self.question.id,
             "question": self.question.text,
@@ -89,10 +89,11 @@ def ask_models(
                 continue
             model = open_text_model(reference, backend=recipe.backend)
             try:
-                _ask(model, todo, recipe, answerer, found, job, progress.advance)
+                for at in range(0, len(todo), _BLOCK):
+                    block = todo[at : at + _BLOCK]
+                    _ask(model, block, recipe, answerer, found, job, progress.advance)
             finally:
                 model.close()
-            job.check_cancelled()
     return [_read(*key, journal[_key(*key)]) for key in keys]
 
 
@@ -118,22 +119,19 @@ def measure_answers(asked: Sequence[Asked], *, seed: int) -> list[Metric]:
     return metrics
 
 
-def measure_speed(asked: Sequence[Asked], *, seed: int) -> list[Metric]:
-    """Return tokens written per second by model, prompts' reading included."""
-    metrics = []
-    for model in dict.fromkeys(answer.model for answer in asked):
-        mine = [answer for answer in asked if answer.model == model and answer.seconds > 0]
-        seconds = [max(answer.seconds, _FEWEST_SECONDS) for answer in mine]
-        rates = [answer.tokens / spent for answer, spent in zip(mine, seconds, strict=True)]
-        metrics.append(
-            bootstrap(
-                rates,
-                weights=seconds,
-                seed=seed,
-                name=f"{model}/tokens_per_second",
-                unit="tokens/s",
-            )
-        )
+def measure_speed(models: Iterable[str], job: Job, *, seed: int) -> list[Metric]:
+    """Return tokens written per second by model, prompts' reading included.
+
+    The unit that is resampled is a block of questions, since those are answered side by side.
+    """
+    journal = job.journal("speed")
+    keys, metrics = journal.keys(), []
+    for model in models:
+        blocks = [journal[key] for key in keys if key.startswith(f"{model}/")]
+        seconds = [max(block["seconds"], _FEWEST_SECONDS) for block in blocks]
+        rates = [block["tokens"] / spent for block, spent in zip(blocks, seconds, strict=True)]
+        name = f"{model}/tokens_per_second"
+        metrics.append(bootstrap(rates, weights=seconds, seed=seed, name=name, unit="tokens/s"))
     return metrics
 
 
@@ -144,9 +142,9 @@ def _ask(
     answerer: Answerer | None,
     found: Mapping[str, dict[str, Any]],
     job: Job,
-    advance: Any,
+    advance: Callable[[], None],
 ) -> None:
-    """Ask one model what is not yet journaled."""
+    """Ask one model a block of questions; each answer is journaled as it comes."""
     journal = job.journal("answers")
     prompts, samplings, shown = [], [], []
     for name, mode, question in todo:
@@ -157,28 +155,29 @@ def _ask(
         prompts.append(prompt)
         shown.append((kept, len(hits) - len(kept)))
         samplings.append(_sampling(recipe, _key(name, mode, question)))
-    last = time.perf_counter()
 
     def keep(at: int, completion: Completion) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        if completion.finish_reason != "cancelled":
-            kept, not_shown = shown[at]
-            journal.put(
-                _key(*todo[at]),
-                {
-                    "text": completion.text,
-                    "finish_reason": completion.finish_reason,
-                    "tokens": completion.completion_tokens,
-                    "seconds": now - last,
-                    "shown": [_describe(hit) for hit in kept],
-                    "not_shown": not_shown,
-                },
-            )
-            advance()
-        last = now
+        if completion.finish_reason == "cancelled":
+            return
+        kept, not_shown = shown[at]
+        journal.put(
+            _key(*todo[at]),
+            {
+                "text": completion.text,
+                "finish_reason": completion.finish_reason,
+                "tokens": completion.completion_tokens,
+                "shown": [_describe(hit) for hit in kept],
+                "not_shown": not_shown,
+            },
+        )
+        advance()
 
-    model.generate(prompts, samplings, on_done=keep, is_cancelled=job.is_cancelled)
+    started = time.perf_counter()
+    completions = model.generate(prompts, samplings, on_done=keep, is_cancelled=job.is_cancelled)
+    job.check_cancelled()
+    spent = time.perf_counter() - started
+    written = sum(completion.completion_tokens for completion in completions)
+    job.journal("speed").put(_key(*todo[0]), {"tokens": written, "seconds": spent})
 
 
 def _fit(
@@ -215,7 +214,6 @@ def _read(model: str, mode: str, question: Question, kept: Mapping[str, Any]) ->
         kept["text"],
         kept["finish_reason"],
         kept["tokens"],
-        kept["seconds"],
         tuple(kept["shown"]),
         kept["not_shown"],
         token_f1(said, question.answer),

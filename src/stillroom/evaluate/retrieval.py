@@ -20,8 +20,6 @@ Ranking = Sequence[tuple[str, float]] | Mapping[str, float]
 Judgements = Mapping[str, Mapping[str, int]]
 """For each query the relevance of each judged id; above 0 is relevant."""
 
-_EXACT_FLOAT32 = 2**24
-
 
 def retrieval_metrics(
     run: Mapping[str, Ranking],
@@ -96,13 +94,6 @@ def _rank(query: str, ranking: Ranking) -> dict[str, float]:
                 next="find why the retriever scored it so",
             )
         seen.add(name)
-    if len(pairs) >= _EXACT_FLOAT32:
-        raise DataError(
-            f"{len(pairs)} hits for query '{query}' are more than can be ranked exactly",
-            code="metric.too-many-hits",
-            expected=f"fewer than {_EXACT_FLOAT32}",
-            next="measure at a smaller depth",
-        )
     by_name = sorted(pairs, key=lambda pair: pair[0].encode(), reverse=True)
     order = sorted(by_name, key=lambda pair: pair[1], reverse=True)
     return {name: float(len(order) - at) for at, (name, _) in enumerate(order)}

@@ -74,7 +74,7 @@ def run(recipe: EvaluateRecipe, job: Job) -> Artifact:
     with atomic_write(job.output / "answers.jsonl") as file:
         file.writelines(json.dumps(one.to_json(), ensure_ascii=False) + "\n" for one in asked)
     report.write(job.output)
-    _write_timings(asked, recipe, job)
+    _write_timings(recipe, job)
     return job.finish(
         "report",
         parents=_parents(recipe, job),
@@ -161,6 +161,8 @@ def _add_sizes(report: Report, recipe: EvaluateRecipe) -> None:
     if sizes:
         report.section(
             "Size",
+            "Bytes are those of the files as they stand: weights kept in four bits take less than "
+            "their number suggests. Parameters that are tied count once.",
             metrics=[*sizes, *counts],
             plot=Plot.of("Weights on disk", sizes, labels=list(recipe.models), kind="bars")
             if len(sizes) == len(recipe.models)
@@ -193,12 +195,12 @@ def _count_cut(asked: Sequence[Asked]) -> dict[str, int]:
     return counts
 
 
-def _write_timings(asked: Sequence[Asked], recipe: EvaluateRecipe, job: Job) -> None:
-    metrics = measure_speed(asked, seed=recipe.seed)
+def _write_timings(recipe: EvaluateRecipe, job: Job) -> None:
+    metrics = measure_speed(recipe.models, job, seed=recipe.seed)
     report = Report("Timings").section(
         "Speed",
-        "Tokens written per second of waiting, reading the prompt included; answers that were made "
-        "in a batch share its time. These figures change from run to run.",
+        "Tokens written per second of waiting, reading the prompt included; n counts blocks of "
+        "questions that were answered side by side. These figures change from run to run.",
         metrics=metrics,
         plot=Plot.of("Speed", metrics, kind="bars"),
     )

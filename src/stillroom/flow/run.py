@@ -19,7 +19,7 @@ from stillroom.jobs import Estimate, Job, Reporter, check_fits, describe_machine
 from stillroom.provenance import ARTIFACT_FILE, Artifact, digest_text, read_artifact
 from stillroom.recipes import Recipe, dump_recipe, parse_recipe
 
-__all__ = ["estimate_recipe", "read_make_recipe", "run_make", "run_recipe"]
+__all__ = ["estimate_recipe", "read_make_recipe", "run_job", "run_make", "run_recipe"]
 
 _MAKE = Path(__file__).with_name("make.yaml")
 

@@ -7,6 +7,7 @@ beforehand.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -109,6 +110,7 @@ class MergeMethod(Method):
         """Reduce one tensor to a few numbers, before its blocks are combined; default nothing."""
         return None
 
+    @abstractmethod
     def combine(
         self,
         base: torch.Tensor | None,
@@ -127,7 +129,6 @@ class MergeMethod(Method):
         Returns:
             The merged rows, same shape and type; freshly made or one of the inputs.
         """
-        raise NotImplementedError
 
 
 METHODS = Seam("stillroom.merge.methods", MergeMethod)

@@ -19,7 +19,15 @@ from stillroom.merge.recipe import MergeRecipe
 if TYPE_CHECKING:
     from stillroom.merge.sources import Source
 
-__all__ = ["BLOCK_ELEMENTS", "MergePlan", "PlannedTensor", "Rules", "plan_merge", "plan_sources"]
+__all__ = [
+    "BLOCK_ELEMENTS",
+    "MergePlan",
+    "PlannedTensor",
+    "Rules",
+    "plan_merge",
+    "plan_sources",
+    "rules_of",
+]
 
 BLOCK_ELEMENTS = 1 << 18
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -77,7 +77,7 @@ def load_causal_lm(path: Path, *, dtype: str = "auto", device: str = "auto") -> 
     place = choose_device(device)
     with quiet_transformers():
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=choose_dtype(dtype, place),
                 trust_remote_code=False,

@@ -1,8 +1,8 @@
 """Chat templates: messages to the one string a model was trained on, with documents kept inert.
 
 A document may contain a control token's text (``<|im_start|>``), by accident or to take over the
-conversation. ``escape_control`` breaks such text with a word joiner (U+2060, no width): it reads the
-same and is an ordinary string to every tokenizer. Text without control tokens is never changed.
+conversation. ``escape_control`` breaks such text with a word joiner (U+2060, no width): it reads
+the same and is ordinary text to every tokenizer. Text without control tokens is never changed.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def render_chat(
         text = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=add_generation_prompt
         )
-    except Exception as error:  # noqa: BLE001  # a template is foreign code: any error is its refusal
+    except Exception as error:  # a template is foreign code: any error is its refusal
         raise BackendError(
             f"the chat template refuses these messages: {error}",
             code="backend.template",

@@ -18,7 +18,9 @@ __all__ = ["Grammar", "Matcher", "check_schema", "tidy_schema"]
 
 _TYPES = {"array", "boolean", "integer", "null", "number", "object", "string"}
 
-_TIDY = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
+_TIDY = {
+    "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+}
 
 
 def tidy_schema(schema: Mapping[str, Any]) -> str:

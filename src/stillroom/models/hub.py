@@ -21,7 +21,7 @@ from urllib.request import getproxies
 from stillroom.errors import CheckpointError
 from stillroom.provenance import find_output
 
-__all__ = ["DEFAULT_EMBEDDER", "DEFAULT_TEACHER", "resolve_checkpoint"]
+__all__ = ["DEFAULT_EMBEDDER", "DEFAULT_TEACHER", "list_packaged", "resolve_checkpoint"]
 
 DEFAULT_TEACHER = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_EMBEDDER = "hub:sentence-transformers/all-MiniLM-L6-v2"
@@ -149,7 +149,11 @@ def _look_on_hub(name: str, revision: str) -> tuple[Path | None, str]:
 def _snapshot(name: str, revision: str, *, local_files_only: bool) -> tuple[Path | None, str]:
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        from huggingface_hub.errors import (
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
     except ImportError:
         return None, "huggingface_hub is not installed"
     try:
@@ -191,6 +195,11 @@ def _hub_answers() -> bool:
     thread.start()
     thread.join(_CONNECT_S)
     return answered.is_set()
+
+
+def list_packaged() -> list[str]:
+    """Return the packages that are installed here and carry a model."""
+    return [packaged.distribution for packaged in _PACKAGED.values() if _find_packaged(packaged)]
 
 
 def _find_packaged(packaged: _Packaged) -> Path | None:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 __all__ = ["quiet_descriptors", "quiet_transformers"]
 
@@ -13,7 +14,9 @@ __all__ = ["quiet_descriptors", "quiet_transformers"]
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Silence transformers' progress bars and warnings within the body, and restore them."""
-    from transformers.utils import logging
+    from transformers.utils import logging as engine_logging
+
+    logging: Any = engine_logging  # its functions carry no types
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -16,7 +16,7 @@ from stillroom.models.requests import cut_at_stop, spread_sampling
 from stillroom.provenance import digest_json, digest_text
 from stillroom.records import Completion, Prompt, Sampling
 
-__all__ = ["Script", "ScriptedModel"]
+__all__ = ["Script", "ScriptedModel", "prompt_text"]
 
 Script = Callable[[Prompt], str] | Sequence[str] | Mapping[str, str]
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])")

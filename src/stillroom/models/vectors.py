@@ -43,4 +43,5 @@ def unit_rows(rows: Vectors) -> Vectors:
             expected="finite vectors that are not zero",
             next="check the checkpoint, or use dtype float32",
         )
-    return (wide / lengths).astype(np.float32)
+    unit: Vectors = (wide / lengths).astype(np.float32)
+    return unit

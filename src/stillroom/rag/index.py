@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from stillroom.models import Embedder, TextModel
 
-__all__ = ["Index"]
+__all__ = ["Index", "best_positions"]
 
 Ranking = list[tuple[int, float]]
 _CACHED_QUERIES = 1024
@@ -217,7 +217,7 @@ class Index:
             b=float(keyword["b"] if b is None else b),
             heading_weight=float(keyword["heading_weight"]),
         )
-        return [(int(rows[at]), float(scores[at])) for at in _best(scores, k)]
+        return [(int(rows[at]), float(scores[at])) for at in best_positions(scores, k)]
 
     def search_dense(self, query: Query, k: int) -> Ranking:
         """Return the best ``k`` rows by cosine with their scores; those not above 0 never."""
@@ -226,7 +226,9 @@ class Index:
         for start in range(0, len(scores), _BLOCK_ROWS):
             block = np.asarray(self._vectors[start : start + _BLOCK_ROWS], dtype=np.float32)
             scores[start : start + _BLOCK_ROWS] = block @ vector
-        return [(int(row), float(scores[row])) for row in _best(scores, k) if scores[row] > 0]
+        return [
+            (int(row), float(scores[row])) for row in best_positions(scores, k) if scores[row] > 0
+        ]
 
     def embed_query(self, query: Query) -> NDArray[np.float32]:
         """Return the query's vector, (D,), averaged with its drafts'; remembered by text."""
@@ -311,7 +313,7 @@ class Index:
             )
 
 
-def _best(scores: NDArray[Any], k: int) -> NDArray[np.int64]:
+def best_positions(scores: NDArray[Any], k: int) -> NDArray[np.int64]:
     """Return the positions of the ``k`` highest scores, best first, ties by position."""
     if k < len(scores):
         limit = np.partition(scores, len(scores) - k)[len(scores) - k]

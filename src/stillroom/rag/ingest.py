@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Failed", "Ingester", "Part", "Stored", "passage_texts"]
 
 _BATCH = 32
+_SPECIAL_TOKENS = 2
 
 
 class Part(Protocol):
@@ -174,10 +175,10 @@ class Ingester:
                 expected="at least one passage",
                 next="remove the file, or give a version of it that holds text",
             )
-        texts, truncated = passage_texts(
-            passages, self.embedder, with_headings=self.recipe.with_headings
-        )
+        texts = passage_texts(passages, self.embedder, with_headings=self.recipe.with_headings)
+        before = self.embedder.truncated
         matrix = self._embed(path, passages, texts)
+        truncated = self.embedder.truncated - before
         stored = self._place(Entry(path, digest, len(passages), truncated))
         rows = [document.to_json(), *(passage.to_json() for passage in passages)]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -240,29 +241,23 @@ class Ingester:
 
 def passage_texts(
     passages: Sequence[Passage], embedder: Embedder, *, with_headings: bool
-) -> tuple[list[str], int]:
-    """Return what is embedded of each passage, and how many are cut by the embedder.
+) -> list[str]:
+    """Return what is embedded of each passage.
 
-    Title and headings go before the text as far as the embedder has room, the innermost first;
-    they are for finding only and are never shown or cited.
+    Title and headings go before the text as far as the embedder has room, the outermost left out
+    first; they are for finding only and are never shown as the source's words or cited.
     """
-    texts, truncated = [], 0
-    for passage in passages:
-        text = passage.text
-        size = embedder.count_tokens(text)
-        if size > embedder.max_tokens:
-            truncated += 1
-        elif with_headings:
-            text = _add_headings(passage, embedder)
-        texts.append(text)
-    return texts, truncated
+    if not with_headings:
+        return [passage.text for passage in passages]
+    room = embedder.max_tokens - _SPECIAL_TOKENS
+    return [_add_headings(passage, embedder, room) for passage in passages]
 
 
-def _add_headings(passage: Passage, embedder: Embedder) -> str:
+def _add_headings(passage: Passage, embedder: Embedder, room: int) -> str:
     names = [name for name in (passage.title, *passage.headings) if name.strip()]
     path = list(dict.fromkeys(" ".join(name.split()) for name in names))
     for first in range(len(path)):
         text = f"{' > '.join(path[first:])}\n{passage.text}"
-        if embedder.count_tokens(text) <= embedder.max_tokens:
+        if embedder.count_tokens(text) <= room:
             return text
     return passage.text

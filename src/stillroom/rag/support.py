@@ -27,7 +27,7 @@ __all__ = ["SUPPORT_THRESHOLD", "Evidence", "Support"]
 SUPPORT_THRESHOLD = 0.6
 _WINDOW = 3
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
-_BULLET = re.compile(r"\A\s*(?:\d{1,2}[.)]|[-*•])\s+")
+_BULLET = re.compile(r"\A\s*(?:\d{1,2}[.)]|[-*•])(?:\s+|$)")
 _NEGATION = re.compile(
     r"\b(?:not|no|never|none|nobody|nothing|neither|nor|cannot|without)\b|n['’]t\b", re.IGNORECASE
 )

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stillroom.synth.method import FILTERS, GENERATORS, Filter, Generator
     from stillroom.synth.recipe import SynthRecipe
-    from stillroom.synth.run import estimate, preview, run
+    from stillroom.synth.run import estimate, preview
 
 __all__ = [
     "FILTERS",
@@ -32,7 +32,6 @@ __all__ = [
     "SynthRecipe",
     "estimate",
     "preview",
-    "run",
 ]
 
 _HOMES = {
@@ -43,7 +42,6 @@ _HOMES = {
     "SynthRecipe": "recipe",
     "estimate": "run",
     "preview": "run",
-    "run": "run",
 }
 
 

@@ -274,7 +274,7 @@ def _lower(subject: str, passage: str) -> str:
         or re.search(rf"(?<![\w.]){re.escape(low)}(?!\w)", passage)
     )
     is_name = re.search(rf"[\w,;:)] {re.escape(first)}(?!\w)", passage) or not low[1:].islower()
-    leads = bool(rest) and not rest[0].isupper()
+    leads = bool(rest) and not rest[0].isupper() and not rest[0].isdigit()
     return f"{low if is_word or (leads and not is_name) else first} {rest}".strip()
 
 

@@ -24,6 +24,8 @@ def clean_question(text: str) -> str:
         head, found, _ = line.partition(mark)
         line = head + found
     line = collapse(line)
+    if line[:1] in "\"“'`" and line.count(line[:1]) == 1:
+        line = line[1:]  # its other half stood behind the question mark
     return line[1:-1].strip() if _is_wrapped(line) else line.strip("*_` ")
 
 

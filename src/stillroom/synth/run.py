@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError
 from stillroom.jobs import Estimate, Job, atomic_write
-from stillroom.provenance import Artifact, digest_json, make_parent
+from stillroom.provenance import Artifact, Parent, digest_json, make_parent
 from stillroom.records import Message, Passage, Record, RecordWriter, combine_origins
 from stillroom.synth.harvest import Dropped, Harvest, Panel, draft_units, gather
 from stillroom.synth.method import Context, Filter, Seed, Split, Verdict
 from stillroom.synth.plan import order_passages, plan_seeds, split_documents
 from stillroom.synth.recipe import SynthRecipe
+from stillroom.synth.report import describe_shortfall, make_report, refuse_nothing
 from stillroom.synth.source import Source, read_source
 from stillroom.synth.wording import content_stems
 
@@ -32,7 +32,7 @@ __all__ = ["Preview", "estimate", "preview", "run"]
 
 _TOKENS_A_SECOND = 60.0
 _PROMPT_TOKENS_A_SECOND = 250.0
-_KEPT_SHARE = 0.35
+_KEPT_SHARE = 0.5
 _SPLITS: tuple[Split, ...] = ("held_out", "train")
 
 
@@ -66,20 +66,23 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
     """
     plan = _make_plan(recipe)
     _say_plan(plan, job)
-    with _open_teacher(recipe) as model:
+    with _open_teacher(recipe, job.say) as model:
         held_out = _harvest(recipe, plan, "held_out", plan.context(), model, job)
         context = plan.context(held_out.kept)
         train = _harvest(recipe, plan, "train", context, model, job)
     harvests = (held_out, train)
-    _refuse_nothing(harvests, recipe)
+    refuse_nothing(train, recipe)
     texts, refused = _passage_records(recipe, plan, context)
     dropped = [*held_out.dropped, *train.dropped, *refused]
     _write_records(job.output / "records.jsonl", [*train.kept, *texts, *held_out.kept])
     _write_rows(job.output / "dropped.jsonl", (drop.to_json() for drop in dropped))
-    report = _report(recipe, plan, harvests, len(texts), refused)
+    report = make_report(
+        recipe, plan.source, plan.sides, plan.passages, harvests, len(texts), refused
+    )
     with atomic_write(job.output / "report.json") as file:
         json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
-    _warn_below(harvests, recipe, job)
+    for shortfall in filter(None, (describe_shortfall(one, recipe) for one in harvests)):
+        job.say(shortfall)
     origin = combine_origins(record.origin for record in (*train.kept, *texts, *held_out.kept))
     return job.finish(
         "records",
@@ -94,7 +97,7 @@ def estimate(recipe: SynthRecipe) -> Estimate:
     wanted = recipe.target.train + (recipe.target.held_out if recipe.held_out else 0)
     generator = recipe.generator
     asks = wanted / _KEPT_SHARE * max(1.0, generator.asks / getattr(generator, "questions", 1))
-    seconds = asks * (generator.longest / 2 / _TOKENS_A_SECOND + 150 / _PROMPT_TOKENS_A_SECOND)
+    seconds = asks * (generator.longest / 4 / _TOKENS_A_SECOND + 100 / _PROMPT_TOKENS_A_SECOND)
     model = Path(recipe.model)
     weights = model.stat().st_size if model.is_file() else 400_000_000
     index = Path(recipe.index)
@@ -106,7 +109,7 @@ def estimate(recipe: SynthRecipe) -> Estimate:
         seconds=seconds,
         memory_knob="use a smaller teacher, or an endpoint",
         disk_knob="lower target or include_passages",
-        basis=f"about {asks:.0f} asks, of which one in three is kept, on two cores",
+        basis=f"about {asks:.0f} asks, of which half are kept, on two cores",
     )
 
 
@@ -195,7 +198,9 @@ def _harvest(
 
 
 @contextmanager
-def _open_teacher(recipe: SynthRecipe) -> Iterator[TextModel]:
+def _open_teacher(
+    recipe: SynthRecipe, say: Callable[[str], None] | None = None
+) -> Iterator[TextModel]:
     from stillroom.models import open_text_model
 
     engine = recipe.engine
@@ -205,6 +210,7 @@ def _open_teacher(recipe: SynthRecipe) -> Iterator[TextModel]:
         cache=Path(recipe.cache) if recipe.cache else None,
         num_threads=engine.num_threads,
         context_length=engine.context_length,
+        say=say,
     )
     try:
         yield model
@@ -243,72 +249,6 @@ def _passage_records(
     return kept, dropped
 
 
-def _refuse_nothing(harvests: Sequence[Harvest], recipe: SynthRecipe) -> None:
-    """Fail where the training side gave no record at all.
-
-    Raises:
-        DataError: With the count of every reason.
-    """
-    train = next(harvest for harvest in harvests if harvest.split == "train")
-    if train.kept:
-        return
-    reasons = "; ".join(f"{count} {reason}" for reason, count in train.count_reasons().items())
-    raise DataError(
-        f"of {train.asked} asks about {train.units} passages no training record is kept"
-        + (f" ({reasons})" if reasons else ""),
-        code="synth.nothing-kept",
-        where=recipe.index,
-        expected="at least one record that passes every filter",
-        next="look at some with: stillroom synth preview RECIPE; then loosen the filter or change "
-        "the teacher",
-    )
-
-
-def _warn_below(harvests: Sequence[Harvest], recipe: SynthRecipe, job: Job) -> None:
-    for harvest in harvests:
-        wanted = recipe.target.train if harvest.split == "train" else recipe.target.held_out
-        if len(harvest.kept) < wanted and (harvest.split == "train" or recipe.held_out):
-            reasons = list(harvest.count_reasons().items())[:3]
-            shown = "; ".join(f"{count} {reason}" for reason, count in reasons)
-            job.say(
-                f"warning: {len(harvest.kept)} of {wanted} {harvest.split} records kept after "
-                f"{harvest.asked} asks ({shown or 'nothing to ask about'}); all passages were "
-                f"asked about {recipe.attempts} times"
-            )
-
-
-def _report(
-    recipe: SynthRecipe,
-    plan: _Plan,
-    harvests: Sequence[Harvest],
-    texts: int,
-    refused: Sequence[Dropped],
-) -> dict[str, Any]:
-    splits = {}
-    for harvest in harvests:
-        documents = sorted(name for name, side in plan.sides.items() if side == harvest.split)
-        splits[harvest.split] = {
-            "documents": len(documents),
-            "passages": len(plan.passages[harvest.split]),
-            "wanted": getattr(recipe.target, harvest.split),
-            "units": harvest.units,
-            "asked": harvest.asked,
-            "parsed": harvest.parsed,
-            "kept": len(harvest.kept),
-            "dropped": harvest.count_reasons(),
-            "prompt_tokens": harvest.prompt_tokens,
-            "completion_tokens": harvest.completion_tokens,
-        }
-    reasons = Counter(f"{drop.filter}: {drop.reason}" for drop in refused)
-    return {
-        "splits": splits,
-        "passage_records": {"kept": texts, "dropped": dict(sorted(reasons.items()))},
-        "source": {"passages": len(plan.source.passages), "dropped": dict(plan.source.dropped)},
-        "generator": recipe.generator.model_dump(mode="json"),
-        "filters": [chosen.model_dump(mode="json") for chosen in recipe.filters],
-    }
-
-
 def _write_records(path: Path, records: Sequence[Record]) -> None:
     with RecordWriter(path) as writer:
         for record in records:
@@ -331,8 +271,6 @@ def _say_plan(plan: _Plan, job: Job) -> None:
         job.say(f"{count} rows of {plan.source.path} left out: {reason}")
 
 
-def _parents(recipe: SynthRecipe, plan: _Plan, model: TextModel, job: Job) -> list[Any]:
-    from stillroom.provenance import Parent
-
+def _parents(recipe: SynthRecipe, plan: _Plan, model: TextModel, job: Job) -> list[Parent]:
     parent = make_parent("passages", Path(recipe.index), job.out)
     return [parent, Parent("teacher", recipe.model, model.fingerprint, "checkpoint")]

@@ -44,10 +44,10 @@ class Archive:
             info = self.file.getinfo(name)
             with self.file.open(info) as member:
                 content = member.read(info.file_size + 1)
-        except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+            if "password" in str(error):
+                raise _encrypted(self.where) from error
             raise _broken(self.where, f"member '{name}': {error}") from error
-        except RuntimeError as error:  # zipfile's word for "a password is needed"
-            raise _encrypted(self.where) from error
         if len(content) > info.file_size:
             raise _refused(self.where, f"member '{name}' is larger than it says")
         return content

@@ -23,8 +23,12 @@ def is_safe_cut(text: str, position: int) -> bool:
     if position <= 0 or position >= len(text):
         return True
     before, after = text[position - 1], text[position]
+    if before == "\r" and after == "\n":
+        return False
     if before.isascii() and after.isascii():
-        return not (before == "\r" and after == "\n")
+        return True
+    if before.isspace():  # white space ends a passage, whatever mark leans on it
+        return True
     code = ord(after)
     if before == _JOINER or after == _JOINER or code in _TONES or code in _TAGS or code in _HANGUL:
         return False

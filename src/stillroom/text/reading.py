@@ -248,7 +248,11 @@ def _read(path: Path, name: str, limits: Limits) -> bytes:
             return file.read(limits.file_bytes + 1)
     except MemoryError as error:
         raise ResourceError(
-            "the file does not fit into memory", code="document.memory", where=name
+            "the file does not fit into memory",
+            code="document.memory",
+            where=name,
+            expected="a file smaller than the free memory",
+            next="lower the limit file_bytes, or split the file",
         ) from error
     except OSError as error:
         raise DataError(

@@ -1,6 +1,7 @@
 """A process apart, in which hostile files may hang or crash without harm.
 
-One process serves many files. It has a memory limit, cannot write files, and is killed and started
+One process serves many files. It has a memory limit, cannot write files, sees none of our
+secrets in its environment (but is not cut off from the network), and is killed and started
 anew when a file takes too long or brings it down. Talk between the two is JSON with a length before
 it, so that nothing the process says is ever executed here.
 """
@@ -27,6 +28,7 @@ _ERRORS: dict[str, type[StillroomError]] = {
     kind.__name__: kind for kind in (DataError, ResourceError, MissingExtraError)
 }
 _START_S = 60.0
+_KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH", "PYTHONHOME")
 _RECYCLE_FILES = 500
 _BLOCK = 1 << 16
 _MAX_REPLY = 1 << 30
@@ -96,7 +98,7 @@ class Worker:
     def _start(self, source: Source) -> subprocess.Popen[bytes]:
         limits = source.limits
         environment = {
-            **os.environ,
+            **{name: os.environ[name] for name in _KEPT if name in os.environ},
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",

@@ -35,14 +35,14 @@ class TrainSettings(BaseModel):
         default=3.0, gt=0, description="passes over the records, where 'steps' is null"
     )
     batch_size: int = Field(
-        default=8, ge=1, description="records in one optimizer step, over all ranks"
+        default=4, ge=1, description="records in one optimizer step, over all ranks"
     )
     micro_tokens: int = Field(
         default=2048,
         ge=1,
         description="most tokens (padding included) computed at once; lower saves memory",
     )
-    learning_rate: float = Field(default=1e-3, gt=0, description="peak learning rate")
+    learning_rate: float = Field(default=2e-3, gt=0, description="peak learning rate")
     schedule: Literal["constant", "cosine", "linear"] = Field(
         default="cosine", description="how the learning rate falls after the warmup"
     )

@@ -77,7 +77,7 @@ def test_without_any_hit_the_model_is_not_asked(index):
     assert found.completion.text == ABSTENTION
     assert found.details["abstained"]
     assert model.asked == []
-    assert list(ask_stream(index, model, "🙂", retriever="keyword"))[0] == ABSTENTION
+    assert next(ask_stream(index, model, "🙂", retriever="keyword")) == ABSTENTION
 
 
 def test_an_abstention_of_the_model_is_recognized(index):

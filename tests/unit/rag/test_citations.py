@@ -29,7 +29,7 @@ def read(text, shown=3):
         ("It is [0] so.", "It is so.", 1),
         ("It is so [1, 9].", "It is so [1].", 1),
         ("It is so [9]", "It is so", 1),
-        ("[9] starts", "starts", 1),
+        ("[9] starts", " starts", 1),
         ("a list [a, b]", "a list [a, b]", 0),
         ("open [1 and [2]", "open [1 and [2]", 0),
         ("the year [2024]", "the year [2024]", 0),

@@ -39,9 +39,7 @@ def test_scores_are_bm25_with_lucenes_idf(tmp_path, k1, b):
             idf = math.log(1 + (len(words) - having + 0.5) / (having + 0.5))
             count = Counter(held)[term]
             if count:
-                total += (
-                    weight * idf * count / (count + k1 * (1 - b + b * len(held) / mean))
-                )
+                total += weight * idf * count / (count + k1 * (1 - b + b * len(held) / mean))
         if total:
             expected[at] = total
     assert rows.tolist() == sorted(expected)

@@ -215,6 +215,15 @@ def test_a_single_file_can_be_indexed(folder, tmp_path):
     assert run(recipe, job, embedder=open_embedder("static")).details["documents"] == 1
 
 
+def test_passages_that_the_embedder_cuts_are_counted(build):
+    class Short(Watched):
+        def embed(self, texts, *, kind):
+            self.truncated += sum("purr" in text for text in texts)
+            return super().embed(texts, kind=kind)
+
+    assert build(embedder=Short(lambda texts: None)).details["truncated"] == 1
+
+
 def test_headings_are_embedded_but_never_stored(build, folder, tmp_path):
     seen = []
     build(embedder=Watched(lambda texts: seen.extend(texts)))

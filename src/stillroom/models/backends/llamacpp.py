@@ -114,7 +114,7 @@ class _Engine:
         try:
             with quiet_descriptors():
                 self._server = library.Server(params)
-        except Exception as error:  # noqa: BLE001  # the engine raises plain RuntimeError and more
+        except Exception as error:  # the engine raises plain RuntimeError and more
             raise BackendError(
                 f"llama.cpp cannot open {path}: {str(error).strip() or type(error).__name__}",
                 code="backend.unloadable",
@@ -163,9 +163,7 @@ class _Engine:
             and not plain.issuperset(ids)
         ]
 
-    def complete(
-        self, body: dict[str, Any], on_piece: Callable[[str], bool]
-    ) -> dict[str, Any]:
+    def complete(self, body: dict[str, Any], on_piece: Callable[[str], bool]) -> dict[str, Any]:
         """Run one completion; ``on_piece`` gets the text as it comes and may end it by True."""
         if self._server is None:
             raise BackendError(

@@ -34,9 +34,7 @@ class Scripted(Backend):
         values = list(script.values()) if isinstance(script, dict) else script
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
             raise _not_a_script(path, "its answers are not all text")
-        return ScriptedModel(
-            script, name=path.stem, context_length=self.context_length or 8192
-        )
+        return ScriptedModel(script, name=path.stem, context_length=self.context_length or 8192)
 
 
 def _not_a_script(path: Path, why: str) -> BackendError:

@@ -255,10 +255,11 @@ class _TransformersModel:
         caches += [caches[-1]] * spare
         masks += [masks[-1]] * spare
         joined = DynamicCache()
-        for layer in range(len(caches[0].layers)):
+        parts: list[list[Any]] = [list(cache.layers) for cache in caches]
+        for layer in range(len(parts[0])):
             joined.update(
-                torch.cat([cache.layers[layer].keys for cache in caches]),
-                torch.cat([cache.layers[layer].values for cache in caches]),
+                torch.cat([part[layer].keys for part in parts]),
+                torch.cat([part[layer].values for part in parts]),
                 layer,
             )
         return joined, torch.cat(masks), torch.cat(logits)
@@ -280,7 +281,7 @@ class _TransformersModel:
 
 def _bucket(length: int) -> int:
     """Return the padded length of a prompt: at most a quarter more than its own."""
-    step = max(16, 2 ** int(math.log2(length)) // 4)
+    step: int = max(16, 2 ** int(math.log2(length)) // 4)
     return -(-length // step) * step
 
 

@@ -11,6 +11,7 @@ Source: Weinberger et al. 2009, arXiv:0902.2206, with several signed places for 
 from __future__ import annotations
 
 import functools
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -19,6 +20,7 @@ from hashlib import blake2b
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import override
 
@@ -74,14 +76,19 @@ class _StaticEmbedder:
             words = words[: self.max_tokens]
         if not words:
             words = list(text)  # marks only
-        row = np.zeros(self.dimensions, dtype=np.float64)
-        for feature, (count, weight) in sorted(_features(words, self._settings).items()):
-            places, signs = _hash(feature, self.dimensions)
-            np.add.at(row, places, signs * (weight * (1.0 + np.log(count))))
+        features = sorted(_features(words, self._settings).items())
+        hashed = [_hash(feature, self.dimensions) for feature, _ in features]
+        weights = np.repeat([w * (1.0 + math.log(n)) for _, (n, w) in features], _PLACES)
+        row = np.bincount(
+            np.concatenate([places for places, _ in hashed]),
+            weights=np.concatenate([signs for _, signs in hashed]) * weights,
+            minlength=self.dimensions,
+        )
         length = np.sqrt((row * row).sum())
         if length == 0.0:  # every place cancelled: astronomically rare, but a zero has no direction
             row[0] = length = 1.0
-        return (row / length).astype(np.float32)
+        unit: Vectors = (row / length).astype(np.float32)
+        return unit
 
 
 def _features(words: list[str], settings: Static) -> dict[str, tuple[int, float]]:
@@ -114,8 +121,9 @@ def _word_weight(word: str) -> float:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _hash(feature: str, dimensions: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]  # private, two small arrays
+def _hash(feature: str, dimensions: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     digest = blake2b(feature.encode("utf-8", "surrogatepass"), digest_size=8 * _PLACES).digest()
     values = np.frombuffer(digest, dtype="<u8")
     signs = np.where(values >> np.uint64(63), -1.0, 1.0)
-    return (values & np.uint64((1 << 62) - 1)) % np.uint64(dimensions), signs
+    places = (values & np.uint64((1 << 62) - 1)) % np.uint64(dimensions)
+    return places.astype(np.int64), signs

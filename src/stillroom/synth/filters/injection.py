@@ -25,7 +25,7 @@ _ORDER = re.compile(
     r"\b(?:pretend|act) (?:to be|as if you|as an? (?:unrestricted|evil))\b|"
     r"\b(?:reveal|print|repeat|show|output|leak)\b[^.!?\n]{0,30}\b(?:system|hidden|secret) "
     r"(?:prompt|instructions?|message)\b|\bdo anything now\b|\bjailbreak|"
-    r"\b(?:ai|assistant|llm|language model|chatbot)s?[,:]? (?:must|should|shall|please) "
+    r"\b(?:ai|assistant|llm|language model|chatbot)s?(?:[,:] ?| (?:must|should|shall|please) )"
     r"(?:reply|respond|answer|say|output|ignore)\b|\bnew (?:system )?instructions?\s*:|"
     r"\brespond only with\b|\bsystem prompt\b",
     re.IGNORECASE,

@@ -25,7 +25,7 @@ _POINTING = re.compile(
     r"current|author(?:'|’)?s?)|the (?:text|passage|statement|document|article|paragraph|section|"
     r"sentence|excerpt|context|example|question|answer|topic|author|code)|mentioned|described|"
     r"stated|shown|discussed|above|below|according to|"
-    r"(?:an?|the|what) (?:similar|equivalent|corresponding|respective|resulting|remaining)\b",
+    r"(?:an?|the|what) (?:similar|equivalent|corresponding|respective|resulting|remaining))\b",
     re.IGNORECASE,
 )
 _PRONOUNS = frozenset(

@@ -7,6 +7,7 @@ given as they stand; round-trip answering is replaced by the room's filters.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -30,6 +31,7 @@ __all__ = ["GroundedQa"]
 _ASKER = "You write clear questions."
 _ANSWERER = "You answer questions from a text."
 _LABEL = "Question:"
+_MARK = re.compile("[?？؟]")
 _FREE = Opening("")
 _TASK = "Write the question that this statement answers."
 _SHOTS = (
@@ -126,10 +128,9 @@ class GroundedQa(Generator):
             question = written
             if quote is not None and opening.text:
                 question = trim_question(written, opening, quote.text)
-            if is_cut(completion) and "?" not in completion.text and question == written:
-                asking.fail(ask.seed, "question cut at the token limit", completion.text)
-            elif not written:
-                asking.fail(ask.seed, "no question", completion.text)
+            if not _MARK.search(completion.text):
+                reason = "question cut at the token limit" if is_cut(completion) else "no question"
+                asking.fail(ask.seed, reason, completion.text)
             elif not question:
                 asking.fail(ask.seed, "question strays, or tells the statement on", written)
             elif quote is not None and self.answer == "quote":

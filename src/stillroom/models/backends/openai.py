@@ -1,0 +1,289 @@
+"""Any OpenAI-compatible server: vLLM, llama.cpp, Ollama, SGLang, a hosted API.
+
+Asks many at once, but no more than ``concurrency``; retries, rate limits and timeouts are those of
+the endpoint. JSON Schemas go down a ladder until the server takes a rung: ``json_schema``,
+``json_object`` with the schema told, the schema told alone. What a server draws may depend on its
+other work: the completion cache is what makes a repeated run the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+from pydantic import Field, SecretStr
+from typing_extensions import override
+
+from stillroom.errors import BackendError, Cancelled
+from stillroom.models.endpoint import Endpoint, Patience, is_safe_for_keys, split_address
+from stillroom.models.method import Backend
+from stillroom.models.parallel import work_through
+from stillroom.models.protocols import Score, TextModel
+from stillroom.models.requests import spread_sampling
+from stillroom.records import Completion, Prompt, Sampling
+
+__all__ = ["Openai"]
+
+_DEFAULT_KEY = "OPENAI_API_KEY"
+_ROW_CODES = {"backend.refused", "backend.malformed", "backend.answer"}
+_RUNGS = ("json_schema", "json_object", "told")
+
+
+class Openai(Backend):
+    """An OpenAI-compatible endpoint."""
+
+    paper: ClassVar[str] = ""
+
+    model: str = Field("", description="the model's name; by default after # in the address")
+    api_key_env: str = Field(
+        _DEFAULT_KEY,
+        description="environment variable with the key; the default one is never sent over plain "
+        "http to another machine",
+    )
+    api_key: SecretStr | None = Field(None, description="the key itself; never written down")
+    concurrency: int = Field(16, ge=1, le=1024, description="requests at once")
+    requests_per_minute: float = Field(0, ge=0, description="at most; 0 for no limit")
+    tries: int = Field(6, ge=1, le=20, description="of one request, the first included")
+    connect_timeout_s: float = Field(10, gt=0, description="seconds until connected")
+    read_timeout_s: float = Field(300, gt=0, description="seconds between two pieces of an answer")
+    max_wait_s: float = Field(120, ge=0, description="seconds one request may wait in retries")
+
+    @override
+    def open(self, reference: str) -> TextModel:
+        address, named = split_address(reference)
+        endpoint = Endpoint(
+            address,
+            api_key=self._find_key(address),
+            patience=Patience(
+                self.tries,
+                self.connect_timeout_s,
+                self.read_timeout_s,
+                self.max_wait_s,
+                self.requests_per_minute,
+                self.concurrency,
+            ),
+        )
+        try:
+            name = self.model or named or _only_model(endpoint)
+        except BaseException:
+            endpoint.close()
+            raise
+        return _EndpointModel(endpoint, name, self.context_length or 32768)
+
+    def _find_key(self, address: str) -> str:
+        if self.api_key is not None:
+            return self.api_key.get_secret_value()
+        chosen = "api_key_env" in self.model_fields_set
+        if not chosen and not is_safe_for_keys(address):
+            return ""
+        key = os.environ.get(self.api_key_env, "")
+        if chosen and self.api_key_env and not key:
+            raise BackendError(
+                f"the environment variable {self.api_key_env} is empty",
+                code="backend.unauthorized",
+                expected="the endpoint's key",
+                next=f"export {self.api_key_env}=...",
+            )
+        return key
+
+
+class _EndpointModel:
+    """A TextModel behind an endpoint."""
+
+    def __init__(self, endpoint: Endpoint, name: str, context_length: int) -> None:
+        self.name = name
+        self.fingerprint = f"endpoint:{endpoint.address}#{name}"
+        self.context_length = context_length
+        self._endpoint = endpoint
+        self._rung = 0
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling | Sequence[Sampling],
+        *,
+        on_done: Callable[[int, Completion], None] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> list[Completion]:
+        """Complete every prompt; see ``TextModel.generate``.
+
+        A prompt that the endpoint refuses does not stop the others: the error, which names all
+        refused ones, is raised when they are done (and reported to ``on_done``).
+        """
+        samplings = spread_sampling(prompts, sampling)
+        failed: dict[int, BackendError] = {}
+        lock = threading.Lock()
+
+        def ask(index: int, is_stopped: Callable[[], bool]) -> Completion:
+            try:
+                return self._complete(prompts[index], samplings[index], is_stopped)
+            except Cancelled:
+                pass
+            except BackendError as error:
+                if error.code not in _ROW_CODES:
+                    raise
+                with lock:
+                    failed[index] = error
+            return Completion("", "cancelled", model=self.fingerprint)
+
+        completions = work_through(
+            ask,
+            len(prompts),
+            self._endpoint.patience.concurrency,
+            self.fingerprint,
+            on_done,
+            is_cancelled,
+        )
+        if failed:
+            raise BackendError([failed[index].problems[0] for index in sorted(failed)])
+        return completions
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
+        """Yield the completion's text as the endpoint sends it."""
+        path, body = _request(self.name, prompt, sampling, self._rung)
+        for event in self._endpoint.stream(path, {**body, "stream": True}):
+            choice = (event.get("choices") or [{}])[0]
+            piece = (choice.get("delta") or {}).get("content") or choice.get("text") or ""
+            if piece:
+                yield str(piece)
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
+        """Refuse: the dialect has no dependable way to ask for a given text's log-probabilities."""
+        raise BackendError(
+            f"{self._endpoint.address} gives no log-probabilities of a given text",
+            code="backend.no-score",
+            expected="a model in this process (backend transformers or llamacpp)",
+            next="open the checkpoint itself",
+        )
+
+    def count_tokens(self, text: str) -> int:
+        """Estimate: a token for every 4 bytes of UTF-8, since the tokenizer is the server's."""
+        return -(-len(text.encode("utf-8", "surrogatepass")) // 4)
+
+    def close(self) -> None:
+        """Close connections."""
+        self._endpoint.close()
+
+    def _complete(
+        self, prompt: Prompt, sampling: Sampling, is_stopped: Callable[[], bool]
+    ) -> Completion:
+        rung = self._rung
+        while True:
+            path, body = _request(self.name, prompt, sampling, rung)
+            try:
+                answer = self._endpoint.ask(path, body, is_stopped)
+            except BackendError as error:
+                if (
+                    error.code != "backend.refused"
+                    or prompt.schema is None
+                    or rung + 1 == len(_RUNGS)
+                ):
+                    raise
+                rung += 1
+                continue
+            if prompt.schema is not None:
+                self._rung = max(self._rung, rung)
+            return self._read(answer, prompt)
+
+    def _read(self, answer: dict[str, Any], prompt: Prompt) -> Completion:
+        try:
+            choice = answer["choices"][0]
+            text = choice["message"]["content"] if prompt.messages else choice["text"]
+            usage = answer.get("usage") or {}
+            counts = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise BackendError(
+                f"{self._endpoint.address} sent an answer without a completion: "
+                f"{json.dumps(answer)[:200]}",
+                code="backend.answer",
+                expected="choices[0].message.content",
+                next="check that the address is an OpenAI-compatible API (…/v1)",
+            ) from error
+        text = _without_thoughts(str(text or "")).removeprefix(prompt.prefix)
+        if prompt.schema is not None:
+            text = _without_fence(text)
+        reason = "length" if choice.get("finish_reason") == "length" else "stop"
+        return Completion(text, reason, *counts, self.fingerprint)
+
+
+def _only_model(endpoint: Endpoint) -> str:
+    answer = endpoint.ask("/models")
+    names = [
+        str(entry["id"])
+        for entry in answer.get("data") or []
+        if isinstance(entry, dict) and "id" in entry
+    ]
+    if len(names) == 1:
+        return names[0]
+    raise BackendError(
+        f"{endpoint.address} serves {len(names)} models: {', '.join(names[:8])}",
+        code="backend.which-model",
+        expected="a model's name",
+        next=f"write {endpoint.address}#NAME",
+    )
+
+
+def _request(
+    name: str, prompt: Prompt, sampling: Sampling, rung: int
+) -> tuple[str, dict[str, Any]]:
+    body: dict[str, Any] = {
+        "model": name,
+        "max_tokens": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": sampling.seed & 0x7FFFFFFF,
+    }
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    if sampling.top_k:  # no part of OpenAI's dialect, so sent only where it is asked for
+        body["top_k"] = sampling.top_k
+    if sampling.repetition_penalty != 1.0:
+        body["repetition_penalty"] = sampling.repetition_penalty
+    messages = [message.to_json() for message in prompt.messages]
+    if prompt.schema is not None:
+        schema = json.dumps(prompt.schema, ensure_ascii=False)
+        if _RUNGS[rung] == "json_schema":
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {
+                    "name": "completion",
+                    "schema": dict(prompt.schema),
+                    "strict": True,
+                },
+            }
+        elif _RUNGS[rung] == "json_object":
+            body["response_format"] = {"type": "json_object"}
+        if rung and messages:
+            told = f"{messages[-1]['content']}\n\nAnswer with JSON only, valid for: {schema}"
+            messages[-1] = {**messages[-1], "content": told}
+    if not prompt.messages:
+        return "/completions", {**body, "prompt": prompt.text + prompt.prefix}
+    if prompt.prefix:
+        messages.append({"role": "assistant", "content": prompt.prefix})
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
+    return "/chat/completions", {**body, "messages": messages}
+
+
+def _without_thoughts(text: str) -> str:
+    """Drop a reasoning model's ``<think>`` block from the front; unclosed, it is all there is."""
+    bare = text.lstrip()
+    if not bare.startswith("<think>"):
+        return text
+    _, closed, rest = bare.partition("</think>")
+    return rest.lstrip() if closed else ""
+
+
+def _without_fence(text: str) -> str:
+    """Return the JSON within a Markdown fence, if that is what the text is; else the text."""
+    bare = text.strip()
+    if bare.startswith("```") and bare.endswith("```") and "\n" in bare:
+        inner = bare[bare.index("\n") + 1 : -3].strip()
+        try:
+            json.loads(inner)
+        except ValueError:
+            return text
+        return inner
+    return text

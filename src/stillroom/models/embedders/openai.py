@@ -1,0 +1,129 @@
+"""Any OpenAI-compatible embeddings endpoint.
+
+Texts go in small groups, several at once; retries, rate limits and timeouts are those of the
+endpoint. Whether a text's vector depends on its group is up to the server.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field, SecretStr
+from typing_extensions import override
+
+from stillroom.errors import BackendError
+from stillroom.models.endpoint import Endpoint, Patience, is_safe_for_keys, split_address
+from stillroom.models.method import EmbedderMethod
+from stillroom.models.protocols import Embedder, TextKind, Vectors
+from stillroom.models.vectors import refuse_empty, unit_rows
+
+__all__ = ["Openai"]
+
+
+class Openai(EmbedderMethod):
+    """An OpenAI-compatible embeddings endpoint."""
+
+    paper: ClassVar[str] = ""
+
+    model: str = Field("", description="the model's name; by default after # in the address")
+    api_key_env: str = Field(
+        "OPENAI_API_KEY",
+        description="environment variable with the key; never sent over plain http to another "
+        "machine",
+    )
+    api_key: SecretStr | None = Field(None, description="the key itself; never written down")
+    batch_size: int = Field(32, ge=1, le=2048, description="texts in one request")
+    concurrency: int = Field(4, ge=1, le=256, description="requests at once")
+    requests_per_minute: float = Field(0, ge=0, description="at most; 0 for no limit")
+    max_tokens: int = Field(8192, ge=8, description="tokens the model reads of a text")
+    query_prompt: str = Field("", description="put before every query")
+    passage_prompt: str = Field("", description="put before every passage")
+    tries: int = Field(6, ge=1, le=20, description="of one request, the first included")
+    read_timeout_s: float = Field(120, gt=0, description="seconds until an answer comes")
+
+    @override
+    def open(self, reference: str) -> Embedder:
+        address, named = split_address(reference)
+        name = self.model or named
+        if not name:
+            raise BackendError(
+                f"{address} needs the name of an embedding model",
+                code="backend.which-model",
+                expected="a model's name",
+                next=f"write {address}#NAME",
+            )
+        key = self.api_key.get_secret_value() if self.api_key else ""
+        if not key and is_safe_for_keys(address):
+            key = os.environ.get(self.api_key_env, "")
+        patience = Patience(
+            tries=self.tries,
+            read_timeout_s=self.read_timeout_s,
+            requests_per_minute=self.requests_per_minute,
+            concurrency=self.concurrency,
+        )
+        return _EndpointEmbedder(self, name, Endpoint(address, api_key=key, patience=patience))
+
+
+class _EndpointEmbedder:
+    def __init__(self, settings: Openai, name: str, endpoint: Endpoint) -> None:
+        self._settings = settings
+        self._name = name
+        self._endpoint = endpoint
+        self.max_tokens = settings.max_tokens
+        self.fingerprint = (
+            f"endpoint:{endpoint.address}#{name}:{settings.query_prompt}:{settings.passage_prompt}"
+        )
+        self.truncated = 0
+        try:
+            self.dimensions = int(self._ask(["dimensions"]).shape[1])
+        except BaseException:
+            endpoint.close()
+            raise
+
+    def embed(self, texts: Sequence[str], *, kind: TextKind) -> Vectors:
+        refuse_empty(texts)
+        settings = self._settings
+        prompt = settings.query_prompt if kind == "query" else settings.passage_prompt
+        size = settings.batch_size
+        groups = [
+            [prompt + self._cut(text) for text in texts[start : start + size]]
+            for start in range(0, len(texts), size)
+        ]
+        if not groups:
+            return np.zeros((0, self.dimensions), dtype=np.float32)
+        with ThreadPoolExecutor(settings.concurrency, "stillroom-embed") as workers:
+            return unit_rows(np.concatenate(list(workers.map(self._ask, groups))))
+
+    def count_tokens(self, text: str) -> int:
+        """Estimate: a token for every 4 bytes of UTF-8, since the tokenizer is the server's."""
+        return -(-len(text.encode("utf-8", "surrogatepass")) // 4)
+
+    def _cut(self, text: str) -> str:
+        if self.count_tokens(text) <= self.max_tokens:
+            return text
+        self.truncated += 1
+        return text.encode("utf-8", "replace")[: 4 * self.max_tokens].decode("utf-8", "ignore")
+
+    def _ask(self, texts: list[str]) -> Vectors:
+        body = {"model": self._name, "input": texts, "encoding_format": "float"}
+        answer = self._endpoint.ask("/embeddings", body)
+        try:
+            rows = sorted(answer["data"], key=lambda row: int(row["index"]))
+            vectors = np.array([row["embedding"] for row in rows], dtype=np.float32)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._bad_answer("its rows cannot be read") from error
+        if vectors.ndim != 2 or len(vectors) != len(texts):
+            raise self._bad_answer(f"{len(vectors)} rows for {len(texts)} texts")
+        return vectors
+
+    def _bad_answer(self, why: str) -> BackendError:
+        return BackendError(
+            f"{self._endpoint.address} sent no usable vectors: {why}",
+            code="backend.answer",
+            expected="data[i].embedding, one for each text",
+            next="check the model's name and that it is an embedding model",
+        )

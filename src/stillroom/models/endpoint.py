@@ -1,0 +1,403 @@
+"""An HTTP endpoint that speaks OpenAI's dialect, asked with patience.
+
+Retries what may pass (408, 409, 425, 429, 5xx, broken connections, broken JSON) with growing,
+jittered pauses; honors Retry-After for the whole endpoint; spaces requests where a rate is set;
+never retries what cannot pass (other 4xx, a spent quota). Every wait is bounded. The key is never
+part of a message, and never sent after a redirect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import email.utils
+import json
+import os
+import queue
+import random
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from stillroom.errors import BackendError, Cancelled, MissingExtraError
+
+__all__ = ["Endpoint", "Patience", "is_safe_for_keys", "read_retry_after", "split_address"]
+
+T = TypeVar("T")
+_RETRIED = {408, 409, 425, 429}
+_LOOK_S = 0.2
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+_REFUSED_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long an endpoint is waited for, and how hard it is asked."""
+
+    tries: int = 6
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 300.0
+    max_wait_s: float = 120.0
+    requests_per_minute: float = 0.0
+    concurrency: int = 16
+
+
+class _Passing(Exception):  # noqa: N818  # never leaves this module
+    """A failure that may pass; carries how long the server asked to wait."""
+
+    def __init__(self, what: str, *, code: str = "backend.down", wait_s: float = 0.0) -> None:
+        super().__init__(what)
+        self.code = code
+        self.wait_s = wait_s
+
+
+class Endpoint:
+    """One address with its key, its limits, and a thread that does the waiting."""
+
+    def __init__(
+        self, address: str, *, api_key: str = "", patience: Patience | None = None
+    ) -> None:
+        """Prepare to ask ``address`` (as ``http://host:8000/v1``); nothing is sent yet.
+
+        Raises:
+            MissingExtraError: If aiohttp is not installed.
+        """
+        try:
+            import aiohttp
+        except ImportError as error:
+            raise MissingExtraError.of("aiohttp", "openai", "asking an endpoint") from error
+        self._http = aiohttp
+        self.address = address.rstrip("/")
+        self.patience = patience or Patience()
+        self._key = api_key
+        self._not_before = 0.0
+        self._next_turn = 0.0
+        self._session: Any = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, daemon=True, name="stillroom-endpoint"
+        )
+        self._thread.start()
+
+    def ask(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        is_stopped: Callable[[], bool] | None = None,
+    ) -> dict[str, Any]:
+        """POST ``body`` (or GET, without one) and return the JSON object that comes back.
+
+        Raises:
+            BackendError: If the endpoint is down, refuses, or answers with no JSON.
+            Cancelled: If ``is_stopped`` became true.
+        """
+        return self._wait(self._ask(path, body), is_stopped)
+
+    def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """POST ``body`` and yield the JSON of every server-sent event until ``[DONE]``.
+
+        Raises:
+            BackendError: As ``ask``; a stream that breaks off midway is not retried.
+        """
+        events: queue.SimpleQueue[dict[str, Any] | BaseException | None] = queue.SimpleQueue()
+
+        async def pump() -> None:
+            try:
+                async for event in self._stream(path, body):
+                    events.put(event)
+                events.put(None)
+            except BaseException as error:  # noqa: BLE001  # raised again on the reader's thread
+                events.put(error)
+
+        future = asyncio.run_coroutine_threadsafe(pump(), self._loop)
+        try:
+            while (event := events.get()) is not None:
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+        finally:
+            future.cancel()
+
+    def close(self) -> None:
+        """Close connections and end the thread; closing twice does no harm."""
+        if self._loop.is_closed():
+            return
+        if self._session is not None:
+            asyncio.run_coroutine_threadsafe(self._session.close(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def _wait(self, work: Coroutine[Any, Any, T], is_stopped: Callable[[], bool] | None) -> T:
+        if self._loop.is_closed():
+            work.close()
+            raise BackendError(
+                f"{self.address} is closed",
+                code="backend.closed",
+                expected="an open model",
+                next="open it again",
+            )
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        while True:
+            try:
+                return future.result(_LOOK_S)
+            except concurrent.futures.TimeoutError:
+                if future.done():
+                    raise
+                if is_stopped is not None and is_stopped():
+                    future.cancel()
+                    raise Cancelled("stopped while waiting", code="job.cancelled") from None
+
+    async def _ask(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        begun, refused = time.monotonic(), 0
+        for attempt in range(self.patience.tries):
+            await self._await_turn()
+            try:
+                return await self._send(path, body)
+            except _Passing as problem:
+                refused += problem.code == "backend.down"
+                waited = time.monotonic() - begun
+                pause = problem.wait_s or _pause(attempt)
+                last = attempt + 1 == self.patience.tries or refused >= _REFUSED_TRIES
+                if last or waited + pause > self.patience.max_wait_s:
+                    raise self._give_up(problem, attempt + 1, waited) from problem
+                await asyncio.sleep(pause)
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    async def _await_turn(self) -> None:
+        """Wait until the endpoint's Retry-After has passed and the rate allows one more."""
+        while (left := self._not_before - time.monotonic()) > 0:
+            await asyncio.sleep(left)
+        if self.patience.requests_per_minute > 0:
+            now = time.monotonic()
+            turn = max(now, self._next_turn)
+            self._next_turn = turn + 60.0 / self.patience.requests_per_minute
+            if turn > now:
+                await asyncio.sleep(turn - now)
+
+    async def _send(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        async with self._request(path, body) as answer:
+            try:
+                data = await answer.read()
+            except (self._http.ClientError, TimeoutError) as error:
+                raise _Passing(
+                    f"the answer broke off ({_name(error)})", code="backend.broken"
+                ) from error
+        try:
+            value = json.loads(data)
+        except ValueError as error:
+            raise _Passing("the answer is no JSON", code="backend.malformed") from error
+        if not isinstance(value, dict):
+            raise _Passing("the answer is no JSON object", code="backend.malformed")
+        return value
+
+    async def _stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        await self._await_turn()
+        try:
+            async with self._request(path, body) as answer:
+                async for line in answer.content:
+                    text = line.decode("utf-8", "replace").strip()
+                    if not text.startswith("data:"):
+                        continue
+                    text = text.removeprefix("data:").strip()
+                    if text == "[DONE]":
+                        return
+                    value = json.loads(text)
+                    if isinstance(value, dict):
+                        yield value
+        except _Passing as problem:
+            raise self._give_up(problem, 1, 0.0) from problem
+        except (self._http.ClientError, TimeoutError, ValueError) as error:
+            broken = _Passing(f"the stream broke off ({_name(error)})", code="backend.broken")
+            raise self._give_up(broken, 1, 0.0) from error
+
+    def _request(self, path: str, body: Mapping[str, Any] | None) -> _Exchange:
+        return _Exchange(self, path, body)
+
+    async def open_session(self) -> Any:
+        """Return the session, made on first use within the endpoint's thread."""
+        if self._session is None:
+            patience = self.patience
+            self._session = self._http.ClientSession(
+                timeout=self._http.ClientTimeout(
+                    total=None,
+                    sock_connect=patience.connect_timeout_s,
+                    sock_read=patience.read_timeout_s,
+                ),
+                connector=self._http.TCPConnector(limit=max(patience.concurrency, 1)),
+                headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            )
+        return self._session
+
+    def hold_until(self, wait_s: float) -> None:
+        """Send nothing to this endpoint for ``wait_s`` seconds."""
+        self._not_before = max(self._not_before, time.monotonic() + wait_s)
+
+    def redact(self, text: str) -> str:
+        """Return the text without the key, should a server repeat it."""
+        return text.replace(self._key, "***") if self._key else text
+
+    def _give_up(self, problem: _Passing, tries: int, waited: float) -> BackendError:
+        steps = {
+            "backend.rate-limit": "lower concurrency or requests_per_minute, or wait",
+            "backend.malformed": "check that the address is an OpenAI-compatible API (…/v1)",
+        }
+        return BackendError(
+            f"{self.address}: {self.redact(str(problem))}, {tries} tries in {waited:.0f} s",
+            code=problem.code,
+            expected="an endpoint that answers",
+            next=steps.get(problem.code, f"start the server, then: curl {self.address}/models"),
+        )
+
+
+class _Exchange:
+    """One request and its status, as an async context; the body is read by who enters it."""
+
+    def __init__(self, endpoint: Endpoint, path: str, body: Mapping[str, Any] | None) -> None:
+        self._endpoint = endpoint
+        self._path = path
+        self._body = body
+        self._answer: Any = None
+
+    async def __aenter__(self) -> Any:
+        endpoint = self._endpoint
+        http = endpoint._http  # one class in two parts
+        session = await endpoint.open_session()
+        url = endpoint.address + self._path
+        method = "GET" if self._body is None else "POST"
+        try:
+            self._answer = await session.request(
+                method, url, json=self._body, allow_redirects=False, proxy=_proxy_for(url)
+            )
+            if self._answer.status != 200:
+                await self._refuse()
+        except TimeoutError as error:
+            raise _Passing("no answer in time", code="backend.timeout") from error
+        except http.ClientConnectionError as error:
+            code = "backend.broken" if isinstance(error, http.ServerDisconnectedError) else ""
+            raise _Passing(
+                f"cannot be reached ({_name(error)})", code=code or "backend.down"
+            ) from error
+        except http.InvalidURL as error:
+            raise BackendError(
+                f"{url} is not an address",
+                code="backend.address",
+                expected="http://host:port/v1#model",
+                next="correct the address",
+            ) from error
+        except http.ClientError as error:
+            raise _Passing(f"speaks no HTTP ({_name(error)})", code="backend.broken") from error
+        return self._answer
+
+    async def __aexit__(self, *_: object) -> None:
+        self._answer.release()
+
+    async def _refuse(self) -> None:
+        answer, endpoint = self._answer, self._endpoint
+        status = answer.status
+        said = endpoint.redact(_error_text(await answer.read()))
+        answer.release()
+        if "insufficient_quota" in said or status == 402:
+            raise _fatal(endpoint, status, said, "backend.quota", "add credit, or use another key")
+        if status in _RETRIED or status >= 500:
+            wait = read_retry_after(answer.headers.get("Retry-After", ""))
+            if wait and status in {429, 503}:
+                endpoint.hold_until(wait)
+            code = "backend.rate-limit" if status == 429 else "backend.unavailable"
+            raise _Passing(f"HTTP {status}: {said}", code=code, wait_s=wait)
+        if status in {401, 403}:
+            step = "set the key: export OPENAI_API_KEY=..., or api_key_env"
+            raise _fatal(endpoint, status, said, "backend.unauthorized", step)
+        if status == 404:
+            step = f"curl {endpoint.address}/models"
+            raise _fatal(endpoint, status, said, "backend.not-found", step)
+        raise _fatal(endpoint, status, said, "backend.refused", "change the request as it says")
+
+
+def read_retry_after(value: str) -> float:
+    """Return the seconds that a Retry-After header asks for: a number or an HTTP date; 0 if none."""
+    value = value.strip()
+    if not value:
+        return 0.0
+    try:
+        return max(0.0, float(value)) if float(value) < float("inf") else 0.0
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return 0.0
+
+
+def split_address(reference: str) -> tuple[str, str]:
+    """Return address and model name of ``http://host/v1#name``.
+
+    Raises:
+        BackendError: If the address has no host, or carries a user or password.
+    """
+    address, _, model = reference.partition("#")
+    parts = urlsplit(address)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+        raise BackendError(
+            f"{parts.scheme}://{parts.hostname or ''} is not an endpoint's address",
+            code="backend.address",
+            expected="http://host:port/v1#model, without user or password",
+            next="correct the address; keys go into the environment (api_key_env)",
+        )
+    return address.rstrip("/"), model
+
+
+def is_safe_for_keys(address: str) -> bool:
+    """Whether nobody on the way can read a key: https, or this very machine."""
+    parts = urlsplit(address)
+    if parts.scheme == "https" or parts.hostname == "localhost":
+        return True
+    try:
+        return ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _fatal(endpoint: Endpoint, status: int, said: str, code: str, step: str) -> BackendError:
+    return BackendError(
+        f"{endpoint.address} answered HTTP {status}: {said}",
+        code=code,
+        expected="HTTP 200",
+        next=step,
+    )
+
+
+def _pause(attempt: int) -> float:
+    return min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0**attempt) * random.uniform(0.5, 1.0)
+
+
+def _proxy_for(url: str) -> str | None:
+    parts = urlsplit(url)
+    if is_safe_for_keys(url) and parts.scheme == "http":
+        return None
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    return getproxies().get(parts.scheme)
+
+
+def _error_text(data: bytes) -> str:
+    try:
+        value = json.loads(data)
+        error = value.get("error", value)
+        said = error if isinstance(error, str) else error.get("message") or json.dumps(error)
+        kind = "" if isinstance(error, str) else str(error.get("code") or error.get("type") or "")
+        text = f"{said} ({kind})" if kind else str(said)
+    except (ValueError, AttributeError):
+        text = data.decode("utf-8", "replace")
+    return " ".join(text.split())[:400] or "no reason given"
+
+
+def _name(error: BaseException) -> str:
+    number = getattr(error, "errno", None)
+    return f"{type(error).__name__}, {os.strerror(number)}" if number else type(error).__name__

@@ -1,0 +1,97 @@
+"""What a synth job says of itself: counts of every step, a refusal, a warning.
+
+Everything here follows from what was kept and dropped: no clock, so that equal work gives equal
+bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stillroom.errors import DataError
+from stillroom.records import Passage
+from stillroom.synth.harvest import Dropped, Harvest
+from stillroom.synth.method import Split
+from stillroom.synth.recipe import SynthRecipe
+from stillroom.synth.source import Source
+
+__all__ = ["describe_shortfall", "make_report", "refuse_nothing"]
+
+
+def refuse_nothing(train: Harvest, recipe: SynthRecipe) -> None:
+    """Fail where the training side gave no record at all.
+
+    Raises:
+        DataError: With the count of every reason.
+    """
+    if train.kept:
+        return
+    reasons = "; ".join(f"{count} {reason}" for reason, count in train.count_reasons().items())
+    raise DataError(
+        f"of {train.asked} asks about {train.units} passages no training record is kept"
+        + (f" ({reasons})" if reasons else ""),
+        code="synth.nothing-kept",
+        where=recipe.index,
+        expected="at least one record that passes every filter",
+        next="look at some with: stillroom synth preview RECIPE; then loosen the filter or change "
+        "the teacher",
+    )
+
+
+def describe_shortfall(harvest: Harvest, recipe: SynthRecipe) -> str:
+    """Return a warning where fewer records were kept than wanted, or nothing."""
+    wanted = getattr(recipe.target, harvest.split)
+    if len(harvest.kept) >= wanted or (harvest.split == "held_out" and not recipe.held_out):
+        return ""
+    reasons = list(harvest.count_reasons().items())[:3]
+    shown = "; ".join(f"{count} {reason}" for reason, count in reasons) or "nothing to ask about"
+    return (
+        f"warning: {len(harvest.kept)} of {wanted} {harvest.split} records kept after "
+        f"{harvest.asked} asks ({shown}); all passages were asked about {recipe.attempts} times"
+    )
+
+
+def make_report(
+    recipe: SynthRecipe,
+    source: Source,
+    sides: Mapping[str, Split],
+    passages: Mapping[Split, Sequence[Passage]],
+    harvests: Sequence[Harvest],
+    texts: int,
+    refused: Sequence[Dropped],
+) -> dict[str, Any]:
+    """Return report.json.
+
+    Args:
+        recipe: What was asked for.
+        source: The passages read, and what fell out in reading.
+        sides: The split of documents.
+        passages: The passages of each side.
+        harvests: What each side gave.
+        texts: How many passages became records of plain text.
+        refused: Passages that a filter refused.
+    """
+    splits = {}
+    for harvest in harvests:
+        splits[harvest.split] = {
+            "documents": sum(side == harvest.split for side in sides.values()),
+            "passages": len(passages[harvest.split]),
+            "wanted": getattr(recipe.target, harvest.split),
+            "units": harvest.units,
+            "asked": harvest.asked,
+            "parsed": harvest.parsed,
+            "kept": len(harvest.kept),
+            "dropped": harvest.count_reasons(),
+            "prompt_tokens": harvest.prompt_tokens,
+            "completion_tokens": harvest.completion_tokens,
+        }
+    reasons = Counter(f"{drop.filter}: {drop.reason}" for drop in refused)
+    return {
+        "splits": splits,
+        "passage_records": {"kept": texts, "dropped": dict(sorted(reasons.items()))},
+        "source": {"passages": len(source.passages), "dropped": dict(source.dropped)},
+        "generator": recipe.generator.model_dump(mode="json"),
+        "filters": [chosen.model_dump(mode="json") for chosen in recipe.filters],
+    }

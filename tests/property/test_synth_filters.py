@@ -1,0 +1,99 @@
+"""Filters judge any record, always the same, and duplicates form no chains."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.synth.conftest import make_passage
+
+from stillroom.records import Message, Record
+from stillroom.synth.evidence import find_statements
+from stillroom.synth.filters.duplicate import Duplicate
+from stillroom.synth.method import FILTERS, Context
+from stillroom.synth.openings import find_openings
+from stillroom.synth.recipe import DEFAULT_FILTERS
+from stillroom.synth.replies import clean_answer, clean_question, parse_pair
+from stillroom.synth.trimming import trim_question
+
+WORDS = st.sampled_from(
+    str.split('the bee bees wax is in of what does do ? . , " ( ) make made 35 hive')
+)
+TEXTS = st.one_of(st.text(max_size=200), st.lists(WORDS, max_size=40).map(" ".join))
+JSON = st.recursive(
+    st.none() | st.integers() | TEXTS, lambda inner: st.dictionaries(TEXTS, inner, max_size=3)
+)
+FIELDS = st.dictionaries(
+    st.sampled_from(["question", "answer", "evidence", "document_id", "split"]), JSON
+)
+TURNS = st.builds(Message, st.sampled_from(["system", "user", "assistant"]), TEXTS)
+RECORDS = st.builds(Record, st.lists(TURNS, max_size=3).map(tuple), FIELDS)
+
+
+@pytest.mark.parametrize("name", DEFAULT_FILTERS)
+@given(record=RECORDS, held_out=RECORDS)
+@settings(max_examples=40, deadline=None)
+def test_filters_are_total_and_deterministic(name, record, held_out):
+    context = Context(held_out=[held_out])
+    first = FILTERS.build(name).begin(context).judge(record)
+    assert first == FILTERS.build(name).begin(context).judge(record)
+    assert first.keep or first.reason
+
+
+PAIRS = st.lists(
+    st.tuples(
+        st.sampled_from(["What is wax?", "What is WAX?", "What is comb?", "Where is wax?"]),
+        st.lists(st.sampled_from(str.split("soft warm old new bright")), min_size=1, max_size=12),
+    ),
+    max_size=12,
+)
+
+
+def fold(pairs):
+    judge = Duplicate().begin(Context())
+    kept = []
+    for question, answer in pairs:
+        text = " ".join(answer)
+        record = Record(
+            (Message("user", question), Message("assistant", text)),
+            {"question": question, "answer": text},
+        )
+        if judge.judge(record).keep:
+            judge.admit(record)
+            kept.append(record)
+    return kept
+
+
+@given(PAIRS, st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_in_any_order_every_dropped_record_repeats_one_that_is_kept(pairs, rng):
+    shuffled = list(pairs)
+    rng.shuffle(shuffled)
+    kept = fold(shuffled)
+    questions = {record.fields["question"].casefold() for record in kept}
+    answers = {record.fields["answer"] for record in kept}
+    assert len(questions) == len(kept) == len(answers)
+    again = fold([(r.fields["question"], r.fields["answer"].split()) for r in kept])
+    assert again == kept
+    if pairs:
+        assert kept
+
+
+@given(TEXTS)
+@settings(deadline=None)
+def test_reading_any_text_never_fails(text):
+    assert "\n" not in clean_question(text)
+    assert "\n" not in clean_answer(text)
+    parse_pair(text)
+    passage = make_passage("bees", text, start=7)
+    for quote in find_statements(passage):
+        assert passage.text[quote.start - 7 : quote.end - 7] == quote.text
+
+
+@given(TEXTS, TEXTS)
+@settings(deadline=None)
+def test_a_trimmed_question_is_a_beginning_of_what_was_said(statement, tail):
+    statement = f"The {statement} is kept by bees in a hive."
+    for opening in find_openings(statement, statement):
+        question = trim_question(opening.text + tail, opening, statement)
+        if question:
+            assert (opening.text + tail).startswith(question[:-1])
+            assert question.startswith(opening.text)

@@ -1,0 +1,106 @@
+import pytest
+
+from stillroom.errors import DataError, RecipeError
+from stillroom.rag.fusion import reciprocal_rank
+from stillroom.rag.method import RERANKERS, RETRIEVERS, TRANSFORMS, Query
+from stillroom.testing import scripted_model
+
+
+def test_fusion_is_the_stated_formula():
+    first = [(7, 9.0), (3, 8.0), (5, 7.0)]
+    second = [(3, 0.1), (9, 0.05)]
+    fused = dict(reciprocal_rank([first, second], k=60, weights=[1.0, 2.0]))
+    assert fused == pytest.approx({7: 1 / 61, 3: 1 / 62 + 2 / 61, 5: 1 / 63, 9: 2 / 62})
+
+
+def test_equal_scores_are_ordered_by_best_rank_then_row():
+    assert [row for row, _ in reciprocal_rank([[(8, 1)], [(2, 1)]])] == [2, 8]
+    lists = [[(1, 0), (2, 0)], [(2, 0), (1, 0)], [(5, 0)]]
+    assert [row for row, _ in reciprocal_rank(lists)] == [1, 2, 5]
+
+
+def test_fusing_nothing_gives_nothing():
+    assert reciprocal_rank([]) == []
+    assert reciprocal_rank([[], []]) == []
+
+
+def test_hybrid_is_the_fusion_of_both_legs(index):
+    query = Query("a cat or a dog at night")
+    legs = [index.search_keyword(query, 100), index.search_dense(query, 100)]
+    expected = [row for row, _ in reciprocal_rank(legs)][:4]
+    found = RETRIEVERS.build("hybrid").retrieve(query, 4, index)
+    assert [index.lexicon.row_of(hit.passage.id) for hit in found] == expected
+
+
+def test_a_leg_of_weight_zero_changes_no_order(index):
+    query = Query("a cat or a dog at night")
+    keyword = RETRIEVERS.build("keyword").retrieve(query, 3, index)
+    hybrid = RETRIEVERS.build({"name": "hybrid", "dense_weight": 0}).retrieve(query, 3, index)
+    assert [hit.passage.id for hit in hybrid][: len(keyword)] == [hit.passage.id for hit in keyword]
+
+
+def test_an_unknown_retriever_names_the_known_ones(index):
+    with pytest.raises(RecipeError, match="hybrid"):
+        index.retrieve("cat", retriever="hybird")
+
+
+@pytest.mark.parametrize("name", RERANKERS.names())
+def test_a_reranker_keeps_the_hits_and_orders_them(index, name):
+    query = Query("dogs guard the house")
+    hits = RETRIEVERS.build("hybrid").retrieve(query, 5, index)
+    again = RERANKERS.build(name).rerank(query, hits, index)
+    assert {hit.passage.id for hit in again} == {hit.passage.id for hit in hits}
+    assert [hit.rank for hit in again] == [1, 2, 3, 4, 5][: len(hits)]
+    assert [hit.score for hit in again] == sorted((hit.score for hit in again), reverse=True)
+    assert again[0].passage.location.path == "animals/dogs.md"
+    assert RERANKERS.build(name).rerank(query, [], index) == []
+
+
+def test_proximity_prefers_words_that_stand_together(build, folder, tmp_path):
+    from stillroom.rag.index import Index
+
+    filler = " ".join(f"filler{at}" for at in range(40))
+    (folder / "far.txt").write_text(f"solar {filler} kettle {filler} end")
+    (folder / "near.txt").write_text(f"{filler} solar kettle {filler} end")
+    build()
+    with Index.open(tmp_path / "index") as index:
+        method = RERANKERS.build({"name": "proximity", "weight": 5})
+        hits = index.retrieve("solar kettle", 2, retriever="keyword", reranker=method)
+    assert hits[0].passage.location.path == "near.txt"
+
+
+def test_expansion_keeps_the_own_terms_and_adds_from_the_first_passages(index):
+    (query,) = TRANSFORMS.build("expand").rewrite(Query("purring cats"), index, None)
+    assert {"pur", "cat"} & set(query.terms)
+    assert "sleep" in query.terms
+    assert query.text == "purring cats"
+    assert sum(query.terms.values()) == pytest.approx(1.0)
+
+
+def test_expansion_of_an_unknown_word_changes_nothing(index):
+    query = Query("zzzz")
+    assert TRANSFORMS.build("expand").rewrite(query, index, None) == [query]
+
+
+def test_hyde_searches_with_what_the_model_writes(index):
+    model = scripted_model(lambda prompt: "A dog barks at strangers and guards the house.")
+    hits = index.retrieve(
+        "who protects my home", 1, retriever="dense", transform="hyde", model=model
+    )
+    assert hits[0].passage.location.path == "animals/dogs.md"
+    assert "who protects my home" in model.asked[0].messages[-1].content
+
+
+def test_hyde_without_a_model_is_refused(index):
+    with pytest.raises(DataError) as caught:
+        index.retrieve("cat", transform="hyde")
+    assert caught.value.code == "rag.no-model"
+
+
+def test_several_queries_are_fused(index, monkeypatch):
+    method = TRANSFORMS.build("expand")
+    queries = [Query("cat"), Query("dog")]
+    monkeypatch.setattr(type(method), "rewrite", lambda *_: queries)
+    hits = index.retrieve("pets", 2, retriever="keyword", transform=method)
+    assert {hit.passage.location.path for hit in hits} == {"animals/cats.md", "animals/dogs.md"}
+    assert [hit.rank for hit in hits] == [1, 2]

@@ -1,0 +1,36 @@
+from tests.unit.synth.filters.test_filters import make_record
+
+from stillroom.records import Message, Record
+from stillroom.synth.filters.decontaminate import Decontaminate
+from stillroom.synth.method import Context
+
+HELD_OUT = make_record(
+    "What do worker bees produce from their glands?",
+    "Worker bees produce wax from glands below the abdomen.",
+)
+
+
+def judge(record):
+    return Decontaminate().begin(Context(held_out=[HELD_OUT])).judge(record)
+
+
+def passage(text):
+    return Record((Message("assistant", text),))
+
+
+def test_held_out_question_in_a_training_record_is_found():
+    record = make_record("What do worker bees produce from their glands?", "Something else.")
+    assert judge(record).reason == "held-out text in training"
+
+
+def test_held_out_answer_within_a_passage_is_found_in_any_writing():
+    text = "Long ago. WORKER BEES produce wax, from glands below the abdomen! And so on, for years."
+    assert not judge(passage(text)).keep
+
+
+def test_shared_words_alone_are_no_contamination():
+    assert judge(passage("The abdomen of a bee has glands that produce the wax of the comb.")).keep
+
+
+def test_held_out_side_is_not_compared_with_itself():
+    assert Decontaminate().begin(Context()).judge(HELD_OUT).keep

@@ -1,0 +1,51 @@
+from tests.unit.synth.filters.test_filters import make_record
+
+from stillroom.records import Message, Record
+from stillroom.synth.filters.duplicate import Duplicate
+from stillroom.synth.method import Context
+
+LONG = (
+    "Worker bees produce wax from eight glands below the abdomen and chew it until it is soft "
+    "enough to build the comb of the colony in early summer"
+)
+
+
+def fold(records, **settings):
+    judge = Duplicate(**settings).begin(Context())
+    verdicts = []
+    for record in records:
+        verdict = judge.judge(record)
+        verdicts.append(verdict.reason)
+        if verdict.keep:
+            judge.admit(record)
+    return verdicts
+
+
+def test_same_question_or_answer_is_a_repeat_whatever_its_case():
+    assert fold(
+        [
+            make_record("What is wax?", "One."),
+            make_record("what  is WAX?", "Two."),
+            make_record("What is comb?", "one."),
+        ]
+    ) == ["", "same question as one kept", "same answer as one kept"]
+
+
+def test_near_repeat_is_found_and_scored():
+    near = make_record("What do worker bees produce?", LONG + " there.")
+    assert (
+        fold([make_record("What do worker bees produce now?", LONG + "."), near], threshold=0.7)[1]
+        == "nearly the same as one kept"
+    )
+
+
+def test_what_was_not_admitted_drops_nothing():
+    judge = Duplicate().begin(Context())
+    record = make_record()
+    assert judge.judge(record).keep
+    assert judge.judge(record).keep
+
+
+def test_texts_without_words_do_not_repeat_each_other():
+    marks = [Record((Message("assistant", mark),)) for mark in ("?!", "--")]
+    assert fold(marks) == ["", ""]

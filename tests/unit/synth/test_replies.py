@@ -1,0 +1,37 @@
+import pytest
+
+from stillroom.synth.replies import clean_answer, clean_question, parse_pair
+
+
+@pytest.mark.parametrize(
+    ("text", "question"),
+    [
+        ("  Question: What is wax?\nAnswer: no", "What is wax?"),
+        ('"What is wax?"', "What is wax?"),
+        ("**What is wax?** Good.", "What is wax?"),
+        ("What is wax? And who cares?", "What is wax?"),
+        ("蜡是什么？好的", "蜡是什么？"),
+        ("\n \n", ""),
+        ("", ""),
+    ],
+)
+def test_question_is_the_first_line_up_to_its_mark(text, question):
+    assert clean_question(text) == question
+
+
+def test_answer_is_one_line_without_label():
+    assert clean_answer("Answer: Wax\n is   soft.") == "Wax is soft."
+
+
+def test_pair_is_read_from_json_in_any_wrapping():
+    text = 'Sure! {"question": "What is wax?", "answer": "Soft."} Done.'
+    assert parse_pair(text) == ("What is wax?", "Soft.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "}{", "[1]", '{"question": 1, "answer": "x"}', '{"question": "", "answer": ""}'],
+)
+def test_anything_else_is_nothing(text):
+    assert parse_pair(text) is None
+    assert parse_pair('{"a":' * 5000 + text) is None

@@ -1,0 +1,244 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.unit.synth.conftest import behave, make_passages
+
+from stillroom.errors import BackendError, Cancelled, DataError
+from stillroom.jobs import Job
+from stillroom.provenance import read_artifact
+from stillroom.records import read_records
+from stillroom.synth.recipe import SynthRecipe
+from stillroom.synth.run import estimate, preview, run
+from stillroom.testing import scripted_model
+
+
+@pytest.fixture
+def use(monkeypatch):
+    """Let every reference lead to the given teacher."""
+
+    def use(model):
+        monkeypatch.setattr("stillroom.models.opening.open_text_model", lambda *a, **k: model)
+        return model
+
+    return use
+
+
+@pytest.fixture
+def recipe(index):
+    return SynthRecipe(
+        index=str(index), target={"train": 5, "held_out": 2}, held_out=0.4, batch_size=2, seed=1
+    )
+
+
+def do(recipe, out, **more):
+    job = Job.start(out, "kind: synth\n", seed=recipe.seed, **more)
+    try:
+        return run(recipe, job)
+    finally:
+        job.close()
+
+
+def read_output(out):
+    return {path.name: path.read_bytes() for path in sorted((out / "output").iterdir())}
+
+
+def test_artifact_holds_records_dropped_ones_and_a_report(recipe, use, teacher, tmp_path):
+    use(teacher)
+    artifact = do(recipe, tmp_path / "out")
+    assert artifact.kind == "records"
+    assert teacher.is_closed
+    assert {parent.role for parent in artifact.parents} == {"passages", "teacher"}
+    records = list(read_records(tmp_path / "out" / "output" / "records.jsonl"))
+    asked = [record for record in records if "question" in record.fields]
+    texts = [record for record in records if "question" not in record.fields]
+    assert sum(record.fields["split"] == "train" for record in asked) == 5
+    assert sum(record.fields["split"] == "held_out" for record in asked) == 2
+    assert texts
+    assert all(record.origin.kind == "human" for record in texts)
+    assert all(record.fields["split"] == "train" for record in texts)
+    assert artifact.origin["kind"] == "synthetic"
+    report = json.loads((tmp_path / "out" / "output" / "report.json").read_text())
+    train = report["splits"]["train"]
+    assert train["kept"] == 5
+    assert train["parsed"] - train["kept"] == sum(
+        count for name, count in train["dropped"].items() if not name.startswith("generator")
+    )
+    assert "seconds" not in json.dumps(report)
+
+
+def test_no_document_feeds_both_sides(recipe, use, teacher, tmp_path):
+    use(teacher)
+    do(recipe, tmp_path / "out")
+    sides = {}
+    for record in read_records(tmp_path / "out" / "output" / "records.jsonl"):
+        sides.setdefault(record.fields["document_id"], set()).add(record.fields["split"])
+    assert all(len(side) == 1 for side in sides.values())
+    assert set.union(*sides.values()) == {"train", "held_out"}
+
+
+def test_evidence_leads_back_to_the_passage(recipe, use, teacher, tmp_path):
+    use(teacher)
+    do(recipe, tmp_path / "out")
+    passages = {passage.id: passage for passage in make_passages()}
+    for record in read_records(tmp_path / "out" / "output" / "records.jsonl"):
+        if "question" in record.fields:
+            evidence = record.fields["evidence"]
+            passage = passages[evidence["passage_id"]]
+            cut = slice(evidence["start"] - passage.start, evidence["end"] - passage.start)
+            assert passage.text[cut] == evidence["quote"]
+            assert record.origin.chain[-1].parents == (passage.id,)
+
+
+def test_neither_order_of_passages_nor_group_size_changes_a_byte(
+    recipe, use, teacher, tmp_path, index
+):
+    use(teacher)
+    do(recipe, tmp_path / "one")
+    lines = (index / "passages.jsonl").read_text().splitlines()
+    (index / "passages.jsonl").write_text("\n".join(lines[::-1]) + "\n")
+    do(recipe.model_copy(update={"batch_size": 64}), tmp_path / "two")
+    assert read_output(tmp_path / "one") == read_output(tmp_path / "two")
+
+
+def test_run_that_was_cut_off_ends_with_the_same_bytes(recipe, use, teacher, tmp_path):
+    use(teacher)
+    do(recipe, tmp_path / "whole")
+    full = len(teacher.asked)
+    asked = 0
+
+    def die(prompt):
+        nonlocal asked
+        asked += 1
+        if asked > full // 2:
+            raise BackendError("the endpoint is down", code="backend.unreachable")
+        return behave(prompt)
+
+    use(scripted_model(die, fingerprint="scripted:behaves"))
+    job = Job.start(tmp_path / "cut", "kind: synth\n", seed=1)
+    with pytest.raises(BackendError, match="the endpoint is down"):
+        run(recipe, job)
+    job.close()
+    healthy = use(scripted_model(behave, fingerprint="scripted:behaves"))
+    do(recipe, tmp_path / "cut", resume=True)
+    assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
+    assert 0 < len(healthy.asked) < full
+
+
+def test_cancel_stops_at_a_safe_point(recipe, use, teacher, tmp_path):
+    use(teacher)
+    job = Job.start(tmp_path / "out", "kind: synth\n")
+    job.cancel()
+    with pytest.raises(Cancelled):
+        run(recipe, job)
+    job.close()
+    assert teacher.is_closed
+    assert not teacher.asked
+
+
+def test_nothing_kept_fails_with_counts(recipe, use, tmp_path):
+    use(scripted_model(lambda prompt: " I cannot say."))
+    with pytest.raises(DataError) as caught:
+        do(recipe, tmp_path / "out")
+    assert caught.value.code == "synth.nothing-kept"
+    assert "generator: no question" in caught.value.problems[0].what
+    assert not (tmp_path / "out").exists()
+
+
+def test_shortfall_is_said(recipe, use, teacher, tmp_path):
+    use(teacher)
+    wanting = recipe.model_copy(update={"target": recipe.target.model_copy(update={"train": 999})})
+    do(wanting, tmp_path / "out")
+    events = (tmp_path / "out" / "events.jsonl").read_text()
+    assert "of 999 train records kept" in events
+
+
+def test_held_out_text_in_another_document_stays_out_of_training(index, use, teacher, tmp_path):
+    rows = [json.loads(line) for line in (index / "passages.jsonl").read_text().splitlines()]
+    copies = [{**row, "document_id": row["document_id"] + "-copy"} for row in rows]
+    (index / "passages.jsonl").write_text("\n".join(json.dumps(row) for row in rows + copies))
+    use(teacher)
+    recipe = SynthRecipe(index=str(index), target={"train": 20, "held_out": 9}, held_out=0.5)
+    do(recipe, tmp_path / "out")
+    records = list(read_records(tmp_path / "out" / "output" / "records.jsonl"))
+    held = {r.fields["answer"] for r in records if r.fields["split"] == "held_out"}
+    train = [r for r in records if r.fields["split"] == "train"]
+    assert held
+    assert not any(answer in r.messages[-1].content for answer in held for r in train)
+
+
+def test_passages_can_be_left_out(recipe, use, teacher, tmp_path):
+    use(teacher)
+    do(recipe.model_copy(update={"include_passages": 0}), tmp_path / "out")
+    records = read_records(tmp_path / "out" / "output" / "records.jsonl")
+    assert all("question" in record.fields for record in records)
+
+
+def test_one_document_is_enough_to_train_on(tmp_path, use, teacher):
+    path = tmp_path / "passages.jsonl"
+    path.write_text(json.dumps(make_passages()[0].to_json()) + "\n")
+    use(teacher)
+    do(SynthRecipe(index=str(path), target={"train": 2, "held_out": 5}), tmp_path / "out")
+    details = read_artifact(tmp_path / "out").details["counts"]
+    assert details["train"]["kept"] == 2
+    assert details["held_out"]["kept"] == 0
+
+
+def test_preview_shows_verdicts_and_writes_nothing(recipe, use, teacher, tmp_path):
+    use(teacher)
+    shown = list(preview(recipe, 3))
+    assert len(shown) == 3
+    assert any(verdict.keep for unit in shown for _, _, verdict in unit.records)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_estimate_grows_with_the_target_and_opens_no_model(recipe):
+    small = estimate(recipe)
+    large = estimate(
+        recipe.model_copy(update={"target": recipe.target.model_copy(update={"train": 500})})
+    )
+    assert 0 < small.seconds < large.seconds
+    assert small.memory_bytes > 0
+    assert small.basis
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+import stillroom.models.opening as opening
+from stillroom.jobs import Job
+from stillroom.synth.recipe import SynthRecipe
+from stillroom.synth.run import run
+from stillroom.testing import scripted_model
+from tests.unit.synth.conftest import behave
+
+def slowly(prompt):
+    time.sleep(0.05)
+    return behave(prompt)
+
+opening.open_text_model = lambda *a, **k: scripted_model(slowly, fingerprint="scripted:behaves")
+recipe = SynthRecipe.model_validate_json(sys.argv[1])
+run(recipe, Job.start(Path(sys.argv[2]), "kind: synth\\n", seed=recipe.seed))
+"""
+
+
+def test_killed_run_ends_with_the_same_bytes(recipe, use, teacher, tmp_path):
+    use(teacher)
+    do(recipe, tmp_path / "whole")
+    command = [sys.executable, "-c", SLOW, recipe.model_dump_json(), str(tmp_path / "killed")]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[3])
+    journals = tmp_path / ".killed.partial" / "journals"
+    end = time.monotonic() + 60
+    while not sum(file.stat().st_size for file in journals.glob("*")):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    asked = len(teacher.asked)
+    do(recipe, tmp_path / "killed", resume=True)
+    assert read_output(tmp_path / "killed") == read_output(tmp_path / "whole")
+    assert len(teacher.asked) - asked < asked
