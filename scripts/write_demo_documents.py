@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-
 from pydoc_data.topics import topics
 
 

@@ -31,7 +31,9 @@ def cli_page() -> str:
                 continue
             full = (*path, name)
             inner = click.Context(command, info_name=name, parent=context, max_content_width=90)
-            lines.extend([f"## {' '.join(full)}", "", "```text", command.get_help(inner), "```", ""])
+            lines.extend(
+                [f"## {' '.join(full)}", "", "```text", command.get_help(inner), "```", ""]
+            )
             if isinstance(command, LazyGroup):
                 add(command, full)
 
@@ -57,7 +59,16 @@ def recipes_page() -> str:
     """Return the commented recipe of every kind."""
     lines = ["# Recipes", "", "What `stillroom new KIND` prints, with every setting explained.", ""]
     for kind, summary in list_kinds().items():
-        lines += [f"## {kind}", "", summary, "", "```yaml", comment_recipe(kind).rstrip(), "```", ""]
+        lines += [
+            f"## {kind}",
+            "",
+            summary,
+            "",
+            "```yaml",
+            comment_recipe(kind).rstrip(),
+            "```",
+            "",
+        ]
     lines += ["## flow/make", "", "The main job.", "", "```yaml"]
     lines += [comment_recipe("flow", "make").rstrip(), "```", ""]
     return "\n".join(lines)

@@ -7,10 +7,10 @@ import sys
 
 import click
 import pytest
-from tests.contracts.sources import ROOT
 
 from stillroom.cli.app import stillroom
 from stillroom.recipes import parse_recipe
+from tests.contracts.sources import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 _FENCE = re.compile(

@@ -5,6 +5,7 @@ import importlib
 import re
 
 import pytest
+
 from tests.contracts.sources import PACKAGE, functions_of, modules, tree_of
 
 MODULES = list(modules())

@@ -16,6 +16,7 @@ from stillroom.errors import StillroomError
 
 __all__ = ["LazyGroup", "main", "stillroom"]
 
+_SCREEN_LINES = 24
 _EXAMPLES = """
 \b
 Examples:
@@ -74,7 +75,8 @@ class LazyGroup(click.Group):
             from stillroom.registry.listing import suggest
 
             hint = suggest(args[0], self.lazy) if args else ""
-            raise click.UsageError(f"{error.message} {hint}".strip(), ctx) from error
+            said = f"{error.message.rstrip('.')}; {hint}" if hint else error.message
+            raise click.UsageError(said, ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List names and lines without importing the commands."""
@@ -109,12 +111,12 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; run the same command again with --resume", err=True)
+        click.echo("interrupted" + _say_how_to_go_on(), err=True)
         sys.exit(130)
     except StillroomError as error:
         if debug:
             raise
-        click.echo(str(error), err=True)
+        click.echo(_fit_screen(error), err=True)
         sys.exit(error.exit_code)
     except Exception as error:
         if debug:
@@ -126,3 +128,22 @@ def main() -> None:
             err=True,
         )
         sys.exit(1)
+
+
+def _say_how_to_go_on() -> str:
+    """Return the hint for commands that leave something to go on with."""
+    resumable = {"make", "run", "index"} & set(sys.argv[1:3])
+    return "; run the same command again with --resume" if resumable else ""
+
+
+def _fit_screen(error: StillroomError) -> str:
+    """Return an error's problems, as many as one screen holds, and the count of the others."""
+    texts = [str(problem) for problem in error.problems]
+    heights = [text.count("\n") + 1 for text in texts]
+    if sum(heights) <= _SCREEN_LINES:
+        return "\n".join(texts)
+    shown, height = 0, 0
+    while height + heights[shown] < _SCREEN_LINES:
+        height += heights[shown]
+        shown += 1
+    return "\n".join([*texts[:shown], f"and {len(texts) - shown} more; --debug shows them all"])

@@ -22,7 +22,13 @@ Examples:
 )
 @click.argument("run", type=existing_path)
 @click.argument("question")
-@click.option("--k", default=3, show_default=True, help="How many passages the model is shown.")
+@click.option(
+    "--k",
+    default=3,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="How many passages the model is shown.",
+)
 @click.option("--model", default="", help="Another model than the run's own.")
 @json_option
 @debug_option

@@ -25,7 +25,13 @@ Examples:
 @click.argument("index", type=existing_path)
 @click.argument("question")
 @click.option("--model", default=_DEFAULT, show_default=True, help="What answers.")
-@click.option("--k", default=3, show_default=True, help="How many passages the model is shown.")
+@click.option(
+    "--k",
+    default=3,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="How many passages the model is shown.",
+)
 @json_option
 @debug_option
 def command(index: Path, question: str, model: str, k: int, as_json: bool) -> None:

@@ -22,7 +22,13 @@ Examples:
 )
 @click.argument("index", type=existing_path)
 @click.argument("query")
-@click.option("--k", default=5, show_default=True, help="How many passages to list.")
+@click.option(
+    "--k",
+    default=5,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="How many passages to list.",
+)
 @json_option
 @debug_option
 def command(index: Path, query: str, k: int, as_json: bool) -> None:

@@ -22,7 +22,13 @@ Examples:
 )
 @click.argument("what", metavar="PATH|METHOD")
 @click.option("--lineage", is_flag=True, help="Walk back to documents and their byte ranges.")
-@click.option("--examples", default=3, show_default=True, help="How many records to walk from.")
+@click.option(
+    "--examples",
+    default=3,
+    type=click.IntRange(min=0),
+    show_default=True,
+    help="How many records to walk from.",
+)
 @click.option("--record", default="", help="Walk from one record, by its id.")
 @json_option
 @debug_option

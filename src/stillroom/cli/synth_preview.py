@@ -26,7 +26,13 @@ Examples:
 )
 @click.argument("recipe", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--n", default=5, show_default=True, help="How many passages to ask about.")
+@click.option(
+    "--n",
+    default=5,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="How many passages to ask about.",
+)
 @json_option
 @debug_option
 def command(recipe: Path, overrides: tuple[str, ...], n: int, as_json: bool) -> None:

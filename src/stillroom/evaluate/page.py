@@ -32,6 +32,7 @@ padding:0;list-style:none}
 .tiles li{padding:14px 16px;border-top:3px solid var(--accent)}
 .tiles .name{display:block;font-size:13px;line-height:1.35;color:var(--quiet);
 overflow-wrap:anywhere}
+.tiles small{font-size:14px;font-weight:400;color:var(--quiet)}
 .tiles b{display:block;font-size:26px;line-height:1.3;font-variant-numeric:tabular-nums}
 section{padding:20px 24px;margin:20px 0;overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:14.5px;margin:12px 0 4px}
@@ -88,7 +89,7 @@ def _draw_tiles(metrics: list[Mapping[str, Any]]) -> str:
         return ""
     tiles = [
         f'<li><span class="name">{_breakable(metric["name"])}</span>'
-        f"<b>{escape(format_value(metric['value'], metric['unit']))}</b>"
+        f"<b>{_small_unit(metric)}</b>"
         f'<span class="quiet">{escape(_interval(metric, "95 %: "))}</span></li>'
         for metric in metrics
     ]
@@ -141,7 +142,15 @@ def _interval(metric: Mapping[str, Any], before: str = "") -> str:
     low, high = metric["low"], metric["high"]
     if low is None or high is None:
         return "no interval" if before else "–"
-    return f"{before}{format_value(low)} to {format_value(high, metric['unit'])}"
+    return f"{before}{format_value(low)} to {format_value(high, '' if before else metric['unit'])}"
+
+
+def _small_unit(metric: Mapping[str, Any]) -> str:
+    """Return a tile's value, escaped, a long unit in small letters."""
+    unit = metric["unit"]
+    if len(unit) < 3:  # GB and the like belong to their number
+        return escape(format_value(metric["value"], unit))
+    return f"{escape(format_value(metric['value']))} <small>{escape(unit)}</small>"
 
 
 def _breakable(name: str) -> str:

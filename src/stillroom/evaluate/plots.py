@@ -16,8 +16,9 @@ from stillroom.evaluate.metrics import Metric
 
 __all__ = ["Plot", "draw_plot", "format_value"]
 
-_WIDTH, _ROW, _LABELS, _VALUES, _TOP, _BOTTOM = 720, 30, 240, 100, 8, 30
+_WIDTH, _ROW, _LABELS, _VALUES, _TOP, _BOTTOM = 720, 30, 240, 140, 8, 30
 _SHORTEN = 28
+_TINY = 1e-12
 _SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -128,8 +129,9 @@ def _choose_scale(low: float, high: float, *, is_bars: bool) -> tuple[float, flo
     """Return ends and step of an axis with round ticks; bars begin at zero, shares end at one."""
     if is_bars or 0 <= low <= high <= 1:
         low = min(low, 0.0)
-    if high == low:
-        high = low + (abs(low) or 1.0)
+    size = max(abs(low), abs(high))
+    if high - low <= max(size * 1e-9, _TINY):  # too near to tell apart by ticks
+        high = low + (size if size > _TINY else 1.0)
     rough = (high - low) / 5
     power = 10 ** math.floor(math.log10(rough))
     step = power * next(nice for nice in (1, 2, 2.5, 5, 10) if nice * power >= rough * 0.999)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 
 from stillroom import __version__
 from stillroom.errors import DataError, ResourceError
+from stillroom.flow.inputs import check_inputs, find_inputs
 from stillroom.flow.keys import digest_input
 from stillroom.flow.recipe import FlowRecipe, Step
 from stillroom.flow.summary import write_summary
@@ -44,6 +46,8 @@ from stillroom.recipes import Recipe, dump_recipe
 __all__ = ["FlowRun"]
 
 _KEY_DIGITS = 12
+_LOCK = ".lock"
+_TRACE = re.compile(r"\.lock|\..*\.tmp")  # what a kill before the first step leaves
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,16 @@ class FlowRun:
             DataError: If ``out`` holds something else, or an unfinished run without ``resume``.
             StillroomError: As a step does; what is finished stays for ``--resume``.
         """
-        before = self._look_before(resume=resume, overwrite=overwrite)
+        self._refuse_foreign(overwrite=overwrite)
+        if overwrite or not (self.out / ARTIFACT_FILE).is_file():
+            check_fits(self.estimate(), describe_machine(self.out), "flow")
+            find_inputs(self.recipe.inputs)
         with full_disk_as_error(self.out):
-            (self.out / "steps").mkdir(parents=True, exist_ok=True)
+            self.out.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            if before is None:
-                check_fits(self.estimate(), describe_machine(self.out), "flow")
+            before = self._look_before(resume=resume, overwrite=overwrite)
+            with full_disk_as_error(self.out):
+                (self.out / "steps").mkdir(exist_ok=True)
             with atomic_write(self.out / "recipe.yaml") as file:
                 file.write(dump_recipe(self.recipe))
             done: dict[str, Path] = {}
@@ -86,9 +94,14 @@ class FlowRun:
             return self._commit(done)
 
     def estimate(self) -> Estimate:
-        """Return the sum over the steps; those that wait for another are taken as they stand."""
+        """Return the sum over the steps; those that wait for another are taken as they stand.
+
+        Raises:
+            DataError: If an input is a path that does not exist.
+        """
         import importlib
 
+        check_inputs(self.recipe.inputs)
         total = Estimate()
         for step in self.recipe.steps.values():
             inputs = {f"inputs.{key}": value for key, value in self.recipe.inputs.items()}
@@ -97,19 +110,30 @@ class FlowRun:
             total = total + room.estimate(step.build(places, self.recipe.seed))
         return total
 
-    def _look_before(self, *, resume: bool, overwrite: bool) -> Artifact | None:
-        """Return the artifact of the last finished run here, if any; refuse what is in the way."""
-        if overwrite and (self.out / "steps").is_dir():
-            shutil.rmtree(self.out)
+    def _refuse_foreign(self, *, overwrite: bool) -> None:
+        """Refuse a folder that is neither new, nor a run, nor an artifact to be replaced."""
         if not self.out.exists():
+            return
+        if self.out.is_dir():
+            names = {path.name for path in self.out.iterdir() if not _TRACE.fullmatch(path.name)}
+            is_run = "steps" in names and bool(names & {ARTIFACT_FILE, "recipe.yaml"})
+            if not names or names == {"steps"} or is_run:
+                return
+            if overwrite and ARTIFACT_FILE in names:
+                return
+        kept = ", so it is not overwritten" if overwrite else ""
+        raise DataError(
+            f"{self.out} exists already and is no run{kept}",
+            code="data.exists",
+            expected="a new folder, or that of an earlier run",
+            next="choose another --out",
+        )
+
+    def _look_before(self, *, resume: bool, overwrite: bool) -> Artifact | None:
+        """Return the artifact of the last finished run here, if any; called under the lock."""
+        if overwrite:
+            self._clear()
             return None
-        if not (self.out / "steps").is_dir() and any(self.out.iterdir()):
-            raise DataError(
-                f"{self.out} exists already and is no run",
-                code="data.exists",
-                expected="a new folder, or that of an earlier run",
-                next="choose another --out",
-            )
         finished = (self.out / ARTIFACT_FILE).is_file()
         left = sorted(path.name for path in self.out.glob("steps/.*.partial"))
         started = left or (not finished and (self.out / "recipe.yaml").is_file())
@@ -122,9 +146,18 @@ class FlowRun:
             )
         return read_artifact(self.out) if finished else None
 
+    def _clear(self) -> None:
+        """Remove the last run; its artifact.json first, so that no reader opens half of it."""
+        (self.out / ARTIFACT_FILE).unlink(missing_ok=True)
+        for path in self.out.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != _LOCK:
+                path.unlink()
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with (self.out / ".lock").open("a") as lock:
+        with (self.out / _LOCK).open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -8,7 +8,6 @@ that no artifact names any more are removed after it is written.
 from __future__ import annotations
 
 import importlib
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from stillroom.errors import DataError, RecipeError
 from stillroom.flow.chain import FlowRun
 from stillroom.flow.recipe import FlowRecipe
 from stillroom.jobs import Estimate, Job, Reporter, check_fits, describe_machine
-from stillroom.provenance import ARTIFACT_FILE, Artifact, digest_text, read_artifact
+from stillroom.jobs.files import full_disk_as_error
+from stillroom.provenance import Artifact, digest_text, read_artifact
 from stillroom.recipes import Recipe, dump_recipe, parse_recipe
 
 __all__ = ["estimate_recipe", "read_make_recipe", "run_job", "run_make", "run_recipe"]
@@ -59,11 +59,13 @@ def run_recipe(
 def run_job(recipe: Recipe, job: Job) -> Artifact:
     """Hand a started job to the room that its recipe's kind names."""
     room = importlib.import_module(f"stillroom.{recipe.kind}.run")
-    try:
-        with job.interruptible():
-            artifact = room.run(recipe, job)
-    finally:
-        job.close()
+    # Rooms write with many libraries; a full disk is the same error from all of them.
+    with full_disk_as_error(job.out):
+        try:
+            with job.interruptible():
+                artifact = room.run(recipe, job)
+        finally:
+            job.close()
     if not isinstance(artifact, Artifact):
         raise TypeError(f"stillroom.{recipe.kind}.run.run gave no Artifact")
     return artifact
@@ -80,9 +82,11 @@ def estimate_recipe(recipe: Recipe) -> Estimate:
 
 
 def read_make_recipe(folder: Path, overrides: Sequence[str] = ()) -> FlowRecipe:
-    """Return the main job's recipe for a folder of documents."""
+    """Return the main job's recipe for a folder of documents; paths start at the current one."""
     placed = [f"inputs.documents={str(folder.absolute())!r}", *overrides]
-    recipe = parse_recipe(_MAKE.read_text(encoding="utf-8"), str(_MAKE.name), placed)
+    recipe = parse_recipe(
+        _MAKE.read_text(encoding="utf-8"), str(_MAKE.name), placed, folder=Path.cwd()
+    )
     if not isinstance(recipe, FlowRecipe):
         raise RecipeError("the main job is not a flow", code="recipe.wrong-kind")
     return recipe
@@ -110,19 +114,10 @@ def run_make(
             expected="a folder of documents",
             next="check the path",
         )
-    if overwrite and out.exists():
-        if not (out / ARTIFACT_FILE).is_file() and not (out / "steps").is_dir():
-            raise DataError(
-                f"{out} is not a run, so it is not overwritten",
-                code="data.exists",
-                expected="the folder of an earlier run, or a new name",
-                next="choose another --out",
-            )
-        shutil.rmtree(out)
     return run_recipe(
         read_make_recipe(folder, overrides),
         out,
         resume=resume,
-        overwrite=False,
+        overwrite=overwrite,
         reporter=reporter,
     )

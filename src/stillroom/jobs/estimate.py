@@ -72,22 +72,26 @@ def check_fits(estimate: Estimate, machine: Machine, where: str) -> None:
     if estimate.memory_bytes > machine.memory_bytes:
         problems.append(
             Problem(
-                f"the job needs about {estimate.memory_bytes / 1e9:.2f} GB of memory",
+                f"the job needs about {_size(estimate.memory_bytes)} of memory",
                 "resource.memory",
                 where,
-                f"at most the {machine.memory_bytes / 1e9:.2f} GB that are free",
+                f"at most the {_size(machine.memory_bytes)} that are free",
                 estimate.memory_knob or "use a machine with more memory",
             )
         )
     if estimate.disk_bytes > machine.disk_bytes:
         problems.append(
             Problem(
-                f"the job writes about {estimate.disk_bytes / 1e9:.2f} GB",
+                f"the job writes about {_size(estimate.disk_bytes)} to disk",
                 "resource.disk",
                 where,
-                f"at most the {machine.disk_bytes / 1e9:.2f} GB that are free",
-                estimate.disk_knob or "choose another --out",
+                f"at most the {_size(machine.disk_bytes)} that are free",
+                f"free some space, choose another --out, or {estimate.disk_knob or 'make less'}",
             )
         )
     if problems:
         raise ResourceError(problems)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

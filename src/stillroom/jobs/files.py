@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from stillroom.errors import ResourceError
+from stillroom.errors import ResourceError, StillroomError
 
 __all__ = ["atomic_write", "full_disk_as_error", "replace_folder", "sync_folder"]
+
+_FULL = ("No space left on device", "database or disk is full")
 
 
 @contextmanager
@@ -24,8 +26,8 @@ def full_disk_as_error(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+    except Exception as error:
+        if not _means_full_disk(error):
             raise
         free = shutil.disk_usage(path if path.exists() else path.parent).free
         raise ResourceError(
@@ -35,6 +37,14 @@ def full_disk_as_error(path: Path) -> Iterator[None]:
             expected=f"more than the {free / 1e6:.1f} MB that are free",
             next="free some space or choose another --out, then run again with --resume",
         ) from error
+
+
+def _means_full_disk(error: Exception) -> bool:
+    """Return whether the disk is full; SQLite and safetensors say so in errors of their own."""
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    said = str(error)
+    return not isinstance(error, StillroomError) and any(text in said for text in _FULL)
 
 
 @contextmanager

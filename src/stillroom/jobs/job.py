@@ -98,38 +98,50 @@ class Job:
         """
         cls.recover(out)
         work = _working_folder(out)
-        if out.exists() and not overwrite and not (resume and work.exists()):
-            raise DataError(
-                f"{out} exists already",
-                code="data.exists",
-                expected="a new folder",
-                next="choose another --out, or replace it with --overwrite",
-            )
-        if work.exists() and not resume:
-            if not overwrite:
-                raise DataError(
-                    f"an unfinished run of {out} lies in {work}",
-                    code="data.unfinished",
-                    expected="--resume or --overwrite",
-                    next="add --resume to go on with it, or --overwrite to start over",
-                )
-            shutil.rmtree(work)
+        if out.exists() and not (resume and work.exists()):
+            _refuse_taken(out, overwrite=overwrite)
+        unfinished = work.exists() and not resume
         with full_disk_as_error(out):
-            (work / "output").mkdir(parents=True, exist_ok=True)
+            work.mkdir(parents=True, exist_ok=True)
             job = cls(out, work, digest_text(recipe), seed, reporter or QuietReporter())
-            kept = work / "recipe.yaml"
-            if kept.exists() and digest_text(kept.read_text(encoding="utf-8")) != job.recipe_digest:
+            try:
+                if unfinished:
+                    job._forget(overwrite=overwrite)
+                job._begin(recipe)
+            except BaseException:
                 job.close()
-                raise DataError(
-                    f"the unfinished run in {work} was started with another recipe",
-                    code="data.other-recipe",
-                    expected=f"the recipe in {kept}",
-                    next="restore that recipe, or start over with --overwrite",
-                )
-            job.event("resumed" if kept.exists() else "started")
-            with atomic_write(kept) as file:
-                file.write(recipe)
+                raise
         return job
+
+    def _forget(self, *, overwrite: bool) -> None:
+        """Empty the working folder that an earlier run left, if that is allowed."""
+        if not overwrite:
+            raise DataError(
+                f"an unfinished run of {self.out} lies in {self.work}",
+                code="data.unfinished",
+                expected="--resume or --overwrite",
+                next="add --resume to go on with it, or --overwrite to start over",
+            )
+        for path in self.work.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != ".lock":
+                path.unlink()
+
+    def _begin(self, recipe: str) -> None:
+        """Note the start, or the resumption of a run of the same recipe."""
+        kept = self.work / "recipe.yaml"
+        if kept.exists() and digest_text(kept.read_text(encoding="utf-8")) != self.recipe_digest:
+            raise DataError(
+                f"the unfinished run in {self.work} was started with another recipe",
+                code="data.other-recipe",
+                expected=f"the recipe in {kept}",
+                next="restore that recipe, or start over with --overwrite",
+            )
+        self.output.mkdir(exist_ok=True)
+        self.event("resumed" if kept.exists() else "started")
+        with atomic_write(kept) as file:
+            file.write(recipe)
 
     @property
     def output(self) -> Path:
@@ -307,6 +319,24 @@ def count_seconds(folder: Path) -> float:
             total, begun = total + last - begun, moment
         last = moment
     return round(total + last - begun, 3)
+
+
+def _refuse_taken(out: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that stands in the way; only artifacts and empty folders are replaced."""
+    if not overwrite:
+        raise DataError(
+            f"{out} exists already",
+            code="data.exists",
+            expected="a new folder",
+            next="choose another --out, or replace it with --overwrite",
+        )
+    if not out.is_dir() or (any(out.iterdir()) and not (out / ARTIFACT_FILE).is_file()):
+        raise DataError(
+            f"{out} is not an artifact, so it is not overwritten",
+            code="data.exists",
+            expected="the folder of an earlier job, or a new name",
+            next="choose another --out",
+        )
 
 
 def _working_folder(out: Path) -> Path:

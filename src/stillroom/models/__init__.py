@@ -1,8 +1,9 @@
 """Models: whatever generates, scores or embeds text, whichever engine does the work.
 
-``open_text_model`` and ``open_embedder`` turn a reference (a folder, a ``.gguf`` file, ``hub:NAME``,
-an endpoint's address) into something that speaks the protocols of ``protocols``. Engines are
-methods of the seams ``backends`` and ``embedders``; nothing above this floor knows which one works.
+``open_text_model`` and ``open_embedder`` turn a reference (a folder, a ``.gguf`` file,
+``hub:NAME``, an endpoint's address) into something that speaks the protocols of ``protocols``.
+Engines are methods of the seams ``backends`` and ``embedders``; nothing above this floor knows
+which one works.
 Importing this package imports neither torch nor transformers nor any engine.
 """
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import email.utils
 import json
 import os
@@ -17,6 +18,7 @@ import queue
 import random
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -72,18 +74,21 @@ class Endpoint:
             import aiohttp
         except ImportError as error:
             raise MissingExtraError.of("aiohttp", "openai", "asking an endpoint") from error
-        self._http = aiohttp
+        self.http = aiohttp
+        """The HTTP library (aiohttp), loaded with the first endpoint."""
         self.address = address.rstrip("/")
         self.patience = patience or Patience()
         self._key = api_key
         self._not_before = 0.0
         self._next_turn = 0.0
-        self._session: Any = None
+        self._sessions: list[Any] = []  # one, once the first request is sent
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=self._loop.run_forever, daemon=True, name="stillroom-endpoint"
         )
-        self._thread.start()
+        thread.start()
+        # Also run when the endpoint is forgotten or the interpreter ends.
+        self._finish = weakref.finalize(self, _shut_down, self._loop, thread, self._sessions)
 
     def ask(
         self,
@@ -126,13 +131,7 @@ class Endpoint:
 
     def close(self) -> None:
         """Close connections and end the thread; closing twice does no harm."""
-        if self._loop.is_closed():
-            return
-        if self._session is not None:
-            asyncio.run_coroutine_threadsafe(self._session.close(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
+        self._finish()
 
     def _wait(self, work: Coroutine[Any, Any, T], is_stopped: Callable[[], bool] | None) -> T:
         if self._loop.is_closed():
@@ -185,7 +184,7 @@ class Endpoint:
         async with self._request(path, body) as answer:
             try:
                 data = await answer.read()
-            except (self._http.ClientError, TimeoutError) as error:
+            except (self.http.ClientError, TimeoutError) as error:
                 raise _Passing(
                     f"the answer broke off ({_name(error)})", code="backend.broken"
                 ) from error
@@ -213,7 +212,7 @@ class Endpoint:
                         yield value
         except _Passing as problem:
             raise self._give_up(problem, 1, 0.0) from problem
-        except (self._http.ClientError, TimeoutError, ValueError) as error:
+        except (self.http.ClientError, TimeoutError, ValueError) as error:
             broken = _Passing(f"the stream broke off ({_name(error)})", code="backend.broken")
             raise self._give_up(broken, 1, 0.0) from error
 
@@ -222,18 +221,19 @@ class Endpoint:
 
     async def open_session(self) -> Any:
         """Return the session, made on first use within the endpoint's thread."""
-        if self._session is None:
+        if not self._sessions:
             patience = self.patience
-            self._session = self._http.ClientSession(
-                timeout=self._http.ClientTimeout(
+            session = self.http.ClientSession(
+                timeout=self.http.ClientTimeout(
                     total=None,
                     sock_connect=patience.connect_timeout_s,
                     sock_read=patience.read_timeout_s,
                 ),
-                connector=self._http.TCPConnector(limit=max(patience.concurrency, 1)),
+                connector=self.http.TCPConnector(limit=max(patience.concurrency, 1)),
                 headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             )
-        return self._session
+            self._sessions.append(session)
+        return self._sessions[0]
 
     def hold_until(self, wait_s: float) -> None:
         """Send nothing to this endpoint for ``wait_s`` seconds."""
@@ -267,7 +267,7 @@ class _Exchange:
 
     async def __aenter__(self) -> Any:
         endpoint = self._endpoint
-        http = endpoint._http  # one class in two parts
+        http = endpoint.http
         session = await endpoint.open_session()
         url = endpoint.address + self._path
         method = "GET" if self._body is None else "POST"
@@ -321,7 +321,7 @@ class _Exchange:
 
 
 def read_retry_after(value: str) -> float:
-    """Return the seconds that a Retry-After header asks for: a number or an HTTP date; 0 if none."""
+    """Return the seconds that a Retry-After header asks for, by number or date; 0 if none."""
     value = value.strip()
     if not value:
         return 0.0
@@ -362,6 +362,19 @@ def is_safe_for_keys(address: str) -> bool:
         return ip_address(parts.hostname or "").is_loopback
     except ValueError:
         return False
+
+
+def _shut_down(
+    loop: asyncio.AbstractEventLoop, thread: threading.Thread, sessions: list[Any]
+) -> None:
+    """Close the session on its own loop, then the loop; safe from any thread but the loop's."""
+    for session in sessions:
+        with contextlib.suppress(concurrent.futures.TimeoutError):
+            asyncio.run_coroutine_threadsafe(session.close(), loop).result(5)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(5)
+    if not thread.is_alive():
+        loop.close()
 
 
 def _fatal(endpoint: Endpoint, status: int, said: str, code: str, step: str) -> BackendError:

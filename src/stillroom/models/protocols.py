@@ -45,8 +45,9 @@ class Score:
 class TextModel(Protocol):
     """Anything that generates and scores text.
 
-    What is generated for a prompt depends on that prompt, its sampling and the model alone: never on
-    the prompts asked beside it, their order, or what was asked before.
+    What is generated for a prompt depends on that prompt, its sampling and the model alone: never
+    on the prompts asked beside it, their order, or what was asked before. A completion's text does
+    not repeat the prompt's ``prefix``.
     """
 
     @property

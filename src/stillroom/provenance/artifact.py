@@ -166,6 +166,13 @@ def read_artifact(folder: Path) -> Artifact:
         DataError: If the folder has none, or it is not one of ours.
     """
     path = folder / ARTIFACT_FILE
+    if not folder.exists():
+        raise DataError(
+            f"{folder} does not exist",
+            code="data.missing",
+            expected="the folder of a finished job",
+            next="check the path",
+        )
     if not path.is_file():
         raise DataError(
             f"{folder} holds no artifact.json",
@@ -199,7 +206,7 @@ def find_output(path: Path, *kinds: ArtifactKind) -> Path:
         raise DataError(
             f"{path} does not exist",
             code="data.missing",
-            expected=f"a path to {' or '.join(kinds) or 'an artifact'}",
+            expected=f"the folder of {' or '.join(kinds)}" if kinds else "a file or a folder",
             next="check the path; relative paths start at the folder of the recipe",
         )
     if not (path / ARTIFACT_FILE).is_file():

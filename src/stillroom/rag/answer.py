@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Asking", "ask", "ask_stream"]
 
-_SAMPLING = Sampling(max_new_tokens=160)
+_SAMPLING = Sampling(max_new_tokens=128, stop=("\n\n",))
 _SPARE = 3
 
 

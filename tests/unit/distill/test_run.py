@@ -23,7 +23,7 @@ def make_recipe(teacher_folder, records_file):
         fields = {
             "teacher": str(teacher_folder),
             "records": str(records_file),
-            "student": {"max_parameters": 0.85},
+            "student": {"max_parameters": 0.85, "choose": "even"},
             "targets": {"k": 16},
             "train": FAST,
         }
@@ -80,7 +80,11 @@ def test_leaves_a_checkpoint_that_is_nearer_to_its_teacher(make_recipe, do, teac
         {"targets": {"mode": "sampled", "samples": 60}},
         {"train": {**FAST, "lora": {"rank": 4}}},
         {"train": {**FAST, "gradient_checkpointing": True}, "include_prompt": False},
-        {"student": {"choose": "influence", "layers": 2}, "method": {"name": "skew_kl"}},
+        {
+            "student": {"choose": "influence", "layers": 2},
+            "method": {"name": "skew_kl"},
+            "train": {**FAST, "steps": 25},
+        },
         {"method": {"name": "forward_kl", "temperature": 2.0, "ce_weight": 0.02}},
         {"train": {**FAST, "precision": "bfloat16"}},
     ],

@@ -6,11 +6,16 @@ from stillroom.jobs import atomic_write, replace_folder
 def test_failure_keeps_the_old_bytes_and_leaves_nothing_behind(tmp_path):
     path = tmp_path / "x"
     path.write_text("old")
-    with pytest.raises(RuntimeError), atomic_write(path) as file:
-        file.write("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        write_half(path)
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+def write_half(path):
+    with atomic_write(path) as file:
+        file.write("half")
+        raise RuntimeError
 
 
 def test_text_is_utf8_with_plain_newlines(tmp_path):

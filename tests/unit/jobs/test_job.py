@@ -99,7 +99,8 @@ def test_resume_refuses_another_recipe(tmp_path):
 def test_two_processes_cannot_write_one_folder(tmp_path):
     job = start(tmp_path / "a")
     code = (
-        "import sys, pathlib\nfrom stillroom.jobs import Job\nfrom stillroom.errors import ResourceError\n"
+        "import sys, pathlib\nfrom stillroom.jobs import Job\n"
+        "from stillroom.errors import ResourceError\n"
         f"try: Job.start(pathlib.Path(sys.argv[1]), {RECIPE!r}, resume=True)\n"
         "except ResourceError as error: print(error.code)"
     )

@@ -59,9 +59,15 @@ def test_a_citation_that_does_not_bear_the_sentence_is_told(index):
 
 def test_code_is_left_alone(index):
     text = "Use this:\n\n```\nrows[9] = rows[1]\n```\n\nThe capital of France is Paris [1]."
-    found = answer(index, text)
+    found = answer(index, text, sampling=Sampling())
     assert found.completion.text == text
     assert found.details["removed_citations"] == 0
+
+
+def test_an_answer_is_one_paragraph_unless_told_otherwise(index):
+    text = "The capital of France is Paris [1].\n\nThe capital of France is Paris [1]."
+    assert answer(index, text).completion.text == "The capital of France is Paris [1]."
+    assert answer(index, text, sampling=Sampling()).completion.text == text
 
 
 def test_statements_name_their_place_in_the_answer(index):

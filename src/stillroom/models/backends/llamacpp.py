@@ -249,9 +249,10 @@ class _LlamacppModel:
             gone.set()
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
-        """Score with transformers on the dequantized weights: llama.cpp's server gives no
-        log-probabilities of a prompt. They differ from the engine's own by the rounding of its
-        quantized multiplications.
+        """Score with transformers on the dequantized weights.
+
+        llama.cpp's server gives no log-probabilities of a given text. These differ from the
+        engine's own by the rounding of its quantized multiplications.
         """
         with self._twin_lock:
             if self._twin is None:

@@ -102,6 +102,9 @@ class _EndpointEmbedder:
         """Estimate: a token for every 4 bytes of UTF-8, since the tokenizer is the server's."""
         return -(-len(text.encode("utf-8", "surrogatepass")) // 4)
 
+    def close(self) -> None:
+        self._endpoint.close()
+
     def _cut(self, text: str) -> str:
         if self.count_tokens(text) <= self.max_tokens:
             return text

@@ -127,6 +127,9 @@ class _SentenceEmbedder:
     def count_tokens(self, text: str) -> int:
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def close(self) -> None:
+        self._workers.shutdown()
+
     def _embed_one(self, text: str, count: bool = True) -> Any:
         import torch
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 from typing_extensions import override
@@ -60,6 +60,14 @@ _SCHEMA = {
     "required": ["question", "answer"],
     "additionalProperties": False,
 }
+
+
+class _Said(NamedTuple):
+    """A question as it is kept and as it was written, and the words it was asked about."""
+
+    question: str
+    written: str
+    quote: Quote | None
 
 
 class GroundedQa(Generator):
@@ -120,7 +128,7 @@ class GroundedQa(Generator):
             for index, (quote, opening) in enumerate(self._subjects(asking, place)):
                 subjects.append((quote, opening))
                 asks.append(self._ask_question(place, seed, quote, opening, index))
-        open_asks: list[tuple[Ask, str, Quote | None]] = []
+        open_asks: list[tuple[Ask, _Said]] = []
         for ask, (quote, opening), completion in zip(asks, subjects, asking.ask(asks), strict=True):
             if completion is None:
                 continue
@@ -134,47 +142,42 @@ class GroundedQa(Generator):
             elif not question:
                 asking.fail(ask.seed, "question strays, or tells the statement on", written)
             elif quote is not None and self.answer == "quote":
-                self._keep(asking, model, ask.seed, question, collapse(quote.text), quote)
+                said = _Said(question, written, quote)
+                self._keep(asking, model, ask.seed, said, collapse(quote.text))
             else:
-                open_asks.append((ask, question, quote))
+                open_asks.append((ask, _Said(question, written, quote)))
         self._ask_answers(asking, model, open_asks)
 
     def _ask_answers(
-        self, asking: Asking, model: TextModel, open_asks: list[tuple[Ask, str, Quote | None]]
+        self, asking: Asking, model: TextModel, open_asks: list[tuple[Ask, _Said]]
     ) -> None:
         asks = []
-        for ask, question, quote in open_asks:
+        for ask, said in open_asks:
             seed = asking.seeds[ask.seed]
-            text = quote.text if quote is not None else seed.passage.text
-            words = f"{fence(text)}\n\nQuestion: {question}\nAnswer from the text in one sentence."
+            text = said.quote.text if said.quote is not None else seed.passage.text
+            words = (
+                f"{fence(text)}\n\nQuestion: {said.question}\nAnswer from the text in one sentence."
+            )
             prompt = Prompt(
                 (Message("system", _ANSWERER), Message("user", words)), prefix="Answer:"
             )
-            drawn = self._sampling(seed.derive("answer", question), self.max_answer_tokens)
+            drawn = self._sampling(seed.derive("answer", said.question), self.max_answer_tokens)
             asks.append(Ask(ask.seed, prompt, drawn))
-        for ask, (_, question, quote), completion in zip(
-            asks, open_asks, asking.ask(asks), strict=True
-        ):
+        for ask, (_, said), completion in zip(asks, open_asks, asking.ask(asks), strict=True):
             if completion is not None:
-                self._settle(asking, model, ask.seed, question, completion, quote)
+                self._settle(asking, model, ask.seed, said, completion)
 
     def _settle(
-        self,
-        asking: Asking,
-        model: TextModel,
-        place: int,
-        question: str,
-        completion: Completion,
-        quote: Quote | None,
+        self, asking: Asking, model: TextModel, place: int, said: _Said, completion: Completion
     ) -> None:
         answer = clean_answer(completion.text)
+        shown = f"{said.question} | {completion.text}"
         if is_cut(completion):
-            asking.fail(place, "answer cut at the token limit", f"{question} | {completion.text}")
+            asking.fail(place, "answer cut at the token limit", shown)
         elif not answer:
-            asking.fail(place, "no answer", f"{question} | {completion.text}")
+            asking.fail(place, "no answer", shown)
         else:
-            found = quote or best_quote(asking.seeds[place].passage, answer)
-            self._keep(asking, model, place, question, answer, found)
+            self._keep(asking, model, place, said, answer)
 
     def _ask_as_json(self, asking: Asking, model: TextModel) -> None:
         asks = []
@@ -197,8 +200,7 @@ class GroundedQa(Generator):
                 )
                 asking.fail(ask.seed, reason, completion.text)
             else:
-                quote = best_quote(asking.seeds[ask.seed].passage, pair[1])
-                self._keep(asking, model, ask.seed, *pair, quote)
+                self._keep(asking, model, ask.seed, _Said(pair[0], pair[0], None), pair[1])
 
     def _subjects(self, asking: Asking, place: int) -> list[tuple[Quote | None, Opening]]:
         """Return what this attempt asks about: statements with openings, or the whole passage.
@@ -258,23 +260,21 @@ class GroundedQa(Generator):
             seed=seed,
         )
 
-    def _keep(
-        self, asking: Asking, model: TextModel, place: int, question: str, answer: str, quote: Quote
-    ) -> None:
+    def _keep(self, asking: Asking, model: TextModel, place: int, said: _Said, answer: str) -> None:
         seed = asking.seeds[place]
+        quote = said.quote or best_quote(seed.passage, answer)
         link = Link("synth.generators.grounded_qa", model.fingerprint, (seed.passage.id,))
-        record = Record(
-            (Message("user", question), Message("assistant", answer)),
-            {
-                "question": question,
-                "answer": answer,
-                "evidence": quote.to_json(),
-                "split": seed.split,
-                "document_id": seed.passage.document_id,
-            },
-            seed.passage.origin.then(link, kind="synthetic"),
-        )
-        asking.keep(place, record)
+        fields = {
+            "question": said.question,
+            "answer": answer,
+            "evidence": quote.to_json(),
+            "split": seed.split,
+            "document_id": seed.passage.document_id,
+        }
+        if said.written != said.question:
+            fields["written"] = said.written  # what the teacher said, before it was trimmed
+        turns = (Message("user", said.question), Message("assistant", answer))
+        asking.keep(place, Record(turns, fields, seed.passage.origin.then(link, kind="synthetic")))
 
 
 def _about(seed: Seed) -> str:

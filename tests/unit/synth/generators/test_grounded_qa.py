@@ -120,3 +120,14 @@ def test_passage_without_statements_is_said_once(teacher):
 def test_draft_survives_its_journey_through_json(teacher):
     made = draft(GroundedQa(), teacher)
     assert Draft.from_json(json.loads(json.dumps(made.to_json()))) == made
+
+
+def test_trimmed_question_keeps_what_was_written():
+    def ramble(prompt):
+        return "? And more." if "happens" in prompt.prefix else " produce on the moon?"
+
+    text = "Worker bees produce wax from glands below the abdomen."
+    made = draft(GroundedQa(questions=1), scripted_model(ramble), text, seed=3)
+    fields = made.records[0].fields
+    assert fields["question"] == "What do worker bees produce?"
+    assert fields["written"] == "What do worker bees produce on the moon?"

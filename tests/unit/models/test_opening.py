@@ -1,0 +1,68 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from stillroom.errors import BackendError, RecipeError
+from stillroom.models import Backend, open_text_model
+from stillroom.models.backends.llamacpp import Llamacpp
+from stillroom.records import Prompt, Sampling
+from stillroom.testing import tiny_checkpoint
+
+
+def test_importing_the_package_loads_no_engine():
+    code = (
+        "import sys, stillroom.models as m; m.open_text_model; m.TextModel; m.BACKENDS\n"
+        "print([n for n in ('torch', 'transformers', 'xllamacpp', 'aiohttp') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_script_is_opened_and_cached(tmp_path):
+    (tmp_path / "s.json").write_text('{"*": "hello"}')
+    model = open_text_model(f"scripted:{tmp_path / 's.json'}", cache=tmp_path / "c.sqlite")
+    assert model.generate([Prompt(text="x")], Sampling())[0].text == "hello"
+    assert (tmp_path / "c.sqlite").is_file()
+    model.close()
+
+
+def test_a_folder_goes_to_transformers(tmp_path):
+    model = open_text_model(str(tiny_checkpoint(tmp_path)), context_length=128)
+    assert model.context_length == 128
+    assert "transformers" in type(model).__module__
+
+
+def test_unknown_settings_and_backends_are_refused(tmp_path):
+    folder = str(tiny_checkpoint(tmp_path))
+    with pytest.raises(RecipeError) as caught:
+        open_text_model(folder, backend="tensorflow")
+    assert caught.value.code == "recipe.unknown-method"
+    with pytest.raises(ValueError, match="batchsize"):
+        open_text_model(folder, backend="transformers", batchsize=3)
+
+
+def test_a_checkpoint_may_name_a_plug_in(tmp_path):
+    folder = tiny_checkpoint(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "stillroom_backend": "nowhere"}))
+    with pytest.raises(RecipeError, match="nowhere"):
+        open_text_model(str(folder))
+
+
+def test_llamacpp_refuses_what_is_no_gguf(tmp_path):
+    pytest.importorskip("xllamacpp")
+    assert issubclass(Llamacpp, Backend)
+    with pytest.raises(BackendError) as caught:
+        Llamacpp().open(str(tmp_path))
+    assert caught.value.code == "backend.not-gguf"
+
+
+def test_llamacpp_names_a_broken_file(tmp_path, capfd):
+    pytest.importorskip("xllamacpp")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(64))
+    with pytest.raises(BackendError) as caught:
+        open_text_model(str(tmp_path / "m.gguf"))
+    assert caught.value.code == "backend.unloadable"
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,165 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from stillroom.errors import CheckpointError, DataError
+from stillroom.models import Embedder, open_embedder
+
+WORDS = "the river mill ground corn sugar lemon north query : a of and".split()
+MODULES = "sentence_transformers.models"
+
+
+def write_json(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """Build a tiny BERT in sentence-transformers' layout; ``make(**parts)`` returns its folder."""
+
+    def make(pooling=("pooling_mode_mean_tokens",), modules=(), prompts=None, longest=16):
+        vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.Lowercase()
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.post_processor = processors.TemplateProcessing(
+            "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+        ).save_pretrained(tmp_path)
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+        )
+        BertModel(config).save_pretrained(tmp_path)
+        listed = [("", "Transformer"), ("1_Pooling", "Pooling"), *modules]
+        write_json(
+            tmp_path / "modules.json",
+            [{"path": path, "type": f"{MODULES}.{kind}"} for path, kind in listed],
+        )
+        write_json(tmp_path / "1_Pooling" / "config.json", dict.fromkeys(pooling, True))
+        write_json(tmp_path / "sentence_bert_config.json", {"max_seq_length": longest})
+        write_json(
+            tmp_path / "config_sentence_transformers.json", {"prompts": prompts or {}}
+        )
+        return tmp_path
+
+    return make
+
+
+def reference(folder, text):
+    """Return the token states of one text, (T, D)."""
+    model = BertModel.from_pretrained(folder)
+    model.eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    with torch.inference_mode():
+        return model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].numpy()
+
+
+def unit(row):
+    return row / np.linalg.norm(row)
+
+
+@pytest.mark.parametrize(
+    ("mode", "pool"),
+    [
+        ("pooling_mode_mean_tokens", lambda states: states.mean(0)),
+        ("pooling_mode_cls_token", lambda states: states[0]),
+        ("pooling_mode_max_tokens", lambda states: states.max(0)),
+        ("pooling_mode_lasttoken", lambda states: states[-1]),
+        ("pooling_mode_mean_sqrt_len_tokens", lambda states: states.sum(0)),
+    ],
+)
+def test_the_pooling_is_the_one_the_folder_says(encoder, mode, pool):
+    folder = encoder(pooling=(mode,))
+    embedder = open_embedder(str(folder))
+    assert isinstance(embedder, Embedder)
+    row = embedder.embed(["the river mill"], kind="passage")[0]
+    np.testing.assert_allclose(row, unit(pool(reference(folder, "the river mill"))), atol=1e-5)
+    embedder.close()
+
+
+def test_a_row_does_not_depend_on_the_texts_beside_it(encoder):
+    embedder = open_embedder(str(encoder()), num_threads=2)
+    texts = [" ".join(WORDS[: 1 + number % 9]) for number in range(20)]
+    together = embedder.embed(texts, kind="passage")
+    for text, row in zip(texts, together, strict=True):
+        assert embedder.embed([text], kind="passage")[0].tobytes() == row.tobytes()
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, rtol=1e-6)
+
+
+def test_long_texts_are_cut_and_counted(encoder):
+    embedder = open_embedder(str(encoder(longest=8)))
+    assert embedder.max_tokens == 8
+    long, cut = embedder.embed(["mill " * 50, "mill " * 6], kind="passage")
+    assert long.tobytes() == cut.tobytes()
+    assert embedder.truncated == 1
+
+
+def test_prompts_come_from_the_folder(encoder):
+    embedder = open_embedder(str(encoder(prompts={"query": "query: "})))
+    query = embedder.embed(["river"], kind="query")[0]
+    spelled = embedder.embed(["query: river"], kind="passage")[0]
+    assert query.tobytes() == spelled.tobytes()
+
+
+def test_dense_layers_are_applied(encoder):
+    folder = encoder(modules=[("2_Dense", "Dense"), ("3_Normalize", "Normalize")])
+    write_json(
+        folder / "2_Dense" / "config.json", {"activation_function": "torch.nn.modules.Tanh"}
+    )
+    weight = torch.linspace(-1, 1, 8 * 32).reshape(8, 32)
+    save_file({"linear.weight": weight}, folder / "2_Dense" / "model.safetensors")
+    embedder = open_embedder(str(folder))
+    assert embedder.dimensions == 8
+    pooled = reference(folder, "corn").mean(0)
+    expected = unit(np.tanh(weight.numpy() @ pooled))
+    np.testing.assert_allclose(embedder.embed(["corn"], kind="query")[0], expected, atol=1e-5)
+
+
+def test_the_fingerprint_tells_poolings_apart(encoder):
+    first = open_embedder(str(encoder())).fingerprint
+    assert open_embedder(str(encoder())).fingerprint == first
+    assert open_embedder(str(encoder(pooling=("pooling_mode_cls_token",)))).fingerprint != first
+
+
+def test_empty_texts_are_refused_and_no_texts_give_no_rows(encoder):
+    embedder = open_embedder(str(encoder()))
+    with pytest.raises(DataError) as caught:
+        embedder.embed(["mill", "  "], kind="passage")
+    assert caught.value.code == "data.empty-text"
+    assert embedder.embed([], kind="passage").shape == (0, 32)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"modules": [("2_Router", "Router")]},
+        {"modules": [("../elsewhere", "Dense")]},
+        {"modules": [("2_Dense", "Dense")]},
+        {"pooling": ("pooling_mode_magic",)},
+    ],
+)
+def test_what_is_not_understood_is_refused(encoder, spoil):
+    with pytest.raises(CheckpointError) as caught:
+        open_embedder(str(encoder(**spoil)))
+    assert caught.value.code == "checkpoint.not-an-embedder"
+
+
+def test_a_gguf_file_is_no_embedder(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError) as caught:
+        open_embedder(str(tmp_path / "m.gguf"))
+    assert caught.value.code == "checkpoint.not-an-embedder"
