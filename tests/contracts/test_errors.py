@@ -9,25 +9,37 @@ _CODE = re.compile(r"[a-z]+\.[a-z0-9-]+\Z")
 
 
 def codes_in_sources():
+    trees = [tree_of(path) for _, path in modules()]
+    classes = {name: place for tree in trees for name, place in _classes_with_code(tree)}
     found = set()
-    for _, path in modules():
-        tree = tree_of(path)
-        places = _functions_with_code(tree)
+    for tree in trees:
+        places = {**classes, **dict(_functions_with_code(tree))}
         for node in ast.walk(tree):
             for value in _codes_of(node, places):
                 found |= _strings(value)
     return {code for code in found if _CODE.match(code)}
 
 
+def _classes_with_code(tree):
+    """Yield dataclasses with a field ``code``, and its place."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            fields = [
+                field.target.id
+                for field in node.body
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+            ]
+            if "code" in fields:
+                yield node.name, fields.index("code")
+
+
 def _functions_with_code(tree):
-    """Return the place of the parameter ``code`` by function, and Problem's."""
-    places = {"Problem": 1}
+    """Yield functions with a parameter ``code``, and its place."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             names = [argument.arg for argument in node.args.args]
             if "code" in names:
-                places[node.name] = names.index("code")
-    return places
+                yield node.name, names.index("code")
 
 
 def _codes_of(node, places):

@@ -132,17 +132,18 @@ def main() -> None:
 
 def _say_how_to_go_on() -> str:
     """Return the hint for commands that leave something to go on with."""
-    resumable = {"make", "run", "index"} & set(sys.argv[1:3])
-    return "; run the same command again with --resume" if resumable else ""
+    words = sys.argv[1:3]
+    is_resumable = words[:1] in (["make"], ["run"]) or words == ["rag", "index"]
+    return "; run the same command again with --resume" if is_resumable else ""
 
 
 def _fit_screen(error: StillroomError) -> str:
     """Return an error's problems, as many as one screen holds, and the count of the others."""
     texts = [str(problem) for problem in error.problems]
     heights = [text.count("\n") + 1 for text in texts]
-    if sum(heights) <= _SCREEN_LINES:
+    if len(texts) == 1 or sum(heights) <= _SCREEN_LINES:
         return "\n".join(texts)
-    shown, height = 0, 0
+    shown, height = 1, heights[0]
     while height + heights[shown] < _SCREEN_LINES:
         height += heights[shown]
         shown += 1

@@ -48,9 +48,11 @@ def tell_run(out: Path, artifact: Artifact) -> None:
 
 def _figure(metric: dict[str, object]) -> str:
     value, low, high = metric["value"], metric["low"], metric["high"]
-    shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+    is_whole = not isinstance(value, float) or value.is_integer()
+    shown = f"{value:,.0f}" if is_whole else f"{value:,.4g}"
     interval = f" [{low:.4g}, {high:.4g}]" if low is not None and low != high else ""
-    return f"{shown}{interval} {metric['unit']} (n={metric['n']})"
+    unit = f" {metric['unit']}" if metric["unit"] else ""
+    return f"{shown}{interval}{unit} (n={metric['n']})"
 
 
 def print_answer(pieces: Iterable[str | Answer], *, as_json: bool) -> None:

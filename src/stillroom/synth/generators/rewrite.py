@@ -1,7 +1,8 @@
 """Rewrite: the passage in other words, as training text.
 
 Source: Maini et al. 2024, arXiv:2401.16380 (rephrasing in a named style). Differs: one passage at a
-time, in its own language, and the ``grounded`` filter refuses names and numbers that are new.
+time, in its own language, and the ``grounded`` filter refuses names and numbers that are new. Wants
+a larger teacher: of 16 rewritings by SmolLM2-135M none passed that filter.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Rewrite(Generator):
     """Asks for the passage in another style; the record is one assistant message."""
 
     paper: ClassVar[str] = "arXiv:2401.16380"
+    status: ClassVar[str] = "experimental"
 
     styles: tuple[Literal["plain", "brief", "encyclopedia"], ...] = Field(
         ("plain",), min_length=1, description="styles to write each passage in"

@@ -1,0 +1,89 @@
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from stillroom.cli import app
+from stillroom.errors import Cancelled, Problem, RecipeError, ResourceError
+
+
+@pytest.fixture
+def run_main(monkeypatch, capsys):
+    """Return a function that runs the command line with a root that raises an error."""
+    monkeypatch.setattr(app.signal, "signal", lambda *_: None)
+
+    def run(error, *arguments):
+        def fail(**settings):
+            raise error
+
+        monkeypatch.setattr(sys, "argv", ["stillroom", *arguments])
+        monkeypatch.setattr(app.stillroom, "main", fail)
+        with pytest.raises(SystemExit) as caught:
+            app.main()
+        told = capsys.readouterr()
+        assert told.out == ""
+        return caught.value.code, told.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "said"),
+    [
+        (RecipeError("no", code="recipe.value"), 2, "[recipe.value]"),
+        (ResourceError("no", code="resource.memory"), 3, "[resource.memory]"),
+        (Cancelled("no", code="job.cancelled"), 130, "[job.cancelled]"),
+        (click.UsageError("no"), 2, "Error: no"),
+        (ValueError("no"), 1, "[internal]"),
+    ],
+)
+def test_errors_end_with_their_exit_code(run_main, error, exit_code, said):
+    code, told = run_main(error, "make")
+    assert code == exit_code
+    assert said in told
+    assert "Traceback" not in told
+
+
+def test_interrupt_says_how_to_go_on_only_where_that_is_possible(run_main):
+    assert run_main(KeyboardInterrupt(), "make", "x") == (
+        130,
+        "interrupted; run the same command again with --resume\n",
+    )
+    assert run_main(KeyboardInterrupt(), "rag", "index")[1].endswith("--resume\n")
+    assert run_main(KeyboardInterrupt(), "ask", "run") == (130, "interrupted\n")
+
+
+def test_debug_raises_the_error_itself(monkeypatch, run_main):
+    error = RecipeError("no", code="recipe.value")
+    with pytest.raises(RecipeError):
+        run_main(error, "make", "--debug")
+
+
+def problems(count):
+    return RecipeError(
+        [Problem(f"{n} is wrong", "recipe.value", "", "1", "2") for n in range(count)]
+    )
+
+
+def test_a_screen_holds_what_fits_and_counts_the_rest(run_main):
+    _, told = run_main(problems(8), "make")
+    assert told == f"{problems(8)}\n"
+    _, told = run_main(problems(50), "make")
+    lines = told.splitlines()
+    assert len(lines) <= 24
+    assert lines[-1] == "and 43 more; --debug shows them all"
+    assert sum("is wrong" in line for line in lines) == 7
+
+
+def test_one_problem_is_shown_whole(run_main):
+    long = RecipeError("\n".join("line" for _ in range(60)), code="recipe.value")
+    _, told = run_main(long, "make")
+    assert told.count("line") == 60
+
+
+def test_unknown_commands_are_answered_with_the_nearest():
+    told = CliRunner().invoke(app.stillroom, ["mkae"])
+    assert told.exit_code == 2
+    assert "No such command 'mkae'; did you mean 'make'?" in told.stderr
+    assert "did you mean" not in CliRunner().invoke(app.stillroom, ["qqqqqq"]).stderr

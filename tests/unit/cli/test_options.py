@@ -1,0 +1,60 @@
+import json
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from stillroom.cli.options import (
+    debug_option,
+    existing_path,
+    job_options,
+    json_option,
+    print_json,
+)
+
+
+@click.command()
+@click.argument("path", type=existing_path)
+@json_option
+@job_options
+def command(path, as_json, resume, overwrite, quiet):
+    print_json({"path": str(path), "flags": [as_json, resume, overwrite, quiet]})
+
+
+@click.command()
+@debug_option
+def plain():
+    click.echo("done")
+
+
+def flags(*arguments):
+    told = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert told.exit_code == 0
+    return json.loads(told.stdout)["flags"]
+
+
+def test_flags_are_off_unless_given():
+    assert flags("x") == [False, False, False, False]
+    assert flags("x", "--json", "--resume") == [True, True, False, False]
+    assert flags("x", "--overwrite", "--quiet", "--debug") == [False, False, True, True]
+
+
+def test_flags_are_listed_with_what_they_do():
+    text = CliRunner().invoke(command, ["--help"]).stdout
+    for flag in ("--json", "--resume", "--overwrite", "--quiet", "--debug"):
+        assert flag in text
+
+
+def test_debug_is_taken_by_the_root_and_not_by_commands():
+    assert CliRunner().invoke(plain, ["--debug"]).stdout == "done\n"
+
+
+def test_json_has_its_version_first_and_keeps_letters(tmp_path):
+    told = CliRunner().invoke(command, ["Käse"])
+    assert told.stdout.startswith('{\n "version": 1,')
+    assert "Käse" in told.stdout
+
+
+@pytest.mark.parametrize("flag", ["--resumee", "--no-quiet"])
+def test_unknown_flags_are_refused(flag):
+    assert CliRunner().invoke(command, ["x", flag]).exit_code == 2

@@ -1,0 +1,100 @@
+import json
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from stillroom.cli.talk import print_answer, tell_run
+from stillroom.provenance import Artifact
+from stillroom.records import Answer, Citation, Completion, Location
+
+LOCATION = Location("mills.md", "0" * 64, 10, 42, pages=(3,))
+CITED = Answer(
+    Completion("It grinds barley [1].", model="student"),
+    (Citation(1, "pas-1", LOCATION, "It grinds barley."),),
+    details={"refused": False},
+)
+
+
+def said(function, *arguments, **settings):
+    """Return what a function prints, by way of a command."""
+
+    @click.command()
+    def command():
+        function(*arguments, **settings)
+
+    told = CliRunner().invoke(command, catch_exceptions=False)
+    assert told.exit_code == 0
+    assert told.stderr == ""
+    return told.stdout
+
+
+def write_report(folder, *metrics):
+    rows = [
+        {"name": name, "value": value, "low": low, "high": high, "n": 4, "unit": unit}
+        for name, value, low, high, unit in metrics
+    ]
+    (folder / "report.json").write_text(json.dumps({"metrics": rows}))
+    return Artifact("report", ())
+
+
+def test_single_job_is_told_in_a_line(tmp_path):
+    artifact = Artifact("index", ())
+    assert said(tell_run, tmp_path, artifact) == (
+        f"{tmp_path}: index, digest {artifact.digest[:16]}\n"
+    )
+
+
+def test_report_without_its_figures_is_told_as_a_job(tmp_path):
+    assert ": report, digest " in said(tell_run, tmp_path, Artifact("report", ()))
+
+
+def test_run_is_told_with_figures_intervals_and_next_commands(tmp_path):
+    artifact = write_report(
+        tmp_path,
+        ("student/kl_to_teacher/final", 0.09629, 0.07, 0.1175, "nats/token"),
+        ("student/parameters", 98620.0, 98620.0, 98620.0, ""),
+        ("teacher/parameters", 1234567, None, None, ""),
+        ("seconds/index", 1.5, 1.5, 1.5, "s"),
+    )
+    lines = said(tell_run, tmp_path, artifact).splitlines()
+    assert lines[0].split() == ["student/parameters", "98,620", "(n=4)"]
+    assert lines[1].split() == ["teacher/parameters", "1,234,567", "(n=4)"]
+    assert lines[2].endswith(" 0.09629 [0.07, 0.1175] nats/token (n=4)")
+    assert not any("seconds/index" in line for line in lines)
+    for command in ("stillroom ask", "stillroom show", "stillroom serve"):
+        assert any(f"{command} {tmp_path}" in line for line in lines)
+
+
+def test_answer_streams_and_then_lists_what_it_stands_on():
+    text = said(print_answer, ["It grinds ", "barley [1].", CITED], as_json=False)
+    assert text == "It grinds barley [1].\n\n[1] mills.md: bytes 10-42, page 3\n"
+
+
+def test_answer_without_citations_says_so():
+    text = said(print_answer, ["Yes.", Answer(Completion("Yes."))], as_json=False)
+    assert text.endswith("no passage supports this answer\n")
+
+
+def test_answer_as_json_is_one_value_with_byte_ranges():
+    told = json.loads(said(print_answer, ["It grinds ", "barley [1].", CITED], as_json=True))
+    assert told["version"] == 1
+    assert told["answer"] == "It grinds barley [1]."
+    assert told["model"] == "student"
+    assert told["details"] == {"refused": False}
+    assert told["citations"] == [
+        {
+            "number": 1,
+            "passage_id": "pas-1",
+            "path": "mills.md",
+            "byte_start": 10,
+            "byte_end": 42,
+            "pages": [3],
+            "text": "It grinds barley.",
+        }
+    ]
+
+
+@pytest.mark.parametrize(("as_json", "printed"), [(True, ""), (False, "It")])
+def test_answer_that_broke_off_ends_where_it_was(as_json, printed):
+    assert said(print_answer, ["It"], as_json=as_json) == printed
