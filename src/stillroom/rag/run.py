@@ -56,12 +56,12 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
     Raises:
         DataError: If the folder holds no document, or too many of them fail.
     """
-    root, scan = find_documents(recipe)
+    root, scan = _find_documents(recipe)
     if embedder is None:
         from stillroom.models import open_embedder
 
         embedder = open_embedder(recipe.embedder)
-    preparation = prepare_digest(recipe, embedder)
+    preparation = _prepare_digest(recipe, embedder)
     found, unread = _digest_files(root, scan, job)
     previous = open_previous(job, preparation)
     with Worker() as worker:
@@ -115,7 +115,7 @@ def estimate(recipe: RagRecipe) -> Estimate:
     Raises:
         DataError: If the folder holds no document.
     """
-    _, scan = find_documents(recipe)
+    _, scan = _find_documents(recipe)
     files = scan.files
     size = sum(file.stat().st_size for file in files)
     largest = max(file.stat().st_size for file in files)
@@ -132,7 +132,7 @@ def estimate(recipe: RagRecipe) -> Estimate:
     )
 
 
-def find_documents(recipe: RagRecipe) -> tuple[Path, Scan]:
+def _find_documents(recipe: RagRecipe) -> tuple[Path, Scan]:
     """Return the folder that paths are relative to, and what it holds.
 
     Raises:
@@ -151,7 +151,7 @@ def find_documents(recipe: RagRecipe) -> tuple[Path, Scan]:
     return (place if place.is_dir() else place.parent), scan
 
 
-def prepare_digest(recipe: RagRecipe, embedder: Embedder) -> str:
+def _prepare_digest(recipe: RagRecipe, embedder: Embedder) -> str:
     """Return the digest of all that shapes passages and vectors beside the documents."""
     return digest_json(
         {
