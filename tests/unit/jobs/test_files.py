@@ -1,6 +1,10 @@
+import sqlite3
+
 import pytest
 
+from stillroom.errors import ResourceError
 from stillroom.jobs import atomic_write, replace_folder
+from stillroom.jobs.files import full_disk_as_error
 
 
 def test_failure_keeps_the_old_bytes_and_leaves_nothing_behind(tmp_path):
@@ -31,3 +35,11 @@ def test_replaced_folder_is_the_new_one_and_the_old_is_gone(tmp_path):
     replace_folder(tmp_path / "new", tmp_path / "old")
     assert [path.name for path in (tmp_path / "old").iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_full_disk_is_told_from_other_errors_of_libraries(tmp_path):
+    with pytest.raises(ResourceError) as caught, full_disk_as_error(tmp_path):
+        raise sqlite3.OperationalError("database or disk is full")
+    assert caught.value.code == "resource.disk-full"
+    with pytest.raises(sqlite3.OperationalError), full_disk_as_error(tmp_path):
+        raise sqlite3.OperationalError("no such table: passages")
