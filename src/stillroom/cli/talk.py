@@ -86,8 +86,13 @@ def print_answer(pieces: Iterable[str | Answer], *, as_json: bool) -> None:
             }
         )
         return
-    click.echo("\n")
+    click.echo("\n" if answer.completion.text.strip() else "(the model said nothing)\n")
     for citation in answer.citations:
         click.echo(f"[{citation.number}] {citation.location}")
     if not answer.citations:
         click.echo("no passage supports this answer")
+        return
+    statements = answer.details.get("statements", ())
+    open_ones = sum(statement["status"] == "unsupported" for statement in statements)
+    if open_ones:
+        click.echo(f"{open_ones} of {len(statements)} sentences are supported by no passage")

@@ -98,3 +98,16 @@ def test_answer_as_json_is_one_value_with_byte_ranges():
 @pytest.mark.parametrize(("as_json", "printed"), [(True, ""), (False, "It")])
 def test_answer_that_broke_off_ends_where_it_was(as_json, printed):
     assert said(print_answer, ["It"], as_json=as_json) == printed
+
+
+def test_sentences_that_no_passage_supports_are_counted():
+    statements = [{"status": "supported"}, {"status": "unsupported"}]
+    answer = Answer(CITED.completion, CITED.citations, details={"statements": statements})
+    assert "1 of 2 sentences are supported by no passage" in said(
+        print_answer, [answer], as_json=False
+    )
+
+
+def test_a_model_that_says_nothing_is_told_as_that():
+    told = said(print_answer, [Answer(Completion("", model="student"))], as_json=False)
+    assert "the model said nothing" in told
