@@ -26,7 +26,7 @@ def test_only_the_assistant_bears_loss_and_the_end_of_turn_is_learned(loaded):
 def test_the_end_of_turn_is_learned_even_where_padding_is_the_same_token(loaded):
     _, tokenizer = loaded
     before = tokenizer.pad_token
-    tokenizer.pad_token = tokenizer.eos_token = "<|im_end|>"  # noqa: S105  # no password
+    tokenizer.pad_token = tokenizer.eos_token = "<|im_end|>"  # no password
     try:
         lessons, _ = encode(tokenizer, [talk("Who?", "A still.")])
     finally:

@@ -26,7 +26,9 @@ def test_a_document_cannot_open_a_turn(tokenizer):
     specials = set(tokenizer.all_special_ids)
 
     def count(rendered):
-        return sum(i in specials for i in tokenizer(rendered, add_special_tokens=False)["input_ids"])
+        return sum(
+            i in specials for i in tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        )
 
     assert count(text) == count(plain)
 

@@ -43,9 +43,7 @@ def test_cancelling_reaches_a_completion_in_work():
         return Completion("", "cancelled")
 
     begun = time.monotonic()
-    done = work_through(
-        ask, 3, 2, "m", is_cancelled=lambda: time.monotonic() - begun > 0.1
-    )
+    done = work_through(ask, 3, 2, "m", is_cancelled=lambda: time.monotonic() - begun > 0.1)
     assert {c.finish_reason for c in done} == {"cancelled"}
     assert time.monotonic() - begun < 2
 

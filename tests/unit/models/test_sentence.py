@@ -51,9 +51,7 @@ def encoder(tmp_path):
         )
         write_json(tmp_path / "1_Pooling" / "config.json", dict.fromkeys(pooling, True))
         write_json(tmp_path / "sentence_bert_config.json", {"max_seq_length": longest})
-        write_json(
-            tmp_path / "config_sentence_transformers.json", {"prompts": prompts or {}}
-        )
+        write_json(tmp_path / "config_sentence_transformers.json", {"prompts": prompts or {}})
         return tmp_path
 
     return make
@@ -117,9 +115,7 @@ def test_prompts_come_from_the_folder(encoder):
 
 def test_dense_layers_are_applied(encoder):
     folder = encoder(modules=[("2_Dense", "Dense"), ("3_Normalize", "Normalize")])
-    write_json(
-        folder / "2_Dense" / "config.json", {"activation_function": "torch.nn.modules.Tanh"}
-    )
+    write_json(folder / "2_Dense" / "config.json", {"activation_function": "torch.nn.modules.Tanh"})
     weight = torch.linspace(-1, 1, 8 * 32).reshape(8, 32)
     save_file({"linear.weight": weight}, folder / "2_Dense" / "model.safetensors")
     embedder = open_embedder(str(folder))

@@ -102,9 +102,7 @@ def test_top_k_of_one_is_greedy_and_a_penalty_changes_the_course(model):
 
 def test_cancelling_between_tokens_keeps_what_is_done(model):
     looks = iter(range(1000))
-    done = model.generate(
-        [chat("mill")] * 9, Sampling(50), is_cancelled=lambda: next(looks) > 5
-    )
+    done = model.generate([chat("mill")] * 9, Sampling(50), is_cancelled=lambda: next(looks) > 5)
     assert "cancelled" in {c.finish_reason for c in done}
 
 
