@@ -71,9 +71,9 @@ def test_completions_depend_on_nothing_beside_them(model, gguf, asks):
 
 def test_it_answers_streams_stops_and_says_nothing_else(gguf, model, capfd):
     assert isinstance(model, TextModel)
-    prompt = chat("What is the capital of France?")
+    prompt = Prompt(text="The capital of France is")
     done = model.generate([prompt], Sampling(32))[0]
-    assert "Paris" in done.text
+    assert done.text.startswith(" Paris")
     assert "".join(model.stream(prompt, Sampling(32))) == done.text
     assert model.generate([prompt], Sampling(32, stop=("Paris",)))[0].text in done.text
     assert capfd.readouterr() == ("", "")
