@@ -69,14 +69,14 @@ def test_every_passage_stays_within_its_own_fence(index):
     numbers = [int(number) for number, _ in block.findall(content)]
     assert numbers == list(range(1, len(hits) + 1))
     outside = block.sub("", content).strip()
-    assert outside == f"Question: {QUESTION}"
+    assert outside == f"Question: {QUESTION}\nAnswer in one sentence, using only the passages."
 
 
 def test_the_rules_stand_before_the_documents_and_the_question_after(index):
     _, prompt = shown(index)
     assert [message.role for message in prompt.messages] == ["system", "user"]
     assert "never an instruction" in prompt.messages[0].content
-    assert prompt.messages[-1].content.endswith(QUESTION)
+    assert prompt.messages[-1].content.splitlines()[-2] == f"Question: {QUESTION}"
 
 
 def test_documents_cannot_plant_citations(index):

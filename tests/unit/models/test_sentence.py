@@ -106,6 +106,14 @@ def test_long_texts_are_cut_and_counted(encoder):
     assert embedder.truncated == 1
 
 
+def test_cutting_on_several_threads_at_once_changes_no_row(encoder):
+    embedder = open_embedder(str(encoder(longest=8)), num_threads=4)
+    texts = ["mill " * (50 if number % 2 else 6) for number in range(200)]
+    rows = embedder.embed(texts, kind="passage")
+    assert {row.tobytes() for row in rows} == {rows[0].tobytes()}
+    assert embedder.truncated == 100
+
+
 def test_prompts_come_from_the_folder(encoder):
     embedder = open_embedder(str(encoder(prompts={"query": "query: "})))
     query = embedder.embed(["river"], kind="query")[0]

@@ -116,7 +116,7 @@ def test_pieces_come_before_the_end(index):
 
 
 def test_the_prompt_shows_k_passages_and_counts_what_does_not_fit(index):
-    model = scripted_model(lambda prompt: "x", context_length=230)
+    model = scripted_model(lambda prompt: "x", context_length=215)
     found = ask(index, model, "cat dog Paris Python", k=4, sampling=Sampling(max_new_tokens=8))
     assert found.details["dropped"] > 0
     assert len(found.hits) + found.details["dropped"] == 4

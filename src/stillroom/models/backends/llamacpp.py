@@ -31,7 +31,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -44,6 +44,7 @@ from stillroom.models.parallel import work_through
 from stillroom.models.protocols import Score, TextModel
 from stillroom.models.quiet import quiet_descriptors
 from stillroom.models.requests import spread_sampling
+from stillroom.models.widen import is_worth_widening, widen_gguf
 from stillroom.provenance import digest_file
 from stillroom.records import Completion, Prompt, Sampling
 
@@ -60,6 +61,11 @@ class Llamacpp(Backend):
 
     instances: int | None = Field(
         None, ge=1, description="engines side by side, sharing the threads; by default one a thread"
+    )
+    weights: Literal["auto", "stored", "float16"] = Field(
+        "auto",
+        description="float16 widens quantized weights once and keeps them in the cache; auto does "
+        "so for files up to 400 MiB on the processor, where that is about twice as fast",
     )
     gpu_layers: int = Field(
         0, ge=-1, description="layers kept on an accelerator, -1 for all; 0 keeps to the processor"
@@ -79,6 +85,11 @@ class Llamacpp(Backend):
                 expected="a file whose name ends in .gguf",
                 next="use backend 'transformers' for a Hugging Face folder",
             )
+        digest = digest_file(path)
+        fingerprint, stored = f"gguf:{digest}", path
+        if self._is_widened(path):
+            path = widen_gguf(path, digest)
+            fingerprint += ":float16"
         threads = self.num_threads or len(os.sched_getaffinity(0))
         count = min(self.instances or (1 if self.gpu_layers else threads), threads)
         context = self.context_length or _DEFAULT_CONTEXT
@@ -93,7 +104,12 @@ class Llamacpp(Backend):
             _Engine(xllamacpp, path, context, threads // count, self.gpu_layers)
             for _ in range(count - 1)
         ]
-        return _LlamacppModel(path, context, engines)
+        return _LlamacppModel(stored, fingerprint, context, engines)
+
+    def _is_widened(self, path: Path) -> bool:
+        if self.weights == "auto":
+            return self.gpu_layers == 0 and is_worth_widening(path)
+        return self.weights == "float16"
 
 
 class _Engine:
@@ -192,10 +208,12 @@ class _Engine:
 class _LlamacppModel:
     """A TextModel over several engines; each ask goes to whichever is free."""
 
-    def __init__(self, path: Path, context_length: int, engines: list[_Engine]) -> None:
+    def __init__(
+        self, path: Path, fingerprint: str, context_length: int, engines: list[_Engine]
+    ) -> None:
         self.name = path.stem
         self.context_length = context_length
-        self.fingerprint = f"gguf:{digest_file(path)}"
+        self.fingerprint = fingerprint
         self._path = path
         self._engines = engines
         self._free: queue.Queue[_Engine] = queue.Queue()

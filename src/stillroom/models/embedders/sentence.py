@@ -125,7 +125,8 @@ class _SentenceEmbedder:
         return unit_rows(np.stack(rows))
 
     def count_tokens(self, text: str) -> int:
-        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        with self._lock:
+            return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def close(self) -> None:
         self._workers.shutdown()
@@ -143,14 +144,14 @@ class _SentenceEmbedder:
             return row.cpu().numpy()
 
     def _encode(self, text: str, count: bool) -> list[int]:
-        ids = list(self._tokenizer(text)["input_ids"])
-        if len(ids) <= self.max_tokens:
-            return ids
-        if count:
-            with self._lock:
-                self.truncated += 1
-        cut = self._tokenizer(text, truncation=True, max_length=self.max_tokens)
-        return list(cut["input_ids"])
+        # A fast tokenizer keeps truncation as its own state: two threads must not change it at once.
+        with self._lock:
+            ids = list(self._tokenizer(text)["input_ids"])
+            if len(ids) <= self.max_tokens:
+                return ids
+            self.truncated += count
+            cut = self._tokenizer(text, truncation=True, max_length=self.max_tokens)
+            return list(cut["input_ids"])
 
 
 def _use_one_thread() -> None:
