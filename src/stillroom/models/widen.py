@@ -20,7 +20,7 @@ from stillroom.checkpoints.dequantize import cache_folder
 from stillroom.errors import BackendError, MissingExtraError
 from stillroom.jobs.files import full_disk_as_error
 
-__all__ = ["is_worth_widening", "widen_gguf"]
+__all__ = ["choose_weights", "widen_gguf"]
 
 _FORMAT = 1  # raise it when the conversion changes, so that old files are made anew
 _SMALL_BYTES = 400 << 20
@@ -29,22 +29,36 @@ _FAST = {"Q4_0"}  # repacked by llama.cpp for the processor: as fast, and a quar
 _FILE_TYPE_F16 = 1
 
 
-def is_worth_widening(path: Path) -> bool:
-    """Whether a file is small and mostly of types that llama.cpp multiplies slowly.
+def choose_weights(path: Path, digest: str, cache: Path | None = None) -> tuple[Path, bool]:
+    """Return the file to read, and whether it is a widened one: small, slow types are widened.
+
+    Args:
+        path: The GGUF file.
+        digest: Its sha256; what was decided for it is remembered in the cache.
+        cache: Where widened files are kept; default the user's cache folder.
 
     Raises:
         MissingExtraError: If the package gguf is not installed.
         BackendError: If the file cannot be read.
+        ResourceError: If the disk is full.
     """
     if path.stat().st_size > _SMALL_BYTES:
-        return False
+        return path, False
+    target = _target(path, digest, cache)
+    if target.is_file():
+        return target, True
+    as_stored = target.with_name("as-stored")
+    if as_stored.is_file():
+        return path, False
     with _reading(path) as reader:
-        slow = sum(
-            int(tensor.n_bytes)
-            for tensor in reader.tensors
-            if tensor.tensor_type.name not in _KEPT | _FAST
-        )
-        return slow * 2 > sum(int(tensor.n_bytes) for tensor in reader.tensors)
+        sizes = {True: 0, False: 0}
+        for tensor in reader.tensors:
+            sizes[tensor.tensor_type.name in _KEPT | _FAST] += int(tensor.n_bytes)
+    if sizes[False] > sizes[True]:
+        return widen_gguf(path, digest, cache), True
+    as_stored.parent.mkdir(parents=True, exist_ok=True)
+    as_stored.touch()
+    return path, False
 
 
 def widen_gguf(path: Path, digest: str, cache: Path | None = None) -> Path:
@@ -60,13 +74,11 @@ def widen_gguf(path: Path, digest: str, cache: Path | None = None) -> Path:
         BackendError: If the file cannot be read.
         ResourceError: If the disk is full.
     """
-    # llama.cpp shows the stem as the model's name, so the file keeps it.
-    folder = (cache or cache_folder()) / "widened" / f"{digest[:32]}-{_FORMAT}"
-    target = folder / f"{path.stem}.gguf"
+    target = _target(path, digest, cache)
     if target.is_file():
         return target
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{os.getpid()}.tmp"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{os.getpid()}.tmp")
     try:
         with full_disk_as_error(target), _reading(path) as reader:
             _write(reader, temporary)
@@ -76,6 +88,11 @@ def widen_gguf(path: Path, digest: str, cache: Path | None = None) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return target
+
+
+def _target(path: Path, digest: str, cache: Path | None) -> Path:
+    folder = (cache or cache_folder()) / "widened" / f"{digest[:32]}-v{_FORMAT}"
+    return folder / f"{path.stem}.gguf"
 
 
 @contextmanager

@@ -44,7 +44,7 @@ from stillroom.models.parallel import work_through
 from stillroom.models.protocols import Score, TextModel
 from stillroom.models.quiet import quiet_descriptors
 from stillroom.models.requests import spread_sampling
-from stillroom.models.widen import is_worth_widening, widen_gguf
+from stillroom.models.widen import choose_weights, widen_gguf
 from stillroom.provenance import digest_file
 from stillroom.records import Completion, Prompt, Sampling
 
@@ -85,11 +85,9 @@ class Llamacpp(Backend):
                 expected="a file whose name ends in .gguf",
                 next="use backend 'transformers' for a Hugging Face folder",
             )
-        digest = digest_file(path)
-        fingerprint, stored = f"gguf:{digest}", path
-        if self._is_widened(path):
-            path = widen_gguf(path, digest)
-            fingerprint += ":float16"
+        digest, stored = digest_file(path), path
+        path, is_widened = self._choose_file(path, digest)
+        fingerprint = f"gguf:{digest}" + (":float16" if is_widened else "")
         threads = self.num_threads or len(os.sched_getaffinity(0))
         count = min(self.instances or (1 if self.gpu_layers else threads), threads)
         context = self.context_length or _DEFAULT_CONTEXT
@@ -106,10 +104,12 @@ class Llamacpp(Backend):
         ]
         return _LlamacppModel(stored, fingerprint, context, engines)
 
-    def _is_widened(self, path: Path) -> bool:
-        if self.weights == "auto":
-            return self.gpu_layers == 0 and is_worth_widening(path)
-        return self.weights == "float16"
+    def _choose_file(self, path: Path, digest: str) -> tuple[Path, bool]:
+        if self.weights == "auto" and self.gpu_layers == 0:
+            return choose_weights(path, digest)
+        if self.weights == "float16":
+            return widen_gguf(path, digest), True
+        return path, False
 
 
 class _Engine:

@@ -144,7 +144,7 @@ class _SentenceEmbedder:
             return row.cpu().numpy()
 
     def _encode(self, text: str, count: bool) -> list[int]:
-        # A fast tokenizer keeps truncation as its own state: two threads must not change it at once.
+        # A fast tokenizer keeps truncation as its own state: two threads must not change it.
         with self._lock:
             ids = list(self._tokenizer(text)["input_ids"])
             if len(ids) <= self.max_tokens:
