@@ -69,15 +69,6 @@ def test_completions_depend_on_nothing_beside_them(model, gguf, asks):
     single.close()
 
 
-def test_requantized_weights_are_another_model_that_says_much_the_same(model, gguf):
-    pytest.importorskip("gguf")
-    wide = open_text_model(str(gguf), num_threads=2, weights="q8_0")
-    assert wide.fingerprint != model.fingerprint
-    done = wide.generate([Prompt(text="The capital of France is")], Sampling(8))[0]
-    assert done.text.startswith(" Paris")
-    wide.close()
-
-
 def test_it_answers_streams_stops_and_says_nothing_else(gguf, model, capfd):
     assert isinstance(model, TextModel)
     prompt = Prompt(text="The capital of France is")
