@@ -31,7 +31,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
@@ -44,7 +44,6 @@ from stillroom.models.parallel import work_through
 from stillroom.models.protocols import Score, TextModel
 from stillroom.models.quiet import quiet_descriptors
 from stillroom.models.requests import spread_sampling
-from stillroom.models.widen import choose_weights, widen_gguf
 from stillroom.provenance import digest_file
 from stillroom.records import Completion, Prompt, Sampling
 
@@ -61,11 +60,6 @@ class Llamacpp(Backend):
 
     instances: int | None = Field(
         None, ge=1, description="engines side by side, sharing the threads; by default one a thread"
-    )
-    weights: Literal["auto", "stored", "float16"] = Field(
-        "auto",
-        description="float16 widens quantized weights once and keeps them in the cache; auto does "
-        "so for files up to 400 MiB on the processor, where that is about twice as fast",
     )
     gpu_layers: int = Field(
         0, ge=-1, description="layers kept on an accelerator, -1 for all; 0 keeps to the processor"
@@ -85,9 +79,7 @@ class Llamacpp(Backend):
                 expected="a file whose name ends in .gguf",
                 next="use backend 'transformers' for a Hugging Face folder",
             )
-        digest, stored = digest_file(path), path
-        path, is_widened = self._choose_file(path, digest)
-        fingerprint = f"gguf:{digest}" + (":float16" if is_widened else "")
+        fingerprint = f"gguf:{digest_file(path)}"
         threads = self.num_threads or len(os.sched_getaffinity(0))
         count = min(self.instances or (1 if self.gpu_layers else threads), threads)
         context = self.context_length or _DEFAULT_CONTEXT
@@ -102,14 +94,7 @@ class Llamacpp(Backend):
             _Engine(xllamacpp, path, context, threads // count, self.gpu_layers)
             for _ in range(count - 1)
         ]
-        return _LlamacppModel(stored, fingerprint, context, engines)
-
-    def _choose_file(self, path: Path, digest: str) -> tuple[Path, bool]:
-        if self.weights == "auto" and self.gpu_layers == 0:
-            return choose_weights(path, digest)
-        if self.weights == "float16":
-            return widen_gguf(path, digest), True
-        return path, False
+        return _LlamacppModel(path, fingerprint, context, engines)
 
 
 class _Engine:
