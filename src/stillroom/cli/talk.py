@@ -32,6 +32,10 @@ def tell_run(out: Path, artifact: Artifact) -> None:
     report = out / "report.json"
     if artifact.kind != "report" or not report.is_file():
         click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
+        for failed in artifact.details.get("failed", ()):
+            click.echo(
+                f"left out {failed['path']}: {failed['reason']}  [{failed['code']}]", err=True
+            )
         return
     metrics = {
         metric["name"]: metric
