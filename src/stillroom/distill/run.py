@@ -248,6 +248,5 @@ def _origin(recipe: DistillRecipe, teacher: Teacher, split: Split) -> Origin:
     link = Link(
         f"distill.methods.{recipe.method.method_name()}",
         teacher.checkpoint.fingerprint,
-        (recipe.records,) if recipe.records.startswith("job:") else (),
     )
     return Origin("synthetic", (link,), licensed.license)

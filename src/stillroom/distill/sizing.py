@@ -53,7 +53,7 @@ def estimate(recipe: DistillRecipe) -> Estimate:
 def _size_of(reference: str) -> tuple[int, int, str]:
     """Return parameters and vocabulary of a checkpoint, by its config or its file's size."""
     path = Path(reference)
-    if reference.startswith(("hub:", "job:")) or not path.exists():
+    if reference.startswith("hub:") or not path.exists():
         return _DEFAULT_PARAMETERS, _DEFAULT_VOCABULARY, f"{reference} taken as 135M parameters"
     if path.is_file():
         size = round(path.stat().st_size / _GGUF_BYTES)

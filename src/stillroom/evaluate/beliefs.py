@@ -24,7 +24,7 @@ from stillroom.provenance import read_artifact
 __all__ = ["has_weights", "initial_fidelity", "measure_beliefs"]
 
 _GROUP = 8
-_SCHEME = re.compile(r"(?!hub:|job:)[a-z][a-z0-9+.-]+:")
+_SCHEME = re.compile(r"(?!hub:)[a-z][a-z0-9+.-]+:")
 
 
 def has_weights(reference: str) -> bool:

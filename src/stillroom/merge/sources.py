@@ -115,6 +115,6 @@ def _resolve(reference: str, say: Callable[[str], None] | None) -> Path:
 
 
 def _shorten(reference: str) -> str:
-    if reference.startswith(("hub:", "job:", "step:")):
+    if reference.startswith(("hub:", "step:")):
         return reference.split(":", 1)[1]
     return Path(reference).name or reference

@@ -125,7 +125,6 @@ Duration = Annotated[
 _FOLDER: ContextVar[Path | None] = ContextVar("stillroom_recipe_folder", default=None)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 _HUB = re.compile(r"hub:[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
-_JOB = re.compile(r"job:[\w.-]+")
 
 
 @contextmanager
@@ -143,15 +142,21 @@ def _resolve_reference(value: str) -> str:
         raise RecipeError(
             "a reference is empty" if not value else "a reference holds a NUL character",
             code="recipe.reference",
-            expected="a path, hub:org/name[@revision] or job:<id>",
+            expected="a path or hub:org/name[@revision]",
         )
-    for scheme, form in (("hub:", _HUB), ("job:", _JOB)):
-        if value.startswith(scheme) and not form.fullmatch(value):
-            raise RecipeError(
-                f"{value!r} is not a reference",
-                code="recipe.reference",
-                expected="hub:org/name[@revision]" if scheme == "hub:" else "job:<id>",
-            )
+    if value.startswith("hub:") and not _HUB.fullmatch(value):
+        raise RecipeError(
+            f"{value!r} is not a reference",
+            code="recipe.reference",
+            expected="hub:org/name[@revision]",
+        )
+    if value.startswith("job:"):
+        raise RecipeError(
+            f"{value!r} is not a reference: jobs have folders, not ids",
+            code="recipe.reference",
+            expected="the job's folder, or {from: STEP} within a flow",
+            next="stillroom list jobs FOLDER",
+        )
     folder = _FOLDER.get()
     if _SCHEME.match(value):
         return value
@@ -162,10 +167,10 @@ def _resolve_reference(value: str) -> str:
 Reference = Annotated[
     str,
     AfterValidator(_resolve_reference),
-    Form("a path, hub:org/name[@revision] or job:<id>", "path/to/NAME"),
+    Form("a path or hub:org/name[@revision]", "path/to/NAME"),
     WithJsonSchema({"type": "string", "minLength": 1}),
 ]
-"""A path, ``hub:org/name[@revision]`` or ``job:<id>``.
+"""A path or ``hub:org/name[@revision]``.
 
 Relative paths start at the folder of the recipe that is being loaded, and are absolute afterwards;
 anything with a scheme stays as it is written.

@@ -30,7 +30,7 @@ class TestSmallRooms:
         for line in [
             "  # share of each task vector that is kept; at most 1; above 0; default 0.2",
             "  density: 0.2",
-            "# the reference checkpoint; a path, hub:org/name[@revision] or job:<id>; required",
+            "# the reference checkpoint; a path or hub:org/name[@revision]; required",
             "base: path/to/base",
             "    # its share; 0 to 2; default 1.0",
             "  # stored precision; one of: bfloat16, float32; default bfloat16",
