@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from stillroom.jobs import Job
 from stillroom.train.loop import Loss, train
+from stillroom.train.ranks import leave
 from stillroom.train.settings import TrainSettings
 from stillroom.train.source import RecordSource
 
@@ -48,9 +49,10 @@ try:
     result = train(model, source, objective, settings, job)
 except Exception as error:
     print(f"{type(error).__name__}: {error}", flush=True)
-    sys.exit(3)
+    leave(3)
 torch.save(model.state_dict(), out / f"weights{rank}.pt")
 print(json.dumps({"ranks": result.ranks, "tokens": result.tokens}))
+leave(0)
 """
 
 

@@ -92,6 +92,15 @@ def stillroom() -> None:
 
 def main() -> None:
     """Run the command line and exit with the code that docs/reference/errors.md gives."""
+    code = _run()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from stillroom.train.ranks import leave
+
+        leave(code)
+    sys.exit(code)
+
+
+def _run() -> int:
     # Libraries below draw bars and warnings of their own; ours are the ones the user reads.
     for name, value in (
         ("TRANSFORMERS_VERBOSITY", "error"),
@@ -106,18 +115,18 @@ def main() -> None:
     try:
         stillroom.main(standalone_mode=False)
     except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+        return error.exit_code
     except click.ClickException as error:
         error.show()
-        sys.exit(2)
+        return 2
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted" + _say_how_to_go_on(), err=True)
-        sys.exit(130)
+        return 130
     except StillroomError as error:
         if debug:
             raise
         click.echo(_fit_screen(error), err=True)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except Exception as error:
         if debug:
             raise
@@ -127,7 +136,8 @@ def main() -> None:
             "  next: run again with --debug and report the traceback",
             err=True,
         )
-        sys.exit(1)
+        return 1
+    return 0
 
 
 def _say_how_to_go_on() -> str:
