@@ -6,21 +6,22 @@ the same weights in one file or seven have the same one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from stillroom.checkpoints.card import read_card
-from stillroom.checkpoints.header import TensorEntry
-from stillroom.checkpoints.store import DTYPES, Store, open_store
+from stillroom.checkpoints.digests import Hasher, load_digests, save_digests
+from stillroom.checkpoints.header import FLOATS, TensorEntry
+from stillroom.checkpoints.store import Store, open_store, torch_dtype
 from stillroom.errors import CheckpointError
 from stillroom.provenance import digest_file, digest_json, find_output
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Checkpoint", "as_bytes", "fingerprint_of"]
 
@@ -28,7 +29,6 @@ _BLOCK_BYTES = 4 << 20
 _MAX_CONFIG = 10_000_000
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt")
-_digests: dict[tuple[object, ...], dict[str, str]] = {}
 
 
 class Checkpoint:
@@ -101,7 +101,7 @@ class Checkpoint:
 
     def dtype(self, name: str) -> torch.dtype:
         """Return a tensor's storage type."""
-        return DTYPES[self.entry(name).dtype]
+        return torch_dtype(self.entry(name).dtype)
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return a whole tensor, mapped from its file; writing to it changes no file."""
@@ -113,6 +113,18 @@ class Checkpoint:
 
         A scalar is one row of shape (). Nothing but the rows becomes resident.
         """
+        import torch
+
+        entry = self.entry(name)
+        data = self.read(name, start, stop)
+        shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
+        dtype = torch_dtype(entry.dtype)
+        if not len(data):
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(data, dtype=dtype).view(shape)
+
+    def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
+        """Return the bytes of rows ``start`` to ``stop`` as they are stored, (rows * row_bytes)."""
         entry = self.entry(name)
         if not 0 <= start <= stop <= entry.rows:
             raise IndexError(f"rows {start}:{stop} of {entry.rows}")
@@ -126,34 +138,37 @@ class Checkpoint:
             yield self.rows(name, start, min(start + step, entry.rows))
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the tensors lie in."""
+        return self._store.files
+
+    @property
     def size_bytes(self) -> int:
         """The bytes of all tensors."""
         return sum(entry.size_bytes for entry in self._store.entries.values())
 
     @cached_property
     def fingerprint(self) -> str:
-        """The sha256 over every tensor's name, type, shape and bytes; reads them all once.
+        """The digest over every tensor's name, type, shape and bytes; reads them all once.
 
-        It does not depend on shards, file order or file names, and is kept in memory as long as
-        the files' sizes and times stay what they were.
+        It does not depend on shards, file order or file names. The tensors' digests are kept in the
+        user's cache as long as the files' places, sizes and times stay what they were.
         """
-        key = tuple(
-            (str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-            for path in self._store.files
-            for stat in [path.stat()]
-        )
-        if key not in _digests:
-            _digests[key] = {name: self.digest_tensor(name) for name in self.names()}
+        digests = load_digests(self._store.files)
+        if digests is None or digests.keys() != self._store.entries.keys():
+            digests = {name: self.digest_tensor(name) for name in self.names()}
+            save_digests(self._store.files, digests)
         return fingerprint_of(
-            (entry.name, entry.dtype, entry.shape, _digests[key][entry.name])
+            (entry.name, entry.dtype, entry.shape, digests[entry.name])
             for entry in self._store.entries.values()
         )
 
     def digest_tensor(self, name: str) -> str:
-        """Return the sha256 of one tensor's bytes, read in blocks."""
-        digest = hashlib.sha256()
-        for block in self.blocks(name):
-            digest.update(as_bytes(block))
+        """Return the BLAKE3 digest of one tensor's bytes, read in blocks."""
+        entry, digest = self.entry(name), Hasher()
+        step = max(1, _BLOCK_BYTES // max(entry.row_bytes, 1))
+        for start in range(0, entry.rows, step):
+            digest.update(self.read(name, start, min(start + step, entry.rows)))
         return digest.hexdigest()
 
     @cached_property
@@ -163,7 +178,7 @@ class Checkpoint:
         return sum(
             math.prod(entry.shape)
             for name, entry in self._store.entries.items()
-            if name not in skipped and DTYPES[entry.dtype].is_floating_point
+            if name not in skipped and entry.dtype in FLOATS
         )
 
     @property
@@ -231,6 +246,8 @@ class Checkpoint:
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
     """Return a contiguous tensor's bytes without a copy."""
+    import torch
+
     flat = tensor.detach().contiguous().view(-1)
     if not flat.numel():
         return memoryview(b"")

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.checkpoints.card import write_card
+from stillroom.checkpoints.digests import cache_folder
 from stillroom.errors import CheckpointError, MissingExtraError
 from stillroom.jobs import replace_folder, sync_folder
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.provenance import digest_file
 
-__all__ = ["cache_folder", "dequantize_gguf"]
+__all__ = ["dequantize_gguf"]
 
 _FORMAT = 1  # raise it when the conversion changes, so that old conversions are made anew
 _TRANSIENT = ("transformers_version", "_from_model_config")
@@ -39,14 +40,6 @@ _REGEXES = {
     "qwen2": _CONTRACTIONS + _WORDS % "",
     "deepseek-r1-qwen": _CONTRACTIONS + _WORDS % "",
 }
-
-
-def cache_folder() -> Path:
-    """Return where converted files are kept: STILLROOM_CACHE, else the user's cache folder."""
-    own = os.environ.get("STILLROOM_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stillroom"
 
 
 def dequantize_gguf(path: Path, cache: Path | None = None) -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 
 from stillroom.errors import CheckpointError
 
-__all__ = ["DTYPE_SIZES", "TensorEntry", "build_header", "read_header"]
+__all__ = ["DTYPE_SIZES", "FLOATS", "LONG_NAMES", "TensorEntry", "build_header", "read_header"]
 
 DTYPE_SIZES: Mapping[str, int] = {
     "BOOL": 1,
@@ -37,6 +37,26 @@ DTYPE_SIZES: Mapping[str, int] = {
     "F64": 8,
     "C64": 8,
 }
+LONG_NAMES: Mapping[str, str] = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I16": "int16",
+    "U16": "uint16",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I32": "int32",
+    "U32": "uint32",
+    "F32": "float32",
+    "I64": "int64",
+    "U64": "uint64",
+    "F64": "float64",
+    "C64": "complex64",
+}
+"""The name that torch and config.json give each storage type."""
+FLOATS = frozenset({"F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64"})
 _MAX_HEADER = 100_000_000
 _MAX_RANK = 32
 

@@ -10,34 +10,17 @@ import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-
-from stillroom.checkpoints.header import TensorEntry, read_header
+from stillroom.checkpoints.header import LONG_NAMES, TensorEntry, read_header
 from stillroom.errors import CheckpointError
 
-__all__ = ["DTYPES", "DTYPE_NAMES", "PickleStore", "SafetensorsStore", "Store", "open_store"]
+if TYPE_CHECKING:
+    import torch
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I16": torch.int16,
-    "U16": torch.uint16,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I32": torch.int32,
-    "U32": torch.uint32,
-    "F32": torch.float32,
-    "I64": torch.int64,
-    "U64": torch.uint64,
-    "F64": torch.float64,
-    "C64": torch.complex64,
-}
-DTYPE_NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+__all__ = ["PickleStore", "SafetensorsStore", "Store", "open_store", "torch_dtype"]
+
+
 INDEX_FILE = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -58,8 +41,8 @@ class Store(Protocol):
     def map(self, name: str) -> torch.Tensor:
         """Return a whole tensor, backed by its file; writing to it changes no file."""
 
-    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return rows ``start`` to ``stop`` in memory of their own, (rows, ...)."""
+    def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
+        """Return the bytes of rows ``start`` to ``stop``, in memory of their own."""
 
 
 class SafetensorsStore:
@@ -74,8 +57,10 @@ class SafetensorsStore:
 
     def map(self, name: str) -> torch.Tensor:
         """Return a whole tensor, copy-on-write over its file's pages."""
+        import torch
+
         entry = self.entries[name]
-        dtype = DTYPES[entry.dtype]
+        dtype = torch_dtype(entry.dtype)
         if entry.size_bytes == 0:
             return torch.empty(entry.shape, dtype=dtype)
         skip = entry.start % mmap.ALLOCATIONGRANULARITY
@@ -90,14 +75,10 @@ class SafetensorsStore:
             flat = flat.clone()
         return flat.view(dtype).view(entry.shape)
 
-    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return rows of a tensor, read (not mapped), so that resident memory stays small."""
+    def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
+        """Return rows' bytes, read (not mapped), so that resident memory stays small."""
         entry = self.entries[name]
-        dtype = DTYPES[entry.dtype]
-        shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
         wanted = (stop - start) * entry.row_bytes
-        if wanted == 0:
-            return torch.empty(shape, dtype=dtype)
         buffer = bytearray(wanted)
         view, offset, got = memoryview(buffer), entry.start + start * entry.row_bytes, 0
         while got < wanted:
@@ -111,7 +92,7 @@ class SafetensorsStore:
                     next="restore the file and run again",
                 )
             got += count
-        return torch.frombuffer(buffer, dtype=dtype).view(shape)
+        return buffer
 
     def _descriptor(self, name: str) -> int:
         path = self._homes[name]
@@ -130,13 +111,15 @@ class PickleStore:
 
     def __init__(self, path: Path) -> None:
         """Unpickle ``path``; only plain tensors are accepted."""
+        import torch
+
+        names = {torch_dtype(kind): kind for kind in LONG_NAMES}
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # whatever a hostile pickle makes torch raise
             raise _refuse(path, f"cannot be unpickled safely: {error!s:.200}") from error
         if not isinstance(loaded, dict) or not all(
-            isinstance(value, torch.Tensor) and value.dtype in DTYPE_NAMES
-            for value in loaded.values()
+            isinstance(value, torch.Tensor) and value.dtype in names for value in loaded.values()
         ):
             raise _refuse(path, "holds something that is not a plain tensor")
         self._tensors: dict[str, torch.Tensor] = {
@@ -144,9 +127,7 @@ class PickleStore:
         }
         self.files: tuple[Path, ...] = (path,)
         self.entries = {
-            name: TensorEntry(
-                name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), 0, tensor.nbytes
-            )
+            name: TensorEntry(name, names[tensor.dtype], tuple(tensor.shape), 0, tensor.nbytes)
             for name, tensor in self._tensors.items()
         }
 
@@ -154,10 +135,21 @@ class PickleStore:
         """Return a whole tensor of its own."""
         return self._tensors[name].clone()
 
-    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Return rows of a tensor in memory of their own."""
+    def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
+        """Return rows' bytes in memory of their own."""
+        import torch
+
         tensor = self._tensors[name]
-        return (tensor[start:stop] if tensor.dim() else tensor).clone()
+        rows = (tensor[start:stop] if tensor.dim() else tensor).clone().reshape(-1)
+        return memoryview(rows.view(torch.uint8).numpy().data) if rows.numel() else bytearray()
+
+
+def torch_dtype(kind: str) -> torch.dtype:
+    """Return the torch type of a storage type's safetensors name."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, LONG_NAMES[kind])
+    return dtype
 
 
 def open_store(folder: Path, *, allow_pickle: bool = False) -> Store:

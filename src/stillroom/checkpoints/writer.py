@@ -7,24 +7,26 @@ at the end. Both give the same bytes. The folder appears under its name only whe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from stillroom.checkpoints.card import write_card
 from stillroom.checkpoints.checkpoint import as_bytes, fingerprint_of
+from stillroom.checkpoints.digests import Hasher
+from stillroom.checkpoints.header import FLOATS, LONG_NAMES
 from stillroom.checkpoints.layout import Layout, Place, Shape, lay_out
-from stillroom.checkpoints.store import DTYPE_NAMES, DTYPES, INDEX_FILE
+from stillroom.checkpoints.store import INDEX_FILE, torch_dtype
 from stillroom.errors import CheckpointError
 from stillroom.jobs import atomic_write, replace_folder, sync_folder
 from stillroom.jobs.files import full_disk_as_error
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["TOKENIZER_FILES", "CheckpointWriter", "plan_tensors"]
 
@@ -126,7 +128,7 @@ class CheckpointWriter:
             CheckpointError: If the name came before, or the plan says otherwise.
             ResourceError: If the disk is full.
         """
-        self.begin(name, (DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)))
+        self.begin(name, (_name_dtype(tensor.dtype), tuple(tensor.shape)))
         row = 0
         for block in _split(tensor):
             self.write_rows(name, row, block)
@@ -145,7 +147,7 @@ class CheckpointWriter:
         if self._planned and self._plan.get(name) != shape:
             raise _unplanned(name, f"comes as {shape}", f"{self._plan.get(name, 'no such name')}")
         self._plan[name] = shape
-        self._hash = hashlib.sha256()
+        self._hash = Hasher()
         if self._layout is None:
             place = Place(_SCRATCH, self._end, *shape)
             self._spots[name] = self._end
@@ -160,8 +162,18 @@ class CheckpointWriter:
         Raises:
             ResourceError: If the disk is full.
         """
-        data = as_bytes(rows.to(DTYPES[self._plan[name][0]]))
-        self._hash.update(data)
+        data = as_bytes(rows.to(torch_dtype(self._plan[name][0])))
+        self.place_rows(name, start, data)
+        self.note_rows(data)
+
+    def place_rows(self, name: str, start: int, data: memoryview) -> None:
+        """Write rows of the begun tensor, as bytes, at row ``start``; any thread, any order.
+
+        ``note_rows`` must get the same bytes too.
+
+        Raises:
+            ResourceError: If the disk is full.
+        """
         with full_disk_as_error(self._work):
             _write_at(
                 self._descriptor(self._place.file),
@@ -169,8 +181,12 @@ class CheckpointWriter:
                 self._place.start + start * self._place.row_bytes,
             )
 
+    def note_rows(self, data: memoryview) -> None:
+        """Take the begun tensor's next bytes into its digest, from the first row to the last."""
+        self._hash.update(data)
+
     def end(self, name: str) -> str:
-        """End the begun tensor and return the sha256 of its bytes."""
+        """End the begun tensor and return the digest of its bytes."""
         self.digests[name] = self._hash.hexdigest()
         return self.digests[name]
 
@@ -187,7 +203,7 @@ class CheckpointWriter:
         if self._layout is None or name not in self._layout.places:
             return False
         place = self._layout.places[name]
-        found, offset = hashlib.sha256(), place.start
+        found, offset = Hasher(), place.start
         stop = place.start + place.size_bytes
         while offset < stop:
             data = os.pread(self._descriptor(place.file), min(1 << 22, stop - offset), offset)
@@ -232,6 +248,11 @@ class CheckpointWriter:
         )
 
     @property
+    def work(self) -> Path:
+        """The folder that is written to until all is whole; files put there come along."""
+        return self._work
+
+    @property
     def fingerprint(self) -> str:
         """The checkpoint's fingerprint, once every tensor is written."""
         return fingerprint_of(
@@ -239,9 +260,9 @@ class CheckpointWriter:
         )
 
     def _stored(self, dtype: str) -> str:
-        if self.dtype is None or not DTYPES[dtype].is_floating_point:
+        if self.dtype is None or dtype not in FLOATS:
             return dtype
-        return DTYPE_NAMES[self.dtype]
+        return _name_dtype(self.dtype)
 
     def _lay_shards(self, layout: Layout) -> None:
         for stale in [*self._work.glob("*.safetensors"), self._work / INDEX_FILE]:
@@ -290,13 +311,13 @@ class CheckpointWriter:
         """Return the config with the dtype that most of the weights have."""
         counts: dict[str, int] = {}
         for name, (dtype, _) in sorted(self._plan.items()):
-            if DTYPES[dtype].is_floating_point and self._layout is not None:
+            if dtype in FLOATS and self._layout is not None:
                 counts[dtype] = counts.get(dtype, 0) + self._layout.places[name].size_bytes
         config = dict(self.config)
         if counts:
             key = "torch_dtype" if "torch_dtype" in config else "dtype"
             most = max(sorted(counts), key=lambda dtype: counts[dtype])
-            config[key] = str(DTYPES[most]).removeprefix("torch.")
+            config[key] = LONG_NAMES[most]
         return config
 
     def _descriptor(self, file: str) -> int:
@@ -309,7 +330,7 @@ class CheckpointWriter:
 def plan_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, Shape]:
     """Return the plan of tensors that are in memory, for ``CheckpointWriter(plan=...)``."""
     return {
-        name: (DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()
+        name: (_name_dtype(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()
     }
 
 
@@ -337,3 +358,9 @@ def _unplanned(name: str, what: str, expected: str) -> CheckpointError:
         expected=expected,
         next="give the writer the tensors that its plan names",
     )
+
+
+def _name_dtype(dtype: torch.dtype) -> str:
+    """Return the safetensors name of a torch type."""
+    names = {long: short for short, long in LONG_NAMES.items()}
+    return names[str(dtype).removeprefix("torch.")]

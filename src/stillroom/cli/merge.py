@@ -12,7 +12,29 @@ __all__ = ["command"]
 @click.group(
     "merge",
     cls=LazyGroup,
-    lazy={"plan": ("stillroom.cli.merge_plan", "Print what a merge will read, write and need.")},
+    lazy={
+        "adapters": (
+            "stillroom.cli.merge_adapters",
+            "Add LoRA adapters up to one, in their own space.",
+        ),
+        "calibrate": (
+            "stillroom.cli.merge_calibrate",
+            "Gather what fisher and regmean weigh models by.",
+        ),
+        "extract": ("stillroom.cli.merge_extract", "Take out what a fine-tuning changed."),
+        "inspect": ("stillroom.cli.merge_inspect", "Show where models agree and where they fight."),
+        "learn": (
+            "stillroom.cli.merge_learn",
+            "Learn on records how much of each model every layer takes.",
+        ),
+        "plan": ("stillroom.cli.merge_plan", "Print what a merge will read, write and need."),
+        "run": ("stillroom.cli.merge_run", "Merge as a recipe says; a mergekit file is taken as it is."),
+        "search": ("stillroom.cli.merge_search", "Show what a search of merges tried and found."),
+        "verify": (
+            "stillroom.cli.merge_verify",
+            "Make a merge's tensors again and compare the bytes.",
+        ),
+    },
     epilog="""
 \b
 Examples:

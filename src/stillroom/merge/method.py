@@ -1,16 +1,16 @@
 """``MergeMethod``: what a way of merging is given, and what it must give back.
 
-A method sees row blocks of one tensor at a time, in float32 or float64. It knows neither files nor
-storage types, and must not depend on where a block begins: what needs the whole tensor is measured
-beforehand.
+A method sees row blocks of one tensor at a time, as numpy arrays of float32 or float64. It knows
+neither files nor storage types, and must not depend on where a block begins: what needs the whole
+tensor is measured beforehand.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 from typing_extensions import override
 
@@ -18,9 +18,13 @@ from stillroom.errors import RecipeError
 from stillroom.registry import Method, Seam
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
-__all__ = ["METHODS", "Block", "Blocks", "MergeMethod", "Place"]
+__all__ = ["METHODS", "Array", "Block", "Blocks", "MergeMethod", "Place", "no_counterpart"]
+
+Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,47 +32,73 @@ class Place:
     """Where a block lies, and what holds for each parent.
 
     ``offset`` is the index, within the flattened tensor, of the block's first element. ``keys``
-    name the parents by content, for randomness that does not depend on their order; ``weights``
-    and ``densities`` are theirs, where the recipe gives any.
+    name the parents by content, for randomness that does not depend on their order. ``weights``
+    are the parents', ``own`` what else the recipe says of each (``density``, ...). ``layer`` is the
+    tensor's depth: 0 in the first layer, 1 in the last, None outside the layers.
     """
 
     name: str
     shape: tuple[int, ...]
     keys: tuple[str, ...]
     weights: tuple[float, ...]
-    densities: tuple[float | None, ...] = ()
+    own: tuple[Mapping[str, float], ...] = ()
     seed: int = 0
     offset: int = 0
+    layer: float | None = None
     overall: Any = field(default=None, compare=False)
+
+    def values(self, setting: str, default: float) -> list[float]:
+        """Return a setting of every parent: its own, or the default."""
+        return [own.get(setting, default) for own in self.own or ({},) * len(self.keys)]
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
     """Some rows of one tensor: of the base (absent where the merge has none) and every parent."""
 
-    base: torch.Tensor | None
-    parents: tuple[torch.Tensor, ...]
+    base: Array | None
+    parents: tuple[Array, ...]
     at: Place
 
 
 class Blocks(Protocol):
-    """One tensor as row blocks, in order; may be walked as often as a method needs."""
+    """One tensor as row blocks, in order; may be read as often as a method needs."""
 
     @property
     def at(self) -> Place:
         """The place of the whole tensor, offset 0."""
 
+    @property
+    def size(self) -> int:
+        """How many elements the tensor has."""
+
+    def __len__(self) -> int:
+        """Return how many blocks there are."""
+
+    def __getitem__(self, number: int) -> Block:
+        """Read one block."""
+
     def __iter__(self) -> Iterator[Block]:
         """Yield the blocks from first row to last."""
 
+    def each(self, reduce: Callable[[Block], T]) -> list[T]:
+        """Return ``reduce`` of every block, in order; several blocks may be reduced at once."""
+
 
 class MergeMethod(Method):
-    """Makes one tensor of several; subclasses hold one ``combine``, and ``measure`` if needed."""
+    """Makes one tensor of several; subclasses hold one ``combine``, and ``measure`` if needed.
+
+    Class variables: ``needs_base``; ``is_ordered``, the parents' order means something;
+    ``uses_weights``; ``per_model``, settings that a model may have of its own; ``needs_whole``, a
+    tensor comes as one block; ``replicates``, there is a ``replicate`` for ``compat: mergekit``.
+    """
 
     needs_base: ClassVar[bool] = False
     is_ordered: ClassVar[bool] = False
     uses_weights: ClassVar[bool] = True
-    uses_densities: ClassVar[bool] = False
+    per_model: ClassVar[tuple[str, ...]] = ()
+    needs_whole: ClassVar[bool] = False
+    replicates: ClassVar[bool] = False
     least_parents: ClassVar[int] = 1
     most_parents: ClassVar[int] = 1000
 
@@ -98,7 +128,7 @@ class MergeMethod(Method):
                 next="change the list 'models', or choose another method",
             )
 
-    def survey(self, tensors: Iterable[Blocks]) -> Any:
+    def survey(self, tensors: Sequence[Blocks]) -> Any:
         """Reduce the whole model to JSON values, before anything else; default nothing.
 
         What is returned comes back as ``at.overall``. Only methods whose rule spans tensors
@@ -112,12 +142,8 @@ class MergeMethod(Method):
 
     @abstractmethod
     def combine(
-        self,
-        base: torch.Tensor | None,
-        parents: Sequence[torch.Tensor],
-        measured: Any,
-        at: Place,
-    ) -> torch.Tensor:
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+    ) -> Array:
         """Make one block of several.
 
         Args:
@@ -129,6 +155,26 @@ class MergeMethod(Method):
         Returns:
             The merged rows, same shape and type; freshly made or one of the inputs.
         """
+
+    def replicate(
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+    ) -> torch.Tensor:
+        """Make one whole tensor as mergekit 0.1.5 would, operation by operation, in their type.
+
+        Random draws come from torch's global generator, which is seeded once a merge.
+        """
+        raise no_counterpart(self.method_name())
+
+
+def no_counterpart(name: str) -> RecipeError:
+    """Return the error for a method that mergekit lacks, asked to be compatible with it."""
+    return RecipeError(
+        f"mergekit 0.1.5 has no {name}",
+        code="merge.compat",
+        where="compat",
+        expected="a method that both have",
+        next="leave compat out",
+    )
 
 
 METHODS = Seam("stillroom.merge.methods", MergeMethod)

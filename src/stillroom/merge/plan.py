@@ -7,78 +7,69 @@ reason to refuse.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-from stillroom.checkpoints.header import DTYPE_SIZES
-from stillroom.errors import CheckpointError, Problem, ShapeError
-from stillroom.merge.recipe import MergeRecipe
+from stillroom.checkpoints.header import DTYPE_SIZES, FLOATS
+from stillroom.errors import CheckpointError, Problem, RecipeError, ShapeError
+from stillroom.merge.architecture import (
+    find_stacks,
+    is_embedding,
+    main_stack,
+    relayer_config,
+    split_layer,
+)
+from stillroom.merge.compare import EMBEDDING, HEAD, check_configs, shorten_problems
+from stillroom.merge.method import MergeMethod
+from stillroom.merge.recipe import MergeRecipe, Slice
+from stillroom.merge.rules import Rules, Tuned, rules_of
 
 if TYPE_CHECKING:
     from stillroom.merge.sources import Source
+    from stillroom.merge.tokenizer import TokenPlan
 
-__all__ = [
-    "BLOCK_ELEMENTS",
-    "MergePlan",
-    "PlannedTensor",
-    "Rules",
-    "plan_merge",
-    "plan_sources",
-    "rules_of",
-]
+__all__ = ["BLOCK_ELEMENTS", "Input", "MergePlan", "PlannedTensor", "plan_merge", "plan_sources"]
 
-BLOCK_ELEMENTS = 1 << 18
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_MOST_SHOWN = 8
-_FLOATS = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")
+BLOCK_ELEMENTS = 1 << 17
 _SHORT_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-_MUST_AGREE = (
-    "model_type",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "rms_norm_eps",
-)
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """Which tensors are merged, and how the result is stored."""
+class Input:
+    """One source's part in a tensor: the source's number (the base first), and its own name."""
 
-    dtype: str | None = None
-    include: tuple[str, ...] = ("*",)
-    exclude: tuple[str, ...] = ()
-    rest: Literal["refuse", "copy"] = "refuse"
-
-    def merges(self, name: str) -> bool:
-        """Return whether the patterns say that a tensor is merged."""
-        return any(fnmatchcase(name, pattern) for pattern in self.include) and not any(
-            fnmatchcase(name, pattern) for pattern in self.exclude
-        )
+    source: int
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
     """What becomes of one tensor.
 
-    ``stored`` is its storage type in the result. ``homes`` say under which name each source (the
-    base first, where there is one) has it; a copied tensor has one home, ``owner`` its source.
+    ``stored`` is its storage type in the result. ``base`` and ``parents`` say where its inputs are;
+    a copied tensor has no ``tuned`` and one parent. ``layer`` is its depth from 0 to 1. A token
+    table's rows are found through the plan's tokens.
     """
 
     name: str
     stored: str
     shape: tuple[int, ...]
-    homes: tuple[str, ...]
-    owner: int = -1
+    base: Input | None
+    parents: tuple[Input, ...]
+    layer: float | None = None
+    tuned: Tuned | None = None
+    is_table: bool = False
 
     @property
     def is_merged(self) -> bool:
-        """Whether it is merged; otherwise it is copied from ``owner``."""
-        return self.owner < 0
+        """Whether it is merged; otherwise it is copied."""
+        return self.tuned is not None
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """All that is read for it, the base first."""
+        return (*([self.base] if self.base else []), *self.parents)
 
     @property
     def size_bytes(self) -> int:
@@ -94,9 +85,10 @@ class MergePlan:
     sources: tuple[str, ...]
     tensors: tuple[PlannedTensor, ...]
     tied: tuple[str, ...]
-    is_tied: bool
+    config: Mapping[str, Any] = field(repr=False)
     read_bytes: int
     passes: int
+    tokens: TokenPlan | None = field(default=None, repr=False)
 
     @property
     def written_bytes(self) -> int:
@@ -106,10 +98,8 @@ class MergePlan:
     @property
     def memory_bytes(self) -> int:
         """The most memory that blocks take: inputs as stored and as computed, and temporaries."""
-        widest = max(
-            (max(BLOCK_ELEMENTS, math.prod(tensor.shape[1:])) for tensor in self.tensors), default=0
-        )
-        return widest * 8 * (4 * len(self.sources) + 6)
+        widest = max((self._widest(tensor) for tensor in self.tensors), default=0)
+        return widest * 8 * (2 * len(self.sources) + 6)
 
     def count(self, *, merged: bool) -> int:
         """Return how many tensors are merged, or copied."""
@@ -127,6 +117,7 @@ class MergePlan:
             "written_bytes": self.written_bytes,
             "memory_bytes": self.memory_bytes,
             "passes": self.passes,
+            "tokens": self.tokens.report() if self.tokens else None,
         }
 
     def __str__(self) -> str:
@@ -140,8 +131,15 @@ class MergePlan:
             f"  holds about {self.memory_bytes / 1e6:.0f} MB of blocks in memory",
         ]
         lines += [f"  copies {name}" for name in copied]
-        lines += [f"  leaves out {name}: it is tied to {_EMBEDDING}" for name in self.tied]
+        lines += [f"  leaves out {name}: it is tied to {EMBEDDING}" for name in self.tied]
+        if self.tokens:
+            lines += _say_tokens(self.tokens.report())
         return "\n".join(lines)
+
+    @staticmethod
+    def _widest(tensor: PlannedTensor) -> int:
+        whole = tensor.tuned is not None and tensor.tuned.method.needs_whole
+        return max(BLOCK_ELEMENTS, math.prod(tensor.shape if whole else tensor.shape[1:]))
 
 
 def plan_merge(recipe: MergeRecipe) -> MergePlan:
@@ -154,111 +152,322 @@ def plan_merge(recipe: MergeRecipe) -> MergePlan:
     from stillroom.merge.sources import open_sources
 
     base, parents = open_sources(recipe)
-    return plan_sources(recipe.method.method_name(), base, parents, rules_of(recipe))
-
-
-def rules_of(recipe: MergeRecipe) -> Rules:
-    """Return the rules that a recipe sets."""
-    return Rules(recipe.out.dtype, recipe.include, recipe.exclude, recipe.rest)
+    return plan_sources(recipe.method, base, parents, rules_of(recipe))
 
 
 def plan_sources(
-    method: str, base: Source | None, parents: Sequence[Source], rules: Rules
+    method: MergeMethod, base: Source | None, parents: Sequence[Source], rules: Rules
 ) -> MergePlan:
     """Return the plan for opened sources.
 
     Raises:
         CheckpointError: If the sources do not belong together.
         ShapeError: If a tensor's shapes differ.
+        RecipeError: If slices name layers that a model has not.
     """
-    sources = [*([base] if base else []), *parents]
-    _check_configs(sources)
-    all_tied = all(source.checkpoint.is_tied for source in sources)
-    names = sorted({name for source in sources for name in source.checkpoint.names()})
-    tied = tuple(name for name in names if name == _HEAD and all_tied and _EMBEDDING in names)
-    problems: list[Problem] = []
-    shapes: list[Problem] = []
-    planned = []
-    for name in names:
-        if name not in tied:
-            found = _plan_tensor(name, sources, rules, problems, shapes)
-            planned += [found] if found else []
-    for kind, listed in ((ShapeError, shapes), (CheckpointError, problems)):
-        if listed:
-            raise kind(_shorten(listed))
-    read = sum(
-        _entry_bytes(source, home)
-        for tensor in planned
-        if tensor.is_merged
-        for source, home in zip(sources, tensor.homes, strict=True)
-    )
-    return MergePlan(
-        method,
-        tuple(source.name for source in sources),
-        tuple(planned),
-        tied,
-        all_tied,
-        read,
-        4 if method == "ties" else 2 if method in {"slerp", "model_stock"} else 1,
-    )
+    return _Planner(method, base, parents, rules).plan()
 
 
-def _plan_tensor(
-    name: str,
-    sources: Sequence[Source],
-    rules: Rules,
-    problems: list[Problem],
-    shapes: list[Problem],
-) -> PlannedTensor | None:
-    homes = [_home(source, name) for source in sources]
-    having = [index for index, home in enumerate(homes) if home]
-    lacking = [source.name for source, home in zip(sources, homes, strict=True) if not home]
-    entries = [sources[index].checkpoint.entry(homes[index]) for index in having]
-    if lacking and rules.rest == "refuse" and rules.merges(name):
-        problems.append(
-            Problem(
-                f"tensor '{name}' is missing in {', '.join(lacking)}",
-                "merge.missing-tensor",
-                name,
-                "the same tensors in every model",
-                "merge models of one architecture, or set 'rest' to 'copy'",
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """One tensor of the result before it is looked at: where each source would have it."""
+
+    name: str
+    homes: tuple[Input, ...]
+    layer: float | None
+    part: Slice | None = None
+
+
+class _Planner:
+    """Plans one merge, and gathers what is wrong with it."""
+
+    def __init__(
+        self, method: MergeMethod, base: Source | None, parents: Sequence[Source], rules: Rules
+    ) -> None:
+        self.method, self.rules = method, rules
+        self.base = base
+        self.shift = 1 if base is not None else 0
+        self.sources = [*([base] if base else []), *parents]
+        self.tokens = _plan_tokens(rules, base, parents)
+        self.problems: list[Problem] = []
+        self.shapes: list[Problem] = []
+
+    def plan(self) -> MergePlan:
+        if self.method.needs_base and self.base is None:
+            raise RecipeError(
+                f"{self.method.method_name()} merges differences from a base, and there is none",
+                code="merge.base",
+                where="base",
+                expected="the checkpoint that the models were fine-tuned from",
+                next="add it to the recipe as 'base'",
             )
+        check_configs(
+            self.sources,
+            stacked=bool(self.rules.slices),
+            shared_vocabulary=self.tokens is None,
         )
-        return None
-    if lacking or not rules.merges(name):
-        return _copied(name, homes, having[0], entries[0], rules)
-    if len({entry.shape for entry in entries}) > 1:
+        all_tied = all(source.checkpoint.is_tied for source in self.sources)
+        names = sorted({name for source in self.sources for name in source.checkpoint.names()})
+        tied = tuple(name for name in names if name == HEAD and all_tied and EMBEDDING in names)
+        kept = [name for name in names if name not in tied]
+        config: dict[str, Any] = dict(self.sources[0].checkpoint.config)
+        if self.rules.slices:
+            wanted, config = self._stack(kept, config)
+        else:
+            wanted = list(self._place(kept))
+        planned = [found for each in wanted if (found := self._plan_tensor(each))]
+        for kind, listed in ((ShapeError, self.shapes), (CheckpointError, self.problems)):
+            if listed:
+                raise kind(shorten_problems(listed))
+        if "tie_word_embeddings" in config or not all_tied:
+            config["tie_word_embeddings"] = all_tied
+        if self.tokens is not None:
+            config = self.tokens.adapt_config(config)
+        return MergePlan(
+            self.method.method_name(),
+            tuple(source.name for source in self.sources),
+            tuple(sorted(planned, key=lambda tensor: tensor.name)),
+            tied,
+            config,
+            sum(self._read_bytes(tensor) for tensor in planned if tensor.is_merged),
+            self._count_passes(),
+            self.tokens,
+        )
+
+    def _place(self, names: Sequence[str]) -> Iterator[_Wanted]:
+        """Yield every tensor in its own place."""
+        stacks = find_stacks(names)
+        for name in names:
+            parts = split_layer(name)
+            layer = None
+            if parts:
+                layer = parts[1] / max(stacks[parts[0]].count - 1, 1)
+            homes = tuple(
+                Input(number, home)
+                for number, source in enumerate(self.sources)
+                if (home := _home(source, name))
+            )
+            yield _Wanted(name, homes, layer)
+
+    def _stack(
+        self, names: Sequence[str], config: dict[str, Any]
+    ) -> tuple[list[_Wanted], dict[str, Any]]:
+        """Return the tensors of the slices' layers and of what stands around them."""
+        stacks = [main_stack(s.checkpoint.names(), s.checkpoint.config) for s in self.sources]
+        if any(stack is None for stack in stacks) or len({s.prefix for s in stacks if s}) > 1:
+            raise _bad_slice(
+                "slices",
+                "the layers of these models cannot be told by their names",
+                "one stack of numbered layers, as many as config.json says, in every model",
+            )
+        prefix = stacks[0].prefix if stacks[0] else ""
+        wanted: list[_Wanted] = []
+        origin: list[int] = []
+        for number, part in enumerate(self.rules.slices):
+            for place in range(part.count):
+                layer = place / (part.count - 1) if part.count > 1 else 1.0
+                wanted += self._stack_layer(part, number, place, prefix, len(origin), layer)
+                origin.append(part.models[0].layers[0] + place)
+        around = [name for name in names if not name.startswith(prefix) or not split_layer(name)]
+        for name in around:
+            part = self.rules.slices[0 if is_embedding(name) else -1]
+            homes = [Input(entry.model + self.shift, name) for entry in part.models]
+            homes = [home for home in homes if _home(self.sources[home.source], name)]
+            wanted.append(_Wanted(name, tuple(homes), None, part))
+        first = self.rules.slices[0].models[0].model + self.shift
+        donor = self.base or self.sources[first]
+        return wanted, relayer_config(dict(donor.checkpoint.config), origin)
+
+    def _stack_layer(
+        self, part: Slice, number: int, place: int, prefix: str, out: int, layer: float
+    ) -> Iterator[_Wanted]:
+        rests: dict[str, list[Input]] = {}
+        for position, entry in enumerate(part.models):
+            source = self.sources[entry.model + self.shift]
+            start = f"{prefix}{entry.layers[0] + place}."
+            found = [name for name in source.checkpoint.names() if name.startswith(start)]
+            if not found:
+                raise _bad_slice(
+                    f"slices.{number}.models.{position}.layers",
+                    f"{source.name} has no layer {entry.layers[0] + place}",
+                    f"layers that it has: 0 to {self._count_layers(source)}",
+                )
+            for name in found:
+                home = Input(entry.model + self.shift, name)
+                rests.setdefault(name.removeprefix(start), []).append(home)
+        for rest, homes in rests.items():
+            yield _Wanted(f"{prefix}{out}.{rest}", tuple(homes), layer, part)
+
+    def _count_layers(self, source: Source) -> int:
+        stack = main_stack(source.checkpoint.names(), source.checkpoint.config)
+        return stack.count if stack else 0
+
+    def _plan_tensor(self, wanted: _Wanted) -> PlannedTensor | None:
+        name, rules = wanted.name, self.rules
+        entries = [self._entry(home) for home in wanted.homes]
+        lacking = self._lacking(wanted)
+        if lacking and rules.rest == "refuse" and rules.merges(name):
+            self.problems.append(
+                Problem(
+                    f"tensor '{name}' is missing in {', '.join(lacking)}",
+                    "merge.missing-tensor",
+                    name,
+                    "the same tensors in every model",
+                    "merge models of one architecture, or set 'rest' to 'copy'",
+                )
+            )
+            return None
+        if not entries or lacking or not rules.merges(name):
+            return self._copied(wanted)
+        if self._is_table(wanted.homes, entries):
+            entries = [replace(entry, shape=self._table_shape(entry)) for entry in entries]
+        if len({entry.shape for entry in entries}) > 1:
+            self._refuse_shapes(wanted, entries)
+            return None
+        if any(entry.dtype not in FLOATS for entry in entries) or 0 in entries[0].shape:
+            return self._copied(wanted)
+        return self._merged(wanted, entries)
+
+    def _merged(self, wanted: _Wanted, entries: Sequence[Any]) -> PlannedTensor:
+        asked = self.rules.dtype or self.rules.compute
+        stored = _SHORT_NAMES[asked] if asked else _widest([entry.dtype for entry in entries])
+        is_base = [self.base is not None and home.source == 0 for home in wanted.homes]
+        base = next((home for home, at in zip(wanted.homes, is_base, strict=True) if at), None)
+        parents = tuple(home for home, at in zip(wanted.homes, is_base, strict=True) if not at)
+        sources = [self.sources[home.source] for home in parents]
+        tuned = self.rules.tune(
+            self.method,
+            tuple(source.weight for source in sources),
+            tuple(source.own for source in sources),
+            self._numbers(wanted, parents),
+            wanted.name,
+            wanted.layer,
+            wanted.part,
+        )
+        tuned.method.check(tuned.weights)
+        if self.method.needs_base and base is None and wanted.part is not None:
+            raise _bad_slice(
+                "slices",
+                f"no slice gives the base's '{wanted.name}'",
+                "the base (-1) in every slice of a method that needs it",
+            )
+        return PlannedTensor(
+            wanted.name,
+            stored,
+            entries[0].shape,
+            base,
+            parents,
+            wanted.layer,
+            tuned,
+            self._is_table(wanted.homes, [self._entry(home) for home in wanted.homes]),
+        )
+
+    def _is_table(self, homes: Sequence[Input], entries: Sequence[Any]) -> bool:
+        """Return whether a tensor has one row a token, in every source."""
+        tokens = self.tokens
+        return tokens is not None and all(
+            tokens.is_token_table(home.name, entry.shape, home.source)
+            for home, entry in zip(homes, entries, strict=True)
+        )
+
+    def _table_shape(self, entry: Any) -> tuple[int, ...]:
+        return (self.tokens.size if self.tokens else entry.shape[0], *entry.shape[1:])
+
+    def _numbers(self, wanted: _Wanted, parents: Sequence[Input]) -> tuple[int, ...]:
+        """Return each parent's number in the list that variations count in."""
+        if wanted.part is None:
+            return tuple(home.source - self.shift for home in parents)
+        listed = [entry.model + self.shift for entry in wanted.part.models]
+        numbers, begin = [], 0
+        for home in parents:
+            begin = listed.index(home.source, begin)
+            numbers.append(begin)
+            begin += 1
+        return tuple(numbers)
+
+    def _copied(self, wanted: _Wanted) -> PlannedTensor | None:
+        if not wanted.homes:
+            return None
+        entry = self._entry(wanted.homes[0])
+        stored = entry.dtype
+        asked = self.rules.dtype or self.rules.compute
+        if asked and stored in FLOATS:
+            stored = _SHORT_NAMES[asked]
+        return PlannedTensor(wanted.name, stored, entry.shape, None, wanted.homes[:1], wanted.layer)
+
+    def _lacking(self, wanted: _Wanted) -> list[str]:
+        having = {home.source for home in wanted.homes}
+        if wanted.part is None:
+            expected = set(range(len(self.sources)))
+        else:
+            expected = {entry.model + self.shift for entry in wanted.part.models}
+        return [self.sources[number].name for number in sorted(expected - having)]
+
+    def _refuse_shapes(self, wanted: _Wanted, entries: Sequence[Any]) -> None:
+        names = [self.sources[home.source].name for home in wanted.homes]
         listed = ", ".join(
-            f"{source.name} {entry.shape}" for source, entry in zip(sources, entries, strict=True)
+            f"{name} {entry.shape}" for name, entry in zip(names, entries, strict=True)
         )
-        shapes.append(
+        rows = {entry.shape[:1] for entry in entries}
+        only_rows = len({entry.shape[1:] for entry in entries}) == 1 and len(rows) > 1
+        is_table = only_rows and (is_embedding(wanted.name) or wanted.name == HEAD)
+        self.shapes.append(
             Problem(
-                f"tensor '{name}' has different shapes: {listed}",
+                f"tensor '{wanted.name}' has different shapes: {listed}",
                 "merge.shape",
-                name,
+                wanted.name,
                 "one shape in every model",
-                "merge models of one architecture and vocabulary, or exclude this tensor",
+                "the vocabularies differ in size: add 'tokenizer: {source: union}' or base"
+                if is_table
+                else "merge models of one architecture and vocabulary, or exclude this tensor",
             )
         )
+
+    def _entry(self, home: Input) -> Any:
+        return self.sources[home.source].checkpoint.entry(home.name)
+
+    def _read_bytes(self, tensor: PlannedTensor) -> int:
+        return sum(int(self._entry(home).size_bytes) for home in tensor.inputs)
+
+    def _count_passes(self) -> int:
+        kind = type(self.method)
+        measures = kind.measure is not MergeMethod.measure
+        surveys = kind.survey is not MergeMethod.survey
+        return 1 + measures + 2 * surveys
+
+
+def _plan_tokens(rules: Rules, base: Source | None, parents: Sequence[Source]) -> TokenPlan | None:
+    if rules.tokenizer is None:
         return None
-    if any(entry.dtype not in _FLOATS for entry in entries) or 0 in entries[0].shape:
-        return _copied(name, homes, having[0], entries[0], rules)
-    stored = _SHORT_NAMES[rules.dtype] if rules.dtype else _widest([e.dtype for e in entries])
-    return PlannedTensor(name, stored, entries[0].shape, tuple(homes))
+    from stillroom.merge.tokenizer import plan_tokenizer
+
+    return plan_tokenizer(
+        rules.tokenizer,
+        base.checkpoint.folder if base else None,
+        [parent.checkpoint.folder for parent in parents],
+    )
 
 
-def _copied(name: str, homes: Sequence[str], owner: int, entry: Any, rules: Rules) -> PlannedTensor:
-    stored = entry.dtype
-    if rules.dtype and stored in _FLOATS:
-        stored = _SHORT_NAMES[rules.dtype]
-    return PlannedTensor(name, stored, entry.shape, (homes[owner],), owner)
+def _say_tokens(report: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"  {report['tokens']} tokens in {report['rows']} rows "
+        f"({report['padding']} padding, {report['new_tokens']} new)"
+    ]
+    for source in report["sources"]:
+        parts = [
+            f"{count} {kind.replace('_', ' ')}"
+            for kind, count in source.items()
+            if isinstance(count, int) and count
+        ]
+        lines.append(f"    {source['name']}: {', '.join(parts)}")
+    return lines
 
 
 def _home(source: Source, name: str) -> str:
     """Return under which name a source has a tensor; a tied output embedding is the input one."""
-    tied = name == _HEAD and source.checkpoint.is_tied and _EMBEDDING in source.checkpoint
+    tied = name == HEAD and source.checkpoint.is_tied and EMBEDDING in source.checkpoint
     if tied:
-        return _EMBEDDING
+        return EMBEDDING
     return name if name in source.checkpoint else ""
 
 
@@ -269,53 +478,7 @@ def _widest(dtypes: Sequence[str]) -> str:
     return "F64" if "F64" in kinds else "F32"
 
 
-def _entry_bytes(source: Source, home: str) -> int:
-    return source.checkpoint.entry(home).size_bytes
-
-
-def _check_configs(sources: Sequence[Source]) -> None:
-    problems = []
-    for key in (*_MUST_AGREE, "rope"):
-        values = {source.name: _setting(source.checkpoint.config, key) for source in sources}
-        if len({repr(value) for value in values.values() if value is not None}) > 1:
-            listed = ", ".join(f"{name} {value}" for name, value in values.items())
-            problems.append(
-                Problem(
-                    f"the models disagree about {key}: {listed}",
-                    "merge.config",
-                    "config.json",
-                    "models of one family, fine-tuned from one base",
-                    "merge models that share their architecture",
-                )
-            )
-    digests = {source.name: source.checkpoint.vocabulary_digest for source in sources}
-    if len({digest for digest in digests.values() if digest}) > 1:
-        problems.append(
-            Problem(
-                f"the models number their tokens differently: {', '.join(digests)}",
-                "merge.tokenizer",
-                "tokenizer.json",
-                "one vocabulary, so that row n of every embedding is the same token",
-                "merge models that share their tokenizer",
-            )
-        )
-    if problems:
-        raise CheckpointError(_shorten(problems))
-
-
-def _setting(config: Mapping[str, Any], key: str) -> Any:
-    if key != "rope":
-        value = config.get(key)
-        return float(value) if isinstance(value, int | float) else value
-    rope = config.get("rope_parameters")
-    theta = rope.get("rope_theta") if isinstance(rope, Mapping) else None
-    theta = config.get("rope_theta") if theta is None else theta
-    return float(theta) if isinstance(theta, int | float) else None
-
-
-def _shorten(problems: list[Problem]) -> list[Problem]:
-    """Return the first problems, and one that counts the others."""
-    left = len(problems) - _MOST_SHOWN
-    if left <= 0:
-        return problems
-    return [*problems[:_MOST_SHOWN], Problem(f"and {left} tensors more", problems[0].code)]
+def _bad_slice(where: str, what: str, expected: str) -> RecipeError:
+    return RecipeError(
+        what, code="merge.slice", where=where, expected=expected, next="change the slices"
+    )

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from stillroom.errors import Problem, RecipeError
-from stillroom.merge.method import METHODS, MergeMethod
+from stillroom.merge.method import METHODS, MergeMethod, no_counterpart
+from stillroom.merge.search_recipe import SearchSettings, SmokeSettings
+from stillroom.merge.tokenizer import TokenizerSettings
 from stillroom.recipes import Recipe, Reference, Settings, Size
 
-__all__ = ["MergeRecipe", "ModelEntry", "OutSettings", "SelectSettings"]
+__all__ = [
+    "MergeRecipe",
+    "ModelEntry",
+    "OutSettings",
+    "SelectSettings",
+    "Slice",
+    "SliceModel",
+    "Variation",
+    "vary_method",
+]
 
+OWN = ("density", "epsilon", "gamma")
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -20,9 +34,14 @@ class ModelEntry(Settings):
 
     checkpoint: Reference = Field(description="a checkpoint: folder, artifact, GGUF file or hub:")
     weight: float = Field(1.0, description="its weight; what that means is the method's")
+    adapter: Reference | None = Field(
+        None, description="a LoRA adapter's folder, taken as part of the model"
+    )
     density: float | None = Field(
         None, ge=0, le=1, description="its own density, where the method has one"
     )
+    epsilon: float | None = Field(None, description="its own epsilon, where the method has one")
+    gamma: float | None = Field(None, description="its own gamma, where the method has one")
     along_run: int = Field(
         0,
         ge=0,
@@ -30,6 +49,83 @@ class ModelEntry(Settings):
         description="take the latest n checkpoints that its training left, as models of their "
         "own; 0 takes the final one only",
     )
+
+    @property
+    def own(self) -> dict[str, float]:
+        """The settings of the method that this model has of its own."""
+        listed = {name: getattr(self, name) for name in OWN}
+        return {name: value for name, value in listed.items() if value is not None}
+
+
+class Variation(Settings):
+    """One setting, other than elsewhere for some tensors or along the layers."""
+
+    setting: str = Field(description="the method's setting, or a model's: weight, density, ...")
+    model: int | None = Field(
+        None, ge=0, description="whose it is, as a number in 'models' from 0; none: the method's"
+    )
+    tensors: tuple[str, ...] = Field(
+        ("*",), min_length=1, description="which tensors, as name patterns with * and ?"
+    )
+    value: float | bool | None = Field(None, description="what it is there")
+    layers: tuple[float, ...] = Field(
+        (),
+        description="or a gradient: what it is from the first layer to the last, in a line between",
+    )
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Variation:
+        if (self.value is None) == (not self.layers):
+            raise ValueError("give either 'value' or 'layers'")
+        return self
+
+    def fits(self, name: str) -> bool:
+        """Return whether it holds for a tensor."""
+        return any(fnmatchcase(name, pattern) for pattern in self.tensors)
+
+    def at(self, layer: float | None) -> float | bool:
+        """Return the value at a depth from 0 to 1; outside the layers (None) the first."""
+        if self.value is not None:
+            return self.value
+        place = (layer or 0.0) * (len(self.layers) - 1)
+        left = min(int(place), len(self.layers) - 1)
+        right = min(left + 1, len(self.layers) - 1)
+        part = place - left
+        return self.layers[left] * (1 - part) + self.layers[right] * part
+
+
+class SliceModel(Settings):
+    """Some layers of one model."""
+
+    model: int = Field(ge=-1, description="a number in 'models' from 0; -1 is the base")
+    layers: tuple[int, int] = Field(description="the first layer, and the one after the last")
+
+    @model_validator(mode="after")
+    def _check_layers(self) -> SliceModel:
+        if not 0 <= self.layers[0] < self.layers[1]:
+            raise ValueError("layers are counted from 0, and the second number is the larger")
+        return self
+
+
+class Slice(Settings):
+    """Layers of the result: one model's, or several models' merged."""
+
+    models: tuple[SliceModel, ...] = Field(min_length=1, description="whose layers")
+    vary: tuple[Variation, ...] = Field(
+        (), description="settings of this slice; 'model' counts this slice's models"
+    )
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Slice:
+        if len({entry.layers[1] - entry.layers[0] for entry in self.models}) > 1:
+            raise ValueError("the models of a slice must give equally many layers")
+        return self
+
+    @property
+    def count(self) -> int:
+        """How many layers it gives."""
+        start, stop = self.models[0].layers
+        return stop - start
 
 
 class SelectSettings(Settings):
@@ -48,6 +144,11 @@ class SelectSettings(Settings):
     max_records: int = Field(200, ge=2, description="most records scored; drawn by the seed")
     max_tokens: int = Field(1024, ge=16, description="tokens of a record that are read")
     batch_tokens: int = Field(2048, ge=16, description="tokens scored at once; bounds memory")
+    final: Share | None = Field(
+        None,
+        description="share of the records that neither chooses nor confirms, and only says how "
+        "good the kept one is; default none",
+    )
 
 
 class OutSettings(Settings):
@@ -73,6 +174,29 @@ class MergeRecipe(Recipe):
     select: SelectSettings | None = Field(
         None, description="score candidates on held-out records and keep the best"
     )
+    search: SearchSettings | None = Field(
+        None, description="search settings or a path through layers that score best on records"
+    )
+    smoke: SmokeSettings | None = Field(
+        None, description="check the result: finite, loads, gives a token, beside its parents"
+    )
+    compat: Literal["paper", "mergekit"] = Field(
+        "paper",
+        description="compute as the papers say, in float32; or as mergekit 0.1.5 does, operation "
+        "by operation",
+    )
+    compute: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="with compat mergekit: what is computed in; default the models' own"
+    )
+    vary: tuple[Variation, ...] = Field(
+        (), description="settings for some tensors or along the layers; the first that fits counts"
+    )
+    slices: tuple[Slice, ...] = Field(
+        (), description="stack the result of layers; default every layer in its place"
+    )
+    tokenizer: TokenizerSettings | None = Field(
+        None, description="make one vocabulary of the models'; default they must share theirs"
+    )
     include: tuple[str, ...] = Field(
         ("*",), description="tensors that are merged, as name patterns with * and ?"
     )
@@ -89,28 +213,113 @@ class MergeRecipe(Recipe):
 
     @model_validator(mode="after")
     def _check_method(self) -> MergeRecipe:
-        problems = [*self._find_unused(), *self._find_missing()]
+        problems = [
+            *self._find_unused(),
+            *self._find_missing(),
+            *self._find_bad_variations(),
+            *self._find_bad_slices(),
+            *self._find_bad_compat(),
+        ]
         if problems:
             raise RecipeError(problems)
-        if not any(model.along_run for model in self.models):
+        has_path = self.search is not None and self.search.path is not None
+        if not (self.slices or has_path or any(model.along_run for model in self.models)):
             self.method.check([model.weight for model in self.models])
         return self
 
     def _find_unused(self) -> list[Problem]:
-        name, found = self.method.method_name(), []
+        found = []
         for number, model in enumerate(self.models):
-            for setting, is_set, is_used in (
-                ("weight", model.weight != 1, self.method.uses_weights),
-                ("density", model.density is not None, self.method.uses_densities),
-            ):
-                if is_set and not is_used:
+            given = [*(["weight"] if model.weight != 1 else []), *model.own]
+            found += [
+                self._unused(setting, f"models.{number}.{setting}")
+                for setting in given
+                if setting not in self._per_model
+            ]
+        return found
+
+    @property
+    def _per_model(self) -> tuple[str, ...]:
+        weight = ("weight",) if self.method.uses_weights else ()
+        return (*weight, *self.method.per_model)
+
+    def _unused(self, setting: str, where: str) -> Problem:
+        return Problem(
+            f"{self.method.method_name()} does not use the {setting} of a model",
+            "merge.unused-setting",
+            where,
+            "a setting that changes something"
+            + (f": {', '.join(self._per_model)}" if self._per_model else ""),
+            f"leave {setting} out, or choose another method",
+        )
+
+    def _find_bad_variations(self) -> list[Problem]:
+        found = []
+        lists = [("vary", self.vary, len(self.models))]
+        lists += [
+            (f"slices.{number}.vary", part.vary, len(part.models))
+            for number, part in enumerate(self.slices)
+        ]
+        for where, listed, count in lists:
+            for number, variation in enumerate(listed):
+                found += self._check_variation(variation, f"{where}.{number}", count)
+        return found
+
+    def _check_variation(self, variation: Variation, where: str, count: int) -> list[Problem]:
+        setting = variation.setting
+        if variation.model is not None:
+            if variation.model >= count:
+                return [
+                    Problem(
+                        f"there is no model {variation.model}",
+                        "merge.vary",
+                        f"{where}.model",
+                        f"a number from 0 to {count - 1}",
+                        "count the models from 0",
+                    )
+                ]
+            if setting not in self._per_model:
+                return [self._unused(setting, f"{where}.setting")]
+            return []
+        known = sorted(set(type(self.method).model_fields) - {"name"})
+        if setting not in known:
+            return [
+                Problem(
+                    f"{setting} is not a setting of {self.method.method_name()}",
+                    "merge.vary",
+                    f"{where}.setting",
+                    f"one of: {', '.join(known)}" if known else "(it has none)",
+                    "a model's own setting needs 'model', its number in 'models'",
+                )
+            ]
+        try:
+            for value in variation.layers or (variation.value,):
+                vary_method(self.method, {setting: value})
+        except ValueError as error:
+            text = str(error).splitlines()
+            return [
+                Problem(
+                    f"{setting} cannot be that: {text[2].strip() if len(text) > 2 else text[0]}",
+                    "merge.vary",
+                    where,
+                    "what the method's setting may be",
+                    "change 'value' or 'layers'",
+                )
+            ]
+        return []
+
+    def _find_bad_slices(self) -> list[Problem]:
+        found = []
+        for number, part in enumerate(self.slices):
+            for place, entry in enumerate(part.models):
+                if entry.model >= len(self.models) or (entry.model < 0 and self.base is None):
                     found.append(
                         Problem(
-                            f"{name} does not use the {setting} of a model",
-                            "merge.unused-setting",
-                            f"models.{number}.{setting}",
-                            "a setting that changes something",
-                            f"leave {setting} out, or choose another method",
+                            f"a slice names model {entry.model}, and there is none",
+                            "merge.slice",
+                            f"slices.{number}.models.{place}.model",
+                            f"a number from 0 to {len(self.models) - 1}, or -1 for the base",
+                            "count the models from 0, or add a base",
                         )
                     )
         return found
@@ -138,3 +347,30 @@ class MergeRecipe(Recipe):
                 )
             ]
         return []
+
+    def _find_bad_compat(self) -> list[Problem]:
+        if self.compat == "mergekit" and not self.method.replicates:
+            return list(no_counterpart(self.method.method_name()).problems)
+        if self.compute is not None and self.compat != "mergekit":
+            return [
+                Problem(
+                    "compute is set, and only compat mergekit heeds it",
+                    "merge.compat",
+                    "compute",
+                    "arithmetic in float32, or float64 for wider weights",
+                    "leave it out, or set compat to mergekit",
+                )
+            ]
+        return []
+
+
+def vary_method(method: MergeMethod, changes: Mapping[str, Any]) -> MergeMethod:
+    """Return a method with some settings changed, checked as a recipe's are.
+
+    Raises:
+        ValueError: If the method does not allow a value.
+    """
+    if not changes:
+        return method
+    settings = {key: value for key, value in method.model_dump().items() if key != "name"}
+    return type(method).model_validate(settings | dict(changes))

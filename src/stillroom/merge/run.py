@@ -9,11 +9,15 @@ from typing import Any
 
 from stillroom.checkpoints import CheckpointWriter
 from stillroom.jobs import Estimate, Job
-from stillroom.merge.plan import plan_merge, rules_of
+from stillroom.merge.opening import open_merge
+from stillroom.merge.plan import plan_merge
 from stillroom.merge.recipe import MergeRecipe
-from stillroom.merge.select import count_candidates, select_merge
-from stillroom.merge.sources import Source, open_sources
-from stillroom.merge.stream import Merge, Merged
+from stillroom.merge.search import search_merge
+from stillroom.merge.search_result import say_found, write_found
+from stillroom.merge.select import count_candidates, list_parents, select_merge
+from stillroom.merge.smoke import check_output
+from stillroom.merge.sources import Source
+from stillroom.merge.stream import Merged
 from stillroom.provenance import ARTIFACT_FILE, Artifact, Parent, make_parent, read_artifact
 from stillroom.records import Link, Origin, combine_origins
 
@@ -34,12 +38,15 @@ def run(recipe: MergeRecipe, job: Job) -> Artifact:
         DataError: If the records that should judge have nothing to judge by.
         Cancelled: If the user stopped it; ``--resume`` goes on.
     """
-    base, parents = open_sources(recipe, job.say)
-    sources = [*([base] if base else []), *parents]
-    merge = Merge(recipe.method, base, parents, rules_of(recipe), recipe.seed)
-    details: dict[str, Any] = {}
+    merge = started = open_merge(recipe, job.say)
+    base, parents, sources = merge.base, list(merge.parents), list(merge.sources)
+    made, details, found = recipe, dict[str, Any](), None
     if recipe.select:
         merge, details = select_merge(recipe, merge, job)
+    if recipe.search:
+        found = search_merge(recipe, merge, job)
+        made, merge, details = found.recipe, found.merge, {"search": found.details}
+        sources = list(merge.sources) if found.details["helped"] else sources
     journal = job.journal("tensors")
     plan = merge.plan()
     with job.phase("merge", len(plan.tensors), "tensors") as progress:
@@ -53,7 +60,18 @@ def run(recipe: MergeRecipe, job: Job) -> Artifact:
             shard_size=recipe.out.shard_size,
             journal=journal,
             on_tensor=on_tensor,
-            finish=lambda writer: _write_card(writer, recipe, sources, details),
+            finish=lambda writer: _write_card(writer, made, sources, details),
+        )
+    if found is not None:
+        write_found(found, job)
+    if recipe.smoke:
+        copies = {each.name: each.merge for each in list_parents(recipe, started)}
+        smoke = check_output(job.output, copies, recipe.smoke, seed=recipe.seed, say=job.say)
+        details = {**details, "smoke": smoke}
+    if merged.error:
+        job.say(
+            f"relative error against float64 {merged.error['stored']:.2e}; the storage type alone "
+            f"makes {merged.error['least']:.2e} ({merged.error['blocks']} blocks)"
         )
     if merged.copied:
         job.say(f"copied, not merged: {', '.join(merged.copied)}")
@@ -61,7 +79,7 @@ def run(recipe: MergeRecipe, job: Job) -> Artifact:
         "checkpoint",
         parents=_parents(recipe, base, parents, job.out),
         origin=_origin(recipe, sources).to_json(),
-        details=_details(recipe, merged, sources) | details,
+        details=_details(made, merged, sources) | details,
     )
 
 
@@ -79,16 +97,17 @@ def estimate(recipe: MergeRecipe) -> Estimate:
         memory, basis = 100_000_000, "sizes of those models that are there"
     seconds = (read + written) / _BYTES_PER_SECOND
     memory += 300_000_000
-    if recipe.select:
-        count = count_candidates(recipe)
-        tokens = recipe.select.max_records * min(recipe.select.max_tokens, _TOKENS_PER_RECORD)
+    judge = recipe.search or recipe.select
+    if judge:
+        count = count_candidates(recipe) + (recipe.search.count_scored() if recipe.search else 0)
+        tokens = judge.max_records * min(judge.max_tokens, _TOKENS_PER_RECORD)
         seconds += count * (seconds + written / 4 * 2 * tokens / _OPERATIONS_PER_SECOND)
         memory += 2 * written + 500_000_000
     return Estimate(
         memory_bytes=memory,
-        disk_bytes=written * (2 if recipe.select else 1),
+        disk_bytes=written * (2 if judge else 1),
         seconds=seconds,
-        memory_knob="lower select.batch_tokens" if recipe.select else "",
+        memory_knob="lower batch_tokens of select or search" if judge else "",
         disk_knob="store as out.dtype=bfloat16",
         basis=basis,
     )
@@ -123,8 +142,9 @@ def _parents(
         _parent("model", entry.checkpoint, parents[stop - 1], near)
         for entry, stop in zip(recipe.models, stops, strict=True)
     ]
-    if recipe.select:
-        listed.append(make_parent("records", Path(recipe.select.records), near))
+    for judged in (recipe.select, recipe.search, recipe.smoke):
+        if judged and judged.records:
+            listed.append(make_parent("records", Path(judged.records), near))
     return listed
 
 
@@ -133,7 +153,7 @@ def _parent(role: str, reference: str, source: Source, near: Path) -> Parent:
     if (path / ARTIFACT_FILE).is_file():
         return make_parent(role, path, near)
     shown = str(path.absolute()) if path.exists() else reference
-    return Parent(role, shown, source.checkpoint.fingerprint, "checkpoint")
+    return Parent(role, shown, source.fingerprint, "checkpoint")
 
 
 def _origin(recipe: MergeRecipe, sources: list[Source]) -> Origin:
@@ -143,11 +163,11 @@ def _origin(recipe: MergeRecipe, sources: list[Source]) -> Origin:
         if (Path(reference) / ARTIFACT_FILE).is_file():
             artifact = read_artifact(Path(reference))
             origins.append(Origin.from_json(artifact.origin) if artifact.origin else Origin())
-    licenses = [Origin(license=source.checkpoint.license) for source in sources]
+    licenses = [Origin(license=source.license) for source in sources]
     return combine_origins([*origins, *licenses]).then(
         Link(
             f"merge.methods.{recipe.method.method_name()}",
-            parents=tuple(source.checkpoint.fingerprint for source in sources),
+            parents=tuple(source.fingerprint for source in sources),
         )
     )
 
@@ -156,10 +176,11 @@ def _details(recipe: MergeRecipe, merged: Merged, sources: list[Source]) -> dict
     return {
         "method": recipe.method.model_dump(mode="json"),
         "fingerprint": merged.fingerprint,
-        "sources": {source.name: source.checkpoint.fingerprint for source in sources},
+        "sources": {source.name: source.fingerprint for source in sources},
         "merged": merged.merged,
         "copied": list(merged.copied),
         "tied": list(merged.tied),
+        "error": dict(merged.error) if merged.error else None,
     }
 
 
@@ -177,12 +198,12 @@ def _write_card(
     lines += [f"| {key} | {value} |" for key, value in settings.items()]
     lines += ["", "| model | weight | fingerprint |", "|---|---|---|"]
     lines += [
-        f"| {source.name} | {source.weight:g} | `{source.checkpoint.fingerprint}` |"
-        for source in sources
+        f"| {source.name} | {source.weight:g} | `{source.fingerprint}` |" for source in sources
     ]
     if details:
-        lines += ["", _say_selection(details)]
-    licenses = combine_origins(Origin(license=source.checkpoint.license) for source in sources)
+        searched = details.get("search")
+        lines += ["", say_found(searched) if searched else _say_selection(details)]
+    licenses = combine_origins(Origin(license=source.license) for source in sources)
     writer.write_card(
         f"{name} merge",
         "\n".join(lines),

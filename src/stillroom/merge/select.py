@@ -3,45 +3,55 @@
 Every candidate is scored by the loss on the assistant's tokens. The best is chosen on one half of
 the records and confirmed on the other, so that choosing the luckiest of many does not pass for
 progress. Where no merge is confirmed, the best parent is kept as it is, and the artifact says so.
-Knows loss only: a lower loss is not yet a better answer.
+With ``select.final``, a share of the records takes no part in either, and says how good the kept
+one is. Candidates are made in memory. Knows loss only: a lower loss is not yet a better answer.
 """
 
 from __future__ import annotations
 
-import gc
 import math
-import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
-from stillroom.evaluate.metrics import bootstrap, paired_difference
+from stillroom.evaluate.metrics import paired_difference
 from stillroom.jobs import Job
 from stillroom.merge.method import METHODS
-from stillroom.merge.plan import Rules
 from stillroom.merge.recipe import MergeRecipe, SelectSettings
+from stillroom.merge.rules import Rules
+from stillroom.merge.scoring import (
+    Measure,
+    Score,
+    Scorer,
+    draw_records,
+    mean_of,
+    per_record,
+    row_of,
+)
 from stillroom.merge.sources import Source, find_run
 from stillroom.merge.stream import Merge
-from stillroom.provenance import digest_json
 from stillroom.records import Record
 
-__all__ = ["Candidate", "count_candidates", "list_candidates", "select_merge"]
+__all__ = ["Candidate", "count_candidates", "list_candidates", "list_parents", "select_merge"]
 
-Loss = tuple[float, int]
 _DEFAULT_MIXES = (0.5, 0.75)
 _LEAST_HALVED = 8
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One checkpoint that may be kept: a parent as it is, or a merge."""
+    """One checkpoint that may be kept: a parent as it is, or a merge.
+
+    ``place`` is a parent's number in the recipe's ``models``, -1 the base's.
+    """
 
     name: str
     merge: Merge
     parent: Source | None = None
+    place: int = 0
 
 
 def select_merge(recipe: MergeRecipe, merge: Merge, job: Job) -> tuple[Merge, dict[str, Any]]:
@@ -53,23 +63,33 @@ def select_merge(recipe: MergeRecipe, merge: Merge, job: Job) -> tuple[Merge, di
     """
     if recipe.select is None:
         raise ValueError("the recipe selects nothing")
-    records = _draw_records(recipe.select, recipe.seed, job)
+    select = recipe.select
+    records = draw_records(
+        select.records,
+        split=select.split,
+        limit=select.max_records,
+        seed=recipe.seed,
+        say=job.say,
+    )
     candidates = list_candidates(recipe, merge)
     left = len(find_run(_finals(recipe, merge.parents)[0]))
-    skipped = [count for count in recipe.select.averages if count > left]
+    skipped = [count for count in select.averages if count > left]
     if skipped:
         job.say(f"the run left {left} checkpoints: no average of the last {skipped} is tried")
-    scores = _score_all(candidates, records, recipe.select, job)
+    measure = Measure(max_tokens=select.max_tokens, batch_tokens=select.batch_tokens)
+    scorer = Scorer(measure, job.scratch / "candidate", job.say)
+    scores = _score_all(candidates, records, scorer, job)
+    scorer.close()
     counted = [at for at in range(len(records)) if all(loss[at][1] for loss in scores)]
     if len(counted) < 2:
         raise DataError(
             f"{len(counted)} of {len(records)} records have an assistant's token to judge by",
             code="merge.no-records",
-            where=recipe.select.records,
+            where=select.records,
             expected="at least 2 conversations with an answer",
             next="choose other records, or raise select.max_tokens",
         )
-    kept, details = _choose(candidates, scores, counted, recipe.seed)
+    kept, details = _choose(candidates, scores, counted, select, recipe.seed)
     job.say(
         f"kept {candidates[kept].name}: "
         + ("merging lowered" if details["helped"] else "merging did not lower")
@@ -81,8 +101,7 @@ def select_merge(recipe: MergeRecipe, merge: Merge, job: Job) -> tuple[Merge, di
 def list_candidates(recipe: MergeRecipe, merge: Merge) -> list[Candidate]:
     """Return all candidates of a recipe: parents first, then averages, mixes and the merge."""
     finals = _finals(recipe, merge.parents)
-    sources = [*([merge.base] if merge.base else []), *finals]
-    found = [_as_it_is(source, merge.rules) for source in sources]
+    found = _parents(recipe, merge)
     name = recipe.method.method_name()
     run = find_run(finals[0])
     for count in recipe.select.averages if recipe.select else ():
@@ -96,12 +115,12 @@ def list_candidates(recipe: MergeRecipe, merge: Merge) -> list[Candidate]:
         ]
     if _is_new(recipe, merge):
         found.append(Candidate(name, merge))
-    seen: dict[str, int] = {}
-    for at, candidate in enumerate(found):
-        seen[candidate.name] = seen.get(candidate.name, 0) + 1
-        if seen[candidate.name] > 1:
-            found[at] = replace(candidate, name=f"{candidate.name} ({seen[candidate.name]})")
-    return found
+    return _number_names(found)
+
+
+def list_parents(recipe: MergeRecipe, merge: Merge) -> list[Candidate]:
+    """Return the base, if any, and every model of a recipe, each as it is."""
+    return _number_names(_parents(recipe, merge))
 
 
 def count_candidates(recipe: MergeRecipe) -> int:
@@ -110,6 +129,27 @@ def count_candidates(recipe: MergeRecipe) -> int:
         return 0
     parents = len(recipe.models) + (recipe.base is not None)
     return parents + len(recipe.select.averages) + len(_mixes(recipe)) + 1
+
+
+def _parents(recipe: MergeRecipe, merge: Merge) -> list[Candidate]:
+    base = [replace(_as_it_is(merge.base, merge.rules), place=-1)] if merge.base else []
+    finals = _finals(recipe, merge.parents)
+    return [
+        *base,
+        *(replace(_as_it_is(each, merge.rules), place=at) for at, each in enumerate(finals)),
+    ]
+
+
+def _number_names(found: Sequence[Candidate]) -> list[Candidate]:
+    """Return the candidates with a number after names that come twice."""
+    seen: Counter[str] = Counter()
+    named = []
+    for candidate in found:
+        seen[candidate.name] += 1
+        count = seen[candidate.name]
+        name = f"{candidate.name} ({count})" if count > 1 else candidate.name
+        named.append(replace(candidate, name=name))
+    return named
 
 
 def _mixes(recipe: MergeRecipe) -> tuple[float, ...]:
@@ -126,8 +166,8 @@ def _finals(recipe: MergeRecipe, parents: Sequence[Source]) -> list[Source]:
 
 def _is_same(one: Merge, other: Merge) -> bool:
     """Whether two merges are sure to give the same bytes."""
-    ours = [(each.checkpoint.folder, each.weight, each.density) for each in one.parents]
-    theirs = [(each.checkpoint.folder, each.weight, each.density) for each in other.parents]
+    ours = [(each.checkpoint.folder, each.weight, each.own) for each in one.parents]
+    theirs = [(each.checkpoint.folder, each.weight, each.own) for each in other.parents]
     return one.method == other.method and ours == theirs
 
 
@@ -141,45 +181,20 @@ def _as_it_is(source: Source, rules: Rules) -> Candidate:
     return Candidate(source.name, copy, source)
 
 
-def _draw_records(select: SelectSettings, seed: int, job: Job) -> list[Record]:
-    """Return the records that judge, in an order that the seed and their ids set."""
-    from stillroom.evaluate.questions import find_records
-    from stillroom.records import read_records
-
-    path = find_records(Path(select.records))
-    dropped: list[int] = []
-    fitting = {
-        record.id: record
-        for record in read_records(path, on_drop=lambda row, why: dropped.append(row))
-        if not select.split or record.fields.get("split") == select.split
-    }
-    if dropped:
-        job.say(f"{len(dropped)} rows of {path.name} cannot be read and do not judge")
-    if not fitting:
-        raise DataError(
-            f"no record has fields.split '{select.split}'",
-            code="merge.no-records",
-            where=str(path),
-            expected="records that no model was trained on",
-            next="set select.split to another split, or to '' for all records",
-        )
-    drawn = sorted(fitting, key=lambda each: digest_json([seed, each]))[: select.max_records]
-    return [fitting[each] for each in drawn]
-
-
 def _score_all(
-    candidates: Sequence[Candidate], records: Sequence[Record], select: SelectSettings, job: Job
-) -> list[list[Loss]]:
+    candidates: Sequence[Candidate], records: Sequence[Record], scorer: Scorer, job: Job
+) -> list[list[Score]]:
     journal = job.journal("scores")
-    scores: list[list[Loss]] = []
+    scores: list[list[Score]] = []
     done = sum(candidate.name in journal for candidate in candidates)
     with job.phase("score", len(candidates), "candidates", done=done) as progress:
         for candidate in candidates:
             if candidate.name not in journal:
-                losses, cut = _score(candidate, records, select, job)
-                if cut:
-                    job.say(f"{cut} records were longer than {select.max_tokens} tokens and cut")
-                journal.put(candidate.name, losses)
+                found = _score(candidate, records, scorer)
+                if scorer.cut:
+                    longest = scorer.measure.max_tokens
+                    job.say(f"{scorer.cut} records were longer than {longest} tokens and cut")
+                journal.put(candidate.name, found)
                 progress.advance(note=candidate.name)
                 job.check_cancelled()
             scores.append([(nats, tokens) for nats, tokens in journal[candidate.name]])
@@ -192,65 +207,60 @@ def _score_all(
     return scores
 
 
-def _score(
-    candidate: Candidate, records: Sequence[Record], select: SelectSettings, job: Job
-) -> tuple[list[Loss], int]:
-    """Return the loss of each record, and how many records were cut."""
-    from stillroom.evaluate.loss import held_out_loss
-    from stillroom.models import load_causal_lm
+def _score(candidate: Candidate, records: Sequence[Record], scorer: Scorer) -> list[Score]:
+    """Return the loss of each record."""
+    return scorer.score(candidate.merge, records)
 
-    scratch = job.scratch / "candidate"
-    if candidate.parent is not None:
-        folder = candidate.parent.checkpoint.folder
-    else:
-        candidate.merge.write(scratch)
-        folder = scratch
-    cut: list[int] = []
-    try:
-        model, tokenizer = load_causal_lm(folder, dtype="float32")
-        losses = held_out_loss(
-            model,
-            tokenizer,
-            records,
-            max_tokens=select.max_tokens,
-            batch_tokens=select.batch_tokens,
-            on_truncated=lambda at, tokens: cut.append(at),
-        )
-        del model
-        gc.collect()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return losses, len(cut)
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Which records choose, which confirm, and which only say how good the kept one is."""
+
+    choosing: Sequence[int]
+    confirming: Sequence[int]
+    final: Sequence[int]
+    halves: bool
+
+    @classmethod
+    def of(cls, counted: Sequence[int], share: float | None) -> _Parts:
+        """Part the records; every record of the final part is seen by no choice."""
+        kept_back = round(len(counted) * share) if share else 0
+        rest = counted[: len(counted) - kept_back]
+        final = counted[len(counted) - kept_back :]
+        halves = len(rest) >= _LEAST_HALVED
+        choosing, confirming = (rest[::2], rest[1::2]) if halves else (rest, rest)
+        return cls(choosing, confirming, final, halves)
 
 
 def _choose(
     candidates: Sequence[Candidate],
-    scores: Sequence[Sequence[Loss]],
+    scores: Sequence[Sequence[Score]],
     counted: Sequence[int],
+    select: SelectSettings,
     seed: int,
 ) -> tuple[int, dict[str, Any]]:
     """Return the number of the candidate to keep, and the details of the choice."""
-    halves = len(counted) >= _LEAST_HALVED
-    choosing = counted[::2] if halves else counted
-    confirming = counted[1::2] if halves else counted
-    on_choosing = [_mean(losses, choosing) for losses in scores]
+    parts = _Parts.of(counted, select.final)
+    on_choosing = [mean_of(losses, parts.choosing) for losses in scores]
     parents = [at for at, candidate in enumerate(candidates) if candidate.parent is not None]
     # Parents stand first, and min takes the first of equals: a merge has to be better, not as good.
     best = min(range(len(candidates)), key=lambda at: on_choosing[at])
     best_parent = min(parents, key=lambda at: on_choosing[at])
     kept, difference = best, None
     if best not in parents:
-        difference = paired_difference(
-            [_per_token(scores[best][at]) for at in confirming],
-            [_per_token(scores[best_parent][at]) for at in confirming],
-            seed=seed,
-            name="loss against the best parent",
-        )
-        if _mean(scores[best], confirming) >= _mean(scores[best_parent], confirming):
+        difference = _compare(scores[best], scores[best_parent], parts.confirming, seed)
+        if mean_of(scores[best], parts.confirming) >= mean_of(
+            scores[best_parent], parts.confirming
+        ):
             kept = best_parent
+    judged = [*parts.choosing, *parts.confirming] if parts.halves else parts.choosing
     rows = [
-        _row(candidate, losses, counted, seed)
-        | {"choosing": _mean(losses, choosing), "confirming": _mean(losses, confirming)}
+        row_of(candidate.name, losses, sorted(judged), seed)
+        | {
+            "is_merge": candidate.parent is None,
+            "choosing": mean_of(losses, parts.choosing),
+            "confirming": mean_of(losses, parts.confirming),
+        }
         for candidate, losses in zip(candidates, scores, strict=True)
     ]
     return kept, {
@@ -258,34 +268,44 @@ def _choose(
         "kept": candidates[kept].name,
         "helped": kept not in parents,
         "best_parent": candidates[best_parent].name,
-        "difference": difference.to_json() if difference else None,
-        "confirmed_on_other_records": halves,
-        "records": {"choosing": len(choosing), "confirming": len(confirming)},
+        "difference": difference,
+        "confirmed_on_other_records": parts.halves,
+        "records": {"choosing": len(parts.choosing), "confirming": len(parts.confirming)},
+        **_say_final(candidates, scores, parts, (kept, best_parent), seed),
     }
 
 
-def _row(
-    candidate: Candidate, losses: Sequence[Loss], counted: Sequence[int], seed: int
+def _say_final(
+    candidates: Sequence[Candidate],
+    scores: Sequence[Sequence[Score]],
+    parts: _Parts,
+    places: tuple[int, int],
+    seed: int,
 ) -> dict[str, Any]:
-    metric = bootstrap(
-        [_per_token(losses[at]) for at in counted],
-        weights=[losses[at][1] for at in counted],
-        seed=seed,
-    )
-    low, high = metric.low, metric.high
+    """Return how the kept one and the best parent do on records that no choice saw."""
+    if not parts.final:
+        return {}
+    kept, best_parent = places
+    rows = [row_of(candidates[at].name, scores[at], parts.final, seed) for at in places]
+    difference = None
+    if kept != best_parent:
+        difference = _compare(scores[kept], scores[best_parent], parts.final, seed)
     return {
-        "name": candidate.name,
-        "loss": metric.value,
-        "low": metric.value if math.isnan(low) else low,
-        "high": metric.value if math.isnan(high) else high,
-        "n": len(counted),
-        "is_merge": candidate.parent is None,
+        "final": {
+            "kept": rows[0],
+            "best_parent": rows[1],
+            "difference": difference,
+            "records": len(parts.final),
+        }
     }
 
 
-def _per_token(loss: Loss) -> float:
-    return loss[0] / loss[1]
-
-
-def _mean(losses: Sequence[Loss], at: Sequence[int]) -> float:
-    return math.fsum(losses[i][0] for i in at) / sum(losses[i][1] for i in at)
+def _compare(
+    ours: Sequence[Score], theirs: Sequence[Score], at: Sequence[int], seed: int
+) -> dict[str, Any]:
+    return paired_difference(
+        [per_record(ours[i]) for i in at],
+        [per_record(theirs[i]) for i in at],
+        seed=seed,
+        name="loss against the best parent",
+    ).to_json()

@@ -3,32 +3,102 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError
 from stillroom.merge.recipe import MergeRecipe
+from stillroom.provenance import digest_json
+
+if TYPE_CHECKING:
+    from stillroom.merge.adapters import Adapter
+    from stillroom.merge.method import Array
 
 __all__ = ["Source", "find_run", "name_sources", "open_sources"]
 
 CANDIDATES = "candidates"
+_GAP = 16
 
 
 @dataclass(frozen=True)
 class Source:
-    """One checkpoint that takes part: how it is called, what it weighs, and its key.
+    """One model that takes part: a checkpoint, or one with an adapter over it.
 
-    ``key`` is the fingerprint, with a count where the same weights take part twice; empty until
-    ``name_sources`` has read them.
+    ``weight`` and ``own`` (density, ...) are what the recipe says of it. ``key`` is the
+    fingerprint, with a count where the same weights take part twice; empty until ``name_sources``
+    has read them.
     """
 
     name: str
     checkpoint: Checkpoint
     weight: float = 1.0
-    density: float | None = None
+    own: Mapping[str, float] = field(default_factory=dict)
+    adapter: Adapter | None = None
     key: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """The digest of its weights, the adapter's among them."""
+        if self.adapter is None:
+            return self.checkpoint.fingerprint
+        return digest_json([self.checkpoint.fingerprint, self.adapter.fingerprint])
+
+    @property
+    def license(self) -> str:
+        """What its card says."""
+        return (self.adapter.license if self.adapter else "") or self.checkpoint.license
+
+    def read(self, name: str, start: int, stop: int, dtype: Any) -> Array:
+        """Return rows of a tensor as floats, (rows, ...); a scalar is one row of shape ().
+
+        Args:
+            name: The tensor.
+            start: The first row.
+            stop: The row after the last.
+            dtype: float32 or float64.
+        """
+        from stillroom.checkpoints.numbers import widen
+
+        entry = self.checkpoint.entry(name)
+        rows = widen(self.stored(name, start, stop), entry.dtype, dtype)
+        return rows if self.adapter is None else self.adapter.rows(name, start, stop, rows)
+
+    def take(self, name: str, rows: Array, dtype: Any) -> Array:
+        """Return some rows of a tensor as floats, (rows, ...).
+
+        Args:
+            name: The tensor.
+            rows: Which, int64; any order, also twice.
+            dtype: float32 or float64.
+        """
+        import numpy as np
+
+        wanted, places = np.unique(rows, return_inverse=True)
+        entry = self.checkpoint.entry(name)
+        if not len(wanted):
+            return np.zeros((0, *entry.shape[1:]), dtype)
+        # Rows that lie close are read at once, with the few between them.
+        breaks = np.flatnonzero(np.diff(wanted) > _GAP) + 1
+        parts = [
+            self.read(name, int(run[0]), int(run[-1]) + 1, dtype)[run - run[0]]
+            for run in np.split(wanted, breaks)
+        ]
+        taken: Array = np.concatenate(parts)[places]
+        return taken
+
+    def stored(self, name: str, start: int, stop: int) -> Array:
+        """Return rows of the checkpoint's tensor as they are stored, without any adapter."""
+        import numpy as np
+
+        from stillroom.checkpoints.numbers import BIT_TYPES
+
+        entry = self.checkpoint.entry(name)
+        data: Any = self.checkpoint.read(name, start, stop)
+        bits: Array = np.frombuffer(data, BIT_TYPES[entry.dtype])
+        return bits.reshape((stop - start, *entry.shape[1:]) if entry.shape else ())
 
 
 def open_sources(
@@ -44,8 +114,17 @@ def open_sources(
     for entry in recipe.models:
         opened = _open(entry.checkpoint, say)
         along = _take_run(opened, entry.along_run) if entry.along_run else [opened]
-        parents += [replace(source, weight=entry.weight, density=entry.density) for source in along]
+        if entry.adapter is not None:
+            along = [_adapt(source, entry.adapter, say) for source in along]
+        parents += [replace(source, weight=entry.weight, own=entry.own) for source in along]
     return base, parents
+
+
+def _adapt(source: Source, reference: str, say: Callable[[str], None] | None) -> Source:
+    from stillroom.merge.adapters import Adapter
+
+    adapter = Adapter.open(_resolve(reference, say))
+    return replace(source, name=f"{source.name}+{_shorten(reference)}", adapter=adapter)
 
 
 def find_run(final: Source) -> list[Source]:
@@ -87,15 +166,11 @@ def name_sources(sources: Iterable[Source], *, in_order: bool) -> list[Source]:
     listed = list(sources)
     if not in_order:
         listed.sort(
-            key=lambda source: (
-                source.checkpoint.fingerprint,
-                source.weight,
-                -1.0 if source.density is None else source.density,
-            )
+            key=lambda source: (source.fingerprint, source.weight, sorted(source.own.items()))
         )
     named = []
     for source in listed:
-        fingerprint = source.checkpoint.fingerprint
+        fingerprint = source.fingerprint
         named.append(replace(source, key=f"{fingerprint}#{seen[fingerprint]}"))
         seen[fingerprint] += 1
     return named

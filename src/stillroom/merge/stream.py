@@ -1,7 +1,8 @@
 """The engine: row blocks in, row blocks out, in bounded memory, resumable tensor by tensor.
 
 Arithmetic is one step wider than storage: float32 for 16-bit weights, float64 for wider ones. So a
-weighted mean of equal values rounds back to that value.
+weighted mean of equal values rounds back to that value. Blocks are small enough for a core's own
+cache, and several threads work on blocks of one tensor; neither changes a bit of the result.
 """
 
 from __future__ import annotations
@@ -9,45 +10,58 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-import torch
+import numpy as np
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
-from stillroom.checkpoints.store import DTYPES
+from stillroom.checkpoints.header import DTYPE_SIZES
+from stillroom.checkpoints.numbers import has_not_finite, narrow
 from stillroom.errors import CheckpointError
 from stillroom.jobs import Journal
-from stillroom.merge.method import METHODS, Block, MergeMethod, Place
-from stillroom.merge.plan import (
-    BLOCK_ELEMENTS,
-    MergePlan,
-    PlannedTensor,
-    Rules,
-    plan_sources,
-)
+from stillroom.merge.method import METHODS, Array, Block, MergeMethod, Place
+from stillroom.merge.plan import BLOCK_ELEMENTS, Input, MergePlan, PlannedTensor, plan_sources
+from stillroom.merge.precision import Squares, is_sampled, measure_error, summarize
+from stillroom.merge.rules import Rules
 from stillroom.merge.sources import Source, name_sources
+from stillroom.merge.workers import Workers
 
-__all__ = ["Merge", "Merged", "TensorBlocks", "merge_checkpoints"]
+__all__ = [
+    "Engine",
+    "Merge",
+    "Merged",
+    "TensorBlocks",
+    "as_bytes",
+    "merge_checkpoints",
+    "not_finite",
+]
 
-_SURVEY = "survey"
+T = TypeVar("T")
+_SURVEY, _ERROR = "survey", "#error"
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What a merge did: the result's fingerprint, and how many tensors were merged or copied."""
+    """What a merge did: the result's fingerprint, and how many tensors were merged or copied.
+
+    ``error`` is the relative error against float64 of some blocks, see ``precision.summarize``.
+    """
 
     fingerprint: str
     merged: int
     copied: tuple[str, ...]
     tied: tuple[str, ...]
+    error: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Merge:
-    """One merge, ready to run: method, sources in order, rules.
+    """One merge, ready to run: method, sources in the recipe's order, rules.
 
     ``share`` places the result on the line from the base (0) to what the method gives (1).
+    ``threads`` is how many blocks are worked on at once, default one a processor.
     """
 
     method: MergeMethod
@@ -57,10 +71,33 @@ class Merge:
     seed: int = 0
     share: float = 1.0
     block_elements: int = BLOCK_ELEMENTS
+    threads: int | None = None
+
+    @cached_property
+    def sources(self) -> tuple[Source, ...]:
+        """All that is read, the base first."""
+        return (*([self.base] if self.base else []), *self.parents)
+
+    @cached_property
+    def _ranks(self) -> dict[int, tuple[int, str]]:
+        """Every parent's place in the order of merging, and its key, by its number as a source.
+
+        What is merged does not depend on the recipe's order, unless the method's meaning does.
+        """
+        named = name_sources(self.parents, in_order=self.method.is_ordered)
+        shift = len(self.sources) - len(self.parents)
+        left = {number + shift: source for number, source in enumerate(self.parents)}
+        ranks: dict[int, tuple[int, str]] = {}
+        for rank, source in enumerate(named):
+            plain = replace(source, key="")
+            number = next(n for n, each in left.items() if replace(each, key="") == plain)
+            del left[number]
+            ranks[number] = (rank, source.key)
+        return ranks
 
     def plan(self) -> MergePlan:
         """Return what becomes of every tensor."""
-        return plan_sources(self.method.method_name(), self.base, self.parents, self.rules)
+        return plan_sources(self.method, self.base, self.parents, self.rules)
 
     def write(
         self,
@@ -86,131 +123,270 @@ class Merge:
             RecipeError: If the method cannot merge these models.
             ResourceError: If the disk is full.
         """
-        self.method.check([parent.weight for parent in self.parents])
         plan = self.plan()
-        ready = replace(self, parents=name_sources(self.parents, in_order=self.method.is_ordered))
-        # What is merged does not depend on the recipe's order of models; what is copied does.
-        ordered = ready.plan()
-        survey = ready._survey(ordered, journal)
-        donor = self.base or self.parents[0]
-        config = {**donor.checkpoint.config, "tie_word_embeddings": plan.is_tied}
+        donor = self.sources[0].checkpoint
         shapes = {tensor.name: (tensor.stored, tensor.shape) for tensor in plan.tensors}
-        with CheckpointWriter(
-            folder,
-            config=config,
-            shard_size=shard_size,
-            plan=shapes,
-            in_place=journal is not None,
-        ) as writer:
-            for copied, merged in zip(plan.tensors, ordered.tensors, strict=True):
-                if not _kept(writer, journal, copied.name):
-                    if merged.is_merged:
-                        digest = ready._merge_tensor(writer, merged, survey)
-                    else:
-                        digest = self._copy_tensor(writer, copied)
+        with (
+            Workers(self.threads) as workers,
+            CheckpointWriter(
+                folder,
+                config=plan.config,
+                shard_size=shard_size,
+                plan=shapes,
+                in_place=journal is not None,
+            ) as writer,
+        ):
+            engine = self._engine(plan, workers, journal)
+            for tensor in plan.tensors:
+                if not _is_kept(writer, journal, tensor.name):
+                    digest = engine.write(writer, tensor)
                     if journal is not None:
-                        journal.put(copied.name, digest)
+                        engine.note_state(journal, tensor.name)
+                        journal.put(tensor.name, digest)
+                else:
+                    engine.recall_state(journal, tensor.name)
                 if on_tensor:
                     on_tensor()
-            writer.copy_tokenizer(donor.checkpoint.folder)
+            writer.copy_tokenizer(donor.folder)
+            if plan.tokens is not None:
+                plan.tokens.write(writer.work)
             if finish:
                 finish(writer)
         names = tuple(tensor.name for tensor in plan.tensors if not tensor.is_merged)
-        return Merged(writer.fingerprint, len(plan.tensors) - len(names), names, plan.tied)
+        return Merged(
+            writer.fingerprint,
+            len(plan.tensors) - len(names),
+            names,
+            plan.tied,
+            summarize(engine.errors[name] for name in sorted(engine.errors)),
+        )
 
-    def _survey(self, plan: MergePlan, journal: Journal | None) -> Any:
+    def tensors(self) -> Iterator[tuple[str, str, Array]]:
+        """Yield every tensor of the result in memory: name, storage type, stored numbers.
+
+        The numbers are as ``checkpoints.numbers.BIT_TYPES`` says; ``widen`` makes floats of them.
+        """
+        plan = self.plan()
+        with Workers(self.threads) as workers:
+            engine = self._engine(plan, workers, None)
+            for tensor in plan.tensors:
+                blocks = list(engine.make(tensor))
+                whole = np.concatenate(blocks) if tensor.shape else blocks[0]
+                yield tensor.name, tensor.stored, whole.reshape(tensor.shape)
+
+    def _engine(self, plan: MergePlan, workers: Workers, journal: Journal | None) -> Engine:
+        if self.rules.compat == "mergekit":
+            from stillroom.merge.replicate import Replicator
+
+            return Replicator(self, plan, workers)
+        engine = Engine(self, plan, workers)
+        engine.survey(journal)
+        return engine
+
+
+class Engine:
+    """Makes the tensors of a plan, one after the other."""
+
+    def __init__(self, merge: Merge, plan: MergePlan, workers: Workers) -> None:
+        """Stand over a merge whose plan is made."""
+        self.merge, self.plan, self.workers = merge, plan, workers
+        self.overall: Any = None
+        self.errors: dict[str, Squares] = {}
+
+    def survey(self, journal: Journal | None) -> None:
+        """Let the method look at the whole model first, or recall what it found before a kill."""
+        if type(self.merge.method).survey is MergeMethod.survey:
+            return
         if journal is not None and _SURVEY in journal:
-            return journal[_SURVEY]
-        survey = self.method.survey(
-            TensorBlocks(self, tensor) for tensor in plan.tensors if tensor.is_merged
+            self.overall = journal[_SURVEY]
+            return
+        self.overall = self.merge.method.survey(
+            [self.blocks(tensor) for tensor in self.plan.tensors if tensor.is_merged]
         )
-        if journal is not None and survey is not None:
-            journal.put(_SURVEY, survey)
-        return survey
+        if journal is not None and self.overall is not None:
+            journal.put(_SURVEY, self.overall)
 
-    def _copy_tensor(self, writer: CheckpointWriter, tensor: PlannedTensor) -> str:
-        source = [*([self.base] if self.base else []), *self.parents][tensor.owner]
+    def blocks(self, tensor: PlannedTensor) -> TensorBlocks:
+        """Return a merged tensor's inputs as blocks."""
+        return TensorBlocks(self, tensor, self.overall)
+
+    def read(self, tensor: PlannedTensor, home: Input, start: int, stop: int, dtype: Any) -> Array:
+        """Return a source's rows of a tensor of the result, as floats.
+
+        Raises:
+            CheckpointError: If one of them is not finite.
+        """
+        rows = self._find(tensor, home, start, stop, dtype)
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = rows.sum()  # far cheaper than to look at each number
+        if not np.isfinite(total) and not bool(np.isfinite(rows).all()):
+            raise not_finite(tensor.name, self.merge.sources[home.source].name)
+        return rows
+
+    def _find(self, tensor: PlannedTensor, home: Input, start: int, stop: int, dtype: Any) -> Array:
+        tokens = self.plan.tokens
+        sources = self.merge.sources
+        if not tensor.is_table or tokens is None or tokens.is_identity(home.source):
+            return sources[home.source].read(home.name, start, stop, dtype)
+        names = {each.source: each.name for each in tensor.inputs}
+
+        def take(source: int, rows: Array) -> Array:
+            return sources[source].take(names.get(source, home.name), rows, dtype)
+
+        return tokens.rows(home.source, start, stop, take)
+
+    def write(self, writer: CheckpointWriter, tensor: PlannedTensor) -> str:
+        """Make one tensor and write it; return the digest of its bytes."""
         writer.begin(tensor.name, (tensor.stored, tensor.shape))
-        row = 0
-        for block in source.checkpoint.blocks(tensor.homes[0]):
-            writer.write_rows(tensor.name, row, block)
-            row += block.shape[0] if block.dim() else 1
+        for bits in self.make(tensor, writer.place_rows):
+            writer.note_rows(as_bytes(bits))
         return writer.end(tensor.name)
 
-    def _merge_tensor(self, writer: CheckpointWriter, tensor: PlannedTensor, survey: Any) -> str:
-        blocks = TensorBlocks(self, tensor, survey)
-        measured = self.method.measure(blocks)
-        stored = DTYPES[tensor.stored]
-        width = max(math.prod(tensor.shape[1:]), 1)
-        writer.begin(tensor.name, (tensor.stored, tensor.shape))
-        for block in blocks:
-            merged = self.method.combine(block.base, block.parents, measured, block.at)
-            if self.share != 1 and block.base is not None:
-                merged = block.base + self.share * (merged - block.base)
-            merged = merged.to(stored)
-            if not bool(torch.isfinite(merged).all()):
-                raise self._not_finite(block, tensor)
-            writer.write_rows(tensor.name, block.at.offset // width, merged)
-        return writer.end(tensor.name)
+    def make(
+        self,
+        tensor: PlannedTensor,
+        place: Callable[[str, int, memoryview], None] | None = None,
+    ) -> Iterator[Array]:
+        """Yield a tensor's rows as they are stored, from the first to the last.
 
-    def _not_finite(self, block: Block, tensor: PlannedTensor) -> CheckpointError:
-        inputs = [*([block.base] if block.base is not None else []), *block.parents]
-        names = [source.name for source in ([self.base] if self.base else [])]
-        names += [parent.name for parent in self.parents]
-        guilty = [
-            name
-            for name, rows in zip(names, inputs, strict=True)
-            if not bool(torch.isfinite(rows).all())
-        ]
-        return CheckpointError(
-            f"tensor '{tensor.name}' would hold numbers that are not finite",
-            code="merge.not-finite",
-            where=tensor.name,
-            expected=f"finite numbers; not so in: {', '.join(guilty) or 'the result only'}",
-            next="leave that model out"
-            if guilty
-            else "lower the weights or the scale, or store as bfloat16 or float32",
-        )
+        Args:
+            tensor: What is made.
+            place: Called with name, first row and bytes of each block, from any thread.
+        """
+        if tensor.tuned is None:
+            yield from self._copy(tensor, place)
+            return
+        blocks = self.blocks(tensor)
+        method = tensor.tuned.method
+        measured = method.measure(blocks)
+
+        def work(number: int) -> Array:
+            block = blocks[number]
+            merged = self._combine(method, block, measured)
+            bits = narrow(merged, tensor.stored)
+            if number == 0 and self._is_checked(tensor, block):
+                wide = blocks.read(number, np.float64)
+                exact = self._combine(method, wide, measured)
+                self.errors[tensor.name] = measure_error(bits, tensor.stored, exact, wide)
+            if has_not_finite(bits, tensor.stored):
+                raise not_finite(tensor.name)
+            if place is not None:
+                place(tensor.name, blocks.first_row(number), as_bytes(bits))
+            return bits
+
+        yield from self.workers.map(work, len(blocks))
+
+    def note_state(self, journal: Journal, name: str) -> None:
+        """Keep what the next tensors and the report depend on."""
+        if name in self.errors:
+            journal.put(f"{name}{_ERROR}", list(self.errors[name]))
+
+    def recall_state(self, journal: Journal | None, name: str) -> None:
+        """Recall what ``note_state`` kept."""
+        kept = journal.get(f"{name}{_ERROR}") if journal is not None else None
+        if kept is not None:
+            stored, least, size = kept
+            self.errors[name] = (stored, least, size)
+
+    def _combine(self, method: MergeMethod, block: Block, measured: Any) -> Array:
+        merged = method.combine(block.base, block.parents, measured, block.at)
+        if self.merge.share != 1 and block.base is not None:
+            merged = block.base + self.merge.share * (merged - block.base)
+        return merged
+
+    def _is_checked(self, tensor: PlannedTensor, block: Block) -> bool:
+        """Return whether a first block is made again in float64; not so where that is costly."""
+        is_whole = tensor.tuned is not None and tensor.tuned.method.needs_whole
+        is_narrow = block.parents[0].dtype != np.float64
+        return is_narrow and not is_whole and is_sampled(tensor.name)
+
+    def _copy(
+        self, tensor: PlannedTensor, place: Callable[[str, int, memoryview], None] | None
+    ) -> Iterator[Array]:
+        home = tensor.parents[0]
+        source = self.merge.sources[home.source]
+        entry = source.checkpoint.entry(home.name)
+        is_same = tensor.stored == entry.dtype and source.adapter is None and not tensor.is_table
+        rows = tensor.shape[0] if tensor.shape else 1
+        step = max(1, 4 * self.merge.block_elements // max(math.prod(entry.shape[1:]), 1))
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            if is_same:
+                bits = source.stored(home.name, start, stop)
+            else:
+                bits = narrow(self.read(tensor, home, start, stop, np.float64), tensor.stored)
+            if place is not None:
+                place(tensor.name, start, as_bytes(bits))
+            yield bits
 
 
 class TensorBlocks:
-    """One tensor of all sources as row blocks, in the type that is computed in."""
+    """One tensor of all its sources as row blocks, in the type that is computed in."""
 
-    def __init__(self, merge: Merge, tensor: PlannedTensor, survey: Any = None) -> None:
-        """Stand over a planned tensor."""
-        self._sources = [*([merge.base] if merge.base else []), *merge.parents]
-        self._has_base = merge.base is not None
-        self._tensor = tensor
-        self._step = max(1, merge.block_elements // max(math.prod(tensor.shape[1:]), 1))
-        widths = [
-            source.checkpoint.dtype(home).itemsize
-            for source, home in zip(self._sources, tensor.homes, strict=True)
-        ]
-        is_narrow = max([*widths, DTYPES[tensor.stored].itemsize]) <= 2
-        self._dtype = torch.float32 if is_narrow else torch.float64
+    def __init__(self, engine: Engine, tensor: PlannedTensor, overall: Any = None) -> None:
+        """Stand over a planned tensor that is merged."""
+        if tensor.tuned is None:
+            raise ValueError(f"{tensor.name} is copied, not merged")
+        merge = engine.merge
+        self._engine, self._tensor = engine, tensor
+        self._rows = tensor.shape[0] if tensor.shape else 1
+        self._width = math.prod(tensor.shape[1:])
+        self._step = max(1, merge.block_elements // max(self._width, 1))
+        if tensor.tuned.method.needs_whole:
+            self._step = max(1, self._rows)
+        kinds = [merge.sources[home.source].checkpoint.entry(home.name) for home in tensor.inputs]
+        widest = max([DTYPE_SIZES[kind.dtype] for kind in kinds] + [DTYPE_SIZES[tensor.stored]])
+        self._dtype = np.float32 if widest <= 2 else np.float64
+        order = sorted(
+            range(len(tensor.parents)), key=lambda at: merge._ranks[tensor.parents[at].source][0]
+        )
+        self._parents = [tensor.parents[at] for at in order]
+        self.size = math.prod(tensor.shape)
         self.at = Place(
             tensor.name,
             tensor.shape,
-            tuple(parent.key for parent in merge.parents),
-            tuple(parent.weight for parent in merge.parents),
-            tuple(parent.density for parent in merge.parents),
+            tuple(merge._ranks[home.source][1] for home in self._parents),
+            tuple(tensor.tuned.weights[at] for at in order),
+            tuple(tensor.tuned.own[at] for at in order),
             merge.seed,
             0,
-            survey,
+            tensor.layer,
+            overall,
         )
+
+    def __len__(self) -> int:
+        """Return how many blocks there are."""
+        return -(-self._rows // self._step)
+
+    def first_row(self, number: int) -> int:
+        """Return the first row of a block."""
+        return number * self._step
+
+    def __getitem__(self, number: int) -> Block:
+        """Read one block."""
+        return self.read(number, self._dtype)
+
+    def read(self, number: int, dtype: Any) -> Block:
+        """Read one block as float32 or float64."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        start = number * self._step
+        stop = min(start + self._step, self._rows)
+        base = self._read(self._tensor.base, start, stop, dtype) if self._tensor.base else None
+        parents = tuple(self._read(home, start, stop, dtype) for home in self._parents)
+        return Block(base, parents, replace(self.at, offset=start * self._width))
 
     def __iter__(self) -> Iterator[Block]:
         """Yield the blocks from first row to last."""
-        rows = self._tensor.shape[0] if self._tensor.shape else 1
-        width = math.prod(self._tensor.shape[1:])
-        for start in range(0, rows, self._step):
-            stop = min(start + self._step, rows)
-            read = [
-                source.checkpoint.rows(home, start, stop).to(self._dtype)
-                for source, home in zip(self._sources, self._tensor.homes, strict=True)
-            ]
-            base = read.pop(0) if self._has_base else None
-            yield Block(base, tuple(read), replace(self.at, offset=start * width))
+        for number in range(len(self)):
+            yield self[number]
+
+    def each(self, reduce: Callable[[Block], T]) -> list[T]:
+        """Return ``reduce`` of every block, in order; the workers take several at once."""
+        return list(self._engine.workers.map(lambda number: reduce(self[number]), len(self)))
+
+    def _read(self, home: Input, start: int, stop: int, dtype: Any) -> Array:
+        return self._engine.read(self._tensor, home, start, stop, dtype)
 
 
 def merge_checkpoints(
@@ -224,6 +400,7 @@ def merge_checkpoints(
     shard_size: int = 5_000_000_000,
     seed: int = 0,
     exclude: Sequence[str] = (),
+    threads: int | None = None,
 ) -> Merged:
     """Merge checkpoints on disk into a new one; the plain function behind the job.
 
@@ -237,6 +414,7 @@ def merge_checkpoints(
         shard_size: Most bytes of weights in one file.
         seed: For methods that draw.
         exclude: Patterns of tensors that are copied from the base, or the first model.
+        threads: How many blocks are worked on at once; changes no bit.
 
     Raises:
         CheckpointError: If sources do not belong together, or a number is not finite.
@@ -253,11 +431,30 @@ def merge_checkpoints(
         ],
         Rules(dtype=dtype, exclude=tuple(exclude)),
         seed,
+        threads=threads,
     )
     return merge.write(folder, shard_size=shard_size)
 
 
-def _kept(writer: CheckpointWriter, journal: Journal | None, name: str) -> bool:
+def as_bytes(bits: Array) -> memoryview:
+    """Return an array's bytes."""
+    return memoryview(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
+
+
+def _is_kept(writer: CheckpointWriter, journal: Journal | None, name: str) -> bool:
     """Return whether a killed run wrote the tensor, and its bytes still are what they were."""
     digest = journal.get(name) if journal is not None else None
     return digest is not None and writer.keep(name, digest)
+
+
+def not_finite(name: str, guilty: str = "") -> CheckpointError:
+    """Return the error for a tensor that is not finite, in some models or in the result only."""
+    return CheckpointError(
+        f"tensor '{name}' would hold numbers that are not finite",
+        code="merge.not-finite",
+        where=name,
+        expected=f"finite numbers; not so in: {guilty or 'the result only'}",
+        next=f"leave {guilty} out, or exclude the tensor"
+        if guilty
+        else "lower the weights or the scale, or store as bfloat16 or float32",
+    )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
+import numpy as np
 import torch
 
 from stillroom.distill.method import Objective
 from stillroom.distill.targets import Dense, TopKTail
-from stillroom.merge.method import Block, MergeMethod, Place
+from stillroom.merge.blocks import merge_arrays
+from stillroom.merge.method import Array, MergeMethod, Place
 from stillroom.records import Document
 from stillroom.text.method import Chunker
 
@@ -21,46 +21,37 @@ _TEXT = (
 )
 
 
-class _Whole:
-    """One tensor as a single block."""
-
-    def __init__(self, block: Block) -> None:
-        self.block = block
-
-    @property
-    def at(self) -> Place:
-        return self.block.at
-
-    def __iter__(self) -> Iterator[Block]:
-        yield self.block
-
-
 def check_merge_method(method: MergeMethod) -> None:
-    """Check that merging a tensor with itself gives it back, and that inputs are not changed.
+    """Check a merge of a tensor with itself: type, shape, bits, blocks and untouched inputs.
 
     Raises:
         AssertionError: Naming what does not hold.
     """
-    rng = torch.Generator().manual_seed(0)
-    base = torch.randn(6, 4, generator=rng)
-    count = max(method.least_parents, min(2, method.most_parents))
-    parents = tuple(base.clone() for _ in range(count))
-    share = (1.0 / count,) * count
-    densities = (None,) * count if method.uses_densities else ()
-    keys = tuple(f"parent{number}" for number in range(count))
-    at = Place("layer.weight", (6, 4), keys, share, densities, seed=3)
-    blocks = _Whole(Block(base.clone() if method.needs_base else None, parents, at))
-    overall = method.survey([blocks])
-    at = Place(at.name, at.shape, keys, share, densities, seed=3, overall=overall)
-    block = Block(blocks.block.base, parents, at)
-    measured = method.measure(_Whole(block))
-    merged = method.combine(block.base, parents, measured, at)
     name = method.method_name()
-    _require(merged.shape == base.shape, f"{name} changes the shape")
-    _require(merged.dtype == base.dtype, f"{name} changes the type")
-    _require(bool(torch.equal(merged, base)), f"{name} of a tensor with itself is not that tensor")
-    same = all(torch.equal(parent, base) for parent in parents)
-    _require(same, f"{name} changes its inputs")
+    count = max(method.least_parents, min(2, method.most_parents))
+    rng = np.random.default_rng(0)
+    for shape in ((6, 4), (5,), (3, 2, 4), (), (0, 4)):
+        for dtype in (np.float32, np.float64):
+            tensor = np.asarray(rng.standard_normal(shape), dtype)
+            _check_merge(method, tensor, count, f"{name} of {shape} in {np.dtype(dtype)}")
+
+
+def _check_merge(method: MergeMethod, tensor: Array, count: int, what: str) -> None:
+    base = tensor.copy() if method.needs_base else None
+    parents = [tensor.copy() for _ in range(count)]
+    for array in (*parents, *([base] if base is not None else [])):
+        array.flags.writeable = False  # as those that are mapped from a file
+    keys = tuple(f"parent{number}" for number in range(count))
+    at = Place("layer.weight", tensor.shape, keys, (1 / count,) * count, seed=3)
+    merged = merge_arrays(method, base, parents, at)
+    _require(merged.shape == tensor.shape, f"{what} changes the shape")
+    _require(merged.dtype == tensor.dtype, f"{what} changes the type")
+    same = merged.tobytes() == tensor.tobytes()
+    _require(same, f"{what} with itself is not that tensor, bit for bit")
+    again = merge_arrays(method, base, parents, at, rows=2)
+    _require(again.tobytes() == merged.tobytes(), f"{what} depends on the size of blocks")
+    same = all(parent.tobytes() == tensor.tobytes() for parent in parents)
+    _require(same, f"{what} changes its inputs")
 
 
 def check_objective(method: Objective) -> None:

@@ -5,6 +5,7 @@ import torch
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.checkpoints.writer import plan_tensors
+from stillroom.merge import METHODS
 from stillroom.testing import tiny_checkpoint
 
 
@@ -31,6 +32,13 @@ def fine_tune(source, folder, seed, scale=0.02):
         return (tensor.float() + noise).to(tensor.dtype)
 
     return rewrite(source, folder, change)
+
+
+def plain_methods():
+    """Return the names of the methods that need nothing but models."""
+    names = METHODS.names()
+    fields = {name: METHODS.get(name).model_fields.values() for name in names}
+    return [name for name in names if not any(field.is_required() for field in fields[name])]
 
 
 @pytest.fixture(scope="session")

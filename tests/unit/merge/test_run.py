@@ -23,11 +23,11 @@ from stillroom.jobs import Job
 from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.run import run
 from stillroom.recipes import dump_recipe
-write = stream.CheckpointWriter.write_rows
+write = stream.CheckpointWriter.place_rows
 def slow(self, *args):
     time.sleep(float(sys.argv[3]))
     write(self, *args)
-stream.CheckpointWriter.write_rows = slow
+stream.CheckpointWriter.place_rows = slow
 recipe = MergeRecipe.model_validate_json(sys.argv[1])
 run(recipe, Job.start(Path(sys.argv[2]), "recipe", resume=True))
 """

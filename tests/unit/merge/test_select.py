@@ -184,3 +184,36 @@ def test_records_that_cannot_judge_are_refused(settings, pair, tmp_path):
         run(recipe_for(pair[1:], tmp_path / "long.jsonl", select=settings), job)
     job.close()
     assert caught.value.code == "merge.no-records"
+
+
+def test_a_final_part_takes_no_part_in_the_choice(pair, records, tmp_path):
+    from stillroom.evaluate.loss import held_out_loss
+    from stillroom.merge.scoring import draw_records
+    from stillroom.models import load_causal_lm
+
+    _, plus, minus = pair
+    recipe = recipe_for([plus, minus], records, select={"final": 0.4})
+    details = run(recipe, start(tmp_path / "out")).details
+    assert details["records"] == {"choosing": 6, "confirming": 6}
+    assert all(row["n"] == 12 for row in details["candidates"])
+    final = details["final"]
+    assert final["records"] == final["kept"]["n"] == 8
+    assert final["difference"]["high"] < 0
+    drawn = draw_records(str(records), split="held_out", limit=200, seed=0, say=print)
+    model, tokenizer = load_causal_lm(tmp_path / "out" / "output", dtype="float32")
+    losses = held_out_loss(model, tokenizer, drawn[12:])
+    expected = math.fsum(n for n, _ in losses) / sum(t for _, t in losses)
+    assert final["kept"]["loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_models_that_cannot_be_filled_in_memory_are_written_and_loaded(
+    pair, records, tmp_path, monkeypatch
+):
+    from stillroom.merge import scoring
+
+    _, plus, minus = pair
+    recipe = recipe_for([plus, minus], records)
+    straight = run(recipe, start(tmp_path / "straight"))
+    monkeypatch.setattr(scoring, "_fits", lambda model, plan: False)
+    written = run(recipe, start(tmp_path / "written"))
+    assert written.details == straight.details

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import MergeMethod, Place
+from stillroom.merge.method import Array, MergeMethod, Place
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,8 @@ class DareTies(MergeMethod):
 
     paper: ClassVar[str] = "arXiv:2311.03099"
     needs_base: ClassVar[bool] = True
-    uses_densities: ClassVar[bool] = True
+    per_model: ClassVar[tuple[str, ...]] = ("density",)
+    replicates: ClassVar[bool] = True
 
     density: float = Field(0.5, gt=0, le=1, description="share of each task vector kept")
     rescale: bool = Field(True, description="divide what is kept by the density")
@@ -34,16 +35,28 @@ class DareTies(MergeMethod):
 
     @override
     def combine(
-        self,
-        base: torch.Tensor | None,
-        parents: Sequence[torch.Tensor],
-        measured: Any,
-        at: Place,
-    ) -> torch.Tensor:
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+    ) -> Array:
         from stillroom.merge.arithmetic import disjoint_mean, elect_sign, task_vectors, thin
 
         base, vectors = task_vectors(base, parents, "dare_ties")
-        kept = thin(vectors, self.density, at, rescale=self.rescale)
+        kept = thin(vectors, at.values("density", self.density), at, rescale=self.rescale)
         sign = elect_sign(kept, at.weights)
         merged = disjoint_mean(kept, sign, at.weights, normalize=self.normalize)
         return base + self.scale * merged
+
+    @override
+    def replicate(
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+    ) -> torch.Tensor:
+        from stillroom.merge.replicas import combine, drop_at_random, subtract
+
+        base, vectors = subtract(base, parents, "dare_ties")
+        densities = at.values("density", self.density)
+        kept = [
+            drop_at_random(vector, density, rescale=self.rescale)
+            for vector, density in zip(vectors, densities, strict=True)
+        ]
+        return combine(
+            base, kept, at.weights, votes=True, normalize=self.normalize, scale=self.scale
+        )

@@ -14,7 +14,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import RecipeError
-from stillroom.merge.method import MergeMethod, Place
+from stillroom.merge.method import Array, MergeMethod, Place
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +26,7 @@ class Linear(MergeMethod):
     """The weighted mean, or with ``normalize`` off the weighted sum."""
 
     paper: ClassVar[str] = "arXiv:2203.05482"
+    replicates: ClassVar[bool] = True
 
     normalize: bool = Field(True, description="divide by the sum of the weights")
 
@@ -43,13 +44,24 @@ class Linear(MergeMethod):
 
     @override
     def combine(
-        self,
-        base: torch.Tensor | None,
-        parents: Sequence[torch.Tensor],
-        measured: Any,
-        at: Place,
-    ) -> torch.Tensor:
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+    ) -> Array:
         from stillroom.merge.arithmetic import weighted_sum
 
         total = weighted_sum(parents, at.weights)
-        return total.div_(math.fsum(at.weights)) if self.normalize else total
+        if self.normalize:
+            total /= total.dtype.type(math.fsum(at.weights))
+        return total
+
+    @override
+    def replicate(
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+    ) -> torch.Tensor:
+        import torch
+
+        total = parents[0].float() * at.weights[0]
+        for parent, weight in zip(parents[1:], at.weights[1:], strict=True):
+            total.add_(parent.float(), alpha=weight)  # fused: one rounding a model
+        if self.normalize:
+            total /= torch.tensor(list(at.weights), dtype=torch.float32).sum()
+        return total.to(parents[0].dtype)

@@ -11,9 +11,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Blocks, MergeMethod, Place
+from stillroom.merge.method import Array, Blocks, MergeMethod, Place
 
 if TYPE_CHECKING:
     import torch
@@ -28,34 +29,67 @@ class ModelStock(MergeMethod):
     needs_base: ClassVar[bool] = True
     uses_weights: ClassVar[bool] = False
     least_parents: ClassVar[int] = 2
+    replicates: ClassVar[bool] = True
+
+    by_row: bool = Field(False, description="one ratio a row; a tensor of one row has one anyway")
 
     @override
-    def measure(self, blocks: Blocks) -> float:
-        """Return the ratio for this tensor."""
-        from stillroom.merge.arithmetic import products, task_vectors
+    def measure(self, blocks: Blocks) -> float | None:
+        """Return the ratio for this tensor; by rows none, as a block has its rows whole."""
+        from stillroom.merge.arithmetic import cosine, products, task_vectors
 
+        if self.by_row and len(blocks.at.shape) > 1:
+            return None
         gram = products(
             blocks, lambda block: task_vectors(block.base, block.parents, "model_stock")[1]
         )
         count = len(gram)
-        cosines = []
-        for i in range(count):
-            for j in range(i):
-                norm = math.sqrt(gram[i, i] * gram[j, j])
-                cosines.append(gram[i, j] / norm if norm > 0 else 0.0)
-        cosine = math.fsum(cosines) / len(cosines) if cosines else 0.0
-        cosine = min(1.0, max(0.0, cosine))
-        return count * cosine / (1 + (count - 1) * cosine) if count else 0.0
+        cosines = [cosine(gram, i, j) for i in range(count) for j in range(i)]
+        mean = math.fsum(cosines) / len(cosines) if cosines else 0.0
+        return _find_ratio(mean, count) if count else 0.0
 
     @override
     def combine(
-        self,
-        base: torch.Tensor | None,
-        parents: Sequence[torch.Tensor],
-        measured: float,
-        at: Place,
-    ) -> torch.Tensor:
+        self, base: Array | None, parents: Sequence[Array], measured: float | None, at: Place
+    ) -> Array:
         from stillroom.merge.arithmetic import task_vectors, weighted_sum
 
         base, vectors = task_vectors(base, parents, "model_stock")
-        return base + weighted_sum(vectors, [measured / len(vectors)] * len(vectors))
+        count = len(vectors)
+        if measured is not None:
+            return base + weighted_sum(vectors, [measured / count] * count)
+        ratios = _find_row_ratios(vectors)
+        total = weighted_sum(vectors, [1.0] * count)
+        total *= ratios.reshape(-1, *[1] * (base.ndim - 1))
+        return base + total
+
+    @override
+    def replicate(
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+    ) -> torch.Tensor:
+        from stillroom.merge.replicas import stock, subtract
+
+        base, vectors = subtract(base, parents, "model_stock")
+        return stock(base, vectors, parents, by_row=self.by_row)
+
+
+def _find_row_ratios(vectors: Sequence[Array]) -> Array:
+    """Return every row's ratio, over the number of models, in the vectors' type."""
+    import numpy as np
+
+    count, rows = len(vectors), [vector.reshape(len(vector), -1) for vector in vectors]
+    norms = [np.sqrt(np.einsum("ij,ij->i", row, row, dtype=np.float64)) for row in rows]
+    total = np.zeros(len(rows[0]))
+    for i in range(count):
+        for j in range(i):
+            product = np.einsum("ij,ij->i", rows[i], rows[j], dtype=np.float64)
+            norm = norms[i] * norms[j]
+            total += product / np.where(norm > 0, norm, 1)
+    mean = np.clip(total * (2 / (count * (count - 1))), 0, 1)
+    ratios: Array = (mean / (1 + (count - 1) * mean)).astype(vectors[0].dtype)
+    return ratios
+
+
+def _find_ratio(mean: float, count: int) -> float:
+    mean = min(1.0, max(0.0, mean))
+    return count * mean / (1 + (count - 1) * mean)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import MergeMethod, Place
+from stillroom.merge.method import Array, MergeMethod, Place
 
 if TYPE_CHECKING:
     import torch
@@ -25,15 +25,18 @@ class Passthrough(MergeMethod):
     paper: ClassVar[str] = ""
     uses_weights: ClassVar[bool] = False
     most_parents: ClassVar[int] = 1
+    replicates: ClassVar[bool] = True
 
     scale: float = Field(1.0, description="multiplier of every merged tensor")
 
     @override
     def combine(
-        self,
-        base: torch.Tensor | None,
-        parents: Sequence[torch.Tensor],
-        measured: Any,
-        at: Place,
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+    ) -> Array:
+        return parents[0] if self.scale == 1 else parents[0] * self.scale
+
+    @override
+    def replicate(
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
     ) -> torch.Tensor:
         return parents[0] if self.scale == 1 else parents[0] * self.scale

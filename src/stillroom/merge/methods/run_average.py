@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import MergeMethod, Place
-
-if TYPE_CHECKING:
-    import torch
+from stillroom.merge.method import Array, MergeMethod, Place
 
 __all__ = ["RunAverage"]
 
@@ -37,15 +34,13 @@ class RunAverage(MergeMethod):
 
     @override
     def combine(
-        self,
-        base: torch.Tensor | None,
-        parents: Sequence[torch.Tensor],
-        measured: Any,
-        at: Place,
-    ) -> torch.Tensor:
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+    ) -> Array:
         from stillroom.merge.arithmetic import weighted_sum
 
         weights = [1.0] * len(parents)
         if self.average == "ema":
             weights = [self.decay ** (len(parents) - 1 - index) for index in range(len(parents))]
-        return weighted_sum(parents, weights).div_(math.fsum(weights))
+        total = weighted_sum(parents, weights)
+        total /= total.dtype.type(math.fsum(weights))
+        return total

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Blocks, MergeMethod, Place
+from stillroom.merge.method import Array, Blocks, MergeMethod, Place
 
 if TYPE_CHECKING:
     import torch
@@ -32,20 +32,24 @@ class Slerp(MergeMethod):
     uses_weights: ClassVar[bool] = False
     least_parents: ClassVar[int] = 2
     most_parents: ClassVar[int] = 2
+    replicates: ClassVar[bool] = True
 
     t: float = Field(0.5, ge=0, le=1, description="0 is the first model, 1 the second")
 
     @override
     def measure(self, blocks: Blocks) -> tuple[float, float]:
         """Return what each model is multiplied with; their sum is 1 where the line is straight."""
-        from stillroom.merge.arithmetic import products
+        from stillroom.merge.arithmetic import cosine, products
 
-        gram = products(blocks, lambda block: block.parents)
-        norm = math.sqrt(gram[0, 0] * gram[1, 1]) if gram.size else 0.0
-        cosine = min(1.0, max(-1.0, gram[0, 1] / norm)) if norm > 0 else 1.0
-        if abs(cosine) > _STRAIGHT:
+        if self.t in (0, 1):
             return 1 - self.t, self.t
-        angle = math.acos(cosine)
+        gram = products(blocks, lambda block: block.parents)
+        if not gram.size or not gram[0, 0] * gram[1, 1]:
+            return 1 - self.t, self.t
+        turned = cosine(gram, 0, 1)
+        if abs(turned) > _STRAIGHT:
+            return 1 - self.t, self.t
+        angle = math.acos(turned)
         return (
             math.sin((1 - self.t) * angle) / math.sin(angle),
             math.sin(self.t * angle) / math.sin(angle),
@@ -53,13 +57,17 @@ class Slerp(MergeMethod):
 
     @override
     def combine(
-        self,
-        base: torch.Tensor | None,
-        parents: Sequence[torch.Tensor],
-        measured: tuple[float, float],
-        at: Place,
-    ) -> torch.Tensor:
+        self, base: Array | None, parents: Sequence[Array], measured: tuple[float, float], at: Place
+    ) -> Array:
         first, second = parents
         if self.t in (0, 1):
             return second if self.t else first
         return first * measured[0] + second * measured[1]
+
+    @override
+    def replicate(
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+    ) -> torch.Tensor:
+        from stillroom.merge.replicas import slerp
+
+        return slerp(self.t, parents[0], parents[1])

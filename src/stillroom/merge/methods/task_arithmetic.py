@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import MergeMethod, Place
+from stillroom.merge.method import Array, MergeMethod, Place
 
 if TYPE_CHECKING:
     import torch
@@ -24,18 +24,27 @@ class TaskArithmetic(MergeMethod):
 
     paper: ClassVar[str] = "arXiv:2212.04089"
     needs_base: ClassVar[bool] = True
+    replicates: ClassVar[bool] = True
 
     scale: float = Field(1.0, description="multiplier of the sum of task vectors (lambda)")
+    normalize: bool = Field(False, description="divide the sum by that of the weights")
 
     @override
     def combine(
-        self,
-        base: torch.Tensor | None,
-        parents: Sequence[torch.Tensor],
-        measured: Any,
-        at: Place,
-    ) -> torch.Tensor:
-        from stillroom.merge.arithmetic import task_vectors, weighted_sum
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+    ) -> Array:
+        from stillroom.merge.arithmetic import task_vectors, weigh
 
         base, vectors = task_vectors(base, parents, "task_arithmetic")
-        return base + self.scale * weighted_sum(vectors, at.weights)
+        return base + self.scale * weigh(vectors, at.weights, normalize=self.normalize)
+
+    @override
+    def replicate(
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+    ) -> torch.Tensor:
+        from stillroom.merge.replicas import combine, subtract
+
+        base, vectors = subtract(base, parents, "task_arithmetic")
+        return combine(
+            base, vectors, at.weights, votes=False, normalize=self.normalize, scale=self.scale
+        )

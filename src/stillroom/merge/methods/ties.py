@@ -7,13 +7,13 @@ in a draw elects +, models may have weights, and of equal magnitudes at the thre
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Block, Blocks, MergeMethod, Place
+from stillroom.merge.method import Array, Block, Blocks, MergeMethod, Place
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,8 @@ class Ties(MergeMethod):
 
     paper: ClassVar[str] = "arXiv:2306.01708"
     needs_base: ClassVar[bool] = True
-    uses_densities: ClassVar[bool] = True
+    per_model: ClassVar[tuple[str, ...]] = ("density",)
+    replicates: ClassVar[bool] = True
 
     density: float = Field(
         0.2, ge=0, le=1, description="share of each task vector kept, by magnitude"
@@ -36,50 +37,68 @@ class Ties(MergeMethod):
         "model", description="rank magnitudes over the whole model, or tensor by tensor"
     )
     normalize: bool = Field(True, description="average what agrees; off sums it")
+    rescale: bool = Field(
+        False, description="multiply what is kept so that each tensor keeps its L1 norm"
+    )
 
     @override
-    def survey(self, tensors: Iterable[Blocks]) -> list[tuple[int, str, int] | None] | None:
+    def survey(self, tensors: Sequence[Blocks]) -> list[tuple[int, str, int] | None] | None:
         """Return one cut a model over all tensors, as plain values."""
-        listed = list(tensors)
-        if self.trim == "tensor" or not listed:
-            return None
-        return self._cuts(listed)
+        return self._cuts(tensors) if self.trim == "model" and tensors else None
 
     @override
-    def measure(self, blocks: Blocks) -> list[tuple[int, str, int] | None]:
-        """Return one cut a model: the surveyed ones, or those of this tensor."""
-        return blocks.at.overall if self.trim == "model" else self._cuts([blocks])
+    def measure(self, blocks: Blocks) -> tuple[list[tuple[int, str, int] | None], list[float]]:
+        """Return one cut a model, the surveyed or this tensor's, and what to rescale with."""
+        cuts = blocks.at.overall if self.trim == "model" else self._cuts([blocks])
+        if not self.rescale:
+            return cuts, [1.0] * len(cuts)
+        from stillroom.merge.trim import Cut, length_factors, trim
+
+        def keep(number: int, vector: Array, at: Place) -> Array:
+            cut = cuts[number]
+            return trim(vector, Cut(*cut) if cut else None, at)
+
+        return cuts, length_factors(blocks, "ties", keep)
 
     @override
     def combine(
-        self,
-        base: torch.Tensor | None,
-        parents: Sequence[torch.Tensor],
-        measured: Any,
-        at: Place,
-    ) -> torch.Tensor:
-        from stillroom.merge.arithmetic import Cut, disjoint_mean, elect_sign, task_vectors, trim
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+    ) -> Array:
+        from stillroom.merge.arithmetic import disjoint_mean, elect_sign, rescale, task_vectors
+        from stillroom.merge.trim import Cut, trim
 
         base, vectors = task_vectors(base, parents, "ties")
         kept = [
-            trim(vector, Cut(*cut) if cut else None, at)
-            for vector, cut in zip(vectors, measured, strict=True)
+            rescale(trim(vector, Cut(*cut) if cut else None, at), factor)
+            for vector, cut, factor in zip(vectors, *measured, strict=True)
         ]
         sign = elect_sign(kept, at.weights)
         merged = disjoint_mean(kept, sign, at.weights, normalize=self.normalize)
         return base + self.scale * merged
 
-    def _cuts(self, tensors: list[Blocks]) -> list[tuple[int, str, int] | None]:
-        from stillroom.merge.arithmetic import find_cut, task_vectors
+    @override
+    def replicate(
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+    ) -> torch.Tensor:
+        from stillroom.merge.replicas import combine, keep_largest, subtract
 
-        cuts: list[tuple[int, str, int] | None] = []
-        at = tensors[0].at
-        for parent, own in enumerate(at.densities or (None,) * len(at.keys)):
-            density = self.density if own is None else own
+        base, vectors = subtract(base, parents, "ties")
+        densities = at.values("density", self.density)
+        kept = [
+            keep_largest(vector, density, rescale=self.rescale)
+            for vector, density in zip(vectors, densities, strict=True)
+        ]
+        return combine(
+            base, kept, at.weights, votes=True, normalize=self.normalize, scale=self.scale
+        )
 
-            def vector_of(block: Block, parent: int = parent) -> torch.Tensor:
-                return task_vectors(block.base, [block.parents[parent]], "ties")[1][0]
+    def _cuts(self, tensors: Sequence[Blocks]) -> list[tuple[int, str, int] | None]:
+        from stillroom.merge.arithmetic import task_vectors
+        from stillroom.merge.trim import find_cuts
 
-            cut = find_cut(lambda: tensors, vector_of, density)
-            cuts.append((cut.bits, cut.name, cut.index) if cut else None)
-        return cuts
+        def vectors_of(block: Block) -> list[Array]:
+            return task_vectors(block.base, block.parents, "ties")[1]
+
+        densities = tensors[0].at.values("density", self.density)
+        cuts = find_cuts(tensors, vectors_of, densities)
+        return [(cut.bits, cut.name, cut.index) if cut else None for cut in cuts]

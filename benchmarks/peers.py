@@ -1,0 +1,29 @@
+"""Peers in environments of their own, made once under build/peers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def peer_command(package: str, version: str, command: str) -> Path:
+    """Return the path of a peer's command, installing the peer on first use.
+
+    Args:
+        package: Its name on PyPI.
+        version: The version that figures are compared with.
+        command: The console script. ``STILLROOM_PEER_<PACKAGE>`` may name one that is there.
+    """
+    named = os.environ.get(f"STILLROOM_PEER_{package.upper()}")
+    if named:
+        return Path(named)
+    folder = ROOT / "build" / "peers" / f"{package}-{version}"
+    path = folder / "bin" / command
+    if not path.exists():
+        print(f"installing {package} {version} into {folder}", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        pip = [str(folder / "bin" / "pip"), "install", "--quiet", f"{package}=={version}"]
+        subprocess.run(pip, check=True, stdout=sys.stderr)
+    return path

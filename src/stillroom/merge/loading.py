@@ -1,0 +1,97 @@
+"""Loading a merge's recipe: ours, or a file that was written for mergekit, unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import RecipeError
+from stillroom.merge.recipe import MergeRecipe
+from stillroom.recipes import build_recipe, load_recipe
+
+__all__ = ["load_merge", "load_merges"]
+
+
+def load_merges(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    parts: Path | None = None,
+    say: Callable[[str], None] | None = None,
+) -> list[tuple[str, MergeRecipe]]:
+    """Return the merges of a file in the order in which they have to be made, each with its name.
+
+    Args:
+        path: A recipe of kind merge, or a mergekit file of one document or several.
+        overrides: ``KEY=VALUE``, for the last.
+        parts: Where the results of those before the last will lie, by name.
+        say: Told what in a mergekit file changes nothing.
+
+    Raises:
+        RecipeError: If it is neither, or something in it cannot be honored.
+    """
+    from stillroom.merge.mergekit import is_mergekit, read_mergekit
+
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if is_mergekit(text):
+        imported = read_mergekit(path, overrides)
+        for each in imported:
+            for note in each.notes:
+                (say or _ignore)(note)
+        placed = [(each.name, _place(each.recipe, parts or Path())) for each in imported]
+        return [(name, _build(recipe, path)) for name, recipe in placed]
+    loaded = load_recipe(path, overrides)
+    if not isinstance(loaded, MergeRecipe):
+        raise RecipeError(
+            f"kind {loaded.kind} is not a merge",
+            code="recipe.wrong-kind",
+            where=str(path),
+            expected="kind: merge, or a mergekit file",
+            next="stillroom run RECIPE does every kind",
+        )
+    return [("", loaded)]
+
+
+def _place(recipe: Mapping[str, Any], parts: Path) -> dict[str, Any]:
+    """Return a recipe whose ``step:NAME`` are the folders of other merges of the same file."""
+
+    def place(reference: str) -> str:
+        return str(parts / reference[5:]) if reference.startswith("step:") else reference
+
+    placed = dict(recipe)
+    if placed.get("base"):
+        placed["base"] = place(placed["base"])
+    placed["models"] = [
+        dict(model) | {"checkpoint": place(model["checkpoint"])} for model in recipe["models"]
+    ]
+    return placed
+
+
+def _build(values: Mapping[str, Any], path: Path) -> MergeRecipe:
+    recipe = build_recipe({"version": 1, "kind": "merge"} | dict(values), str(path))
+    if not isinstance(recipe, MergeRecipe):
+        raise TypeError("a merge was built as another kind")
+    return recipe
+
+
+def _ignore(note: str) -> None:
+    """Say nothing."""
+
+
+def load_merge(path: Path, overrides: Sequence[str] = ()) -> MergeRecipe:
+    """Return the one merge of a file.
+
+    Raises:
+        RecipeError: If it is none, or describes several that stand on each other.
+    """
+    merges = load_merges(path, overrides)
+    if len(merges) > 1:
+        raise RecipeError(
+            f"the file describes {len(merges)} merges, each of which needs the one before",
+            code="merge.several",
+            where=str(path),
+            expected="one merge",
+            next="stillroom merge run makes all of them",
+        )
+    return merges[0][1]

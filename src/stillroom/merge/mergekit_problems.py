@@ -1,0 +1,77 @@
+"""What is wrong with a file of mergekit's, with its place, and what mergekit itself overlooks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stillroom.errors import Problem
+from stillroom.recipes.reading import Path, Tree, dotted
+from stillroom.registry.listing import suggest
+
+__all__ = ["Reporter"]
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Gathers the problems of one file and the notes of one of its merges."""
+
+    tree: Tree
+    problems: list[Problem]
+    notes: list[str] = field(default_factory=list)
+
+    def check_keys(
+        self,
+        path: Path,
+        data: Mapping[str, Any],
+        known: Sequence[str],
+        refused: Mapping[str, str] | None = None,
+        overlooked: Sequence[str] = (),
+    ) -> None:
+        """Refuse the keys that are not known; note those that mergekit overlooks too."""
+        for key in data:
+            here = (*path, key)
+            if key in overlooked:
+                self.note(here, "changes nothing in mergekit either")
+            elif refused and key in refused:
+                self.problems.append(
+                    Problem(
+                        f"{dotted(here)} is not supported",
+                        "merge.mergekit-key",
+                        self.tree.place_of_key(here),
+                        refused[key],
+                        "merge what it names with a file of its own",
+                    )
+                )
+            elif key not in known:
+                self.refuse_key(here, key, known)
+
+    def refuse_key(self, path: Path, key: str, known: Sequence[str], remedy: str = "") -> None:
+        """Refuse a key that nobody reads."""
+        self.problems.append(
+            Problem(
+                f"{dotted(path)} is unknown; mergekit would overlook it",
+                "merge.mergekit-key",
+                self.tree.place_of_key(path),
+                f"one of: {', '.join(known)}" if known else "nothing here",
+                remedy or suggest(key, known) or "remove it",
+            )
+        )
+
+    def refuse(self, path: Path, what: str, expected: str, remedy: str = "") -> None:
+        """Refuse the value at a path."""
+        name = dotted(path)
+        self.problems.append(
+            Problem(
+                f"{name}: {what}" if name else what,
+                "merge.mergekit-value",
+                self.tree.place_of_value(path),
+                expected,
+                remedy or "correct it",
+            )
+        )
+
+    def note(self, path: Path, what: str) -> None:
+        """Note what is read and changes nothing."""
+        self.notes.append(f"{dotted(path)} {what}")

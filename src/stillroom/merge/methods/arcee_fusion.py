@@ -1,0 +1,150 @@
+"""Arcee Fusion: take from a second model what stands out in importance, and leave the rest.
+
+Source: mergekit's arcee_fusion (Arcee AI; there is no paper): importance is the difference times
+the divergence KL(softmax(model) || softmax(base)) of its last dimension; taken is what reaches the
+median plus 1.5 times the interquartile range. Differs: quartiles are exact at every size, where
+mergekit draws a million elements, and the divergence is computed in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.merge.method import Array, Block, Blocks, MergeMethod, Place
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ArceeFusion"]
+
+_QUARTILES = (0.25, 0.5, 0.75)
+_DRAWN = 1_000_000
+
+
+class ArceeFusion(MergeMethod):
+    """What is taken is taken bit for bit, and so is what is left."""
+
+    paper: ClassVar[str] = ""
+    needs_base: ClassVar[bool] = True
+    uses_weights: ClassVar[bool] = False
+    most_parents: ClassVar[int] = 1
+    replicates: ClassVar[bool] = True
+
+    fence: float = Field(
+        1.5, ge=0, description="interquartile ranges above the median where importance begins"
+    )
+
+    @override
+    def measure(self, blocks: Blocks) -> dict[str, Any]:
+        """Return the divergence of every row, and the importance from which elements are taken."""
+        if not blocks.size:
+            return {"limit": 0.0, "divergence": None}
+        divergence = _divergences(blocks)
+        low, middle, high = _quartiles(blocks, divergence)
+        return {"limit": middle + self.fence * (high - low), "divergence": divergence}
+
+    @override
+    def combine(
+        self, base: Array | None, parents: Sequence[Array], measured: dict[str, Any], at: Place
+    ) -> Array:
+        import numpy as np
+
+        from stillroom.merge.arithmetic import task_vectors
+
+        base, _ = task_vectors(base, (), "arcee_fusion")
+        (other,) = parents
+        taken = _importance(base, other, measured["divergence"], at) >= measured["limit"]
+        merged: Array = np.where(taken, other, base)
+        return merged
+
+    @override
+    def replicate(
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+    ) -> torch.Tensor:
+        """See ``MergeMethod.replicate``; the mask is float32, and so then is the result."""
+        import torch
+
+        from stillroom.merge.torch_steps import need_base
+
+        base, (other,) = need_base(base, "arcee_fusion"), parents
+        new, old = torch.softmax(other, -1) + 1e-8, torch.softmax(base, -1) + 1e-8
+        divergence = (new * torch.log(new / old)).sum(-1, keepdim=True)
+        importance = (other - base).abs() * divergence
+        drawn = importance.reshape(-1)
+        if drawn.numel() > _DRAWN:
+            drawn = drawn[torch.randint(0, drawn.numel(), (_DRAWN,))]
+        ordered = torch.sort(drawn).values
+        low, middle, high = (ordered[int(part * (len(ordered) - 1))] for part in _QUARTILES)
+        taken = (importance >= middle + self.fence * (high - low)).to(torch.float32)
+        return (base + (other - base) * taken).reshape(base.shape)
+
+
+def _divergences(blocks: Blocks) -> Array:
+    """Return KL(softmax(model) || softmax(base)) of every last dimension, (..., 1), float64."""
+    import numpy as np
+
+    from stillroom.merge.arithmetic import task_vectors
+
+    def pair(block: Block) -> tuple[Array, Array]:
+        base, _ = task_vectors(block.base, (), "arcee_fusion")
+        return base.astype(np.float64), block.parents[0].astype(np.float64)
+
+    if len(blocks.at.shape) < 2:
+        # One vector, however many blocks: small enough to be held.
+        pairs = blocks.each(pair)
+        base, other = (
+            np.concatenate([part.reshape(-1) for part in column])
+            for column in zip(*pairs, strict=True)
+        )
+        return _divergence(base, other)
+    return np.concatenate(blocks.each(lambda block: _divergence(*pair(block))))
+
+
+def _divergence(base: Array, other: Array) -> Array:
+    import numpy as np
+
+    old, new = (array - array.max(axis=-1, keepdims=True) for array in (base, other))
+    weights = np.exp(new)
+    mass = weights.sum(axis=-1, keepdims=True)
+    weights *= new - old
+    gain = weights.sum(axis=-1, keepdims=True) / mass
+    found = gain - np.log(mass) + np.log(np.exp(old).sum(axis=-1, keepdims=True))
+    return np.asarray(np.maximum(found, 0))
+
+
+def _importance(base: Array, other: Array, divergence: Array, at: Place) -> Array:
+    """Return |difference| times divergence, float32: the type that ranks."""
+    import numpy as np
+
+    if len(at.shape) > 1:
+        first = at.offset // max(1, int(np.prod(at.shape[1:])))
+        divergence = divergence[first : first + len(base)]
+    gap = np.abs(other - base)
+    return np.asarray(gap * divergence.reshape(divergence.shape if gap.ndim else ()), np.float32)
+
+
+def _quartiles(blocks: Blocks, divergence: Array) -> list[float]:
+    """Return the exact quartiles of importance; of two elements that one lies between, the lower.
+
+    Found by counting magnitudes, so that no more than a block is in memory.
+    """
+    import numpy as np
+
+    from stillroom.merge.arithmetic import task_vectors
+    from stillroom.merge.trim import find_counted
+
+    def importance(block: Block) -> list[Array]:
+        base, _ = task_vectors(block.base, (), "arcee_fusion")
+        return [_importance(base, block.parents[0], divergence, block.at)] * 3
+
+    ranks = [int(part * (blocks.size - 1)) for part in _QUARTILES]
+    cuts = find_counted([blocks], importance, [blocks.size - rank for rank in ranks])
+    found = [float(np.int32(cut.bits).view(np.float32)) if cut else -1.0 for cut in cuts]
+    if -1.0 in found:  # of so few elements that the smallest is a quartile
+        least = min(float(importance(block)[0].min()) for block in blocks)
+        found = [least if value < 0 else value for value in found]
+    return found

@@ -1,0 +1,120 @@
+"""EMR: elect one task vector for all models; mask and rescale it for one of them.
+
+Source: Huang et al. 2024, arXiv:2405.17461 (EMR-Merging): per element the sign of the sum and the
+largest magnitude that has it; for a task, the elements of its own sign, times |delta| / |masked|
+over the whole model. The paper applies mask and scale when a task comes; here ``task`` chooses one
+model to be served, and without it the elected vector is merged as it is. Tensors for which a recipe
+chooses another model than for the rest are scaled on their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.errors import RecipeError
+from stillroom.merge.method import Array, Block, Blocks, MergeMethod, Place
+
+__all__ = ["Emr"]
+
+
+class Emr(MergeMethod):
+    """A sum of zero elects +."""
+
+    paper: ClassVar[str] = "arXiv:2405.17461"
+    needs_base: ClassVar[bool] = True
+    is_ordered: ClassVar[bool] = True
+    uses_weights: ClassVar[bool] = False
+
+    task: int | None = Field(
+        None, ge=0, description="number of the model, from 0, to mask and rescale for"
+    )
+    rescale: Literal["model", "tensor", "off"] = Field(
+        "model", description="match its magnitude over the whole model, tensor by tensor, or not"
+    )
+    scale: float = Field(1.0, description="multiplier of the merged task vector")
+
+    @override
+    def check(self, weights: Sequence[float]) -> None:
+        super().check(weights)
+        if self.task is not None and self.task >= len(weights):
+            raise RecipeError(
+                f"there is no model {self.task}: {len(weights)} are merged",
+                code="merge.task",
+                where="method.task",
+                expected=f"0 to {len(weights) - 1}, in the order of models",
+                next="change it, or leave it out to merge the elected vector",
+            )
+
+    @override
+    def survey(self, tensors: Sequence[Blocks]) -> dict[str, float] | None:
+        """Return the chosen model, and its scale over all tensors."""
+        if self.task is None or self.rescale != "model" or not tensors:
+            return None
+        return {"task": self.task, "ratio": _ratio([self._masses(each) for each in tensors])}
+
+    @override
+    def measure(self, blocks: Blocks) -> float:
+        """Return the chosen model's scale: the surveyed one, if it is of this model."""
+        if self.task is None or self.rescale == "off":
+            return 1.0
+        overall = blocks.at.overall
+        if self.rescale == "model" and overall and overall["task"] == self.task:
+            return float(overall["ratio"])
+        return _ratio([self._masses(blocks)])
+
+    @override
+    def combine(
+        self, base: Array | None, parents: Sequence[Array], measured: float, at: Place
+    ) -> Array:
+        from stillroom.merge.arithmetic import task_vectors
+
+        base, vectors = task_vectors(base, parents, "emr")
+        merged = self._serve(vectors)
+        merged *= merged.dtype.type(measured * self.scale)
+        return base + merged
+
+    def _serve(self, vectors: Sequence[Array]) -> Array:
+        """Return the elected vector, masked where a task is chosen."""
+        elected = _elect(vectors)
+        if self.task is not None:
+            elected *= elected * vectors[self.task] > 0
+        return elected
+
+    def _masses(self, blocks: Blocks) -> list[float]:
+        """Return the sums of magnitudes of the chosen vector, and of what serves it."""
+        import numpy as np
+
+        from stillroom.merge.arithmetic import task_vectors, total_of
+
+        task = self.task or 0
+
+        def masses(block: Block) -> list[Array]:
+            _, vectors = task_vectors(block.base, block.parents, "emr")
+            return [np.abs(vectors[task]), np.abs(self._serve(vectors))]
+
+        return total_of(blocks, masses) or [0.0, 0.0]
+
+
+def _elect(vectors: Sequence[Array]) -> Array:
+    """Return per element the largest magnitude among those of the sum's sign, with that sign."""
+    import numpy as np
+
+    from stillroom.merge.arithmetic import weighted_sum
+
+    sums = weighted_sum(vectors, [1.0] * len(vectors))
+    sums += 0.0  # a negative zero is a draw too
+    sign = np.copysign(sums.dtype.type(1), sums)
+    elected = np.zeros_like(sums)
+    for vector in vectors:
+        elected = np.maximum(elected, vector * sign)
+    return np.asarray(np.copysign(elected, sums))
+
+
+def _ratio(masses: Sequence[Sequence[float]]) -> float:
+    wanted, served = (math.fsum(column) for column in zip(*masses, strict=True))
+    return wanted / served if served > 0 else 1.0

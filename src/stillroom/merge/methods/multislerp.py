@@ -1,0 +1,109 @@
+"""Multi-SLERP: the mean of several models in the tangent space of their mean direction.
+
+Source: mergekit's multislerp (its author's note goddard.blog/posts/multislerp-wow-what-a-cool-idea,
+there is no paper): log map at the normalized weighted mean, weighted sum, exp map, times the
+weighted length. Differs: the log map is, as there, the projection on the tangent plane, but where
+directions cancel out the weighted sum is taken for any number of models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.merge.method import Array, Blocks, MergeMethod, Place
+
+if TYPE_CHECKING:
+    import torch
+
+    from stillroom.merge.spherical import Mix
+
+__all__ = ["Multislerp"]
+
+
+class Multislerp(MergeMethod):
+    """With a base, the task vectors are averaged and added to it."""
+
+    paper: ClassVar[str] = ""
+    replicates: ClassVar[bool] = True
+
+    normalize: bool = Field(True, description="divide the weights by their sum")
+    eps: float = Field(
+        1e-8, gt=0, description="compat: mergekit only: added to lengths that divide"
+    )
+
+    @override
+    def check(self, weights: Sequence[float]) -> None:
+        super().check(weights)
+        self._shares(weights)
+
+    def _shares(self, weights: Sequence[float]) -> list[float]:
+        from stillroom.merge.spherical import shares_of
+
+        return shares_of(weights, "multislerp") if self.normalize else list(weights)
+
+    @override
+    def measure(self, blocks: Blocks) -> Mix:
+        """Return the coefficients of this tensor."""
+        from stillroom.merge.spherical import blend, gram_of
+
+        shares = self._shares(blocks.at.weights)
+        return blend(gram_of(blocks), shares, 1.0 if self.normalize else math.fsum(shares))
+
+    @override
+    def combine(
+        self, base: Array | None, parents: Sequence[Array], measured: Mix, at: Place
+    ) -> Array:
+        from stillroom.merge.spherical import mix
+
+        return mix(base, parents, measured)
+
+    @override
+    def replicate(
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+    ) -> torch.Tensor:
+        """See ``MergeMethod.replicate``; the base is optional and never an input.
+
+        Raises:
+            RecipeError: Where three or more directions cancel out, as mergekit refuses too.
+        """
+        import torch
+
+        stacked = torch.stack(list(parents))
+        vectors = (stacked if base is None else stacked - base).reshape(len(parents), -1)
+        weights = torch.tensor(at.weights, dtype=vectors.dtype)
+        if self.normalize:
+            weights = weights / weights.sum()
+        column = weights.view(-1, 1)
+        lengths = torch.norm(vectors, dim=1, keepdim=True)
+        units = vectors / (lengths + self.eps)
+        mean = (units * column).sum(0)
+        size = torch.norm(mean)
+        if size < self.eps:
+            merged = self._cancelled(vectors, column, at)
+        else:
+            mean = mean / size
+            tangents = units - (units * mean).sum(1, keepdim=True) * mean
+            tangent = (tangents * column).sum(0)
+            step = torch.norm(tangent) + self.eps
+            merged = mean * torch.cos(step) + tangent * (torch.sin(step) / step)
+            merged = merged * (lengths.squeeze(-1) * weights).sum()
+        merged = merged.view(parents[0].shape)
+        return merged if base is None else base + merged
+
+    def _cancelled(self, vectors: torch.Tensor, column: torch.Tensor, at: Place) -> torch.Tensor:
+        from stillroom.errors import RecipeError
+
+        if len(vectors) == 2:
+            return (vectors * column).sum(0)
+        raise RecipeError(
+            f"the weighted directions of '{at.name}' cancel out, which mergekit refuses",
+            code="merge.cancelled",
+            where=at.name,
+            expected="directions with a mean, as those of models that differ from the base have",
+            next="merge with compat: paper, which takes the weighted sum there",
+        )

@@ -1,0 +1,56 @@
+"""Nearswap: move toward a second model, by at most ``t`` an element.
+
+Source: alchemonaut's model card QuartetAnemoi-70B-t0.0001 (huggingface.co; there is no paper): the
+second model's weight is t / |difference|, at most 1. Differs: computed as what it amounts to, the
+difference limited to -t and t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.merge.method import Array, MergeMethod, Place
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Nearswap"]
+
+
+class Nearswap(MergeMethod):
+    """Where the base and the model differ by t or less, the model's element is taken."""
+
+    paper: ClassVar[str] = ""
+    needs_base: ClassVar[bool] = True
+    uses_weights: ClassVar[bool] = False
+    most_parents: ClassVar[int] = 1
+    replicates: ClassVar[bool] = True
+
+    t: float = Field(0.0001, ge=0, description="farthest that an element moves from the base")
+
+    @override
+    def combine(
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+    ) -> Array:
+        import numpy as np
+
+        from stillroom.merge.arithmetic import task_vectors
+
+        base, (vector,) = task_vectors(base, parents, "nearswap")
+        moved: Array = base + np.clip(vector, -self.t, self.t)
+        return moved
+
+    @override
+    def replicate(
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+    ) -> torch.Tensor:
+        """See ``MergeMethod.replicate``."""
+        from stillroom.merge.torch_steps import need_base
+
+        base, other = need_base(base, "nearswap"), parents[0]
+        share = (self.t / (base - other).abs()).nan_to_num(nan=1.0, posinf=1.0).clamp(0, 1)
+        return (1 - share) * base + share * other

@@ -1,0 +1,59 @@
+"""RAM: average what several models changed, keep whole what only one did.
+
+Source: Yuan et al. 2026, arXiv:2601.13572 (Reinforced Agent Merging). An element counts as changed
+where it moved by more than ``epsilon``; smaller moves are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.merge.method import Array, MergeMethod, Place
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Ram"]
+
+
+class Ram(MergeMethod):
+    """For models whose changes are sparse, as those of reinforcement learning are."""
+
+    paper: ClassVar[str] = "arXiv:2601.13572"
+    needs_base: ClassVar[bool] = True
+    uses_weights: ClassVar[bool] = False
+    replicates: ClassVar[bool] = True
+
+    epsilon: float = Field(1e-5, ge=0, description="an element that moved by more has changed")
+
+    @override
+    def combine(
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+    ) -> Array:
+        from stillroom.merge.arithmetic import task_vectors
+        from stillroom.merge.overlap import count_changed, keep_changed, sum_of
+
+        base, vectors = task_vectors(base, parents, "ram")
+        count = count_changed(vectors, self.epsilon)
+        total = sum_of(keep_changed(vectors, self.epsilon))
+        count += count == 0
+        total /= count
+        return base + total
+
+    @override
+    def replicate(
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+    ) -> torch.Tensor:
+        """See ``MergeMethod.replicate``; each model's share is divided before it is added."""
+        import torch
+
+        from stillroom.merge.torch_steps import stack_vectors
+
+        base, vectors = stack_vectors(base, parents, "ram")
+        changed = vectors.abs() > self.epsilon
+        kept = torch.where(changed, vectors, torch.zeros_like(vectors))
+        return base + (kept / changed.sum(0).clamp(min=1)).sum(0)

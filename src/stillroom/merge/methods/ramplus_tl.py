@@ -1,0 +1,122 @@
+"""RAM+: as RAM, and what only one model changed is enlarged by how much it shares.
+
+Source: Yuan et al. 2026, arXiv:2601.13572: 1 + r * clip(shared / unique, 0, alpha), with numbers of
+changed elements; per tensor, as mergekit's "tensor-local" variant. Differs: ``count`` model counts
+over the whole model instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.merge.method import Array, Block, Blocks, MergeMethod, Place
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["RamplusTl"]
+
+
+class RamplusTl(MergeMethod):
+    """With r 0 it is RAM."""
+
+    paper: ClassVar[str] = "arXiv:2601.13572"
+    needs_base: ClassVar[bool] = True
+    uses_weights: ClassVar[bool] = False
+    replicates: ClassVar[bool] = True
+
+    epsilon: float = Field(1e-5, ge=0, description="an element that moved by more has changed")
+    r: float = Field(0.1, ge=0, description="how strongly sharing enlarges what is unique")
+    alpha: float = Field(0.2, ge=0, description="most of shared / unique that counts")
+    count: Literal["tensor", "model"] = Field(
+        "tensor", description="count changed elements tensor by tensor, or over the whole model"
+    )
+
+    @override
+    def survey(self, tensors: Sequence[Blocks]) -> list[list[int]] | None:
+        """Return shared and unique changes of each model over all tensors."""
+        if self.count == "tensor" or not tensors:
+            return None
+        return _add([self._tally(blocks) for blocks in tensors])
+
+    @override
+    def measure(self, blocks: Blocks) -> list[float]:
+        """Return one factor a model for what it alone changed."""
+        overall = blocks.at.overall if self.count == "model" else None
+        return [self._factor(*pair) for pair in overall or self._tally(blocks)]
+
+    @override
+    def combine(
+        self, base: Array | None, parents: Sequence[Array], measured: list[float], at: Place
+    ) -> Array:
+        from stillroom.merge.arithmetic import task_vectors
+        from stillroom.merge.overlap import count_changed, keep_changed, sum_of
+
+        base, vectors = task_vectors(base, parents, "ramplus_tl")
+        count = count_changed(vectors, self.epsilon)
+        kept = keep_changed(vectors, self.epsilon)
+        total = sum_of(kept)
+        total /= count + (count == 0)
+        unique = count == 1
+        for vector, factor in zip(kept, measured, strict=True):
+            if factor != 1:
+                vector *= unique
+                vector *= vector.dtype.type(factor - 1)
+                total += vector
+        return base + total
+
+    @override
+    def replicate(
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+    ) -> torch.Tensor:
+        """See ``MergeMethod.replicate``; factors are float32, and so then is the result."""
+        import torch
+
+        from stillroom.merge.torch_steps import stack_vectors
+
+        base, vectors = stack_vectors(base, parents, "ramplus_tl")
+        changed = vectors.abs() > self.epsilon
+        count = changed.sum(0)
+        unique = count == 1
+        alone = (changed & unique).reshape(len(parents), -1).sum(1)
+        shared = (changed & (count > 1)).reshape(len(parents), -1).sum(1)
+        ratio = torch.where(alone > 0, shared / alone.clamp(min=1), torch.zeros(()))
+        column = (1 + self.r * ratio.clamp(0, self.alpha)).view(-1, *[1] * base.dim())
+        kept = torch.where(changed, vectors, torch.zeros_like(vectors))
+        return base + torch.where(unique, kept * column, kept / count.clamp(min=1)).sum(0)
+
+    def _tally(self, blocks: Blocks) -> list[list[int]]:
+        """Return shared and unique changes of each model over one tensor."""
+        import numpy as np
+
+        from stillroom.merge.arithmetic import task_vectors
+        from stillroom.merge.overlap import count_changed
+
+        def reduce(block: Block) -> list[list[int]]:
+            _, vectors = task_vectors(block.base, block.parents, "ramplus_tl")
+            unique = count_changed(vectors, self.epsilon) == 1
+            tallies = []
+            for vector in vectors:
+                changed = abs(vector) > self.epsilon
+                alone = int(np.count_nonzero(changed & unique))
+                tallies.append([int(np.count_nonzero(changed)) - alone, alone])
+            return tallies
+
+        parts = blocks.each(reduce)
+        return _add(parts) if parts else [[0, 0] for _ in blocks.at.keys]
+
+    def _factor(self, shared: int, unique: int) -> float:
+        ratio = shared / unique if unique else 0.0
+        return 1 + self.r * min(ratio, self.alpha)
+
+
+def _add(tallies: Sequence[list[list[int]]]) -> list[list[int]]:
+    """Add up tallies, model by model."""
+    return [
+        [sum(shared for shared, _ in column), sum(alone for _, alone in column)]
+        for column in zip(*tallies, strict=True)
+    ]

@@ -1,0 +1,68 @@
+"""RegMean: linear layers whose outputs are nearest to those of all models, in closed form.
+
+Source: Jin et al. 2022, arXiv:2212.09849, section 4.2, with off-diagonal products shrunk by alpha;
+``plus_plus`` is RegMean++ (arXiv:2508.03121), whose inputs come from the partially merged model:
+the same closed form on statistics that were gathered so. Everything else gets the weighted mean.
+Differs: products are means over tokens, so that models with more calibration tokens weigh no more;
+solved as a change from the first parent in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.errors import RecipeError
+from stillroom.merge.method import Array, MergeMethod, Place
+
+__all__ = ["Regmean"]
+
+
+class Regmean(MergeMethod):
+    """W = (sum of w W G) (sum of w G)^-1 for linear layers, G from each model's inputs."""
+
+    paper: ClassVar[str] = "arXiv:2212.09849"
+    needs_whole: ClassVar[bool] = True
+    least_parents: ClassVar[int] = 2
+
+    statistics: tuple[str, ...] = Field(
+        description="folders of Gram statistics, one a model, in any order", min_length=1
+    )
+    alpha: float = Field(0.9, ge=0, le=1, description="what off-diagonal products are shrunk to")
+    plus_plus: bool = Field(
+        False, description="the statistics come from the partially merged model (RegMean++)"
+    )
+
+    @override
+    def check(self, weights: Sequence[float]) -> None:
+        from stillroom.merge.regression import check_positive
+
+        super().check(weights)
+        check_positive(weights, "regmean")
+
+    @override
+    def combine(
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+    ) -> Array:
+        from stillroom.merge.regression import solve_regmean, weighted_mean
+        from stillroom.merge.statistics import find_statistics
+
+        found = find_statistics(self.statistics, at.keys, "gram", "regmean")
+        for statistics in found:
+            if bool(statistics.about.get("plus_plus")) != self.plus_plus:
+                raise RecipeError(
+                    f"plus_plus is {self.plus_plus}, and {statistics.folder.name} was gathered "
+                    "the other way",
+                    code="merge.statistics",
+                    where="method.plus_plus",
+                    expected="statistics from the partially merged model with plus_plus only",
+                    next="set plus_plus as the statistics were gathered",
+                )
+        if not all(at.name in statistics for statistics in found) or parents[0].ndim != 2:
+            return weighted_mean(parents, at.weights)
+        grams = [statistics.array(at.name) for statistics in found]
+        merged = solve_regmean(parents, grams, at.weights, self.alpha)
+        return merged.astype(parents[0].dtype)

@@ -1,0 +1,136 @@
+"""SCE: keep where models differ most, weigh models by their energy, erase minority signs.
+
+Source: Wan et al. 2024, arXiv:2408.07990 (FuseChat: select, calculate, erase). Differs: equal
+spreads at the threshold are kept in order of element, so that the share kept is exact; a vote that
+ends in a draw elects +; models that are all zero weigh alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, TypedDict
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.merge.method import Array, Block, Blocks, MergeMethod, Place
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Sce"]
+
+
+class _Measured(TypedDict):
+    cut: tuple[int, str, int] | None
+    shares: list[float]
+
+
+class Sce(MergeMethod):
+    """Where all models are equal there is no spread, and with density below 1 the base stays."""
+
+    paper: ClassVar[str] = "arXiv:2408.07990"
+    needs_base: ClassVar[bool] = True
+    uses_weights: ClassVar[bool] = False
+    replicates: ClassVar[bool] = True
+
+    density: float = Field(
+        0.1, ge=0, le=1, description="share of a tensor's elements kept, by variance of the models"
+    )
+    normalize: bool = Field(True, description="average what agrees; off sums it")
+
+    @override
+    def measure(self, blocks: Blocks) -> _Measured:
+        """Return the cut by spread, and every model's share of the energy of what is kept."""
+        import math
+
+        from stillroom.merge.arithmetic import total_of
+
+        cut = self._find_cut(blocks)
+
+        def squares(block: Block) -> list[Array]:
+            return [vector * vector for vector in _keep(_vectors(block), cut, block.at)]
+
+        energies = total_of(blocks, squares) if len(blocks) else [0.0] * len(blocks.at.keys)
+        total = math.fsum(energies)
+        shares = [energy / total if total > 0 else 1 / len(energies) for energy in energies]
+        return {"cut": cut, "shares": shares}
+
+    @override
+    def combine(
+        self, base: Array | None, parents: Sequence[Array], measured: _Measured, at: Place
+    ) -> Array:
+        from stillroom.merge.arithmetic import disjoint_mean, elect_sign, task_vectors
+
+        base, vectors = task_vectors(base, parents, "sce")
+        kept = _keep(vectors, measured["cut"], at)
+        sign = elect_sign(kept, [1.0] * len(kept))
+        return base + disjoint_mean(kept, sign, measured["shares"], normalize=self.normalize)
+
+    @override
+    def replicate(
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+    ) -> torch.Tensor:
+        """See ``MergeMethod.replicate``.
+
+        ``density`` is the share of the elements that differ at all. Energies of less than 1e-6
+        together, which small fine-tunes have, weigh all models alike.
+        """
+        import torch
+
+        from stillroom.merge.torch_steps import stack_vectors
+
+        base, vectors = stack_vectors(base, parents, "sce")
+        if self.density < 1:
+            spread = torch.var(vectors, dim=0, unbiased=False)
+            wanted = int(int(torch.count_nonzero(spread)) * self.density)
+            mask = torch.zeros_like(spread)
+            if wanted > 0:
+                mask.view(-1)[torch.topk(spread.reshape(-1), wanted).indices] = 1
+            vectors = vectors * mask
+        inner = list(range(1, vectors.dim()))
+        energy = vectors.pow(2).mean(dim=inner) if inner else vectors.pow(2)
+        total = energy.sum()
+        alike = torch.ones_like(energy) / len(parents)
+        shares = energy / total if float(total) > 1e-6 else alike
+        sign = (vectors.sum(0) >= 0).to(vectors.dtype) * 2 - 1
+        weights = shares.view(-1, *[1] * base.dim()) * (vectors.sign() == sign)
+        return base + (vectors * weights).sum(0) / weights.sum(0).clamp(min=1e-6)
+
+    def _find_cut(self, blocks: Blocks) -> tuple[int, str, int] | None:
+        from stillroom.merge.trim import find_cuts
+
+        (cut,) = find_cuts([blocks], lambda block: [_spread(_vectors(block))], [self.density])
+        return (cut.bits, cut.name, cut.index) if cut else None
+
+
+def _vectors(block: Block) -> list[Array]:
+    from stillroom.merge.arithmetic import task_vectors
+
+    return task_vectors(block.base, block.parents, "sce")[1]
+
+
+def _spread(vectors: Sequence[Array]) -> Array:
+    """Return the standard deviation over the models: it ranks as variance does, in less range."""
+    import numpy as np
+
+    mean = vectors[0] + 0
+    for vector in vectors[1:]:
+        mean += vector
+    mean /= len(vectors)
+    total = np.zeros_like(mean)
+    for vector in vectors:
+        off = vector - mean
+        off *= off
+        total += off
+    total /= len(vectors)
+    return np.sqrt(total)
+
+
+def _keep(vectors: list[Array], cut: tuple[int, str, int] | None, at: Place) -> list[Array]:
+    from stillroom.merge.trim import Cut, is_kept
+
+    if cut is None:
+        return vectors
+    mask = is_kept(_spread(vectors), Cut(*cut), at)
+    return [vector * mask for vector in vectors]

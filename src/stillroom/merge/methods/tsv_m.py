@@ -1,0 +1,66 @@
+"""TSV-M: keep each model's strongest singular directions, and make them orthogonal to each other.
+
+Source: Gargiulo et al. 2024, arXiv:2412.00081 (Task Singular Vectors, merging): of N models each
+keeps 1/N of its singular triplets; the stacked directions are replaced by their polar factor.
+Embeddings, output heads and tensors that are not matrices are averaged. Differs: directions that
+the stack does not have, as when models are equal, stay zero instead of being made up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.merge.method import Array, MergeMethod, Place
+
+__all__ = ["TsvM"]
+
+
+class TsvM(MergeMethod):
+    """Costs N + 2 singular value decompositions a matrix; a tensor is in memory whole."""
+
+    paper: ClassVar[str] = "arXiv:2412.00081"
+    needs_base: ClassVar[bool] = True
+    uses_weights: ClassVar[bool] = False
+    needs_whole: ClassVar[bool] = True
+
+    scale: float = Field(1.0, description="multiplier of the merged task vector (alpha)")
+    embeddings: Literal["mean", "matrix"] = Field(
+        "mean", description="what embeddings and output heads are merged as"
+    )
+
+    @override
+    def combine(
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+    ) -> Array:
+        from stillroom.merge.arithmetic import task_vectors
+        from stillroom.merge.spectral import is_matrix, mean_of
+
+        base, vectors = task_vectors(base, parents, "tsv_m")
+        as_words = self.embeddings == "matrix"
+        merged = mean_of(vectors)
+        if is_matrix(at, vectors, embeddings=as_words):
+            merged = _merge(vectors)
+        merged *= merged.dtype.type(self.scale)
+        return base + merged
+
+
+def _merge(vectors: Sequence[Array]) -> Array:
+    import numpy as np
+
+    from stillroom.merge.spectral import decompose, orthogonalize, rebuild
+
+    kept = max(1, min(vectors[0].shape) // len(vectors))
+    left, values, right = [], [], []
+    for vector in vectors:
+        one, middle, other = decompose(vector)
+        # Directions of no length are none: they must not push the others aside.
+        live = middle[:kept] > 0
+        left.append(one[:, :kept] * live)
+        values.append(middle[:kept])
+        right.append(other[:kept] * live[:, np.newaxis])
+    stacked = orthogonalize(np.concatenate(left, axis=1))
+    return rebuild(stacked, np.concatenate(values), orthogonalize(np.concatenate(right)))

@@ -1,0 +1,34 @@
+"""From a recipe to a merge that is ready to run: its sources opened, its rules read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from stillroom.merge.recipe import MergeRecipe
+from stillroom.merge.rules import rules_of
+from stillroom.merge.sources import open_sources
+from stillroom.merge.stream import Merge
+
+__all__ = ["open_merge", "retune_merge"]
+
+
+def open_merge(recipe: MergeRecipe, say: Callable[[str], None] | None = None) -> Merge:
+    """Return the merge that a recipe describes.
+
+    Raises:
+        CheckpointError: If a source is missing or broken, or has no checkpoints along its run.
+    """
+    base, parents = open_sources(recipe, say)
+    return Merge(recipe.method, base, parents, rules_of(recipe), recipe.seed)
+
+
+def retune_merge(merge: Merge, recipe: MergeRecipe) -> Merge:
+    """Return a merge of the same opened sources with the settings of a changed recipe."""
+    left = iter(merge.parents)
+    parents = [
+        replace(next(left), weight=entry.weight, own=entry.own)
+        for entry in recipe.models
+        for _ in range(max(entry.along_run, 1))
+    ]
+    return replace(merge, method=recipe.method, parents=parents, rules=rules_of(recipe))

@@ -1,0 +1,104 @@
+"""Rules: what a recipe says beyond the method, in the form that the plan and the engine need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Literal
+
+from stillroom.merge.recipe import MergeRecipe, Slice, Variation, vary_method
+
+if TYPE_CHECKING:
+    from stillroom.merge.method import MergeMethod
+    from stillroom.merge.tokenizer import TokenizerSettings
+
+__all__ = ["Rules", "Tuned", "rules_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What holds for one tensor: the method as set there, each model's weight and own settings."""
+
+    method: MergeMethod
+    weights: tuple[float, ...]
+    own: tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Which tensors are merged, with what settings, and how the result is stored."""
+
+    dtype: str | None = None
+    include: tuple[str, ...] = ("*",)
+    exclude: tuple[str, ...] = ()
+    rest: Literal["refuse", "copy"] = "refuse"
+    vary: tuple[Variation, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    compat: Literal["paper", "mergekit"] = "paper"
+    compute: str | None = None
+    tokenizer: TokenizerSettings | None = None
+
+    def merges(self, name: str) -> bool:
+        """Return whether the patterns say that a tensor is merged."""
+        return any(fnmatchcase(name, pattern) for pattern in self.include) and not any(
+            fnmatchcase(name, pattern) for pattern in self.exclude
+        )
+
+    def tune(
+        self,
+        method: MergeMethod,
+        weights: tuple[float, ...],
+        own: tuple[Mapping[str, float], ...],
+        numbers: tuple[int, ...],
+        name: str,
+        layer: float | None,
+        part: Slice | None = None,
+    ) -> Tuned:
+        """Return what holds for a tensor.
+
+        Args:
+            method: The method as the recipe sets it.
+            weights: Of the models that take part.
+            own: Their own settings.
+            numbers: Theirs in the recipe's list of models, or in the slice's.
+            name: The tensor, by its name in the result.
+            layer: Its depth from 0 to 1, within its slice; None outside the layers.
+            part: The slice it lies in.
+        """
+        listed = (*(part.vary if part else ()), *self.vary)
+        if not listed:
+            return Tuned(method, weights, own)
+        changes: dict[tuple[int | None, str], float | bool] = {}
+        for variation in listed:
+            key = (variation.model, variation.setting)
+            if key not in changes and variation.fits(name):
+                changes[key] = variation.at(layer)
+        tuned = vary_method(
+            method, {setting: value for (model, setting), value in changes.items() if model is None}
+        )
+        weights_here, own_here = list(weights), [dict(each) for each in own]
+        for (model, setting), value in changes.items():
+            if model is None or model not in numbers:
+                continue
+            at = numbers.index(model)
+            if setting == "weight":
+                weights_here[at] = float(value)
+            else:
+                own_here[at][setting] = float(value)
+        return Tuned(tuned, tuple(weights_here), tuple(own_here))
+
+
+def rules_of(recipe: MergeRecipe) -> Rules:
+    """Return the rules that a recipe sets."""
+    return Rules(
+        recipe.out.dtype,
+        recipe.include,
+        recipe.exclude,
+        recipe.rest,
+        recipe.vary,
+        recipe.slices,
+        recipe.compat,
+        recipe.compute,
+        recipe.tokenizer,
+    )

@@ -1,0 +1,135 @@
+"""Any Hugging Face folder merges by its tensors' names: decoders, encoders, both, VLMs."""
+
+import pytest
+import torch
+import transformers
+
+from stillroom.checkpoints import Checkpoint
+from stillroom.merge import merge_checkpoints
+from stillroom.merge.architecture import find_stacks, layer_count, main_stack, relayer_config
+from stillroom.merge.recipe import MergeRecipe
+from stillroom.merge.rules import rules_of
+from stillroom.merge.sources import open_sources
+from stillroom.merge.stream import Merge
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 64}
+CONFIGS = {
+    "gpt2": lambda: transformers.GPT2Config(n_embd=32, n_layer=3, n_head=2, vocab_size=64),
+    "bert": lambda: transformers.BertConfig(**SMALL, intermediate_size=48),
+    "qwen3": lambda: transformers.Qwen3Config(
+        **SMALL, intermediate_size=48, num_key_value_heads=1, head_dim=16
+    ),
+    "gemma2": lambda: transformers.Gemma2Config(
+        **SMALL, intermediate_size=48, num_key_value_heads=1, head_dim=16
+    ),
+    "mixtral": lambda: transformers.MixtralConfig(
+        **SMALL, intermediate_size=48, num_key_value_heads=1, num_local_experts=2
+    ),
+    "t5": lambda: transformers.T5Config(
+        d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2, vocab_size=64
+    ),
+    "mamba": lambda: transformers.MambaConfig(
+        hidden_size=32, num_hidden_layers=2, vocab_size=64, state_size=4
+    ),
+}
+CLASSES = {
+    "bert": transformers.BertForMaskedLM,
+    "t5": transformers.T5ForConditionalGeneration,
+}
+
+
+def make(folder, name, seed, **changes):
+    torch.manual_seed(seed)
+    config = CONFIGS[name]()
+    for key, value in changes.items():
+        setattr(config, key, value)
+    kind = CLASSES.get(name)
+    model = kind(config) if kind else transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+@pytest.mark.filterwarnings("ignore")
+def test_a_mean_of_any_architecture_loads_and_is_the_mean(name, tmp_path):
+    parents = [make(tmp_path / f"m{seed}", name, seed) for seed in (1, 2)]
+    merged = merge_checkpoints("linear", None, parents, tmp_path / "out")
+    assert not merged.copied or name == "bert"
+    kind = CLASSES.get(name, transformers.AutoModelForCausalLM)
+    models = [kind.from_pretrained(folder).state_dict() for folder in [*parents, tmp_path / "out"]]
+    for key, tensor in models[2].items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, (models[0][key] + models[1][key]) / 2)
+    every = set().union(*(Checkpoint.open(parent).names() for parent in parents))
+    assert set(Checkpoint.open(tmp_path / "out").names()) | set(merged.tied) == every
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        ("gpt2", "transformer.h."),
+        ("bert", "bert.encoder.layer."),
+        ("qwen3", "model.layers."),
+        ("mamba", "backbone.layers."),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_layers_are_found_by_names(name, prefix, tmp_path):
+    opened = Checkpoint.open(make(tmp_path / "m", name, 0))
+    stack = main_stack(opened.names(), opened.config)
+    assert stack is not None
+    assert stack.prefix == prefix
+    assert stack.count == layer_count(opened.config)
+
+
+def test_a_vision_tower_has_a_stack_of_its_own():
+    names = [f"vision.blocks.{layer}.w" for layer in range(4)]
+    names += [f"language_model.model.layers.{layer}.w" for layer in range(6)]
+    names += ["language_model.lm_head.weight"]
+    assert {stack.count for stack in find_stacks(names).values()} == {4, 6}
+    config = {"vision_config": {"depth": 4}, "text_config": {"num_hidden_layers": 6}}
+    stack = main_stack(names, config)
+    assert stack is not None
+    assert stack.prefix == "language_model.model.layers."
+
+
+def test_lists_of_one_entry_a_layer_follow_their_layers():
+    config = {"num_hidden_layers": 3, "layer_types": ["a", "b", "c"], "eos": [1, 2]}
+    assert relayer_config(config, [0, 1, 1, 2]) == {
+        "num_hidden_layers": 4,
+        "layer_types": ["a", "b", "b", "c"],
+        "eos": [1, 2],
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_stacked_layers_load_and_hold_what_the_slices_say(tmp_path):
+    one, two = (make(tmp_path / f"m{seed}", "qwen3", seed) for seed in (1, 2))
+    recipe = MergeRecipe.model_validate(
+        {
+            "method": "passthrough",
+            "models": [{"checkpoint": str(one)}, {"checkpoint": str(two)}],
+            "slices": [
+                {"models": [{"model": 0, "layers": [0, 2]}]},
+                {"models": [{"model": 1, "layers": [0, 3]}]},
+            ],
+        }
+    )
+    base, parents = open_sources(recipe)
+    merge = Merge(recipe.method, base, parents, rules_of(recipe), recipe.seed)
+    merge.write(tmp_path / "out")
+    out = Checkpoint.open(tmp_path / "out")
+    assert out.config["num_hidden_layers"] == 5
+    pairs = [(0, one, 0), (1, one, 1), (2, two, 0), (3, two, 1), (4, two, 2)]
+    for layer, home, number in pairs:
+        ours = out.tensor(f"model.layers.{layer}.mlp.up_proj.weight")
+        theirs = Checkpoint.open(home).tensor(f"model.layers.{number}.mlp.up_proj.weight")
+        assert torch.equal(ours, theirs)
+    embedding = Checkpoint.open(one).tensor("model.embed_tokens.weight")
+    assert torch.equal(out.tensor("model.embed_tokens.weight"), embedding)
+    assert torch.equal(
+        out.tensor("model.norm.weight"), Checkpoint.open(two).tensor("model.norm.weight")
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        assert torch.isfinite(model(torch.arange(8)[None]).logits).all()
