@@ -188,6 +188,11 @@ class MergeRecipe(Recipe):
     compute: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="with compat mergekit: what is computed in; default the models' own"
     )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu",
+        description="where matrices are decomposed, and mergekit's arithmetic is done; the rest "
+        "moves too many bytes to gain",
+    )
     vary: tuple[Variation, ...] = Field(
         (), description="settings for some tensors or along the layers; the first that fits counts"
     )

@@ -61,7 +61,8 @@ class Replicator(Engine):
             0,
             tensor.layer,
         )
-        merged = tensor.tuned.method.replicate(base, parents, at).to(torch_dtype(tensor.stored))
+        merged = tensor.tuned.method.replicate(base, parents, at)
+        merged = merged.to("cpu", torch_dtype(tensor.stored))
         kind = BIT_TYPES[tensor.stored]
         bits: Array = merged.contiguous().reshape(-1).view(torch.uint8).numpy().view(kind)
         if has_not_finite(bits, tensor.stored):
@@ -112,7 +113,11 @@ class Replicator(Engine):
 
         source = self.merge.sources[home.source]
         if source.adapter is None and not tensor.is_table:
-            return source.checkpoint.tensor(home.name).to(dtype)
+            return source.checkpoint.tensor(home.name).to(self.merge.device, dtype)
         rows = tensor.shape[0] if tensor.shape else 1
         whole = self.read(tensor, home, 0, rows, np.float32)
-        return torch.from_numpy(np.ascontiguousarray(whole)).reshape(tensor.shape).to(dtype)
+        return (
+            torch.from_numpy(np.ascontiguousarray(whole))
+            .reshape(tensor.shape)
+            .to(self.merge.device, dtype)
+        )

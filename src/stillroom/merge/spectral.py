@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from stillroom.merge.device import svd
 from stillroom.merge.method import Array, Place
 
 __all__ = [
@@ -59,7 +60,7 @@ def decompose(matrix: Array) -> tuple[Array, Array, Array]:
     Where LAPACK does not converge in float32, which is rare, it is asked again in float64.
     """
     try:
-        left, values, right = np.linalg.svd(matrix, full_matrices=False)
+        left, values, right = svd(matrix)
     except np.linalg.LinAlgError:
         if matrix.dtype == np.float64:
             raise

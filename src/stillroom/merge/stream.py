@@ -21,6 +21,7 @@ from stillroom.checkpoints.header import DTYPE_SIZES
 from stillroom.checkpoints.numbers import has_not_finite, narrow
 from stillroom.errors import CheckpointError
 from stillroom.jobs import Journal
+from stillroom.merge.device import use_device
 from stillroom.merge.method import METHODS, Array, Block, MergeMethod, Place
 from stillroom.merge.plan import BLOCK_ELEMENTS, Input, MergePlan, PlannedTensor, plan_sources
 from stillroom.merge.precision import Squares, is_sampled, measure_error, summarize
@@ -61,7 +62,8 @@ class Merge:
     """One merge, ready to run: method, sources in the recipe's order, rules.
 
     ``share`` places the result on the line from the base (0) to what the method gives (1).
-    ``threads`` is how many blocks are worked on at once, default one a processor.
+    ``threads`` is how many blocks are worked on at once, default one a processor; ``device``
+    where heavy arithmetic is done, see ``device``.
     """
 
     method: MergeMethod
@@ -72,6 +74,7 @@ class Merge:
     share: float = 1.0
     block_elements: int = BLOCK_ELEMENTS
     threads: int | None = None
+    device: str = "cpu"
 
     @cached_property
     def sources(self) -> tuple[Source, ...]:
@@ -127,6 +130,7 @@ class Merge:
         donor = self.sources[0].checkpoint
         shapes = {tensor.name: (tensor.stored, tensor.shape) for tensor in plan.tensors}
         with (
+            use_device(self.device),
             Workers(self.threads) as workers,
             CheckpointWriter(
                 folder,
@@ -167,7 +171,7 @@ class Merge:
         The numbers are as ``checkpoints.numbers.BIT_TYPES`` says; ``widen`` makes floats of them.
         """
         plan = self.plan()
-        with Workers(self.threads) as workers:
+        with use_device(self.device), Workers(self.threads) as workers:
             engine = self._engine(plan, workers, None)
             for tensor in plan.tensors:
                 blocks = list(engine.make(tensor))
