@@ -37,10 +37,10 @@ def command(recipe: Path, overrides: tuple[str, ...], explain: str | None, as_js
         explain_tensor,
         list_warnings,
     )
+    from stillroom.merge.loading import load_merge
     from stillroom.merge.plan import plan_sources
     from stillroom.merge.rules import rules_of
     from stillroom.merge.sources import open_sources
-    from stillroom.merge.loading import load_merge
 
     loaded = load_merge(recipe, overrides)
     base, parents = open_sources(loaded)

@@ -34,7 +34,7 @@ def command(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Merge as a recipe says; a mergekit file is taken as it is.
+    """Merge as a recipe says; a mergekit file runs unchanged.
 
     Where a mergekit file describes several merges, those before the last lie in OUT.parts.
     """

@@ -56,7 +56,8 @@ def list_warnings(plan: MergePlan, sources: Sequence[Source]) -> list[str]:
     for source in sources:
         lacking = sorted(every - set(source.checkpoint.names()) - set(plan.tied))
         if lacking:
-            shown = ", ".join(lacking[:4]) + (f" and {len(lacking) - 4} more" if lacking[4:] else "")
+            more = f" and {len(lacking) - 4} more" if lacking[4:] else ""
+            shown = ", ".join(lacking[:4]) + more
             found.append(f"{source.name} lacks {len(lacking)} tensors that others have: {shown}")
     licenses = {source.license for source in sources if source.license}
     if len(licenses) > 1:

@@ -6,8 +6,9 @@ assistant's tokens. Gradients go through theta = base + sum of coefficient times
 gradient of a coefficient is that of the weights along the task vector; or, without gradients, SPSA
 (Spall 1992): two losses a step along a random direction. Differs: records are split three ways.
 Coefficients are learned on the first part, the best step is chosen on the second, and what is
-reported is measured on the third, beside the parents and the start; where nothing is gained, it
-says so. What comes out is a recipe for ``task_arithmetic``, so that the engine does the merge.
+reported is the cross-entropy on the third, beside the parents and the start; where nothing is
+gained, it says so. Entropy alone can fall without any gain: sure of everything, right about little.
+What comes out is a recipe for ``task_arithmetic``, so that the engine does the merge.
 """
 
 from __future__ import annotations
@@ -65,8 +66,9 @@ class Learning:
 class Learned:
     """Coefficients by group and parent, and what they gained on records that they never saw.
 
-    ``losses`` are nats a token on the last part of the records: of each parent, of ``start`` and of
-    ``learned``. ``gain`` is the best parent's loss minus the learned one's, record by record.
+    ``losses`` are nats a token (cross-entropy, whatever was learned by) on the last part of the
+    records: of each parent, of ``start`` and of ``learned``. ``gain`` is the best parent's loss
+    minus the learned one's, record by record.
     """
 
     parents: tuple[str, ...]
@@ -177,9 +179,9 @@ def learn_coefficients(
     losses: dict[str, list[tuple[float, int]]] = {}
     names = [parent.name for parent in parents]
     for number, name in enumerate(names):
-        losses[f"{number}/{name}"] = mixer.losses(mixer.only(number), confirm)
-    losses["start"] = mixer.losses(mixer.start(), confirm)
-    losses["learned"] = mixer.losses(best, confirm)
+        losses[f"{number}/{name}"] = mixer.losses(mixer.only(number), confirm, "cross_entropy")
+    losses["start"] = mixer.losses(mixer.start(), confirm, "cross_entropy")
+    losses["learned"] = mixer.losses(best, confirm, "cross_entropy")
     metrics = {name: _mean(name, found) for name, found in losses.items()}
     winner = min(list(metrics)[:count], key=lambda name: metrics[name].value)
     return Learned(
@@ -262,14 +264,19 @@ class _Mixer:
         return [each for each in encoded if each.targets]
 
     def losses(
-        self, coefficients: torch.Tensor, records: Sequence[Encoded]
+        self,
+        coefficients: torch.Tensor,
+        records: Sequence[Encoded],
+        objective: Objective | None = None,
     ) -> list[tuple[float, int]]:
-        """Return the (sum of nats, tokens) of each record: its objective, without gradients."""
+        """Return the (sum of nats, tokens) of each record by an objective, without gradients."""
         import torch
 
         self._put(coefficients)
         with torch.inference_mode():
-            return [(float(self._sum(record)), len(record.targets)) for record in records]
+            return [
+                (float(self._sum(record, objective)), len(record.targets)) for record in records
+            ]
 
     def gradient(self, coefficients: torch.Tensor, batch: Sequence[Encoded]) -> torch.Tensor:
         """Return the gradient of the mean objective by each coefficient, (parents, groups)."""
@@ -296,7 +303,7 @@ class _Mixer:
                 for number, vector in enumerate(self._vectors):
                     value.add_(vector[name], alpha=float(coefficients[number, self._at[name]]))
 
-    def _sum(self, record: Encoded) -> torch.Tensor:
+    def _sum(self, record: Encoded, objective: Objective | None = None) -> torch.Tensor:
         """Return the sum over the record's tokens of cross-entropy, or of entropy."""
         import torch
 
@@ -304,7 +311,7 @@ class _Mixer:
         targets = torch.tensor(record.targets, device=self.model.device)
         logits = self.model(input_ids=ids[None], use_cache=False).logits[0, targets - 1].float()
         logs = torch.log_softmax(logits, dim=-1)
-        if self.learning.objective == "entropy":
+        if (objective or self.learning.objective) == "entropy":
             return -(logs.exp() * logs).sum()
         return -logs.gather(1, ids[targets][:, None]).sum()
 

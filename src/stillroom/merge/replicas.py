@@ -84,8 +84,9 @@ def drop_at_random(vector: torch.Tensor, density: float, *, rescale: bool) -> to
     if density >= 1:
         return vector
     shares = torch.full_like(vector, density, dtype=_drawing_type(vector))
-    kept = vector * torch.bernoulli(shares).to(vector.dtype)
-    return match_length(kept, vector) if rescale else kept
+    whole = vector.to(shares.dtype)
+    kept = whole * torch.bernoulli(shares)
+    return (match_length(kept, whole) if rescale else kept).to(vector.dtype)
 
 
 def drop_by_rank(
@@ -99,9 +100,11 @@ def drop_by_rank(
     least, most = ranks.amin(1, keepdim=True), ranks.amax(1, keepdim=True)
     rising = ((ranks - least) / (most - least)).clamp(0, 1)
     shares = (density - epsilon) + rising * 2 * epsilon
-    kept = rows * torch.bernoulli(shares.to(_drawing_type(vector))).to(vector.dtype)
-    kept = match_length(kept, rows) if rescale else kept
-    return kept.reshape(vector.shape)
+    shares = shares.to(_drawing_type(vector))
+    whole = rows.to(shares.dtype)
+    kept = whole * torch.bernoulli(shares)
+    kept = match_length(kept, whole) if rescale else kept
+    return kept.reshape(vector.shape).to(vector.dtype)
 
 
 def match_length(kept: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
@@ -141,7 +144,8 @@ def combine(
 
 
 def _drawing_type(vector: torch.Tensor) -> torch.dtype:
-    return torch.bfloat16 if vector.dtype == torch.bfloat16 else torch.float32
+    """Return the type that random drops compute in: float16 is widened, bfloat16 is not."""
+    return torch.float32 if vector.dtype == torch.float16 else vector.dtype
 
 
 def slerp(t: float, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -112,7 +112,7 @@ class Replicator(Engine):
         import torch
 
         source = self.merge.sources[home.source]
-        if source.adapter is None and not tensor.is_table:
+        if source.adapted is None and not tensor.is_table:
             return source.checkpoint.tensor(home.name).to(self.merge.device, dtype)
         rows = tensor.shape[0] if tensor.shape else 1
         whole = self.read(tensor, home, 0, rows, np.float32)

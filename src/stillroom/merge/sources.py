@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError
 from stillroom.merge.recipe import MergeRecipe
-from stillroom.provenance import digest_json
 
 if TYPE_CHECKING:
-    from stillroom.merge.adapters import Adapter
+    from stillroom.merge.adapters import AdaptedCheckpoint
     from stillroom.merge.method import Array
 
 __all__ = ["Source", "find_run", "name_sources", "open_sources"]
@@ -36,20 +35,19 @@ class Source:
     checkpoint: Checkpoint
     weight: float = 1.0
     own: Mapping[str, float] = field(default_factory=dict)
-    adapter: Adapter | None = None
+    adapted: AdaptedCheckpoint | None = None
     key: str = ""
 
     @property
     def fingerprint(self) -> str:
         """The digest of its weights, the adapter's among them."""
-        if self.adapter is None:
-            return self.checkpoint.fingerprint
-        return digest_json([self.checkpoint.fingerprint, self.adapter.fingerprint])
+        return self.checkpoint.fingerprint if self.adapted is None else self.adapted.fingerprint
 
     @property
     def license(self) -> str:
         """What its card says."""
-        return (self.adapter.license if self.adapter else "") or self.checkpoint.license
+        own = self.adapted.adapter.license if self.adapted else ""
+        return own or self.checkpoint.license
 
     def read(self, name: str, start: int, stop: int, dtype: Any) -> Array:
         """Return rows of a tensor as floats, (rows, ...); a scalar is one row of shape ().
@@ -62,9 +60,9 @@ class Source:
         """
         from stillroom.checkpoints.numbers import widen
 
-        entry = self.checkpoint.entry(name)
-        rows = widen(self.stored(name, start, stop), entry.dtype, dtype)
-        return rows if self.adapter is None else self.adapter.rows(name, start, stop, rows)
+        if self.adapted is not None:
+            return self.adapted.rows(name, start, stop, dtype=dtype)
+        return widen(self.stored(name, start, stop), self.checkpoint.entry(name).dtype, dtype)
 
     def take(self, name: str, rows: Array, dtype: Any) -> Array:
         """Return some rows of a tensor as floats, (rows, ...).
@@ -121,10 +119,10 @@ def open_sources(
 
 
 def _adapt(source: Source, reference: str, say: Callable[[str], None] | None) -> Source:
-    from stillroom.merge.adapters import Adapter
+    from stillroom.merge.adapters import AdaptedCheckpoint, Adapter
 
-    adapter = Adapter.open(_resolve(reference, say))
-    return replace(source, name=f"{source.name}+{_shorten(reference)}", adapter=adapter)
+    adapted = AdaptedCheckpoint(source.checkpoint, Adapter.open(_resolve(reference, say)))
+    return replace(source, name=f"{source.name}+{_shorten(reference)}", adapted=adapted)
 
 
 def find_run(final: Source) -> list[Source]:

@@ -310,7 +310,7 @@ class Engine:
         home = tensor.parents[0]
         source = self.merge.sources[home.source]
         entry = source.checkpoint.entry(home.name)
-        is_same = tensor.stored == entry.dtype and source.adapter is None and not tensor.is_table
+        is_same = tensor.stored == entry.dtype and source.adapted is None and not tensor.is_table
         rows = tensor.shape[0] if tensor.shape else 1
         step = max(1, 4 * self.merge.block_elements // max(math.prod(entry.shape[1:]), 1))
         for start in range(0, rows, step):

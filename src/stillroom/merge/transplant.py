@@ -20,6 +20,7 @@ from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.checkpoints.header import FLOATS
 from stillroom.checkpoints.numbers import BIT_TYPES, narrow, widen
 from stillroom.errors import CheckpointError
+from stillroom.merge.copying import read_blocks, write_blocks
 from stillroom.merge.method import Array
 from stillroom.merge.pursuit import pursue
 from stillroom.merge.tokenizer import TokenizerSettings, TokenPlan, plan_tokenizer
@@ -103,12 +104,11 @@ def transplant(
             writer.begin(name, shapes[name])
             if name in tables:
                 table = _Table(plan, match, donor, target, name, tables[name], k)
-                _write(writer, name, table.blocks())
+                write_blocks(writer, name, table.blocks())
                 if table.left:
                     left[name] = (float(np.median(table.left)), float(max(table.left)))
             else:
-                _write(writer, name, _copy(target, name))
-            writer.end(name)
+                write_blocks(writer, name, read_blocks(target, name))
         plan.write(writer.work)
     return Transplanted(
         writer.fingerprint,
@@ -234,25 +234,6 @@ def _read_all(checkpoint: Checkpoint, name: str) -> Array:
     entry = checkpoint.entry(name)
     data = checkpoint.read(name, 0, entry.shape[0])
     return np.frombuffer(data, BIT_TYPES[entry.dtype]).reshape(entry.shape)
-
-
-def _copy(checkpoint: Checkpoint, name: str, most: int = 4 << 20) -> Iterator[Array]:
-    entry = checkpoint.entry(name)
-    rows = entry.shape[0] if entry.shape else 1
-    step = max(1, most * rows // max(entry.size_bytes, 1))
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        data = checkpoint.read(name, start, stop)
-        yield np.frombuffer(data, np.uint8).reshape(stop - start, -1)
-
-
-def _write(writer: CheckpointWriter, name: str, blocks: Iterator[Array]) -> None:
-    row = 0
-    for block in blocks:
-        data = np.ascontiguousarray(block).data.cast("B")
-        writer.place_rows(name, row, data)
-        writer.note_rows(data)
-        row += len(block)
 
 
 def _unfit(what: str, target: Checkpoint) -> CheckpointError:

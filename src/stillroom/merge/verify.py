@@ -280,9 +280,9 @@ def _fingerprint(source: Source) -> str:
         for name in checkpoint.names()
         for entry in [checkpoint.entry(name)]
     )
-    if source.adapter is None:
+    if source.adapted is None:
         return plain
-    return digest_json([plain, source.adapter.fingerprint])
+    return digest_json([plain, source.adapted.adapter.fingerprint])
 
 
 def _find_kept(recipe: MergeRecipe, merge: Merge, artifact: Artifact) -> Merge:

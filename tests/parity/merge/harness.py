@@ -75,7 +75,7 @@ class Case:
     weights: tuple = WEIGHTS
     models: int = 3
     base: str | None = "apart"
-    dtypes: tuple = ("float32", "bfloat16")
+    dtypes: tuple = ("float32", "bfloat16", "float16")
     ulps: dict = field(default_factory=dict)
     share: dict = field(default_factory=dict)
     reason: str = ""

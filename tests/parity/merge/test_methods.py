@@ -26,7 +26,6 @@ def with_densities(*densities):
     return tuple({"weight": weight, "density": density} for weight, density in pairs)
 
 
-ALL = ("float32", "bfloat16", "float16")
 CASES = [
     Case("passthrough", {"merge_method": "passthrough"}, {"name": "passthrough"}, models=1,
          base=None, per_model=({},)),

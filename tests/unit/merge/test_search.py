@@ -393,3 +393,127 @@ def test_a_folder_without_a_search_is_refused(tmp_path):
     shown = CliRunner().invoke(command, [str(tmp_path)])
     assert isinstance(shown.exception, DataError)
     assert shown.exception.code == "merge.no-search"
+
+
+def test_a_cluster_needs_its_extra(pair, records, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray.util.multiprocessing", None)
+    recipe = recipe_for(pair[1:], records, search={"workers": 2, "engine": "ray"})
+    job = start(tmp_path / "out", recipe)
+    with pytest.raises(MissingExtraError, match="ray"):
+        run(recipe, job)
+    job.close()
+
+
+def test_select_and_search_do_not_go_together(pair, records, tmp_path):
+    recipe = recipe_for(pair[1:], records, select={"records": str(records)})
+    job = start(tmp_path / "out", recipe)
+    with pytest.raises(RecipeError, match="select and search") as caught:
+        run(recipe, job)
+    job.close()
+    assert caught.value.code == "merge.search"
+
+
+@pytest.mark.parametrize(("tensors", "why"), [("*", "not finite"), ("*norm*", "scores")])
+def test_candidates_with_numbers_too_large_are_failed_trials(tensors, why, pair, records, tmp_path):
+    high = 1e39 if tensors == "*" else 2e37
+    item = {"setting": "weight", "tensors": [tensors], "low": high / 2, "high": high}
+    space = [item | {"model": at} for at in (0, 1)]
+    recipe = recipe_for(
+        pair[1:],
+        records,
+        {"name": "linear", "normalize": False},
+        search={"space": space, "evaluations": 4, "population": 4},
+    )
+    job = start(tmp_path / "out", recipe)
+    with pytest.raises(RecipeError, match=why) as caught:
+        run(recipe, job)
+    job.close()
+    assert caught.value.code == "merge.search"
+
+
+def test_settings_that_count_or_switch_are_searched_as_such(pair, records):
+    space = [
+        {"setting": "max_iter", "low": 1, "high": 20},
+        {"setting": "tol", "low": 0.1, "high": 0.2},
+    ]
+    recipe = recipe_for(pair[1:], records, "karcher", search={"space": space})
+    found = Space.of(recipe, []).read([0.52, 0.0])["method"]
+    assert found == {"max_iter": 11, "tol": 0.1}
+    assert isinstance(found["max_iter"], int)
+    space = [{"setting": "normalize", "low": 0, "high": 1}]
+    recipe = recipe_for(pair[1:], records, search={"space": space})
+    assert [Space.of(recipe, []).read([at])["method"]["normalize"] for at in (0.2, 0.9)] == [
+        False,
+        True,
+    ]
+
+
+def test_a_search_begins_where_the_recipe_is(pair, records):
+    base, plus, minus = pair
+    tensors = ["*mlp*"]
+    space = [
+        {"setting": "scale", "low": 0, "high": 2},
+        {"setting": "weight", "model": 0, "low": 0, "high": 4},
+        {"setting": "weight", "model": 1, "tensors": tensors, "low": 0, "high": 1},
+    ]
+    vary = [{"setting": "weight", "model": 1, "tensors": tensors, "value": 0.25}]
+    recipe = recipe_for(
+        [plus, minus],
+        records,
+        {"name": "task_arithmetic", "scale": 0.5},
+        base=str(base),
+        vary=vary,
+        search={"space": space},
+    )
+    assert Space.of(recipe, []).begin() == [0.25, 0.25, 0.25]
+
+
+def test_a_path_is_no_longer_than_twice_the_first_model(pair, records):
+    recipe = recipe_for(pair[:2], records, "passthrough", search={"path": {"repeats": 3}})
+    space = Space.of(recipe, [2, 2])
+    slices = space.read([0.9] * space.size)["slices"]
+    spans = [part["models"][0]["layers"] for part in slices]
+    assert sum(stop - begin for begin, stop in spans) == 4
+
+
+def test_a_path_does_not_go_with_slices_or_a_model_that_is_not_there(pair, records):
+    parts = [{"models": [{"model": 0, "layers": [0, 1]}]}]
+    recipe = recipe_for(
+        pair[:2], records, "passthrough", search={"path": {"models": [0, 7]}}, slices=parts
+    )
+    with pytest.raises(RecipeError) as caught:
+        Space.of(recipe, [2, 2])
+    assert {problem.where for problem in caught.value.problems} == {"slices", "search.path.models"}
+    space = [{"setting": "weight", "model": 0, "low": 0, "high": 1}]
+    recipe = recipe_for(pair[:2], records, search={"space": space}, slices=parts)
+    with pytest.raises(RecipeError, match="beside slices"):
+        Space.of(recipe, [])
+
+
+@pytest.mark.parametrize(
+    ("search", "shown"),
+    [
+        ({"space": [WEIGHTS[0] | {"layers": 2}]}, "models.0.weight['*']=["),
+        ({"path": {"length": 2}}, "0:0-1"),
+    ],
+)
+def test_the_command_shows_gradients_and_paths(search, shown, pair, records, tmp_path):
+    method = "passthrough" if "path" in search else "linear"
+    recipe = recipe_for(pair[1:], records, method, search=search | {"evaluations": 8})
+    run(recipe, start(tmp_path / "out", recipe))
+    output = CliRunner().invoke(command, [str(tmp_path / "out"), "--trials", "8"]).output
+    assert shown in output
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"space": [{"setting": "weight", "model": 0, "low": 1, "high": 1}]},
+        {"space": []},
+        {"objective": "kl"},
+        {"teacher": "somewhere"},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, pair, records):
+    with pytest.raises(ValueError, match=r"low must|give 'space'|need a teacher"):
+        recipe_for(pair[1:], records, search=settings)
