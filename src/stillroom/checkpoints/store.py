@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from stillroom.checkpoints.header import LONG_NAMES, TensorEntry, read_header
 from stillroom.errors import CheckpointError
 
@@ -79,8 +81,8 @@ class SafetensorsStore:
         """Return rows' bytes, read (not mapped), so that resident memory stays small."""
         entry = self.entries[name]
         wanted = (stop - start) * entry.row_bytes
-        buffer = bytearray(wanted)
-        view, offset, got = memoryview(buffer), entry.start + start * entry.row_bytes, 0
+        view = memoryview(np.empty(wanted, np.uint8).data)  # not zeroed first, as a bytearray is
+        offset, got = entry.start + start * entry.row_bytes, 0
         while got < wanted:
             count = os.preadv(self._descriptor(name), [view[got:]], offset + got)
             if count == 0:
@@ -92,7 +94,7 @@ class SafetensorsStore:
                     next="restore the file and run again",
                 )
             got += count
-        return buffer
+        return view
 
     def _descriptor(self, name: str) -> int:
         path = self._homes[name]

@@ -28,7 +28,10 @@ __all__ = ["command"]
             "Learn on records how much of each model every layer takes.",
         ),
         "plan": ("stillroom.cli.merge_plan", "Print what a merge will read, write and need."),
-        "run": ("stillroom.cli.merge_run", "Merge as a recipe says; a mergekit file runs unchanged."),
+        "run": (
+            "stillroom.cli.merge_run",
+            "Merge as a recipe says; a mergekit file runs unchanged.",
+        ),
         "search": ("stillroom.cli.merge_search", "Show what a search of merges tried and found."),
         "verify": (
             "stillroom.cli.merge_verify",

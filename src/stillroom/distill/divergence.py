@@ -1,100 +1,268 @@
 """The one way from an objective and any target to a loss and its gradient by student logits.
 
-A divergence is written once, for two rows of log-probabilities. Against top-k with a tail, student
-and teacher are both brought to k + 1 buckets: the same equation holds there, and the gradient of
-the tail's bucket is spread over its tokens in proportion to the student's own probabilities.
+A divergence is written once, as one term a token. Dense targets sum the terms over the vocabulary.
+Against top-k with a tail, both sides are brought to k + 1 buckets: the same terms hold there, and
+the gradient of the tail's bucket is spread over its tokens in proportion to the student's own
+probabilities. Against drawn tokens, the sum of the terms is estimated from those that were drawn,
+without bias: where the teacher's probability vanishes a term tends to a known multiple of q, whose
+sum over the vocabulary is known, so that only what is left needs to be drawn.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from stillroom.distill.targets import Dense, Target, TopKTail
-from stillroom.errors import RecipeError, ShapeError
+from stillroom.distill.targets import Dense, Sampled, Target, TopKTail
+from stillroom.errors import DataError, RecipeError, ShapeError
 
 if TYPE_CHECKING:
     from stillroom.distill.method import Objective
 
-__all__ = ["diverge", "mix", "through_softmax"]
+__all__ = [
+    "Pair",
+    "Scored",
+    "evaluate",
+    "forward_terms",
+    "mixture",
+    "refuse_draws",
+    "reverse_terms",
+    "skew_forward_terms",
+    "skew_reverse_terms",
+]
 
 _LEAST_MASS = 1e-30
+_MOST_LOG_RATIO = 80.0  # what exp can hold in float32, with room
+
+Terms = tuple[Tensor, Tensor]
+Where = Callable[[int], str]
 
 
-def through_softmax(probabilities: Tensor, by_probability: Tensor) -> Tensor:
-    """Turn a gradient by probabilities into one by logits: ``q * (g - sum(q * g))``, in place.
+class Pair:
+    """Student q and teacher p at n positions over the same outcomes, (n, V) each.
+
+    What is derived from the log-probabilities is computed on first use and kept; a method reads
+    these tensors and never writes to them.
+    """
+
+    __slots__ = ("_p", "_q", "_ratio", "log_p", "log_q", "rollout")
+
+    def __init__(self, log_q: Tensor, log_p: Tensor, rollout: Tensor | None = None) -> None:
+        """Join the log-probabilities of both sides.
+
+        Args:
+            log_q: The student's.
+            log_p: The teacher's.
+            rollout: (n,), True where the position stands in the student's own text.
+        """
+        self.log_q, self.log_p, self.rollout = log_q, log_p, rollout
+        self._q: Tensor | None = None
+        self._p: Tensor | None = None
+        self._ratio: Tensor | None = None
+
+    @property
+    def q(self) -> Tensor:
+        """The student's probabilities."""
+        if self._q is None:
+            self._q = self.log_q.exp()
+        return self._q
+
+    @property
+    def p(self) -> Tensor:
+        """The teacher's probabilities."""
+        if self._p is None:
+            self._p = self.log_p.exp()
+        return self._p
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """``log p - log q``."""
+        if self._ratio is None:
+            self._ratio = self.log_p - self.log_q
+        return self._ratio
+
+    def select(self, rows: Tensor) -> Pair:
+        """Return the pair at some of the rows, chosen by a mask (n,)."""
+        return Pair(self.log_q[rows], self.log_p[rows])
+
+
+def forward_terms(pair: Pair) -> Terms:
+    """Return the terms of KL(p || q); see ``Objective.terms``."""
+    return pair.p * pair.log_ratio, pair.q - pair.p
+
+
+def reverse_terms(pair: Pair) -> Terms:
+    """Return the terms of KL(q || p)."""
+    term = -(pair.q * pair.log_ratio)
+    return term, term
+
+
+def skew_forward_terms(pair: Pair, alpha: float) -> Terms:
+    """Return the terms of KL(p || m) with m = alpha p + (1 - alpha) q."""
+    over = mixture(-pair.log_ratio, 1 - alpha)  # m / p
+    term = over.log().mul_(pair.p).neg_()
+    slope = over.reciprocal_().neg_().add_(1).mul_(pair.q).mul_(1 - alpha)
+    return term, slope
+
+
+def skew_reverse_terms(pair: Pair, alpha: float) -> Terms:
+    """Return the terms of KL(q || m) with m = (1 - alpha) p + alpha q."""
+    over = mixture(pair.log_ratio, 1 - alpha)  # m / q
+    term = over.log().mul_(pair.q).neg_()
+    slope = over.reciprocal_().neg_().add_(1).mul_(pair.q).mul_(alpha).add_(term)
+    return term, slope
+
+
+def mixture(log_ratio: Tensor, share: float) -> Tensor:
+    """Return ``(share a + (1 - share) b) / b`` of ``log a - log b``, as a new tensor.
+
+    Exactly 1 where both are equal. Where the ratio would overflow, b is too small to count and the
+    ratio is held at e^80.
+    """
+    return log_ratio.clamp(max=_MOST_LOG_RATIO).exp_().sub_(1).mul_(share).add_(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Weighted loss (n,), its gradient by the student's logits (n, V), and the parts' sums."""
+
+    loss: Tensor
+    gradient: Tensor
+    parts: dict[str, float]
+
+
+def evaluate(
+    objective: Objective,
+    logits: Tensor,
+    target: Target,
+    labels: Tensor | None = None,
+    *,
+    rollout: Tensor | None = None,
+    where: Where | None = None,
+) -> Scored:
+    """Return weighted loss, gradient and parts; without labels the divergence alone.
 
     Args:
-        probabilities: q, (n, V).
-        by_probability: g = dL/dq, (n, V); overwritten.
+        objective: Divergence, temperature and weights.
+        logits: The student's, (n, V).
+        target: What the teacher says at the same positions.
+        labels: The records' own next tokens, (n,).
+        rollout: (n,), True where the position stands in the student's own text.
+        where: Names a row in an error.
+
+    Raises:
+        DataError: If the teacher's numbers are not finite; the row is named.
+        RecipeError: If the method cannot use this form, or the target has another temperature.
+        ShapeError: If the target does not fit the logits.
     """
-    mean = torch.linalg.vecdot(probabilities, by_probability).unsqueeze(-1)
-    return by_probability.sub_(mean).mul_(probabilities)
-
-
-def diverge(objective: Objective, logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-    """Return the objective's divergence (n,) and gradient (n, V); see ``Objective.divergence``."""
     heat = objective.temperature
-    _check(objective, logits, target)
+    _check(objective, logits, target, where or _number)
     log_q = torch.log_softmax(logits / heat if heat != 1 else logits, -1)
-    if isinstance(target, Dense):
-        teacher = target.logits / heat if heat != 1 else target.logits
-        loss, grad = objective.compare(log_q, torch.log_softmax(teacher, -1))
-    elif isinstance(target, TopKTail):
-        loss, grad = _on_buckets(objective, log_q, target)
-    else:
-        loss, grad = objective.compare_samples(log_q, target)
+    loss, slope, q = _compare(objective, log_q, target, rollout)
+    hot = heat * heat if objective.t2_scale else 1.0
+    scale = hot if labels is None else hot * objective.kd_weight
+    parts: dict[str, float] = {} if labels is None else {"divergence": _total(loss) * hot}
+    mean = slope.sum(-1, keepdim=True)  # (n, 1)
+    if scale != 1:
+        loss = loss * scale
+    if scale != heat:
+        slope.mul_(scale / heat)
+        mean.mul_(scale / heat)
+    if labels is None or not objective.ce_weight:
+        return Scored(loss, slope.addcmul_(q, mean, value=-1), parts)
     if heat != 1:
-        scale = heat * heat if objective.t2_scale else 1.0
-        loss, grad = loss * scale, grad.mul_(scale / heat)
-    return loss, grad
-
-
-def mix(
-    objective: Objective, logits: Tensor, target: Target, labels: Tensor
-) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Return weighted loss (n,), gradient (n, V) and parts; see ``Objective.score``."""
-    loss, grad = diverge(objective, logits, target)
-    parts = {"divergence": float(loss.double().sum())}
-    if objective.kd_weight != 1:
-        loss, grad = loss * objective.kd_weight, grad.mul_(objective.kd_weight)
-    if objective.ce_weight:
+        slope.addcmul_(q, mean, value=-1)
         log_q = torch.log_softmax(logits, -1)
-        nats = -log_q.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-        parts["cross_entropy"] = float(nats.double().sum())
-        loss = loss + objective.ce_weight * nats
-        grad.add_(log_q.exp_(), alpha=objective.ce_weight)
-        own = torch.full_like(nats, -objective.ce_weight).unsqueeze(-1)
-        grad.scatter_add_(-1, labels.unsqueeze(-1), own)
-    return loss, grad, parts
+        q, mean = log_q.exp(), torch.zeros_like(mean)
+    nats = -log_q.gather(-1, labels.unsqueeze(-1))  # (n, 1)
+    parts["cross_entropy"] = _total(nats)
+    loss = loss + objective.ce_weight * nats.squeeze(-1)
+    slope.addcmul_(q, mean.sub_(objective.ce_weight), value=-1)
+    own = torch.full_like(nats, -objective.ce_weight)
+    return Scored(loss, slope.scatter_add_(-1, labels.unsqueeze(-1), own), parts)
 
 
-def _on_buckets(objective: Objective, log_q: Tensor, target: TopKTail) -> tuple[Tensor, Tensor]:
-    top = log_q.gather(-1, target.ids)  # (n, k)
-    q = log_q.exp_()
+def refuse_draws(objective: Objective) -> RecipeError:
+    """Return the error of a method that cannot learn from drawn tokens."""
+    return RecipeError(
+        f"'{objective.method_name()}' cannot learn from sampled targets: where the teacher finds a "
+        "token ever less likely its terms grow without bound, so no number of draws estimates them",
+        code="distill.target",
+        where="targets.mode",
+        expected="a method whose terms stay bounded, as forward_kl, jsd, skew_kl or tvd",
+        next="use one of those, or targets.mode: top_k",
+    )
+
+
+def _compare(
+    objective: Objective, log_q: Tensor, target: Target, rollout: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the divergence (n,), its slope by log q (n, V), which is new, and q (n, V)."""
+    if isinstance(target, Dense):
+        heat = objective.temperature
+        logits = target.logits.to(log_q.dtype)
+        pair = Pair(log_q, torch.log_softmax(logits / heat if heat != 1 else logits, -1), rollout)
+        term, slope = objective.terms(pair)
+        return term.sum(-1), slope, pair.q
+    if isinstance(target, TopKTail):
+        return _on_buckets(objective, log_q, target, rollout)
+    return _on_draws(objective, log_q, target, rollout)
+
+
+def _on_buckets(
+    objective: Objective, log_q: Tensor, target: TopKTail, rollout: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    q = log_q.exp()
     # The tail is summed from its own terms: 1 - sum(top) would lose a small one.
-    rest = q.scatter(-1, target.ids, 0.0).sum(-1, keepdim=True).clamp_min_(_LEAST_MASS)  # (n, 1)
-    buckets_q = torch.cat([top, rest.log()], -1)  # (n, k + 1)
-    tail = target.tail.unsqueeze(-1).clamp_min(_log_least(log_q))
+    spread = q.scatter(-1, target.ids, 0.0)  # (n, V)
+    rest = spread.sum(-1, keepdim=True).clamp_min_(_LEAST_MASS)  # (n, 1)
+    buckets_q = torch.cat([log_q.gather(-1, target.ids), rest.log()], -1)  # (n, k + 1)
+    tail = target.tail.unsqueeze(-1).clamp_min(math.log(_LEAST_MASS))
     buckets_p = torch.cat([target.logprobs, tail], -1).to(log_q.dtype)
-    loss, grad = objective.compare(buckets_q, torch.log_softmax(buckets_p, -1))
-    spread = q.mul_(grad[:, -1:] / rest)  # du_tail / dz_i = q_i / rest
-    return loss, spread.scatter_(-1, target.ids, grad[:, :-1])
+    pair = Pair(buckets_q, torch.log_softmax(buckets_p, -1), rollout)
+    term, slope = objective.terms(pair)
+    spread.mul_(slope[:, -1:] / rest)  # d log(rest) / d log(q_i) = q_i / rest
+    return term.sum(-1), spread.scatter_(-1, target.ids, slope[:, :-1]), q
 
 
-def _log_least(like: Tensor) -> float:
-    return float(torch.tensor(_LEAST_MASS, dtype=like.dtype).log())
+def _on_draws(
+    objective: Objective, log_q: Tensor, target: Sampled, rollout: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    log_p = target.logprobs.double()
+    pair = Pair(log_q.gather(-1, target.ids).double(), log_p, rollout)  # (n, m)
+    term, slope = objective.terms(pair)
+    of_term, of_slope = objective.vanishing(pair)
+    drawn = target.weights > 0
+    odds = (target.weights.double() / pair.p).where(drawn, 0.0)
+    kept = ((term - of_term * pair.q) * odds).where(drawn, 0.0)
+    loss = kept.sum(-1) + (of_term if isinstance(of_term, float) else of_term.squeeze(-1))
+    kept = ((slope - of_slope * pair.q) * odds).where(drawn, 0.0)
+    sparse = torch.zeros_like(log_q).scatter_add_(-1, target.ids, kept.to(log_q.dtype))
+    return loss.to(log_q.dtype), sparse, log_q.exp()
 
 
-def _check(objective: Objective, logits: Tensor, target: Target) -> None:
+def _total(values: Tensor) -> float:
+    return float(values.sum(dtype=torch.float64))
+
+
+def _number(row: int) -> str:
+    return f"row {row}"
+
+
+def _check(objective: Objective, logits: Tensor, target: Target, where: Where) -> None:
     if isinstance(target, Dense):
         if target.logits.shape != logits.shape:
             raise _misfit(tuple(target.logits.shape), tuple(logits.shape))
+        _check_finite(target.logits.sum(-1), "logits", where)  # inf and nan survive a sum
         return
-    if target.ids.shape[0] != logits.shape[0] or target.ids.shape[1] > logits.shape[1]:
+    if target.ids.shape[0] != logits.shape[0]:
         raise _misfit(tuple(target.ids.shape), tuple(logits.shape))
+    _check_ids(logits, target)
     if target.temperature != objective.temperature:
         raise RecipeError(
             f"targets captured at temperature {target.temperature} cannot be used at "
@@ -104,12 +272,51 @@ def _check(objective: Objective, logits: Tensor, target: Target) -> None:
             expected="one temperature for capture and training: a tail cannot be tempered again",
             next="capture again, or use targets.mode: dense",
         )
+    _check_finite(target.logprobs.sum(-1), "log-probabilities", where)
+    if isinstance(target, Sampled):
+        _check_finite(target.weights.sum(-1), "weights", where)
+        if not objective.takes_samples:
+            raise refuse_draws(objective)
+    elif bool(target.tail.isnan().any()):
+        _check_finite(target.tail.nan_to_num(neginf=0.0, nan=math.nan), "tail", where)
+
+
+def _check_ids(logits: Tensor, target: TopKTail | Sampled) -> None:
+    width, vocabulary = target.ids.shape[1], logits.shape[1]
+    if isinstance(target, TopKTail) and width > vocabulary:
+        raise ShapeError(
+            f"k = {width} is more than the {vocabulary} tokens of the vocabulary",
+            code="distill.shape",
+            where="targets.k",
+            expected=f"at most {vocabulary}",
+            next="lower targets.k",
+        )
+    if target.ids.numel() and int(target.ids.max()) >= vocabulary:
+        raise ShapeError(
+            f"targets name token {int(target.ids.max())} of a vocabulary of {vocabulary}",
+            code="distill.shape",
+            expected="ids of the student's own vocabulary",
+            next="capture the teacher again for this student",
+        )
+
+
+def _check_finite(sums: Tensor, what: str, where: Where) -> None:
+    fine = sums.isfinite()
+    if not bool(fine.all()):
+        row = int((~fine).nonzero()[0])
+        raise DataError(
+            f"the teacher's {what} at {where(row)} are not finite",
+            code="distill.teacher-not-finite",
+            where=where(row),
+            expected="finite numbers",
+            next="set train.precision to float32, or check the teacher's weights",
+        )
 
 
 def _misfit(target: tuple[int, ...], logits: tuple[int, ...]) -> ShapeError:
     return ShapeError(
         f"targets of shape {target} do not fit student logits of shape {logits}",
         code="distill.shape",
-        expected="the same positions, and no more tokens than the vocabulary has",
-        next="lower targets.k, or capture the teacher again for this student",
+        expected="the same positions and the same vocabulary",
+        next="capture the teacher again for this student",
     )

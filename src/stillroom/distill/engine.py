@@ -2,25 +2,119 @@
 
 Only positions that bear loss reach a head. The teacher's words come from a cache, or from the
 teacher itself, whose hidden states are kept for the micro-batch and whose logits exist for one
-chunk of rows at a time.
+chunk of rows at a time. The loss is a sum over positions: the training loop divides by their number
+in the whole optimizer step, on all ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from stillroom.distill.capture import teacher_hidden
+from stillroom.distill.divergence import Where
 from stillroom.distill.encode import Batch
 from stillroom.distill.head import CHUNK_ROWS, Head, body_of, chunked_loss
 from stillroom.distill.method import Objective
 from stillroom.distill.targets import Dense, Sampled, Target, TopKTail
+from stillroom.errors import RecipeError
 from stillroom.train.loop import Loss
 from stillroom.train.precision import product_dtype
 
-__all__ = ["DistillObjective", "slice_target"]
+__all__ = ["DistillObjective", "TeacherStates", "position_loss", "slice_target"]
+
+
+@dataclass(slots=True)
+class TeacherStates:
+    """A target that is the teacher's hidden states, (N, H): dense logits, a chunk at a time.
+
+    Args:
+        hidden: At the positions that bear loss; no gradient flows.
+        head: The teacher's head, cut to the vocabulary that both share.
+        operand: The head's weight in the type of the product, if it is kept between calls.
+    """
+
+    hidden: Tensor
+    head: Head
+    operand: Tensor | None = None
+    _chunk: Tensor | None = field(default=None, init=False, repr=False)
+    _start: int = field(default=0, init=False, repr=False)
+
+    def prepare(self, start: int, stop: int) -> None:
+        """Compute the logits of a chunk of rows, in the space of the chunk before."""
+        with torch.no_grad():
+            if self.operand is None:
+                self.operand = self.head.operand()
+            full = torch.promote_types(self.operand.dtype, torch.float32)
+            if self._chunk is None or len(self._chunk) < stop - start:
+                self._chunk = torch.empty(
+                    stop - start, self.head.rows, dtype=full, device=self.operand.device
+                )
+            rows, space = self.hidden[start:stop], self._chunk[: stop - start]
+            self.head.project(rows, self.operand, space)
+        self._start = start
+
+    def logits(self, start: int, stop: int) -> Tensor:
+        """Return rows of the chunk that was prepared; to be asked for once."""
+        if self._chunk is None:
+            raise ValueError("no chunk was prepared")
+        with torch.no_grad():
+            return self.head.shape_logits(self._chunk[start - self._start : stop - self._start])
+
+
+def position_loss(
+    objective: Objective,
+    hidden: Tensor,
+    head: Head,
+    target: Target | TeacherStates,
+    labels: Tensor,
+    *,
+    rollout: Tensor | None = None,
+    where: Where | None = None,
+    chunk_rows: int = CHUNK_ROWS,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, dict[str, float]]:
+    """Return the loss of N positions, summed, and its parts; differentiable by hidden and head.
+
+    Args:
+        objective: The divergence, with temperature and weights.
+        hidden: The student's hidden states at the positions that bear loss, (N, H).
+        head: The student's.
+        target: What the teacher says there.
+        labels: The records' own next tokens, (N,).
+        rollout: (N,), True where the position stands in the student's own text.
+        where: Names a position in an error.
+        chunk_rows: Rows whose logits exist at once.
+        dtype: Type of the student's products; default that of its weight.
+
+    Raises:
+        DataError: If the teacher's numbers are not finite; the position is named.
+        RecipeError: If the method cannot use this form of target.
+        ShapeError: If the target does not fit the student.
+    """
+    states = target if isinstance(target, TeacherStates) else None
+
+    def score(logits: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor, Mapping[str, float]]:
+        return objective.score(
+            logits,
+            _slice(target, start, stop),
+            labels[start:stop],
+            rollout=None if rollout is None else rollout[start:stop],
+            where=lambda row: (where or _number)(start + row),
+        )
+
+    return chunked_loss(
+        hidden,
+        head,
+        score,
+        prepare=states.prepare if states else None,
+        tiles=True,
+        chunk_rows=chunk_rows,
+        dtype=dtype,
+    )
 
 
 class DistillObjective:
@@ -52,36 +146,42 @@ class DistillObjective:
             self._operand = self._teacher_head.operand(self.dtype)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        """Return the loss of a micro-batch, summed over its positions."""
+        """Return the loss of a micro-batch, summed over its positions.
+
+        Raises:
+            DataError: If the teacher's numbers are not finite; record and position are named.
+            RecipeError: If the method needs the student's own text and the batch has none marked.
+        """
+        rollout: Tensor | None = getattr(batch, "rollout", None)
+        if self.objective.needs_rollouts and rollout is None:
+            raise _no_rollouts(self.objective)
         hidden = body_of(model)(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         picked = hidden.reshape(-1, hidden.shape[-1])[batch.flat]  # (N, H)
-        taught = None
-        if batch.target is None and self.teacher is not None:
-            taught = teacher_hidden(self.teacher, batch.input_ids, batch.flat)
 
-        def score(
-            logits: Tensor, start: int, stop: int
-        ) -> tuple[Tensor, Tensor, Mapping[str, float]]:
-            target = self._target(batch, taught, start, stop)
-            return self.objective.score(logits, target, batch.labels[start:stop])
+        def where(index: int) -> str:
+            row, column = divmod(int(batch.flat[index]), batch.input_ids.shape[1])
+            return f"record {batch.record_ids[row]}, position {column}"
 
-        total, parts = chunked_loss(
+        total, parts = position_loss(
+            self.objective,
             picked,
             Head.of(model, self.rows),
-            score,
+            batch.target if batch.target is not None else self._states(batch),
+            batch.labels,
+            rollout=rollout,
+            where=where,
             chunk_rows=self.chunk_rows,
             dtype=self.dtype,
         )
+        if rollout is not None:
+            parts["student_text"] = float(rollout.sum())
         return Loss(total, parts)
 
-    def _target(self, batch: Batch, taught: Tensor | None, start: int, stop: int) -> Target:
-        if batch.target is not None:
-            return slice_target(batch.target, start, stop)
-        if taught is None or self._teacher_head is None:
+    def _states(self, batch: Batch) -> TeacherStates:
+        if self.teacher is None or self._teacher_head is None:
             raise ValueError("a batch without a target needs the teacher")
-        head = self._teacher_head
-        with torch.no_grad():
-            return Dense(head.shape_logits(head.project(taught[start:stop], self._operand)))
+        hidden = teacher_hidden(self.teacher, batch.input_ids, batch.flat)
+        return TeacherStates(hidden, self._teacher_head, self._operand)
 
 
 def slice_target(target: Target, start: int, stop: int) -> Target:
@@ -100,4 +200,24 @@ def slice_target(target: Target, start: int, stop: int) -> Target:
         target.weights[start:stop],
         target.logprobs[start:stop],
         target.temperature,
+    )
+
+
+def _slice(target: Target | TeacherStates, start: int, stop: int) -> Target:
+    if isinstance(target, TeacherStates):
+        return Dense(target.logits(start, stop))
+    return slice_target(target, start, stop)
+
+
+def _number(index: int) -> str:
+    return f"position {index}"
+
+
+def _no_rollouts(objective: Objective) -> RecipeError:
+    return RecipeError(
+        f"'{objective.method_name()}' needs to know which positions the student wrote itself",
+        code="distill.rollouts",
+        where="method",
+        expected="records of which some are the student's own rollouts",
+        next="use method skew_kl, which is its part for the teacher's text",
     )

@@ -1,15 +1,17 @@
 """The output head of a causal model, and the loss taken through it a few rows at a time.
 
 The loss's gradient is computed in the forward pass, chunk by chunk, so that no (N, V) tensor exists
-and no position without loss reaches the head. What a model does between its head and the softmax
-(bias, scale, soft cap) is part of the head. Source of the scheme: Hsu et al. 2024 (Liger kernel),
-arXiv:2410.10989, section 3.2. No second derivative.
+and no position without loss reaches the head. A chunk's rows are scored in tiles that fit the
+processor's cache. What a model does between its head and the softmax (bias, scale, soft cap,
+low-rank adapters) is part of the head. Source of the scheme: Hsu et al. 2024 (Liger kernel),
+arXiv:2410.10989, section 3.2; ours differs in its tiles, and in that no gradient is copied on its
+way out. No second derivative.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -18,12 +20,32 @@ from torch import Tensor, nn
 from stillroom.errors import CheckpointError
 from stillroom.train.lora import plain_model
 
-__all__ = ["CHUNK_ROWS", "Head", "Score", "body_of", "chunked_loss"]
+__all__ = ["CHUNK_ROWS", "Branch", "Head", "Score", "body_of", "chunked_loss"]
 
-CHUNK_ROWS = 256
+CHUNK_ROWS = 128
+
+_TILE_NUMBERS = 1 << 17
 
 Score = Callable[[Tensor, int, int], tuple[Tensor, Tensor, Mapping[str, float]]]
 """Gives (loss (n,), gradient (n, V), parts) for logits (n, V) of rows start to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A low-rank addition to a head: ``scale * dropout(hidden) @ down.T @ up.T``.
+
+    ``down`` is (r, H), ``up`` is (V, r).
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float = 1.0
+    dropout: nn.Module | None = None
+
+    def reduce(self, hidden: Tensor) -> Tensor:
+        """Return what ``up`` is multiplied with, (N, r), differentiable."""
+        dropped = self.dropout(hidden) if self.dropout is not None else hidden
+        return (dropped.to(self.down.dtype) @ self.down.t()) * self.scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +61,24 @@ class Head:
     rows: int = 0
     scale: float = 1.0
     cap: float = 0.0
+    branches: tuple[Branch, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module, rows: int = 0) -> Head:
         """Read the head of a Hugging Face causal model, cut to ``rows`` if given.
 
         Raises:
-            CheckpointError: If the model has no linear output head.
+            CheckpointError: If the model has no linear output head, or an adapter on it that is
+                more than a low-rank addition.
         """
         plain = cast("Any", plain_model(model))
-        linear = plain.get_output_embeddings()
+        linear, branches = _without_adapters(plain.get_output_embeddings())
         weight = getattr(linear, "weight", None)
-        if weight is None or weight.ndim != 2:
+        if weight is None or weight.ndim != 2 or not weight.is_floating_point():
             raise CheckpointError(
                 f"{type(plain).__name__} has no linear output head",
                 code="distill.no-head",
-                expected="a causal language model",
+                expected="a causal language model whose head is not quantized",
                 next="choose another teacher or student",
             )
         config = plain.config
@@ -64,7 +88,8 @@ class Head:
             if value:
                 scale *= float(value) ** power
         cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
-        return cls(weight, getattr(linear, "bias", None), rows or weight.shape[0], scale, cap)
+        bias = getattr(linear, "bias", None)
+        return cls(weight, bias, rows or weight.shape[0], scale, cap, branches)
 
     def logits(self, hidden: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return float32 (or float64) logits, (n, rows), of hidden states (n, H).
@@ -79,9 +104,18 @@ class Head:
         """Return the used rows of the weight in the type of the product."""
         return self.weight[: self.rows].to(dtype or self.weight.dtype)
 
-    def project(self, hidden: Tensor, operand: Tensor) -> Tensor:
-        """Return ``hidden @ operand.T`` plus the bias, before scale and cap, in full precision."""
-        raw = (hidden.to(operand.dtype) @ operand.t()).to(_full(operand.dtype))
+    def project(self, hidden: Tensor, operand: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return ``hidden @ operand.T`` plus bias and branches, before scale and cap.
+
+        Args:
+            hidden: (n, H).
+            operand: From ``operand``.
+            out: Where to, (n, rows), in full precision; without a graph.
+        """
+        raw = _product(hidden, operand, out)
+        for branch in self.branches:
+            up = branch.up[: self.rows].to(operand.dtype)
+            raw += branch.reduce(hidden).to(operand.dtype) @ up.t()
         return raw if self.bias is None else raw.add_(self.bias[: self.rows])
 
     def shape_logits(self, raw: Tensor) -> Tensor:
@@ -108,6 +142,8 @@ def chunked_loss(
     head: Head,
     score: Score,
     *,
+    prepare: Callable[[int, int], None] | None = None,
+    tiles: bool = False,
     chunk_rows: int = CHUNK_ROWS,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
@@ -116,95 +152,221 @@ def chunked_loss(
     Args:
         hidden: Hidden states of the positions that bear loss, (N, H).
         head: The student's head; its gradient is skipped where it is frozen.
-        score: Loss and gradient for the logits of a range of rows.
+        score: Loss and gradient for the logits of a range of rows, which it leaves as they are.
+        prepare: Called with a chunk's start and stop before it is scored.
+        tiles: Score a chunk a few rows at a time, as the processor's cache holds them; for a score
+            that makes no matrix product of its own.
         chunk_rows: Rows whose logits exist at once.
         dtype: Type of the matrix products' operands; default the weight's own.
 
     Returns:
         A scalar with a graph (0 where N is 0), and the sums of the loss's parts.
     """
-    parts: dict[str, float] = {}
+    sweep = _Sweep(head, score, prepare, chunk_rows, dtype, tiles)
+    branches = [part for item in head.branches for part in (item.reduce(hidden), item.up)]
     total = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head.bias, head, score, chunk_rows, dtype, parts
+        sweep, hidden, head.weight, head.bias, *branches
     )
-    return cast("Tensor", total), parts
+    return cast("Tensor", total), sweep.parts
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        head: Head,
-        score: Score,
-        chunk_rows: int,
-        dtype: torch.dtype | None,
-        parts: dict[str, float],
-    ) -> Tensor:
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        head = Head(weight, bias, head.rows, head.scale, head.cap)
+    def forward(ctx: Any, sweep: _Sweep, *tensors: Tensor | None) -> Tensor:
+        hidden, bias = cast("Tensor", tensors[0]), tensors[2]
+        wanted = ctx.needs_input_grad[1:]
+        inputs = [part for part in (hidden, *tensors[3::2]) if part is not None]
+        weights = [part for part in (tensors[1], *tensors[4::2]) if part is not None]
         with torch.autocast(hidden.device.type, enabled=False):
-            grads = _Gradients(
-                torch.empty_like(hidden) if wants_hidden else None,
-                torch.zeros_like(weight) if wants_weight else None,
-                torch.zeros_like(bias) if wants_bias and bias is not None else None,
-            )
-            total = _sweep(hidden, head, score, chunk_rows, dtype, grads, parts)
-        ctx.save_for_backward(grads.hidden, grads.weight, grads.bias)
+            factors = [
+                _Factor.of(left, right, sweep.head.rows, sweep.dtype, wants)
+                for left, right, wants in zip(
+                    inputs,
+                    weights,
+                    zip((wanted[0], *wanted[3::2]), (wanted[1], *wanted[4::2]), strict=True),
+                    strict=True,
+                )
+            ]
+            by_bias = None
+            if bias is not None and wanted[2]:
+                by_bias = torch.zeros_like(bias, dtype=_full(bias.dtype))
+            total = sweep.run(factors, bias, by_bias)
+        first, *rest = factors
+        parts = [first.by_input, first.by_weight, by_bias]
+        for factor in rest:
+            parts += [factor.by_input, factor.by_weight]
+        ctx.gradients = [
+            part if part is None or tensor is None else part.to(tensor.dtype)
+            for part, tensor in zip(parts, tensors, strict=True)
+        ]
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
-        by_hidden, by_weight, by_bias = ctx.saved_tensors
-        scaled = [
-            None if part is None else part * outer[0].to(part.dtype)
-            for part in (by_hidden, by_weight, by_bias)
-        ]
-        return (*scaled, None, None, None, None, None)
+        if _is_graph_kept():
+            return (None, *(part if part is None else part * outer[0] for part in ctx.gradients))
+        # handed out, not copied: the gradient of a head is large
+        scaled = [part if part is None else part.mul_(outer[0]) for part in ctx.gradients]
+        ctx.gradients = None
+        return (None, *scaled)
 
 
-@dataclass(frozen=True, slots=True)
-class _Gradients:
-    hidden: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
+@dataclass(slots=True)
+class _Factor:
+    """One product whose sum makes the logits: its operands, and the gradients of both."""
 
+    inputs: Tensor
+    operand: Tensor
+    by_input: Tensor | None
+    by_weight: Tensor | None
 
-def _sweep(
-    hidden: Tensor,
-    head: Head,
-    score: Score,
-    chunk_rows: int,
-    dtype: torch.dtype | None,
-    grads: _Gradients,
-    parts: dict[str, float],
-) -> Tensor:
-    """Compute loss and gradients chunk by chunk; fills ``grads`` and ``parts``."""
-    operand = head.operand(dtype)
-    total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-    for start in range(0, hidden.shape[0], chunk_rows):
-        rows = hidden[start : start + chunk_rows].to(operand.dtype)  # (n, H)
-        logits = head.shape_logits(head.project(rows, operand))  # (n, V)
-        loss, gradient, shares = score(logits, start, start + rows.shape[0])
-        total += loss.double().sum()
-        for name, value in shares.items():
-            parts[name] = parts.get(name, 0.0) + value
-        gradient = head.shape_gradient(gradient, logits)
-        if grads.bias is not None:
-            grads.bias[: head.rows] += gradient.sum(0).to(grads.bias.dtype)
-        gradient = gradient.to(operand.dtype)
-        if grads.hidden is not None:
-            grads.hidden[start : start + rows.shape[0]] = gradient @ operand
-        if grads.weight is None:
-            continue
-        if grads.weight.dtype == operand.dtype:
-            grads.weight[: head.rows].addmm_(gradient.t(), rows)
+    @classmethod
+    def of(
+        cls,
+        inputs: Tensor,
+        weight: Tensor,
+        rows: int,
+        dtype: torch.dtype | None,
+        wants: tuple[bool, bool],
+    ) -> _Factor:
+        operand = weight[:rows].to(dtype or weight.dtype)
+        by_input = torch.empty_like(inputs) if wants[0] else None
+        by_weight = None
+        if wants[1]:
+            by_weight = torch.empty_like(weight, dtype=_full(weight.dtype))
+            by_weight[rows if len(inputs) else 0 :].zero_()  # the rest is written by the sweep
+        return cls(inputs, operand, by_input, by_weight)
+
+    def take(self, gradient: Tensor, start: int, stop: int) -> None:
+        """Add a chunk's share, given its gradient by the raw logits (n, rows)."""
+        low = gradient.to(self.operand.dtype)
+        if self.by_input is not None:
+            _product(low, self.operand.t(), self.by_input[start:stop])
+        if self.by_weight is None:
+            return
+        used = self.by_weight[: len(self.operand)]
+        rows = self.inputs[start:stop].to(low.dtype)
+        if used.dtype == low.dtype:
+            used.addmm_(low.t(), rows, beta=float(start > 0))  # the first chunk finds no zeros
+        elif start:
+            used += low.t() @ rows
         else:
-            grads.weight[: head.rows] += gradient.t() @ rows
-    return total.to(_full(operand.dtype))
+            used.copy_(low.t() @ rows)
+
+
+@dataclass(slots=True)
+class _Sweep:
+    """One pass over all rows of a chunked loss."""
+
+    head: Head
+    score: Score
+    prepare: Callable[[int, int], None] | None
+    chunk_rows: int
+    dtype: torch.dtype | None
+    tiles: bool
+    parts: dict[str, float] = field(default_factory=dict)
+
+    def run(
+        self, factors: Sequence[_Factor], bias: Tensor | None, by_bias: Tensor | None
+    ) -> Tensor:
+        """Compute loss and gradients chunk by chunk; fills the factors' gradients and ``parts``."""
+        first = factors[0]
+        count, rows, device = len(first.inputs), self.head.rows, first.inputs.device
+        full = _full(first.operand.dtype)
+        space = torch.empty(min(self.chunk_rows, count), rows, dtype=full, device=device)
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for start in range(0, count, self.chunk_rows):
+            stop = min(start + self.chunk_rows, count)
+            raw = _product(first.inputs[start:stop], first.operand, space[: stop - start])
+            for factor in factors[1:]:
+                raw += factor.inputs[start:stop].to(factor.operand.dtype) @ factor.operand.t()
+            if bias is not None:
+                raw += bias[:rows]
+            if self.prepare is not None:
+                self.prepare(start, stop)
+            total += self._score(raw, start)
+            if by_bias is not None:
+                by_bias[:rows] += raw.sum(0)
+            for factor in factors:
+                factor.take(raw, start, stop)
+        return total.to(full)
+
+    def _score(self, raw: Tensor, start: int) -> Tensor:
+        """Return the summed loss of a chunk, whose raw logits become their gradient."""
+        height = _tile_rows(raw) if self.tiles else max(len(raw), 1)
+        total = torch.zeros((), dtype=torch.float64, device=raw.device)
+        for at in range(0, len(raw), height):
+            tile = raw[at : at + height]
+            logits = self.head.shape_logits(tile)
+            loss, gradient, shares = self.score(logits, start + at, start + at + len(tile))
+            total += loss.sum(dtype=torch.float64)
+            for name, value in shares.items():
+                self.parts[name] = self.parts.get(name, 0.0) + value
+            tile.copy_(self.head.shape_gradient(gradient, logits))
+        return total
+
+
+def _product(rows: Tensor, operand: Tensor, out: Tensor | None) -> Tensor:
+    """Return ``rows @ operand.T`` in full precision, in ``out`` if given."""
+    rows = rows.to(operand.dtype)
+    if out is None:
+        return (rows @ operand.t()).to(_full(operand.dtype))
+    if out.dtype == operand.dtype:
+        return torch.mm(rows, operand.t(), out=out)
+    return out.copy_(rows @ operand.t())
+
+
+def _tile_rows(raw: Tensor) -> int:
+    """Return how many rows of a chunk are scored at once: on a CPU what its cache holds."""
+    if raw.device.type != "cpu":
+        return max(len(raw), 1)
+    return max(1, _TILE_NUMBERS * torch.get_num_threads() // max(raw.shape[1], 1))
+
+
+def _without_adapters(layer: Any) -> tuple[Any, tuple[Branch, ...]]:
+    """Return the linear layer below peft's wrappers, and the low-rank additions in force."""
+    saved = getattr(layer, "modules_to_save", None)
+    if saved is not None:
+        chosen = [name for name in layer.active_adapters if name in saved]
+        is_off = layer.disable_adapters or not chosen
+        return (layer.original_module if is_off else saved[chosen[0]]), ()
+    plain = getattr(layer, "base_layer", None)
+    if plain is None:
+        return layer, ()
+    if not hasattr(layer, "lora_A"):
+        raise _adapted(layer)
+    if layer.disable_adapters or layer.merged:
+        return plain, ()
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    for name in names:
+        if name in getattr(layer, "lora_variant", {}) or layer.lora_B[name].bias is not None:
+            raise _adapted(layer)
+    return plain, tuple(
+        Branch(
+            layer.lora_A[name].weight,
+            layer.lora_B[name].weight,
+            float(layer.scaling[name]),
+            layer.lora_dropout[name],
+        )
+        for name in names
+    )
+
+
+def _adapted(layer: object) -> CheckpointError:
+    return CheckpointError(
+        f"the output head carries an adapter that cannot be taken apart: {type(layer).__name__}",
+        code="distill.head-adapter",
+        where="train.lora.targets",
+        expected="plain LoRA on the head, or none",
+        next="leave the head out of train.lora.targets",
+    )
+
+
+def _is_graph_kept() -> bool:
+    """Return whether the backward pass under way may be run again on the same graph."""
+    ask = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if ask is None else bool(ask())
 
 
 def _full(dtype: torch.dtype) -> torch.dtype:

@@ -1,7 +1,8 @@
 """``Objective``: what a distillation method is given and must give back.
 
-A method states its divergence once, on two rows of log-probabilities; every form of target is
-brought to that. Temperature, the T² factor and the mix with cross-entropy are the same for all.
+A method states its divergence once, as one term a token; every form of target is brought to that.
+Temperature, the T² factor and the mix with cross-entropy are the same for all. Knows neither heads
+nor batches.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from stillroom.errors import RecipeError
+from stillroom.distill.crossing import CROSSINGS
 from stillroom.registry import Method, Seam
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
-    from stillroom.distill.targets import Sampled, Target
+    from stillroom.distill.divergence import Pair
+    from stillroom.distill.targets import Target
 
-__all__ = ["METHODS", "Objective"]
+__all__ = ["CROSSINGS", "METHODS", "Objective"]
 
 
 class Objective(Method):
@@ -27,76 +31,103 @@ class Objective(Method):
 
     The loss of a position is ``kd_weight`` times the divergence plus ``ce_weight`` times the
     cross-entropy of the token that stands in the record; nothing is normalized behind your back.
+    ``temperature`` is that of the loss alone: what text is drawn at is set where text is drawn.
+
+    A method with ``needs_rollouts`` must be told which positions stand in the student's own text.
+    One with ``detaches_weights`` holds weights that depend on q fixed in its gradient, as its paper
+    does, so that the gradient is not that of the value.
     """
 
-    takes_samples: ClassVar[bool] = False
+    needs_rollouts: ClassVar[bool] = False
+    detaches_weights: ClassVar[bool] = False
 
     temperature: float = Field(
-        default=1.0, gt=0, description="both sides' logits are divided by this in the divergence"
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="both sides' logits are divided by this in the divergence, and nowhere else",
     )
     t2_scale: bool = Field(
         default=True,
         description="multiply the divergence by temperature squared, as Hinton et al. do",
     )
-    kd_weight: float = Field(default=1.0, ge=0, description="weight of the divergence")
+    kd_weight: float = Field(
+        default=1.0, ge=0, allow_inf_nan=False, description="weight of the divergence"
+    )
     ce_weight: float = Field(
-        default=0.0, ge=0, description="weight of the cross-entropy with the records' own tokens"
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the cross-entropy with the records' own tokens, at temperature 1",
     )
 
+    @property
+    def takes_samples(self) -> bool:
+        """Whether drawn tokens suffice: then ``vanishing`` says what the others come to."""
+        return False
+
     @abstractmethod
-    def compare(self, log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the divergence of each row and its gradient by the student's logits.
+    def terms(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """Return each outcome's part of the divergence, and its slope by the student's log q.
 
         Args:
-            log_q: The student's log-probabilities, (n, V), each row sums to 1; may be overwritten.
-            log_p: The teacher's, likewise.
+            pair: Student and teacher; its tensors are read only.
 
         Returns:
-            Loss (n,) in nats, and gradient (n, V) by the logits whose softmax is q.
+            Terms (n, V) in nats, whose row sums are the divergence, and their slopes (n, V), new
+            tensors: the derivative of a row's sum by each ``log q``. A multiple of q may be added
+            to a row of slopes, as it falls out in the softmax; choose it so that equal sides have
+            slope 0.
         """
 
-    def compare_samples(self, log_q: Tensor, target: Sampled) -> tuple[Tensor, Tensor]:
-        """Return an unbiased estimate of the divergence and of its gradient.
+    def vanishing(self, pair: Pair) -> tuple[Tensor | float, Tensor | float]:
+        """Return what terms and slopes are, in units of q, as p goes to 0 beside q.
 
-        Only for methods with ``takes_samples``: those that need the teacher's probabilities of the
-        drawn tokens alone.
+        Only for methods with ``takes_samples``: their terms minus this much of q stay below a
+        multiple of p, so that their sum has an unbiased estimate of finite variance.
 
         Args:
-            log_q: The student's log-probabilities, (n, V); may be overwritten.
-            target: The drawn tokens.
+            pair: Student and teacher at the drawn tokens.
 
         Raises:
-            RecipeError: If the divergence needs the teacher's probability of every token.
+            RecipeError: If the method does not take samples.
         """
-        raise RecipeError(
-            f"'{self.method_name()}' cannot learn from sampled targets",
-            code="distill.target",
-            where="targets.mode",
-            expected="a method that needs the teacher's probability of drawn tokens only",
-            next="use method forward_kl, or targets.mode: top_k",
-        )
+        from stillroom.distill.divergence import refuse_draws
 
-    def divergence(self, student_logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        raise refuse_draws(self)
+
+    def divergence(
+        self, student_logits: Tensor, target: Target, *, rollout: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the divergence, temperature and T² included, against any form of target.
 
         Args:
             student_logits: (n, V), float32 or float64.
             target: What the teacher says at the same n positions.
+            rollout: (n,), True where the position stands in the student's own text.
 
         Returns:
             Loss (n,) in nats and its gradient (n, V) by ``student_logits``.
 
         Raises:
+            DataError: If the teacher's numbers are not finite; the row is named.
             RecipeError: If the method cannot use this form, or the target was captured at another
                 temperature.
             ShapeError: If the target does not fit the logits.
         """
-        from stillroom.distill.divergence import diverge
+        from stillroom.distill.divergence import evaluate
 
-        return diverge(self, student_logits, target)
+        scored = evaluate(self, student_logits, target, rollout=rollout)
+        return scored.loss, scored.gradient
 
     def score(
-        self, student_logits: Tensor, target: Target, labels: Tensor
+        self,
+        student_logits: Tensor,
+        target: Target,
+        labels: Tensor,
+        *,
+        rollout: Tensor | None = None,
+        where: Callable[[int], str] | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Return the weighted loss (n,), its gradient (n, V), and the sums of its parts.
 
@@ -104,10 +135,18 @@ class Objective(Method):
             student_logits: (n, V).
             target: What the teacher says.
             labels: The records' own next tokens, (n,), int64.
-        """
-        from stillroom.distill.divergence import mix
+            rollout: (n,), True where the position stands in the student's own text.
+            where: Names a row in an error.
 
-        return mix(self, student_logits, target, labels)
+        Raises:
+            DataError: If the teacher's numbers are not finite; the row is named.
+            RecipeError: As ``divergence`` does.
+            ShapeError: If the target does not fit the logits.
+        """
+        from stillroom.distill.divergence import evaluate
+
+        scored = evaluate(self, student_logits, target, labels, rollout=rollout, where=where)
+        return scored.loss, scored.gradient, scored.parts
 
 
 METHODS = Seam("stillroom.distill.methods", Objective)

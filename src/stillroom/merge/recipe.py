@@ -193,11 +193,22 @@ class MergeRecipe(Recipe):
         description="where matrices are decomposed, and mergekit's arithmetic is done; the rest "
         "moves too many bytes to gain",
     )
+    threads: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="blocks that are worked on at once; more pay where a method sorts, as della",
+    )
     vary: tuple[Variation, ...] = Field(
         (), description="settings for some tensors or along the layers; the first that fits counts"
     )
     slices: tuple[Slice, ...] = Field(
         (), description="stack the result of layers; default every layer in its place"
+    )
+    chat_template: str | None = Field(
+        None,
+        description="auto (what most models have), chatml, or a Jinja text; default that of the "
+        "base or first model",
     )
     tokenizer: TokenizerSettings | None = Field(
         None, description="make one vocabulary of the models'; default they must share theirs"

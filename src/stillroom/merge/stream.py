@@ -21,6 +21,7 @@ from stillroom.checkpoints.header import DTYPE_SIZES
 from stillroom.checkpoints.numbers import has_not_finite, narrow
 from stillroom.errors import CheckpointError
 from stillroom.jobs import Journal
+from stillroom.merge.chat_template import write_chat_template
 from stillroom.merge.device import use_device
 from stillroom.merge.method import METHODS, Array, Block, MergeMethod, Place
 from stillroom.merge.plan import BLOCK_ELEMENTS, Input, MergePlan, PlannedTensor, plan_sources
@@ -62,8 +63,7 @@ class Merge:
     """One merge, ready to run: method, sources in the recipe's order, rules.
 
     ``share`` places the result on the line from the base (0) to what the method gives (1).
-    ``threads`` is how many blocks are worked on at once, default one a processor; ``device``
-    where heavy arithmetic is done, see ``device``.
+    ``threads`` is how many blocks are worked on at once; ``device`` where heavy arithmetic is done.
     """
 
     method: MergeMethod
@@ -73,8 +73,9 @@ class Merge:
     seed: int = 0
     share: float = 1.0
     block_elements: int = BLOCK_ELEMENTS
-    threads: int | None = None
+    threads: int = 1
     device: str = "cpu"
+    chat_template: str | None = None
 
     @cached_property
     def sources(self) -> tuple[Source, ...]:
@@ -154,6 +155,9 @@ class Merge:
             writer.copy_tokenizer(donor.folder)
             if plan.tokens is not None:
                 plan.tokens.write(writer.work)
+            if self.chat_template is not None:
+                folders = [source.checkpoint.folder for source in self.sources]
+                write_chat_template(self.chat_template, folders, writer.work)
             if finish:
                 finish(writer)
         names = tuple(tensor.name for tensor in plan.tensors if not tensor.is_merged)
@@ -214,13 +218,24 @@ class Engine:
         """Return a merged tensor's inputs as blocks."""
         return TensorBlocks(self, tensor, self.overall)
 
-    def read(self, tensor: PlannedTensor, home: Input, start: int, stop: int, dtype: Any) -> Array:
+    def read(
+        self,
+        tensor: PlannedTensor,
+        home: Input,
+        start: int,
+        stop: int,
+        dtype: Any,
+        *,
+        check: bool = True,
+    ) -> Array:
         """Return a source's rows of a tensor of the result, as floats.
 
         Raises:
-            CheckpointError: If one of them is not finite.
+            CheckpointError: If ``check`` is set and one of them is not finite.
         """
         rows = self._find(tensor, home, start, stop, dtype)
+        if not check:
+            return rows
         with np.errstate(invalid="ignore", over="ignore"):
             total = rows.sum()  # far cheaper than to look at each number
         if not np.isfinite(total) and not bool(np.isfinite(rows).all()):
@@ -367,17 +382,19 @@ class TensorBlocks:
         return number * self._step
 
     def __getitem__(self, number: int) -> Block:
-        """Read one block."""
+        """Read one block; refuse numbers that are not finite."""
         return self.read(number, self._dtype)
 
-    def read(self, number: int, dtype: Any) -> Block:
-        """Read one block as float32 or float64."""
+    def read(self, number: int, dtype: Any, *, check: bool = True) -> Block:
+        """Read one block as float32 or float64, with or without a look at whether all is finite."""
         if not 0 <= number < len(self):
             raise IndexError(number)
         start = number * self._step
         stop = min(start + self._step, self._rows)
-        base = self._read(self._tensor.base, start, stop, dtype) if self._tensor.base else None
-        parents = tuple(self._read(home, start, stop, dtype) for home in self._parents)
+        base = None
+        if self._tensor.base:
+            base = self._read(self._tensor.base, start, stop, dtype, check)
+        parents = tuple(self._read(home, start, stop, dtype, check) for home in self._parents)
         return Block(base, parents, replace(self.at, offset=start * self._width))
 
     def __iter__(self) -> Iterator[Block]:
@@ -386,11 +403,18 @@ class TensorBlocks:
             yield self[number]
 
     def each(self, reduce: Callable[[Block], T]) -> list[T]:
-        """Return ``reduce`` of every block, in order; the workers take several at once."""
-        return list(self._engine.workers.map(lambda number: reduce(self[number]), len(self)))
+        """Return ``reduce`` of every block, in order; the workers take several at once.
 
-    def _read(self, home: Input, start: int, stop: int, dtype: Any) -> Array:
-        return self._engine.read(self._tensor, home, start, stop, dtype)
+        Numbers that are not finite are met again when blocks are combined, and refused there.
+        """
+
+        def work(number: int) -> T:
+            return reduce(self.read(number, self._dtype, check=False))
+
+        return list(self._engine.workers.map(work, len(self)))
+
+    def _read(self, home: Input, start: int, stop: int, dtype: Any, check: bool) -> Array:
+        return self._engine.read(self._tensor, home, start, stop, dtype, check=check)
 
 
 def merge_checkpoints(
@@ -404,7 +428,7 @@ def merge_checkpoints(
     shard_size: int = 5_000_000_000,
     seed: int = 0,
     exclude: Sequence[str] = (),
-    threads: int | None = None,
+    threads: int = 1,
 ) -> Merged:
     """Merge checkpoints on disk into a new one; the plain function behind the job.
 

@@ -104,7 +104,7 @@ def verify_merge(
     share: float = 0.1,
     seed: int = 0,
     say: Callable[[str], None] | None = None,
-    threads: int | None = None,
+    threads: int = 1,
 ) -> Verification:
     """Replay a share of a merge's tensors and compare them with what lies there.
 

@@ -1,6 +1,8 @@
 """Workers: threads that work on several blocks at once, and give back in order.
 
-numpy lets go of the interpreter while it computes, so threads are enough. BLAS is held to one
+numpy lets go of the interpreter while it computes, so threads are enough; but handing it over costs
+about as much as two threads gain where blocks are cheap, so one is the default, and more are for
+methods that sort (DELLA). BLAS is held to one
 thread of its own: its sums would depend on how many there are.
 """
 
@@ -36,9 +38,9 @@ def count_cores() -> int:
 class Workers:
     """A pool of threads; use as a context manager. One thread is no pool at all."""
 
-    def __init__(self, count: int | None = None) -> None:
-        """Prepare ``count`` threads, default one a processor."""
-        self.count = count or count_cores()
+    def __init__(self, count: int = 1) -> None:
+        """Prepare ``count`` threads."""
+        self.count = count
         self._pool: ThreadPoolExecutor | None = None
         self._limits: threadpoolctl.threadpool_limits | None = None
 

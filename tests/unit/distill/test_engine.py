@@ -1,14 +1,16 @@
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import Tensor
 
-from stillroom.distill.encode import make_batch
-from stillroom.distill.engine import DistillObjective
-from stillroom.distill.head import Head, chunked_loss
+from stillroom.distill.encode import Batch, make_batch
+from stillroom.distill.engine import DistillObjective, TeacherStates, position_loss, slice_target
+from stillroom.distill.head import Head
 from stillroom.distill.method import METHODS
 from stillroom.distill.targets import Dense, Sampled, TopKTail
-from stillroom.errors import CheckpointError, RecipeError, ShapeError
+from stillroom.errors import DataError, RecipeError
 
 
 @pytest.fixture
@@ -65,6 +67,8 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn(loaded, lessons):
     student = copy.deepcopy(teacher).requires_grad_(True)
     batch = make_batch(lessons, None)
     for name in METHODS.names():
+        if METHODS.get(name).needs_rollouts:
+            continue
         objective = DistillObjective(
             METHODS.build(name), rows=teacher.config.vocab_size, teacher=teacher
         )
@@ -73,55 +77,6 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn(loaded, lessons):
         loss.backward()
         assert float(loss.detach()) == pytest.approx(0, abs=1e-3)
         assert max(float(value.grad.abs().max()) for value in student.parameters()) < 1e-2
-
-
-def test_nothing_valid_is_zero_with_a_graph():
-    weight = torch.randn(7, 3, requires_grad=True)
-    hidden = torch.randn(0, 3, requires_grad=True)
-
-    def never(logits, start, stop):
-        raise AssertionError("no row, no score")
-
-    total, parts = chunked_loss(hidden, Head(weight, None, 7), never)
-    total.backward()
-    assert (float(total.detach()), parts) == (0.0, {})
-    assert torch.equal(weight.grad, torch.zeros(7, 3))
-
-
-def test_a_frozen_head_costs_no_gradient(loaded):
-    weight = torch.randn(7, 3)
-    hidden = torch.randn(4, 3, requires_grad=True)
-    objective = METHODS.build("forward_kl")
-    teacher, labels = torch.randn(4, 7), torch.zeros(4, dtype=torch.int64)
-    total, _ = chunked_loss(
-        hidden,
-        Head(weight, None, 7),
-        lambda z, a, b: objective.score(z, Dense(teacher[a:b]), labels[a:b]),
-    )
-    total.backward()
-    assert hidden.grad is not None
-    assert weight.grad is None
-
-
-def test_reads_scale_and_cap_from_the_config(loaded):
-    model = copy.deepcopy(loaded[0])
-    model.config.logits_scaling = 4.0
-    model.config.final_logit_softcapping = 2.0
-    head = Head.of(model, rows=10)
-    assert (head.scale, head.cap, head.rows) == (0.25, 2.0, 10)
-    logits = head.logits(torch.randn(3, model.config.hidden_size) * 50)
-    assert logits.shape == (3, 10)
-    assert float(logits.detach().abs().max()) <= 2.0
-
-
-def test_refuses_a_model_without_a_head():
-    class Headless(torch.nn.Module):
-        def get_output_embeddings(self):
-            return None
-
-    with pytest.raises(CheckpointError) as caught:
-        Head.of(Headless())
-    assert caught.value.code == "distill.no-head"
 
 
 def test_bfloat16_products_are_near(loaded, student, lessons):
@@ -141,29 +96,147 @@ def test_bfloat16_products_are_near(loaded, student, lessons):
     assert found[1] == pytest.approx(found[0], rel=0.05)
 
 
-TOP = TopKTail(torch.zeros(2, 1).long(), torch.zeros(2, 1), torch.full((2,), -9.0))
+@dataclass(frozen=True, slots=True)
+class WithRollouts(Batch):
+    """A batch that says which positions stand in the student's own text."""
+
+    rollout: Tensor | None = None
 
 
-def test_refuses_targets_that_do_not_fit():
-    objective = METHODS.build("forward_kl")
-    for target in (Dense(torch.zeros(2, 6)), Dense(torch.zeros(3, 5))):
-        with pytest.raises(ShapeError) as caught:
-            objective.divergence(torch.zeros(2, 5), target)
-        assert caught.value.code == "distill.shape"
-    wide = TopKTail(torch.zeros(2, 6).long(), torch.zeros(2, 6), torch.zeros(2))
-    with pytest.raises(ShapeError):
-        objective.divergence(torch.zeros(2, 5), wide)
+def with_rollouts(batch, rollout):
+    fields = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
+    return WithRollouts(**fields, rollout=rollout)
 
 
-def test_refuses_a_tail_of_another_temperature():
-    with pytest.raises(RecipeError) as caught:
-        METHODS.build({"name": "forward_kl", "temperature": 2.0}).divergence(torch.zeros(2, 5), TOP)
-    assert caught.value.code == "distill.temperature"
+def test_a_contrastive_pair_needs_to_know_whose_text_it_is(loaded, student, lessons):
+    teacher, _ = loaded
+    rows, batch = teacher.config.vocab_size, make_batch(lessons, None)
+    objective = DistillObjective(METHODS.build("distillm2"), rows=rows, teacher=teacher)
+    with pytest.raises(RecipeError, match="distillm2") as caught:
+        objective(student, batch)
+    assert caught.value.code == "distill.rollouts"
+    own = torch.arange(batch.valid) % 3 == 0
+    loss = objective(student, with_rollouts(batch, own))
+    assert loss.parts["student_text"] == float(own.sum())
+    wanted = 0.0
+    for direction, part in (("forward", ~own), ("reverse", own)):
+        method = METHODS.build({"name": "skew_kl", "direction": direction})
+        some = Batch(
+            batch.input_ids, batch.flat[part], batch.labels[part], batch.record_ids, batch.tokens
+        )
+        wanted += float(
+            DistillObjective(method, rows=rows, teacher=teacher)(student, some).total.detach()
+        )
+    assert float(loss.total.detach()) == pytest.approx(wanted, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["reverse_kl", "jsd", "skew_kl", "tvd"])
-def test_refuses_samples_where_the_divergence_needs_more(name):
-    target = Sampled(torch.zeros(2, 1).long(), torch.ones(2, 1), torch.zeros(2, 1))
-    with pytest.raises(RecipeError) as caught:
-        METHODS.build(name).divergence(torch.zeros(2, 5), target)
-    assert caught.value.code == "distill.target"
+@pytest.mark.parametrize("name", sorted(METHODS.names()))
+def test_neither_chunks_nor_micro_batches_change_the_gradient(loaded, student, lessons, name):
+    """The step's loss is a sum over its positions, divided once by their number."""
+    teacher, _ = loaded
+    rows, gradients = teacher.config.vocab_size, []
+    whole = make_batch(lessons, None)
+    for chunk_rows, groups in ((1000, [lessons]), (7, [lessons]), (64, [[x] for x in lessons])):
+        objective = DistillObjective(
+            METHODS.build({"name": name, "ce_weight": 0.2}),
+            rows=rows,
+            teacher=teacher,
+            chunk_rows=chunk_rows,
+        )
+        student.zero_grad()
+        for group in groups:
+            batch = make_batch(group, None)
+            if objective.objective.needs_rollouts:
+                batch = with_rollouts(batch, batch.labels % 2 == 0)
+            (objective(student, batch).total / whole.valid).backward()
+        gradients.append([value.grad.clone() for value in student.parameters()])
+    for other in gradients[1:]:
+        for one, two in zip(gradients[0], other, strict=True):
+            torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+
+
+def test_names_record_and_position_of_a_teacher_that_is_not_finite(loaded, student, lessons):
+    batch = make_batch(lessons, None)
+    at = len(lessons[0].positions) + 2  # the third position of the second record
+    logits = torch.zeros(batch.valid, loaded[0].config.vocab_size)
+    logits[at, 0] = float("nan")
+    objective = DistillObjective(METHODS.build("jsd"), rows=logits.shape[1], chunk_rows=4)
+    with pytest.raises(DataError) as caught:
+        objective(student, make_batch(lessons, Dense(logits)))
+    assert caught.value.code == "distill.teacher-not-finite"
+    assert lessons[1].record_id in str(caught.value)
+    assert f"position {lessons[1].positions[2]} " in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["forward_kl", "jsd"])
+def test_every_source_of_targets_goes_through_one_engine(name):
+    rng = torch.Generator().manual_seed(0)
+    hidden, taught = (torch.randn(9, size, generator=rng).double() for size in (4, 6))
+    head = Head(torch.randn(31, 4, generator=rng).double().requires_grad_(), None, 29)
+    teacher = Head(torch.randn(31, 6, generator=rng).double(), None, 29, cap=2.0)
+    labels = torch.zeros(9, dtype=torch.int64)
+    logits = teacher.logits(taught)
+    own = torch.log_softmax(logits, -1)
+    every = torch.arange(29).expand(9, 29)
+    losses = [
+        position_loss(METHODS.build(name), hidden, head, target, labels, chunk_rows=4)[0]
+        for target in (
+            TeacherStates(taught, teacher),
+            Dense(logits),
+            TopKTail.from_logits(logits, 28),
+            Sampled(every, own.exp(), own),
+        )
+    ]
+    gradients = [torch.autograd.grad(loss, head.weight)[0] for loss in losses]
+    for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
+        torch.testing.assert_close(loss, losses[0], rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(gradient, gradients[0], rtol=1e-7, atol=1e-8)
+
+
+def test_a_batch_without_target_needs_the_teacher(student, lessons):
+    objective = DistillObjective(METHODS.build("forward_kl"), rows=10)
+    with pytest.raises(ValueError, match="needs the teacher"):
+        objective(student, make_batch(lessons, None))
+
+
+def test_slices_keep_form_and_temperature():
+    logits = torch.randn(6, 9)
+    for target in (
+        Dense(logits),
+        TopKTail.from_logits(logits, 3, temperature=2.0),
+        Sampled.from_logits(logits, 3, torch.Generator(), temperature=2.0),
+    ):
+        part = slice_target(target, 2, 5)
+        assert type(part) is type(target)
+        for name in target.__dataclass_fields__:
+            whole, some = getattr(target, name), getattr(part, name)
+            assert torch.equal(some, whole[2:5]) if isinstance(whole, Tensor) else some == whole
+
+
+def test_no_tensor_is_as_large_as_all_logits(monkeypatch):
+    """The loss's own memory does not grow with the positions: only their hidden states do."""
+    rows, chunk = 5000, 16
+    head = Head(torch.zeros(rows, 4), None, rows)
+    teacher = Head(torch.ones(rows, 4), None, rows)
+    largest = []
+    made = torch.empty
+
+    def watch(*shape, **more):
+        tensor = made(*shape, **more)
+        largest.append(tensor.numel())
+        return tensor
+
+    monkeypatch.setattr(torch, "empty", watch)
+    for positions in (40, 400):
+        hidden = torch.ones(positions, 4, requires_grad=True)
+        labels = torch.zeros(positions, dtype=torch.int64)
+        total, _ = position_loss(
+            METHODS.build("forward_kl"),
+            hidden,
+            head,
+            TeacherStates(hidden.detach(), teacher),
+            labels,
+            chunk_rows=chunk,
+        )
+        total.backward()
+    assert max(largest) == chunk * rows

@@ -16,7 +16,7 @@ from stillroom.distill.method import Objective
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from stillroom.distill.targets import Sampled
+    from stillroom.distill.divergence import Pair
 
 __all__ = ["ForwardKl"]
 
@@ -25,19 +25,18 @@ class ForwardKl(Objective):
     """Sum over the vocabulary of ``p (log p - log q)``; its gradient is ``q - p``."""
 
     paper: ClassVar[str] = "arXiv:1503.02531"
-    takes_samples: ClassVar[bool] = True
+
+    @property
+    @override
+    def takes_samples(self) -> bool:
+        return True
 
     @override
-    def compare(self, log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-        import torch
+    def terms(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        from stillroom.distill.divergence import forward_terms
 
-        gap = log_p - log_q
-        p = log_p.exp_()
-        loss = torch.linalg.vecdot(p, gap)
-        return loss, log_q.exp_().sub_(p)
+        return forward_terms(pair)
 
     @override
-    def compare_samples(self, log_q: Tensor, target: Sampled) -> tuple[Tensor, Tensor]:
-        gap = target.logprobs - log_q.gather(-1, target.ids)
-        loss = (target.weights * gap).sum(-1)
-        return loss, log_q.exp_().scatter_add_(-1, target.ids, -target.weights.to(log_q.dtype))
+    def vanishing(self, pair: Pair) -> tuple[float, float]:
+        return 0.0, 1.0

@@ -1,8 +1,10 @@
 """Generalized Jensen-Shannon divergence: between forward (beta near 0) and reverse KL (near 1).
 
 Source: Agarwal et al. 2023 (GKD), arXiv:2306.13649, equation 1. As defined there it vanishes with
-beta: at 0.01 it is about a hundredth of the forward KL. ``normalize`` divides by beta (1 - beta),
-so that both ends join the two KLs without a jump; at beta 0.5 that is a factor of 4.
+beta and with 1 - beta: at 0.01 it is about a hundredth of the forward KL. beta 0 and 1 are the
+forward and the reverse KL themselves, as trl documents, so the scale jumps at both ends.
+``normalize`` divides by beta (1 - beta) in between, and there is no jump; at beta 0.5 that is a
+factor of 4. Unnormalized, the value is at most ln 2 a token at beta 0.5.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from stillroom.distill.method import Objective
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from stillroom.distill.divergence import Pair
+
 __all__ = ["Jsd"]
 
 
@@ -26,21 +30,44 @@ class Jsd(Objective):
 
     paper: ClassVar[str] = "arXiv:2306.13649"
 
-    beta: float = Field(default=0.5, gt=0, lt=1, description="teacher's share of the mixture")
+    beta: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="teacher's share of the mixture; 0 is forward KL, 1 is reverse KL",
+    )
     normalize: bool = Field(
         default=False, description="divide by beta (1 - beta), which makes the scale that of a KL"
     )
 
+    @property
     @override
-    def compare(self, log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-        import torch
+    def takes_samples(self) -> bool:
+        return self.beta < 1
 
-        beta = self.beta
-        log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
-        of_teacher = torch.linalg.vecdot(log_p.exp(), log_p.sub_(log_m))
-        gap = log_m.neg_().add_(log_q)
-        q = log_q.exp_()
-        of_student = torch.linalg.vecdot(q, gap)
-        scale = 1 / (beta * (1 - beta)) if self.normalize else 1.0
-        loss = (beta * of_teacher + (1 - beta) * of_student) * scale
-        return loss, gap.sub_(of_student.unsqueeze(-1)).mul_(q).mul_((1 - beta) * scale)
+    @override
+    def terms(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        from stillroom.distill.divergence import forward_terms, mixture, reverse_terms
+
+        beta, rest = self.beta, 1 - self.beta
+        if not beta:
+            return forward_terms(pair)
+        if not rest:
+            return reverse_terms(pair)
+        over = mixture(pair.log_ratio, beta).log_()  # log m - log q
+        slope = (over * pair.q).mul_(-rest * self._scale)  # (1 - beta) q (log q - log m)
+        # log p - log m, held at its limit -log beta where q is too small to count
+        gap = over.neg_().add_(pair.log_ratio).clamp_max_(-math.log(beta))
+        return gap.mul_(pair.p).mul_(beta * self._scale).add_(slope), slope
+
+    @override
+    def vanishing(self, pair: Pair) -> tuple[float, float]:
+        if not self.beta:
+            return 0.0, 1.0
+        limit = -(1 - self.beta) * math.log1p(-self.beta) * self._scale
+        return limit, limit
+
+    @property
+    def _scale(self) -> float:
+        inside = 0 < self.beta < 1
+        return 1 / (self.beta * (1 - self.beta)) if self.normalize and inside else 1.0

@@ -1,7 +1,8 @@
 """Reverse KL, KL(q || p): the student keeps to what the teacher finds likely, and may leave modes.
 
 Source: Gu et al. 2023 (MiniLLM), arXiv:2306.08543, section 2.1, here per token and over the whole
-vocabulary, on the records' text: no sampling and no policy gradient, unlike the paper.
+vocabulary, on the records' text: no sampling and no policy gradient, unlike the paper. Sampled
+targets are refused: where p vanishes beside q a term grows without bound, and so does the variance.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from stillroom.distill.method import Objective
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from stillroom.distill.divergence import Pair
+
 __all__ = ["ReverseKl"]
 
 
@@ -24,10 +27,7 @@ class ReverseKl(Objective):
     paper: ClassVar[str] = "arXiv:2306.08543"
 
     @override
-    def compare(self, log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-        import torch
+    def terms(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        from stillroom.distill.divergence import reverse_terms
 
-        gap = log_q - log_p
-        q = log_q.exp_()
-        loss = torch.linalg.vecdot(q, gap)
-        return loss, gap.sub_(loss.unsqueeze(-1)).mul_(q)
+        return reverse_terms(pair)

@@ -18,6 +18,8 @@ from stillroom.distill.method import Objective
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from stillroom.distill.divergence import Pair
+
 __all__ = ["SkewKl"]
 
 
@@ -34,33 +36,21 @@ class SkewKl(Objective):
         description="whose expectation it is: forward the teacher's, reverse the student's",
     )
 
+    @property
     @override
-    def compare(self, log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-        return (
-            self._forward(log_q, log_p)
-            if self.direction == "forward"
-            else self._reverse(log_q, log_p)
-        )
+    def takes_samples(self) -> bool:
+        return True
 
-    def _forward(self, log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-        import torch
+    @override
+    def terms(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        from stillroom.distill.divergence import skew_forward_terms, skew_reverse_terms
 
-        other = math.log1p(-self.alpha)
-        log_m = torch.logaddexp(log_p + math.log(self.alpha), log_q + other)
-        loss = torch.linalg.vecdot(log_p.exp(), log_p - log_m)
-        # dL/dz = q sum(r) - r with r = (1 - alpha) p q / m
-        r = log_p.add_(log_q).sub_(log_m).add_(other).exp_()
-        return loss, log_q.exp_().mul_(r.sum(-1, keepdim=True)).sub_(r)
+        chosen = skew_forward_terms if self.direction == "forward" else skew_reverse_terms
+        return chosen(pair, self.alpha)
 
-    def _reverse(self, log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-        import torch
-
-        from stillroom.distill.divergence import through_softmax
-
-        own = math.log(self.alpha)
-        log_m = torch.logaddexp(log_p.add_(math.log1p(-self.alpha)), log_q + own)
-        gap = log_q - log_m
-        # dL/dq = log q - log m + 1 - alpha q / m; the constant 1 falls out in the softmax
-        by_q = gap - (log_q - log_m).add_(own).exp_()
-        q = log_q.exp_()
-        return torch.linalg.vecdot(q, gap), through_softmax(q, by_q)
+    @override
+    def vanishing(self, pair: Pair) -> tuple[float, float]:
+        if self.direction == "forward":
+            return 0.0, 1 - self.alpha
+        limit = -math.log(self.alpha)
+        return limit, limit + self.alpha - 1

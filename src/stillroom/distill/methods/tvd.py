@@ -15,6 +15,8 @@ from stillroom.distill.method import Objective
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from stillroom.distill.divergence import Pair
+
 __all__ = ["Tvd"]
 
 _ROUNDING = 64
@@ -25,15 +27,21 @@ class Tvd(Objective):
 
     paper: ClassVar[str] = "arXiv:2307.15190"
 
+    @property
     @override
-    def compare(self, log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    def takes_samples(self) -> bool:
+        return True
+
+    @override
+    def terms(self, pair: Pair) -> tuple[Tensor, Tensor]:
         import torch
 
-        from stillroom.distill.divergence import through_softmax
+        gap = pair.q - pair.p
+        term = gap.abs().mul_(0.5)
+        noise = _ROUNDING / 2 * torch.finfo(gap.dtype).eps
+        differs = term > (pair.p + pair.q).mul_(noise)  # equal up to rounding counts as equal
+        return term, gap.sign_().mul_(0.5).mul_(differs).mul_(pair.q)
 
-        q, p = log_q.exp_(), log_p.exp_()
-        gap = q - p
-        loss = gap.abs().sum(-1) / 2
-        noise = _ROUNDING * torch.finfo(q.dtype).eps
-        differs = gap.abs() > noise * p.add_(q)  # equal up to rounding counts as equal
-        return loss, through_softmax(q, gap.sign_().mul_(0.5).mul_(differs))
+    @override
+    def vanishing(self, pair: Pair) -> tuple[float, float]:
+        return 0.5, 0.5

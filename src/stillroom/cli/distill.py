@@ -1,0 +1,29 @@
+"""``stillroom distill``: distillation's own verbs."""
+
+from __future__ import annotations
+
+import click
+
+from stillroom.cli.app import LazyGroup
+
+__all__ = ["command"]
+
+
+@click.group(
+    "distill",
+    cls=LazyGroup,
+    lazy={
+        "align": (
+            "stillroom.cli.distill_align",
+            "Show how well two tokenizers align on your texts.",
+        ),
+    },
+    epilog="""
+\b
+Examples:
+  stillroom distill align hub:HuggingFaceTB/SmolLM2-135M-Instruct ./student notes.txt
+  stillroom distill align ./teacher ./student/tokenizer.json records.jsonl --json
+""",
+)
+def command() -> None:
+    """Distillation's own verbs."""

@@ -1,0 +1,64 @@
+"""Adaptive KL: forward KL where the student misses the teacher's head, reverse where its tail.
+
+Source: Wu et al. 2024, arXiv:2404.02657, section 4. The head is the fewest likeliest tokens of the
+teacher that hold ``head_mass``; the two KLs over the whole vocabulary are weighted by how much of
+the L1 distance lies in head and tail. Weights are fixed in the gradient, as in the paper. Against
+top-k targets the tail's bucket counts as one token. Sampled targets are refused.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.distill.method import Objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stillroom.distill.divergence import Pair
+
+__all__ = ["Akl"]
+
+_FIRST_LOOK = 64
+
+
+class Akl(Objective):
+    """``w KL(p || q) + (1 - w) KL(q || p)``, w a row's share of ``|p - q|`` in the head."""
+
+    paper: ClassVar[str] = "arXiv:2404.02657"
+    detaches_weights: ClassVar[bool] = True
+
+    head_mass: float = Field(
+        default=0.5, gt=0, lt=1, description="share of the teacher's probability that is its head"
+    )
+
+    @override
+    def terms(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        from stillroom.distill.divergence import forward_terms, reverse_terms
+
+        gap = (pair.p - pair.q).abs_()
+        whole = gap.sum(-1, keepdim=True)
+        share = gap.mul_(self._head(pair.p)).sum(-1, keepdim=True)
+        share = (share / whole).where(whole > 0, 0.5)  # (n, 1)
+        term, slope = forward_terms(pair)
+        back, back_slope = reverse_terms(pair)
+        return term.lerp_(back, 1 - share), slope.lerp_(back_slope, 1 - share)
+
+    def _head(self, p: Tensor) -> Tensor:
+        """Return the mask (n, V) of the likeliest tokens up to and with the one that fills it.
+
+        Tokens as likely as that one belong to it, so that the vocabulary's order does not matter.
+        """
+        width = min(_FIRST_LOOK, p.shape[-1])
+        while True:
+            top = p.topk(width, -1)  # most heads are short: sorting the vocabulary is rarely needed
+            held = top.values.cumsum(-1)
+            if width == p.shape[-1] or bool((held[:, -1] >= self.head_mass).all()):
+                break
+            width = min(4 * width, p.shape[-1])
+        outside = held - top.values >= self.head_mass
+        least = top.values.masked_fill(outside, 1.0).amin(-1, keepdim=True)  # (n, 1)
+        return p >= least
