@@ -62,9 +62,7 @@ def command(recipe: Path, overrides: tuple[str, ...], explain: str | None, as_js
         print_json({"plan": plan.to_json() | cost, "models": rows, "warnings": warnings})
         return
     click.echo(str(plan))
-    click.echo(
-        f"  takes about {seconds:.1f} s (a sample was read at {rate / 1e6:.0f} MB a second)"
-    )
+    click.echo(f"  takes about {seconds:.1f} s (a sample was read at {rate / 1e6:.0f} MB a second)")
     for row in rows:
         kinds = ", ".join(row["dtypes"])
         click.echo(
