@@ -148,3 +148,71 @@ def _drawing_type(vector: torch.Tensor) -> torch.dtype:
 def _widen(vector: torch.Tensor) -> torch.Tensor:
     """Return a vector as random drops compute with it: float16 is widened, bfloat16 is not."""
     return vector.float() if vector.dtype == torch.float16 else vector
+
+
+def slerp(t: float, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return the point on the great circle between two tensors taken as vectors, in float32."""
+    way = torch.tensor(t, dtype=torch.float32)  # mergekit holds it so
+    one, two = first.reshape(-1), second.reshape(-1)
+    norms = [_find_norm(each) for each in (one, two)]
+    turned = torch.zeros((), dtype=torch.float32)
+    for left, right in _pair_chunks(one, two):
+        turned += ((left / norms[0]) * (right / norms[1])).sum()
+    if turned.abs() > _STRAIGHT:
+        shares = (float(1 - way), float(way))
+    else:
+        angle = torch.arccos(turned)
+        under = torch.sin(angle)
+        shares = (
+            float(torch.sin((1 - way) * angle) / under),
+            float(torch.sin(way * angle) / under),
+        )
+    parts = [
+        (shares[0] * left + shares[1] * right).to(first.dtype)
+        for left, right in _pair_chunks(one, two)
+    ]
+    return torch.cat(parts).reshape(first.shape) if parts else first.clone()
+
+
+def _find_norm(vector: torch.Tensor) -> torch.Tensor:
+    norms = [torch.linalg.vector_norm(part) for part, _ in _pair_chunks(vector, vector)]
+    norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+    return norm if norm > _SHORT else torch.ones_like(norm)
+
+
+def _pair_chunks(
+    one: torch.Tensor, two: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for at in range(0, one.numel(), _CHUNK):
+        part = slice(at, at + _CHUNK)
+        yield one[part].float(), two[part].float()
+
+
+def stock(
+    base: torch.Tensor,
+    vectors: Sequence[torch.Tensor],
+    parents: Sequence[torch.Tensor],
+    *,
+    by_row: bool,
+) -> torch.Tensor:
+    """Return the mean of the models, drawn to the base by how much their task vectors differ."""
+    dims = base.shape
+    if by_row and base.dim() > 1:
+        flat = [vector.reshape(vector.shape[0], -1) for vector in vectors]
+    else:
+        flat = [vector.reshape(1, -1) for vector in vectors]
+    cosines = []
+    for i, one in enumerate(flat):
+        for two in flat[i + 1 :]:
+            norms = torch.norm(one, dim=-1) * torch.norm(two, dim=-1)
+            cosines.append((one * two).sum(dim=-1) / norms.clamp(min=_SMALL))
+    cosine = torch.stack(cosines).mean(dim=0).unsqueeze(-1)
+    count = len(vectors)
+    under = 1 + (count - 1) * cosine
+    t = torch.where(under.abs() < _SMALL, torch.zeros_like(cosine), count * cosine / under)
+    total = parents[0]
+    for parent in parents[1:]:
+        total = total + parent  # in the models' own type, rounded every time
+    mean = total / count
+    rows = (flat[0].shape[0], -1)
+    return (t * mean.reshape(rows) + (1 - t) * base.reshape(rows)).reshape(dims)

@@ -86,7 +86,7 @@ def test_dare_draws_from_the_global_generator_and_matches_the_l1_norm():
     torch.manual_seed(3)
     total = 0
     for weight, delta in zip(WEIGHTS, deltas_of(base, parents), strict=True):
-        kept = delta * torch.bernoulli(torch.full(SHAPE, 0.4, dtype=torch.float64)).numpy()
+        kept = delta * torch.bernoulli(torch.full(SHAPE, 0.4)).numpy()
         total = total + weight * kept * np.abs(delta).sum() / np.abs(kept).sum()
     near(got, base.numpy() + total)
 
