@@ -24,7 +24,7 @@ from stillroom.errors import RecipeError
 from stillroom.train.loop import Loss
 from stillroom.train.precision import product_dtype
 
-__all__ = ["DistillObjective", "TeacherStates", "position_loss", "slice_target"]
+__all__ = ["DistillObjective", "TeacherStates", "no_rollouts", "position_loss", "slice_target"]
 
 
 @dataclass(slots=True)
@@ -154,7 +154,7 @@ class DistillObjective:
         """
         rollout: Tensor | None = getattr(batch, "rollout", None)
         if self.objective.needs_rollouts and rollout is None:
-            raise _no_rollouts(self.objective)
+            raise no_rollouts(self.objective)
         hidden = body_of(model)(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         picked = hidden.reshape(-1, hidden.shape[-1])[batch.flat]  # (N, H)
 
@@ -213,7 +213,8 @@ def _number(index: int) -> str:
     return f"position {index}"
 
 
-def _no_rollouts(objective: Objective) -> RecipeError:
+def no_rollouts(objective: Objective) -> RecipeError:
+    """Return the error for a method that learns from rollouts where there are none."""
     return RecipeError(
         f"'{objective.method_name()}' needs to know which positions the student wrote itself",
         code="distill.rollouts",

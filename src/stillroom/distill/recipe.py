@@ -125,11 +125,6 @@ class DistillRecipe(Recipe):
 
     @model_validator(mode="after")
     def _method_takes_targets(self) -> DistillRecipe:
-        if self.method.needs_rollouts:
-            raise ValueError(
-                f"method '{self.method.method_name()}' learns from the student's own rollouts, "
-                "which a recipe cannot give yet; use method skew_kl, which it is built on"
-            )
         if self.targets.mode == "sampled" and not self.method.takes_samples:
             raise ValueError(
                 f"method '{self.method.method_name()}' cannot learn from targets.mode 'sampled'; "

@@ -15,7 +15,7 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.distill.cache import TeacherCache
 from stillroom.distill.capture import capture_teacher
 from stillroom.distill.encode import Batch, Lesson, make_batch
-from stillroom.distill.engine import DistillObjective
+from stillroom.distill.engine import DistillObjective, no_rollouts
 from stillroom.distill.fidelity import Fidelity, measure_fidelity
 from stillroom.distill.initialize import choose_layers, initialize_student, layer_influence
 from stillroom.distill.lessons import Split, make_lessons, split_records
@@ -44,6 +44,8 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         CheckpointError: If teacher or student is missing, or they share no vocabulary.
         Cancelled: If the user stopped it; ``--resume`` goes on.
     """
+    if recipe.method.needs_rollouts:
+        raise no_rollouts(recipe.method)
     with fixed_threads(recipe.train.threads):
         teacher = Teacher.find(recipe.teacher, job)
         split = split_records(Path(recipe.records))

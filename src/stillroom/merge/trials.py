@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,7 +22,6 @@ from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.scoring import Measure, Score, Scorer
 from stillroom.merge.search_space import change_recipe
 from stillroom.merge.stream import Merge
-from stillroom.merge.workers import count_cores
 from stillroom.records import Record
 
 __all__ = ["Bench", "Outcome", "Team", "open_team"]
@@ -124,6 +123,8 @@ def open_team(bench: Bench, records: Sequence[Record]) -> Team:
     search = bench.recipe.search
     if search is None or search.workers == 1:
         return Team(bench, records)
+    import torch
+
     make = _pool_of(search.engine)
     scorer = bench.scorer
     arguments = (
@@ -131,7 +132,8 @@ def open_team(bench: Bench, records: Sequence[Record]) -> Team:
         list(records),
         scorer.measure,
         str(scorer.scratch),
-        max(1, count_cores() // search.workers),
+        # As many threads as here: with another number the last bits of a score differ.
+        torch.get_num_threads(),
     )
     return Team(bench, records, lambda: make(search.workers, _begin, arguments))
 
@@ -163,7 +165,7 @@ def _begin(
     torch.set_num_threads(threads)
     loaded = MergeRecipe.model_validate(recipe)
     scorer = Scorer(measure, Path(f"{scratch}-{os.getpid()}"), lambda line: None)
-    _STATE["bench"] = Bench(loaded, replace(open_merge(loaded), threads=threads), scorer)
+    _STATE["bench"] = Bench(loaded, open_merge(loaded), scorer)
     _STATE["records"] = records
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import platform
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,19 +19,12 @@ from typing import TypeVar
 
 import threadpoolctl
 
-__all__ = ["Workers", "count_cores"]
+__all__ = ["Workers"]
 
 T = TypeVar("T")
 _AHEAD = 2
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt, as glibc's malloc.h numbers them
 _KEPT_BYTES = 64 << 20
-
-
-def count_cores() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Workers:
