@@ -1,7 +1,8 @@
 """Whole merges beside mergekit 0.1.5 on the same files; equality first, then cost.
 
 Processor seconds are those of the whole commands, start-up included; mergekit is held to one thread
-(more cost it more). Set STILLROOM_BENCH_LARGE=0 to leave out the 1.2 B parameters (12 GB of disk).
+(more cost it more). STILLROOM_BENCH_LARGE=0 leaves out the 1.2 B parameters (12 GB of disk), and
+STILLROOM_BENCH_LARGE=peer has mergekit merge them by TIES too, which takes it minutes and 13 GB.
 """
 
 import os
@@ -110,14 +111,14 @@ def differing_share() -> tuple[float, float]:
     return differing / total, float(steps)
 
 
-def bound_seconds(parents: list[Path], out: Path) -> float:
-    """Return the wall seconds of reading every parent and writing one result with cp and cat."""
+def copy_cost(parents: list[Path], out: Path) -> Cost:
+    """Return the cost of reading every parent and writing one result with cat and cp."""
     files = " ".join(str(parent / "model.safetensors") for parent in parents)
     copy = WORK / "copy.safetensors"
     command = f"cat {files} > /dev/null; cp {out / 'model.safetensors'} {copy}"
     cost = run_command(["sh", "-c", command])
     copy.unlink()
-    return cost.wall
+    return cost
 
 
 def small(mergekit: Path) -> None:
@@ -136,7 +137,7 @@ def small(mergekit: Path) -> None:
             "CPU s",
             [cost.cpu for cost in ours],
             ("mergekit 0.1.5", [cost.cpu for cost in peer]),
-            bound_seconds(read, out),
+            copy_cost(read, out).cpu,
         )
         if method == "ties":
             print_figure(
@@ -156,7 +157,7 @@ def large(mergekit: Path) -> None:
     out = next((WORK / "ours").glob("**/model.safetensors")).parent
     walls, cpus, ratios = [], [], []
     for _ in range(REPEATS):
-        bound = bound_seconds(parents, out)
+        bound = copy_cost(parents, out).wall
         cost = run_ours(recipe)
         walls.append(cost.wall)
         cpus.append(cost.cpu)
@@ -166,8 +167,8 @@ def large(mergekit: Path) -> None:
     print_figure("merge/linear/1200m/cpu", "CPU s", cpus, ("mergekit 0.1.5", [peer.cpu]), None)
     recipe, theirs = write_recipes("ties", base, parents, "paper")
     costs = [run_ours(recipe)]
-    skip = os.environ.get("STILLROOM_BENCH_LARGE") != "peer"
-    peers = [] if skip else [run_theirs(mergekit, theirs)]
+    with_peer = os.environ.get("STILLROOM_BENCH_LARGE") == "peer"
+    peers = [run_theirs(mergekit, theirs)] if with_peer else []
     named = ("mergekit 0.1.5", [cost.anon_mb for cost in peers])
     print_figure("merge/ties/1200m/anon_mb", "MB", [cost.anon_mb for cost in costs], named, None)
     named = ("mergekit 0.1.5", [cost.cpu for cost in peers])

@@ -84,7 +84,7 @@ def merge_arrays(
     if at is None:
         keys = tuple(f"parent{number}" for number in range(len(parents)))
         at = Place("tensor", shape, keys, (1.0,) * len(parents))
-    if method.needs_whole:
+    if method.needs_whole(at.name, shape):
         rows = None
     blocks = ArrayBlocks(base, parents, at, rows)
     blocks.at = replace(at, overall=method.survey([blocks]))

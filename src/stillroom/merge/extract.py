@@ -30,7 +30,7 @@ from stillroom.merge.differences import (
     wide_kind,
 )
 from stillroom.merge.method import Array
-from stillroom.merge.reading import ToWrite, read_rows, row_steps
+from stillroom.merge.reading import ToWrite, read_rows, refuse_existing, row_steps
 from stillroom.records import Origin, combine_origins
 
 if TYPE_CHECKING:
@@ -193,14 +193,7 @@ def extract_task_vector(
     """
     from stillroom.checkpoints import CheckpointWriter
 
-    if folder.exists() and not overwrite:
-        raise DataError(
-            f"{folder} exists already",
-            code="data.exists",
-            where=str(folder),
-            expected="a folder that does not exist yet",
-            next="choose another --out, or add --overwrite",
-        )
+    refuse_existing(folder, overwrite=overwrite)
     pairs = pair_tensors(finetuned, base)
     norms = {name: norm_of_difference(finetuned, base, name, home) for name, home in pairs}
     changed = {name: norm for name, norm in norms.items() if norm > 0}

@@ -89,15 +89,14 @@ class MergeMethod(Method):
     """Makes one tensor of several; subclasses hold one ``combine``, and ``measure`` if needed.
 
     Class variables: ``needs_base``; ``is_ordered``, the parents' order means something;
-    ``uses_weights``; ``per_model``, settings that a model may have of its own; ``needs_whole``, a
-    tensor comes as one block; ``replicates``, there is a ``replicate`` for ``compat: mergekit``.
+    ``uses_weights``; ``per_model``, settings that a model may have of its own; ``replicates``,
+    there is a ``replicate`` for ``compat: mergekit``.
     """
 
     needs_base: ClassVar[bool] = False
     is_ordered: ClassVar[bool] = False
     uses_weights: ClassVar[bool] = True
     per_model: ClassVar[tuple[str, ...]] = ()
-    needs_whole: ClassVar[bool] = False
     replicates: ClassVar[bool] = False
     least_parents: ClassVar[int] = 1
     most_parents: ClassVar[int] = 1000
@@ -139,6 +138,10 @@ class MergeMethod(Method):
     def measure(self, blocks: Blocks) -> Any:
         """Reduce one tensor to a few numbers, before its blocks are combined; default nothing."""
         return None
+
+    def needs_whole(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Return whether a tensor must come as one block; default never."""
+        return False
 
     @abstractmethod
     def combine(

@@ -20,6 +20,7 @@ from stillroom.merge.architecture import (
     relayer_config,
     split_layer,
 )
+from stillroom.merge.arithmetic import no_base
 from stillroom.merge.compare import EMBEDDING, HEAD, check_configs, shorten_problems
 from stillroom.merge.method import MergeMethod
 from stillroom.merge.recipe import MergeRecipe, Slice
@@ -138,7 +139,9 @@ class MergePlan:
 
     @staticmethod
     def _widest(tensor: PlannedTensor) -> int:
-        whole = tensor.tuned is not None and tensor.tuned.method.needs_whole
+        whole = tensor.tuned is not None and tensor.tuned.method.needs_whole(
+            tensor.name, tensor.shape
+        )
         return max(BLOCK_ELEMENTS, math.prod(tensor.shape if whole else tensor.shape[1:]))
 
 
@@ -194,13 +197,7 @@ class _Planner:
 
     def plan(self) -> MergePlan:
         if self.method.needs_base and self.base is None:
-            raise RecipeError(
-                f"{self.method.method_name()} merges differences from a base, and there is none",
-                code="merge.base",
-                where="base",
-                expected="the checkpoint that the models were fine-tuned from",
-                next="add it to the recipe as 'base'",
-            )
+            raise no_base(self.method.method_name())
         check_configs(
             self.sources,
             stacked=bool(self.rules.slices),

@@ -30,7 +30,10 @@ __all__ = [
     "ToWrite",
     "new_folder",
     "open_checkpoint",
+    "read_bits",
     "read_rows",
+    "refuse_existing",
+    "resolve_path",
     "row_steps",
     "tile_rows",
     "write_json",
@@ -84,10 +87,15 @@ def read_rows(
     """Return rows of a stored tensor as floats, (rows, ...), in memory of their own."""
     entry = source.entry(name)
     stop = entry.rows if stop is None else stop
-    kind = BIT_TYPES[entry.dtype]
-    bits = np.frombuffer(source.read(name, start, stop), kind)
-    shape = (stop - start, *entry.shape[1:]) if entry.shape else ()
-    return widen(bits.reshape(shape), entry.dtype, dtype)
+    return widen(read_bits(source, name, start, stop), entry.dtype, dtype)
+
+
+def read_bits(source: Readable, name: str, start: int, stop: int) -> Array:
+    """Return rows of a tensor as they are stored; a scalar is one row of shape ()."""
+    entry = source.entry(name)
+    data: Any = source.read(name, start, stop)
+    bits: Array = np.frombuffer(data, BIT_TYPES[entry.dtype])
+    return bits.reshape((stop - start, *entry.shape[1:]) if entry.shape else ())
 
 
 def row_steps(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -103,13 +111,11 @@ def tile_rows(shape: Sequence[int]) -> int:
     return int(1 << (rows.bit_length() - 1))
 
 
-@contextmanager
-def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a neighbor to write in, which becomes ``folder`` when the body ends well.
+def refuse_existing(folder: Path, *, overwrite: bool) -> None:
+    """Refuse to replace what lies there, unless asked to.
 
     Raises:
         DataError: If ``folder`` exists and may not be replaced.
-        ResourceError: If the disk is full.
     """
     if folder.exists() and not overwrite:
         raise DataError(
@@ -119,6 +125,17 @@ def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
             expected="a folder that does not exist yet",
             next="choose another --out, or add --overwrite",
         )
+
+
+@contextmanager
+def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a neighbor to write in, which becomes ``folder`` when the body ends well.
+
+    Raises:
+        DataError: If ``folder`` exists and may not be replaced.
+        ResourceError: If the disk is full.
+    """
+    refuse_existing(folder, overwrite=overwrite)
     work = folder.with_name(f".{folder.name}.writing")
     with full_disk_as_error(folder):
         if work.exists():
@@ -175,8 +192,14 @@ def open_checkpoint(reference: str, say: Callable[[str], None] | None = None) ->
     """
     from stillroom.checkpoints import Checkpoint
 
-    if Path(reference).exists() or ":" not in reference:
-        return Checkpoint.open(Path(reference))
+    return Checkpoint.open(resolve_path(reference, say))
+
+
+def resolve_path(reference: str, say: Callable[[str], None] | None = None) -> Path:
+    """Return the path that a reference names, through the hub where it is none itself."""
+    path = Path(reference)
+    if path.exists():
+        return path
     from stillroom.models import resolve_checkpoint
 
-    return Checkpoint.open(resolve_checkpoint(reference, say=say))
+    return resolve_checkpoint(reference, say=say)

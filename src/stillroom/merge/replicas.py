@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from stillroom.merge.arithmetic import no_base
+from stillroom.merge.torch_steps import need_base
 
 __all__ = [
     "combine",
@@ -40,8 +40,7 @@ def subtract(
     Raises:
         RecipeError: If the merge has no base.
     """
-    if base is None:
-        raise no_base(method)
+    base = need_base(base, method)
     return base, [parent - base for parent in parents]
 
 

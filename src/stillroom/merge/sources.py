@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError
+from stillroom.merge.reading import open_checkpoint, read_bits, read_rows, resolve_path
 from stillroom.merge.recipe import MergeRecipe
 
 if TYPE_CHECKING:
@@ -58,11 +59,9 @@ class Source:
             stop: The row after the last.
             dtype: float32 or float64.
         """
-        from stillroom.checkpoints.numbers import widen
-
         if self.adapted is not None:
             return self.adapted.rows(name, start, stop, dtype=dtype)
-        return widen(self.stored(name, start, stop), self.checkpoint.entry(name).dtype, dtype)
+        return read_rows(self.checkpoint, name, start, stop, dtype=dtype)
 
     def take(self, name: str, rows: Array, dtype: Any) -> Array:
         """Return some rows of a tensor as floats, (rows, ...).
@@ -89,14 +88,7 @@ class Source:
 
     def stored(self, name: str, start: int, stop: int) -> Array:
         """Return rows of the checkpoint's tensor as they are stored, without any adapter."""
-        import numpy as np
-
-        from stillroom.checkpoints.numbers import BIT_TYPES
-
-        entry = self.checkpoint.entry(name)
-        data: Any = self.checkpoint.read(name, start, stop)
-        bits: Array = np.frombuffer(data, BIT_TYPES[entry.dtype])
-        return bits.reshape((stop - start, *entry.shape[1:]) if entry.shape else ())
+        return read_bits(self.checkpoint, name, start, stop)
 
 
 def open_sources(
@@ -121,7 +113,7 @@ def open_sources(
 def _adapt(source: Source, reference: str, say: Callable[[str], None] | None) -> Source:
     from stillroom.merge.adapters import AdaptedCheckpoint, Adapter
 
-    adapted = AdaptedCheckpoint(source.checkpoint, Adapter.open(_resolve(reference, say)))
+    adapted = AdaptedCheckpoint(source.checkpoint, Adapter.open(resolve_path(reference, say)))
     return replace(source, name=f"{source.name}+{_shorten(reference)}", adapted=adapted)
 
 
@@ -175,16 +167,7 @@ def name_sources(sources: Iterable[Source], *, in_order: bool) -> list[Source]:
 
 
 def _open(reference: str, say: Callable[[str], None] | None) -> Source:
-    return Source(_shorten(reference), Checkpoint.open(_resolve(reference, say)))
-
-
-def _resolve(reference: str, say: Callable[[str], None] | None) -> Path:
-    path = Path(reference)
-    if path.exists():
-        return path
-    from stillroom.models import resolve_checkpoint
-
-    return resolve_checkpoint(reference, say=say)
+    return Source(_shorten(reference), open_checkpoint(reference, say))
 
 
 def _shorten(reference: str) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stillroom.merge.device import svd
-from stillroom.merge.method import Array, Place
+from stillroom.merge.method import Array
 
 __all__ = [
     "decompose",
@@ -30,19 +30,17 @@ __all__ = [
 _WORDS = re.compile(r"embed|lm_head|\bwte\b|\bwpe\b|\bshared\.weight$|\bhead\.weight$")
 
 
-def is_matrix(at: Place, vectors: Sequence[Array], *, embeddings: bool = False) -> bool:
-    """Tell whether a tensor is merged as a matrix; one that holds infinities or NaN is not.
+def is_matrix(name: str, shape: tuple[int, ...], *, embeddings: bool = False) -> bool:
+    """Tell whether a tensor is merged as a matrix.
 
     Args:
-        at: The tensor's name and shape.
-        vectors: What would be decomposed.
+        name: The tensor's name.
+        shape: Its shape.
         embeddings: Whether embeddings and output heads are matrices too.
     """
-    if len(at.shape) != 2 or min(at.shape) < 2:
+    if len(shape) != 2 or min(shape) < 2:
         return False
-    if not embeddings and _WORDS.search(at.name):
-        return False
-    return all(bool(np.isfinite(vector).all()) for vector in vectors)
+    return embeddings or not _WORDS.search(name)
 
 
 def mean_of(vectors: Sequence[Array]) -> Array:

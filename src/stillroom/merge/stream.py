@@ -141,7 +141,7 @@ class Merge:
                 in_place=journal is not None,
             ) as writer,
         ):
-            engine = self._engine(plan, workers, journal)
+            engine = self.engine(plan, workers, journal)
             for tensor in plan.tensors:
                 if not _is_kept(writer, journal, tensor.name):
                     digest = engine.write(writer, tensor)
@@ -176,13 +176,14 @@ class Merge:
         """
         plan = self.plan()
         with use_device(self.device), Workers(self.threads) as workers:
-            engine = self._engine(plan, workers, None)
+            engine = self.engine(plan, workers, None)
             for tensor in plan.tensors:
                 blocks = list(engine.make(tensor))
                 whole = np.concatenate(blocks) if tensor.shape else blocks[0]
                 yield tensor.name, tensor.stored, whole.reshape(tensor.shape)
 
-    def _engine(self, plan: MergePlan, workers: Workers, journal: Journal | None) -> Engine:
+    def engine(self, plan: MergePlan, workers: Workers, journal: Journal | None) -> Engine:
+        """Return what makes the tensors of a plan, one by one, as ``compat`` says."""
         if self.rules.compat == "mergekit":
             from stillroom.merge.replicate import Replicator
 
@@ -315,7 +316,9 @@ class Engine:
 
     def _is_checked(self, tensor: PlannedTensor, block: Block) -> bool:
         """Return whether a first block is made again in float64; not so where that is costly."""
-        is_whole = tensor.tuned is not None and tensor.tuned.method.needs_whole
+        is_whole = tensor.tuned is not None and tensor.tuned.method.needs_whole(
+            tensor.name, tensor.shape
+        )
         is_narrow = block.parents[0].dtype != np.float64
         return is_narrow and not is_whole and is_sampled(tensor.name)
 
@@ -351,7 +354,7 @@ class TensorBlocks:
         self._rows = tensor.shape[0] if tensor.shape else 1
         self._width = math.prod(tensor.shape[1:])
         self._step = max(1, merge.block_elements // max(self._width, 1))
-        if tensor.tuned.method.needs_whole:
+        if tensor.tuned.method.needs_whole(tensor.name, tensor.shape):
             self._step = max(1, self._rows)
         kinds = [merge.sources[home.source].checkpoint.entry(home.name) for home in tensor.inputs]
         widest = max([DTYPE_SIZES[kind.dtype] for kind in kinds] + [DTYPE_SIZES[tensor.stored]])

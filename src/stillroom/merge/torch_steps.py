@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stillroom.errors import RecipeError
+from stillroom.merge.arithmetic import no_base
 
 if TYPE_CHECKING:
     import torch
@@ -20,13 +20,7 @@ def need_base(base: torch.Tensor | None, method: str) -> torch.Tensor:
         RecipeError: If the merge has none.
     """
     if base is None:
-        raise RecipeError(
-            f"{method} merges differences from a base, and there is none",
-            code="merge.base",
-            where="base",
-            expected="the checkpoint that the models were fine-tuned from",
-            next="add it to the recipe as 'base'",
-        )
+        raise no_base(method)
     return base
 
 

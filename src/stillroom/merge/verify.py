@@ -151,7 +151,7 @@ class _Replay:
     """Makes tensors again, in the plan's order."""
 
     def __init__(self, merge: Merge, plan: MergePlan, output: Checkpoint, workers: Workers) -> None:
-        self.engine: Engine = merge._engine(plan, workers, None)
+        self.engine: Engine = merge.engine(plan, workers, None)
         self.output = output
         self.draws = merge.rules.compat == "mergekit"
         self.is_random = False

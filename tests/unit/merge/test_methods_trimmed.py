@@ -41,11 +41,10 @@ def merge_models(method, base, parents, rows=None, own=()):
 class Surveyed:
     """A method that was told what a survey of the whole model found."""
 
-    needs_whole = False
-
     def __init__(self, method, overall):
         self.survey = lambda tensors: overall
         self.measure, self.combine = method.measure, method.combine
+        self.needs_whole = method.needs_whole
 
 
 def ranks_of(vector):

@@ -8,43 +8,28 @@ Differs: directions that the sum does not have stay zero.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
-from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, MergeMethod, Place
+from stillroom.merge.matrices import MatrixMethod
+from stillroom.merge.method import Array
 
 __all__ = ["IsoC"]
 
 
-class IsoC(MergeMethod):
+class IsoC(MatrixMethod):
     """Costs one singular value decomposition a matrix; a tensor is in memory whole."""
 
     paper: ClassVar[str] = "arXiv:2502.04959"
-    needs_base: ClassVar[bool] = True
-    uses_weights: ClassVar[bool] = False
-    needs_whole: ClassVar[bool] = True
-
-    scale: float = Field(1.0, description="multiplier of the merged task vector (alpha)")
-    embeddings: Literal["mean", "matrix"] = Field(
-        "mean", description="what embeddings and output heads are merged as"
-    )
 
     @override
-    def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
-    ) -> Array:
-        from stillroom.merge.arithmetic import task_vectors, weighted_sum
-        from stillroom.merge.spectral import decompose, is_matrix, mean_of, orthogonalize
+    def merge_matrices(self, vectors: Sequence[Array]) -> Array:
+        from stillroom.merge.arithmetic import weighted_sum
+        from stillroom.merge.spectral import decompose, orthogonalize
 
-        base, vectors = task_vectors(base, parents, "iso_c")
-        if is_matrix(at, vectors, embeddings=self.embeddings == "matrix"):
-            total = weighted_sum(vectors, [1.0] * len(vectors))
-            parts = decompose(total)
-            # The polar factor is made of the same triplets, so one decomposition serves both.
-            merged: Array = orthogonalize(total, parts) * parts[1].mean()
-        else:
-            merged = mean_of(vectors)
-        merged *= merged.dtype.type(self.scale)
-        return base + merged
+        total = weighted_sum(vectors, [1.0] * len(vectors))
+        parts = decompose(total)
+        # The polar factor is made of the same triplets, so one decomposition serves both.
+        merged: Array = orthogonalize(total, parts) * parts[1].mean()
+        return merged

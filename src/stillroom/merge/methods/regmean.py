@@ -25,7 +25,6 @@ class Regmean(MergeMethod):
     """W = (sum of w W G) (sum of w G)^-1 for linear layers, G from each model's inputs."""
 
     paper: ClassVar[str] = "arXiv:2212.09849"
-    needs_whole: ClassVar[bool] = True
     least_parents: ClassVar[int] = 2
 
     statistics: tuple[str, ...] = Field(
@@ -42,6 +41,10 @@ class Regmean(MergeMethod):
 
         super().check(weights)
         check_positive(weights, "regmean")
+
+    @override
+    def needs_whole(self, name: str, shape: tuple[int, ...]) -> bool:
+        return len(shape) == 2
 
     @override
     def combine(

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, Block, Blocks, MergeMethod, Place
+from stillroom.merge.method import Array, Block, Blocks, Place
+from stillroom.merge.pruning import PrunedMethod
 
 if TYPE_CHECKING:
     import torch
@@ -21,18 +22,15 @@ if TYPE_CHECKING:
 __all__ = ["Ties"]
 
 
-class Ties(MergeMethod):
+class Ties(PrunedMethod):
     """Trims over the whole model, as the paper does, or within each tensor."""
 
     paper: ClassVar[str] = "arXiv:2306.01708"
-    needs_base: ClassVar[bool] = True
-    per_model: ClassVar[tuple[str, ...]] = ("density",)
-    replicates: ClassVar[bool] = True
+    votes: ClassVar[bool] = True
 
     density: float = Field(
         0.2, ge=0, le=1, description="share of each task vector kept, by magnitude"
     )
-    scale: float = Field(1.0, description="multiplier of the merged task vector (lambda)")
     trim: Literal["model", "tensor"] = Field(
         "model", description="rank magnitudes over the whole model, or tensor by tensor"
     )
@@ -61,36 +59,23 @@ class Ties(MergeMethod):
         return cuts, length_factors(blocks, "ties", keep)
 
     @override
-    def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
-    ) -> Array:
-        from stillroom.merge.arithmetic import disjoint_mean, elect_sign, rescale, task_vectors
+    def prune(self, vectors: Sequence[Array], measured: Any, at: Place) -> list[Array]:
+        from stillroom.merge.arithmetic import rescale
         from stillroom.merge.trim import Cut, trim
 
-        base, vectors = task_vectors(base, parents, "ties")
-        kept = [
+        return [
             rescale(trim(vector, Cut(*cut) if cut else None, at), factor)
             for vector, cut, factor in zip(vectors, *measured, strict=True)
         ]
-        sign = elect_sign(kept, at.weights)
-        merged = disjoint_mean(kept, sign, at.weights, normalize=self.normalize)
-        return base + self.scale * merged
 
     @override
-    def replicate(
-        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
-    ) -> torch.Tensor:
-        from stillroom.merge.replicas import combine, keep_largest, subtract
+    def prune_whole(self, vectors: Sequence[torch.Tensor], at: Place) -> list[torch.Tensor]:
+        from stillroom.merge.replicas import keep_largest
 
-        base, vectors = subtract(base, parents, "ties")
-        densities = at.values("density", self.density)
-        kept = [
+        return [
             keep_largest(vector, density, rescale=self.rescale)
-            for vector, density in zip(vectors, densities, strict=True)
+            for vector, density in zip(vectors, at.values("density", self.density), strict=True)
         ]
-        return combine(
-            base, kept, at.weights, votes=True, normalize=self.normalize, scale=self.scale
-        )
 
     def _cuts(self, tensors: Sequence[Blocks]) -> list[tuple[int, str, int] | None]:
         from stillroom.merge.arithmetic import task_vectors

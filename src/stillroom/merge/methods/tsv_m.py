@@ -9,58 +9,35 @@ the stack does not have, as when models are equal, stay zero instead of being ma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
-from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, MergeMethod, Place
+from stillroom.merge.matrices import MatrixMethod
+from stillroom.merge.method import Array
 
 __all__ = ["TsvM"]
 
 
-class TsvM(MergeMethod):
+class TsvM(MatrixMethod):
     """Costs N + 2 singular value decompositions a matrix; a tensor is in memory whole."""
 
     paper: ClassVar[str] = "arXiv:2412.00081"
-    needs_base: ClassVar[bool] = True
-    uses_weights: ClassVar[bool] = False
-    needs_whole: ClassVar[bool] = True
-
-    scale: float = Field(1.0, description="multiplier of the merged task vector (alpha)")
-    embeddings: Literal["mean", "matrix"] = Field(
-        "mean", description="what embeddings and output heads are merged as"
-    )
 
     @override
-    def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
-    ) -> Array:
-        from stillroom.merge.arithmetic import task_vectors
-        from stillroom.merge.spectral import is_matrix, mean_of
+    def merge_matrices(self, vectors: Sequence[Array]) -> Array:
+        import numpy as np
 
-        base, vectors = task_vectors(base, parents, "tsv_m")
-        as_words = self.embeddings == "matrix"
-        merged = mean_of(vectors)
-        if is_matrix(at, vectors, embeddings=as_words):
-            merged = _merge(vectors)
-        merged *= merged.dtype.type(self.scale)
-        return base + merged
+        from stillroom.merge.spectral import decompose, orthogonalize, rebuild
 
-
-def _merge(vectors: Sequence[Array]) -> Array:
-    import numpy as np
-
-    from stillroom.merge.spectral import decompose, orthogonalize, rebuild
-
-    kept = max(1, min(vectors[0].shape) // len(vectors))
-    left, values, right = [], [], []
-    for vector in vectors:
-        one, middle, other = decompose(vector)
-        # Directions of no length are none: they must not push the others aside.
-        live = middle[:kept] > 0
-        left.append(one[:, :kept] * live)
-        values.append(middle[:kept])
-        right.append(other[:kept] * live[:, np.newaxis])
-    stacked = orthogonalize(np.concatenate(left, axis=1))
-    return rebuild(stacked, np.concatenate(values), orthogonalize(np.concatenate(right)))
+        kept = max(1, min(vectors[0].shape) // len(vectors))
+        left, values, right = [], [], []
+        for vector in vectors:
+            one, middle, other = decompose(vector)
+            # Directions of no length are none: they must not push the others aside.
+            live = middle[:kept] > 0
+            left.append(one[:, :kept] * live)
+            values.append(middle[:kept])
+            right.append(other[:kept] * live[:, np.newaxis])
+        stacked = orthogonalize(np.concatenate(left, axis=1))
+        return rebuild(stacked, np.concatenate(values), orthogonalize(np.concatenate(right)))

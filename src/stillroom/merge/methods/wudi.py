@@ -10,19 +10,20 @@ nearest to the sum. Nothing is drawn at random.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, MergeMethod, Place
+from stillroom.merge.matrices import MatrixMethod
+from stillroom.merge.method import Array
 
 __all__ = ["Wudi"]
 
 _MOMENTS, _TINY = (0.9, 0.999), 1e-8
 
 
-class Wudi(MergeMethod):
+class Wudi(MatrixMethod):
     """A layer of n inputs and m outputs costs 2 m n**2 operations a step; it is in memory whole.
 
     On one core 300 steps of (1536, 576) take 5 s, of (8192, 2048) 8 minutes; ``solver`` exact costs
@@ -30,36 +31,15 @@ class Wudi(MergeMethod):
     """
 
     paper: ClassVar[str] = "arXiv:2503.08099"
-    needs_base: ClassVar[bool] = True
-    uses_weights: ClassVar[bool] = False
-    needs_whole: ClassVar[bool] = True
 
     solver: Literal["adam", "exact"] = Field(
         "adam", description="the paper's steps, or where they lead to in the end"
     )
     steps: int = Field(300, ge=0, le=100_000, description="steps of Adam")
     lr: float = Field(1e-5, gt=0, description="size of a step of Adam")
-    scale: float = Field(1.0, description="multiplier of the merged task vector")
-    embeddings: Literal["mean", "matrix"] = Field(
-        "mean", description="what embeddings and output heads are merged as"
-    )
 
     @override
-    def combine(
-        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
-    ) -> Array:
-        from stillroom.merge.arithmetic import task_vectors
-        from stillroom.merge.spectral import is_matrix, mean_of
-
-        base, vectors = task_vectors(base, parents, "wudi")
-        if is_matrix(at, vectors, embeddings=self.embeddings == "matrix"):
-            merged = self._solve(vectors)
-        else:
-            merged = mean_of(vectors)
-        merged *= merged.dtype.type(self.scale)
-        return base + merged
-
-    def _solve(self, vectors: Sequence[Array]) -> Array:
+    def merge_matrices(self, vectors: Sequence[Array]) -> Array:
         from stillroom.merge.arithmetic import weighted_sum
 
         start = weighted_sum(vectors, [1.0] * len(vectors))

@@ -1,0 +1,184 @@
+"""Methods that prune task vectors and then sum what is left, or let it vote: what they share.
+
+A pruning (at random, by rank, by magnitude) comes with two ends: the sum of task arithmetic, or the
+vote of TIES (Yadav et al. 2023, arXiv:2306.01708). Both ends stand here once, and so does each
+pruning that has two methods; a method's own file says which it is, and its defaults.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.merge.method import Array, Blocks, MergeMethod, Place
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["PrunedAtRandom", "PrunedByRank", "PrunedMethod", "PrunedToMiddle"]
+
+
+class PrunedMethod(MergeMethod):
+    """Prunes every task vector, then sums them (``votes`` False) or averages what a vote elects."""
+
+    needs_base: ClassVar[bool] = True
+    replicates: ClassVar[bool] = True
+    per_model: ClassVar[tuple[str, ...]] = ("density",)
+    votes: ClassVar[bool] = False
+
+    density: float = Field(0.5, gt=0, le=1, description="share of each task vector kept")
+    scale: float = Field(1.0, description="multiplier of the merged task vector (lambda)")
+    normalize: bool = Field(
+        False, description="divide the sum by the weights of what was added; off only sums"
+    )
+
+    @abstractmethod
+    def prune(self, vectors: Sequence[Array], measured: Any, at: Place) -> list[Array]:
+        """Return the vectors of one block with what is dropped set to zero."""
+
+    @abstractmethod
+    def prune_whole(self, vectors: Sequence[torch.Tensor], at: Place) -> list[torch.Tensor]:
+        """Return whole vectors pruned as mergekit 0.1.5 does."""
+
+    @override
+    def combine(
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+    ) -> Array:
+        from stillroom.merge.arithmetic import disjoint_mean, elect_sign, task_vectors, weigh
+
+        base, vectors = task_vectors(base, parents, self.method_name())
+        kept = self.prune(vectors, measured, at)
+        if self.votes:
+            sign = elect_sign(kept, at.weights)
+            merged = disjoint_mean(kept, sign, at.weights, normalize=self.normalize)
+        else:
+            merged = weigh(kept, at.weights, normalize=self.normalize)
+        return base + self.scale * merged
+
+    @override
+    def replicate(
+        self, base: torch.Tensor | None, parents: Sequence[torch.Tensor], at: Place
+    ) -> torch.Tensor:
+        from stillroom.merge.replicas import combine, subtract
+
+        base, vectors = subtract(base, parents, self.method_name())
+        return combine(
+            base,
+            self.prune_whole(vectors, at),
+            at.weights,
+            votes=self.votes,
+            normalize=self.normalize,
+            scale=self.scale,
+        )
+
+
+class PrunedAtRandom(PrunedMethod):
+    """DARE's pruning: each element is kept with one probability."""
+
+    rescale: bool = Field(True, description="divide what is kept by the density")
+
+    @override
+    def prune(self, vectors: Sequence[Array], measured: Any, at: Place) -> list[Array]:
+        from stillroom.merge.arithmetic import thin
+
+        return thin(vectors, at.values("density", self.density), at, rescale=self.rescale)
+
+    @override
+    def prune_whole(self, vectors: Sequence[torch.Tensor], at: Place) -> list[torch.Tensor]:
+        from stillroom.merge.replicas import drop_at_random
+
+        return [
+            drop_at_random(vector, density, rescale=self.rescale)
+            for vector, density in zip(vectors, at.values("density", self.density), strict=True)
+        ]
+
+
+class PrunedByRank(PrunedMethod):
+    """DELLA's pruning: the larger of a row are likelier to be kept."""
+
+    per_model: ClassVar[tuple[str, ...]] = ("density", "epsilon")
+
+    epsilon: float = Field(
+        0.15, ge=0, lt=0.5, description="how far from it the smallest and largest of a row are"
+    )
+    rescale: bool = Field(True, description="divide what is kept by its probability")
+
+    @override
+    def measure(self, blocks: Blocks) -> list[list[float]] | None:
+        """Return what to multiply the elements of a tensor of one row with."""
+        from stillroom.merge.ranks import measure_rows
+
+        windows = self._windows(blocks.at)
+        return measure_rows(blocks, self.method_name(), windows, rescale=self.rescale)
+
+    @override
+    def prune(self, vectors: Sequence[Array], measured: Any, at: Place) -> list[Array]:
+        from stillroom.merge.ranks import prune_by_rank
+
+        return prune_by_rank(list(vectors), self._windows(at), measured, at, rescale=self.rescale)
+
+    @override
+    def prune_whole(self, vectors: Sequence[torch.Tensor], at: Place) -> list[torch.Tensor]:
+        from stillroom.merge.replicas import drop_by_rank
+
+        return [
+            drop_by_rank(vector, *window, rescale=self.rescale)
+            for vector, window in zip(vectors, self._windows(at), strict=True)
+        ]
+
+    def _windows(self, at: Place) -> list[tuple[float, float]]:
+        densities = at.values("density", self.density)
+        return list(zip(densities, at.values("epsilon", self.epsilon), strict=True))
+
+
+class PrunedToMiddle(PrunedMethod):
+    """Breadcrumbs' pruning: the largest of a tensor are dropped, and the small ones."""
+
+    per_model: ClassVar[tuple[str, ...]] = ("density", "gamma")
+
+    density: float = Field(0.15, ge=0, le=1, description="share of each task vector kept")
+    gamma: float = Field(0.01, ge=0, le=1, description="share of the largest that is dropped")
+    rescale: bool = Field(
+        False, description="multiply what is kept so that each tensor keeps its L1 norm"
+    )
+
+    @override
+    def measure(self, blocks: Blocks) -> tuple[list[Any], list[float]]:
+        """Return two cuts a model, above the small and above the outliers, and a factor each."""
+        from stillroom.merge.trim import find_bands, keep_band, length_factors
+
+        name = self.method_name()
+        densities = blocks.at.values("density", self.density)
+        gammas = blocks.at.values("gamma", self.gamma)
+        bands = find_bands(blocks, name, densities, gammas)
+        if not self.rescale:
+            return bands, [1.0] * len(bands)
+
+        def keep(number: int, vector: Array, at: Place) -> Array:
+            return keep_band(vector, bands[number], at)
+
+        return bands, length_factors(blocks, name, keep)
+
+    @override
+    def prune(self, vectors: Sequence[Array], measured: Any, at: Place) -> list[Array]:
+        from stillroom.merge.arithmetic import rescale
+        from stillroom.merge.trim import keep_band
+
+        return [
+            rescale(keep_band(vector, band, at), factor)
+            for vector, band, factor in zip(vectors, *measured, strict=True)
+        ]
+
+    @override
+    def prune_whole(self, vectors: Sequence[torch.Tensor], at: Place) -> list[torch.Tensor]:
+        from stillroom.merge.replicas import keep_middle
+
+        densities, gammas = at.values("density", self.density), at.values("gamma", self.gamma)
+        return [
+            keep_middle(vector, density, gamma, rescale=self.rescale)
+            for vector, density, gamma in zip(vectors, densities, gammas, strict=True)
+        ]
