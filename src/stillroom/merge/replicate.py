@@ -45,6 +45,8 @@ class Replicator(Engine):
         """Yield a tensor, whole."""
         import torch
 
+        from stillroom.train.precision import fixed_threads
+
         if tensor.tuned is None:
             yield from super().make(tensor, place)
             return
@@ -61,7 +63,8 @@ class Replicator(Engine):
             0,
             tensor.layer,
         )
-        merged = tensor.tuned.method.replicate(base, parents, at)
+        with fixed_threads(1):  # sums that are split over more threads round otherwise
+            merged = tensor.tuned.method.replicate(base, parents, at)
         merged = merged.to("cpu", torch_dtype(tensor.stored))
         kind = BIT_TYPES[tensor.stored]
         bits: Array = merged.contiguous().reshape(-1).view(torch.uint8).numpy().view(kind)

@@ -22,6 +22,7 @@ from stillroom.merge.sources import open_sources
 from stillroom.merge.stream import Merge
 from stillroom.recipes import build_recipe
 from stillroom.testing import tiny_checkpoint
+from stillroom.train.precision import fixed_threads
 
 WEIGHTS = (0.5137, 0.3071, 0.1963)
 SEED = 1
@@ -180,7 +181,8 @@ def run_ours(case, dtype, family):
         weights = tuple(case.weights[: case.models])
         keys = tuple(str(number) for number in range(case.models))
         at = Place(name, tuple(parents[0].shape), keys, weights, case.own, SEED)
-        merged[name] = method.replicate(start, parents, at)
+        with fixed_threads(1):  # as mergekit is held to
+            merged[name] = method.replicate(start, parents, at)
     return merged
 
 
