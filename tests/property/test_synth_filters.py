@@ -1,7 +1,7 @@
 """Filters judge any record, always the same, and duplicates form no chains."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.unit.synth.conftest import make_passage
 
@@ -89,6 +89,7 @@ def test_reading_any_text_never_fails(text):
 
 
 @given(TEXTS, TEXTS)
+@example("0 ? is", "")
 @settings(deadline=None)
 def test_a_trimmed_question_is_a_beginning_of_what_was_said(statement, tail):
     statement = f"The {statement} is kept by bees in a hive."

@@ -31,8 +31,11 @@ def trim_question(question: str, opening: Opening, evidence: str) -> str:
     """
     if not question.startswith(opening.text):
         return ""
+    body = question.rstrip("?？. ")
+    if len(body) < len(opening.text):  # the opening itself ends in such a mark: no question
+        return ""
     told = set(content_stems(evidence))
-    for part in _beginnings(question.rstrip("?？. "), opening):
+    for part in _beginnings(body, opening):
         asked = set(content_stems(part, frames=False))
         if (
             len(part.split()) >= _MIN_WORDS
