@@ -25,11 +25,19 @@ __all__ = ["Batch", "Counts", "Lesson", "encode_lessons", "make_batch"]
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """One record as tokens: ids (T,), and the positions whose next token bears loss, (N,)."""
+    """One record as tokens: ids (T,), and the positions whose next token bears loss, (N,).
+
+    Args:
+        record_id: The record's.
+        ids: Of the whole text.
+        positions: Rising.
+        weight: The loss of every position is multiplied by it; it is not divided by it again.
+    """
 
     record_id: str
     ids: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
+    weight: float = 1.0
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -74,6 +82,9 @@ class Batch:
         flat: Indices into (B * T) of the N positions that bear loss.
         labels: Next tokens there, (N,).
         target: What the teacher says there; None where the teacher is run instead.
+        weights: What each position's loss is multiplied by, (N,); None is 1 everywhere.
+        rollout: (N,), True where the position stands in the student's own text; None where no text
+            is.
     """
 
     input_ids: Tensor
@@ -82,6 +93,8 @@ class Batch:
     record_ids: tuple[str, ...]
     tokens: int
     target: Target | None = None
+    weights: Tensor | None = None
+    rollout: Tensor | None = None
 
     @property
     def valid(self) -> int:
@@ -134,6 +147,10 @@ def make_batch(
     for row, lesson in enumerate(lessons):
         ids[row, : len(lesson.ids)] = lesson.ids
         flat.append(lesson.positions + row * width)
+    weights = None
+    if any(lesson.weight != 1 for lesson in lessons):
+        parts = [np.full(len(lesson.positions), lesson.weight, np.float32) for lesson in lessons]
+        weights = torch.from_numpy(np.concatenate(parts)).to(device)
     return Batch(
         torch.from_numpy(ids).to(device),
         torch.from_numpy(np.concatenate(flat)).to(device),
@@ -141,4 +158,5 @@ def make_batch(
         tuple(lesson.record_id for lesson in lessons),
         sum(len(lesson.ids) for lesson in lessons),
         target,
+        weights,
     )

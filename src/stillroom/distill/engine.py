@@ -73,6 +73,7 @@ def position_loss(
     labels: Tensor,
     *,
     rollout: Tensor | None = None,
+    weights: Tensor | None = None,
     where: Where | None = None,
     chunk_rows: int = CHUNK_ROWS,
     dtype: torch.dtype | None = None,
@@ -86,6 +87,7 @@ def position_loss(
         target: What the teacher says there.
         labels: The records' own next tokens, (N,).
         rollout: (N,), True where the position stands in the student's own text.
+        weights: (N,), what each position's loss is multiplied by; its parts are logged as they are.
         where: Names a position in an error.
         chunk_rows: Rows whose logits exist at once.
         dtype: Type of the student's products; default that of its weight.
@@ -98,13 +100,17 @@ def position_loss(
     states = target if isinstance(target, TeacherStates) else None
 
     def score(logits: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor, Mapping[str, float]]:
-        return objective.score(
+        loss, gradient, parts = objective.score(
             logits,
             _slice(target, start, stop),
             labels[start:stop],
             rollout=None if rollout is None else rollout[start:stop],
             where=lambda row: (where or _number)(start + row),
         )
+        if weights is not None:
+            share = weights[start:stop].to(loss.dtype)
+            loss, gradient = loss * share, gradient.mul_(share.unsqueeze(-1))
+        return loss, gradient, parts
 
     return chunked_loss(
         hidden,
@@ -152,7 +158,7 @@ class DistillObjective:
             DataError: If the teacher's numbers are not finite; record and position are named.
             RecipeError: If the method needs the student's own text and the batch has none marked.
         """
-        rollout: Tensor | None = getattr(batch, "rollout", None)
+        rollout = batch.rollout
         if self.objective.needs_rollouts and rollout is None:
             raise no_rollouts(self.objective)
         hidden = body_of(model)(input_ids=batch.input_ids, use_cache=False).last_hidden_state
@@ -169,6 +175,7 @@ class DistillObjective:
             batch.target if batch.target is not None else self._states(batch),
             batch.labels,
             rollout=rollout,
+            weights=batch.weights,
             where=where,
             chunk_rows=self.chunk_rows,
             dtype=self.dtype,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,14 @@ from typing import Any
 from torch import nn
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.distill.cache import TeacherCache
-from stillroom.distill.capture import capture_teacher
-from stillroom.distill.encode import Batch, Lesson, make_batch
-from stillroom.distill.engine import DistillObjective, no_rollouts
+from stillroom.distill.encode import Lesson
 from stillroom.distill.fidelity import Fidelity, measure_fidelity
 from stillroom.distill.initialize import choose_layers, initialize_student, layer_influence
 from stillroom.distill.lessons import Split, make_lessons, split_records
 from stillroom.distill.recipe import DistillRecipe, DropLayers
 from stillroom.distill.sizing import estimate
 from stillroom.distill.teacher import Teacher, common_rows
+from stillroom.distill.teaching import Classroom, open_course, refuse_course
 from stillroom.distill.writing import candidate_steps, keep_candidates, write_student
 from stillroom.jobs import Job, atomic_write
 from stillroom.models import load_causal_lm, resolve_checkpoint
@@ -29,8 +26,7 @@ from stillroom.provenance import Artifact, Parent, make_parent
 from stillroom.records import Link, Origin, Record, combine_origins
 from stillroom.train.loop import TrainSummary, train
 from stillroom.train.lora import add_lora
-from stillroom.train.precision import choose_precision, fixed_threads
-from stillroom.train.source import RecordSource
+from stillroom.train.precision import fixed_threads
 
 __all__ = ["estimate", "run"]
 
@@ -44,8 +40,7 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         CheckpointError: If teacher or student is missing, or they share no vocabulary.
         Cancelled: If the user stopped it; ``--resume`` goes on.
     """
-    if recipe.method.needs_rollouts:
-        raise no_rollouts(recipe.method)
+    refuse_course(recipe)
     with fixed_threads(recipe.train.threads):
         teacher = Teacher.find(recipe.teacher, job)
         split = split_records(Path(recipe.records))
@@ -57,9 +52,11 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         card = _card(recipe, teacher, counts)
         steps = candidate_steps(recipe.train.count_steps(len(lessons)), recipe.candidates)
         on_step = keep_candidates(job.output, start, steps, recipe.out, card)
-        model, trained, header = _teach(recipe, job, student, teacher, lessons, rows, on_step)
+        model = add_lora(student, recipe.train.lora, recipe.seed) if recipe.train.lora else student
+        room = Classroom(recipe, job, teacher, model, tokenizer, split.train, lessons, rows)
+        trained, taught = _teach(recipe, room, on_step)
         fingerprint = write_student(model, job.output, start, recipe.out, card, in_place=True)
-        del student, model
+        del student, model, room
         teacher.unload()
         written, _ = load_causal_lm(job.output, dtype="float32")
         final = _measure("final", recipe, job, written, teacher, split)
@@ -72,7 +69,7 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         "layers_kept": list(kept),
         "records": counts,
         "train": asdict(trained),
-        "cache": header,
+        **taught,
         "fidelity": fidelity,
     }
     return job.finish(
@@ -105,63 +102,21 @@ def _start_of_student(
 
 def _teach(
     recipe: DistillRecipe,
-    job: Job,
-    student: nn.Module,
-    teacher: Teacher,
-    lessons: Sequence[Lesson],
-    rows: int,
+    room: Classroom,
     on_step: Callable[[int, nn.Module], None],
-) -> tuple[nn.Module, TrainSummary, dict[str, Any] | None]:
-    """Capture the teacher (or keep it in memory) and train the student."""
-    device = next(student.parameters()).device
-    precision = choose_precision(recipe.train.precision, device)
-    model = add_lora(student, recipe.train.lora, recipe.seed) if recipe.train.lora else student
-    with _captured(recipe, job, teacher, lessons, rows, precision) as cache:
-        objective = DistillObjective(
-            recipe.method,
-            rows=rows,
-            precision=precision,
-            teacher=None if cache else teacher.lowered(precision),
-        )
-
-        def load(chosen: Sequence[Lesson]) -> Batch:
-            return make_batch(chosen, cache.target(chosen, device) if cache else None, device)
-
-        source: RecordSource[Lesson, Batch] = RecordSource(
-            lessons,
-            ids=[lesson.key for lesson in lessons],
-            lengths=[len(lesson.ids) for lesson in lessons],
-            valid=[len(lesson.positions) for lesson in lessons],
-            load=load,
-            batch_size=recipe.train.batch_size,
-            micro_tokens=recipe.train.micro_tokens,
-            seed=recipe.seed,
-        )
+) -> tuple[TrainSummary, dict[str, Any]]:
+    """Train the student by the course that the recipe asks for; return what both came to."""
+    with open_course(room) as course:
         trained = train(
-            model, source, objective, recipe.train, job, seed=recipe.seed, on_step=on_step
+            room.student,
+            course.source,
+            course.objective,
+            recipe.train,
+            room.job,
+            seed=recipe.seed,
+            on_step=on_step,
         )
-        return model, trained, cache.header.model_dump() if cache else None
-
-
-@contextmanager
-def _captured(
-    recipe: DistillRecipe,
-    job: Job,
-    teacher: Teacher,
-    lessons: Sequence[Lesson],
-    rows: int,
-    precision: str,
-) -> Iterator[TeacherCache | None]:
-    """Fill the teacher cache and let the teacher go; in mode dense there is no cache."""
-    if recipe.targets.mode == "dense":
-        yield None
-        return
-    folder = Path(recipe.targets.cache) if recipe.targets.cache else job.scratch / "cache"
-    with TeacherCache.open(folder, teacher.header(recipe, rows, precision)) as cache:
-        capture_teacher(teacher.lowered(precision), lessons, cache, job)
-        cache.verify(lessons)
-        teacher.unload()
-        yield cache
+        return trained, dict(course.details)
 
 
 def _measure(

@@ -1,5 +1,5 @@
 import copy
-from dataclasses import dataclass
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,16 +96,8 @@ def test_bfloat16_products_are_near(loaded, student, lessons):
     assert found[1] == pytest.approx(found[0], rel=0.05)
 
 
-@dataclass(frozen=True, slots=True)
-class WithRollouts(Batch):
-    """A batch that says which positions stand in the student's own text."""
-
-    rollout: Tensor | None = None
-
-
 def with_rollouts(batch, rollout):
-    fields = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
-    return WithRollouts(**fields, rollout=rollout)
+    return replace(batch, rollout=rollout)
 
 
 def test_a_contrastive_pair_needs_to_know_whose_text_it_is(loaded, student, lessons):
@@ -240,3 +232,25 @@ def test_no_tensor_is_as_large_as_all_logits(monkeypatch):
         )
         total.backward()
     assert max(largest) == chunk * rows
+
+
+def test_a_lessons_weight_multiplies_its_loss_and_gradient(loaded, student, lessons):
+    teacher, _ = loaded
+    objective = DistillObjective(
+        METHODS.build("jsd"), rows=teacher.config.vocab_size, teacher=teacher, chunk_rows=5
+    )
+    weights = (0.25, 2.0)
+    wanted = torch.zeros(())
+    for lesson, weight in zip(lessons[:2], weights, strict=True):
+        wanted = wanted + weight * objective(student, make_batch([lesson], None)).total
+    wanted.backward()
+    gradients = [value.grad.clone() for value in student.parameters()]
+    student.zero_grad()
+    weighed = [
+        replace(lesson, weight=weight) for lesson, weight in zip(lessons, weights, strict=False)
+    ]
+    total = objective(student, make_batch(weighed, None)).total
+    total.backward()
+    torch.testing.assert_close(total, wanted.detach(), rtol=1e-4, atol=1e-5)
+    for value, gradient in zip(student.parameters(), gradients, strict=True):
+        torch.testing.assert_close(value.grad, gradient, rtol=1e-3, atol=1e-5)

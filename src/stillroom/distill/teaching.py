@@ -1,0 +1,141 @@
+"""How a student is taught: one course for each place that the teacher's words can come from.
+
+A course is what the training loop is given: which micro-batches there are, and their loss. The
+recipe decides which one is opened; each lives in a function of its own and is all that knows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillroom.distill.cache import TeacherCache
+from stillroom.distill.capture import capture_teacher
+from stillroom.distill.encode import Batch, Lesson, make_batch
+from stillroom.distill.engine import DistillObjective, no_rollouts
+from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.teacher import Teacher
+from stillroom.jobs import Job
+from stillroom.records import Record
+from stillroom.train.loop import Objective
+from stillroom.train.precision import choose_precision
+from stillroom.train.source import RecordSource, Source
+
+__all__ = ["Classroom", "Course", "lesson_source", "open_course", "refuse_course"]
+
+
+@dataclass(frozen=True)
+class Classroom:
+    """What every course is given.
+
+    Args:
+        recipe: Of the job.
+        job: For progress, journals and scratch files.
+        teacher: Loaded on first use; a course that needs it no more unloads it.
+        student: The model to train, on its device, LoRA layers included.
+        tokenizer: The student's.
+        records: Those to learn from.
+        lessons: The same as tokens.
+        rows: Tokens of the vocabulary that teacher and student share.
+    """
+
+    recipe: DistillRecipe
+    job: Job
+    teacher: Teacher
+    student: nn.Module
+    tokenizer: Any
+    records: Sequence[Record]
+    lessons: Sequence[Lesson]
+    rows: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student is."""
+        return next(self.student.parameters()).device
+
+    @cached_property
+    def precision(self) -> str:
+        """Of the matrix products: ``float32`` or ``bfloat16``."""
+        return choose_precision(self.recipe.train.precision, self.device)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What the training loop is given, and what artifact.json keeps of it under its keys."""
+
+    source: Source[Any]
+    objective: Objective[Any]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def refuse_course(recipe: DistillRecipe) -> None:
+    """Refuse what no course can teach, before anything is loaded.
+
+    Raises:
+        RecipeError: If the method needs rollouts and the recipe has none.
+    """
+    if recipe.method.needs_rollouts:
+        raise no_rollouts(recipe.method)
+
+
+@contextmanager
+def open_course(room: Classroom) -> Iterator[Course]:
+    """Prepare the course that the recipe asks for; what it holds open is closed after the body.
+
+    Raises:
+        DataError: If a cache cannot be used, or the teacher gives numbers that are not finite.
+        Cancelled: If the user asked for it; what was prepared is kept.
+    """
+    with _live(room) if room.recipe.targets.mode == "dense" else _cached(room) as course:
+        yield course
+
+
+@contextmanager
+def _live(room: Classroom) -> Iterator[Course]:
+    """Run the teacher in every step."""
+    objective = DistillObjective(
+        room.recipe.method,
+        rows=room.rows,
+        precision=room.precision,
+        teacher=room.teacher.lowered(room.precision),
+    )
+    yield Course(lesson_source(room, None), objective, {"cache": None})
+
+
+@contextmanager
+def _cached(room: Classroom) -> Iterator[Course]:
+    """Fill the teacher cache, let the teacher go, and learn from the cache."""
+    recipe, teacher = room.recipe, room.teacher
+    folder = Path(recipe.targets.cache) if recipe.targets.cache else room.job.scratch / "cache"
+    with TeacherCache.open(folder, teacher.header(recipe, room.rows, room.precision)) as cache:
+        capture_teacher(teacher.lowered(room.precision), room.lessons, cache, room.job)
+        cache.verify(room.lessons)
+        teacher.unload()
+        objective = DistillObjective(recipe.method, rows=room.rows, precision=room.precision)
+        yield Course(lesson_source(room, cache), objective, {"cache": cache.header.model_dump()})
+
+
+def lesson_source(room: Classroom, cache: TeacherCache | None) -> RecordSource[Lesson, Batch]:
+    """Return the micro-batches of the lessons, with targets from a cache if there is one."""
+    lessons, recipe, device = room.lessons, room.recipe, room.device
+
+    def load(chosen: Sequence[Lesson]) -> Batch:
+        return make_batch(chosen, cache.target(chosen, device) if cache else None, device)
+
+    return RecordSource(
+        lessons,
+        ids=[lesson.key for lesson in lessons],
+        lengths=[len(lesson.ids) for lesson in lessons],
+        valid=[len(lesson.positions) for lesson in lessons],
+        load=load,
+        batch_size=recipe.train.batch_size,
+        micro_tokens=recipe.train.micro_tokens,
+        seed=recipe.seed,
+    )
