@@ -32,12 +32,19 @@ class Lesson:
         ids: Of the whole text.
         positions: Rising.
         weight: The loss of every position is multiplied by it; it is not divided by it again.
+        heard: The same labels as the teacher reads them, where it reads more than the student.
     """
 
     record_id: str
     ids: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
     weight: float = 1.0
+    heard: Lesson | None = None
+
+    @property
+    def by_teacher(self) -> Lesson:
+        """The lesson as the teacher reads it."""
+        return self.heard or self
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -85,6 +92,7 @@ class Batch:
         weights: What each position's loss is multiplied by, (N,); None is 1 everywhere.
         rollout: (N,), True where the position stands in the student's own text; None where no text
             is.
+        heard: What the teacher reads in place of ``input_ids`` (B, T'), and its ``flat``.
     """
 
     input_ids: Tensor
@@ -95,6 +103,7 @@ class Batch:
     target: Target | None = None
     weights: Tensor | None = None
     rollout: Tensor | None = None
+    heard: tuple[Tensor, Tensor] | None = None
 
     @property
     def valid(self) -> int:
@@ -141,22 +150,30 @@ def make_batch(
     lessons: Sequence[Lesson], target: Target | None, device: torch.device | None = None
 ) -> Batch:
     """Pad lessons to one width and gather their positions; ``target`` has one row for each."""
+    ids, flat = _pad(lessons, device)
+    weights = None
+    if any(lesson.weight != 1 for lesson in lessons):
+        parts = [np.full(len(lesson.positions), lesson.weight, np.float32) for lesson in lessons]
+        weights = torch.from_numpy(np.concatenate(parts)).to(device)
+    is_heard = target is None and any(lesson.heard is not None for lesson in lessons)
+    return Batch(
+        ids,
+        flat,
+        torch.from_numpy(np.concatenate([lesson.labels for lesson in lessons])).to(device),
+        tuple(lesson.record_id for lesson in lessons),
+        sum(len(lesson.ids) for lesson in lessons),
+        target,
+        weights,
+        heard=_pad([lesson.by_teacher for lesson in lessons], device) if is_heard else None,
+    )
+
+
+def _pad(lessons: Sequence[Lesson], device: torch.device | None) -> tuple[Tensor, Tensor]:
+    """Return ids (B, T), padded on the right, and the places of all positions in (B * T)."""
     width = max(len(lesson.ids) for lesson in lessons)
     ids = np.zeros((len(lessons), width), dtype=np.int64)
     flat = []
     for row, lesson in enumerate(lessons):
         ids[row, : len(lesson.ids)] = lesson.ids
         flat.append(lesson.positions + row * width)
-    weights = None
-    if any(lesson.weight != 1 for lesson in lessons):
-        parts = [np.full(len(lesson.positions), lesson.weight, np.float32) for lesson in lessons]
-        weights = torch.from_numpy(np.concatenate(parts)).to(device)
-    return Batch(
-        torch.from_numpy(ids).to(device),
-        torch.from_numpy(np.concatenate(flat)).to(device),
-        torch.from_numpy(np.concatenate([lesson.labels for lesson in lessons])).to(device),
-        tuple(lesson.record_id for lesson in lessons),
-        sum(len(lesson.ids) for lesson in lessons),
-        target,
-        weights,
-    )
+    return torch.from_numpy(ids).to(device), torch.from_numpy(np.concatenate(flat)).to(device)

@@ -187,7 +187,8 @@ class DistillObjective:
     def _states(self, batch: Batch) -> TeacherStates:
         if self.teacher is None or self._teacher_head is None:
             raise ValueError("a batch without a target needs the teacher")
-        hidden = teacher_hidden(self.teacher, batch.input_ids, batch.flat)
+        ids, flat = batch.heard or (batch.input_ids, batch.flat)
+        hidden = teacher_hidden(self.teacher, ids, flat)
         return TeacherStates(hidden, self._teacher_head, self._operand)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from stillroom.distill.crossing import CROSSINGS
+from stillroom.distill.verifying import VERIFIERS
 from stillroom.registry import Method, Seam
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from stillroom.distill.divergence import Pair
     from stillroom.distill.targets import Target
 
-__all__ = ["CROSSINGS", "METHODS", "Objective"]
+__all__ = ["CROSSINGS", "METHODS", "VERIFIERS", "Objective"]
 
 
 class Objective(Method):

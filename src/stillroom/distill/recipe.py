@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from stillroom.distill.context import ContextSettings
 from stillroom.distill.method import METHODS, Objective
+from stillroom.distill.rationale import RationaleSettings
+from stillroom.distill.sequence import SequenceSettings
 from stillroom.distill.targets import TargetMode
 from stillroom.recipes import Recipe, Reference, Settings, Size
 from stillroom.train.settings import TrainSettings
@@ -106,6 +109,17 @@ class DistillRecipe(Recipe):
     targets: TargetSettings = Field(
         default_factory=TargetSettings, description="what is kept of the teacher"
     )
+    sequence: SequenceSettings | None = Field(
+        default=None,
+        description="let the teacher, or any other model, write the answers; null keeps them",
+    )
+    rationale: RationaleSettings | None = Field(
+        default=None, description="learn rationales beside the answers; null learns answers alone"
+    )
+    context: ContextSettings | None = Field(
+        default=None,
+        description="what the teacher reads before the question and the student does not",
+    )
     train: TrainSettings = Field(
         default_factory=TrainSettings, description="optimizer, schedule, batch"
     )
@@ -129,5 +143,13 @@ class DistillRecipe(Recipe):
             raise ValueError(
                 f"method '{self.method.method_name()}' cannot learn from targets.mode 'sampled'; "
                 "use method forward_kl, or targets.mode top_k"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _context_hides_prompts(self) -> DistillRecipe:
+        if self.context is not None and self.include_prompt:
+            raise ValueError(
+                "'context' compares the assistant's tokens alone; set include_prompt: false"
             )
         return self

@@ -14,7 +14,8 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.distill.encode import Lesson
 from stillroom.distill.fidelity import Fidelity, measure_fidelity
 from stillroom.distill.initialize import choose_layers, initialize_student, layer_influence
-from stillroom.distill.lessons import Split, make_lessons, split_records
+from stillroom.distill.lessons import Split, split_records
+from stillroom.distill.preparing import prepare_lessons, writer_parents
 from stillroom.distill.recipe import DistillRecipe, DropLayers
 from stillroom.distill.sizing import estimate
 from stillroom.distill.teacher import Teacher, common_rows
@@ -44,7 +45,8 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
     with fixed_threads(recipe.train.threads):
         teacher = Teacher.find(recipe.teacher, job)
         split = split_records(Path(recipe.records))
-        lessons, counts = make_lessons(recipe, split, teacher.tokenizer, job)
+        prepared = prepare_lessons(recipe, split, teacher, job)
+        lessons, counts = prepared.lessons, prepared.counts
         start, kept = _start_of_student(recipe, job, teacher, lessons)
         student, tokenizer = load_causal_lm(start, dtype="float32")
         rows = common_rows(teacher, student, tokenizer)
@@ -53,7 +55,7 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         steps = candidate_steps(recipe.train.count_steps(len(lessons)), recipe.candidates)
         on_step = keep_candidates(job.output, start, steps, recipe.out, card)
         model = add_lora(student, recipe.train.lora, recipe.seed) if recipe.train.lora else student
-        room = Classroom(recipe, job, teacher, model, tokenizer, split.train, lessons, rows)
+        room = Classroom(recipe, job, teacher, model, tokenizer, prepared.records, lessons, rows)
         trained, taught = _teach(recipe, room, on_step)
         fingerprint = write_student(model, job.output, start, recipe.out, card, in_place=True)
         del student, model, room
@@ -75,7 +77,7 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
     return job.finish(
         "checkpoint",
         parents=_parents(recipe, job, teacher),
-        origin=_origin(recipe, teacher, split).to_json(),
+        origin=_origin(recipe, teacher, prepared.records).to_json(),
         details=details,
     )
 
@@ -195,12 +197,12 @@ def _parents(recipe: DistillRecipe, job: Job, teacher: Teacher) -> list[Parent]:
         path = resolve_checkpoint(recipe.student)
         fingerprint = Checkpoint.open(path).fingerprint
         found.append(Parent("student", recipe.student, fingerprint, "checkpoint"))
-    return found
+    return [*found, *writer_parents(recipe)]
 
 
-def _origin(recipe: DistillRecipe, teacher: Teacher, split: Split) -> Origin:
+def _origin(recipe: DistillRecipe, teacher: Teacher, records: Sequence[Record]) -> Origin:
     """Return the origin of the student: synthetic, by this method, under all licenses involved."""
-    parts = [record.origin for record in split.train]
+    parts = [record.origin for record in records]
     licensed = combine_origins([*parts, Origin("unknown", license=teacher.checkpoint.license)])
     link = Link(
         f"distill.methods.{recipe.method.method_name()}",

@@ -23,6 +23,7 @@ from stillroom.distill.engine import DistillObjective, no_rollouts
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.teacher import Teacher
 from stillroom.jobs import Job
+from stillroom.provenance import digest_json
 from stillroom.records import Record
 from stillroom.train.loop import Objective
 from stillroom.train.precision import choose_precision
@@ -115,8 +116,9 @@ def _cached(room: Classroom) -> Iterator[Course]:
     recipe, teacher = room.recipe, room.teacher
     folder = Path(recipe.targets.cache) if recipe.targets.cache else room.job.scratch / "cache"
     with TeacherCache.open(folder, teacher.header(recipe, room.rows, room.precision)) as cache:
-        capture_teacher(teacher.lowered(room.precision), room.lessons, cache, room.job)
-        cache.verify(room.lessons)
+        heard = [lesson.by_teacher for lesson in room.lessons]
+        capture_teacher(teacher.lowered(room.precision), heard, cache, room.job)
+        cache.verify(heard)
         teacher.unload()
         objective = DistillObjective(recipe.method, rows=room.rows, precision=room.precision)
         yield Course(lesson_source(room, cache), objective, {"cache": cache.header.model_dump()})
@@ -127,11 +129,12 @@ def lesson_source(room: Classroom, cache: TeacherCache | None) -> RecordSource[L
     lessons, recipe, device = room.lessons, room.recipe, room.device
 
     def load(chosen: Sequence[Lesson]) -> Batch:
-        return make_batch(chosen, cache.target(chosen, device) if cache else None, device)
+        heard = [lesson.by_teacher for lesson in chosen]
+        return make_batch(chosen, cache.target(heard, device) if cache else None, device)
 
     return RecordSource(
         lessons,
-        ids=[lesson.key for lesson in lessons],
+        ids=[digest_json([lesson.key, lesson.by_teacher.key, lesson.weight]) for lesson in lessons],
         lengths=[len(lesson.ids) for lesson in lessons],
         valid=[len(lesson.positions) for lesson in lessons],
         load=load,

@@ -1,0 +1,3 @@
+"""Verifiers: which of a teacher's completions are worth learning from."""
+
+SEAM = "which of a teacher's completions are worth learning from, and which is the best"

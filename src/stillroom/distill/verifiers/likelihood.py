@@ -1,0 +1,50 @@
+"""Ranks completions by how likely the writer itself finds them, a token.
+
+Source: best-of-n by the model's own length-normalized log-probability, as the reranking baseline of
+Adiwardana et al. 2020, arXiv:2001.09977, section 2.4 (sample and rank). It favors the writer's mode
+over its variety: use it where one good text a prompt is wanted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.distill.verifying import Judgement, Verifier
+from stillroom.records import Prompt, Record
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+
+__all__ = ["Likelihood"]
+
+
+class Likelihood(Verifier):
+    """The mean log-probability of the completion's tokens, in nats."""
+
+    paper: ClassVar[str] = "arXiv:2001.09977"
+
+    least: float | None = Field(
+        default=None,
+        le=0,
+        allow_inf_nan=False,
+        description="a completion below this is rejected, in nats a token; null rejects none",
+    )
+
+    @override
+    def judge(
+        self, record: Record, prompt: Prompt, texts: Sequence[str], model: TextModel
+    ) -> list[Judgement]:
+        scores = [score.mean for score in model.score([prompt] * len(texts), texts)]
+        return [self._judge(score) for score in scores]
+
+    def _judge(self, score: float) -> Judgement:
+        if not math.isfinite(score):
+            return Judgement(reason="no finite likelihood")
+        if self.least is not None and score < self.least:
+            return Judgement(reason="too unlikely")
+        return Judgement(score)

@@ -1,0 +1,52 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillroom.distill.final_answer import find_answer, same_answer
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("First 2 and 3. The answer is 5.", "5"),
+        ("The answer is 4.\nNo: the answer is **5**.", "5"),
+        ("6 * 7 = 42\n#### 42", "42"),
+        (r"So \boxed{\frac{1}{2}} it is", r"\frac{1}{2}"),
+        ("Answer: the copper still\nand more", "the copper still"),
+        ("A bare line", "A bare line"),
+        ("", ""),
+        (r"\boxed{never closed", r"\boxed{never closed"),
+    ],
+)
+def test_finds_what_is_marked_or_the_last_line(text, wanted):
+    assert find_answer(text) == wanted
+
+
+def test_finds_the_last_number_and_the_whole():
+    assert find_answer("from 3 to 1,204.5 kg", "number") == "1,204.5"
+    assert find_answer("none here", "number") == ""
+    assert find_answer("  all of it \n", "whole") == "all of it"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("42", "42.0", True),
+        ("1,000", "1000", True),
+        ("1/2", "0.5", True),
+        ("−3", "-3", True),
+        ("42", "43", False),
+        ("The still", "still", True),
+        ("still", "stills", False),
+        ("", "", False),
+        ("5/0", "5/0", True),
+        ("12", "twelve", False),
+    ],
+)
+def test_compares_as_numbers_or_in_words(one, other, same):
+    assert same_answer(one, other) is same
+
+
+@given(st.integers(-(10**9), 10**9))
+def test_a_number_is_found_however_it_is_set(number):
+    assert same_answer(find_answer(f"Thus the answer is ${number:,}$."), str(number))

@@ -1,0 +1,94 @@
+import json
+
+import pytest
+from pydantic import ValidationError
+from tests.unit.distill.conftest import make_records
+
+from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.run import run
+from stillroom.jobs import Job
+from stillroom.records import Record, read_records, write_records
+
+FAST = {"steps": 6, "batch_size": 4, "threads": 1, "learning_rate": 3e-3, "precision": "float32"}
+
+
+@pytest.fixture
+def do(teacher_folder, tmp_path):
+    def do(records=None, **changes):
+        path = tmp_path / "given.jsonl"
+        write_records(path, records or make_records(8))
+        fields = {
+            "teacher": str(teacher_folder),
+            "records": str(path),
+            "student": {"max_parameters": 0.85, "choose": "even"},
+            "targets": {"k": 16},
+            "train": FAST,
+        }
+        job = Job.start(tmp_path / "out", "kind: distill\n")
+        try:
+            return run(DistillRecipe.model_validate({**fields, **changes}), job), job.out
+        finally:
+            job.close()
+
+    return do
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "script.json"
+    path.write_text(json.dumps({"*": "It boils because it is hot.", "Question 1?": "  "}))
+    return f"scripted:{path}"
+
+
+def losses_of(folder):
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["value"] for row in rows if row["name"] == "loss"]
+
+
+def test_a_student_learns_what_another_model_wrote(do, script):
+    artifact, folder = do(
+        sequence={"model": script, "attempts": 1, "temperature": 0, "verifiers": []},
+        method={"name": "forward_kl", "kd_weight": 0, "ce_weight": 1},
+        include_prompt=False,
+    )
+    counts = artifact.details["records"]["sequences"]
+    assert (counts["prompts"], counts["prompts_lost"]) == (6, 1)
+    written = list(read_records(folder / "output" / "written.jsonl"))
+    assert {one.messages[-1].content for one in written} == {"It boils because it is hot."}
+    assert all(one.origin.kind == "synthetic" for one in written)
+    assert [parent.role for parent in artifact.parents] == ["teacher", "records", "writer"]
+    losses = losses_of(folder)
+    assert losses[-1] < losses[0]
+
+
+def test_rationales_are_learned_with_their_weight(do, script):
+    records = [
+        Record(one.messages, {**one.fields, "rationale": "Since it is so."}) if n % 2 else one
+        for n, one in enumerate(make_records(8))
+    ]
+    artifact, _ = do(
+        records, rationale={"weight": 0.5, "write": {"model": script, "temperature": 0}}
+    )
+    counts = artifact.details["records"]
+    assert counts["rationales"] == {"with a rationale": 6}
+    assert counts["records"] == 12
+
+
+def test_a_student_learns_what_its_teacher_reads_in_context(do):
+    records = [
+        Record(one.messages, {**one.fields, "passage": "Every still is hot."})
+        for one in make_records(8)
+    ]
+    context = {"field": "passage", "text": "{context} "}
+    train = {**FAST, "steps": 12}
+    artifact, folder = do(records, context=context, include_prompt=False, train=train)
+    assert artifact.details["records"]["context"]["other_tokens"] == 0
+    losses = losses_of(folder)
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+
+
+def test_context_compares_the_assistants_tokens_alone():
+    with pytest.raises(ValidationError, match="include_prompt: false"):
+        DistillRecipe.model_validate(
+            {"teacher": "t", "records": "r", "context": {"field": "passage"}}
+        )
