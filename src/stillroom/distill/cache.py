@@ -31,13 +31,16 @@ __all__ = ["CacheHeader", "TeacherCache", "row_dtype"]
 
 _FORMAT = 1
 _SMALL_VOCABULARY = 1 << 16
+_NOT_COMPARED = {"license", "about"}
 
 
 class CacheHeader(BaseModel):
     """Whose words a cache holds, and in which form.
 
-    ``width`` is k in mode top_k, the number of draws in mode sampled. ``license`` is the teacher's,
-    kept for those who share the cache; it is not compared.
+    ``width`` is k in mode top_k, the number of draws in mode sampled; mode own has none and keeps
+    the log-probability of each record's own token alone. ``license`` is the teacher's, ``about``
+    what else is known of it (its name, that its weights are quantized, which endpoint it stands
+    behind): both are kept for those who share the cache, and not compared.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,10 +57,13 @@ class CacheHeader(BaseModel):
     logprob_dtype: str
     seed: int = 0
     license: str = ""
+    about: dict[str, Any] = {}
 
 
 def row_dtype(header: CacheHeader) -> np.dtype[np.void]:
     """Return the layout of one row: the record's own token, ids, log-probabilities, tail."""
+    if header.mode == "own":
+        return np.dtype([("token", "<u4"), ("logprob", "<f4")])
     ids = "<u2" if header.vocabulary <= _SMALL_VOCABULARY else "<u4"
     number = "<f2" if header.logprob_dtype == "float16" else "<f4"
     fields: list[tuple[Any, ...]] = [
@@ -245,7 +251,7 @@ def _compare(path: Path, header: CacheHeader) -> None:
         ) from error
     for name in CacheHeader.model_fields:
         was, now = getattr(kept, name), getattr(header, name)
-        if was != now and name != "license":
+        if was != now and name not in _NOT_COMPARED:
             raise DataError(
                 f"the teacher cache was made with another {name}: {was!r:.80}",
                 code="distill.cache-mismatch",

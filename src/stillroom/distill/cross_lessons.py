@@ -24,10 +24,10 @@ from stillroom.distill.alignment import (
     align,
     find_regions,
 )
+from stillroom.distill.encode import Lesson
 from stillroom.distill.token_bytes import TokenBytes
 from stillroom.distill.token_spans import Placed, place_tokens
 from stillroom.evaluate.spans import assistant_spans
-from stillroom.provenance import digest_json
 from stillroom.records import Record
 
 __all__ = ["CrossBatch", "CrossLesson", "Reader", "encode_cross", "make_cross_batch"]
@@ -61,6 +61,7 @@ class CrossLesson:
         teacher_positions: The teacher's positions whose tokens are in a chunk, (M,), rising.
         teacher_chunk_of: Their chunks, (M,).
         kinds: Kind of each chunk, (C,), uint8; every chunk has positions on both sides.
+        sizes: Bytes of text of each chunk, (C,), int64; 0 for a pair of special tokens.
     """
 
     record_id: str
@@ -71,11 +72,17 @@ class CrossLesson:
     teacher_positions: Ints
     teacher_chunk_of: Ints
     kinds: npt.NDArray[np.uint8]
+    sizes: Ints
+
+    @property
+    def taught(self) -> Lesson:
+        """The teacher's side: its tokens, and its positions that are in chunks."""
+        return Lesson(self.record_id, self.teacher_ids, self.teacher_positions)
 
     @property
     def key(self) -> str:
         """What the teacher's numbers of this lesson follow from: its tokens and positions."""
-        return digest_json([self.teacher_ids.tolist(), self.teacher_positions.tolist()])
+        return self.taught.key
 
     def rows(self, *, one_to_one: bool, by_index: bool = False) -> tuple[Ints, Ints]:
         """Return which positions are compared row by row.
@@ -301,6 +308,7 @@ def _make_lesson(
         taught - 1,
         teacher_chunk_of[taught],
         found.kinds[keep],
+        np.where(found.kinds == SPECIAL_PAIR, 0, found.spans[:, 1] - found.spans[:, 0])[keep],
     )
 
 

@@ -37,6 +37,13 @@ class Crossing(Method):
     ce_weight: float = Field(
         default=0.0, ge=0, description="weight of the cross-entropy with the student's own tokens"
     )
+    least_coverage: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="least share of the records' student tokens that is compared with the teacher; "
+        "below it nothing is trained",
+    )
 
 
 class ChunkCrossing(Crossing):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from stillroom.distill.context import ContextSettings
+from stillroom.distill.crossing import CROSSINGS, Crossing
 from stillroom.distill.method import METHODS, Objective
 from stillroom.distill.rationale import RationaleSettings
 from stillroom.distill.sequence import SequenceSettings
@@ -106,6 +107,11 @@ class DistillRecipe(Recipe):
         default_factory=lambda: METHODS.build("forward_kl"),
         description="the divergence to lower, with its settings",
     )
+    crossing: Annotated[Crossing, CROSSINGS.choice()] | None = Field(
+        default=None,
+        description="the loss where teacher and student have different tokenizers, in place of "
+        "method; null requires one tokenizer",
+    )
     targets: TargetSettings = Field(
         default_factory=TargetSettings, description="what is kept of the teacher"
     )
@@ -152,4 +158,28 @@ class DistillRecipe(Recipe):
             raise ValueError(
                 "'context' compares the assistant's tokens alone; set include_prompt: false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _crossing_takes_the_place_of_method(self) -> DistillRecipe:
+        if self.crossing is None:
+            return self
+        if not isinstance(self.student, str):
+            raise ValueError(
+                "with 'crossing', 'student' must be a checkpoint with a tokenizer of its own: a "
+                "student made from the teacher has the teacher's"
+            )
+        if self.method != METHODS.build("forward_kl"):
+            raise ValueError(
+                "'method' compares one vocabulary and 'crossing' two: give one of them; "
+                "the crossing has kd_weight and ce_weight of its own"
+            )
+        if self.targets.model_copy(update={"cache": None}) != TargetSettings():
+            raise ValueError("with 'crossing', of 'targets' only 'cache' means anything")
+        for name in ("sequence", "rationale", "context"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"'{name}' is not offered with 'crossing': write the records in a job of "
+                    "their own first, and learn from them here"
+                )
         return self

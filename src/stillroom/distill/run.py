@@ -11,10 +11,12 @@ from typing import Any
 from torch import nn
 
 from stillroom.checkpoints import Checkpoint
+from stillroom.distill.cross_run import run_crossing
 from stillroom.distill.encode import Lesson
 from stillroom.distill.fidelity import Fidelity, measure_fidelity
 from stillroom.distill.initialize import choose_layers, initialize_student, layer_influence
 from stillroom.distill.lessons import Split, split_records
+from stillroom.distill.lineage import list_parents, student_card, student_origin, warn_of_teachers
 from stillroom.distill.preparing import prepare_lessons, writer_parents
 from stillroom.distill.recipe import DistillRecipe, DropLayers
 from stillroom.distill.sizing import estimate
@@ -23,8 +25,8 @@ from stillroom.distill.teaching import Classroom, open_course, refuse_course
 from stillroom.distill.writing import candidate_steps, keep_candidates, write_student
 from stillroom.jobs import Job, atomic_write
 from stillroom.models import load_causal_lm, resolve_checkpoint
-from stillroom.provenance import Artifact, Parent, make_parent
-from stillroom.records import Link, Origin, Record, combine_origins
+from stillroom.provenance import Artifact
+from stillroom.records import Record
 from stillroom.train.loop import TrainSummary, train
 from stillroom.train.lora import add_lora
 from stillroom.train.precision import fixed_threads
@@ -41,9 +43,12 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         CheckpointError: If teacher or student is missing, or they share no vocabulary.
         Cancelled: If the user stopped it; ``--resume`` goes on.
     """
+    if recipe.crossing is not None:
+        return run_crossing(recipe, recipe.crossing, job)
     refuse_course(recipe)
     with fixed_threads(recipe.train.threads):
         teacher = Teacher.find(recipe.teacher, job)
+        warn_of_teachers([teacher], job)
         split = split_records(Path(recipe.records))
         prepared = prepare_lessons(recipe, split, teacher, job)
         lessons, counts = prepared.lessons, prepared.counts
@@ -51,7 +56,7 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         student, tokenizer = load_causal_lm(start, dtype="float32")
         rows = common_rows(teacher, student, tokenizer)
         initial = _measure("initial", recipe, job, student, teacher, split)
-        card = _card(recipe, teacher, counts)
+        card = student_card(recipe, [teacher], counts, loss=recipe.method.method_name())
         steps = candidate_steps(recipe.train.count_steps(len(lessons)), recipe.candidates)
         on_step = keep_candidates(job.output, start, steps, recipe.out, card)
         model = add_lora(student, recipe.train.lora, recipe.seed) if recipe.train.lora else student
@@ -76,8 +81,8 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
     }
     return job.finish(
         "checkpoint",
-        parents=_parents(recipe, job, teacher),
-        origin=_origin(recipe, teacher, prepared.records).to_json(),
+        parents=[*list_parents(recipe, job, [teacher]), *writer_parents(recipe)],
+        origin=student_origin(_method(recipe), [teacher], prepared.records).to_json(),
         details=details,
     )
 
@@ -169,43 +174,5 @@ def _report_fidelity(
     return report
 
 
-def _card(recipe: DistillRecipe, teacher: Teacher, counts: dict[str, Any]) -> dict[str, Any]:
-    """Return what the student's card says: what made it, from what, under which license."""
-    loss = recipe.method.method_name()
-    return {
-        "title": f"A student of {teacher.name}",
-        "body": (
-            f"Distilled by Stillroom from {teacher.name} (fingerprint "
-            f"`{teacher.checkpoint.fingerprint[:16]}`) with the objective `{loss}` on "
-            f"{counts['records']} records ({counts['tokens']} tokens), seed {recipe.seed}.\n\n"
-            "`fidelity.json` says how near it is to its teacher on held-out records; "
-            "`candidates/` holds earlier steps of the same run."
-        ),
-        "license": teacher.checkpoint.license,
-        "base_models": [teacher.name],
-        "relation": "finetune",
-        "tags": ["distillation"],
-    }
-
-
-def _parents(recipe: DistillRecipe, job: Job, teacher: Teacher) -> list[Parent]:
-    found = [
-        Parent("teacher", recipe.teacher, teacher.checkpoint.fingerprint, "checkpoint"),
-        make_parent("records", Path(recipe.records), job.out),
-    ]
-    if not isinstance(recipe.student, DropLayers):
-        path = resolve_checkpoint(recipe.student)
-        fingerprint = Checkpoint.open(path).fingerprint
-        found.append(Parent("student", recipe.student, fingerprint, "checkpoint"))
-    return [*found, *writer_parents(recipe)]
-
-
-def _origin(recipe: DistillRecipe, teacher: Teacher, records: Sequence[Record]) -> Origin:
-    """Return the origin of the student: synthetic, by this method, under all licenses involved."""
-    parts = [record.origin for record in records]
-    licensed = combine_origins([*parts, Origin("unknown", license=teacher.checkpoint.license)])
-    link = Link(
-        f"distill.methods.{recipe.method.method_name()}",
-        teacher.checkpoint.fingerprint,
-    )
-    return Origin("synthetic", (link,), licensed.license)
+def _method(recipe: DistillRecipe) -> str:
+    return f"distill.methods.{recipe.method.method_name()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,15 +10,21 @@ import torch
 from torch import nn
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.distill.cache import CacheHeader
+from stillroom.checkpoints.card import read_card
+from stillroom.distill.cache import CacheHeader, TeacherCache
+from stillroom.distill.cross_capture import capture_own
+from stillroom.distill.encode import Lesson
 from stillroom.distill.head import Head
 from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.scoring import ModelScorer
 from stillroom.errors import CheckpointError
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.provenance import digest_text
 
 __all__ = ["Teacher", "common_rows"]
+
+_DEQUANTIZED = "dequantized-from-"
 
 
 @dataclass
@@ -26,6 +33,7 @@ class Teacher:
 
     checkpoint: Checkpoint
     name: str
+    reference: str = ""
     _loaded: tuple[Any, Any] | None = field(default=None, repr=False)
 
     @classmethod
@@ -33,7 +41,35 @@ class Teacher:
         """Open the checkpoint that a reference means, without loading its weights."""
         path = resolve_checkpoint(reference, say=job.say)
         name = reference.removeprefix("hub:").partition("@")[0]
-        return cls(Checkpoint.open(path), name if reference.startswith("hub:") else path.name)
+        named = name if reference.startswith("hub:") else path.name
+        return cls(Checkpoint.open(path), named, reference)
+
+    @property
+    def fingerprint(self) -> str:
+        """The digest of its weights."""
+        return self.checkpoint.fingerprint
+
+    @property
+    def license(self) -> str:
+        """The license that its card names; empty where nobody says."""
+        return self.checkpoint.license
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Its name, and whether its weights are those of a quantized file."""
+        tags = read_card(self.checkpoint.folder).get("tags") or ()
+        kinds = [
+            tag.removeprefix(_DEQUANTIZED)
+            for tag in tags
+            if isinstance(tag, str) and tag.startswith(_DEQUANTIZED)
+        ]
+        weights = {"weights": f"dequantized from {kinds[0].upper()} (GGUF)"} if kinds else {}
+        return {"name": self.name, **weights}
+
+    @property
+    def template_digest(self) -> str:
+        """The digest of its chat template."""
+        return digest_text(str(getattr(self.tokenizer, "chat_template", None) or ""))
 
     @property
     def model(self) -> Any:
@@ -75,7 +111,7 @@ class Teacher:
         return CacheHeader(
             teacher=self.checkpoint.fingerprint,
             tokenizer=self.checkpoint.tokenizer_digest,
-            template=digest_text(str(getattr(self.tokenizer, "chat_template", None) or "")),
+            template=self.template_digest,
             vocabulary=rows,
             mode=targets.mode,
             width=targets.samples if is_sampled else min(targets.k, rows),
@@ -83,8 +119,34 @@ class Teacher:
             precision=precision,
             logprob_dtype=targets.logprob_dtype,
             seed=recipe.seed if is_sampled else 0,
-            license=self.checkpoint.license,
+            license=self.license,
+            about=self.about,
         )
+
+    def own_header(self, precision: str) -> CacheHeader:
+        """Return what a cache of this teacher's own log-probabilities says of itself."""
+        return CacheHeader(
+            teacher=self.fingerprint,
+            tokenizer=self.checkpoint.tokenizer_digest,
+            template=self.template_digest,
+            vocabulary=Head.of(self.model).rows,
+            mode="own",
+            width=0,
+            temperature=1.0,
+            precision=precision,
+            logprob_dtype="float32",
+            license=self.license,
+            about=self.about,
+        )
+
+    def capture_own(self, lessons: Sequence[Lesson], cache: TeacherCache, job: Job) -> int:
+        """Keep its log-probabilities of the lessons' own tokens; see ``cross_capture``."""
+        missing = [lesson for lesson in lessons if lesson not in cache]
+        if not missing:
+            return 0
+        precision = cache.header.precision
+        scorer = ModelScorer(self.lowered(precision), precision=precision)
+        return capture_own(scorer, missing, cache, job)
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
@@ -112,6 +174,7 @@ def common_rows(teacher: Teacher, student: Any, student_tokenizer: Any) -> int:
             code="distill.vocabulary",
             where="student",
             expected=f"the teacher's {len(theirs)} tokens under the same ids",
-            next="start from the teacher's layers, or from a model with its tokenizer",
+            next="set crossing: {name: chunk_likelihood}, which distills across tokenizers; or "
+            "start from the teacher's layers, or from a model with its tokenizer",
         )
     return rows

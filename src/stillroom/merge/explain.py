@@ -16,7 +16,7 @@ from stillroom.errors import RecipeError
 from stillroom.merge.architecture import layer_count
 from stillroom.merge.plan import MergePlan
 from stillroom.merge.sources import Source
-from stillroom.records import Origin, combine_origins
+from stillroom.records import warn_of_licenses
 from stillroom.registry import suggest
 
 __all__ = ["compare_sources", "estimate_seconds", "explain_tensor", "list_warnings"]
@@ -59,16 +59,8 @@ def list_warnings(plan: MergePlan, sources: Sequence[Source]) -> list[str]:
             more = f" and {len(lacking) - 4} more" if lacking[4:] else ""
             shown = ", ".join(lacking[:4]) + more
             found.append(f"{source.name} lacks {len(lacking)} tensors that others have: {shown}")
-    licenses = {source.license for source in sources if source.license}
-    if len(licenses) > 1:
-        merged = combine_origins(Origin(license=source.license) for source in sources).license
-        found.append(
-            f"the models have different licenses ({', '.join(sorted(licenses))}); the card will "
-            f"say '{merged or 'other'}': check that they allow this merge"
-        )
-    if any(not source.license for source in sources) and licenses:
-        names = [source.name for source in sources if not source.license]
-        found.append(f"nobody says the license of {', '.join(names)}")
+    licenses = [(source.name, source.license) for source in sources]
+    found += warn_of_licenses(licenses, "the models", "this merge")
     kinds = {tensor.stored for tensor in plan.tensors if tensor.is_merged}
     if len(kinds) > 1:
         found.append(f"the result will hold several storage types: {', '.join(sorted(kinds))}")

@@ -15,7 +15,13 @@ from stillroom.records.files import (
     write_records,
 )
 from stillroom.records.formats import from_row, guess_format, to_row
-from stillroom.records.origin import Link, Origin, combine_origins, content_id
+from stillroom.records.origin import (
+    Link,
+    Origin,
+    combine_origins,
+    content_id,
+    warn_of_licenses,
+)
 from stillroom.records.record import Record
 
 __all__ = [
@@ -43,5 +49,6 @@ __all__ = [
     "guess_format",
     "read_records",
     "to_row",
+    "warn_of_licenses",
     "write_records",
 ]

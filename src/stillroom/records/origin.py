@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from stillroom.errors import DataError
 
-__all__ = ["Link", "Origin", "OriginKind", "combine_origins", "content_id"]
+__all__ = [
+    "Link",
+    "Origin",
+    "OriginKind",
+    "combine_origins",
+    "content_id",
+    "warn_of_licenses",
+]
 
 OriginKind = Literal["human", "synthetic", "unknown"]
 _KINDS = ("human", "synthetic", "unknown")
@@ -99,6 +106,28 @@ def combine_origins(origins: Iterable[Origin]) -> Origin:
         "human" if kinds == {"human"} else "synthetic" if "synthetic" in kinds else "unknown"
     )
     return Origin(kind, (), " AND ".join(sorted(licenses)))
+
+
+def warn_of_licenses(licenses: Sequence[tuple[str, str]], who: str, act: str) -> list[str]:
+    """Return what a user should know of the licenses of what a thing is made of.
+
+    Args:
+        licenses: Name and license of each; empty where nobody says.
+        who: What the names are, as "the models".
+        act: What they must allow, as "this merge".
+    """
+    known = {license for _, license in licenses if license}
+    found = []
+    if len(known) > 1:
+        joined = combine_origins(Origin(license=license) for license in known).license
+        found.append(
+            f"{who} have different licenses ({', '.join(sorted(known))}); the card will "
+            f"say '{joined}': check that they allow {act}"
+        )
+    unsaid = [name for name, license in licenses if not license]
+    if unsaid and known:
+        found.append(f"nobody says the license of {', '.join(unsaid)}")
+    return found
 
 
 def content_id(prefix: str, *parts: object) -> str:

@@ -1,0 +1,240 @@
+"""The distillation job with two tokenizers: what it leaves, what it refuses, how it goes on."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from tests.unit.distill import zoo
+from tests.unit.distill.conftest import make_records
+from transformers import PreTrainedTokenizerFast
+
+from stillroom.checkpoints import Checkpoint
+from stillroom.distill.cache import TeacherCache
+from stillroom.distill.cross_fidelity import NOT_DEFINED, CrossFidelity
+from stillroom.distill.cross_lessons import Reader, encode_cross
+from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.run import run
+from stillroom.distill.token_bytes import read_token_bytes
+from stillroom.errors import Cancelled, CheckpointError, DataError
+from stillroom.jobs import Job
+from stillroom.models import load_causal_lm
+from stillroom.records import Message, Record
+from stillroom.testing import tiny_checkpoint
+from stillroom.testing.checkpoint import CHAT_TEMPLATE
+
+FAST = {"steps": 25, "batch_size": 6, "threads": 1, "learning_rate": 1e-2, "precision": "float32"}
+
+
+@pytest.fixture(scope="module")
+def student_folder(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("student") / "s", vocabulary=300, seed=5)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_folder(tmp_path_factory):
+    """Return a tiny checkpoint whose tokenizer is SentencePiece's with byte fallback."""
+    folder = tiny_checkpoint(tmp_path_factory.mktemp("sentencepiece") / "s", vocabulary=600, seed=6)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=zoo.MAKERS["llama_legacy"](), bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    assert len(tokenizer) <= Checkpoint.open(folder).config["vocab_size"]
+    return folder
+
+
+@pytest.fixture
+def make_recipe(teacher_folder, records_file, student_folder):
+    def make(**changes):
+        fields = {
+            "teacher": str(teacher_folder),
+            "records": str(records_file),
+            "student": str(student_folder),
+            "crossing": {"name": "chunk_likelihood"},
+            "train": FAST,
+            "candidates": 0,
+        }
+        return DistillRecipe.model_validate({**fields, **changes})
+
+    return make
+
+
+@pytest.fixture
+def do(tmp_path):
+    def do(recipe, name="out", *, resume=False):
+        job = Job.start(tmp_path / name, "kind: distill\n", resume=resume)
+        try:
+            return run(recipe, job), tmp_path / name
+        finally:
+            job.close()
+
+    return do
+
+
+def test_a_student_of_another_vocabulary_comes_nearer(make_recipe, do, student_folder):
+    artifact, folder = do(make_recipe())
+    found = artifact.details["crossing_fidelity"]
+    before, after = (CrossFidelity.from_json(found[name]) for name in ("initial", "final"))
+    assert after.mean("divergence") < 0.7 * before.mean("divergence")
+    assert after.mean("teacher_bits") == before.mean("teacher_bits")
+    written = json.loads((folder / "output" / "fidelity.json").read_text())
+    assert written["not_defined"] == list(NOT_DEFINED)
+    assert written["summary"]["final"]["student_bits"]["value"] == pytest.approx(
+        after.mean("student_bits")
+    )
+    alignment = json.loads((folder / "output" / "alignment.json").read_text())
+    assert alignment["in_chunks"]["bytes"] > 0.6  # the rest is special tokens
+    assert 0.5 < alignment["compared"]["share"] <= 1
+    assert set(alignment["one_to_one_by_class"]) >= {"letters", "digits"}
+    model, tokenizer = load_causal_lm(folder / "output", dtype="float32", device="cpu")
+    assert tokenizer.chat_template
+    assert model.config.vocab_size == Checkpoint.open(student_folder).config["vocab_size"]
+    assert [parent.role for parent in artifact.parents] == ["teacher", "records", "student"]
+    assert artifact.origin["chain"][0]["method"] == "distill.crossings.chunk_likelihood"
+    card = (folder / "output" / "README.md").read_text()
+    assert "another tokenizer" in card
+    assert "base_model" in card
+
+
+@pytest.mark.parametrize(
+    "crossing",
+    [
+        {"name": "projected_kl", "least_coverage": 0.05},
+        {"name": "uld", "least_coverage": 0.05},
+        {"name": "chunk_likelihood", "ce_weight": 0.3},
+    ],
+    ids=str,
+)
+def test_every_crossing_trains(make_recipe, do, crossing):
+    artifact, _ = do(make_recipe(crossing=crossing, train={**FAST, "steps": 12}))
+    assert artifact.details["train"]["last_loss"] < artifact.details["train"]["first_loss"]
+
+
+def test_a_sentencepiece_student_learns_from_a_byte_level_teacher(
+    make_recipe, do, sentencepiece_folder
+):
+    artifact, _ = do(make_recipe(student=str(sentencepiece_folder)))
+    found = artifact.details["crossing_fidelity"]
+    before, after = (CrossFidelity.from_json(found[name]) for name in ("initial", "final"))
+    assert after.mean("divergence") < before.mean("divergence")
+
+
+def test_stopped_while_the_teacher_speaks_it_ends_with_the_same_bytes(make_recipe, do, monkeypatch):
+    whole, _ = do(make_recipe(), "whole")
+    real, added = TeacherCache.add, []
+
+    def add(self, lesson, rows):
+        real(self, lesson, rows)
+        added.append(lesson.key)
+        if len(added) == 3:
+            raise Cancelled("stopped", code="job.cancelled")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TeacherCache, "add", add)
+        with pytest.raises(Cancelled):
+            do(make_recipe(), "part")
+    captured = []
+    monkeypatch.setattr(
+        TeacherCache,
+        "add",
+        lambda self, one, rows: (captured.append(one.key), real(self, one, rows)),
+    )
+    resumed, _ = do(make_recipe(), "part", resume=True)
+    assert not set(captured) & set(added)
+    assert resumed.digest == whole.digest
+
+
+def test_what_is_kept_is_what_the_teacher_says(make_recipe, do, tmp_path, teacher_folder):
+    cache = tmp_path / "cache"
+    do(make_recipe(targets={"cache": str(cache)}, train={**FAST, "steps": 1}))
+    header = json.loads((cache / "header.json").read_text())
+    assert header["mode"] == "own"
+    assert header["about"] == {"name": teacher_folder.name}
+    rows = np.fromfile(cache / "rows.bin", dtype=[("token", "<u4"), ("logprob", "<f4")])
+    teacher, tokenizer = load_causal_lm(teacher_folder, dtype="float32", device="cpu")
+    record = next(one for one in make_records(12) if one.fields["split"] == "train")
+    reader = Reader(tokenizer, read_token_bytes(tokenizer), 512)
+    (lesson,), _ = encode_cross(reader, reader, [record], include_prompt=True)
+    with torch.no_grad():
+        logits = teacher(input_ids=torch.tensor(lesson.teacher_ids)[None]).logits[0].double()
+    own = logits.log_softmax(-1)[:-1].gather(-1, torch.tensor(lesson.teacher_ids[1:])[:, None])
+    spoken = dict(zip(rows["token"].tolist()[:20], rows["logprob"].tolist()[:20], strict=True))
+    expected = dict(zip(lesson.teacher_ids[1:21].tolist(), own[:20, 0].tolist(), strict=True))
+    assert all(
+        math.isclose(spoken[token], value, abs_tol=1e-4)
+        for token, value in expected.items()
+        if token in spoken
+    )
+    assert set(spoken) & set(expected)
+
+
+def test_numbers_are_not_lost_on_a_tokenizer_of_single_digits():
+    """A number that is one token of the teacher and several digits of the student is one chunk."""
+    wide, narrow = (
+        Reader(PreTrainedTokenizerFast(tokenizer_object=tokenizer), tokens, 128)
+        for tokenizer, tokens in map(zoo.make, ("byte_level", "byte_level_digits"))
+    )
+    record = Record((Message("assistant", "In 1999 the house kept 345 drops and 12."),))
+    heard = []
+    (lesson,), _ = encode_cross(
+        wide,
+        narrow,
+        [record],
+        include_prompt=True,
+        on_aligned=lambda found, taught, placed: heard.append((found, placed)),
+    )
+    found, placed = heard[0]
+    text = placed.text.tobytes().decode()
+    for number in ("1999", "345", "12"):
+        at = text.index(number)
+        inside = (found.spans[:, 0] <= at + len(number)) & (found.spans[:, 1] > at)
+        covered = sum(
+            min(end, at + len(number)) - max(begin, at) for begin, end in found.spans[inside]
+        )
+        assert covered == len(number)
+    assert (lesson.chunk_of[1:] >= 0).all()  # nothing predicts the first
+    assert int((found.student[:, 1] - found.student[:, 0]).max()) > 1
+
+
+def test_too_little_in_common_is_refused_before_training(make_recipe, do, tmp_path):
+    with pytest.raises(DataError) as caught:
+        do(make_recipe(crossing={"name": "projected_kl", "least_coverage": 0.95}))
+    assert caught.value.code == "distill.coverage"
+    assert "crossing.least_coverage" in str(caught.value)
+
+
+def test_two_tokenizers_without_a_crossing_name_it(make_recipe, do):
+    with pytest.raises(CheckpointError) as caught:
+        do(make_recipe(crossing=None))
+    assert caught.value.code == "distill.vocabulary"
+    assert "crossing: {name: chunk_likelihood}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"student": {"max_parameters": 0.5}}, "student"),
+        ({"method": {"name": "jsd"}}, "method"),
+        ({"targets": {"k": 5}}, "targets"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_settings_that_mean_nothing_with_a_crossing_are_refused(make_recipe, changes, named):
+    with pytest.raises(ValidationError, match=named):
+        make_recipe(**changes)
+
+
+def test_teacher_that_is_not_finite_is_named(make_recipe, do, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tiny_checkpoint(tmp_path / "broken", layers=1)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][:] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(DataError) as caught:
+        do(make_recipe(teacher=str(folder)))
+    assert caught.value.code == "distill.teacher-not-finite"
+    assert "record" in str(caught.value)
