@@ -1,5 +1,7 @@
 """Whole commands, ours and a peer's, run in turn: processor seconds, wall clock, peak memory."""
 
+import compileall
+import importlib
 import json
 import os
 import platform
@@ -65,6 +67,15 @@ def run_command(command: Sequence[str], *, threads: int | None = None) -> Cost:
         after.children_user - before.children_user + after.children_system - before.children_system
     )
     return Cost(cpu, wall, peak["RssAnon"] / 1000, peak["VmRSS"] / 1000)
+
+
+def compile_package(package: str) -> None:
+    """Compile a package's modules to bytecode, as pip does when it installs a peer.
+
+    A checkout under PYTHONDONTWRITEBYTECODE would else be compiled anew by every command.
+    """
+    for path in importlib.import_module(package).__path__:
+        compileall.compile_dir(path, quiet=1)
 
 
 def print_figure(

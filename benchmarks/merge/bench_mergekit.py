@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from commands import Cost, interleave, print_figure, run_command
+from commands import Cost, compile_package, interleave, print_figure, run_command
 from family import make_family
 from peers import peer_command
 
@@ -177,6 +177,7 @@ def large(mergekit: Path) -> None:
 
 def main() -> None:
     """Measure, after the equality that tests/parity/merge shows method by method."""
+    compile_package("stillroom")
     mergekit = peer_command("mergekit", "0.1.5", "mergekit-yaml")
     subprocess.run([str(mergekit), "--help"], check=True, capture_output=True)
     base, parents = make_family(WORK / "checkpoints", "135m", 3)

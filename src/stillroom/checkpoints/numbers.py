@@ -35,6 +35,12 @@ BIT_TYPES: Mapping[str, np.dtype[Any]] = {
     "C64": np.dtype(np.complex64),
 }
 """How each storage type's bytes lie in numpy; those it lacks as unsigned integers."""
+_INFINITY: Mapping[str, int] = {
+    "F16": 0x7C00,
+    "BF16": 0x7F80,
+    "F32": 0x7F80_0000,
+    "F64": 0x7FF0_0000_0000_0000,
+}
 
 
 def widen(bits: Array, kind: str, dtype: Any = np.float32) -> Array:
@@ -81,8 +87,15 @@ def narrow(values: Array, kind: str) -> Array:
 
 def has_not_finite(bits: Array, kind: str) -> bool:
     """Return whether stored numbers hold an infinity or what is not a number."""
-    if kind == "BF16":
-        return bool(((bits & np.uint16(0x7FFF)) >= np.uint16(0x7F80)).any())
+    if not bits.size:
+        return False
+    if kind in _INFINITY:
+        # What is not finite has the largest patterns of its sign; two maxima cost far less than a
+        # look at each number.
+        width = bits.itemsize
+        signed, unsigned = bits.view(f"i{width}"), bits.view(f"u{width}")
+        sign = 1 << (8 * width - 1)
+        return bool(signed.max() >= _INFINITY[kind] or unsigned.max() >= sign | _INFINITY[kind])
     if kind == "F8_E4M3":  # it has no infinity
         return bool(((bits & 0x7F) == 0x7F).any())
     if kind == "F8_E5M2":

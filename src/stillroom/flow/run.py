@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stillroom.errors import DataError, RecipeError
-from stillroom.flow.chain import FlowRun
 from stillroom.flow.recipe import FlowRecipe
 from stillroom.jobs import Estimate, Job, Reporter, check_fits, describe_machine
 from stillroom.jobs.files import full_disk_as_error
@@ -45,6 +44,8 @@ def run_recipe(
         StillroomError: As the kind's own ``run`` does.
     """
     if isinstance(recipe, FlowRecipe):
+        from stillroom.flow.chain import FlowRun  # one job alone need not load what chains need
+
         return FlowRun(recipe, out, reporter).run(resume=resume, overwrite=overwrite)
     text = dump_recipe(recipe)
     if resume and Job.recover(out) and read_artifact(out).recipe_digest == digest_text(text):
@@ -74,6 +75,8 @@ def run_job(recipe: Recipe, job: Job) -> Artifact:
 def estimate_recipe(recipe: Recipe) -> Estimate:
     """Return what a recipe will need; for a flow, of all steps whose inputs exist already."""
     if isinstance(recipe, FlowRecipe):
+        from stillroom.flow.chain import FlowRun
+
         return FlowRun(recipe, Path("run"), None).estimate()
     estimate = importlib.import_module(f"stillroom.{recipe.kind}.run").estimate(recipe)
     if not isinstance(estimate, Estimate):

@@ -15,8 +15,6 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from stillroom.errors import Problem, RecipeError
-from stillroom.merge.mergekit_convert import Converter
-from stillroom.merge.mergekit_reading import read_documents
 from stillroom.recipes import reading
 from stillroom.recipes.emitting import emit
 from stillroom.recipes.overrides import apply_overrides
@@ -82,6 +80,9 @@ def read_mergekit(
         text, where, folder = _read_text(source), str(source), folder or source.parent
     else:
         text = source
+    from stillroom.merge.mergekit_convert import Converter  # only for files that are mergekit's
+    from stillroom.merge.mergekit_reading import read_documents
+
     trees = read_documents(text, where)
     final = _find_final(trees)
     apply_overrides(final, overrides)

@@ -9,6 +9,8 @@ rank, not to the place, which spares a second permutation and is as independent 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +23,6 @@ __all__ = ["Shares", "check_window", "measure_rows", "prune_by_rank"]
 # Of one vector that is a single row, what each element is multiplied with; else nothing.
 Shares = list[float]
 _NARROW = 1 << 12
-_MAGNITUDE_BITS = 31
 
 
 def check_window(density: float, epsilon: float) -> None:
@@ -110,14 +111,26 @@ def _draw_shares(
     width = rows.shape[1]
     if not rows.size:
         return np.zeros(rows.shape, rows.dtype)
-    levels = _find_levels(width, *window)
-    factors = (LEVELS / levels if rescale else np.ones(width)).astype(rows.dtype)
-    drawn = draw_levels(rows.shape, key, at) <= (levels - 1).astype(np.uint16)
+    last, factors = _find_shares(width, *window, rows.dtype, rescale=rescale)
+    kept = factors * (draw_levels(rows.shape, key, at) <= last)
     places = _order(rows)
     places += (np.arange(len(rows), dtype=np.int64) * width)[:, None]
     shares = np.empty(rows.size, rows.dtype)
-    shares[places] = factors * drawn
+    shares[places.reshape(-1)] = kept.reshape(-1)
     return shares.reshape(rows.shape)
+
+
+@lru_cache(maxsize=64)
+def _find_shares(
+    width: int, density: float, epsilon: float, dtype: np.dtype[Any], *, rescale: bool
+) -> tuple[Array, Array]:
+    """Return for every rank the largest draw that keeps, uint16, and what is then multiplied with.
+
+    A model's rows have few widths, and its blocks are thousands.
+    """
+    levels = _find_levels(width, density, epsilon)
+    factors = LEVELS / levels if rescale else np.ones(width)
+    return (levels - 1).astype(np.uint16), factors.astype(dtype)
 
 
 def _find_levels(width: int, density: float, epsilon: float) -> Array:
@@ -129,16 +142,16 @@ def _find_levels(width: int, density: float, epsilon: float) -> Array:
 def _order(rows: Array) -> Array:
     """Return the places of every row's elements from the smallest up, (rows, width), int64."""
     width = rows.shape[1]
-    bits = magnitude_bits(rows).reshape(rows.shape)
     if width > _NARROW:
+        bits = magnitude_bits(rows).reshape(rows.shape)
         wide = (bits.astype(np.int64) << 32) | np.arange(width)
         wide.sort(axis=-1)
         wide &= 0xFFFFFFFF
         return wide
     room = (width - 1).bit_length()
-    keys = bits.view(np.uint32)
-    keys >>= np.uint32(max(0, room - 32 + _MAGNITUDE_BITS))
-    keys <<= np.uint32(room)
+    # Without its sign bit a magnitude begins at the top of the key.
+    keys = np.ascontiguousarray(rows, dtype=np.float32).view(np.uint32) << np.uint32(1)
+    keys &= np.uint32(0xFFFFFFFF >> room << room)
     keys |= np.arange(width, dtype=np.uint32)
     keys.sort(axis=-1)
     keys &= np.uint32((1 << room) - 1)

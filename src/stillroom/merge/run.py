@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.checkpoints import CheckpointWriter
 from stillroom.jobs import Estimate, Job
 from stillroom.merge.opening import open_merge
 from stillroom.merge.plan import plan_merge
 from stillroom.merge.recipe import MergeRecipe
-from stillroom.merge.search import search_merge
-from stillroom.merge.search_result import say_found, write_found
-from stillroom.merge.select import count_candidates, list_parents, select_merge
-from stillroom.merge.smoke import check_output
 from stillroom.merge.sources import Source
-from stillroom.merge.stream import Merged
+from stillroom.merge.stream import Merge, Merged
 from stillroom.provenance import ARTIFACT_FILE, Artifact, Parent, make_parent, read_artifact
 from stillroom.records import Link, Origin, combine_origins
+
+if TYPE_CHECKING:
+    from stillroom.merge.search_result import Found
 
 __all__ = ["estimate", "run"]
 
@@ -38,15 +37,12 @@ def run(recipe: MergeRecipe, job: Job) -> Artifact:
         DataError: If the records that should judge have nothing to judge by.
         Cancelled: If the user stopped it; ``--resume`` goes on.
     """
-    merge = started = open_merge(recipe, job.say)
-    base, parents, sources = merge.base, list(merge.parents), list(merge.sources)
-    made, details, found = recipe, dict[str, Any](), None
-    if recipe.select:
-        merge, details = select_merge(recipe, merge, job)
-    if recipe.search:
-        found = search_merge(recipe, merge, job)
-        made, merge, details = found.recipe, found.merge, {"search": found.details}
-        sources = list(merge.sources) if found.details["helped"] else sources
+    started = open_merge(recipe, job.say)
+    base, parents, sources = started.base, list(started.parents), list(started.sources)
+    merge, details, found = _choose(recipe, started, job)
+    made = found.recipe if found else recipe
+    if found is not None and found.details["helped"]:
+        sources = list(merge.sources)
     journal = job.journal("tensors")
     plan = merge.plan()
     with job.phase("merge", len(plan.tensors), "tensors") as progress:
@@ -63,11 +59,11 @@ def run(recipe: MergeRecipe, job: Job) -> Artifact:
             finish=lambda writer: _write_card(writer, made, sources, details),
         )
     if found is not None:
+        from stillroom.merge.search_result import write_found
+
         write_found(found, job)
     if recipe.smoke:
-        copies = {each.name: each.merge for each in list_parents(recipe, started)}
-        smoke = check_output(job.output, copies, recipe.smoke, seed=recipe.seed, say=job.say)
-        details = {**details, "smoke": smoke}
+        details = {**details, "smoke": _smoke(recipe, started, job)}
     if merged.error:
         job.say(
             f"relative error against float64 {merged.error['stored']:.2e}; the storage type alone "
@@ -81,6 +77,35 @@ def run(recipe: MergeRecipe, job: Job) -> Artifact:
         origin=_origin(recipe, sources).to_json(),
         details=_details(made, merged, sources) | details,
     )
+
+
+def _choose(
+    recipe: MergeRecipe, merge: Merge, job: Job
+) -> tuple[Merge, dict[str, Any], Found | None]:
+    """Return the merge to write, what is to be said of the choice, and what a search found.
+
+    What judges merges is loaded where it is asked for: that takes longer than a small merge does.
+    """
+    details: dict[str, Any] = {}
+    if recipe.select:
+        from stillroom.merge.select import select_merge
+
+        merge, details = select_merge(recipe, merge, job)
+    if recipe.search:
+        from stillroom.merge.search import search_merge
+
+        found = search_merge(recipe, merge, job)
+        return found.merge, {"search": found.details}, found
+    return merge, details, None
+
+
+def _smoke(recipe: MergeRecipe, merge: Merge, job: Job) -> dict[str, Any]:
+    """Check what was written, beside the parents of the merge that the recipe began with."""
+    from stillroom.merge.select import list_parents
+    from stillroom.merge.smoke import check_output
+
+    copies = {each.name: each.merge for each in list_parents(recipe, merge)}
+    return check_output(job.output, copies, recipe.smoke, seed=recipe.seed, say=job.say)
 
 
 def estimate(recipe: MergeRecipe) -> Estimate:
@@ -99,6 +124,8 @@ def estimate(recipe: MergeRecipe) -> Estimate:
     memory += 300_000_000
     judge = recipe.search or recipe.select
     if judge:
+        from stillroom.merge.select import count_candidates
+
         count = count_candidates(recipe) + (recipe.search.count_scored() if recipe.search else 0)
         tokens = judge.max_records * min(judge.max_tokens, _TOKENS_PER_RECORD)
         seconds += count * (seconds + written / 4 * 2 * tokens / _OPERATIONS_PER_SECOND)
@@ -201,6 +228,8 @@ def _write_card(
         f"| {source.name} | {source.weight:g} | `{source.fingerprint}` |" for source in sources
     ]
     if details:
+        from stillroom.merge.search_result import say_found
+
         searched = details.get("search")
         lines += ["", say_found(searched) if searched else _say_selection(details)]
     licenses = combine_origins(Origin(license=source.license) for source in sources)

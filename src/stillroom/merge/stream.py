@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.checkpoints.header import DTYPE_SIZES
-from stillroom.checkpoints.numbers import has_not_finite, narrow
+from stillroom.checkpoints.numbers import has_not_finite, narrow, widen
 from stillroom.errors import CheckpointError
 from stillroom.jobs import Journal
 from stillroom.merge.chat_template import write_chat_template
@@ -40,8 +40,12 @@ __all__ = [
     "not_finite",
 ]
 
+if TYPE_CHECKING:
+    from stillroom.merge.tokenizer import TokenPlan
+
 T = TypeVar("T")
 _SURVEY, _ERROR = "survey", "#error"
+_FLOATS: Mapping[Any, str] = {np.float32: "F32", np.float64: "F64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,20 +238,29 @@ class Engine:
         Raises:
             CheckpointError: If ``check`` is set and one of them is not finite.
         """
-        rows = self._find(tensor, home, start, stop, dtype)
-        if not check:
-            return rows
-        with np.errstate(invalid="ignore", over="ignore"):
-            total = rows.sum()  # far cheaper than to look at each number
-        if not np.isfinite(total) and not bool(np.isfinite(rows).all()):
-            raise not_finite(tensor.name, self.merge.sources[home.source].name)
-        return rows
+        source, tokens = self.merge.sources[home.source], self.plan.tokens
+        if tensor.is_table and tokens is not None and not tokens.is_identity(home.source):
+            bits, kind = self._find(tokens, tensor, home, start, stop, dtype), _FLOATS[dtype]
+        elif source.adapted is not None:
+            bits, kind = source.read(home.name, start, stop, dtype), _FLOATS[dtype]
+        else:
+            bits = source.stored(home.name, start, stop)
+            kind = source.checkpoint.entry(home.name).dtype
+        # Looked at as stored: 16 bits take half the time of 32.
+        if check and has_not_finite(bits, kind):
+            raise not_finite(tensor.name, source.name)
+        return widen(bits, kind, dtype)
 
-    def _find(self, tensor: PlannedTensor, home: Input, start: int, stop: int, dtype: Any) -> Array:
-        tokens = self.plan.tokens
+    def _find(
+        self,
+        tokens: TokenPlan,
+        tensor: PlannedTensor,
+        home: Input,
+        start: int,
+        stop: int,
+        dtype: Any,
+    ) -> Array:
         sources = self.merge.sources
-        if not tensor.is_table or tokens is None or tokens.is_identity(home.source):
-            return sources[home.source].read(home.name, start, stop, dtype)
         names = {each.source: each.name for each in tensor.inputs}
 
         def take(source: int, rows: Array) -> Array:

@@ -17,7 +17,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 
 def list_kinds() -> list[str]:
     """Return the name of every kind, sorted."""
-    return sorted(listing.list_kinds(_PACKAGE))
+    return listing.name_kinds(_PACKAGE)
 
 
 def kind_folder(kind: str) -> Path:

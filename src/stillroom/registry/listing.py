@@ -16,6 +16,7 @@ __all__ = [
     "find_seams",
     "list_kinds",
     "list_methods",
+    "name_kinds",
     "names_in",
     "read_docstring",
     "suggest",
@@ -69,10 +70,15 @@ def list_kinds(package: Path = _PACKAGE) -> dict[str, str]:
     ``recipes`` itself, which reads them all, is not a kind.
     """
     return {
-        path.parent.name: read_docstring(path).split("\n", 1)[0]
-        for path in sorted(package.glob("*/recipe.py"))
-        if path.parent.name != "recipes"
+        name: read_docstring(package / name / "recipe.py").split("\n", 1)[0]
+        for name in name_kinds(package)
     }
+
+
+def name_kinds(package: Path = _PACKAGE) -> list[str]:
+    """Return the name of every recipe kind, sorted; reads no file."""
+    found = sorted(path.parent.name for path in package.glob("*/recipe.py"))
+    return [name for name in found if name != "recipes"]
 
 
 def read_docstring(path: Path) -> str:
