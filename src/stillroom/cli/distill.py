@@ -17,6 +17,10 @@ __all__ = ["command"]
             "stillroom.cli.distill_align",
             "Show how well two tokenizers align on your texts.",
         ),
+        "prune": (
+            "stillroom.cli.distill_prune",
+            "Make a smaller student of a teacher's own layers, heads and channels.",
+        ),
     },
     epilog="""
 \b

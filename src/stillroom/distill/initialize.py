@@ -1,221 +1,213 @@
-"""A student made of some of the teacher's layers, written as an ordinary checkpoint.
+"""A student made of its teacher's layers, heads and channels, written as an ordinary checkpoint.
 
-Works on tensor names: ``PREFIX.NUMBER.REST`` is layer NUMBER. Every config list with one entry a
-layer is shortened with the layers. Source of ``influence``: Men et al. 2024 (ShortGPT),
-arXiv:2403.03853, section 3.2. Knows no architecture beyond that.
+Depth is a matter of tensor names (``depth_layers``), width of what each dimension counts
+(``width_axes``). What is kept is measured on records: layers by ``depth_scores``, channels and
+heads by ``width_statistics``. Knows nothing of training.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
-from stillroom.distill.encode import Lesson, make_batch
-from stillroom.distill.head import body_of
-from stillroom.distill.recipe import DropLayers
-from stillroom.errors import CheckpointError, RecipeError
+from stillroom.distill.depth_layers import (
+    check_share,
+    count_layers,
+    count_parameters,
+    layer_names,
+    refuse_missing,
+    renumber,
+    shorten_config,
+    spread,
+)
+from stillroom.distill.depth_scores import (
+    absence_costs,
+    drop_one_by_one,
+    layer_influence,
+    rank_layers,
+    turning_run,
+)
+from stillroom.distill.encode import Lesson
+from stillroom.distill.prune_settings import PruneSettings
+from stillroom.distill.width_choice import KeptWidth, choose_width
+from stillroom.distill.width_shape import WidthPlan, plan_width
+from stillroom.distill.width_slice import WidthCut
+from stillroom.distill.width_statistics import gather_width_statistics, norm_shrinkage
+from stillroom.models.causal import resolve_config
 
-__all__ = ["choose_layers", "count_parameters", "initialize_student", "layer_influence"]
+if TYPE_CHECKING:
+    from torch import nn
 
-_LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
-_COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+__all__ = ["StudentPlan", "initialize_student", "plan_student", "student_parameters"]
 
 
-def choose_layers(
-    checkpoint: Checkpoint, settings: DropLayers, influence: Sequence[float] | None = None
-) -> tuple[int, ...]:
-    """Return the numbers of the teacher's layers that the student keeps.
+@dataclass(frozen=True, slots=True)
+class StudentPlan:
+    """What a student keeps of its teacher.
+
+    ``layers`` are the teacher's numbers, rising; ``width`` and ``cut`` are None where the width
+    stays as it is; ``scores`` are those the layers were chosen by, if any were measured.
+    """
+
+    layers: tuple[int, ...]
+    width: WidthPlan | None = None
+    cut: WidthCut | None = None
+    scores: tuple[float, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values: what is kept, by the teacher's numbers."""
+        found: dict[str, Any] = {
+            "layers": list(self.layers),
+            # a cost that was not measured is infinite, which JSON cannot say
+            "layer_scores": [score if score < float("inf") else None for score in self.scores],
+            "notes": list(self.notes),
+        }
+        if self.width is not None:
+            found["teacher_shape"] = self.width.teacher.to_json()
+            found["student_shape"] = self.width.student.to_json()
+        if self.cut is not None:
+            found["hidden"] = list(self.cut.kept.hidden)
+            found["heads"] = [list(self.cut.kept.layers[at].heads) for at in self.layers]
+            found["kv_heads"] = [list(self.cut.kept.layers[at].kv_heads) for at in self.layers]
+            found["ffn"] = [list(self.cut.kept.layers[at].ffn) for at in self.layers]
+            found["norm_factors"] = dict(self.cut.shrinkage)
+        return found
+
+
+def student_parameters(checkpoint: Checkpoint, settings: PruneSettings) -> int:
+    """Return how many parameters the student will have, from names and shapes alone.
+
+    Raises:
+        CheckpointError: If the teacher is not understood.
+        RecipeError: If the teacher cannot give such a student.
+    """
+    if settings.is_narrower:
+        return plan_width(checkpoint, settings).parameters
+    kept = settings.keep or tuple(range(count_layers(checkpoint, settings)))
+    count_layers(checkpoint, settings)
+    return count_parameters(checkpoint, kept)
+
+
+def plan_student(
+    checkpoint: Checkpoint,
+    settings: PruneSettings,
+    load: Callable[[], nn.Module],
+    lessons: Sequence[Lesson],
+    *,
+    on_pass: Callable[[], None] | None = None,
+) -> StudentPlan:
+    """Decide what a student keeps, measuring the teacher where the settings ask for it.
 
     Args:
         checkpoint: The teacher.
-        settings: How many, or which.
-        influence: How much each layer changes its input, where that decides.
+        settings: Sizes, and how layers are chosen.
+        load: Gives the teacher in memory; called only if something is measured.
+        lessons: The calibration records.
+        on_pass: Called after each step of measuring.
 
     Raises:
-        RecipeError: If the teacher has not these layers, or no layer fits max_parameters.
+        CheckpointError: If the teacher is not understood.
+        RecipeError: If the teacher cannot give such a student.
     """
-    names, count = _layer_names(checkpoint)
-    if settings.keep is not None:
-        if settings.keep[-1] >= count:
-            raise RecipeError(
-                f"the teacher has no layer {settings.keep[-1]}",
-                code="distill.layers",
-                where="student.keep",
-                expected=f"layers from 0 to {count - 1}",
-                next="choose others, or give student.layers",
-            )
-        kept = settings.keep
-    else:
-        fitting = _fitting_layers(checkpoint, names, count, settings.max_parameters)
-        wanted = min(settings.layers or fitting, count)
-        kept = _spread(count, wanted) if influence is None else _rank(influence, wanted)
-    share = count_parameters(checkpoint, kept) / checkpoint.parameters
-    if share > settings.max_parameters:
-        raise RecipeError(
-            f"{len(kept)} layers make {share:.1%} of the teacher's parameters",
-            code="distill.too-large",
-            where="student",
-            expected=f"at most student.max_parameters, {settings.max_parameters:.1%}",
-            next="keep fewer layers, or raise student.max_parameters",
-        )
-    return kept
-
-
-def count_parameters(checkpoint: Checkpoint, kept: Sequence[int]) -> int:
-    """Return the parameters of a student that keeps these layers, tied weights once."""
-    names, _ = _layer_names(checkpoint)
-    gone = sum(
-        _numel(checkpoint.shape(name)) for name, number in names.items() if number not in set(kept)
+    width = plan_width(checkpoint, settings) if settings.is_narrower else None
+    count = layer_names(checkpoint)[1]
+    wanted = width.student.layers if width else count_layers(checkpoint, settings)
+    layers, scores = _choose_layers(count, wanted, settings, load, lessons, on_pass)
+    parameters = width.parameters if width else count_parameters(checkpoint, layers)
+    check_share(parameters, checkpoint.parameters, settings)
+    if width is None or not width.is_narrower:
+        return StudentPlan(layers, width, None, scores)
+    model = load()
+    statistics = gather_width_statistics(model, lessons, layers=layers, on_lesson=on_pass)
+    kept = choose_width(width.teacher, width.student, statistics, layers)
+    cut = WidthCut(
+        kept,
+        width.student,
+        str(checkpoint.config.get("model_type")),
+        is_tied=bool(resolve_config(checkpoint.folder).get("tie_word_embeddings")),
+        shrinkage=_shrinkage(model, lessons, kept) if settings.rescale_norms else {},
     )
-    return checkpoint.parameters - gone
+    return StudentPlan(layers, width, cut, scores, tuple(width.notes))
 
 
 def initialize_student(
-    teacher: Path, folder: Path, kept: Sequence[int], *, dtype: torch.dtype = torch.float32
+    teacher: Path, folder: Path, plan: StudentPlan, *, dtype: torch.dtype | None = None
 ) -> Path:
-    """Write the teacher without its other layers to ``folder``, and return it.
+    """Write what a student keeps of its teacher to ``folder``, and return it.
 
     Args:
         teacher: Folder or ``.gguf`` file.
         folder: Where the student will stand; appears whole or not at all.
-        kept: Layer numbers, rising.
-        dtype: Storage type of the weights.
+        plan: What it keeps.
+        dtype: Storage type of the weights; default each as the teacher's.
+
+    Raises:
+        CheckpointError: If a tensor is not understood; nothing is written then.
     """
     checkpoint = Checkpoint.open(teacher)
-    names, count = _layer_names(checkpoint)
-    places = {old: new for new, old in enumerate(kept)}
-    config = _shorten(checkpoint.config, count, kept)
-    with CheckpointWriter(folder, config=config, dtype=dtype) as writer:
-        for name in checkpoint.names():
-            if name not in names:
-                writer.add(name, checkpoint.tensor(name))
-            elif names[name] in places:
-                writer.add(_renumber(name, places[names[name]]), checkpoint.tensor(name))
+    with CheckpointWriter(folder, config=_config(checkpoint, plan), dtype=dtype) as writer:
+        _write_tensors(checkpoint, plan, writer)
         writer.copy_tokenizer(checkpoint.folder)
     return folder
 
 
-def layer_influence(teacher: nn.Module, lessons: Sequence[Lesson]) -> list[float]:
-    """Return how much each layer turns its input: the mean of ``1 - cos(in, out)`` over tokens.
-
-    Args:
-        teacher: In evaluation mode.
-        lessons: What it reads.
-    """
-    layers = _layers_of(body_of(teacher))
-    sums = [0.0] * len(layers)
-    tokens = 0
-
-    def hook(number: int) -> Any:
-        def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-            after = output[0] if isinstance(output, tuple) else output
-            likeness = torch.cosine_similarity(inputs[0].float(), after.float(), -1)
-            sums[number] += float((1 - likeness).double().sum())
-
-        return note
-
-    handles = [layer.register_forward_hook(hook(at)) for at, layer in enumerate(layers)]
-    try:
-        with torch.inference_mode():
-            for lesson in lessons:
-                device = next(teacher.parameters()).device
-                batch = make_batch([lesson], None, device)
-                body_of(teacher)(input_ids=batch.input_ids, use_cache=False)
-                tokens += len(lesson.ids)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [total / max(tokens, 1) for total in sums]
-
-
-def _layers_of(body: nn.Module) -> nn.ModuleList:
-    lists = [module for module in body.children() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise CheckpointError(
-            f"{type(body).__name__} has no list of layers",
-            code="distill.no-layers",
-            expected="a transformer with its layers in one list",
-            next="give student.keep, or a checkpoint as the student",
-        )
-    return max(lists, key=len)
-
-
-def _layer_names(checkpoint: Checkpoint) -> tuple[dict[str, int], int]:
-    """Return the layer number of every tensor within a layer, and how many layers there are."""
-    count = next(
-        (int(checkpoint.config[key]) for key in _COUNT_KEYS if key in checkpoint.config), 0
-    )
-    numbers: dict[str, dict[str, int]] = {}
+def _write_tensors(checkpoint: Checkpoint, plan: StudentPlan, writer: CheckpointWriter) -> None:
+    """Add every tensor of the student to a writer, one in memory at a time."""
+    names, _ = layer_names(checkpoint)
+    places = {old: new for new, old in enumerate(plan.layers)}
     for name in checkpoint.names():
-        match = _LAYER.match(name)
-        if match:
-            numbers.setdefault(match[1], {})[name] = int(match[2])
-    for names in numbers.values():
-        if set(names.values()) == set(range(count)) and count:
-            return names, count
-    raise CheckpointError(
-        "the checkpoint's layers cannot be told by their names",
-        code="distill.no-layers",
-        where=str(checkpoint.folder),
-        expected=f"tensors named PREFIX.NUMBER.REST for {count} layers",
-        next="give a checkpoint as the student",
-    )
+        layer = names.get(name)
+        if layer is not None and layer not in places:
+            continue
+        tensor = checkpoint.tensor(name)
+        if plan.cut is not None:
+            tensor = plan.cut.cut(name, tensor, layer)
+        writer.add(name if layer is None else renumber(name, places[layer]), tensor)
 
 
-def _fitting_layers(checkpoint: Checkpoint, names: dict[str, int], count: int, share: float) -> int:
-    inside = sum(_numel(checkpoint.shape(name)) for name in names)
-    outside = checkpoint.parameters - inside
-    fitting = int((share * checkpoint.parameters - outside) / (inside / count))
-    if fitting < 1:
-        raise RecipeError(
-            f"the embeddings alone are {outside / checkpoint.parameters:.1%} of the teacher",
-            code="distill.too-large",
-            where="student.max_parameters",
-            expected=f"more than {share:.1%}, so that one layer fits",
-            next="raise student.max_parameters, or give a checkpoint as the student",
-        )
-    return min(fitting, count)
+def _config(checkpoint: Checkpoint, plan: StudentPlan) -> dict[str, Any]:
+    count = layer_names(checkpoint)[1]
+    is_shorter = len(plan.layers) < count
+    resolved = resolve_config(checkpoint.folder) if is_shorter else {}
+    config = shorten_config(checkpoint.config, resolved, count, plan.layers)
+    return plan.cut.cut_config(config) if plan.cut is not None else config
 
 
-def _spread(count: int, wanted: int) -> tuple[int, ...]:
-    """Return ``wanted`` of ``count`` numbers, evenly spaced, the first and the last among them."""
-    if wanted == 1:
-        return (0,)
-    return tuple((at * (count - 1) + (wanted - 1) // 2) // (wanted - 1) for at in range(wanted))
+def _choose_layers(
+    count: int,
+    wanted: int,
+    settings: PruneSettings,
+    load: Callable[[], nn.Module],
+    lessons: Sequence[Lesson],
+    on_pass: Callable[[], None] | None,
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Return the layers that stay, and the scores that this was decided by."""
+    if settings.keep is not None:
+        refuse_missing(settings.keep, count)
+        return settings.keep, ()
+    if wanted == count:
+        return tuple(range(count)), ()
+    if settings.choose == "even":
+        return spread(count, wanted), ()
+    if settings.choose == "contiguous":
+        run = turning_run(load(), lessons, count - wanted)
+        return tuple(number for number in range(count) if number not in run), ()
+    if settings.choose == "influence":
+        scores = layer_influence(load(), lessons)
+        return rank_layers(scores, wanted), tuple(scores)
+    if settings.iterative:
+        return drop_one_by_one(load(), lessons, settings.choose, wanted, on_layer=on_pass), ()
+    scores = absence_costs(load(), lessons, settings.choose, on_layer=on_pass)
+    return rank_layers(scores, wanted), tuple(scores)
 
 
-def _rank(influence: Sequence[float], wanted: int) -> tuple[int, ...]:
-    """Return the most influential layers, the first and the last always among them."""
-    last = len(influence) - 1
-    order = sorted(range(1, last), key=lambda number: (-influence[number], number))
-    ends = [0, last] if last else [0]
-    return tuple(sorted([*ends, *order][:wanted]))
-
-
-def _shorten(config: dict[str, Any], count: int, kept: Sequence[int]) -> dict[str, Any]:
-    short = dict(config)
-    for key, value in config.items():
-        if key in _COUNT_KEYS:
-            short[key] = len(kept)
-        elif isinstance(value, list) and len(value) == count:
-            short[key] = [value[number] for number in kept]
-    if "max_window_layers" in short:  # counts layers from the first, as Qwen2 does
-        short["max_window_layers"] = sum(number < config["max_window_layers"] for number in kept)
-    return short
-
-
-def _renumber(name: str, number: int) -> str:
-    return _LAYER.sub(lambda match: f"{match[1]}.{number}.{match[3]}", name)
-
-
-def _numel(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
+def _shrinkage(model: nn.Module, lessons: Sequence[Lesson], kept: KeptWidth) -> dict[str, float]:
+    if len(kept.hidden) == kept.teacher.hidden_size:
+        return {}
+    return norm_shrinkage(model, lessons, torch.tensor(kept.hidden))

@@ -8,48 +8,15 @@ from pydantic import Field, model_validator
 
 from stillroom.distill.context import ContextSettings
 from stillroom.distill.crossing import CROSSINGS, Crossing
-from stillroom.distill.feature import FeatureLoss
-from stillroom.distill.method import FEATURES, METHODS, Objective
+from stillroom.distill.method import METHODS, Objective
+from stillroom.distill.prune_settings import PruneSettings
 from stillroom.distill.rationale import RationaleSettings
 from stillroom.distill.sequence import SequenceSettings
 from stillroom.distill.targets import TargetMode
 from stillroom.recipes import Recipe, Reference, Settings, Size
 from stillroom.train.settings import TrainSettings
 
-__all__ = ["DistillRecipe", "DropLayers", "FidelitySettings", "OutSettings", "TargetSettings"]
-
-
-class DropLayers(Settings):
-    """Make the student from some of the teacher's own layers."""
-
-    max_parameters: float = Field(
-        default=0.6, gt=0, le=1, description="most parameters, as a share of the teacher's"
-    )
-    layers: int | None = Field(
-        default=None,
-        ge=1,
-        description="how many layers to keep; null as many as max_parameters allows",
-    )
-    keep: tuple[int, ...] | None = Field(
-        default=None, description="exactly these layers, counted from 0; null chooses"
-    )
-    choose: Literal["influence", "even"] = Field(
-        default="influence",
-        description="influence: the layers that turn their input most, measured on records; "
-        "even: evenly spaced; both keep the first and the last",
-    )
-    calibration_records: int = Field(
-        default=16, ge=1, description="training records that 'influence' is measured on"
-    )
-
-    @model_validator(mode="after")
-    def _one_choice(self) -> DropLayers:
-        if self.keep is not None:
-            if self.layers is not None:
-                raise ValueError("give either 'layers' or 'keep'")
-            if list(self.keep) != sorted(set(self.keep)) or not self.keep or self.keep[0] < 0:
-                raise ValueError("'keep' wants layer numbers from 0, rising, each once")
-        return self
+__all__ = ["DistillRecipe", "FidelitySettings", "OutSettings", "TargetSettings"]
 
 
 class TargetSettings(Settings):
@@ -100,8 +67,8 @@ class DistillRecipe(Recipe):
     records: Reference = Field(
         description="a records artifact or file; those with fields.split 'held_out' only validate"
     )
-    student: DropLayers | Reference = Field(
-        default_factory=DropLayers,
+    student: PruneSettings | Reference = Field(
+        default_factory=PruneSettings,
         description="how to make the student from the teacher, or a checkpoint to start from",
     )
     method: Annotated[Objective, METHODS.choice()] = Field(
@@ -112,11 +79,6 @@ class DistillRecipe(Recipe):
         default=None,
         description="the loss where teacher and student have different tokenizers, in place of "
         "method; null requires one tokenizer",
-    )
-    features: tuple[Annotated[FeatureLoss, FEATURES.choice()], ...] = Field(
-        default=(),
-        description="losses on what happens inside both, beside the divergence; they need "
-        "targets.mode dense",
     )
     targets: TargetSettings = Field(
         default_factory=TargetSettings, description="what is kept of the teacher"
@@ -188,19 +150,4 @@ class DistillRecipe(Recipe):
                     f"'{name}' is not offered with 'crossing': write the records in a job of "
                     "their own first, and learn from them here"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _features_need_the_teacher(self) -> DistillRecipe:
-        if self.features and (self.context is not None or self.crossing is not None):
-            other = "crossing" if self.crossing is not None else "context"
-            raise ValueError(
-                f"features compare both at the same tokens, and with '{other}' the teacher reads "
-                "others; leave one of the two out"
-            )
-        if self.features and self.targets.mode != "dense":
-            raise ValueError(
-                f"features look into the teacher while it runs, and targets.mode "
-                f"'{self.targets.mode}' keeps only its words; set targets.mode: dense"
-            )
         return self

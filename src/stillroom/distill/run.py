@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,18 @@ from torch import nn
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.distill.cross_run import run_crossing
-from stillroom.distill.encode import Lesson
 from stillroom.distill.fidelity import Fidelity, measure_fidelity
-from stillroom.distill.initialize import choose_layers, initialize_student, layer_influence
 from stillroom.distill.lessons import Split, split_records
 from stillroom.distill.lineage import list_parents, student_card, student_origin, warn_of_teachers
 from stillroom.distill.preparing import prepare_lessons, writer_parents
-from stillroom.distill.recipe import DistillRecipe, DropLayers
+from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.sizing import estimate
+from stillroom.distill.start import start_student
 from stillroom.distill.teacher import Teacher, common_rows
 from stillroom.distill.teaching import Classroom, open_course, refuse_course
 from stillroom.distill.writing import candidate_steps, keep_candidates, write_student
 from stillroom.jobs import Job, atomic_write
-from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.models import load_causal_lm
 from stillroom.provenance import Artifact
 from stillroom.records import Record
 from stillroom.train.loop import TrainSummary, train
@@ -52,7 +51,7 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         split = split_records(Path(recipe.records))
         prepared = prepare_lessons(recipe, split, teacher, job)
         lessons, counts = prepared.lessons, prepared.counts
-        start, kept = _start_of_student(recipe, job, teacher, lessons)
+        start, kept = start_student(recipe.student, job, teacher, lessons)
         student, tokenizer = load_causal_lm(start, dtype="float32")
         rows = common_rows(teacher, student, tokenizer)
         initial = _measure("initial", recipe, job, student, teacher, split)
@@ -73,7 +72,7 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         "teacher": teacher.checkpoint.fingerprint,
         "parameters": Checkpoint.open(job.output).parameters,
         "teacher_parameters": teacher.checkpoint.parameters,
-        "layers_kept": list(kept),
+        **kept,
         "records": counts,
         "train": asdict(trained),
         **taught,
@@ -85,26 +84,6 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         origin=student_origin(_method(recipe), [teacher], prepared.records).to_json(),
         details=details,
     )
-
-
-def _start_of_student(
-    recipe: DistillRecipe, job: Job, teacher: Teacher, lessons: Sequence[Lesson]
-) -> tuple[Path, tuple[int, ...]]:
-    """Return the folder the student starts from, and which of the teacher's layers it has."""
-    if not isinstance(recipe.student, DropLayers):
-        return Checkpoint.open(resolve_checkpoint(recipe.student, say=job.say)).folder, ()
-    influence = None
-    if recipe.student.choose == "influence" and recipe.student.keep is None:
-        chosen = lessons[: recipe.student.calibration_records]
-        influence = layer_influence(teacher.model, chosen)
-        job.event("influence", layers=influence, records=len(chosen))
-    kept = choose_layers(teacher.checkpoint, recipe.student, influence)
-    folder = job.scratch / f"student-{'-'.join(map(str, kept))}"
-    if not (folder / "config.json").is_file():
-        initialize_student(teacher.checkpoint.folder, folder, kept)
-    share = Checkpoint.open(folder).parameters / teacher.checkpoint.parameters
-    job.say(f"the student keeps layers {', '.join(map(str, kept))}: {share:.1%} of the parameters")
-    return folder, kept
 
 
 def _teach(
@@ -122,7 +101,6 @@ def _teach(
             room.job,
             seed=recipe.seed,
             on_step=on_step,
-            beside=course.beside,
         )
         return trained, dict(course.details)
 

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stillroom.distill.recipe import DistillRecipe, DropLayers
+from stillroom.distill.prune_settings import PruneSettings
+from stillroom.distill.recipe import DistillRecipe
 from stillroom.jobs import Estimate
 from stillroom.provenance import find_output
 from stillroom.records import find_record_file
@@ -26,8 +27,8 @@ _ROW_BYTES = {"sampled": 5, "top_k": 4}
 def estimate(recipe: DistillRecipe) -> Estimate:
     """Return memory, disk and time of the job; a teacher that is not here counts as 135M."""
     teacher, vocabulary, basis = _size_of(recipe.teacher)
-    if isinstance(recipe.student, DropLayers):
-        student = round(teacher * recipe.student.max_parameters)
+    if isinstance(recipe.student, PruneSettings):
+        student = _size_of_pruned(recipe.teacher, teacher, recipe.student)
     else:
         student, _, _ = _size_of(recipe.student)
     records, tokens = _count_tokens(recipe)
@@ -48,6 +49,22 @@ def estimate(recipe: DistillRecipe) -> Estimate:
         disk_knob="lower candidates or targets.k",
         basis=f"{basis}; {records} records, about {tokens} tokens, {steps} steps",
     )
+
+
+def _size_of_pruned(reference: str, teacher: int, settings: PruneSettings) -> int:
+    """Return the student's parameters: exactly, from the teacher's names and shapes, if it is here.
+
+    Raises:
+        CheckpointError: If the teacher is not understood.
+        RecipeError: If the teacher cannot give such a student.
+    """
+    path = Path(reference)
+    if reference.startswith("hub:") or not path.is_dir():
+        return round(teacher * settings.max_parameters)
+    from stillroom.checkpoints import Checkpoint
+    from stillroom.distill.initialize import student_parameters
+
+    return student_parameters(Checkpoint.open(path), settings)
 
 
 def _size_of(reference: str) -> tuple[int, int, str]:

@@ -16,7 +16,13 @@ from stillroom.checkpoints import dequantize_gguf
 from stillroom.errors import CheckpointError
 from stillroom.models.quiet import quiet_transformers
 
-__all__ = ["choose_device", "choose_dtype", "load_causal_lm", "load_tokenizer"]
+__all__ = [
+    "choose_device",
+    "choose_dtype",
+    "load_causal_lm",
+    "load_tokenizer",
+    "resolve_config",
+]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
@@ -109,6 +115,24 @@ def load_tokenizer(folder: Path) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+def resolve_config(folder: Path) -> dict[str, Any]:
+    """Return what a folder's config.json says, with all that its architecture derives from it.
+
+    Raises:
+        CheckpointError: If no architecture of transformers reads it.
+    """
+    from transformers import AutoConfig
+
+    with quiet_transformers():
+        try:
+            config: Any = AutoConfig.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True
+            )
+        except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+            raise _unloadable(folder, error) from error
+    return dict(config.to_dict())
 
 
 def _check_folder(folder: Path) -> None:

@@ -26,7 +26,7 @@ from stillroom.train.ranks import Ranks
 from stillroom.train.schedule import learning_rate_at
 from stillroom.train.settings import TrainSettings
 from stillroom.train.source import MicroBatch, Source
-from stillroom.train.state import load_state, save_state, trainable
+from stillroom.train.state import load_state, save_state
 
 __all__ = ["STATE_FILE", "Loss", "Objective", "TrainSummary", "make_optimizer", "train"]
 
@@ -73,7 +73,6 @@ def train(
     *,
     seed: int = 0,
     on_step: Callable[[int, nn.Module], None] | None = None,
-    beside: nn.Module | None = None,
 ) -> TrainSummary:
     """Train the parameters of ``model`` that require a gradient, in place.
 
@@ -87,7 +86,6 @@ def train(
         seed: Of the random draws within the model.
         on_step: Called on the main rank after each step with the number of finished steps. A
             resumed run calls it again for steps after the saved state.
-        beside: Trained and saved with the model, but no part of it: projectors of a loss.
 
     Raises:
         DataError: If a loss or gradient is not finite, or the saved state is of another run.
@@ -101,8 +99,7 @@ def train(
             next="check the records, their split and max_tokens",
         )
     with Ranks() as ranks, steady_torch(settings, model) as precision:
-        modules = (model,) if beside is None else (model, beside)
-        run = _Run(modules, source, objective, settings, job, seed, ranks, precision)
+        run = _Run(model, source, objective, settings, job, seed, ranks, precision)
         return run.run(on_step)
 
 
@@ -111,7 +108,7 @@ class _Run(Generic[B]):
 
     def __init__(
         self,
-        modules: Sequence[nn.Module],
+        model: nn.Module,
         source: Source[B],
         objective: Objective[B],
         settings: TrainSettings,
@@ -120,12 +117,11 @@ class _Run(Generic[B]):
         ranks: Ranks,
         precision: str,
     ) -> None:
-        self.model, self.modules = modules[0], modules
-        self.source, self.objective = source, objective
+        self.model, self.source, self.objective = model, source, objective
         self.settings, self.job, self.seed, self.ranks = settings, job, seed, ranks
-        self.precision, self.device = precision, next(self.model.parameters()).device
+        self.precision, self.device = precision, next(model.parameters()).device
         self.steps = settings.count_steps(len(source))
-        self.parameters = [value for _, value in trainable(modules)]
+        self.parameters = [value for value in model.parameters() if value.requires_grad]
         self.optimizer = make_optimizer(self.parameters, settings)
         self.state_path = ranks.share_path(job.scratch / STATE_FILE)
         fixed = settings.model_dump(exclude={"save_every_s", "log_every"})
@@ -133,7 +129,7 @@ class _Run(Generic[B]):
         self.totals = {"tokens": 0.0, "positions": 0.0, "first_loss": math.nan, "last_loss": 0.0}
 
     def run(self, on_step: Callable[[int, nn.Module], None] | None) -> TrainSummary:
-        done, totals = load_state(self.state_path, self.identity, self.modules, self.optimizer)
+        done, totals = load_state(self.state_path, self.identity, self.model, self.optimizer)
         self.totals.update(totals)
         self.ranks.wait()
         saved = time.monotonic()
@@ -251,7 +247,7 @@ class _Run(Generic[B]):
     def _save(self, step: int) -> None:
         if self.ranks.is_main:
             save_state(
-                self.state_path, self.identity, step, self.modules, self.optimizer, self.totals
+                self.state_path, self.identity, step, self.model, self.optimizer, self.totals
             )
 
 

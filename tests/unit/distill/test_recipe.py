@@ -4,7 +4,8 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from stillroom.distill.recipe import DistillRecipe, DropLayers
+from stillroom.distill.prune_settings import PruneSettings
+from stillroom.distill.recipe import DistillRecipe
 from stillroom.recipes import dump_recipe, parse_recipe
 
 TEXT = "version: 1\nkind: distill\nteacher: ./t\nrecords: ./r.jsonl\n"
@@ -20,7 +21,7 @@ def test_a_short_recipe_is_enough_and_round_trips():
 def test_a_student_is_a_way_to_make_one_or_a_checkpoint():
     made = parse_recipe(TEXT + "student: {layers: 3}\n", "r", ())
     given = parse_recipe(TEXT + "student: ./s\n", "r", ())
-    assert isinstance(made.student, DropLayers)
+    assert isinstance(made.student, PruneSettings)
     assert str(given.student).endswith("s")
 
 

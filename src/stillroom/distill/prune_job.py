@@ -1,0 +1,226 @@
+"""Pruning as a job of its own: a student, how it was made, and what it lost on the way."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom.checkpoints import Checkpoint
+from stillroom.checkpoints.card import write_card
+from stillroom.distill.fidelity import Fidelity, measure_fidelity
+from stillroom.distill.lessons import Split, make_lessons, split_records
+from stillroom.distill.lineage import list_parents, student_origin, warn_of_teachers
+from stillroom.distill.prune_settings import PruneSettings
+from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.start import PRUNING_FILE, prune_once
+from stillroom.distill.teacher import Teacher
+from stillroom.distill.width_axes import part_of
+from stillroom.errors import RecipeError
+from stillroom.evaluate import held_out_loss
+from stillroom.jobs import Job, Reporter, atomic_write
+from stillroom.models import load_causal_lm
+from stillroom.provenance import Artifact
+from stillroom.recipes import dump_recipe
+from stillroom.train.precision import fixed_threads
+
+__all__ = ["PruneReport", "count_parts", "prune_teacher"]
+
+_NOTE = "# stillroom distill prune: teacher, records, student and max_tokens were used\n"
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    """What a pruning kept and lost.
+
+    ``loss`` (teacher, student), ``kl`` and ``agreement`` are means over the assistant's tokens of
+    the calibration records: the records that the choice was made on, so they flatter the student.
+    """
+
+    kept: dict[str, Any]
+    teacher_parts: dict[str, int]
+    student_parts: dict[str, int]
+    loss: tuple[float, float]
+    kl: float
+    agreement: float
+    records: int
+    tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            **self.kept,
+            "teacher_parameters": {**self.teacher_parts, "all": sum(self.teacher_parts.values())},
+            "student_parameters": {**self.student_parts, "all": sum(self.student_parts.values())},
+            "calibration": {
+                "records": self.records,
+                "tokens": self.tokens,
+                "teacher_loss": self.loss[0],
+                "student_loss": self.loss[1],
+                "kl": self.kl,
+                "agreement": self.agreement,
+            },
+        }
+
+    def __str__(self) -> str:
+        """Return the lines a user reads."""
+        lines = [f"{'':<20} {'teacher':>14} {'student':>14} {'share':>7}"]
+        before, after = self.kept.get("teacher_shape"), self.kept.get("student_shape")
+        if before and after:
+            lines += [_row(name, before[name], after[name]) for name in before]
+        else:
+            lines.append(f"{'layers':<20} {'':>14} {len(self.kept['layers']):>14}")
+        lines += [
+            _row(f"{part} params", self.teacher_parts[part], self.student_parts.get(part, 0))
+            for part in self.teacher_parts
+        ]
+        total = sum(self.teacher_parts.values()), sum(self.student_parts.values())
+        lines.append(_row("all parameters", *total))
+        lines.append(f"layers kept: {', '.join(map(str, self.kept['layers']))}")
+        lines.append(
+            f"before any training, on {self.records} calibration records ({self.tokens} tokens): "
+            f"loss {self.loss[0]:.3f} -> {self.loss[1]:.3f}, KL to the teacher {self.kl:.3f} "
+            f"nats/token, top-1 agreement {self.agreement:.1%}"
+        )
+        return "\n".join(lines)
+
+
+def prune_teacher(
+    recipe: DistillRecipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> tuple[Artifact, PruneReport]:
+    """Write the student that a recipe's ``student`` describes, without training it.
+
+    Args:
+        recipe: Its teacher, records, student, max_tokens and include_prompt count.
+        out: The folder of the artifact; the checkpoint is in ``output``.
+        resume: Go on where a killed run stopped.
+        overwrite: Replace what an earlier job left at ``out``.
+        reporter: What draws progress; default nothing.
+
+    Raises:
+        CheckpointError: If the teacher cannot be read or is not understood.
+        RecipeError: If the student is given, not made, or the teacher cannot give it.
+        DataError: If no record can be read.
+    """
+    settings = recipe.student
+    if not isinstance(settings, PruneSettings):
+        raise RecipeError(
+            "the student is a checkpoint already",
+            code="distill.prune-shape",
+            where="student",
+            expected="settings that say how to make it of the teacher",
+            next="give student: {max_parameters: 0.6}, or copy the checkpoint",
+        )
+    job = Job.start(
+        out,
+        _NOTE + dump_recipe(recipe),
+        seed=recipe.seed,
+        resume=resume,
+        overwrite=overwrite,
+        reporter=reporter,
+    )
+    try:
+        with job.interruptible(), fixed_threads(recipe.train.threads):
+            return _prune(recipe, settings, job)
+    finally:
+        job.close()
+
+
+def count_parts(checkpoint: Checkpoint) -> dict[str, int]:
+    """Return the parameters of each part of a checkpoint, a tied head not counted again."""
+    counts: Counter[str] = Counter()
+    for name in checkpoint.names():
+        part = part_of(name)
+        if not (part == "head" and checkpoint.is_tied):
+            size = 1
+            for length in checkpoint.shape(name):
+                size *= length
+            counts[part] += size
+    return dict(sorted(counts.items()))
+
+
+def _prune(
+    recipe: DistillRecipe, settings: PruneSettings, job: Job
+) -> tuple[Artifact, PruneReport]:
+    teacher = Teacher.find(recipe.teacher, job)
+    warn_of_teachers([teacher], job)
+    split = split_records(Path(recipe.records))
+    lessons, _ = make_lessons(recipe, split, teacher.tokenizer, job)
+    kept = prune_once(settings, job, teacher, lessons, job.output)
+    job.check_cancelled()
+    report = _measure(recipe, settings, job, teacher, split, kept)
+    with atomic_write(job.output / PRUNING_FILE) as file:
+        file.write(json.dumps(report.to_json()) + "\n")
+    write_card(job.output, **_card(teacher, report))
+    student = Checkpoint.open(job.output)
+    said = {key: value for key, value in report.to_json().items() if key not in _LISTS}
+    artifact = job.finish(
+        "checkpoint",
+        parents=list_parents(recipe, job, [teacher]),
+        origin=student_origin("distill.prune", [teacher], split.train).to_json(),
+        details={"fingerprint": student.fingerprint, "parameters": student.parameters, **said},
+    )
+    return artifact, report
+
+
+_LISTS = frozenset({"hidden", "heads", "kv_heads", "ffn", "norm_factors"})
+
+
+def _measure(
+    recipe: DistillRecipe,
+    settings: PruneSettings,
+    job: Job,
+    teacher: Teacher,
+    split: Split,
+    kept: dict[str, Any],
+) -> PruneReport:
+    """Compare teacher and student on the calibration records, before any training."""
+    records = split.train[: settings.calibration_records]
+    student, _ = load_causal_lm(job.output, dtype="float32")
+    with job.phase("measure", len(records), "records") as progress:
+        found: Fidelity = measure_fidelity(
+            student, teacher.model, teacher.tokenizer, records, max_tokens=recipe.max_tokens
+        )
+        losses = held_out_loss(
+            teacher.model, teacher.tokenizer, records, max_tokens=recipe.max_tokens
+        )
+        progress.advance(len(records))
+    tokens = sum(count for _, count in losses)
+    return PruneReport(
+        kept,
+        count_parts(teacher.checkpoint),
+        count_parts(Checkpoint.open(job.output)),
+        (sum(nats for nats, _ in losses) / max(tokens, 1), found.mean("loss")),
+        found.mean("kl"),
+        found.mean("agreement"),
+        len(records),
+        tokens,
+    )
+
+
+def _card(teacher: Teacher, report: PruneReport) -> dict[str, Any]:
+    share = sum(report.student_parts.values()) / sum(report.teacher_parts.values())
+    return {
+        "title": f"{teacher.name}, pruned",
+        "body": (
+            f"Made by Stillroom of {teacher.name} (fingerprint "
+            f"`{teacher.checkpoint.fingerprint[:16]}`): {share:.1%} of its parameters, layers "
+            f"{', '.join(map(str, report.kept['layers']))}. It was not trained since, and will "
+            "speak poorly until it is. `pruning.json` says what was kept."
+        ),
+        "license": teacher.checkpoint.license,
+        "base_models": [teacher.name],
+        "relation": "finetune",
+        "tags": ["pruning"],
+    }
+
+
+def _row(name: str, before: int, after: int) -> str:
+    return f"{name:<20} {before:>14,} {after:>14,} {after / before:>7.1%}"
