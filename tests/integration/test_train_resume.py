@@ -21,10 +21,12 @@ from stillroom.distill.run import run
 from stillroom.jobs import Job
 
 folder, out, resume = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "resume"
+features = {"targets": {"mode": "dense"}, "features": ["hidden_state", "relation"]}
 recipe = DistillRecipe.model_validate({
     "teacher": str(folder / "teacher"), "records": str(folder / "records.jsonl"),
     "student": {"max_parameters": 0.85}, "targets": {"k": 16},
     "train": {"steps": 60, "batch_size": 4, "threads": 1, "save_every_s": 0.05},
+    **(features if "features" in out.name else {}),
 })
 run(recipe, Job.start(out, "kind: distill\\n", resume=resume))
 """
@@ -57,16 +59,25 @@ def finish(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0, told
 
 
-@pytest.mark.parametrize("sign", ["scratch/cache/index.jsonl", "metrics.jsonl"])
-def test_ends_with_the_same_bytes_after_a_kill(folder: Path, tmp_path: Path, sign: str) -> None:
-    whole = folder / "whole"
+@pytest.mark.parametrize(
+    ("sign", "kind"),
+    [
+        ("scratch/cache/index.jsonl", "logits"),
+        ("metrics.jsonl", "logits"),
+        ("metrics.jsonl", "features"),
+    ],
+)
+def test_ends_with_the_same_bytes_after_a_kill(
+    folder: Path, tmp_path: Path, sign: str, kind: str
+) -> None:
+    whole = folder / f"whole-{kind}"
     if not whole.exists():
         finish(start(folder, whole))
-    out = tmp_path / "killed"
+    out = tmp_path / f"killed-{kind}"
     process = start(folder, out)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
-        path = tmp_path / ".killed.partial" / sign
+        path = tmp_path / f".{out.name}.partial" / sign
         if path.is_file() and path.stat().st_size > 400:
             break
         time.sleep(0.005)

@@ -33,6 +33,10 @@ __all__ = ["command"]
             "Merge as a recipe says; a mergekit file runs unchanged.",
         ),
         "search": ("stillroom.cli.merge_search", "Show what a search of merges tried and found."),
+        "transplant": (
+            "stillroom.cli.merge_transplant",
+            "Give TARGET the tokenizer of DONOR, without training.",
+        ),
         "verify": (
             "stillroom.cli.merge_verify",
             "Make a merge's tensors again and compare the bytes.",

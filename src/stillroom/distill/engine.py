@@ -14,17 +14,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from stillroom.distill.capture import teacher_hidden
 from stillroom.distill.divergence import Where
 from stillroom.distill.encode import Batch
-from stillroom.distill.head import CHUNK_ROWS, Head, body_of, chunked_loss
+from stillroom.distill.feature_set import FeatureSet
+from stillroom.distill.head import CHUNK_ROWS, Head, chunked_loss
 from stillroom.distill.method import Objective
+from stillroom.distill.observing import Observed, Wanted, observe
 from stillroom.distill.targets import Dense, Sampled, Target, TopKTail
 from stillroom.errors import RecipeError
 from stillroom.train.loop import Loss
 from stillroom.train.precision import product_dtype
 
 __all__ = ["DistillObjective", "TeacherStates", "no_rollouts", "position_loss", "slice_target"]
+
+_NOTHING = Wanted()
 
 
 @dataclass(slots=True)
@@ -133,6 +136,7 @@ class DistillObjective:
         rows: int,
         precision: str = "float32",
         teacher: nn.Module | None = None,
+        features: FeatureSet | None = None,
         chunk_rows: int = CHUNK_ROWS,
     ) -> None:
         """Set up.
@@ -141,12 +145,13 @@ class DistillObjective:
             objective: The divergence.
             rows: Tokens of the common vocabulary; rows of the heads past it take no part.
             precision: ``float32`` or ``bfloat16``, of the heads' products.
-            teacher: In evaluation mode; needed for batches without a target.
+            teacher: In evaluation mode; needed for batches without a target, and for features.
+            features: Losses beside the one on logits; None adds none.
             chunk_rows: Rows whose logits exist at once.
         """
         self.objective, self.rows, self.chunk_rows = objective, rows, chunk_rows
         self.dtype = product_dtype(precision)
-        self.teacher = teacher
+        self.teacher, self.features = teacher, features
         self._teacher_head = Head.of(teacher, rows) if teacher is not None else None
         if self._teacher_head is not None:
             self._operand = self._teacher_head.operand(self.dtype)
@@ -161,8 +166,26 @@ class DistillObjective:
         rollout = batch.rollout
         if self.objective.needs_rollouts and rollout is None:
             raise no_rollouts(self.objective)
-        hidden = body_of(model)(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        picked = hidden.reshape(-1, hidden.shape[-1])[batch.flat]  # (N, H)
+        features = self.features
+        wanted = features.student_wanted if features is not None else _NOTHING
+        student = observe(model, batch.input_ids, wanted)
+        teacher = self._observe_teacher(batch)
+        if self.objective.kd_weight or self.objective.ce_weight or features is None:
+            loss = self._on_logits(model, batch, student.last, teacher)
+        else:  # nothing of the logits counts: no head is needed
+            loss = Loss(student.last.new_zeros(()))
+        parts = dict(loss.parts)
+        if rollout is not None:
+            parts["student_text"] = float(rollout.sum())
+        if features is None or teacher is None:
+            return Loss(loss.total, parts)
+        beside, more = features(student, teacher, batch)
+        return Loss(loss.total + beside, {**parts, **more})
+
+    def _on_logits(
+        self, model: nn.Module, batch: Batch, hidden: Tensor, teacher: Observed | None
+    ) -> Loss:
+        """Return the loss through the student's head."""
 
         def where(index: int) -> str:
             row, column = divmod(int(batch.flat[index]), batch.input_ids.shape[1])
@@ -170,26 +193,39 @@ class DistillObjective:
 
         total, parts = position_loss(
             self.objective,
-            picked,
+            _picked(hidden, batch.flat),  # (N, H)
             Head.of(model, self.rows),
-            batch.target if batch.target is not None else self._states(batch),
+            batch.target if batch.target is not None else self._states(batch, teacher),
             batch.labels,
-            rollout=rollout,
+            rollout=batch.rollout,
             weights=batch.weights,
             where=where,
             chunk_rows=self.chunk_rows,
             dtype=self.dtype,
         )
-        if rollout is not None:
-            parts["student_text"] = float(rollout.sum())
         return Loss(total, parts)
 
-    def _states(self, batch: Batch) -> TeacherStates:
-        if self.teacher is None or self._teacher_head is None:
+    def _observe_teacher(self, batch: Batch) -> Observed | None:
+        """Run the teacher where its states are needed; no gradient flows."""
+        if batch.target is not None and self.features is None:
+            return None
+        if self.teacher is None:
+            raise ValueError("a batch without a target needs the teacher, as features do")
+        with torch.no_grad():
+            wanted = self.features.teacher_wanted if self.features is not None else _NOTHING
+            ids, _ = batch.heard or (batch.input_ids, batch.flat)
+            return observe(self.teacher, ids, wanted)
+
+    def _states(self, batch: Batch, teacher: Observed | None) -> TeacherStates:
+        if teacher is None or self._teacher_head is None:
             raise ValueError("a batch without a target needs the teacher")
-        ids, flat = batch.heard or (batch.input_ids, batch.flat)
-        hidden = teacher_hidden(self.teacher, ids, flat)
-        return TeacherStates(hidden, self._teacher_head, self._operand)
+        _, flat = batch.heard or (batch.input_ids, batch.flat)
+        return TeacherStates(_picked(teacher.last, flat), self._teacher_head, self._operand)
+
+
+def _picked(hidden: Tensor, flat: Tensor) -> Tensor:
+    """Return hidden states (B, T, H) at the positions that bear loss, (N, H)."""
+    return hidden.reshape(-1, hidden.shape[-1])[flat]
 
 
 def slice_target(target: Target, start: int, stop: int) -> Target:

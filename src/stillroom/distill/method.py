@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from stillroom.distill.crossing import CROSSINGS
+from stillroom.distill.feature import FEATURES
 from stillroom.distill.verifying import VERIFIERS
 from stillroom.registry import Method, Seam
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from stillroom.distill.divergence import Pair
     from stillroom.distill.targets import Target
 
-__all__ = ["CROSSINGS", "METHODS", "VERIFIERS", "Objective"]
+__all__ = ["CROSSINGS", "FEATURES", "METHODS", "VERIFIERS", "Objective"]
 
 
 class Objective(Method):

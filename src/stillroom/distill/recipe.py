@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from stillroom.distill.context import ContextSettings
 from stillroom.distill.crossing import CROSSINGS, Crossing
-from stillroom.distill.method import METHODS, Objective
+from stillroom.distill.feature import FeatureLoss
+from stillroom.distill.method import FEATURES, METHODS, Objective
 from stillroom.distill.prune_settings import PruneSettings
 from stillroom.distill.rationale import RationaleSettings
 from stillroom.distill.sequence import SequenceSettings
@@ -80,6 +81,11 @@ class DistillRecipe(Recipe):
         description="the loss where teacher and student have different tokenizers, in place of "
         "method; null requires one tokenizer",
     )
+    features: tuple[Annotated[FeatureLoss, FEATURES.choice()], ...] = Field(
+        default=(),
+        description="losses on what happens inside both, beside the divergence; they need "
+        "targets.mode dense",
+    )
     targets: TargetSettings = Field(
         default_factory=TargetSettings, description="what is kept of the teacher"
     )
@@ -150,4 +156,19 @@ class DistillRecipe(Recipe):
                     f"'{name}' is not offered with 'crossing': write the records in a job of "
                     "their own first, and learn from them here"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _features_need_the_teacher(self) -> DistillRecipe:
+        if self.features and (self.context is not None or self.crossing is not None):
+            other = "crossing" if self.crossing is not None else "context"
+            raise ValueError(
+                f"features compare both at the same tokens, and with '{other}' the teacher reads "
+                "others; leave one of the two out"
+            )
+        if self.features and self.targets.mode != "dense":
+            raise ValueError(
+                f"features look into the teacher while it runs, and targets.mode "
+                f"'{self.targets.mode}' keeps only its words; set targets.mode: dense"
+            )
         return self

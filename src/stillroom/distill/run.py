@@ -101,6 +101,7 @@ def _teach(
             room.job,
             seed=recipe.seed,
             on_step=on_step,
+            beside=course.beside,
         )
         return trained, dict(course.details)
 

@@ -20,13 +20,14 @@ from stillroom.distill.cache import TeacherCache
 from stillroom.distill.capture import capture_teacher
 from stillroom.distill.encode import Batch, Lesson, make_batch
 from stillroom.distill.engine import DistillObjective, no_rollouts
+from stillroom.distill.feature_set import FeatureSet
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.teacher import Teacher
 from stillroom.jobs import Job
 from stillroom.provenance import digest_json
 from stillroom.records import Record
 from stillroom.train.loop import Objective
-from stillroom.train.precision import choose_precision
+from stillroom.train.precision import body_precision, choose_precision
 from stillroom.train.source import RecordSource, Source
 
 __all__ = ["Classroom", "Course", "lesson_source", "open_course", "refuse_course"]
@@ -69,11 +70,15 @@ class Classroom:
 
 @dataclass(frozen=True)
 class Course:
-    """What the training loop is given, and what artifact.json keeps of it under its keys."""
+    """What the training loop is given, and what artifact.json keeps of it under its keys.
+
+    ``beside`` is trained with the student and saved for a resumed run, and written nowhere else.
+    """
 
     source: Source[Any]
     objective: Objective[Any]
     details: Mapping[str, Any] = field(default_factory=dict)
+    beside: nn.Module | None = None
 
 
 def refuse_course(recipe: DistillRecipe) -> None:
@@ -101,13 +106,19 @@ def open_course(room: Classroom) -> Iterator[Course]:
 @contextmanager
 def _live(room: Classroom) -> Iterator[Course]:
     """Run the teacher in every step."""
+    teacher, recipe = room.teacher.lowered(room.precision), room.recipe
+    features = None
+    if recipe.features:
+        with body_precision(room.precision, room.device):
+            features = FeatureSet(recipe.features, room.student, teacher, seed=recipe.seed)
     objective = DistillObjective(
-        room.recipe.method,
+        recipe.method,
         rows=room.rows,
         precision=room.precision,
-        teacher=room.teacher.lowered(room.precision),
+        teacher=teacher,
+        features=features,
     )
-    yield Course(lesson_source(room, None), objective, {"cache": None})
+    yield Course(lesson_source(room, None), objective, {"cache": None}, features)
 
 
 @contextmanager

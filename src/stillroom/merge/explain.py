@@ -14,7 +14,7 @@ from typing import Any
 
 from stillroom.errors import RecipeError
 from stillroom.merge.architecture import layer_count
-from stillroom.merge.plan import MergePlan
+from stillroom.merge.plan import MergePlan, PlannedTensor
 from stillroom.merge.sources import Source
 from stillroom.records import warn_of_licenses
 from stillroom.registry import suggest
@@ -105,10 +105,14 @@ def explain_tensor(plan: MergePlan, sources: Sequence[Source], name: str) -> dic
         "stored": tensor.stored,
         "layer": tensor.layer,
         "is_token_table": tensor.is_table,
-        "method": tensor.tuned.method.model_dump(mode="json") if tensor.tuned else "copy",
+        "method": tensor.tuned.method.model_dump(mode="json") if tensor.tuned else _place(tensor),
         "base": tensor.base.name if tensor.base else None,
         "parents": inputs,
     }
+
+
+def _place(tensor: PlannedTensor) -> str:
+    return "made" if tensor.made else "copy"
 
 
 def _read_rate(sources: Sequence[Source]) -> float:

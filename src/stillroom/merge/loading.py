@@ -9,8 +9,12 @@ from typing import Any
 from stillroom.errors import RecipeError
 from stillroom.merge.recipe import MergeRecipe
 from stillroom.recipes import build_recipe, load_recipe
+from stillroom.recipes.overrides import apply_overrides
+from stillroom.recipes.reading import Tree
 
-__all__ = ["load_merge", "load_merges"]
+__all__ = ["load_merge", "load_merges", "transplant_recipe"]
+
+_OPTIONS = ("seed", "threads", "device")
 
 
 def load_merges(
@@ -24,7 +28,8 @@ def load_merges(
 
     Args:
         path: A recipe of kind merge, or a mergekit file of one document or several.
-        overrides: ``KEY=VALUE``, for the last.
+        overrides: ``KEY=VALUE``, for the last; of a mergekit file in mergekit's words, but for
+            ``seed``, ``threads`` and ``device``, which there are options of its command.
         parts: Where the results of those before the last will lie, by name.
         say: Told what in a mergekit file changes nothing.
 
@@ -35,12 +40,13 @@ def load_merges(
 
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if is_mergekit(text):
-        imported = read_mergekit(path, overrides)
+        ours = [each for each in overrides if each.partition("=")[0] in _OPTIONS]
+        imported = read_mergekit(path, [each for each in overrides if each not in ours])
         for each in imported:
             for note in each.notes:
                 (say or _ignore)(note)
         placed = [(each.name, _place(each.recipe, parts or Path())) for each in imported]
-        return [(name, _build(recipe, path)) for name, recipe in placed]
+        return [(name, _build(recipe, path, ours)) for name, recipe in placed]
     loaded = load_recipe(path, overrides)
     if not isinstance(loaded, MergeRecipe):
         raise RecipeError(
@@ -68,8 +74,12 @@ def _place(recipe: Mapping[str, Any], parts: Path) -> dict[str, Any]:
     return placed
 
 
-def _build(values: Mapping[str, Any], path: Path) -> MergeRecipe:
-    recipe = build_recipe({"version": 1, "kind": "merge"} | dict(values), str(path))
+def _build(values: Mapping[str, Any], path: Path, overrides: Sequence[str]) -> MergeRecipe:
+    tree = Tree(data={"version": 1, "kind": "merge"} | dict(values))
+    apply_overrides(tree, overrides)
+    if tree.problems:
+        raise RecipeError(tree.problems)
+    recipe = build_recipe(tree.data, str(path))
     if not isinstance(recipe, MergeRecipe):
         raise TypeError("a merge was built as another kind")
     return recipe
@@ -95,3 +105,17 @@ def load_merge(path: Path, overrides: Sequence[str] = ()) -> MergeRecipe:
             next="stillroom merge run makes all of them",
         )
     return merges[0][1]
+
+
+def transplant_recipe(donor: str, target: str, k: int) -> MergeRecipe:
+    """Return the recipe that gives ``target`` the tokenizer of ``donor``.
+
+    Raises:
+        RecipeError: If ``k`` is no count.
+    """
+    values = {
+        "method": {"name": "transplant", "k": k},
+        "base": target,
+        "models": [{"checkpoint": donor}],
+    }
+    return _build(values, Path("transplant"), ())

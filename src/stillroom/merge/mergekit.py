@@ -23,6 +23,7 @@ from stillroom.recipes.reading import Tree
 __all__ = ["Imported", "is_mergekit", "read_mergekit", "to_recipe_text"]
 
 _MARK = re.compile(r"""(?m)^(\{\s*)?["']?merge_method["']?\s*:""")
+_MIXTURE = re.compile(r"""(?m)^(\{\s*)?["']?experts["']?\s*:(?=[\s\S]*\bsource_model\b)""")
 _PLACE = re.compile(r":(\d+):(\d+)$")
 
 
@@ -52,7 +53,7 @@ class Imported:
 
 def is_mergekit(text: str) -> bool:
     """Return whether a text looks like a configuration of mergekit's."""
-    return _MARK.search(text) is not None
+    return _MARK.search(text) is not None or _MIXTURE.search(text) is not None
 
 
 def read_mergekit(

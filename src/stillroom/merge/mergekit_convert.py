@@ -10,6 +10,7 @@ from typing import Any
 from stillroom.errors import Problem
 from stillroom.merge.mergekit_methods import METHODS_OF_MERGEKIT, PARAMETERS, Parameter
 from stillroom.merge.mergekit_models import Model, ModelReader
+from stillroom.merge.mergekit_moe import MoeReader, is_mixture
 from stillroom.merge.mergekit_problems import Reporter
 from stillroom.merge.mergekit_tokenizer import TokenizerReader
 from stillroom.merge.mergekit_values import Condition, Values, read_parameter
@@ -86,9 +87,13 @@ class Converter:
         data: Any = self.tree.data
         for part in path:
             data = data[part]
-        document = _Document(self, path, data)
-        recipe = document.convert()
-        self._made.append(Made(name, recipe, self.tree.place_of_value(path), document.report.notes))
+        report = Reporter(self.tree, self.problems)
+        if is_mixture(data):
+            reader = ModelReader(self.tree, self.problems, self.names, self.folder, self.nest)
+            recipe = MoeReader(report, reader, path, data).convert()
+        else:
+            recipe = _Document(self, path, data, report).convert()
+        self._made.append(Made(name, recipe, self.tree.place_of_value(path), report.notes))
 
     def nest(self, path: Path) -> str:
         """Convert the configuration at a path, and return the name it gets."""
@@ -100,8 +105,8 @@ class Converter:
 
 
 class _Document:
-    def __init__(self, owner: Converter, path: Path, data: Any) -> None:
-        self.report = Reporter(owner.tree, owner.problems)
+    def __init__(self, owner: Converter, path: Path, data: Any, report: Reporter) -> None:
+        self.report = report
         self.path, self.data = path, data
         self.reader = ModelReader(owner.tree, owner.problems, owner.names, owner.folder, owner.nest)
 

@@ -21,7 +21,21 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-__all__ = ["METHODS", "Array", "Block", "Blocks", "MergeMethod", "Place", "no_counterpart"]
+    from stillroom.checkpoints import Checkpoint
+    from stillroom.merge.plan import MergePlan
+    from stillroom.merge.rules import Rules
+    from stillroom.merge.sources import Source
+
+__all__ = [
+    "METHODS",
+    "Array",
+    "Assembly",
+    "Block",
+    "Blocks",
+    "MergeMethod",
+    "Place",
+    "no_counterpart",
+]
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 T = TypeVar("T")
@@ -167,6 +181,39 @@ class MergeMethod(Method):
         Random draws come from torch's global generator, which is seeded once a merge.
         """
         raise no_counterpart(self.method_name())
+
+
+class Assembly(MergeMethod):
+    """A method that puts whole tensors of its parents in new places, and makes others.
+
+    Its verb is ``arrange``, not ``combine``: the result has another architecture or vocabulary, so
+    that no tensor is a function of the same tensor of every parent.
+    """
+
+    needs_base: ClassVar[bool] = True
+    is_ordered: ClassVar[bool] = True
+    uses_weights: ClassVar[bool] = False
+
+    @abstractmethod
+    def arrange(self, base: Source | None, parents: Sequence[Source], rules: Rules) -> MergePlan:
+        """Return what becomes of every tensor, having read headers only.
+
+        Raises:
+            RecipeError: If the settings cannot be met.
+            CheckpointError: If these models cannot be put together so.
+            ShapeError: If a tensor does not fit.
+        """
+
+    def review(self, written: Checkpoint) -> tuple[str, ...]:
+        """Return what a user should know of the written result; default nothing."""
+        return ()
+
+    @override
+    def combine(
+        self, base: Array | None, parents: Sequence[Array], measured: Any, at: Place
+    ) -> Array:
+        """Refuse: an assembly combines no blocks, and no engine asks it to."""
+        raise TypeError(f"{self.method_name()} combines no blocks; see arrange")
 
 
 def no_counterpart(name: str) -> RecipeError:

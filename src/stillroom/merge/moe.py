@@ -1,37 +1,49 @@
 """A mixture of experts from dense models that share a base, with gates made from prompts.
 
 Source: Komatsuzaki et al. 2022, sparse upcycling, arXiv:2212.05055, with several models' MLPs
-instead of copies of one, and a gate row for each that points where its prompts lie. Attention,
-norms and embeddings are the base's. A gate row is the mean input of that layer's MLP over the
-tokens of the positive prompts, less that of the negative ones, at length 1: what the gate will
-see, not, as mergekit takes it, what enters the layer. Routing weights add up to 1, so experts that
-are all alike give the dense model back.
+instead of copies of one, and a gate row for each that points where its prompts lie (``gates``).
+Attention, norms and embeddings are the base's. Routing weights add up to 1, so experts that are all
+alike give the dense model back. Every tensor is streamed; only gates are held.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from stillroom.checkpoints import Checkpoint, CheckpointWriter
+from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.numbers import narrow
 from stillroom.errors import CheckpointError, Problem, RecipeError, ShapeError
-from stillroom.merge.copying import read_blocks, write_blocks
-from stillroom.merge.method import Array
+from stillroom.merge.gates import (
+    DRAWN,
+    GateMode,
+    Prompts,
+    make_gates,
+    most_alike,
+    replicate_gates,
+)
+from stillroom.merge.method import METHODS, Array
+from stillroom.merge.plan import SHORT_NAMES, Input, MergePlan, PlannedTensor
+from stillroom.merge.rules import Rules, Tuned
+from stillroom.merge.sources import Source
 
 if TYPE_CHECKING:
-    import torch
+    from stillroom.merge.stream import Merge
 
-__all__ = ["Expert", "GateMode", "Mixture", "build_moe"]
+__all__ = ["Expert", "LayoutName", "Mixture", "arrange_mixture", "build_moe", "find_alike"]
 
-GateMode = Literal["hidden", "last", "cheap_embed", "random"]
+LayoutName = Literal["auto", "mixtral", "qwen2_moe", "qwen3_moe"]
 _MLP = re.compile(r"(model\.layers\.(\d+)\.)mlp\.((?:gate|up|down)_proj)\.weight")
-_SHARED_WIDTH = 8
+_QUERY = re.compile(r"(model\.layers\.\d+\.self_attn\.[qkv]_proj\.)weight")
+_GATE = re.compile(r"model\.layers\.(\d+)\.(?:block_sparse_moe|mlp)\.gate\.weight")
+_BIAS = re.compile(r"\.(mlp|self_attn)\..*\.bias$")
+_SILENT_WIDTH = 8
 _ALIKE = 0.99
 
 
@@ -71,18 +83,20 @@ class _Layout:
     experts: str
     parts: Mapping[str, str]
     settings: Mapping[str, Any]
+    dense: tuple[str, ...]
     count: str = "num_experts"
 
 
 _PARTS = {part: part for part in ("gate_proj", "up_proj", "down_proj")}
 _QWEN = {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
-_LAYOUTS = {
+_LAYOUTS: Mapping[str, _Layout] = {
     "mixtral": _Layout(
         "MixtralForCausalLM",
         "block_sparse_moe.gate.weight",
         "block_sparse_moe.experts.{}.{}.weight",
         {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"},
         {},
+        ("llama", "mistral"),
         "num_local_experts",
     ),
     "qwen2_moe": _Layout(
@@ -90,10 +104,16 @@ _LAYOUTS = {
         "mlp.gate.weight",
         "mlp.experts.{}.{}.weight",
         _PARTS,
-        {**_QWEN, "shared_expert_intermediate_size": _SHARED_WIDTH},
+        _QWEN,
+        ("qwen2", "llama", "mistral"),
     ),
     "qwen3_moe": _Layout(
-        "Qwen3MoeForCausalLM", "mlp.gate.weight", "mlp.experts.{}.{}.weight", _PARTS, _QWEN
+        "Qwen3MoeForCausalLM",
+        "mlp.gate.weight",
+        "mlp.experts.{}.{}.weight",
+        _PARTS,
+        _QWEN,
+        ("qwen3",),
     ),
 }
 _OF_DENSE = {
@@ -115,16 +135,16 @@ def build_moe(
     seed: int = 0,
     shard_size: int = 5_000_000_000,
 ) -> Mixture:
-    """Write a mixture of experts; every tensor is streamed.
+    """Write a mixture of experts; the plain function behind the method ``moe``.
 
     Args:
         base: Gives all but the MLPs, and is run on the prompts.
         experts: At least two, of the base's shape.
         folder: Where the result is written, atomically.
         gate: From the mean (``hidden``) or last (``last``) token of prompts, from their embeddings
-            without running the model (``cheap_embed``), or at random.
+            without running the model (``cheap_embed``), or drawn (``random``, ``uniform``).
         experts_per_token: How many experts a token is sent to.
-        seed: For random gates.
+        seed: For drawn gates.
         shard_size: Most bytes of weights in one file.
 
     Raises:
@@ -133,204 +153,333 @@ def build_moe(
         RecipeError: If there are too few experts, or gates lack prompts.
         ResourceError: If the disk is full.
     """
-    name = _check(base, experts, gate, experts_per_token)
-    layout = _LAYOUTS[name]
-    layers = sorted({int(found[2]) for each in base.names() if (found := _MLP.fullmatch(each))})
-    gates = _make_gates(base, experts, layers, gate, seed)
-    plan = dict(_plan(base, experts, layout, name))
-    with CheckpointWriter(
-        folder,
-        config=_config(base, experts, layout, name, experts_per_token),
-        shard_size=shard_size,
-        plan={target: shape for target, (shape, _) in plan.items()},
-    ) as writer:
-        for target, (shape, source) in plan.items():
-            writer.begin(target, shape)
-            if isinstance(source, int):
-                write_blocks(writer, target, [narrow(gates[source], shape[0])])
-            elif source is None:
-                write_blocks(writer, target, [narrow(np.zeros(shape[1], np.float32), shape[0])])
-            else:
-                write_blocks(writer, target, read_blocks(*source))
-        writer.copy_tokenizer(base.folder)
-    alike = tuple(layer for layer, rows in gates.items() if _most_alike(rows) > _ALIKE)
-    return Mixture(writer.fingerprint, name, len(experts), gate, alike)
+    from stillroom.merge.stream import Merge
+
+    method = METHODS.build({"name": "moe", "gate": gate, "experts_per_token": experts_per_token})
+    parents = [
+        Source(
+            expert.checkpoint.folder.name,
+            expert.checkpoint,
+            prompts=Prompts(tuple(expert.positive), tuple(expert.negative)),
+        )
+        for expert in experts
+    ]
+    merge = Merge(method, Source(base.folder.name, base), parents, seed=seed)
+    written = merge.write(folder, shard_size=shard_size)
+    made = Checkpoint.open(folder)
+    name = str(made.config["model_type"])
+    return Mixture(written.fingerprint, name, len(experts), gate, tuple(find_alike(made)))
 
 
-_Shape = tuple[str, tuple[int, ...]]
-_Source = tuple[Checkpoint, str] | int | None
-"""A tensor of a checkpoint, the gate of a layer, or zeros."""
+def find_alike(mixture: Checkpoint) -> Iterator[int]:
+    """Yield the layers of a written mixture whose gate cannot tell two experts apart."""
+    from stillroom.merge.reading import read_rows
+
+    gates = [(int(found[1]), name) for name in mixture.names() if (found := _GATE.fullmatch(name))]
+    for layer, name in sorted(gates):
+        if most_alike(read_rows(mixture, name, dtype=np.float64)) > _ALIKE:
+            yield layer
 
 
-def _plan(
-    base: Checkpoint, experts: Sequence[Expert], layout: _Layout, name: str
-) -> Iterator[tuple[str, tuple[_Shape, _Source]]]:
-    """Yield every tensor of the result with its type, shape and source."""
-    for tensor in base.names():
-        entry, found = base.entry(tensor), _MLP.fullmatch(tensor)
-        if not found:
-            yield tensor, ((entry.dtype, entry.shape), (base, tensor))
-            continue
-        start, layer, part = found[1], int(found[2]), found[3]
-        for number, expert in enumerate(experts):
-            theirs = expert.checkpoint.entry(tensor)
-            target = start + layout.experts.format(number, layout.parts[part])
-            yield target, ((theirs.dtype, theirs.shape), (expert.checkpoint, tensor))
-        if part == "gate_proj":
-            width = entry.shape[1]
-            yield start + layout.gate, ((entry.dtype, (len(experts), width)), layer)
-            if name == "qwen2_moe":  # its layout has an expert for all tokens: one that is silent
-                yield f"{start}mlp.shared_expert_gate.weight", ((entry.dtype, (1, width)), None)
-                for each in layout.parts:
-                    shape = (width, _SHARED_WIDTH)
-                    shape = shape if each == "down_proj" else shape[::-1]
-                    yield f"{start}mlp.shared_expert.{each}.weight", ((entry.dtype, shape), None)
+def arrange_mixture(
+    base: Source | None,
+    parents: Sequence[Source],
+    rules: Rules,
+    *,
+    gate: GateMode,
+    experts_per_token: int,
+    layout: LayoutName,
+    shared: int | None,
+) -> MergePlan:
+    """Return the plan of a mixture: every tensor of the base, expert by expert, and the gates.
+
+    Args:
+        base: Gives all but the MLPs.
+        parents: The experts, and the one that every token goes to, if any.
+        rules: Storage type, and whether gates are made as mergekit makes them.
+        gate: How gates are made.
+        experts_per_token: How many experts a token is sent to.
+        layout: Whose names and config; ``auto`` goes by the base.
+        shared: The number of the parent that every token goes to; None for none.
+
+    Raises:
+        CheckpointError: If the base's architecture has no such mixture.
+        ShapeError: If an expert's MLP is not the base's shape.
+        RecipeError: If there are too few experts, or gates lack prompts.
+    """
+    if base is None:
+        from stillroom.merge.arithmetic import no_base
+
+        raise no_base("moe")
+    name = _choose_layout(base.checkpoint, layout, shared)
+    mixture = _Arrangement(base, parents, rules, name, gate, shared)
+    mixture.check(experts_per_token)
+    tensors = tuple(sorted(mixture.tensors(), key=lambda tensor: tensor.name))
+    sources = [base, *parents]
+    read = [
+        sources[home.source].checkpoint.entry(home.name).size_bytes
+        for tensor in tensors
+        for home in tensor.inputs
+    ]
+    return MergePlan(
+        "moe",
+        tuple(source.name for source in sources),
+        tensors,
+        (),
+        mixture.config(experts_per_token),
+        sum(read),
+        1,
+        notes=tuple(mixture.notes(experts_per_token)),
+        held_bytes=0 if gate in DRAWN else 4 * base.checkpoint.parameters,
+    )
 
 
-def _config(
-    base: Checkpoint, experts: Sequence[Expert], layout: _Layout, name: str, per_token: int
-) -> dict[str, Any]:
-    kept = {key: value for key, value in base.config.items() if key not in _DROPPED}
-    made = kept | dict(layout.settings) | {"architectures": [layout.architecture]}
-    if name != "mixtral":
-        made["moe_intermediate_size"] = base.config["intermediate_size"]
-    return made | {
-        "model_type": name,
-        layout.count: len(experts),
-        "num_experts_per_tok": per_token,
-    }
+@dataclass(frozen=True)
+class _Arrangement:
+    """Which tensor of which parent stands where."""
+
+    base: Source
+    parents: Sequence[Source]
+    rules: Rules
+    name: str
+    gate: GateMode
+    shared: int | None
+    _made: dict[int, Array] = field(default_factory=dict, compare=False)
+
+    @property
+    def layout(self) -> _Layout:
+        return _LAYOUTS[self.name]
+
+    @cached_property
+    def experts(self) -> list[int]:
+        """The numbers of the parents that tokens are sent to by the gate, in ``sources``."""
+        return [at + 1 for at in range(len(self.parents)) if at != self.shared]
+
+    @cached_property
+    def layers(self) -> int:
+        found = [int(match[2]) for each in self.base.checkpoint.names() if (match := _mlp(each))]
+        return max(found, default=-1) + 1
+
+    def check(self, per_token: int) -> None:
+        """Refuse what cannot be built."""
+        count = len(self.experts)
+        problems = []
+        if count < 2 or not 1 <= per_token <= count:
+            problems.append(
+                Problem(
+                    f"{count} experts, {per_token} a token",
+                    "merge.moe-experts",
+                    "models",
+                    "at least two experts, and at most all of them a token",
+                    "add models, or lower experts_per_token",
+                )
+            )
+        if self.shared is not None and self.shared >= len(self.parents):
+            problems.append(
+                Problem(
+                    f"there is no model {self.shared}",
+                    "merge.moe-experts",
+                    "method.shared",
+                    f"a number from 0 to {len(self.parents) - 1}",
+                    "count the models from 0",
+                )
+            )
+        for at, parent in enumerate(self.parents):
+            if self.gate in DRAWN or parent.prompts.positive:
+                continue
+            problems.append(
+                Problem(
+                    f"the gate ({self.gate}) is made from prompts, and '{parent.name}' has none",
+                    "merge.moe-experts",
+                    f"models.{at}.positive",
+                    "a few prompts that this expert should answer",
+                    "add them, or choose gate 'random'",
+                )
+            )
+        if problems:
+            raise RecipeError(problems)
+        self.check_shapes()
+
+    def check_shapes(self) -> None:
+        base = self.base.checkpoint
+        problems = [
+            Problem(
+                f"'{name}' of {parent.name} does not fit",
+                "merge.moe-shape",
+                name,
+                f"the base's shape, {base.shape(name)}",
+                "choose experts that were fine-tuned from the base",
+            )
+            for parent in self.parents
+            for name in base.names()
+            if _mlp(name)
+            and (name not in parent.checkpoint or parent.checkpoint.shape(name) != base.shape(name))
+        ]
+        if problems:
+            raise ShapeError(problems[:8])
+
+    def tensors(self) -> Iterator[PlannedTensor]:
+        """Yield every tensor of the result."""
+        base = self.base.checkpoint
+        for name in base.names():
+            found = _mlp(name)
+            if found:
+                yield from self._place_experts(name, found[1], found[3])
+                if found[3] == "gate_proj":
+                    yield from self._place_gates(name, found[1], int(found[2]))
+                continue
+            yield self._copy(name, 0, name)
+            query = _QUERY.fullmatch(name)
+            if query and self.name == "qwen2_moe" and f"{query[1]}bias" not in base:
+                yield self._zeros(f"{query[1]}bias", name, base.shape(name)[:1])
+
+    def config(self, per_token: int) -> dict[str, Any]:
+        """Return config.json of the result."""
+        config = self.base.checkpoint.config
+        made = {key: value for key, value in config.items() if key not in _DROPPED}
+        made |= dict(self.layout.settings) | {"architectures": [self.layout.architecture]}
+        made |= {"model_type": self.name, self.layout.count: len(self.experts)}
+        made["num_experts_per_tok"] = per_token
+        width = config.get("intermediate_size")
+        if self.name != "mixtral":
+            made["moe_intermediate_size"] = width
+        if self.name == "qwen2_moe":
+            is_silent = self.shared is None
+            made["shared_expert_intermediate_size"] = _SILENT_WIDTH if is_silent else width
+        return made
+
+    def notes(self, per_token: int) -> Iterator[str]:
+        """Yield what the plan says of it."""
+        names = [self.parents[at - 1].name for at in self.experts]
+        yield f"{self.name}: {len(names)} experts, {per_token} a token: {', '.join(names)}"
+        if self.shared is not None:
+            yield f"every token also goes to {self.parents[self.shared].name}"
+        elif self.name == "qwen2_moe":
+            yield "the layout has an expert for all tokens: it is written silent, all zeros"
+        how = "drawn by the seed" if self.gate in DRAWN else f"prompts, {self.gate}"
+        yield f"gates of {self.layers} layers from {how}; all else from {self.base.name}"
+
+    def _place_experts(self, name: str, start: str, part: str) -> Iterator[PlannedTensor]:
+        for number, source in enumerate(self.experts):
+            target = start + self.layout.experts.format(number, self.layout.parts[part])
+            yield self._copy(target, source, name, part)
+        if self.name != "qwen2_moe":
+            return
+        target = f"{start}mlp.shared_expert.{part}.weight"
+        if self.shared is not None:
+            yield self._copy(target, self.shared + 1, name, part)
+            return
+        width = self.base.checkpoint.shape(name)[part != "down_proj"]
+        if part == "down_proj":
+            width = self.base.checkpoint.shape(name)[0]
+        shape = (width, _SILENT_WIDTH) if part == "down_proj" else (_SILENT_WIDTH, width)
+        yield self._zeros(target, name, shape)
+
+    def _place_gates(self, name: str, start: str, layer: int) -> Iterator[PlannedTensor]:
+        stored = self._stored(name)
+        width = self.base.checkpoint.shape(name)[1]
+        count = len(self.experts)
+
+        def make(merge: Merge, rows: slice) -> Iterator[Array]:
+            yield narrow(self._gates(merge)[layer][rows], stored)
+
+        yield _made(
+            start + self.layout.gate,
+            stored,
+            (count, width),
+            lambda merge: make(merge, slice(0, count)),
+        )
+        if self.name != "qwen2_moe":
+            return
+        target = f"{start}mlp.shared_expert_gate.weight"
+        if self.shared is None:
+            yield self._zeros(target, name, (1, width))
+        else:
+            yield _made(
+                target, stored, (1, width), lambda merge: make(merge, slice(count, count + 1))
+            )
+
+    def _gates(self, merge: Merge) -> Array:
+        """Return all gates, (layers, experts and the shared one, width); made once."""
+        if merge.seed not in self._made:
+            order = [at - 1 for at in self.experts]
+            order += [self.shared] if self.shared is not None else []
+            prompts = [self.parents[at].prompts for at in order]
+            make = replicate_gates if self.rules.compat == "mergekit" else make_gates
+            self._made[merge.seed] = make(
+                self.base.checkpoint, prompts, self.layers, self.gate, merge.seed
+            )
+        return self._made[merge.seed]
+
+    def _copy(self, target: str, source: int, name: str, part: str = "") -> PlannedTensor:
+        """Return a tensor of a source in its new place, scaled where its own settings say so."""
+        checkpoint = self.parents[source - 1].checkpoint if source else self.base.checkpoint
+        scale = self.parents[source - 1].own.get("residual_scale", 1.0) if source else 1.0
+        tuned = None
+        if part == "down_proj" and scale != 1:
+            passthrough = METHODS.build({"name": "passthrough", "scale": scale})
+            tuned = Tuned(passthrough, (1.0,), ({},))
+        return PlannedTensor(
+            target,
+            self._stored(name) if part else self._asked() or checkpoint.entry(name).dtype,
+            checkpoint.shape(name),
+            None,
+            (Input(source, name),),
+            tuned=tuned,
+            is_placed=True,
+        )
+
+    def _zeros(self, target: str, name: str, shape: tuple[int, ...]) -> PlannedTensor:
+        stored = self._stored(name)
+        return _made(
+            target,
+            stored,
+            shape,
+            lambda merge: iter([narrow(np.zeros(shape, np.float32), stored)]),
+        )
+
+    def _stored(self, name: str) -> str:
+        """Return the one storage type of all experts' parts: they are one tensor in memory."""
+        if self._asked():
+            return self._asked()
+        if self.rules.compat == "mergekit":
+            return self.base.checkpoint.entry(name).dtype
+        sources = [self.base, *self.parents]
+        kinds = {each.checkpoint.entry(name).dtype for each in sources if name in each.checkpoint}
+        if len(kinds) == 1:
+            return kinds.pop()
+        return "F64" if "F64" in kinds else "F32"
+
+    def _asked(self) -> str:
+        return SHORT_NAMES.get(self.rules.dtype or self.rules.compute or "", "")
 
 
-def _check(base: Checkpoint, experts: Sequence[Expert], gate: str, per_token: int) -> str:
-    """Return the layout's name; refuse what cannot be built."""
+def _made(name: str, stored: str, shape: tuple[int, ...], make: Any) -> PlannedTensor:
+    return PlannedTensor(name, stored, shape, None, (), is_placed=True, made=make)
+
+
+def _mlp(name: str) -> re.Match[str] | None:
+    return _MLP.fullmatch(name)
+
+
+def _choose_layout(base: Checkpoint, layout: LayoutName, shared: int | None) -> str:
+    """Return the layout's name; refuse a base that has none."""
     kind = str(base.config.get("model_type"))
-    biased = [name for name in base.names() if re.search(r"\.(mlp|self_attn)\..*\.bias$", name)]
-    if kind not in _OF_DENSE or (biased and _OF_DENSE[kind] == "mixtral"):
-        what = f"{kind} models" if kind not in _OF_DENSE else f"{kind} models with biases"
+    has_bias = any(_BIAS.search(name) for name in base.names())
+    name = _OF_DENSE.get(kind, "") if layout == "auto" else layout
+    if layout == "auto" and shared is not None and kind in _LAYOUTS["qwen2_moe"].dense:
+        name = "qwen2_moe"
+    fits = name in _LAYOUTS and kind in _LAYOUTS[name].dense
+    if not fits or (has_bias and name == "mixtral") or (shared is not None and name != "qwen2_moe"):
+        what = f"{kind} models{' with biases' if has_bias and fits else ''}"
+        wanted = "" if layout == "auto" else f" in the layout {layout}"
+        wanted += " with a shared expert" if shared is not None else ""
+        listed = "; ".join(f"{key} of {', '.join(each.dense)}" for key, each in _LAYOUTS.items())
         raise CheckpointError(
-            f"there is no mixture of experts for {what}",
+            f"there is no mixture of experts for {what}{wanted}",
             code="merge.moe",
             where=str(base.folder),
-            expected=f"a base of one of: {', '.join(_OF_DENSE)}",
-            next="choose another base",
+            expected=f"{listed}; only qwen2_moe has a shared expert",
+            next="choose another base or layout",
         )
-    if len(experts) < 2 or not 1 <= per_token <= len(experts):
-        raise RecipeError(
-            f"{len(experts)} experts, {per_token} a token",
-            code="merge.moe-experts",
-            where="experts",
-            expected="at least two experts, and at most all of them a token",
-            next="add experts, or lower experts_per_token",
-        )
-    if gate != "random" and not all(expert.positive for expert in experts):
-        raise RecipeError(
-            f"gates from prompts ({gate}) need positive prompts for every expert",
-            code="merge.moe-experts",
-            where="experts",
-            expected="a few prompts that this expert should answer",
-            next="add them, or choose gate 'random'",
-        )
-    _check_shapes(base, experts)
-    return _OF_DENSE[kind]
-
-
-def _check_shapes(base: Checkpoint, experts: Sequence[Expert]) -> None:
-    problems = [
-        Problem(
-            f"'{name}' of {expert.checkpoint.folder.name} does not fit",
-            "merge.moe-shape",
-            name,
-            f"the base's shape, {base.shape(name)}",
-            "choose experts that were fine-tuned from the base",
-        )
-        for expert in experts
-        for name in base.names()
-        if _MLP.fullmatch(name)
-        and (name not in expert.checkpoint or expert.checkpoint.shape(name) != base.shape(name))
-    ]
-    if problems:
-        raise ShapeError(problems[:8])
-
-
-def _make_gates(
-    base: Checkpoint, experts: Sequence[Expert], layers: Sequence[int], gate: str, seed: int
-) -> dict[int, Array]:
-    """Return the gate of every layer, (experts, width) float32, rows of length 1."""
-    if gate == "random":
-        rng = np.random.Generator(np.random.Philox(seed))
-        shape = (len(experts), int(base.config["hidden_size"]))
-        drawn = {layer: rng.standard_normal(shape) for layer in layers}
-        return {layer: _normalize(rows) for layer, rows in drawn.items()}
-    from stillroom.models.causal import load_causal_lm
-
-    model, tokenizer = load_causal_lm(base.folder, dtype="float32", device="cpu")
-    seen = _Seen(model, tokenizer, layers, gate)
-    rows = [
-        seen.mean(expert.positive) - (seen.mean(expert.negative) if expert.negative else 0)
-        for expert in experts
-    ]
-    return {layer: _normalize(np.stack([r[at] for r in rows])) for at, layer in enumerate(layers)}
-
-
-class _Seen:
-    """What the MLP of every layer sees of a prompt."""
-
-    def __init__(self, model: Any, tokenizer: Any, layers: Sequence[int], gate: str) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.layers, self.gate = layers, gate
-
-    def mean(self, prompts: Sequence[str]) -> Array:
-        """Return the mean over prompts of what each layer sees, (layers, width) float64."""
-        total: Array = np.mean([self.see(prompt) for prompt in prompts], axis=0)
-        return total
-
-    def see(self, prompt: str) -> Array:
-        """Return what each layer sees of one prompt, (layers, width)."""
-        import torch
-
-        ids = self.tokenizer(prompt, return_tensors="pt")["input_ids"]
-        if not ids.numel():
-            raise RecipeError(
-                "a prompt has no tokens",
-                code="merge.moe-experts",
-                where="experts",
-                expected="prompts with text",
-                next="remove the empty prompt",
-            )
-        with torch.inference_mode():
-            if self.gate == "cheap_embed":
-                found = self._reduce(self.model.get_input_embeddings()(ids))
-                return np.repeat(found[None], len(self.layers), axis=0)
-            caught: dict[int, Array] = {}
-            hooks = [self._catch(layer, caught) for layer in self.layers]
-            try:
-                self.model(input_ids=ids, use_cache=False)
-            finally:
-                for hook in hooks:
-                    hook.remove()
-        return np.stack([caught[layer] for layer in self.layers])
-
-    def _catch(self, layer: int, caught: dict[int, Array]) -> Any:
-        def keep(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-            caught[layer] = self._reduce(inputs[0])
-
-        module = self.model.get_submodule(f"model.layers.{layer}.mlp")
-        return module.register_forward_pre_hook(keep)
-
-    def _reduce(self, states: torch.Tensor) -> Array:
-        """Return one vector of a prompt's (1, T, D) states."""
-        states = states[0].double()
-        reduced: Array = (states[-1] if self.gate == "last" else states.mean(0)).numpy()
-        return reduced
-
-
-def _normalize(rows: Array) -> Array:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    made: Array = (rows / np.where(lengths > 0, lengths, 1)).astype(np.float32)
-    return made
-
-
-def _most_alike(rows: Array) -> float:
-    """Return the largest cosine between two rows of length 1."""
-    gram = rows @ rows.T
-    return float(gram[~np.eye(len(rows), dtype=bool)].max(initial=-1))
+    return name

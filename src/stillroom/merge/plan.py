@@ -7,7 +7,7 @@ reason to refuse.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +22,27 @@ from stillroom.merge.architecture import (
 )
 from stillroom.merge.arithmetic import no_base
 from stillroom.merge.compare import EMBEDDING, HEAD, check_configs, shorten_problems
-from stillroom.merge.method import MergeMethod
+from stillroom.merge.method import Array, Assembly, MergeMethod
 from stillroom.merge.recipe import MergeRecipe, Slice
 from stillroom.merge.rules import Rules, Tuned, rules_of
 
 if TYPE_CHECKING:
     from stillroom.merge.sources import Source
+    from stillroom.merge.stream import Merge
     from stillroom.merge.tokenizer import TokenPlan
 
-__all__ = ["BLOCK_ELEMENTS", "Input", "MergePlan", "PlannedTensor", "plan_merge", "plan_sources"]
+__all__ = [
+    "BLOCK_ELEMENTS",
+    "SHORT_NAMES",
+    "Input",
+    "MergePlan",
+    "PlannedTensor",
+    "plan_merge",
+    "plan_sources",
+]
 
 BLOCK_ELEMENTS = 1 << 17
-_SHORT_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+SHORT_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +59,8 @@ class PlannedTensor:
 
     ``stored`` is its storage type in the result. ``base`` and ``parents`` say where its inputs are;
     a copied tensor has no ``tuned`` and one parent. ``layer`` is its depth from 0 to 1. A token
-    table's rows are found through the plan's tokens.
+    table's rows are found through the plan's tokens. What an assembly has put in its place
+    ``is_placed``; where ``made`` is set, that gives its rows as they are stored, in blocks.
     """
 
     name: str
@@ -61,11 +71,18 @@ class PlannedTensor:
     layer: float | None = None
     tuned: Tuned | None = None
     is_table: bool = False
+    is_placed: bool = False
+    made: Callable[[Merge], Iterator[Array]] | None = None
 
     @property
     def is_merged(self) -> bool:
-        """Whether it is merged; otherwise it is copied."""
+        """Whether it is merged; otherwise it is copied, placed or made."""
         return self.tuned is not None
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether one source's is taken although the method would merge it."""
+        return self.tuned is None and not self.is_placed
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -90,6 +107,8 @@ class MergePlan:
     read_bytes: int
     passes: int
     tokens: TokenPlan | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
+    held_bytes: int = 0
 
     @property
     def written_bytes(self) -> int:
@@ -98,13 +117,16 @@ class MergePlan:
 
     @property
     def memory_bytes(self) -> int:
-        """The most memory that blocks take: inputs as stored and as computed, and temporaries."""
+        """The most memory that blocks take: inputs as stored and as computed, and temporaries.
+
+        What an assembly holds beside them is counted too: a model that is run, whole tables.
+        """
         widest = max((self._widest(tensor) for tensor in self.tensors), default=0)
-        return widest * 8 * (2 * len(self.sources) + 6)
+        return widest * 8 * (2 * len(self.sources) + 6) + self.held_bytes
 
     def count(self, *, merged: bool) -> int:
-        """Return how many tensors are merged, or copied."""
-        return sum(tensor.is_merged == merged for tensor in self.tensors)
+        """Return how many tensors are merged (or placed where they belong), or only copied."""
+        return sum(tensor.is_copied != merged for tensor in self.tensors)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -112,18 +134,19 @@ class MergePlan:
             "method": self.method,
             "sources": list(self.sources),
             "merged": self.count(merged=True),
-            "copied": [tensor.name for tensor in self.tensors if not tensor.is_merged],
+            "copied": [tensor.name for tensor in self.tensors if tensor.is_copied],
             "tied": list(self.tied),
             "read_bytes": self.read_bytes,
             "written_bytes": self.written_bytes,
             "memory_bytes": self.memory_bytes,
             "passes": self.passes,
             "tokens": self.tokens.report() if self.tokens else None,
+            "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
         """Return the plan as the lines a user reads."""
-        copied = [tensor.name for tensor in self.tensors if not tensor.is_merged]
+        copied = [tensor.name for tensor in self.tensors if tensor.is_copied]
         lines = [
             f"{self.method} of {', '.join(self.sources)}",
             f"  merges {self.count(merged=True)} tensors, copies {len(copied)}",
@@ -131,6 +154,7 @@ class MergePlan:
             f"writes {self.written_bytes / 1e6:.1f} MB",
             f"  holds about {self.memory_bytes / 1e6:.0f} MB of blocks in memory",
         ]
+        lines += [f"  {note}" for note in self.notes]
         lines += [f"  copies {name}" for name in copied]
         lines += [f"  leaves out {name}: it is tied to {EMBEDDING}" for name in self.tied]
         if self.tokens:
@@ -166,8 +190,10 @@ def plan_sources(
     Raises:
         CheckpointError: If the sources do not belong together.
         ShapeError: If a tensor's shapes differ.
-        RecipeError: If slices name layers that a model has not.
+        RecipeError: If slices name layers that a model has not, or an assembly cannot be made.
     """
+    if isinstance(method, Assembly):
+        return method.arrange(base, parents, rules)
     return _Planner(method, base, parents, rules).plan()
 
 
@@ -327,7 +353,7 @@ class _Planner:
 
     def _merged(self, wanted: _Wanted, entries: Sequence[Any]) -> PlannedTensor:
         asked = self.rules.dtype or self.rules.compute
-        stored = _SHORT_NAMES[asked] if asked else _widest([entry.dtype for entry in entries])
+        stored = SHORT_NAMES[asked] if asked else _widest([entry.dtype for entry in entries])
         is_base = [self.base is not None and home.source == 0 for home in wanted.homes]
         base = next((home for home, at in zip(wanted.homes, is_base, strict=True) if at), None)
         parents = tuple(home for home, at in zip(wanted.homes, is_base, strict=True) if not at)
@@ -389,7 +415,7 @@ class _Planner:
         stored = entry.dtype
         asked = self.rules.dtype or self.rules.compute
         if asked and stored in FLOATS:
-            stored = _SHORT_NAMES[asked]
+            stored = SHORT_NAMES[asked]
         return PlannedTensor(wanted.name, stored, entry.shape, None, wanted.homes[:1], wanted.layer)
 
     def _lacking(self, wanted: _Wanted) -> list[str]:

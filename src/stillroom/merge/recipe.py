@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from stillroom.errors import Problem, RecipeError
-from stillroom.merge.method import METHODS, MergeMethod, no_counterpart
+from stillroom.merge.method import METHODS, Assembly, MergeMethod, no_counterpart
 from stillroom.merge.search_recipe import SearchSettings, SmokeSettings
 from stillroom.merge.tokenizer import TokenizerSettings
 from stillroom.recipes import Recipe, Reference, Settings, Size
@@ -25,7 +25,8 @@ __all__ = [
     "vary_method",
 ]
 
-OWN = ("density", "epsilon", "gamma")
+OWN = ("density", "epsilon", "gamma", "residual_scale")
+_OF_BLOCKS = ("vary", "slices", "select", "search", "tokenizer", "include", "exclude", "rest")
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -42,6 +43,15 @@ class ModelEntry(Settings):
     )
     epsilon: float | None = Field(None, description="its own epsilon, where the method has one")
     gamma: float | None = Field(None, description="its own gamma, where the method has one")
+    positive: tuple[str, ...] = Field(
+        (), description="prompts that it should answer, where it is an expert"
+    )
+    negative: tuple[str, ...] = Field(
+        (), description="prompts that it should not answer, where it is an expert"
+    )
+    residual_scale: float | None = Field(
+        None, description="what its MLPs' outputs are multiplied by, where it is an expert"
+    )
     along_run: int = Field(
         0,
         ge=0,
@@ -235,6 +245,7 @@ class MergeRecipe(Recipe):
             *self._find_bad_variations(),
             *self._find_bad_slices(),
             *self._find_bad_compat(),
+            *self._find_bad_assembly(),
         ]
         if problems:
             raise RecipeError(problems)
@@ -247,12 +258,30 @@ class MergeRecipe(Recipe):
         found = []
         for number, model in enumerate(self.models):
             given = [*(["weight"] if model.weight != 1 else []), *model.own]
+            given += [name for name in ("positive", "negative") if getattr(model, name)]
             found += [
                 self._unused(setting, f"models.{number}.{setting}")
                 for setting in given
                 if setting not in self._per_model
             ]
         return found
+
+    def _find_bad_assembly(self) -> list[Problem]:
+        """Refuse what only a merge of blocks heeds."""
+        if not isinstance(self.method, Assembly):
+            return []
+        name = self.method.method_name()
+        return [
+            Problem(
+                f"{name} places tensors whole, and '{key}' is about merging them",
+                "merge.unused-setting",
+                key,
+                "a setting that changes something",
+                f"leave {key} out; merge the models with another method first",
+            )
+            for key in _OF_BLOCKS
+            if getattr(self, key) != type(self).model_fields[key].get_default()
+        ]
 
     @property
     def _per_model(self) -> tuple[str, ...]:

@@ -7,8 +7,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.checkpoints import CheckpointWriter
+from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.jobs import Estimate, Job
+from stillroom.merge.method import Assembly
 from stillroom.merge.opening import open_merge
 from stillroom.merge.plan import plan_merge
 from stillroom.merge.recipe import MergeRecipe
@@ -71,6 +72,11 @@ def run(recipe: MergeRecipe, job: Job) -> Artifact:
         )
     if merged.copied:
         job.say(f"copied, not merged: {', '.join(merged.copied)}")
+    if isinstance(recipe.method, Assembly):
+        warnings = recipe.method.review(Checkpoint.open(job.output))
+        for warning in warnings:
+            job.say(f"warning: {warning}")
+        details = {**details, "notes": list(plan.notes), "warnings": list(warnings)}
     return job.finish(
         "checkpoint",
         parents=_parents(recipe, base, parents, job.out),
@@ -208,6 +214,7 @@ def _details(recipe: MergeRecipe, merged: Merged, sources: list[Source]) -> dict
         "copied": list(merged.copied),
         "tied": list(merged.tied),
         "error": dict(merged.error) if merged.error else None,
+        **({"made": dict(merged.notes)} if merged.notes else {}),
     }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError
+from stillroom.merge.gates import Prompts
 from stillroom.merge.reading import open_checkpoint, read_bits, read_rows, resolve_path
 from stillroom.merge.recipe import MergeRecipe
 
@@ -27,9 +28,9 @@ _GAP = 16
 class Source:
     """One model that takes part: a checkpoint, or one with an adapter over it.
 
-    ``weight`` and ``own`` (density, ...) are what the recipe says of it. ``key`` is the
-    fingerprint, with a count where the same weights take part twice; empty until ``name_sources``
-    has read them.
+    ``weight``, ``own`` (density, ...) and ``prompts`` are what the recipe says of it. ``key`` is
+    the fingerprint, with a count where the same weights take part twice; empty until
+    ``name_sources`` has read them.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Source:
     own: Mapping[str, float] = field(default_factory=dict)
     adapted: AdaptedCheckpoint | None = None
     key: str = ""
+    prompts: Prompts = field(default_factory=Prompts)
 
     @property
     def fingerprint(self) -> str:
@@ -106,7 +108,10 @@ def open_sources(
         along = _take_run(opened, entry.along_run) if entry.along_run else [opened]
         if entry.adapter is not None:
             along = [_adapt(source, entry.adapter, say) for source in along]
-        parents += [replace(source, weight=entry.weight, own=entry.own) for source in along]
+        prompts = Prompts(entry.positive, entry.negative)
+        parents += [
+            replace(source, weight=entry.weight, own=entry.own, prompts=prompts) for source in along
+        ]
     return base, parents
 
 

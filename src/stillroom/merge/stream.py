@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from stillroom.merge.tokenizer import TokenPlan
 
 T = TypeVar("T")
-_SURVEY, _ERROR = "survey", "#error"
+_SURVEY, _ERROR, _NOTE = "survey", "#error", "#note"
 _FLOATS: Mapping[Any, str] = {np.float32: "F32", np.float64: "F64"}
 
 
@@ -53,6 +53,7 @@ class Merged:
     """What a merge did: the result's fingerprint, and how many tensors were merged or copied.
 
     ``error`` is the relative error against float64 of some blocks, see ``precision.summarize``.
+    ``notes`` are what an assembly noted of tensors that it made, as JSON values by name.
     """
 
     fingerprint: str
@@ -60,6 +61,7 @@ class Merged:
     copied: tuple[str, ...]
     tied: tuple[str, ...]
     error: Mapping[str, Any] | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Merge:
     threads: int = 1
     device: str = "cpu"
     chat_template: str | None = None
+    notes: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @cached_property
     def sources(self) -> tuple[Source, ...]:
@@ -164,13 +167,14 @@ class Merge:
                 write_chat_template(self.chat_template, folders, writer.work)
             if finish:
                 finish(writer)
-        names = tuple(tensor.name for tensor in plan.tensors if not tensor.is_merged)
+        names = tuple(tensor.name for tensor in plan.tensors if tensor.is_copied)
         return Merged(
             writer.fingerprint,
             len(plan.tensors) - len(names),
             names,
             plan.tied,
             summarize(engine.errors[name] for name in sorted(engine.errors)),
+            {name: self.notes[name] for name in sorted(self.notes)},
         )
 
     def tensors(self) -> Iterator[tuple[str, str, Array]]:
@@ -286,6 +290,9 @@ class Engine:
             tensor: What is made.
             place: Called with name, first row and bytes of each block, from any thread.
         """
+        if tensor.made is not None:
+            yield from self._place(tensor, tensor.made(self.merge), place)
+            return
         if tensor.tuned is None:
             yield from self._copy(tensor, place)
             return
@@ -313,6 +320,8 @@ class Engine:
         """Keep what the next tensors and the report depend on."""
         if name in self.errors:
             journal.put(f"{name}{_ERROR}", list(self.errors[name]))
+        if name in self.merge.notes:
+            journal.put(f"{name}{_NOTE}", self.merge.notes[name])
 
     def recall_state(self, journal: Journal | None, name: str) -> None:
         """Recall what ``note_state`` kept."""
@@ -320,6 +329,9 @@ class Engine:
         if kept is not None:
             stored, least, size = kept
             self.errors[name] = (stored, least, size)
+        noted = journal.get(f"{name}{_NOTE}") if journal is not None else None
+        if noted is not None:
+            self.merge.notes[name] = noted
 
     def _combine(self, method: MergeMethod, block: Block, measured: Any) -> Array:
         merged = method.combine(block.base, block.parents, measured, block.at)
@@ -334,6 +346,21 @@ class Engine:
         )
         is_narrow = block.parents[0].dtype != np.float64
         return is_narrow and not is_whole and is_sampled(tensor.name)
+
+    def _place(
+        self,
+        tensor: PlannedTensor,
+        made: Iterator[Array],
+        place: Callable[[str, int, memoryview], None] | None,
+    ) -> Iterator[Array]:
+        row = 0
+        for bits in made:
+            if has_not_finite(bits, tensor.stored):
+                raise not_finite(tensor.name)
+            if place is not None:
+                place(tensor.name, row, as_bytes(bits))
+            row += len(bits)
+            yield bits
 
     def _copy(
         self, tensor: PlannedTensor, place: Callable[[str, int, memoryview], None] | None

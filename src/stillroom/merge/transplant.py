@@ -9,23 +9,29 @@ for, and special tokens by their role.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stillroom.checkpoints import Checkpoint, CheckpointWriter
+from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.header import FLOATS
 from stillroom.checkpoints.numbers import BIT_TYPES, narrow, widen
 from stillroom.errors import CheckpointError
-from stillroom.merge.copying import read_blocks, write_blocks
-from stillroom.merge.method import Array
+from stillroom.merge.method import METHODS, Array
+from stillroom.merge.plan import SHORT_NAMES, Input, MergePlan, PlannedTensor
 from stillroom.merge.pursuit import pursue
+from stillroom.merge.rules import Rules
+from stillroom.merge.sources import Source
 from stillroom.merge.tokenizer import TokenizerSettings, TokenPlan, plan_tokenizer
 
-__all__ = ["Transplanted", "transplant"]
+if TYPE_CHECKING:
+    from stillroom.merge.stream import Merge
+
+__all__ = ["Transplanted", "arrange_transplant", "transplant"]
 
 _BLOCK_ROWS = 1024
 _HEADS = ("lm_head", "embed_out", "output", "predictions", "vocab_projector")
@@ -64,7 +70,7 @@ def transplant(
     k: int = 64,
     shard_size: int = 5_000_000_000,
 ) -> Transplanted:
-    """Write the target model with the donor's tokenizer.
+    """Write the target model with the donor's tokenizer; the plain function behind the method.
 
     The embeddings of both are held in memory as they are stored; all else is streamed. Costs about
     ``tokens x shared x width x k`` multiplications.
@@ -80,45 +86,157 @@ def transplant(
         CheckpointError: If a tokenizer is missing, or the two have too little in common.
         ResourceError: If the disk is full.
     """
-    plan = plan_tokenizer(
-        TokenizerSettings.model_validate({"source": "base"}), donor.folder, [target.folder]
-    )
-    match = _match(plan, donor, target)
-    tables = {
-        name: _find_donor(name, plan, donor)
-        for name in target.names()
-        if plan.is_token_table(name, target.shape(name), 1) and target.entry(name).dtype in FLOATS
-    }
-    if not tables:
-        raise _unfit("the target has no tensor with a row a token", target)
-    shapes = {name: (target.entry(name).dtype, target.shape(name)) for name in target.names()}
-    shapes |= {name: (shapes[name][0], (plan.size, *shapes[name][1][1:])) for name in tables}
-    left: dict[str, tuple[float, float]] = {}
-    with CheckpointWriter(
-        folder,
-        config=plan.adapt_config(target.config, donor=1),
-        shard_size=shard_size,
-        plan=shapes,
-    ) as writer:
-        for name in target.names():
-            writer.begin(name, shapes[name])
-            if name in tables:
-                table = _Table(plan, match, donor, target, name, tables[name], k)
-                write_blocks(writer, name, table.blocks())
-                if table.left:
-                    left[name] = (float(np.median(table.left)), float(max(table.left)))
-            else:
-                write_blocks(writer, name, read_blocks(target, name))
-        plan.write(writer.work)
+    from stillroom.merge.stream import Merge
+
+    method = METHODS.build({"name": "transplant", "k": k})
+    base, parents = Source(target.folder.name, target), [Source(donor.folder.name, donor)]
+    merge = Merge(method, base, parents)
+    written = merge.write(folder, shard_size=shard_size)
+    found = _Arrangement(base, parents[0], Rules(), k)
     return Transplanted(
-        writer.fingerprint,
-        sum(token is not None for token in plan.vocabulary.tokens),
-        int((match.rows[match.named] >= 0).sum()) - len(match.by_role),
-        match.by_role,
-        int((match.rows[match.named] < 0).sum()),
-        left,
-        tuple(name for name, found in tables.items() if not found),
+        written.fingerprint,
+        found.tokens,
+        found.shared,
+        found.match.by_role,
+        found.new,
+        {name: (note["median"], note["largest"]) for name, note in written.notes.items()},
+        tuple(name for name, other in found.tables.items() if not other),
     )
+
+
+def arrange_transplant(
+    base: Source | None, parents: Sequence[Source], rules: Rules, *, k: int
+) -> MergePlan:
+    """Return the plan of a transplant: the base's tensors, its token tables made anew.
+
+    Args:
+        base: The model that gets another tokenizer.
+        parents: The one that gives it.
+        rules: Storage type.
+        k: Most shared tokens that a new one is written as.
+
+    Raises:
+        CheckpointError: If a tokenizer is missing, or the two have too little in common.
+    """
+    if base is None:
+        from stillroom.merge.arithmetic import no_base
+
+        raise no_base("transplant")
+    found = _Arrangement(base, parents[0], rules, k)
+    tensors = tuple(found.tensors())
+    return MergePlan(
+        "transplant",
+        (base.name, parents[0].name),
+        tensors,
+        (),
+        found.plan.adapt_config(base.checkpoint.config, donor=1),
+        base.checkpoint.size_bytes + found.donor_bytes,
+        1,
+        found.plan,
+        tuple(found.notes()),
+        3 * found.table_bytes,
+    )
+
+
+@dataclass(frozen=True)
+class _Arrangement:
+    """Which rows of which model become which rows of the result."""
+
+    target: Source
+    donor: Source
+    rules: Rules
+    k: int
+
+    @cached_property
+    def plan(self) -> TokenPlan:
+        settings = TokenizerSettings.model_validate({"source": "base"})
+        folders = [each.checkpoint.folder for each in (self.donor, self.target)]
+        return plan_tokenizer(settings, folders[0], folders[1:])
+
+    @cached_property
+    def match(self) -> _Match:
+        return _match(self.plan, self.donor.checkpoint, self.target.checkpoint)
+
+    @cached_property
+    def tables(self) -> dict[str, str]:
+        """The target's token tables, each with the donor's of the same role, or nothing."""
+        target = self.target.checkpoint
+        found = {
+            name: _find_donor(name, self.plan, self.donor.checkpoint)
+            for name in target.names()
+            if self.plan.is_token_table(name, target.shape(name), 1)
+            and target.entry(name).dtype in FLOATS
+        }
+        if not found:
+            raise _unfit("the target has no tensor with a row a token", target)
+        return found
+
+    @property
+    def tokens(self) -> int:
+        return sum(token is not None for token in self.plan.vocabulary.tokens)
+
+    @property
+    def shared(self) -> int:
+        rows = self.match.rows[self.match.named]
+        return int((rows >= 0).sum()) - len(self.match.by_role)
+
+    @property
+    def new(self) -> int:
+        return int((self.match.rows[self.match.named] < 0).sum())
+
+    @property
+    def donor_bytes(self) -> int:
+        names = {name for name in self.tables.values() if name}
+        return sum(self.donor.checkpoint.entry(name).size_bytes for name in names)
+
+    @property
+    def table_bytes(self) -> int:
+        """The bytes of the largest table and its counterpart, which are held."""
+        own = [self.target.checkpoint.entry(name).size_bytes for name in self.tables]
+        return max(own) + self.donor_bytes
+
+    def tensors(self) -> Iterator[PlannedTensor]:
+        """Yield every tensor of the result, by name."""
+        target = self.target.checkpoint
+        asked = SHORT_NAMES.get(self.rules.dtype or "", "")
+        for name in target.names():
+            entry = target.entry(name)
+            stored = asked if asked and entry.dtype in FLOATS else entry.dtype
+            if name in self.tables:
+                shape = (self.plan.size, *entry.shape[1:])
+                make = partial(self._make, name, stored)
+                yield PlannedTensor(name, stored, shape, None, (), is_placed=True, made=make)
+            else:
+                home = (Input(0, name),)
+                yield PlannedTensor(name, stored, entry.shape, None, home, is_placed=True)
+
+    def notes(self) -> Iterator[str]:
+        """Yield what the plan says of it."""
+        roles = f", {len(self.match.by_role)} by their role" if self.match.by_role else ""
+        yield f"{self.target.name} gets the tokenizer of {self.donor.name}: {self.tokens} tokens"
+        yield (
+            f"{self.shared} rows are copied{roles}; {self.new} are written as sums of at most "
+            f"{self.k} others"
+        )
+
+    def _make(self, name: str, stored: str, merge: Merge) -> Iterator[Array]:
+        table = _Table(
+            self.plan,
+            self.match,
+            self.donor.checkpoint,
+            self.target.checkpoint,
+            name,
+            self.tables[name],
+            self.k,
+        )
+        kind = self.target.checkpoint.entry(name).dtype
+        for bits in table.blocks():
+            yield bits if kind == stored else narrow(widen(bits, kind, np.float64), stored)
+        if table.left:
+            merge.notes[name] = {
+                "median": float(np.median(table.left)),
+                "largest": float(max(table.left)),
+            }
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from stillroom.distill.feature import FeatureLoss, HeadLoss, Heads, StateLoss
 from stillroom.distill.method import Objective
 from stillroom.distill.targets import Dense, TopKTail
 from stillroom.merge.blocks import merge_arrays
@@ -12,7 +13,7 @@ from stillroom.merge.method import Array, MergeMethod, Place
 from stillroom.records import Document
 from stillroom.text.method import Chunker
 
-__all__ = ["check_chunker", "check_merge_method", "check_objective"]
+__all__ = ["check_chunker", "check_feature", "check_merge_method", "check_objective"]
 
 _TEXT = (
     "# Bees\n\nA colony keeps the nest at 35 °C. It does so all year, even in winter.\n\n"
@@ -82,6 +83,33 @@ def check_objective(method: Objective) -> None:
             bool(torch.allclose(slope, grad[:, entry], atol=1e-4)),
             f"{name}: the gradient is not that of the loss",
         )
+
+
+def check_feature(method: FeatureLoss) -> None:
+    """Check that what is equal costs nothing, and what differs something, at every position.
+
+    Raises:
+        AssertionError: Naming what does not hold.
+    """
+    rng = torch.Generator().manual_seed(0)
+    rows, name = torch.tensor([1, 3, 4]), method.method_name()
+    visible = torch.arange(5) <= rows[:, None]
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+    if isinstance(method, StateLoss):
+        left, right = draw(3, 8), draw(3, 8)
+        same, other = method.compare(left, left.clone()), method.compare(left, right)
+    elif isinstance(method, HeadLoss):
+        one, two = (Heads(draw(4, 5, 8), draw(2, 5, 8), draw(2, 5, 8), 0.5) for _ in range(2))
+        method.check(one, two)
+        same, other = (method.compare(one, side, rows, visible) for side in (one, two))
+    else:
+        raise AssertionError(f"{name} compares neither states nor heads")
+    _require(same.shape == other.shape == (3,), f"{name} does not give one loss a position")
+    _require(bool(same.abs().max() < 1e-9), f"{name} of equal sides is not 0")
+    _require(bool((other > 0).all()), f"{name} does not see what differs")
 
 
 def check_chunker(method: Chunker) -> None:

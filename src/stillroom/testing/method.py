@@ -44,15 +44,25 @@ def _find_seam(group: str) -> Seam[Method]:
 
 
 def _check_family(method: Method) -> None:
+    from stillroom.distill.feature import FeatureLoss
     from stillroom.distill.method import Objective
-    from stillroom.merge.method import MergeMethod
-    from stillroom.testing.families import check_chunker, check_merge_method, check_objective
+    from stillroom.merge.method import Assembly, MergeMethod
+    from stillroom.testing.families import (
+        check_chunker,
+        check_feature,
+        check_merge_method,
+        check_objective,
+    )
     from stillroom.text.method import Chunker
 
+    if isinstance(method, Assembly):
+        return  # its verb places whole tensors: it has no identity on blocks
     if isinstance(method, MergeMethod):
         check_merge_method(method)
     elif isinstance(method, Objective):
         check_objective(method)
+    elif isinstance(method, FeatureLoss):
+        check_feature(method)
     elif isinstance(method, Chunker):
         check_chunker(method)
 

@@ -26,7 +26,7 @@ from stillroom.train.ranks import Ranks
 from stillroom.train.schedule import learning_rate_at
 from stillroom.train.settings import TrainSettings
 from stillroom.train.source import MicroBatch, Source
-from stillroom.train.state import load_state, save_state
+from stillroom.train.state import load_state, save_state, trainable
 
 __all__ = ["STATE_FILE", "Loss", "Objective", "TrainSummary", "make_optimizer", "train"]
 
@@ -73,6 +73,7 @@ def train(
     *,
     seed: int = 0,
     on_step: Callable[[int, nn.Module], None] | None = None,
+    beside: nn.Module | None = None,
 ) -> TrainSummary:
     """Train the parameters of ``model`` that require a gradient, in place.
 
@@ -86,6 +87,7 @@ def train(
         seed: Of the random draws within the model.
         on_step: Called on the main rank after each step with the number of finished steps. A
             resumed run calls it again for steps after the saved state.
+        beside: Trained and saved with the model, but no part of it: projectors of a loss.
 
     Raises:
         DataError: If a loss or gradient is not finite, or the saved state is of another run.
@@ -99,7 +101,8 @@ def train(
             next="check the records, their split and max_tokens",
         )
     with Ranks() as ranks, steady_torch(settings, model) as precision:
-        run = _Run(model, source, objective, settings, job, seed, ranks, precision)
+        modules = (model,) if beside is None else (model, beside)
+        run = _Run(modules, source, objective, settings, job, seed, ranks, precision)
         return run.run(on_step)
 
 
@@ -108,7 +111,7 @@ class _Run(Generic[B]):
 
     def __init__(
         self,
-        model: nn.Module,
+        modules: Sequence[nn.Module],
         source: Source[B],
         objective: Objective[B],
         settings: TrainSettings,
@@ -117,11 +120,12 @@ class _Run(Generic[B]):
         ranks: Ranks,
         precision: str,
     ) -> None:
-        self.model, self.source, self.objective = model, source, objective
+        self.model, self.modules = modules[0], modules
+        self.source, self.objective = source, objective
         self.settings, self.job, self.seed, self.ranks = settings, job, seed, ranks
-        self.precision, self.device = precision, next(model.parameters()).device
+        self.precision, self.device = precision, next(self.model.parameters()).device
         self.steps = settings.count_steps(len(source))
-        self.parameters = [value for value in model.parameters() if value.requires_grad]
+        self.parameters = [value for _, value in trainable(modules)]
         self.optimizer = make_optimizer(self.parameters, settings)
         self.state_path = ranks.share_path(job.scratch / STATE_FILE)
         fixed = settings.model_dump(exclude={"save_every_s", "log_every"})
@@ -129,7 +133,7 @@ class _Run(Generic[B]):
         self.totals = {"tokens": 0.0, "positions": 0.0, "first_loss": math.nan, "last_loss": 0.0}
 
     def run(self, on_step: Callable[[int, nn.Module], None] | None) -> TrainSummary:
-        done, totals = load_state(self.state_path, self.identity, self.model, self.optimizer)
+        done, totals = load_state(self.state_path, self.identity, self.modules, self.optimizer)
         self.totals.update(totals)
         self.ranks.wait()
         saved = time.monotonic()
@@ -247,7 +251,7 @@ class _Run(Generic[B]):
     def _save(self, step: int) -> None:
         if self.ranks.is_main:
             save_state(
-                self.state_path, self.identity, step, self.model, self.optimizer, self.totals
+                self.state_path, self.identity, step, self.modules, self.optimizer, self.totals
             )
 
 

@@ -1,12 +1,13 @@
 """The saved state of a run: one file, replaced whole, that a resumed run starts from.
 
-It holds trainable weights, optimizer moments and the step number. Schedule, data order and random
-draws are functions of the step and the seed, so they are not in it.
+It holds trainable weights (of modules beside the model too), optimizer moments and the step number.
+Schedule, data order and random draws are functions of the step and the seed, so they are not in it.
 """
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,19 @@ from torch import nn
 from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import atomic_write
 
-__all__ = ["load_state", "save_state"]
+__all__ = ["load_state", "save_state", "trainable"]
 
 
 def save_state(
     path: Path,
     identity: str,
     step: int,
-    model: nn.Module,
+    modules: Sequence[nn.Module],
     optimizer: torch.optim.Optimizer,
     totals: dict[str, float],
 ) -> None:
     """Write the state after ``step`` finished steps; a kill while writing keeps the old one."""
-    weights = {name: value.detach() for name, value in _trainable(model)}
+    weights = {name: value.detach() for name, value in trainable(modules)}
     with atomic_write(path, "wb") as file:
         torch.save(
             {
@@ -43,7 +44,7 @@ def save_state(
 
 
 def load_state(
-    path: Path, identity: str, model: nn.Module, optimizer: torch.optim.Optimizer
+    path: Path, identity: str, modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer
 ) -> tuple[int, dict[str, float]]:
     """Put a saved state into model and optimizer.
 
@@ -66,7 +67,7 @@ def load_state(
             expected="the file that the killed run wrote",
             next="remove it to train from the first step again",
         ) from error
-    own = dict(_trainable(model))
+    own = dict(trainable(modules))
     if state["identity"] != identity or set(state["weights"]) != set(own):
         raise DataError(
             "the saved training state is of another run",
@@ -82,5 +83,11 @@ def load_state(
     return int(state["step"]), dict(state["totals"])
 
 
-def _trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+def trainable(modules: Sequence[nn.Module]) -> list[tuple[str, nn.Parameter]]:
+    """Return what is trained, by name: the model's own names, those of modules beside it marked."""
+    return [
+        (f"beside.{name}" if number else name, value)
+        for number, module in enumerate(modules)
+        for name, value in module.named_parameters()
+        if value.requires_grad
+    ]

@@ -87,6 +87,17 @@ def test_leaves_a_checkpoint_that_is_nearer_to_its_teacher(make_recipe, do, teac
         },
         {"method": {"name": "forward_kl", "temperature": 2.0, "ce_weight": 0.02}},
         {"train": {**FAST, "precision": "bfloat16"}},
+        {
+            "targets": {"mode": "dense"},
+            "features": [{"name": "hidden_state", "weight": 0.1}, "attention", "relation"],
+            "train": {**FAST, "precision": "bfloat16", "steps": 12},
+        },
+        {
+            "targets": {"mode": "dense"},
+            "method": {"name": "forward_kl", "kd_weight": 0},
+            "features": [{"name": "hidden_state", "weight": 5.0, "projector": "none"}],
+            "train": {**FAST, "lora": {"rank": 4}, "steps": 20},
+        },
     ],
     ids=str,
 )
@@ -108,6 +119,21 @@ def test_same_seed_same_bytes_and_a_shared_cache_changes_nothing(make_recipe, do
     }
     assert len(digests) == 1
     assert do(make_recipe(seed=1), "d")[0].digest not in digests
+
+
+def test_projectors_are_trained_beside_the_student_and_never_written(make_recipe, do, tmp_path):
+    student = tiny_checkpoint(tmp_path / "student", layers=2, hidden=32, seed=5)
+    features = [{"name": "hidden_state", "layers": "uniform"}]
+    recipe = make_recipe(student=str(student), targets={"mode": "dense"}, features=features)
+    artifact, folder = do(recipe)
+    wanted = set(Checkpoint.open(student).names())
+    assert set(Checkpoint.open(folder).names()) == wanted
+    assert set(Checkpoint.open(folder / "output/candidates/000006").names()) == wanted
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    curve = [line["value"] for line in lines if line["name"] == "feature_hidden_state"]
+    assert len(curve) == 6
+    assert curve[-1] < curve[0]
+    assert artifact.details["cache"] is None
 
 
 def test_a_checkpoint_can_be_the_student(make_recipe, do, tmp_path):

@@ -162,7 +162,6 @@ def test_an_expert_of_another_shape_is_refused(llama, tmp_path):
     [
         {"experts": 1},
         {"experts_per_token": 3},
-        {"experts_per_token": 0},
         {"positive": ()},
         {"positive": ("",)},
     ],

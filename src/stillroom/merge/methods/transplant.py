@@ -1,0 +1,36 @@
+"""Transplant: give the base the one model's tokenizer, without training.
+
+Source: Goddard and Fernandes Neto 2025, arXiv:2506.06607: rows of shared tokens are copied, a new
+token is the sum of shared ones that it is among the donor's embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.merge.method import Assembly
+from stillroom.merge.transplant import arrange_transplant
+
+if TYPE_CHECKING:
+    from stillroom.merge.plan import MergePlan
+    from stillroom.merge.rules import Rules
+    from stillroom.merge.sources import Source
+
+__all__ = ["Transplant"]
+
+
+class Transplant(Assembly):
+    """The base keeps its layers and gets other token rows, so that the two can be merged."""
+
+    paper: ClassVar[str] = "arXiv:2506.06607"
+    most_parents: ClassVar[int] = 1
+
+    k: int = Field(64, ge=1, description="most shared tokens that a new one is written as")
+
+    @override
+    def arrange(self, base: Source | None, parents: Sequence[Source], rules: Rules) -> MergePlan:
+        return arrange_transplant(base, parents, rules, k=self.k)
