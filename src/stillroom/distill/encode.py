@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from stillroom.distill.targets import Target
 from stillroom.evaluate.spans import encode_record
 from stillroom.provenance import digest_json
 from stillroom.records import Record
+
+if TYPE_CHECKING:
+    from stillroom.distill.rollout_batch import Drawn
 
 __all__ = ["Batch", "Counts", "Lesson", "encode_lessons", "make_batch"]
 
@@ -93,6 +96,7 @@ class Batch:
         rollout: (N,), True where the position stands in the student's own text; None where no text
             is.
         heard: What the teacher reads in place of ``input_ids`` (B, T'), and its ``flat``.
+        drawn: How the tokens of that text were drawn; None where no text is.
     """
 
     input_ids: Tensor
@@ -104,6 +108,7 @@ class Batch:
     weights: Tensor | None = None
     rollout: Tensor | None = None
     heard: tuple[Tensor, Tensor] | None = None
+    drawn: Drawn | None = None
 
     @property
     def valid(self) -> int:

@@ -263,6 +263,6 @@ def no_rollouts(objective: Objective) -> RecipeError:
         f"'{objective.method_name()}' needs to know which positions the student wrote itself",
         code="distill.rollouts",
         where="method",
-        expected="records of which some are the student's own rollouts",
-        next="use method skew_kl, which is its part for the teacher's text",
+        expected="rollouts in the recipe",
+        next="add 'rollouts: {name: on_policy, beside_records: true}' and 'targets: {mode: dense}'",
     )

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from stillroom.distill.crossing import CROSSINGS
 from stillroom.distill.feature import FEATURES
+from stillroom.distill.rollout import ROLLOUTS
 from stillroom.distill.verifying import VERIFIERS
 from stillroom.registry import Method, Seam
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from stillroom.distill.divergence import Pair
     from stillroom.distill.targets import Target
 
-__all__ = ["CROSSINGS", "FEATURES", "METHODS", "VERIFIERS", "Objective"]
+__all__ = ["CROSSINGS", "FEATURES", "METHODS", "ROLLOUTS", "VERIFIERS", "Objective"]
 
 
 class Objective(Method):

@@ -9,9 +9,10 @@ from pydantic import Field, model_validator
 from stillroom.distill.context import ContextSettings
 from stillroom.distill.crossing import CROSSINGS, Crossing
 from stillroom.distill.feature import FeatureLoss
-from stillroom.distill.method import FEATURES, METHODS, Objective
+from stillroom.distill.method import FEATURES, METHODS, ROLLOUTS, Objective
 from stillroom.distill.prune_settings import PruneSettings
 from stillroom.distill.rationale import RationaleSettings
+from stillroom.distill.rollout import RolloutPolicy
 from stillroom.distill.sequence import SequenceSettings
 from stillroom.distill.targets import TargetMode
 from stillroom.recipes import Recipe, Reference, Settings, Size
@@ -100,6 +101,11 @@ class DistillRecipe(Recipe):
         default=None,
         description="what the teacher reads before the question and the student does not",
     )
+    rollouts: Annotated[RolloutPolicy, ROLLOUTS.choice()] | None = Field(
+        default=None,
+        description="who writes text to learn on besides the records; null learns from records "
+        "alone",
+    )
     train: TrainSettings = Field(
         default_factory=TrainSettings, description="optimizer, schedule, batch"
     )
@@ -171,4 +177,16 @@ class DistillRecipe(Recipe):
                 f"features look into the teacher while it runs, and targets.mode "
                 f"'{self.targets.mode}' keeps only its words; set targets.mode: dense"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rollouts_have_a_teacher(self) -> DistillRecipe:
+        if self.rollouts is not None and self.targets.mode != "dense":
+            raise ValueError(
+                f"targets.mode '{self.targets.mode}' keeps what the teacher says of the records; "
+                "rollouts are new text: set targets.mode to dense"
+            )
+        for name in ("context", "crossing", "rationale"):
+            if self.rollouts is not None and getattr(self, name) is not None:
+                raise ValueError(f"'rollouts' and '{name}' cannot be combined: leave one out")
         return self

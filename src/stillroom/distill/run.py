@@ -59,7 +59,18 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         steps = candidate_steps(recipe.train.count_steps(len(lessons)), recipe.candidates)
         on_step = keep_candidates(job.output, start, steps, recipe.out, card)
         model = add_lora(student, recipe.train.lora, recipe.seed) if recipe.train.lora else student
-        room = Classroom(recipe, job, teacher, model, tokenizer, prepared.records, lessons, rows)
+        room = Classroom(
+            recipe,
+            job,
+            teacher,
+            model,
+            tokenizer,
+            prepared.records,
+            lessons,
+            rows,
+            start=Checkpoint.open(start).fingerprint,
+            held_out=split.held_out,
+        )
         trained, taught = _teach(recipe, room, on_step)
         fingerprint = write_student(model, job.output, start, recipe.out, card, in_place=True)
         del student, model, room

@@ -7,7 +7,7 @@ recipe decides which one is opened; each lives in a function of its own and is a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,14 @@ from stillroom.train.loop import Objective
 from stillroom.train.precision import body_precision, choose_precision
 from stillroom.train.source import RecordSource, Source
 
-__all__ = ["Classroom", "Course", "lesson_source", "open_course", "refuse_course"]
+__all__ = [
+    "Classroom",
+    "Course",
+    "lesson_source",
+    "live_objective",
+    "open_course",
+    "refuse_course",
+]
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,8 @@ class Classroom:
         records: Those to learn from.
         lessons: The same as tokens.
         rows: Tokens of the vocabulary that teacher and student share.
+        start: Fingerprint of the checkpoint that the student starts from.
+        held_out: Records that are measured on only.
     """
 
     recipe: DistillRecipe
@@ -56,6 +65,8 @@ class Classroom:
     records: Sequence[Record]
     lessons: Sequence[Lesson]
     rows: int
+    start: str = ""
+    held_out: Sequence[Record] = ()
 
     @property
     def device(self) -> torch.device:
@@ -87,7 +98,7 @@ def refuse_course(recipe: DistillRecipe) -> None:
     Raises:
         RecipeError: If the method needs rollouts and the recipe has none.
     """
-    if recipe.method.needs_rollouts:
+    if recipe.method.needs_rollouts and recipe.rollouts is None:
         raise no_rollouts(recipe.method)
 
 
@@ -99,26 +110,39 @@ def open_course(room: Classroom) -> Iterator[Course]:
         DataError: If a cache cannot be used, or the teacher gives numbers that are not finite.
         Cancelled: If the user asked for it; what was prepared is kept.
     """
-    with _live(room) if room.recipe.targets.mode == "dense" else _cached(room) as course:
+    with _course_of(room) as course:
         yield course
+
+
+def _course_of(room: Classroom) -> AbstractContextManager[Course]:
+    if room.recipe.rollouts is not None:
+        from stillroom.distill.rollout_course import rollout_course
+
+        return rollout_course(room)
+    return _live(room) if room.recipe.targets.mode == "dense" else _cached(room)
 
 
 @contextmanager
 def _live(room: Classroom) -> Iterator[Course]:
     """Run the teacher in every step."""
+    objective = live_objective(room)
+    yield Course(lesson_source(room, None), objective, {"cache": None}, objective.features)
+
+
+def live_objective(room: Classroom) -> DistillObjective:
+    """Return the loss with the teacher run in every step, features included."""
     teacher, recipe = room.teacher.lowered(room.precision), room.recipe
     features = None
     if recipe.features:
         with body_precision(room.precision, room.device):
             features = FeatureSet(recipe.features, room.student, teacher, seed=recipe.seed)
-    objective = DistillObjective(
+    return DistillObjective(
         recipe.method,
         rows=room.rows,
         precision=room.precision,
         teacher=teacher,
         features=features,
     )
-    yield Course(lesson_source(room, None), objective, {"cache": None}, features)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from stillroom.models.quiet import quiet_transformers
 __all__ = [
     "choose_device",
     "choose_dtype",
+    "end_tokens",
     "load_causal_lm",
     "load_tokenizer",
     "resolve_config",
@@ -133,6 +134,21 @@ def resolve_config(folder: Path) -> dict[str, Any]:
         except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
             raise _unloadable(folder, error) from error
     return dict(config.to_dict())
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return every token that ends a completion: tokenizer and configurations may name several."""
+    found: set[int] = set()
+    for given in (
+        tokenizer.eos_token_id,
+        getattr(model.generation_config, "eos_token_id", None),
+        getattr(model.config, "eos_token_id", None),
+    ):
+        if isinstance(given, int):
+            found.add(given)
+        elif isinstance(given, list | tuple):
+            found.update(int(token) for token in given)
+    return frozenset(found)
 
 
 def _check_folder(folder: Path) -> None:

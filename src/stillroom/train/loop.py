@@ -161,6 +161,7 @@ class _Run(Generic[B]):
 
     def _step(self, step: int, progress: Progress) -> None:
         begun = time.monotonic()
+        notes = self.source.begin(step, self.model, self.ranks)
         plan = self.source.plan(step)
         positions = sum(self.source.valid(group) for group in plan)
         torch.manual_seed(_seed_of(self.seed, step, self.ranks.rank))
@@ -172,7 +173,7 @@ class _Run(Generic[B]):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         rate = tokens / max(time.monotonic() - begun, 1e-9)
-        self._note(step, sums, tokens, positions, norm, rate)
+        self._note(step, {**sums, **notes}, tokens, positions, norm, rate)
         progress.advance(note=f"loss {sums['loss']:.4f}, {rate:.0f} tokens/s")
 
     def _accumulate(

@@ -6,14 +6,19 @@ of a resumed run is the step number itself. Knows no tokens' meaning, only their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from stillroom.provenance import digest_json
 
-__all__ = ["MicroBatch", "RecordSource", "Source"]
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stillroom.train.ranks import Ranks
+
+__all__ = ["MicroBatch", "RecordSource", "Source", "group_by_length"]
 
 
 class MicroBatch(Protocol):
@@ -46,6 +51,16 @@ class Source(Protocol[B_co]):
 
     def __len__(self) -> int:
         """Return how many records one epoch has."""
+
+    def begin(self, step: int, model: nn.Module, ranks: Ranks) -> Mapping[str, float]:
+        """Make what the step learns from; called on every rank, before the step is planned.
+
+        A source whose text is written by the model that is being trained writes it here, so that
+        the positions of a step are counted after its text is known.
+
+        Returns:
+            Numbers to be logged for the step.
+        """
 
     def plan(self, step: int) -> Sequence[Sequence[int]]:
         """Return the record numbers of each micro-batch of a step, over all ranks."""
@@ -100,19 +115,18 @@ class RecordSource(Generic[T, B]):
         """Return how many records one epoch has."""
         return len(self._lengths)
 
+    def begin(self, step: int, model: nn.Module, ranks: Ranks) -> Mapping[str, float]:
+        """Do nothing: the records are there."""
+        return {}
+
     def plan(self, step: int) -> list[list[int]]:
         """Return the record numbers of each micro-batch of a step, longest records first."""
+        return group_by_length(self.chosen(step), self._lengths, self.micro_tokens)
+
+    def chosen(self, step: int) -> list[int]:
+        """Return the record numbers of a step, in the order of the epoch's shuffle."""
         first = step * self.batch_size
-        chosen = [self._at(place) for place in range(first, first + self.batch_size)]
-        chosen.sort(key=lambda number: (-self._lengths[number], number))
-        groups: list[list[int]] = []
-        for number in chosen:
-            width = self._lengths[groups[-1][0]] if groups else 0
-            if groups and width * (len(groups[-1]) + 1) <= self.micro_tokens:
-                groups[-1].append(number)
-            else:
-                groups.append([number])
-        return groups
+        return [self._at(place) for place in range(first, first + self.batch_size)]
 
     def load(self, group: Sequence[int]) -> B:
         """Return one micro-batch of the plan."""
@@ -131,3 +145,23 @@ class RecordSource(Generic[T, B]):
                 epoch: generator.permutation(len(self)).tolist(),
             }
         return self._orders[epoch][offset]
+
+
+def group_by_length(
+    numbers: Sequence[int], lengths: Sequence[int], micro_tokens: int
+) -> list[list[int]]:
+    """Return numbers in groups of at most ``micro_tokens`` tokens with padding, longest first.
+
+    Args:
+        numbers: Indexes into ``lengths``.
+        lengths: Tokens of each.
+        micro_tokens: Most tokens, padding included, of a group of more than one.
+    """
+    groups: list[list[int]] = []
+    for number in sorted(numbers, key=lambda number: (-lengths[number], number)):
+        width = lengths[groups[-1][0]] if groups else 0
+        if groups and width * (len(groups[-1]) + 1) <= micro_tokens:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return groups

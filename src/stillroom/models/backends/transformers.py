@@ -77,6 +77,8 @@ class _TransformersModel:
         context_length: int,
         batch_size: int,
     ) -> None:
+        from stillroom.models.causal import end_tokens
+
         self.name = name
         self.fingerprint = fingerprint
         self.context_length = context_length
@@ -84,7 +86,7 @@ class _TransformersModel:
         self.tokenizer = tokenizer
         self._batch_size = batch_size
         self._lock = threading.Lock()
-        self._ends = _end_tokens(model, tokenizer)
+        self._ends = end_tokens(model, tokenizer)
         parameters = inspect.signature(model.forward).parameters
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self._keep = "logits_to_keep" in parameters
@@ -300,17 +302,3 @@ def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 def _context_of(model: Any) -> int:
     length = getattr(model.config, "max_position_embeddings", None)
     return int(length) if isinstance(length, int) and 0 < length < _LONGEST else 4096
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    found: set[int] = set()
-    for given in (
-        tokenizer.eos_token_id,
-        getattr(model.generation_config, "eos_token_id", None),
-        getattr(model.config, "eos_token_id", None),
-    ):
-        if isinstance(given, int):
-            found.add(given)
-        elif isinstance(given, list | tuple):
-            found.update(int(token) for token in given)
-    return frozenset(found)

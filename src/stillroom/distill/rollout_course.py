@@ -1,0 +1,129 @@
+"""The course of a student that learns on text written while it learns; its teacher runs live."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from stillroom.distill.encode import Lesson
+from stillroom.distill.rollout import RolloutPolicy
+from stillroom.distill.rollout_source import Block, RolloutSource
+from stillroom.distill.rollout_text import (
+    RolloutPrompt,
+    make_prompts,
+    turn_end,
+    write_record,
+)
+from stillroom.distill.rollout_writing import Author, Writer
+from stillroom.distill.teaching import Classroom, Course, lesson_source, live_objective
+from stillroom.errors import DataError
+from stillroom.jobs import Journal
+from stillroom.models.causal import end_tokens
+from stillroom.records import Link, Record, write_records
+from stillroom.train.lora import plain_model
+
+__all__ = ["ROLLOUT_FILE", "rollout_course"]
+
+ROLLOUT_FILE = "rollouts.jsonl"
+
+
+@contextmanager
+def rollout_course(room: Classroom) -> Iterator[Course]:
+    """Prepare a course on rollouts; afterwards ``output/rollouts.jsonl`` holds every one of them.
+
+    Raises:
+        DataError: If no record can prompt for a text.
+    """
+    policy = room.recipe.rollouts
+    if policy is None:
+        raise ValueError("the recipe has no rollouts")
+    size = len(room.lessons)
+    room, prompts = _with_prompts(room, policy)
+    objective = live_objective(room)
+    journal = room.job.journal("rollouts")
+    source = RolloutSource(
+        lesson_source(room, None),
+        room.lessons,
+        prompts,
+        policy,
+        _make_writer(room, policy),
+        journal,
+        size=size,
+        steps=room.recipe.train.count_steps(size),
+        say=room.job.say,
+    )
+    try:
+        yield Course(source, objective, {"cache": None}, objective.features)
+    finally:
+        _write_rollouts(room, policy, journal, prompts)
+
+
+def _with_prompts(room: Classroom, policy: RolloutPolicy) -> tuple[Classroom, list[RolloutPrompt]]:
+    """Return the classroom with the lessons that can prompt, and their prompts."""
+    found = make_prompts(
+        room.tokenizer,
+        room.records,
+        room.lessons,
+        opening_tokens=policy.opening_tokens,
+        max_tokens=room.recipe.max_tokens,
+    )
+    kept: list[Lesson] = []
+    prompts: list[RolloutPrompt] = []
+    for lesson, prompt in zip(room.lessons, found, strict=True):
+        if prompt is not None:
+            kept.append(lesson)
+            prompts.append(prompt)
+    lost = len(room.lessons) - len(kept)
+    if not kept:
+        raise DataError(
+            f"none of {lost} records can prompt for a text",
+            code="distill.no-prompts",
+            where="records",
+            expected="records with a turn before the assistant's last one that leaves room within "
+            f"max_tokens ({room.recipe.max_tokens}), or plain texts of more than "
+            f"rollouts.opening_tokens ({policy.opening_tokens})",
+            next="raise max_tokens, or lower rollouts.opening_tokens",
+        )
+    if lost:
+        room.job.say(
+            f"{lost} records have no prompt that leaves room within {room.recipe.max_tokens} "
+            "tokens: they take no part"
+        )
+    return replace(room, lessons=kept), prompts
+
+
+def _make_writer(room: Classroom, policy: RolloutPolicy) -> Writer:
+    student = Author(room.student, rows=room.rows, precision=room.precision)
+    teacher = room.teacher.lowered(room.precision)
+    author = Author(teacher, rows=room.rows, precision=room.precision, is_fixed=True)
+    return Writer(
+        policy,
+        student,
+        author if policy.may_need_teacher else None,
+        ends=end_tokens(plain_model(room.student), room.tokenizer) | turn_end(room.tokenizer),
+        max_tokens=room.recipe.max_tokens,
+        seed=room.recipe.seed,
+    )
+
+
+def _write_rollouts(
+    room: Classroom, policy: RolloutPolicy, journal: Journal, prompts: Sequence[RolloutPrompt]
+) -> None:
+    """Write every rollout of the journal as a record, in order."""
+    if len(journal) == 0:
+        return
+    by_id = {prompt.record_id: prompt for prompt in prompts}
+    teacher = room.teacher.checkpoint.fingerprint
+    method = f"distill.rollouts.{policy.method_name()}"
+
+    def records() -> Iterator[Record]:
+        for key in sorted(journal.keys(), key=int):
+            block = Block.from_json(journal[key])
+            author = teacher if block.text_from == "teacher" else f"{room.start}@{key}"
+            for one in block.rollouts:
+                link = Link(method, author, (one.record_id,))
+                fields = {"step": int(key), "seed": room.recipe.seed, "by": block.text_from}
+                yield write_record(room.tokenizer, one, by_id[one.record_id], link, fields)
+
+    write_records(room.job.output / ROLLOUT_FILE, records())

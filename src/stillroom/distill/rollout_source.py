@@ -1,0 +1,303 @@
+"""The micro-batches of a run whose text is partly written while it goes.
+
+Each block of steps (``reuse`` of them, mostly one) begins with a decision and, where it asks for
+fresh text, with its writing, spread over the ranks. What came of it is journaled before the step is
+taken: a resumed run reads the blocks it has and writes the others from the saved weights, so that
+it ends with the same bytes. Whatever a policy remembers follows from the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from stillroom.distill.encode import Batch, Lesson
+from stillroom.distill.rollout import Moment, RolloutPolicy, TextFrom
+from stillroom.distill.rollout_batch import make_rollout_batch
+from stillroom.distill.rollout_text import Rollout, RolloutPrompt
+from stillroom.distill.rollout_watch import CollapseWatch, describe_rollouts
+from stillroom.distill.rollout_writing import Writer
+from stillroom.distill.scoring import TeacherScorer
+from stillroom.errors import IntegrityError, StillroomError
+from stillroom.jobs import Journal
+from stillroom.provenance import digest_json
+from stillroom.train.ranks import Ranks
+from stillroom.train.source import RecordSource, group_by_length
+
+__all__ = ["Block", "Credit", "RolloutSource"]
+
+Credit = Callable[[Sequence[Any]], Sequence[Any]]
+"""Gives each rollout's credits, given its gains: one number a token, in and out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What some steps learn from: where the text came from, and the text.
+
+    ``level`` and ``loss`` are what an adaptive policy knew; ``again`` names kept rollouts by their
+    block's first step and their number in it.
+    """
+
+    text_from: TextFrom
+    level: float = 0.0
+    loss: float | None = None
+    rollouts: tuple[Rollout, ...] = ()
+    again: tuple[tuple[int, int], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "text_from": self.text_from,
+            "level": self.level,
+            "loss": self.loss,
+            "rollouts": [one.to_json() for one in self.rollouts],
+            "again": [list(name) for name in self.again],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Block:
+        """Read what ``to_json`` wrote."""
+        return cls(
+            data["text_from"],
+            float(data["level"]),
+            data["loss"],
+            tuple(Rollout.from_json(one) for one in data["rollouts"]),
+            tuple((int(step), int(number)) for step, number in data["again"]),
+        )
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What follows from the blocks before: level and loss of an adaptive policy, kept rollouts."""
+
+    level: float
+    loss: float | None = None
+    kept: list[tuple[int, int, Rollout]] = field(default_factory=list)
+
+    def take(self, step: int, block: Block, capacity: int) -> None:
+        self.level = block.level
+        self.loss = self.loss if block.loss is None else block.loss
+        if capacity and block.text_from == "student":
+            self.kept += [(step, at, one) for at, one in enumerate(block.rollouts)]
+            del self.kept[: max(len(self.kept) - capacity, 0)]
+
+    def find(self, names: Sequence[tuple[int, int]]) -> tuple[Rollout, ...]:
+        wanted = dict.fromkeys(names)
+        found = {(step, at): one for step, at, one in self.kept if (step, at) in wanted}
+        return tuple(found[name] for name in names)
+
+
+class RolloutSource:
+    """A ``Source`` whose steps learn from rollouts, from records, or from both."""
+
+    def __init__(
+        self,
+        records: RecordSource[Lesson, Batch],
+        lessons: Sequence[Lesson],
+        prompts: Sequence[RolloutPrompt],
+        policy: RolloutPolicy,
+        writer: Writer,
+        journal: Journal,
+        *,
+        size: int,
+        steps: int,
+        say: Callable[[str], None],
+        scorer: TeacherScorer | None = None,
+        credit: Credit | None = None,
+        validate: Callable[[nn.Module, Ranks], float] | None = None,
+        level: float = 0.0,
+    ) -> None:
+        """Set up.
+
+        Args:
+            records: Chooses the records of each step.
+            lessons: What it chooses from.
+            prompts: One for each lesson.
+            policy: Decides, and chooses tokens.
+            writer: Writes.
+            journal: Keeps the blocks; used on the main rank.
+            size: Records of an epoch, those that cannot prompt included: they take no part, but the
+                number of steps does not depend on them.
+            steps: Of the whole run.
+            say: Tells the user.
+            scorer: Tells the teacher's log-probabilities, where the method asks for them.
+            credit: Turns gains into credits, likewise.
+            validate: Gives the mean loss on held-out records, where the policy asks for it.
+            level: What an adaptive policy begins with.
+        """
+        self._records, self._lessons, self._prompts = records, lessons, prompts
+        self._by_id = {prompt.record_id: prompt for prompt in prompts}
+        self.policy, self.writer, self.journal = policy, writer, journal
+        self._size, self._steps, self._say = size, steps, say
+        self._scorer, self._credit, self._validate = scorer, credit, validate
+        self.identity = digest_json([records.identity, policy.model_dump(mode="json"), steps])
+        self._memory = _Memory(level)
+        self._watch = CollapseWatch()
+        self._at = -1  # first step of the newest block in memory
+        self._block = Block("records", level)
+        self._now: list[Lesson] = []
+
+    def __len__(self) -> int:
+        """Return how many records one epoch has."""
+        return self._size
+
+    def begin(self, step: int, model: nn.Module, ranks: Ranks) -> Mapping[str, float]:
+        """Decide where the step's text comes from, have it written, and return what is logged.
+
+        Raises:
+            DataError: If the teacher's numbers are not finite.
+            IntegrityError: If the journal lacks a block that the saved weights have learned from.
+        """
+        first = step - step % self.policy.reuse
+        if first != self._at:
+            self._recall(first, ranks)
+            known = self._known(first, ranks)
+            self._check_known(known is not None or step == first, first)
+            self._enter(first, known or self._make(first, model, ranks))
+            if known is None and ranks.is_main:
+                self.journal.put(str(first), self._block.to_json())
+                self.journal.sync()
+        return self._choose_lessons(step)
+
+    def plan(self, step: int) -> list[list[int]]:
+        """Return the micro-batches of the step that was begun, as numbers of its lessons."""
+        lengths = [len(lesson.ids) for lesson in self._now]
+        return group_by_length(range(len(lengths)), lengths, self._records.micro_tokens)
+
+    def load(self, group: Sequence[int]) -> Batch:
+        """Return one micro-batch of the plan."""
+        device = self.writer.student.device
+        return make_rollout_batch([self._now[number] for number in group], device)
+
+    def valid(self, group: Sequence[int]) -> int:
+        """Return how many positions of a planned micro-batch bear loss: after writing."""
+        return sum(len(self._now[number].positions) for number in group)
+
+    def _choose_lessons(self, step: int) -> dict[str, float]:
+        block = self._block
+        texts = self._memory.find(block.again) if block.again else block.rollouts
+        self._now = list(self._as_lessons(texts))
+        if block.text_from == "records" or (self.policy.beside_records and texts):
+            self._now += [self._lessons[number] for number in self._records.chosen(step)]
+        numbers = describe_rollouts(texts)
+        is_fresh = bool(block.rollouts) and step == self._at
+        warning = self._watch.see(numbers) if is_fresh and block.text_from == "student" else ""
+        if warning:
+            self._say(warning)
+        from_student = float(block.text_from in ("student", "replay"))
+        return {**numbers, "from_student": from_student, "rollout_level": block.level}
+
+    def _as_lessons(self, texts: Sequence[Rollout]) -> list[Lesson]:
+        credits: Sequence[Any] = [None] * len(texts)
+        if self._credit is not None and texts:
+            credits = self._credit([_gains(one) for one in texts])
+        return [
+            one.lesson(
+                self._by_id[one.record_id],
+                None if credit is None else np.asarray(credit, np.float32),
+            )
+            for one, credit in zip(texts, credits, strict=True)
+        ]
+
+    def _enter(self, first: int, block: Block) -> None:
+        self._memory.take(first, block, self.policy.capacity)
+        self._block, self._at = block, first
+
+    def _recall(self, first: int, ranks: Ranks) -> None:
+        """Take the blocks before ``first`` that are not in memory yet from the journal."""
+        begin = self._at + self.policy.reuse if self._at >= 0 else 0
+        for at in range(begin, first, self.policy.reuse):
+            known = self._known(at, ranks)
+            self._check_known(known is not None, at)
+            if known is not None:
+                self._enter(at, known)
+                if known.text_from == "student":
+                    self._watch.see(describe_rollouts(known.rollouts))
+
+    def _known(self, first: int, ranks: Ranks) -> Block | None:
+        """Return the block that the main rank's journal has."""
+        own = self.journal.get(str(first)) if ranks.is_main else None
+        data = ranks.gather(own)[0]
+        return Block.from_json(data) if data is not None else None
+
+    def _check_known(self, is_known: bool, first: int) -> None:
+        if not is_known:
+            raise IntegrityError(
+                f"the rollouts of optimizer step {first + 1} are not in the journal",
+                code="distill.rollouts-lost",
+                where=str(self.journal.path),
+                expected="every step that the saved weights have learned from",
+                next="start over with --overwrite",
+            )
+
+    def _make(self, first: int, model: nn.Module, ranks: Ranks) -> Block:
+        policy, memory = self.policy, self._memory
+        level, loss = memory.level, None
+        if self._validate is not None and policy.validates(first, self._steps):
+            loss = self._validate(model, ranks)
+            level = policy.adapt(level, memory.loss, loss)
+        seed = int(digest_json(["decide", self.writer.seed, first])[:15], 16)
+        rng = np.random.default_rng(seed)
+        moment = Moment(first, self._steps, float(rng.random()), level, len(memory.kept))
+        is_warming = first < policy.warm_up * self._steps
+        chosen = "records" if is_warming else policy.decide(moment)
+        if chosen == "records":
+            return Block(chosen, level, loss)
+        numbers = self._records.chosen(first)
+        if chosen == "replay":
+            count = min(len(numbers), len(memory.kept))
+            picks = rng.choice(len(memory.kept), count, replace=False)
+            names = tuple(memory.kept[int(at)][:2] for at in picks)
+            return Block(chosen, level, loss, again=names)
+        prompts = [self._prompts[number] for number in numbers]
+        written = self._write(prompts, first, moment.share, ranks, chosen == "teacher")
+        return Block(chosen, level, loss, written)
+
+    def _write(
+        self,
+        prompts: Sequence[RolloutPrompt],
+        step: int,
+        share: float,
+        ranks: Ranks,
+        by_teacher: bool,
+    ) -> tuple[Rollout, ...]:
+        """Have each rank write its share; return all, in order of the prompts."""
+        trouble: StillroomError | None = None
+        mine: list[Rollout] = []
+        try:
+            mine = self._write_own(prompts[ranks.rank :: ranks.count], step, share, by_teacher)
+        except StillroomError as error:
+            trouble = error
+        every = ranks.gather((mine, trouble))
+        for _, problem in every:
+            if problem is not None:
+                ranks.wait()  # none leaves while another still reads from it
+                raise problem
+        found: list[Rollout | None] = [None] * len(prompts)
+        for rank, (texts, _) in enumerate(every):
+            found[rank :: ranks.count] = texts
+        return tuple(one for one in found if one is not None)
+
+    def _write_own(
+        self, prompts: Sequence[RolloutPrompt], step: int, share: float, by_teacher: bool
+    ) -> list[Rollout]:
+        if not prompts:
+            return []
+        texts = self.writer.write(prompts, step, share, by_teacher=by_teacher)
+        if self._scorer is None:
+            return texts
+        lessons = [one.lesson(prompt) for one, prompt in zip(texts, prompts, strict=True)]
+        with torch.no_grad():
+            scores = self._scorer.score_tokens(lessons)
+        return [one.scored(score) for one, score in zip(texts, scores, strict=True)]
+
+
+def _gains(one: Rollout) -> Any:
+    if one.teacher is None:
+        raise ValueError("credit needs the teacher's log-probabilities")
+    return np.where(one.own, one.teacher.astype(np.float64) - one.old, 0.0)
