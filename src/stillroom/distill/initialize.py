@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.distill.depth_layers import (
@@ -38,6 +39,7 @@ from stillroom.distill.width_choice import KeptWidth, choose_width
 from stillroom.distill.width_shape import WidthPlan, plan_width
 from stillroom.distill.width_slice import WidthCut
 from stillroom.distill.width_statistics import gather_width_statistics, norm_shrinkage
+from stillroom.errors import DataError
 from stillroom.models.causal import resolve_config
 
 if TYPE_CHECKING:
@@ -114,17 +116,21 @@ def plan_student(
     Raises:
         CheckpointError: If the teacher is not understood.
         RecipeError: If the teacher cannot give such a student.
+        DataError: If the teacher's activations are not numbers.
     """
     width = plan_width(checkpoint, settings) if settings.is_narrower else None
     count = layer_names(checkpoint)[1]
     wanted = width.student.layers if width else count_layers(checkpoint, settings)
     layers, scores = _choose_layers(count, wanted, settings, load, lessons, on_pass)
+    _refuse_nan("a layer's score", torch.tensor(scores))
     parameters = width.parameters if width else count_parameters(checkpoint, layers)
     check_share(parameters, checkpoint.parameters, settings)
     if width is None or not width.is_narrower:
         return StudentPlan(layers, width, None, scores)
     model = load()
     statistics = gather_width_statistics(model, lessons, layers=layers, on_lesson=on_pass)
+    scored = [statistics.hidden, *statistics.ffn.values(), *statistics.attention.values()]
+    _refuse_nan("a channel's score", torch.cat(scored))
     kept = choose_width(width.teacher, width.student, statistics, layers)
     cut = WidthCut(
         kept,
@@ -205,6 +211,18 @@ def _choose_layers(
         return drop_one_by_one(load(), lessons, settings.choose, wanted, on_layer=on_pass), ()
     scores = absence_costs(load(), lessons, settings.choose, on_layer=on_pass)
     return rank_layers(scores, wanted), tuple(scores)
+
+
+def _refuse_nan(what: str, scores: Tensor) -> None:
+    """Refuse scores that are no numbers: whatever order they gave would be chance."""
+    if bool(scores.isnan().any()):
+        raise DataError(
+            f"{what} is not a number, so nothing can be chosen by it",
+            code="distill.teacher-not-finite",
+            where="teacher",
+            expected="activations within the range of float32 on every calibration record",
+            next="check the teacher's weights",
+        )
 
 
 def _shrinkage(model: nn.Module, lessons: Sequence[Lesson], kept: KeptWidth) -> dict[str, float]:

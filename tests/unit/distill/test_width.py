@@ -12,7 +12,7 @@ from stillroom.distill.prune_settings import PruneSettings
 from stillroom.distill.width_axes import StudentShape
 from stillroom.distill.width_choice import choose_width
 from stillroom.distill.width_statistics import WidthStatistics, gather_width_statistics
-from stillroom.errors import CheckpointError, RecipeError
+from stillroom.errors import CheckpointError, DataError, RecipeError
 from stillroom.models.causal import load_tokenizer
 from stillroom.testing import tiny_checkpoint
 
@@ -334,3 +334,15 @@ def test_says_when_kernels_will_be_slow(tmp_path, lessons):
     model = families.make_model("llama")
     _, _, plan, _ = prune(model, tmp_path, lessons, hidden_size=44)
     assert any("44 is not a multiple of 8" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"hidden_size": 48}, {"layers": 3}, {"layers": 3, "choose": "kl"}]
+)
+def test_refuses_to_choose_by_what_is_no_number(tmp_path, lessons, settings):
+    model = families.make_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(DataError) as caught:
+        prune(model, tmp_path, lessons, **settings)
+    assert caught.value.problems[0].code == "distill.teacher-not-finite"
