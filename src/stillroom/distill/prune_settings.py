@@ -79,3 +79,19 @@ class PruneSettings(Settings):
         """Whether the width may shrink, so that it has to be understood."""
         sizes = (self.hidden_size, self.intermediate_size, self.attention_heads, self.kv_heads)
         return self.prune != "depth" or any(size is not None for size in sizes)
+
+    def count_passes(self, layers: int) -> int:
+        """Return about how often the teacher reads the calibration records.
+
+        Args:
+            layers: The teacher's.
+        """
+        width = 0 if not self.is_narrower else 2 if self.rescale_norms else 1
+        if self.keep is not None or self.choose == "even":
+            return width
+        if self.choose not in {"loss", "kl"}:
+            return width + 1
+        if not self.iterative:
+            return width + layers
+        kept = min(self.layers or round(layers * self.max_parameters), layers)
+        return width + sum(range(kept + 1, layers + 1))

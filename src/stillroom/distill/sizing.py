@@ -17,6 +17,7 @@ __all__ = ["estimate"]
 
 _DEFAULT_PARAMETERS = 135_000_000
 _DEFAULT_VOCABULARY = 49_152
+_DEFAULT_LAYERS = 30
 _GGUF_BYTES = 0.65  # of one parameter in a four-bit file
 _TOKEN_BYTES = 12  # of one token in a file of records, JSON around it included
 _FLOPS_PER_CORE = 6e10  # of matrix products, as measured with bfloat16 on two cores
@@ -32,13 +33,14 @@ def estimate(recipe: DistillRecipe) -> Estimate:
     else:
         student, _, _ = _size_of(recipe.student)
     records, tokens = _count_tokens(recipe)
+    measured = _count_measured(recipe, tokens / max(records, 1))
     steps = recipe.train.count_steps(records)
     read = tokens * steps * recipe.train.batch_size / max(records, 1)
     targets = recipe.targets
     width = targets.samples if targets.mode == "sampled" else targets.k
     cache = 0 if targets.mode == "dense" else tokens * (8 + width * _ROW_BYTES[targets.mode])
     held = 16 * student + 4 * teacher + 8 * vocabulary * 1024
-    runs = tokens + (read if targets.mode == "dense" else 0)
+    runs = tokens + measured + (read if targets.mode == "dense" else 0)
     work = 6 * student * read + 2 * teacher * runs
     out = 4 if recipe.out.dtype == "float32" else 2
     return Estimate(
@@ -65,6 +67,19 @@ def _size_of_pruned(reference: str, teacher: int, settings: PruneSettings) -> in
     from stillroom.distill.initialize import student_parameters
 
     return student_parameters(Checkpoint.open(path), settings)
+
+
+def _count_measured(recipe: DistillRecipe, tokens: float) -> float:
+    """Return the tokens that the teacher reads while it is pruned, given those of a record."""
+    if not isinstance(recipe.student, PruneSettings):
+        return 0.0
+    layers, path = _DEFAULT_LAYERS, Path(recipe.teacher)
+    if not recipe.teacher.startswith("hub:") and path.is_dir():
+        from stillroom.checkpoints import Checkpoint
+        from stillroom.distill.depth_layers import layer_names
+
+        layers = layer_names(Checkpoint.open(path))[1]
+    return recipe.student.count_passes(layers) * recipe.student.calibration_records * tokens
 
 
 def _size_of(reference: str) -> tuple[int, int, str]:

@@ -174,6 +174,18 @@ def test_check_counts_the_student_it_will_make(make_recipe):
     assert caught.value.problems[0].code == "distill.prune-shape"
 
 
+def test_check_counts_the_time_of_measuring(make_recipe):
+    def seconds(**student):
+        return estimate(make_recipe(layers=2, max_parameters=1.0, **student)).seconds
+
+    even, once = seconds(choose="even"), seconds(choose="kl")
+    again = seconds(choose="kl", iterative=True)
+    assert even < once < again
+    settings = PruneSettings(layers=2, choose="kl", iterative=True, prune="width")
+    assert settings.count_passes(4) == 4 + 3 + 2
+    assert PruneSettings(layers=2, choose="kl").count_passes(4) == 4
+
+
 def test_the_teacher_itself_may_be_the_student(tmp_path, teacher_folder, records_file):
     recipe = DistillRecipe.model_validate(
         {
