@@ -19,7 +19,7 @@ __all__ = ["command"]
         ),
         "prune": (
             "stillroom.cli.distill_prune",
-            "Make a smaller student of a teacher's own layers, heads and channels.",
+            "Make a smaller student from a teacher's own layers, heads and channels.",
         ),
     },
     epilog="""

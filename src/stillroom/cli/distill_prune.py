@@ -69,7 +69,7 @@ def command(
     quiet: bool,
     **settings: Any,
 ) -> None:
-    """Make a smaller student of a teacher's own layers, heads and channels.
+    """Make a smaller student from a teacher's own layers, heads and channels.
 
     The student is an ordinary checkpoint in OUT/output, not yet trained; distill into it with a
     recipe whose student is OUT, or say the same sizes in a recipe's student settings.
@@ -90,7 +90,8 @@ def command(
             "records": str(records),
             "student": {**settings, "rescale_norms": not no_rescale_norms},
             "max_tokens": max_tokens,
-        }
+        },
+        folder=Path.cwd(),
     )
     artifact, report = prune_teacher(
         cast("DistillRecipe", recipe),
@@ -100,7 +101,7 @@ def command(
         reporter=choose_reporter(quiet=quiet),
     )
     if as_json:
-        print_json({"out": str(out), "digest": artifact.digest, **report.to_json()})
+        print_json({"out": str(out), "digest": artifact.digest, **report.summarize()})
         return
     click.echo(str(report))
     click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")

@@ -11,6 +11,7 @@ from typing import Any
 from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.card import write_card
 from stillroom.distill.fidelity import Fidelity, measure_fidelity
+from stillroom.distill.initialize import student_parameters
 from stillroom.distill.lessons import Split, make_lessons, split_records
 from stillroom.distill.lineage import list_parents, student_origin, warn_of_teachers
 from stillroom.distill.prune_settings import PruneSettings
@@ -21,13 +22,14 @@ from stillroom.distill.width_axes import part_of
 from stillroom.errors import RecipeError
 from stillroom.evaluate import held_out_loss
 from stillroom.jobs import Job, Reporter, atomic_write
-from stillroom.models import load_causal_lm
+from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.provenance import Artifact
 from stillroom.recipes import dump_recipe
 from stillroom.train.precision import fixed_threads
 
 __all__ = ["PruneReport", "count_parts", "prune_teacher"]
 
+_LISTS = frozenset({"hidden", "heads", "kv_heads", "ffn", "norm_factors"})
 _NOTE = "# stillroom distill prune: teacher, records, student and max_tokens were used\n"
 
 
@@ -63,6 +65,10 @@ class PruneReport:
                 "agreement": self.agreement,
             },
         }
+
+    def summarize(self) -> dict[str, Any]:
+        """Return what ``to_json`` does, without the lists of channels and heads."""
+        return {key: value for key, value in self.to_json().items() if key not in _LISTS}
 
     def __str__(self) -> str:
         """Return the lines a user reads."""
@@ -118,6 +124,10 @@ def prune_teacher(
             expected="settings that say how to make it of the teacher",
             next="give student: {max_parameters: 0.6}, or copy the checkpoint",
         )
+    # what cannot be done is refused before there is a job that could lie about unfinished
+    student_parameters(Checkpoint.open(resolve_checkpoint(recipe.teacher)), settings)
+    split = split_records(Path(recipe.records))
+    chosen = Split(split.train[: settings.calibration_records], [], split.passed_over)
     job = Job.start(
         out,
         _NOTE + dump_recipe(recipe),
@@ -128,7 +138,7 @@ def prune_teacher(
     )
     try:
         with job.interruptible(), fixed_threads(recipe.train.threads):
-            return _prune(recipe, settings, job)
+            return _prune(recipe, settings, job, chosen)
     finally:
         job.close()
 
@@ -147,42 +157,40 @@ def count_parts(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _prune(
-    recipe: DistillRecipe, settings: PruneSettings, job: Job
+    recipe: DistillRecipe, settings: PruneSettings, job: Job, split: Split
 ) -> tuple[Artifact, PruneReport]:
     teacher = Teacher.find(recipe.teacher, job)
     warn_of_teachers([teacher], job)
-    split = split_records(Path(recipe.records))
     lessons, _ = make_lessons(recipe, split, teacher.tokenizer, job)
     kept = prune_once(settings, job, teacher, lessons, job.output)
     job.check_cancelled()
-    report = _measure(recipe, settings, job, teacher, split, kept)
+    report = _measure(recipe, job, teacher, split, kept)
     with atomic_write(job.output / PRUNING_FILE) as file:
         file.write(json.dumps(report.to_json()) + "\n")
     write_card(job.output, **_card(teacher, report))
     student = Checkpoint.open(job.output)
-    said = {key: value for key, value in report.to_json().items() if key not in _LISTS}
     artifact = job.finish(
         "checkpoint",
         parents=list_parents(recipe, job, [teacher]),
         origin=student_origin("distill.prune", [teacher], split.train).to_json(),
-        details={"fingerprint": student.fingerprint, "parameters": student.parameters, **said},
+        details={
+            "fingerprint": student.fingerprint,
+            "parameters": student.parameters,
+            **report.summarize(),
+        },
     )
     return artifact, report
 
 
-_LISTS = frozenset({"hidden", "heads", "kv_heads", "ffn", "norm_factors"})
-
-
 def _measure(
     recipe: DistillRecipe,
-    settings: PruneSettings,
     job: Job,
     teacher: Teacher,
     split: Split,
     kept: dict[str, Any],
 ) -> PruneReport:
     """Compare teacher and student on the calibration records, before any training."""
-    records = split.train[: settings.calibration_records]
+    records = split.train
     student, _ = load_causal_lm(job.output, dtype="float32")
     with job.phase("measure", len(records), "records") as progress:
         found: Fidelity = measure_fidelity(
@@ -210,7 +218,7 @@ def _card(teacher: Teacher, report: PruneReport) -> dict[str, Any]:
     return {
         "title": f"{teacher.name}, pruned",
         "body": (
-            f"Made by Stillroom of {teacher.name} (fingerprint "
+            f"Made by Stillroom from {teacher.name} (fingerprint "
             f"`{teacher.checkpoint.fingerprint[:16]}`): {share:.1%} of its parameters, layers "
             f"{', '.join(map(str, report.kept['layers']))}. It was not trained since, and will "
             "speak poorly until it is. `pruning.json` says what was kept."

@@ -45,7 +45,6 @@ def test_writes_a_checkpoint_and_says_what_was_kept_and_lost(
     found = json.loads(done.stdout)
     shape = {"layers": 3, "hidden_size": 48, "intermediate_size": 64}
     assert found["student_shape"] == {**shape, "attention_heads": 2, "kv_heads": 1, "head_dim": 16}
-    assert [len(layer) for layer in found["heads"]] == [2, 2, 2]
     assert found["calibration"]["kl"] > 0
     assert found["calibration"]["student_loss"] > 0
     model, _ = load_causal_lm(out / "output", dtype="float32", device="cpu")
@@ -56,7 +55,22 @@ def test_writes_a_checkpoint_and_says_what_was_kept_and_lost(
     assert artifact.origin["chain"][0]["method"] == "distill.prune"
     assert not verify(out)
     kept = json.loads((out / "output" / "pruning.json").read_text())
-    assert kept["ffn"] == found["ffn"]
+    assert [len(layer) for layer in kept["heads"]] == [2, 2, 2]
+    assert [len(layer) for layer in kept["ffn"]] == [64, 64, 64]
+    assert {key: value for key, value in kept.items() if key in found} == {
+        key: value for key, value in found.items() if key in kept
+    }
+
+
+def test_relative_paths_are_found_again(tmp_path, teacher_folder, records_file, monkeypatch):
+    monkeypatch.chdir(teacher_folder.parent)
+    out = tmp_path / "s"
+    done = call(
+        *(teacher_folder.name, "--records", records_file, "--out", out),
+        *("--quiet", "--layers", 2, "--choose", "even"),
+    )
+    assert done.exit_code == 0, done.output
+    assert not verify(out)
 
 
 def test_prints_a_table_and_refuses_to_overwrite(tmp_path, teacher_folder, records_file):
@@ -76,6 +90,7 @@ def test_sizes_that_do_not_fit_leave_nothing(tmp_path, teacher_folder, records_f
     done = call(teacher_folder, "--records", records_file, "--out", out, "--attention-heads", 3)
     assert isinstance(done.exception, StillroomError)
     assert done.exception.problems[0].code == "distill.prune-shape"
+    assert not list(tmp_path.glob("*s*.partial"))
     assert not out.exists()
 
 
