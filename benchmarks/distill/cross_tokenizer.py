@@ -3,12 +3,12 @@
 Run it as ``python benchmarks/distill/cross_tokenizer.py [FOLDER]``. FOLDER holds llama2.c's
 ``stories260K.bin`` and ``tok512.bin``: the student then starts from that trained model and reads
 stories that it wrote itself. Without it the student is a new Llama with a tokenizer that is trained
-here, on Python's own documentation. The teacher is run once; an equal budget of cross-entropy alone
-is the control. Every figure is of records that neither run has seen.
+here, on Python's own documentation. Every line is a whole distillation job by recipe, several seeds
+each; the teacher is run once into a shared cache; an equal budget of cross-entropy alone is the
+control. Every figure is of records that no run has seen.
 """
 
 import argparse
-import copy
 import json
 import pydoc_data.topics
 import re
@@ -32,22 +32,20 @@ from tokenizers import (
 )
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from stillroom.distill.alignment_report import AlignmentReport
-from stillroom.distill.cross_lessons import CrossLesson, Reader, encode_cross, make_cross_batch
-from stillroom.distill.cross_loss import CrossObjective, score_lesson
-from stillroom.distill.crossing import CROSSINGS, Crossing
-from stillroom.distill.token_bytes import read_token_bytes
-from stillroom.distill.token_map import map_tokens
+from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.run import run
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.models.hub import DEFAULT_TEACHER
-from stillroom.records import Message, Record
-from stillroom.train.loop import train
-from stillroom.train.settings import TrainSettings
-from stillroom.train.source import RecordSource
+from stillroom.records import Message, Record, write_records
 
 RECORDS, HELD_OUT, SEED = 200, 32, 0
 MAX_TOKENS = 224
+RUNS = {
+    "chunk_likelihood": {},
+    "with_cross_entropy": {"ce_weight": 0.2},
+    "cross_entropy": {"kd_weight": 0.0, "ce_weight": 1.0},
+}
 SPECIAL = ("<unk>", "<s>", "</s>")
 
 
@@ -189,63 +187,6 @@ def write_stories(model: Any, tokenizer: Any, count: int) -> list[str]:
     return [text.strip() for text in texts]
 
 
-class Trial:
-    """One start, one set of lessons, several losses."""
-
-    def __init__(
-        self, start: Any, lessons: list[CrossLesson], known: dict[str, np.ndarray]
-    ) -> None:
-        self.start, self.known = start, known
-        self.held_out, self.lessons = lessons[:HELD_OUT], lessons[HELD_OUT:]
-
-    def load(self, lessons: Any) -> Any:
-        return make_cross_batch(
-            lessons, teacher_logprobs=[self.known[lesson.record_id] for lesson in lessons]
-        )
-
-    def measure(self, model: Any, tokens: Any) -> dict[str, float]:
-        """Return nats a chunk between student and teacher, and nats a token of the text."""
-        crossing = CROSSINGS.build("chunk_likelihood")
-        sums = dict.fromkeys(("divergence", "cross_entropy", "chunks", "positions"), 0.0)
-        gaps = []
-        with torch.no_grad():
-            for lesson in self.held_out:
-                batch = self.load([lesson])
-                loss = CrossObjective(crossing, tokens=tokens)(model, batch)
-                for name in ("divergence", "cross_entropy", "chunks"):
-                    sums[name] += loss.parts[name]
-                sums["positions"] += batch.valid
-                gaps.append(loss.parts["divergence"] / max(loss.parts["chunks"], 1))
-        return {
-            "chunk_divergence": sums["divergence"] / sums["chunks"],
-            "standard_error": float(np.std(gaps, ddof=1) / len(gaps) ** 0.5),
-            "nats_a_token": sums["cross_entropy"] / sums["positions"],
-        }
-
-    def run(self, crossing: Crossing, tokens: Any, epochs: float, rate: float) -> Any:
-        model = copy.deepcopy(self.start)
-        source: Any = RecordSource(
-            self.lessons,
-            ids=[lesson.key for lesson in self.lessons],
-            lengths=[len(lesson.student_ids) for lesson in self.lessons],
-            valid=[len(lesson.positions) for lesson in self.lessons],
-            load=self.load,
-            batch_size=8,
-            micro_tokens=4096,
-            seed=SEED,
-        )
-        settings = TrainSettings(epochs=epochs, learning_rate=rate, batch_size=8, threads=1)
-        with tempfile.TemporaryDirectory() as folder:
-            job = Job.start(Path(folder) / "job", "kind: experiment\n")
-            try:
-                summary = train(
-                    model, source, CrossObjective(crossing, tokens=tokens), settings, job, seed=SEED
-                )
-            finally:
-                job.close()
-        return model.eval(), summary
-
-
 def continue_text(model: Any, tokenizer: Any, prompt: str, count: int = 12) -> list[str]:
     """Return the likeliest continuation of a prompt, then ``count`` drawn ones."""
     ids = torch.tensor([tokenizer(prompt)["input_ids"]])
@@ -275,21 +216,11 @@ def nats_a_byte(teacher: Any, tokenizer: Any, texts: list[str]) -> float:
     return nats / size
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stories", type=Path, nargs="?")
-    parser.add_argument("--epochs", type=float, default=4.0)
-    parser.add_argument("--rate", type=float, default=5e-4)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    begun = time.perf_counter()
-    teacher, teacher_tokenizer = load_causal_lm(
-        resolve_checkpoint(DEFAULT_TEACHER), dtype="float32", device="cpu"
-    )
-    teacher.requires_grad_(False)
-    if options.stories:
-        student = read_model(options.stories / "stories260K.bin")
-        tokenizer = read_tokenizer(options.stories / "tok512.bin")
+def make_student(folder: Path, stories: Path | None) -> tuple[list[str], str]:
+    """Write the student's checkpoint; return texts to learn from and a prompt to continue."""
+    if stories:
+        student = read_model(stories / "stories260K.bin")
+        tokenizer = read_tokenizer(stories / "tok512.bin")
         texts, prompt = write_stories(student, tokenizer, RECORDS), "Once upon a time, Lily"
     else:
         topics = "\n".join(pydoc_data.topics.topics.values())
@@ -297,41 +228,87 @@ def main() -> None:
         tokenizer = train_tokenizer(texts)
         student = make_model(len(tokenizer), 64, 172, 5, 8, 4, 512)
         prompt = "The statement"
-    sides = [
-        Reader(one, read_token_bytes(one), limit)
-        for one, limit in ((teacher_tokenizer, 512), (tokenizer, MAX_TOKENS))
-    ]
-    report = AlignmentReport(sides[0].tokens, sides[1].tokens)
-    records = [Record((Message("assistant", text),)) for text in texts]
-    lessons, counts = encode_cross(
-        sides[0], sides[1], records, include_prompt=True, on_aligned=report.add
+    student.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    return texts, prompt
+
+
+def distill(root: Path, crossing: dict[str, Any], seed: int, options: Any) -> tuple[Any, Path]:
+    """Run one whole job and return its details and the folder of the student."""
+    out = root / f"{len(list(root.iterdir())):03d}"
+    recipe = DistillRecipe.model_validate(
+        {
+            "teacher": DEFAULT_TEACHER,
+            "records": str(root / "records.jsonl"),
+            "student": str(root / "student"),
+            "crossing": {"name": "chunk_likelihood", **crossing},
+            "targets": {"cache": str(root / "cache")},
+            "train": {"epochs": options.epochs, "learning_rate": options.rate, "threads": 1},
+            "max_tokens": 512 if options.stories is None else MAX_TOKENS,
+            "candidates": 0,
+            "seed": seed,
+            "out": {"dtype": "float32"},
+        }
     )
-    print(report)
-    print(json.dumps({"lessons": counts}))
-    known = {lesson.record_id: score_lesson(teacher, lesson) for lesson in lessons}
-    print(json.dumps({"teacher_s": round(time.perf_counter() - begun, 1)}), flush=True)
-    tokens = map_tokens(sides[0].tokens, sides[1].tokens)
-    trial = Trial(student, lessons, known)
-    runs = {
-        "start": None,
-        "chunk_likelihood": CROSSINGS.build("chunk_likelihood"),
-        "with_cross_entropy": CROSSINGS.build({"name": "chunk_likelihood", "ce_weight": 0.2}),
-        "cross_entropy": CROSSINGS.build(
-            {"name": "chunk_likelihood", "kd_weight": 0.0, "ce_weight": 1.0}
-        ),
+    job = Job.start(out, "kind: experiment\n")
+    try:
+        return run(recipe, job).details, out / "output"
+    finally:
+        job.close()
+
+
+def describe(folder: Path, prompt: str, teacher: Any) -> dict[str, Any]:
+    """Return how the teacher finds what a student writes, and its likeliest continuation."""
+    model, tokenizer = load_causal_lm(folder, dtype="float32", device="cpu")
+    written = continue_text(model, tokenizer, prompt)
+    return {
+        "teacher_nats_a_byte_of_its_text": nats_a_byte(*teacher, written[1:]),
+        "writes": written[0],
     }
-    for name, crossing in runs.items():
-        model, line = student, {}
-        if crossing is not None:
-            model, summary = trial.run(crossing, tokens, options.epochs, options.rate)
-            line = {"first": summary.first_loss, "last": summary.last_loss, "steps": summary.steps}
-        written = continue_text(model, tokenizer, prompt)
-        line |= trial.measure(model, tokens)
-        line["teacher_nats_a_byte_of_its_text"] = nats_a_byte(
-            teacher, teacher_tokenizer, written[1:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stories", type=Path, nargs="?")
+    parser.add_argument("--epochs", type=float, default=4.0)
+    parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        texts, prompt = make_student(root / "student", options.stories)
+        write_records(
+            root / "records.jsonl",
+            [
+                Record(
+                    (Message("assistant", text),),
+                    {"split": "held_out" if at < HELD_OUT else "train"},
+                )
+                for at, text in enumerate(texts)
+            ],
         )
-        print(json.dumps({"run": name, **{key: round(value, 4) for key, value in line.items()}}))
-        print(f"  {written[0]!r}", flush=True)
+        path = resolve_checkpoint(DEFAULT_TEACHER)
+        teacher = load_causal_lm(path, dtype="float32", device="cpu")
+        print(json.dumps({"run": "start", **describe(root / "student", prompt, teacher)}))
+        for name, crossing in RUNS.items():
+            for seed in range(options.seeds):
+                details, out = distill(root, crossing, seed, options)
+                summary = details["crossing_fidelity"]["summary"]
+                line = {
+                    "run": name,
+                    "seed": seed,
+                    "compared": details["alignment"]["compared"]["share"],
+                    "steps": details["train"]["steps"],
+                    **{
+                        f"{key}_{when}": summary[when][key]["value"]
+                        for key in ("divergence", "gap", "student_bits", "teacher_bits")
+                        for when in ("initial", "final")
+                    },
+                    **describe(out, prompt, teacher),
+                }
+                print(json.dumps(line), flush=True)
     print(json.dumps({"seconds": round(time.perf_counter() - begun, 1)}))
 
 

@@ -34,7 +34,7 @@ from stillroom.distill.crossing import ChunkCrossing, Crossing
 from stillroom.distill.lessons import Split, split_records
 from stillroom.distill.lineage import list_parents, student_card, student_origin, warn_of_teachers
 from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.teacher import Teacher
+from stillroom.distill.teachers import AnyTeacher, as_local, open_teacher
 from stillroom.distill.token_bytes import read_token_bytes
 from stillroom.distill.token_map import map_tokens
 from stillroom.distill.writing import candidate_steps, keep_candidates, write_student
@@ -66,7 +66,7 @@ class _Room:
     recipe: DistillRecipe
     crossing: Crossing
     job: Job
-    teacher: Teacher
+    teacher: AnyTeacher
     readers: tuple[Reader, Reader]
     split: Split
     lessons: list[CrossLesson]
@@ -91,8 +91,9 @@ def run_crossing(recipe: DistillRecipe, crossing: Crossing, job: Job) -> Artifac
         CheckpointError: If teacher or student is missing, or has a tokenizer nobody can align.
         Cancelled: If the user stopped it; ``--resume`` goes on.
     """
-    with fixed_threads(recipe.train.threads):
-        teacher = Teacher.find(recipe.teacher, job)
+    if isinstance(recipe.teacher, tuple):
+        raise TypeError("the recipe refuses several teachers with a crossing")
+    with fixed_threads(recipe.train.threads), open_teacher(recipe.teacher, job) as teacher:
         warn_of_teachers([teacher], job)
         start = Checkpoint.open(resolve_checkpoint(str(recipe.student), say=job.say)).folder
         student, tokenizer = load_causal_lm(start, dtype="float32")
@@ -106,12 +107,9 @@ def run_crossing(recipe: DistillRecipe, crossing: Crossing, job: Job) -> Artifac
             written, _ = load_causal_lm(job.output, dtype="float32")
             final = _measure("final", room, written, heard)
         fidelity = _report_fidelity(room, initial, final)
-    origin = student_origin(_method(crossing), [teacher], room.split.train)
-    return job.finish(
-        "checkpoint",
-        parents=list_parents(recipe, job, [teacher]),
-        origin=origin.to_json(),
-        details={
+        origin = student_origin(_method(crossing), [teacher], room.split.train)
+        parents = list_parents(recipe, job, [teacher])
+        details = {
             "fingerprint": fingerprint,
             "teacher": teacher.fingerprint,
             "parameters": Checkpoint.open(job.output).parameters,
@@ -120,15 +118,15 @@ def run_crossing(recipe: DistillRecipe, crossing: Crossing, job: Job) -> Artifac
             "crossing": crossing.model_dump(mode="json"),
             "alignment": room.alignment,
             "crossing_fidelity": fidelity,
-        },
-    )
+        }
+    return job.finish("checkpoint", parents=parents, origin=origin.to_json(), details=details)
 
 
 def _read_records(
     recipe: DistillRecipe,
     crossing: Crossing,
     job: Job,
-    teacher: Teacher,
+    teacher: AnyTeacher,
     tokenizer: Any,
     precision: str,
 ) -> _Room:
@@ -232,7 +230,7 @@ def _train(
         room.crossing,
         tokens=map_tokens(room.readers[0].tokens, room.readers[1].tokens),
         precision=room.precision,
-        teacher=None if room.listens else room.teacher.lowered(room.precision),
+        teacher=None if room.listens else as_local(room.teacher).lowered(room.precision),
     )
     trained = train(
         model,

@@ -19,6 +19,7 @@ from stillroom.distill.rationale import Tasks, make_tasks, write_rationales
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.sequence import WriterSettings, write_sequences
 from stillroom.distill.teacher import Teacher
+from stillroom.distill.teacher_settings import teacher_reference
 from stillroom.jobs import Job
 from stillroom.models import open_text_model, resolve_checkpoint
 from stillroom.provenance import Parent
@@ -128,4 +129,4 @@ def _opened(settings: WriterSettings, recipe: DistillRecipe, job: Job) -> Iterat
 
 
 def _reference(settings: WriterSettings, recipe: DistillRecipe) -> str:
-    return settings.model or recipe.teacher
+    return settings.model or teacher_reference(recipe.teacher)

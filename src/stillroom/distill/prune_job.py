@@ -18,6 +18,7 @@ from stillroom.distill.prune_settings import PruneSettings
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.start import PRUNING_FILE, prune_once
 from stillroom.distill.teacher import Teacher
+from stillroom.distill.teacher_settings import teacher_reference
 from stillroom.distill.width_axes import part_of
 from stillroom.errors import RecipeError
 from stillroom.evaluate import held_out_loss
@@ -125,7 +126,8 @@ def prune_teacher(
             next="give student: {max_parameters: 0.6}, or copy the checkpoint",
         )
     # what cannot be done is refused before there is a job that could lie about unfinished
-    student_parameters(Checkpoint.open(resolve_checkpoint(recipe.teacher)), settings)
+    named = teacher_reference(recipe.teacher)
+    student_parameters(Checkpoint.open(resolve_checkpoint(named)), settings)
     split = split_records(Path(recipe.records))
     chosen = Split(split.train[: settings.calibration_records], [], split.passed_over)
     job = Job.start(
@@ -159,7 +161,7 @@ def count_parts(checkpoint: Checkpoint) -> dict[str, int]:
 def _prune(
     recipe: DistillRecipe, settings: PruneSettings, job: Job, split: Split
 ) -> tuple[Artifact, PruneReport]:
-    teacher = Teacher.find(recipe.teacher, job)
+    teacher = Teacher.find(teacher_reference(recipe.teacher), job)
     warn_of_teachers([teacher], job)
     lessons, _ = make_lessons(recipe, split, teacher.tokenizer, job)
     kept = prune_once(settings, job, teacher, lessons, job.output)

@@ -15,6 +15,11 @@ from stillroom.distill.rationale import RationaleSettings
 from stillroom.distill.rollout import RolloutPolicy
 from stillroom.distill.sequence import SequenceSettings
 from stillroom.distill.targets import TargetMode
+from stillroom.distill.teacher_settings import (
+    ServerTeacher,
+    TeacherChoice,
+    check_shares,
+)
 from stillroom.recipes import Recipe, Reference, Settings, Size
 from stillroom.train.settings import TrainSettings
 
@@ -65,7 +70,16 @@ class DistillRecipe(Recipe):
     """Teach a smaller student the teacher's distributions on your records."""
 
     kind: Literal["distill"] = Field(default="distill", description="teach a student")
-    teacher: Reference = Field(description="the checkpoint to learn from")
+    teacher: TeacherChoice = Field(
+        examples=["path/to/teacher"],
+        description="the checkpoint to learn from; or a server, {endpoint: ..., tokenizer: ...}; "
+        "or several, each {teacher: ..., weight: ..., source: ...}",
+    )
+    source_field: str = Field(
+        default="source",
+        description="field of a record that chooses its teacher, where teachers have a source; "
+        "origin is what the record's origin says",
+    )
     records: Reference = Field(
         description="a records artifact or file; those with fields.split 'held_out' only validate"
     )
@@ -189,4 +203,27 @@ class DistillRecipe(Recipe):
         for name in ("context", "crossing", "rationale"):
             if self.rollouts is not None and getattr(self, name) is not None:
                 raise ValueError(f"'rollouts' and '{name}' cannot be combined: leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _teachers_can_teach(self) -> DistillRecipe:
+        if isinstance(self.teacher, str):
+            return self
+        if isinstance(self.teacher, tuple):
+            check_shares(self.teacher)
+        first = self.teacher[0].teacher if isinstance(self.teacher, tuple) else self.teacher
+        if isinstance(first, ServerTeacher) and not isinstance(self.student, str):
+            raise ValueError(
+                "a teacher behind a server has no layers to take: 'student' must be a checkpoint"
+            )
+        if isinstance(self.teacher, tuple) and self.crossing is not None:
+            raise ValueError("'crossing' takes one teacher: several need one vocabulary")
+        for name in ("sequence", "rationale", "context", "features", "rollouts"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"'{name}' takes one teacher in this process: write the records in a job of "
+                    "their own first"
+                )
+        if self.targets.mode == "dense" and self.crossing is None:
+            raise ValueError("targets.mode 'dense' runs one teacher here: use top_k or sampled")
         return self

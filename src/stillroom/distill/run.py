@@ -20,6 +20,7 @@ from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.sizing import estimate
 from stillroom.distill.start import start_student
 from stillroom.distill.teacher import Teacher, common_rows
+from stillroom.distill.teachers_run import run_teachers
 from stillroom.distill.teaching import Classroom, open_course, refuse_course
 from stillroom.distill.writing import candidate_steps, keep_candidates, write_student
 from stillroom.jobs import Job, atomic_write
@@ -44,6 +45,8 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
     """
     if recipe.crossing is not None:
         return run_crossing(recipe, recipe.crossing, job)
+    if not isinstance(recipe.teacher, str):
+        return run_teachers(recipe, job)
     refuse_course(recipe)
     with fixed_threads(recipe.train.threads):
         teacher = Teacher.find(recipe.teacher, job)

@@ -9,6 +9,7 @@ from typing import Any
 
 from stillroom.distill.prune_settings import PruneSettings
 from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.teacher_settings import teacher_reference
 from stillroom.jobs import Estimate
 from stillroom.provenance import find_output
 from stillroom.records import find_record_file
@@ -27,9 +28,10 @@ _ROW_BYTES = {"sampled": 5, "top_k": 4}
 
 def estimate(recipe: DistillRecipe) -> Estimate:
     """Return memory, disk and time of the job; a teacher that is not here counts as 135M."""
-    teacher, vocabulary, basis = _size_of(recipe.teacher)
+    named = teacher_reference(recipe.teacher)
+    teacher, vocabulary, basis = _size_of(named)
     if isinstance(recipe.student, PruneSettings):
-        student = _size_of_pruned(recipe.teacher, teacher, recipe.student)
+        student = _size_of_pruned(named, teacher, recipe.student)
     else:
         student, _, _ = _size_of(recipe.student)
     records, tokens = _count_tokens(recipe)
@@ -73,8 +75,9 @@ def _count_measured(recipe: DistillRecipe, tokens: float) -> float:
     """Return the tokens that the teacher reads while it is pruned, given those of a record."""
     if not isinstance(recipe.student, PruneSettings):
         return 0.0
-    layers, path = _DEFAULT_LAYERS, Path(recipe.teacher)
-    if not recipe.teacher.startswith("hub:") and path.is_dir():
+    named = teacher_reference(recipe.teacher)
+    layers, path = _DEFAULT_LAYERS, Path(named)
+    if not named.startswith("hub:") and path.is_dir():
         from stillroom.checkpoints import Checkpoint
         from stillroom.distill.depth_layers import layer_names
 

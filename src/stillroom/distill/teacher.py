@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.card import read_card
 from stillroom.distill.cache import CacheHeader, TeacherCache
+from stillroom.distill.capture import capture_teacher
 from stillroom.distill.cross_capture import capture_own
 from stillroom.distill.encode import Lesson
 from stillroom.distill.head import Head
@@ -22,7 +24,7 @@ from stillroom.jobs import Job
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.provenance import digest_text
 
-__all__ = ["Teacher", "common_rows"]
+__all__ = ["Teacher", "common_rows", "rows_in_common"]
 
 _DEQUANTIZED = "dequantized-from-"
 
@@ -65,6 +67,11 @@ class Teacher:
         ]
         weights = {"weights": f"dequantized from {kinds[0].upper()} (GGUF)"} if kinds else {}
         return {"name": self.name, **weights}
+
+    @cached_property
+    def head_rows(self) -> int:
+        """Rows of its output head; the weights are loaded once to know."""
+        return Head.of(self.model).rows
 
     @property
     def template_digest(self) -> str:
@@ -129,7 +136,7 @@ class Teacher:
             teacher=self.fingerprint,
             tokenizer=self.checkpoint.tokenizer_digest,
             template=self.template_digest,
-            vocabulary=Head.of(self.model).rows,
+            vocabulary=self.head_rows,
             mode="own",
             width=0,
             temperature=1.0,
@@ -138,6 +145,13 @@ class Teacher:
             license=self.license,
             about=self.about,
         )
+
+    def capture(self, lessons: Sequence[Lesson], cache: TeacherCache, job: Job) -> int:
+        """Keep what it says of the lessons that the cache lacks; see ``capture``."""
+        missing = [lesson for lesson in lessons if lesson not in cache]
+        if not missing:
+            return 0
+        return capture_teacher(self.lowered(cache.header.precision), missing, cache, job)
 
     def capture_own(self, lessons: Sequence[Lesson], cache: TeacherCache, job: Job) -> int:
         """Keep its log-probabilities of the lessons' own tokens; see ``cross_capture``."""
@@ -164,7 +178,17 @@ def common_rows(teacher: Teacher, student: Any, student_tokenizer: Any) -> int:
         CheckpointError: If the two do not give the same tokens the same ids.
     """
     rows = min(Head.of(teacher.model).rows, Head.of(student).rows)
-    ours, theirs = student_tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    rows_in_common(teacher.tokenizer, student_tokenizer, rows)
+    return rows
+
+
+def rows_in_common(teacher_tokenizer: Any, student_tokenizer: Any, rows: int) -> None:
+    """Check that two tokenizers number the same tokens alike, within the rows of both heads.
+
+    Raises:
+        CheckpointError: If they do not; the first odd token is named.
+    """
+    ours, theirs = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
     used = max(ours.values(), default=-1) + 1
     if ours != theirs or used > rows:
         odd = next((token for token in theirs if ours.get(token) != theirs[token]), "")
@@ -177,4 +201,3 @@ def common_rows(teacher: Teacher, student: Any, student_tokenizer: Any) -> int:
             next="set crossing: {name: chunk_likelihood}, which distills across tokenizers; or "
             "start from the teacher's layers, or from a model with its tokenizer",
         )
-    return rows

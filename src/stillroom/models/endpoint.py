@@ -28,7 +28,14 @@ from urllib.request import getproxies, proxy_bypass
 
 from stillroom.errors import BackendError, Cancelled, MissingExtraError
 
-__all__ = ["Endpoint", "Patience", "is_safe_for_keys", "read_retry_after", "split_address"]
+__all__ = [
+    "Endpoint",
+    "Patience",
+    "is_safe_for_keys",
+    "only_model",
+    "read_retry_after",
+    "split_address",
+]
 
 T = TypeVar("T")
 _RETRIED = {408, 409, 425, 429}
@@ -351,6 +358,28 @@ def split_address(reference: str) -> tuple[str, str]:
             next="correct the address; keys go into the environment (api_key_env)",
         )
     return address.rstrip("/"), model
+
+
+def only_model(endpoint: Endpoint) -> str:
+    """Return the name of the one model that a server serves.
+
+    Raises:
+        BackendError: If it serves none or several; they are listed.
+    """
+    answer = endpoint.ask("/models")
+    names = [
+        str(entry["id"])
+        for entry in answer.get("data") or []
+        if isinstance(entry, dict) and "id" in entry
+    ]
+    if len(names) == 1:
+        return names[0]
+    raise BackendError(
+        f"{endpoint.address} serves {len(names)} models: {', '.join(names[:8])}",
+        code="backend.which-model",
+        expected="a model's name",
+        next=f"write {endpoint.address}#NAME",
+    )
 
 
 def is_safe_for_keys(address: str) -> bool:

@@ -18,7 +18,13 @@ from pydantic import Field, SecretStr
 from typing_extensions import override
 
 from stillroom.errors import BackendError, Cancelled
-from stillroom.models.endpoint import Endpoint, Patience, is_safe_for_keys, split_address
+from stillroom.models.endpoint import (
+    Endpoint,
+    Patience,
+    is_safe_for_keys,
+    only_model,
+    split_address,
+)
 from stillroom.models.method import Backend
 from stillroom.models.parallel import work_through
 from stillroom.models.protocols import Score, TextModel
@@ -67,7 +73,7 @@ class Openai(Backend):
             ),
         )
         try:
-            name = self.model or named or _only_model(endpoint)
+            name = self.model or named or only_model(endpoint)
         except BaseException:
             endpoint.close()
             raise
@@ -207,23 +213,6 @@ class _EndpointModel:
             text = _without_fence(text)
         reason = "length" if choice.get("finish_reason") == "length" else "stop"
         return Completion(text, reason, *counts, self.fingerprint)
-
-
-def _only_model(endpoint: Endpoint) -> str:
-    answer = endpoint.ask("/models")
-    names = [
-        str(entry["id"])
-        for entry in answer.get("data") or []
-        if isinstance(entry, dict) and "id" in entry
-    ]
-    if len(names) == 1:
-        return names[0]
-    raise BackendError(
-        f"{endpoint.address} serves {len(names)} models: {', '.join(names[:8])}",
-        code="backend.which-model",
-        expected="a model's name",
-        next=f"write {endpoint.address}#NAME",
-    )
 
 
 def _request(

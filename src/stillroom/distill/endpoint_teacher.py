@@ -1,0 +1,357 @@
+"""A teacher behind a server: asked for the log-probabilities of a prompt's own tokens.
+
+It fulfils ``TeacherScorer``, and fills the same caches as a teacher in this process. Requests are
+sent several at once and kept in the order of the lessons, so that a killed job that goes on leaves
+the same cache. A server draws no temperature into a prompt's log-probabilities: they are those of
+the model at temperature 1.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stillroom.checkpoints import dequantize_gguf
+from stillroom.distill.cache import CacheHeader, TeacherCache
+from stillroom.distill.cross_capture import own_rows
+from stillroom.distill.encode import Lesson
+from stillroom.distill.endpoint_dialects import Scores, UnfitReply
+from stillroom.distill.endpoint_probe import (
+    PROBE_TEXT,
+    Probe,
+    dialect_of,
+    other_tokenizer,
+    probe_server,
+)
+from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.teacher_settings import ServerTeacher
+from stillroom.errors import BackendError, DataError, RecipeError
+from stillroom.jobs import Job
+from stillroom.models import resolve_checkpoint
+from stillroom.models.causal import load_tokenizer
+from stillroom.models.endpoint import Endpoint, Patience, is_safe_for_keys, only_model
+from stillroom.provenance import digest_json, digest_text
+
+__all__ = ["EndpointTeacher"]
+
+_LEAST_TAIL = 2.0**-24  # what a sum of float32 probabilities can tell apart from 1
+
+
+@dataclass
+class _Bill:
+    """What was asked so far."""
+
+    requests: int = 0
+    tokens: int = 0
+
+
+@dataclass
+class EndpointTeacher:
+    """A model behind a server; ``find`` opens it, ``close`` ends its connections."""
+
+    settings: ServerTeacher
+    endpoint: Endpoint
+    name: str
+    tokenizer: Any
+    probe: Probe
+    bill: _Bill = field(default_factory=_Bill)
+
+    @classmethod
+    def find(cls, settings: ServerTeacher, job: Job) -> EndpointTeacher:
+        """Open the endpoint, and find out what its server tells.
+
+        Raises:
+            BackendError: If it cannot be reached, or tells no log-probabilities of a prompt.
+            CheckpointError: If the tokenizer cannot be read, or is not the model's.
+            RecipeError: If the key would go over plain http to another machine.
+        """
+        path = resolve_checkpoint(settings.tokenizer, say=job.say)
+        tokenizer = load_tokenizer(dequantize_gguf(path) if path.suffix == ".gguf" else path)
+        endpoint = _open(settings)
+        try:
+            name = settings.model or only_model(endpoint)
+            ids = tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"]
+            probe = probe_server(endpoint.ask, endpoint.address, name, ids, settings.top_logprobs)
+        except BaseException:
+            endpoint.close()
+            raise
+        job.say(
+            f"{endpoint.address} serves {name}; it speaks {probe.dialect} and tells "
+            f"{probe.granted or 'only the own'} tokens a position"
+            + (f" ({settings.top_logprobs} were asked for)" if _is_less(settings, probe) else "")
+        )
+        return cls(settings, endpoint, name, tokenizer, probe)
+
+    @property
+    def reference(self) -> str:
+        """Its address and name."""
+        return f"{self.endpoint.address}#{self.name}"
+
+    @property
+    def fingerprint(self) -> str:
+        """The digest of address, name, tokenizer and dialect: the weights are out of reach."""
+        return digest_json(
+            [self.endpoint.address, self.name, self.tokenizer_digest, self.probe.dialect]
+        )
+
+    @property
+    def license(self) -> str:
+        """What the recipe says; empty where it says nothing."""
+        return self.settings.license
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """The digest of what the tokenizer does."""
+        return digest_text(self.tokenizer.backend_tokenizer.to_str())
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Where it is and what it was found to do."""
+        return {
+            "name": self.name,
+            "endpoint": self.endpoint.address,
+            "probe": self.probe.to_json(),
+        }
+
+    def header(self, recipe: DistillRecipe, rows: int, precision: str) -> CacheHeader:
+        """Return what a cache of its likeliest tokens says of itself.
+
+        Raises:
+            RecipeError: If the recipe asks for what a server cannot tell.
+        """
+        targets = recipe.targets
+        if targets.mode != "top_k":
+            raise _cannot("targets.mode", targets.mode, "top_k: its likeliest tokens and the rest")
+        if recipe.method.temperature != 1:
+            raise _cannot("method.temperature", recipe.method.temperature, "1, as it answers")
+        if not self.probe.granted:
+            raise BackendError(
+                f"{self.endpoint.address} tells log-probabilities of a prompt's own tokens only",
+                code="distill.server-ids",
+                where="teacher.endpoint",
+                expected="the likeliest tokens by id (vLLM's prompt_logprobs)",
+                next="set crossing: {name: chunk_likelihood}, which needs the own tokens alone",
+            )
+        width = min(targets.k, self.probe.granted, rows)
+        return self._header(rows, "top_k", width, targets.logprob_dtype)
+
+    def own_header(self, precision: str) -> CacheHeader:
+        """Return what a cache of its own tokens' log-probabilities says of itself."""
+        return self._header(len(self.tokenizer), "own", 0, "float32")
+
+    def score_tokens(self, lessons: Sequence[Lesson]) -> list[npt.NDArray[np.float32]]:
+        """Return its log-probabilities of the lessons' own tokens; see ``TeacherScorer``."""
+        asked = self._score(lessons, 0, lambda: None)
+        return [scores.own.astype(np.float32) for _, scores in asked]
+
+    def capture(self, lessons: Sequence[Lesson], cache: TeacherCache, job: Job) -> int:
+        """Keep its likeliest tokens at every position of the lessons that the cache lacks."""
+
+        def rows(lesson: Lesson, scores: Scores) -> npt.NDArray[np.void]:
+            return _top_rows(lesson, scores, cache)
+
+        return self._capture(lessons, cache, job, cache.header.width, rows)
+
+    def capture_own(self, lessons: Sequence[Lesson], cache: TeacherCache, job: Job) -> int:
+        """Keep its log-probabilities of the lessons' own tokens that the cache lacks."""
+
+        def rows(lesson: Lesson, scores: Scores) -> npt.NDArray[np.void]:
+            return own_rows(lesson, scores.own.astype(np.float32), cache.dtype)
+
+        return self._capture(lessons, cache, job, 0, rows)
+
+    def unload(self) -> None:
+        """Do nothing: it takes no memory here."""
+
+    def close(self) -> None:
+        """End the connections."""
+        self.endpoint.close()
+
+    def _capture(
+        self,
+        lessons: Sequence[Lesson],
+        cache: TeacherCache,
+        job: Job,
+        k: int,
+        rows: Callable[[Lesson, Scores], npt.NDArray[np.void]],
+    ) -> int:
+        begun = json.loads((cache.folder / "header.json").read_text(encoding="utf-8"))
+        self.probe.check_same((begun.get("about") or {}).get("probe"), str(cache.folder))
+        missing = {lesson.key: lesson for lesson in lessons if lesson not in cache}
+        tokens = sum(len(lesson.ids) for lesson in missing.values())
+        before = _Bill(self.bill.requests, self.bill.tokens)
+        with job.phase("teacher", tokens, "tokens") as progress:
+            for lesson, scores in self._score(list(missing.values()), k, job.check_cancelled):
+                cache.add(lesson, rows(lesson, scores))
+                progress.advance(len(lesson.ids))
+        if missing:
+            self._say_cost(job, before)
+        return len(missing)
+
+    def _say_cost(self, job: Job, before: _Bill) -> None:
+        requests, tokens = self.bill.requests - before.requests, self.bill.tokens - before.tokens
+        price = self.settings.price_per_million
+        cost = f", which cost {tokens / 1e6 * price:.2f} at {price:g} a million" if price else ""
+        job.say(f"{self.name} was asked {requests} times for {tokens} prompt tokens{cost}")
+        job.event("endpoint", requests=requests, prompt_tokens=tokens)
+
+    def _score(
+        self, lessons: Sequence[Lesson], k: int, check: Callable[[], None]
+    ) -> Iterator[tuple[Lesson, Scores]]:
+        """Yield each lesson with its scores, in order, asking for several at once."""
+        stopped = threading.Event()
+        waiting: deque[tuple[Lesson, Future[Scores]]] = deque()
+        todo = iter(lessons)
+        with ThreadPoolExecutor(self.settings.concurrency, "stillroom-teacher") as pool:
+            try:
+                for lesson in todo:
+                    waiting.append((lesson, pool.submit(self._ask, lesson, k, stopped)))
+                    if len(waiting) >= 2 * self.settings.concurrency:
+                        yield self._next(waiting, check)
+                while waiting:
+                    yield self._next(waiting, check)
+            finally:
+                stopped.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _next(
+        self, waiting: deque[tuple[Lesson, Future[Scores]]], check: Callable[[], None]
+    ) -> tuple[Lesson, Scores]:
+        lesson, future = waiting.popleft()
+        while True:
+            check()
+            try:
+                scores = future.result(timeout=_LOOK_S)
+            except TimeoutError:
+                if future.done():
+                    raise
+                continue
+            self.bill.requests += 1
+            self.bill.tokens += scores.tokens
+            return lesson, scores
+
+    def _ask(self, lesson: Lesson, k: int, stopped: threading.Event) -> Scores:
+        def ask(path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+            return self.endpoint.ask(path, body, stopped.is_set)
+
+        places = (lesson.positions + 1).tolist()
+        try:
+            return dialect_of(self.probe.dialect).score(
+                ask, self.name, lesson.ids.tolist(), places, k
+            )
+        except UnfitReply as problem:
+            raise self._unfit(problem, lesson) from problem
+        except BackendError as error:
+            raise BackendError(
+                f"record {lesson.record_id}: {error.problems[0].what}",
+                code=error.code,
+                where=f"record {lesson.record_id}",
+                expected=error.problems[0].expected,
+                next=error.problems[0].next,
+            ) from error
+
+    def _unfit(self, problem: UnfitReply, lesson: Lesson) -> Exception:
+        at = f", position {problem.position - 1}" if problem.position > 0 else ""
+        where = f"record {lesson.record_id}{at}"
+        if problem.kind == "tokenizer":
+            return other_tokenizer(self.endpoint.address, self.name, f"{where}: {problem}")
+        if problem.kind == "number":
+            return DataError(
+                f"the teacher's log-probabilities at {where} are not finite: {problem}",
+                code="distill.teacher-not-finite",
+                where=where,
+                expected="finite numbers, at most 0",
+                next="check the server's model and its precision",
+            )
+        return BackendError(
+            f"{self.endpoint.address} sent a reply that does not fit at {where}: {problem}",
+            code="distill.server-reply",
+            where=where,
+            expected=f"what it sent when it was probed ({self.probe.dialect})",
+            next="run again with --resume; lower teacher.top_logprobs if it grants fewer at times",
+        )
+
+    def _header(self, rows: int, mode: str, width: int, logprob_dtype: str) -> CacheHeader:
+        return CacheHeader(
+            teacher=self.fingerprint,
+            tokenizer=self.tokenizer_digest,
+            template=digest_text(str(getattr(self.tokenizer, "chat_template", None) or "")),
+            vocabulary=rows,
+            mode=mode,
+            width=width,
+            temperature=1.0,
+            precision="server",
+            logprob_dtype=logprob_dtype,
+            license=self.license,
+            about=self.about,
+        )
+
+
+_LOOK_S = 0.2
+
+
+def _open(settings: ServerTeacher) -> Endpoint:
+    if settings.api_key is not None and not is_safe_for_keys(settings.endpoint):
+        raise RecipeError(
+            f"{settings.endpoint} is plain http to another machine: a key would be read on the way",
+            code="distill.server-key",
+            where="teacher.api_key",
+            expected="https, or this machine",
+            next="use https, or leave api_key out",
+        )
+    return Endpoint(
+        settings.endpoint,
+        api_key=settings.api_key.reveal() if settings.api_key else "",
+        patience=Patience(
+            tries=settings.tries,
+            read_timeout_s=settings.timeout,
+            max_wait_s=settings.max_wait,
+            concurrency=settings.concurrency,
+        ),
+    )
+
+
+def _is_less(settings: ServerTeacher, probe: Probe) -> bool:
+    return probe.granted < settings.top_logprobs
+
+
+def _top_rows(lesson: Lesson, scores: Scores, cache: TeacherCache) -> npt.NDArray[np.void]:
+    """Return the likeliest tokens and the mass of the others as rows of a cache, (N,)."""
+    vocabulary = cache.header.vocabulary
+    if scores.ids.size and int(scores.ids.max()) >= vocabulary:
+        raise DataError(
+            f"the server names token {int(scores.ids.max())} of a vocabulary of {vocabulary}",
+            code="distill.shape",
+            where=f"record {lesson.record_id}",
+            expected="ids of the tokenizer that teacher.tokenizer names",
+            next="name the tokenizer of the model that the server runs",
+        )
+    rows = np.zeros(len(lesson.positions), dtype=cache.dtype)
+    rows["token"], rows["ids"], rows["logprobs"] = lesson.labels, scores.ids, scores.logprobs
+    mass = 1.0 - np.exp(scores.logprobs).sum(-1)
+    is_outside = ~(scores.ids == lesson.labels[:, None]).any(-1)
+    # The own token, where it is none of them, is part of the rest: the rest is no less.
+    mass = np.maximum(mass, np.where(is_outside, np.exp(scores.own), 0.0))
+    if cache.header.width < vocabulary:
+        mass = np.maximum(mass, _LEAST_TAIL)
+    with np.errstate(divide="ignore"):
+        rows["tail"] = np.log(np.maximum(mass, 0.0))
+    return rows
+
+
+def _cannot(setting: str, value: object, expected: str) -> RecipeError:
+    return RecipeError(
+        f"a teacher behind a server cannot give {setting} '{value}'",
+        code="distill.server-target",
+        where=setting,
+        expected=expected,
+        next=f"change {setting}, or load the teacher here",
+    )

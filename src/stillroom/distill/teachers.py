@@ -1,0 +1,159 @@
+"""The teachers of a job: opened by what the recipe calls them, each with its share of the teaching.
+
+Several teach by weight, every record by all of them, or by source, every record by the one whose
+source it names.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from stillroom.distill.endpoint_teacher import EndpointTeacher
+from stillroom.distill.head import Head
+from stillroom.distill.teacher import Teacher, rows_in_common
+from stillroom.distill.teacher_settings import REST, ServerTeacher, TeacherChoice, TeacherShare
+from stillroom.errors import CheckpointError, DataError, RecipeError
+from stillroom.jobs import Job
+from stillroom.records import Record
+
+__all__ = [
+    "AnyTeacher",
+    "Chair",
+    "as_local",
+    "assign_records",
+    "common_rows_of",
+    "open_teacher",
+    "open_teachers",
+]
+
+AnyTeacher = Teacher | EndpointTeacher
+
+
+@dataclass(frozen=True)
+class Chair:
+    """One teacher, the weight of its words, and the source whose records it teaches."""
+
+    teacher: AnyTeacher
+    weight: float = 1.0
+    source: str | None = None
+
+
+def as_local(teacher: AnyTeacher) -> Teacher:
+    """Return a teacher whose weights are here.
+
+    Raises:
+        RecipeError: If it is behind a server.
+    """
+    if isinstance(teacher, Teacher):
+        return teacher
+    raise RecipeError(
+        f"{teacher.name} is behind a server: its weights are out of reach",
+        code="distill.server-target",
+        where="teacher",
+        expected="a checkpoint",
+        next="name a checkpoint as student, and no setting that needs the teacher's weights",
+    )
+
+
+@contextmanager
+def open_teacher(choice: str | ServerTeacher, job: Job) -> Iterator[AnyTeacher]:
+    """Open one teacher; an endpoint's connections are closed after the body."""
+    if isinstance(choice, str):
+        yield Teacher.find(choice, job)
+        return
+    found = EndpointTeacher.find(choice, job)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+@contextmanager
+def open_teachers(choice: TeacherChoice, job: Job) -> Iterator[list[Chair]]:
+    """Open all teachers that a recipe names, in order."""
+    shares = choice if isinstance(choice, tuple) else (TeacherShare(teacher=choice),)
+    with _opened(list(shares), job) as chairs:
+        yield chairs
+
+
+def common_rows_of(chairs: Sequence[Chair], student: Any, student_tokenizer: Any) -> int:
+    """Return how many tokens all teachers share with the student.
+
+    Raises:
+        CheckpointError: If one has another vocabulary; it is named.
+    """
+    rows = Head.of(student).rows
+    for chair in chairs:
+        teacher = chair.teacher
+        if isinstance(teacher, Teacher):
+            rows = min(rows, teacher.head_rows)
+        try:
+            rows_in_common(teacher.tokenizer, student_tokenizer, rows)
+        except CheckpointError as error:
+            problem = error.problems[0]
+            raise CheckpointError(
+                f"{teacher.name}: {problem.what}",
+                code=problem.code,
+                where="teacher",
+                expected=problem.expected,
+                next=problem.next
+                if len(chairs) == 1
+                else "leave that teacher out: several teachers need one vocabulary",
+            ) from error
+    return rows
+
+
+def assign_records(
+    chairs: Sequence[Chair], records: Sequence[Record], field: str
+) -> dict[str, tuple[int, ...]]:
+    """Return which teachers teach each record, by its id.
+
+    Args:
+        chairs: All of them.
+        records: To be taught.
+        field: Of a record, that names its source; ``origin`` is what its origin says: human,
+            synthetic or unknown.
+
+    Raises:
+        DataError: If a record's source has no teacher; such records are counted by source.
+    """
+    if all(chair.source is None for chair in chairs):
+        return {record.id: tuple(range(len(chairs))) for record in records}
+    seats = {chair.source: at for at, chair in enumerate(chairs)}
+    found: dict[str, tuple[int, ...]] = {}
+    lost: Counter[str] = Counter()
+    for record in records:
+        source = _source_of(record, field)
+        seat = seats.get(source, seats.get(REST))
+        if seat is None:
+            lost[source] += 1
+        else:
+            found[record.id] = (seat,)
+    if lost:
+        told = ", ".join(f"{count} of {source or 'no source'!r}" for source, count in lost.items())
+        raise DataError(
+            f"records have no teacher: {told:.200}",
+            code="distill.no-teacher",
+            where=f"records, {'origin' if field == 'origin' else f'fields.{field}'}",
+            expected=f"one of: {', '.join(sorted(filter(None, seats)))}",
+            next=f"give a teacher source: '{REST}' for the others, or set source_field to the "
+            "field that names the source",
+        )
+    return found
+
+
+def _source_of(record: Record, field: str) -> str:
+    return record.origin.kind if field == "origin" else str(record.fields.get(field, ""))
+
+
+@contextmanager
+def _opened(shares: list[TeacherShare], job: Job) -> Iterator[list[Chair]]:
+    if not shares:
+        yield []
+        return
+    with open_teacher(shares[0].teacher, job) as teacher, _opened(shares[1:], job) as others:
+        yield [Chair(teacher, shares[0].weight, shares[0].source), *others]
