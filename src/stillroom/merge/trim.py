@@ -297,7 +297,7 @@ def _narrow(
         first += len(tensor)
         for index in chosen:
             for sample, vector in zip(samples, vectors_of(tensor[index]), strict=True):
-                sample.append(magnitude_bits(vector)[::stride].copy())
+                sample.append(magnitude_bits(vector.reshape(-1)[::stride]))
     sigmas = _SIGMAS if every > 1 else _SIGMAS // 2
     for search, parts in zip(searches, samples, strict=True):
         if search.is_trivial:
@@ -348,30 +348,44 @@ def _locate(
             search.cut = Cut(_TOP, "", -1)
         elif search.spot is not None:
             tensor, block = search.spot
-            ties = _find_ties(tensors[tensor][block], vectors_of, [(number, search)])[0]
-            search.cut = Cut(search.low, tensors[tensor].at.name, int(ties[search.ties - 1]))
+            _place(search, number, tensors[tensor], block, vectors_of)
         elif not search.is_trivial:
             going.append((number, search))
     for each in tensors:
         if not going:
             return
         asked = tuple(going)
-        for part in each.each(partial(_find_ties, vectors_of=vectors_of, searches=asked)):
-            for (_, search), ties in zip(asked, part, strict=True):
-                if search.cut is None and len(ties) >= search.ties:
-                    search.cut = Cut(search.low, each.at.name, int(ties[search.ties - 1]))
-                search.ties -= len(ties)
+        counts = each.each(partial(_count_ties, vectors_of=vectors_of, searches=asked))
+        for (number, search), column in zip(asked, zip(*counts, strict=True), strict=False):
+            for block, ties in enumerate(column):
+                if ties >= search.ties:
+                    _place(search, number, each, block, vectors_of)
+                    break
+                search.ties -= ties
         going = [(number, search) for number, search in going if search.cut is None]
 
 
-def _find_ties(
+def _place(
+    search: _Search,
+    number: int,
+    tensor: Blocks,
+    block: int,
+    vectors_of: Callable[[Block], Sequence[Array]],
+) -> None:
+    """Set the cut of a search at the last of the ties that it keeps, in a block of a tensor."""
+    found = tensor[block]
+    ties = np.flatnonzero(magnitude_bits(vectors_of(found)[number]) == search.low)
+    search.cut = Cut(search.low, tensor.at.name, found.at.offset + int(ties[search.ties - 1]))
+
+
+def _count_ties(
     block: Block,
     vectors_of: Callable[[Block], Sequence[Array]],
     searches: Sequence[tuple[int, _Search]],
-) -> list[Array]:
-    """Return the elements, counted within the tensor, that equal each search's threshold."""
+) -> list[int]:
+    """Return how many elements equal each search's threshold; where they are would fill memory."""
     vectors = vectors_of(block)
     return [
-        np.flatnonzero(magnitude_bits(vectors[number]) == search.low) + block.at.offset
+        int(np.count_nonzero(magnitude_bits(vectors[number]) == search.low))
         for number, search in searches
     ]
