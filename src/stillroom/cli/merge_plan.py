@@ -31,6 +31,7 @@ def command(recipe: Path, overrides: tuple[str, ...], explain: str | None, as_js
 
     RECIPE is one of ours or a mergekit file.
     """
+    from stillroom.merge.device import tell_unused
     from stillroom.merge.explain import (
         compare_sources,
         estimate_seconds,
@@ -55,6 +56,7 @@ def command(recipe: Path, overrides: tuple[str, ...], explain: str | None, as_js
                 click.echo(f"{key}: {value}")
         return
     warnings = list_warnings(plan, sources)
+    warnings += tell_unused(loaded.device, loaded.method, loaded.compat)
     seconds, rate = estimate_seconds(plan, sources)
     rows = compare_sources(sources)
     if as_json:

@@ -1,8 +1,10 @@
 """Where a merge's heavy arithmetic is done: LAPACK on the processor, or a graphics card.
 
-Elementwise methods stay on the processor: moving their blocks to a card and back takes as long as
-the arithmetic. What gains are decompositions of matrices, and mergekit's arithmetic on whole
-tensors. A card rounds otherwise, so the device is part of the recipe and never chosen silently.
+Elementwise methods stay on the processor: for averages, loading torch costs more than a card could
+save below about a billion parameters, and votes and ranks have no version for cards yet
+(docs/explanation/merging.md has the sums). What gains are decompositions of matrices, and
+mergekit's arithmetic on whole tensors. A card rounds otherwise, so the device is part of the recipe
+and never chosen silently; a recipe that asks for one in vain is told so.
 """
 
 from __future__ import annotations
@@ -14,12 +16,22 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from stillroom.errors import ResourceError
-from stillroom.merge.method import Array
+from stillroom.merge.method import Array, MergeMethod
 
-__all__ = ["Device", "svd", "svd_by_torch", "use_device"]
+__all__ = ["Device", "svd", "svd_by_torch", "tell_unused", "use_device"]
 
 Device: TypeAlias = Literal["cpu", "cuda"]
 _used: list[str] = []
+
+
+def tell_unused(device: str, method: MergeMethod, compat: str) -> list[str]:
+    """Return a line that says so where a merge asks for a device that it has no work for."""
+    if device == "cpu" or method.decomposes or compat == "mergekit":
+        return []
+    return [
+        f"device {device} has nothing to do here: {method.method_name()} decomposes no matrices, "
+        "and its row blocks are combined on the processor; leave 'device' out"
+    ]
 
 
 @contextmanager

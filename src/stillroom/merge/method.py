@@ -104,7 +104,8 @@ class MergeMethod(Method):
 
     Class variables: ``needs_base``; ``is_ordered``, the parents' order means something;
     ``uses_weights``; ``per_model``, settings that a model may have of its own; ``replicates``,
-    there is a ``replicate`` for ``compat: mergekit``.
+    there is a ``replicate`` for ``compat: mergekit``; ``decomposes``, matrices are decomposed,
+    which a recipe's ``device`` may do.
     """
 
     needs_base: ClassVar[bool] = False
@@ -112,6 +113,7 @@ class MergeMethod(Method):
     uses_weights: ClassVar[bool] = True
     per_model: ClassVar[tuple[str, ...]] = ()
     replicates: ClassVar[bool] = False
+    decomposes: ClassVar[bool] = False
     least_parents: ClassVar[int] = 1
     most_parents: ClassVar[int] = 1000
 

@@ -201,7 +201,7 @@ class MergeRecipe(Recipe):
     device: Literal["cpu", "cuda"] = Field(
         "cpu",
         description="where matrices are decomposed, and mergekit's arithmetic is done; the rest "
-        "moves too many bytes to gain",
+        "stays on the processor, and the plan says so",
     )
     threads: int = Field(
         1,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.jobs import Estimate, Job
+from stillroom.merge.device import tell_unused
 from stillroom.merge.method import Assembly
 from stillroom.merge.opening import open_merge
 from stillroom.merge.plan import plan_merge
@@ -44,6 +45,8 @@ def run(recipe: MergeRecipe, job: Job) -> Artifact:
     made = found.recipe if found else recipe
     if found is not None and found.details["helped"]:
         sources = list(merge.sources)
+    for line in tell_unused(recipe.device, recipe.method, recipe.compat):
+        job.say(line)
     journal = job.journal("tensors")
     plan = merge.plan()
     with job.phase("merge", len(plan.tensors), "tensors") as progress:

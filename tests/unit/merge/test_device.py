@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from stillroom.checkpoints import Checkpoint
+from stillroom.cli.app import stillroom
 from stillroom.errors import ResourceError
 from stillroom.merge import METHODS
-from stillroom.merge.device import svd, svd_by_torch, use_device
+from stillroom.merge.device import svd, svd_by_torch, tell_unused, use_device
 from stillroom.merge.sources import Source
 from stillroom.merge.stream import Merge
 
@@ -29,3 +31,28 @@ def test_torch_decomposes_as_lapack_does():
     other = svd_by_torch(matrix, "cuda" if torch.cuda.is_available() else "cpu")
     np.testing.assert_allclose(values, other[1], rtol=1e-5)
     np.testing.assert_allclose((left * values) @ right, (other[0] * other[1]) @ other[2], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "compat", "is_told"),
+    [
+        ("linear", "cuda", "paper", True),
+        ("ties", "cuda", "paper", True),
+        ("ties", "cuda", "mergekit", False),
+        ("iso_c", "cuda", "paper", False),
+        ("linear", "cpu", "paper", False),
+    ],
+)
+def test_a_device_without_work_is_told(name, device, compat, is_told):
+    lines = tell_unused(device, METHODS.build(name), compat)
+    assert bool(lines) == is_told
+    assert all(name in line for line in lines)
+
+
+def test_the_plan_says_that_a_card_has_nothing_to_do(family, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    models = "".join(f"  - {{checkpoint: {path}}}\n" for path in family[1])
+    recipe.write_text(f"version: 1\nkind: merge\ndevice: cuda\nmethod: linear\nmodels:\n{models}")
+    said = CliRunner().invoke(stillroom, ["merge", "plan", str(recipe)])
+    assert said.exit_code == 0
+    assert "warning: device cuda has nothing to do here: linear" in said.output

@@ -22,6 +22,7 @@ class IsoC(MatrixMethod):
     """Costs one singular value decomposition a matrix; a tensor is in memory whole."""
 
     paper: ClassVar[str] = "arXiv:2502.04959"
+    decomposes: ClassVar[bool] = True
 
     @override
     def merge_matrices(self, vectors: Sequence[Array]) -> Array:

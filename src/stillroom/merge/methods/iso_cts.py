@@ -24,6 +24,7 @@ class IsoCts(MatrixMethod):
     """Costs N + 3 singular value decompositions a matrix; a tensor is in memory whole."""
 
     paper: ClassVar[str] = "arXiv:2502.04959"
+    decomposes: ClassVar[bool] = True
 
     common: float = Field(
         0.8, ge=0, le=1, description="share of the directions that come from the sum"

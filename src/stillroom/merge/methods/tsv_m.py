@@ -23,6 +23,7 @@ class TsvM(MatrixMethod):
     """Costs N + 2 singular value decompositions a matrix; a tensor is in memory whole."""
 
     paper: ClassVar[str] = "arXiv:2412.00081"
+    decomposes: ClassVar[bool] = True
 
     @override
     def merge_matrices(self, vectors: Sequence[Array]) -> Array:
