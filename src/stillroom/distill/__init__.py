@@ -8,8 +8,8 @@ Papers: Hinton et al. 2015, arXiv:1503.02531; sampled targets, Anshumann et al. 
 arXiv:2503.16870; layer dropping, Men et al. 2024, arXiv:2403.03853. Each objective names its own.
 
 In: a checkpoint (the teacher) and records. Out: a checkpoint, ``candidates/<step>/`` along the run
-for merging, and ``fidelity.json``: how near the student is to the teacher before and after. The job
-itself is ``stillroom.distill.run.run``.
+for merging, and ``fidelity.html`` and ``.json``: how near the student is to the teacher before and
+after, beside a control that had none. The job itself is ``stillroom.distill.run.run``.
 """
 
 from __future__ import annotations

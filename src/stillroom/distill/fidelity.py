@@ -1,7 +1,8 @@
 """How near a student is to its teacher on held-out records: what ``fidelity.json`` holds.
 
 Both read the same tokens; the assistant's alone are counted. Per-record values are kept, so that
-anyone can resample them. Knows nothing of which answers are right.
+anyone can resample them. A side is all that was measured of one model: teacher, start, student or
+control, each by the same code. Knows nothing of how they are shown.
 """
 
 from __future__ import annotations
@@ -10,15 +11,46 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stillroom.evaluate import bootstrap, held_out_loss, kl_and_agreement
+import numpy as np
+import numpy.typing as npt
+
+from stillroom.evaluate import bootstrap
+from stillroom.evaluate.calibration import BINS
+from stillroom.evaluate.comparison import Compared, compare_beliefs
+from stillroom.evaluate.loss import encode_records
 from stillroom.records import Record
 
-__all__ = ["Fidelity", "RecordFidelity", "measure_fidelity"]
+__all__ = [
+    "MEASURES",
+    "Answered",
+    "Fidelity",
+    "RecordFidelity",
+    "Scaled",
+    "Side",
+    "measure_fidelity",
+]
+
+Floats = npt.NDArray[np.float64]
+
+MEASURES = {
+    "kl": "nats/token",
+    "reverse_kl": "nats/token",
+    "agreement": "",
+    "top5_overlap": "",
+    "loss": "nats/token",
+    "entropy_gap": "nats/token",
+    "brier": "",
+}
+"""What is told of each record, and its unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordFidelity:
-    """One record: means over its assistant tokens, in nats a token; agreement is a share."""
+    """One record: means over its assistant tokens, in nats a token; shares have no unit.
+
+    ``agreement`` is that of the likeliest token, ``top5_overlap`` that of the five likeliest,
+    ``brier`` the squared distance to the record's own token.
+    """
 
     record: str
     kl: float
@@ -26,11 +58,36 @@ class RecordFidelity:
     agreement: float
     loss: float
     tokens: int
+    top5_overlap: float = 0.0
+    entropy: float = 0.0
+    teacher_entropy: float = 0.0
+    brier: float = 0.0
+
+    @property
+    def entropy_gap(self) -> float:
+        """The student's entropy less the teacher's; below 0 it is surer than its teacher."""
+        return self.entropy - self.teacher_entropy
+
+    @classmethod
+    def of(cls, record: Record, found: Compared) -> RecordFidelity:
+        """Return what was compared on a record, under its id."""
+        return cls(
+            record.id,
+            found.kl,
+            found.reverse_kl,
+            found.agreement,
+            found.loss,
+            found.tokens,
+            found.top5_overlap,
+            found.entropy,
+            found.teacher_entropy,
+            found.brier,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """KL(teacher || student), KL(student || teacher), top-1 agreement and cross-entropy."""
+    """KL(teacher || student), KL(student || teacher), agreement, cross-entropy, by record."""
 
     rows: tuple[RecordFidelity, ...]
 
@@ -44,14 +101,8 @@ class Fidelity:
         """Return each mean with its 95 % bootstrap interval over records, n and tokens."""
         rows = [row for row in self.rows if row.tokens]
         weights = [row.tokens for row in rows]
-        units = {
-            "kl": "nats/token",
-            "reverse_kl": "nats/token",
-            "agreement": "",
-            "loss": "nats/token",
-        }
         found: dict[str, Any] = {"records": len(rows), "tokens": sum(weights)}
-        for name, unit in units.items():
+        for name, unit in MEASURES.items():
             values = [float(getattr(row, name)) for row in rows]
             metric = bootstrap(values, weights=weights, seed=seed, name=name, unit=unit)
             found[name] = {"value": metric.value, "low": metric.low, "high": metric.high}
@@ -65,6 +116,88 @@ class Fidelity:
     def from_json(cls, rows: Sequence[dict[str, Any]]) -> Fidelity:
         """Read what ``to_json`` wrote."""
         return cls(tuple(RecordFidelity(**row) for row in rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """One record that the temperature was not fitted on, before and after it.
+
+    Args:
+        tokens: How many count.
+        loss: After scaling, nats a token.
+        brier: After scaling.
+        bins: ``bin_positions`` after scaling, (3, BINS).
+        plain_bins: The same before.
+    """
+
+    tokens: int
+    loss: float
+    brier: float
+    bins: tuple[tuple[float, ...], ...]
+    plain_bins: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One record's likeliest answer by a model, beside its reference."""
+
+    record: str
+    text: str
+    reference: str
+    ids: tuple[int, ...]
+    has_ended: bool
+
+
+@dataclass(frozen=True)
+class Side:
+    """All that was measured of one model; lists of text stay empty where none was written.
+
+    Args:
+        fidelity: By record.
+        bins: ``bin_positions`` of each record with tokens, (records, 3, BINS).
+        temperature: Fitted on every second record; None where that could not be.
+        scaled: The other records.
+        answers: The likeliest answers.
+        sampled: Token ids of what it wrote by sampling from its whole distribution.
+        free: KL(teacher || it) at each depth of ``sampled``, by record.
+        forced: The same on what the teacher sampled after the same prompts.
+    """
+
+    fidelity: Fidelity
+    bins: Floats
+    temperature: float | None = None
+    scaled: tuple[Scaled, ...] = ()
+    answers: tuple[Answered, ...] = ()
+    sampled: tuple[tuple[int, ...], ...] = ()
+    free: tuple[Floats, ...] = ()
+    forced: tuple[Floats, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "rows": self.fidelity.to_json(),
+            "bins": self.bins.tolist(),
+            "temperature": self.temperature,
+            "scaled": [asdict(row) for row in self.scaled],
+            "answers": [asdict(row) for row in self.answers],
+            "sampled": [list(row) for row in self.sampled],
+            "free": [row.tolist() for row in self.free],
+            "forced": [row.tolist() for row in self.forced],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Side:
+        """Read what ``to_json`` wrote."""
+        return cls(
+            Fidelity.from_json(data["rows"]),
+            np.asarray(data["bins"], dtype=np.float64).reshape(-1, 3, BINS),
+            data["temperature"],
+            tuple(Scaled(**row) for row in data["scaled"]),
+            tuple(Answered(**{**row, "ids": tuple(row["ids"])}) for row in data["answers"]),
+            tuple(tuple(row) for row in data["sampled"]),
+            tuple(np.asarray(row, dtype=np.float64) for row in data["free"]),
+            tuple(np.asarray(row, dtype=np.float64) for row in data["forced"]),
+        )
 
 
 def measure_fidelity(
@@ -86,20 +219,6 @@ def measure_fidelity(
         max_tokens: Tokens of a record that are read, from its start.
         on_truncated: Hears the index of each record that was cut and how many tokens fell off.
     """
-    near = kl_and_agreement(
-        student, teacher, tokenizer, records, max_tokens=max_tokens, on_truncated=on_truncated
-    )
-    losses = held_out_loss(student, tokenizer, records, max_tokens=max_tokens)
-    return Fidelity(
-        tuple(
-            RecordFidelity(
-                record.id,
-                found.kl,
-                found.reverse_kl,
-                found.agreement,
-                nats / tokens if tokens else 0.0,
-                found.tokens,
-            )
-            for record, found, (nats, tokens) in zip(records, near, losses, strict=True)
-        )
-    )
+    encoded = encode_records(tokenizer, records, max_tokens=max_tokens, on_truncated=on_truncated)
+    found, _ = compare_beliefs(student, teacher, encoded)
+    return Fidelity(tuple(map(RecordFidelity.of, records, found)))

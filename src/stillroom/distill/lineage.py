@@ -123,7 +123,7 @@ def warn_of_teachers(teachers: Sequence[KnownTeacher], job: Job) -> None:
 
 
 _CLOSING = (
-    "`fidelity.json` says how near it is to its teacher on held-out records; "
+    "`fidelity.html` says how near it is to its teacher on held-out records; "
     "`candidates/` holds earlier steps of the same run."
 )
 

@@ -46,12 +46,32 @@ class TargetSettings(Settings):
 
 
 class FidelitySettings(Settings):
-    """How the distance to the teacher is measured, before and after."""
+    """How the distance to the teacher is measured, and what the student is compared with."""
 
     records: int = Field(
         default=32,
         ge=0,
         description="held-out records measured, the first ones; 0 measures nothing",
+    )
+    control: bool = Field(
+        default=True,
+        description="train a control on the records' own tokens alone, with the same start, "
+        "records, steps and seed, and measure it beside the student",
+    )
+    keep_control: bool = Field(
+        default=False, description="keep the control's checkpoint in output/control"
+    )
+    answers: int = Field(
+        default=16,
+        ge=0,
+        description="of those records, how many are answered by teacher, student and control; "
+        "0 leaves out what is measured on models' own text",
+    )
+    max_new_tokens: int = Field(
+        default=48, ge=1, le=4096, description="longest answer that is measured, in tokens"
+    )
+    speed: bool = Field(
+        default=True, description="measure latency and peak memory of teacher and student"
     )
 
 
@@ -133,7 +153,7 @@ class DistillRecipe(Recipe):
         default=2, ge=0, description="checkpoints kept from the second half of the run, for merging"
     )
     fidelity: FidelitySettings = Field(
-        default_factory=FidelitySettings, description="measured before and after"
+        default_factory=FidelitySettings, description="what is measured, before and after"
     )
     out: OutSettings = Field(default_factory=OutSettings, description="how checkpoints are written")
 

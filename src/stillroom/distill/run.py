@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +11,8 @@ from torch import nn
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.distill.cross_run import run_crossing
-from stillroom.distill.fidelity import Fidelity, measure_fidelity
-from stillroom.distill.lessons import Split, split_records
+from stillroom.distill.examining import Examiner, Taught
+from stillroom.distill.lessons import split_records
 from stillroom.distill.lineage import list_parents, student_card, student_origin, warn_of_teachers
 from stillroom.distill.preparing import prepare_lessons, writer_parents
 from stillroom.distill.recipe import DistillRecipe
@@ -23,10 +22,9 @@ from stillroom.distill.teacher import Teacher, common_rows
 from stillroom.distill.teachers_run import run_teachers
 from stillroom.distill.teaching import Classroom, open_course, refuse_course
 from stillroom.distill.writing import candidate_steps, keep_candidates, write_student
-from stillroom.jobs import Job, atomic_write
+from stillroom.jobs import Job
 from stillroom.models import load_causal_lm
 from stillroom.provenance import Artifact
-from stillroom.records import Record
 from stillroom.train.loop import TrainSummary, train
 from stillroom.train.lora import add_lora
 from stillroom.train.precision import fixed_threads
@@ -57,7 +55,8 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         start, kept = start_student(recipe.student, job, teacher, lessons)
         student, tokenizer = load_causal_lm(start, dtype="float32")
         rows = common_rows(teacher, student, tokenizer)
-        initial = _measure("initial", recipe, job, student, teacher, split)
+        examiner = Examiner(recipe, job, teacher, split)
+        examiner.examine_start(student)
         card = student_card(recipe, [teacher], counts, loss=recipe.method.method_name())
         steps = candidate_steps(recipe.train.count_steps(len(lessons)), recipe.candidates)
         on_step = keep_candidates(job.output, start, steps, recipe.out, card)
@@ -77,10 +76,7 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         trained, taught = _teach(recipe, room, on_step)
         fingerprint = write_student(model, job.output, start, recipe.out, card, in_place=True)
         del student, model, room
-        teacher.unload()
-        written, _ = load_causal_lm(job.output, dtype="float32")
-        final = _measure("final", recipe, job, written, teacher, split)
-        fidelity = _report_fidelity(job, initial, final, split, recipe.seed)
+        fidelity = examiner.examine_student(Taught(start, lessons, rows, trained, card))
     details = {
         "fingerprint": fingerprint,
         "teacher": teacher.checkpoint.fingerprint,
@@ -118,54 +114,6 @@ def _teach(
             beside=course.beside,
         )
         return trained, dict(course.details)
-
-
-def _measure(
-    name: str, recipe: DistillRecipe, job: Job, student: Any, teacher: Teacher, split: Split
-) -> Fidelity:
-    """Return the student's fidelity on the held-out records, measured once even if resumed."""
-    journal = job.journal("fidelity")
-    records: list[Record] = split.held_out[: recipe.fidelity.records]
-    if name not in journal:
-        cut: list[int] = []
-        with job.phase(f"fidelity, {name}", len(records), "records") as progress:
-            found = measure_fidelity(
-                student,
-                teacher.model,
-                teacher.tokenizer,
-                records,
-                max_tokens=recipe.max_tokens,
-                on_truncated=lambda index, tokens: cut.append(index),
-            )
-            progress.advance(len(records))
-        if cut:
-            job.say(f"fidelity: {len(cut)} held-out records were cut at {recipe.max_tokens} tokens")
-        journal.put(name, found.to_json())
-    return Fidelity.from_json(journal[name])
-
-
-def _report_fidelity(
-    job: Job, initial: Fidelity, final: Fidelity, split: Split, seed: int
-) -> dict[str, Any]:
-    """Write output/fidelity.json, tell the user, and return what artifact.json keeps."""
-    report: dict[str, Any] = {
-        "initial": initial.to_json(),
-        "final": final.to_json(),
-        "held_out": len(split.held_out),
-        "measured": len(initial.rows),
-    }
-    if initial.rows:
-        before, after = initial.mean("kl"), final.mean("kl")
-        report["summary"] = {"initial": initial.summarize(seed), "final": final.summarize(seed)}
-        job.say(
-            f"KL(teacher || student) on {len(initial.rows)} held-out records: {before:.3f} before, "
-            f"{after:.3f} after ({1 - after / before if before else 0:.0%} less)"
-        )
-    else:
-        job.say("no held-out record was measured: how near the student is remains unknown")
-    with atomic_write(job.output / "fidelity.json") as file:
-        file.write(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    return report
 
 
 def _method(recipe: DistillRecipe) -> str:

@@ -22,6 +22,7 @@ _DEFAULT_LAYERS = 30
 _GGUF_BYTES = 0.65  # of one parameter in a four-bit file
 _TOKEN_BYTES = 12  # of one token in a file of records, JSON around it included
 _FLOPS_PER_CORE = 6e10  # of matrix products, as measured with bfloat16 on two cores
+_WRITING = 8  # a token written alone costs as much as so many that are read together
 _OVERHEAD = 600_000_000
 _ROW_BYTES = {"sampled": 5, "top_k": 4}
 
@@ -44,14 +45,26 @@ def estimate(recipe: DistillRecipe) -> Estimate:
     held = 16 * student + 4 * teacher + 8 * vocabulary * 1024
     runs = tokens + measured + (read if targets.mode == "dense" else 0)
     work = 6 * student * read + 2 * teacher * runs
+    has_control = recipe.fidelity.control and recipe.fidelity.records > 0
+    control = 6 * student * read if has_control else 0
+    speed = _FLOPS_PER_CORE * (os.cpu_count() or 1)
     out = 4 if recipe.out.dtype == "float32" else 2
+    kept = out + 12 if has_control else 0  # its checkpoint, and its state for a resume
     return Estimate(
         memory_bytes=held + 40_000 * recipe.train.micro_tokens + _OVERHEAD,
-        disk_bytes=round(student * (out * (1 + recipe.candidates) + 4 + 24) + cache),
-        seconds=work / (_FLOPS_PER_CORE * (os.cpu_count() or 1)) + 10,
+        disk_bytes=round(student * (out * (1 + recipe.candidates) + 4 + 24 + kept) + cache),
+        seconds=(work + control + _fidelity_work(recipe, teacher, student, tokens / records))
+        / speed
+        + 10,
         memory_knob="lower student.max_parameters or train.micro_tokens, or set train.lora",
         disk_knob="lower candidates or targets.k",
-        basis=f"{basis}; {records} records, about {tokens} tokens, {steps} steps",
+        basis=f"{basis}; {records} records, about {tokens} tokens, {steps} steps; "
+        + (
+            f"the control without a teacher takes {control / speed / 60:.1f} min of it "
+            "(fidelity.control: false leaves it out)"
+            if has_control
+            else "no control"
+        ),
     )
 
 
@@ -83,6 +96,18 @@ def _count_measured(recipe: DistillRecipe, tokens: float) -> float:
 
         layers = layer_names(Checkpoint.open(path))[1]
     return recipe.student.count_passes(layers) * recipe.student.calibration_records * tokens
+
+
+def _fidelity_work(
+    recipe: DistillRecipe, teacher: int, student: int, tokens_a_record: float
+) -> float:
+    """Return the work of measuring: each side reads the records, and some write answers."""
+    settings = recipe.fidelity
+    students = 3 if settings.control else 2
+    read = settings.records * tokens_a_record * 2 * (teacher + students * student)
+    answered = min(settings.answers, settings.records)
+    written = 2 * answered * settings.max_new_tokens * 2 * (teacher + (students - 1) * student)
+    return read + _WRITING * written
 
 
 def _size_of(reference: str) -> tuple[int, int, str]:

@@ -97,10 +97,15 @@ class LogitReader:
 
     def rows(self, hidden: torch.Tensor, row: int, positions: torch.Tensor) -> torch.Tensor:
         """Return the logits of some positions of one record, (n, V), float32."""
-        picked = hidden[row, positions.to(self.device)]
-        if self._head is None:
-            return picked.float()
-        return self._finish(self._head(picked))
+        return self.logits(self.pick(hidden, row, positions))
+
+    def pick(self, hidden: torch.Tensor, row: int, positions: torch.Tensor) -> torch.Tensor:
+        """Return what ``logits`` takes for some positions of one record."""
+        return hidden[row, positions.to(self.device)]
+
+    def logits(self, picked: torch.Tensor) -> torch.Tensor:
+        """Return the logits of picked positions, (n, V), float32."""
+        return picked.float() if self._head is None else self._finish(self._head(picked))
 
     def _finish(self, logits: torch.Tensor) -> torch.Tensor:
         """Do what the model does after its head, in float32."""

@@ -8,7 +8,7 @@ what is measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from stillroom.errors import DataError
 
-__all__ = ["Metric", "Statistic", "bootstrap", "paired_difference"]
+__all__ = ["Metric", "Statistic", "bootstrap", "bootstrap_counts", "paired_difference"]
 
 Statistic = Literal["mean", "median"]
 Floats = npt.NDArray[np.float64]
@@ -118,17 +118,63 @@ def bootstrap(
     return Metric(name, value, low, high, len(data), unit)
 
 
+def bootstrap_counts(
+    statistic: Callable[[Floats], Floats],
+    units: int,
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+    name: str = "",
+    unit: str = "",
+) -> Metric:
+    """Return any statistic of some units with its 95 % BCa bootstrap interval.
+
+    For what is no mean: a calibration error, a ratio of sums. Same method as ``bootstrap``; draws
+    in which the statistic is not finite (nothing to divide by) are left out and counted in
+    ``note``.
+
+    Args:
+        statistic: Given how often each unit counts, (R, units), returns its value for each row,
+            (R,); a row of ones is the measured value.
+        units: How many there are: records, queries.
+        resamples: How often the units are drawn anew.
+        seed: Of the draws.
+        name: The metric's name.
+        unit: Its unit, empty for a share.
+    """
+    if units == 0:
+        return Metric(name, math.nan, n=0, unit=unit, note="nothing was measured")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(statistic(np.ones((1, units)))[0])
+        if units == 1 or not math.isfinite(value):
+            note = "one value has no interval" if units == 1 else "nothing was measured"
+            return Metric(name, value, n=units, unit=unit, note=note)
+        rng = np.random.default_rng(seed)
+        counts = rng.multinomial(units, np.full(units, 1 / units), resamples).astype(np.float64)
+        draws, left_out = statistic(counts), statistic(1.0 - np.eye(units))
+    lost = int((~np.isfinite(draws)).sum())
+    draws, left_out = np.sort(draws[np.isfinite(draws)]), left_out[np.isfinite(left_out)]
+    note = f"{lost} of {resamples} draws had nothing to measure" if lost else ""
+    if len(draws) < resamples // 2 or len(left_out) < 2:
+        return Metric(name, value, n=units, unit=unit, note=note or "nothing to resample")
+    low, high = _bca(draws, left_out, value)
+    return Metric(name, value, low, high, units, unit, note)
+
+
 def paired_difference(
     ours: Sequence[float] | Floats,
     theirs: Sequence[float] | Floats,
     *,
     statistic: Statistic = "mean",
+    weights: Sequence[float] | Floats | None = None,
     resamples: int = 10_000,
     seed: int = 0,
     name: str = "",
     unit: str = "",
 ) -> Metric:
     """Return ``ours - theirs`` of the same units, with its interval; above 0 ours is higher.
+
+    ``weights`` are shared by both sides, as ``bootstrap`` takes them.
 
     Raises:
         DataError: If the lists differ in length or hold a value that is not finite.
@@ -142,7 +188,13 @@ def paired_difference(
         )
     gaps = _finite(ours, name) - _finite(theirs, name)
     return bootstrap(
-        gaps, statistic=statistic, resamples=resamples, seed=seed, name=name, unit=unit
+        gaps,
+        statistic=statistic,
+        weights=weights,
+        resamples=resamples,
+        seed=seed,
+        name=name,
+        unit=unit,
     )
 
 

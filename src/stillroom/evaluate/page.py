@@ -43,6 +43,10 @@ tr>:last-child{padding-right:0}
 thead th{font-weight:600;color:var(--quiet);border-bottom-width:2px;white-space:nowrap}
 tbody th{font-weight:500}
 td.number,th.number{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
+table.grid td,table.grid thead th.number{padding:7px 0 7px 10px;overflow-wrap:normal}
+table.grid thead th{white-space:normal;padding-left:0}
+table.grid tbody th{min-width:130px}
+table.grid td .note{font-size:12px;white-space:nowrap}
 figure{margin:14px 0 6px}
 svg{width:100%;height:auto;display:block}
 svg text{font-size:13px;fill:var(--ink)}
@@ -63,11 +67,13 @@ def draw_page(report: Mapping[str, Any]) -> str:
     parts = []
     for section in report["sections"]:
         mine = [metrics[name] for name in section["metrics"] if name in metrics]
-        shown |= {metric["name"] for metric in mine}
-        parts.append(_draw_section(section, mine))
+        in_grid = {name for row in (section.get("grid") or {}).get("rows", ()) for name in row[2]}
+        shown |= {metric["name"] for metric in mine} | in_grid
+        listed = [metric for metric in mine if metric["name"] not in in_grid]
+        parts.append(_draw_section(section, listed, metrics))
     rest = [metric for name, metric in metrics.items() if name not in shown]
     if rest:
-        parts.append(_draw_section({"title": "Further measurements"}, rest))
+        parts.append(_draw_section({"title": "Further measurements"}, rest, metrics))
     title = escape(report["title"])
     summary = f"<p>{escape(report['summary'])}</p>" if report["summary"] else ""
     return (
@@ -80,7 +86,7 @@ def draw_page(report: Mapping[str, Any]) -> str:
         + "\n".join(parts)
         + '\n<footer class="quiet"><p>Intervals are 95 % bootstrap intervals (BCa) over the units '
         "counted in column n. A dash means that no interval can be given. The same numbers stand "
-        "in report.json.</p></footer></main></body></html>\n"
+        "in the JSON file beside this page.</p></footer></main></body></html>\n"
     )
 
 
@@ -96,11 +102,17 @@ def _draw_tiles(metrics: list[Mapping[str, Any]]) -> str:
     return f'<ul class="tiles" aria-label="Headlines">{"".join(tiles)}</ul>\n'
 
 
-def _draw_section(section: Mapping[str, Any], metrics: list[Mapping[str, Any]]) -> str:
+def _draw_section(
+    section: Mapping[str, Any],
+    metrics: list[Mapping[str, Any]],
+    known: Mapping[str, Mapping[str, Any]],
+) -> str:
     parts = [f"<h2>{escape(section['title'])}</h2>"]
     parts += [f"<p>{escape(line)}</p>" for line in section.get("text", "").split("\n\n") if line]
     if section.get("plot"):
         parts.append(draw_plot(Plot.from_json(section["plot"])))
+    if section.get("grid"):
+        parts.append(_draw_grid(section["grid"], known))
     if metrics:
         parts.append(_draw_metrics(section["title"], metrics))
     if section.get("table"):
@@ -124,6 +136,53 @@ def _draw_metrics(title: str, metrics: list[Mapping[str, Any]]) -> str:
         '<th scope="col" class="number">95 % interval</th><th scope="col" class="number">n</th>'
         f"</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
+
+
+def _draw_grid(grid: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return metrics side by side: in each cell the value, below it its interval."""
+    head = "".join(
+        f'<th scope="col" class="number">{escape(str(column))}</th>' for column in grid["columns"]
+    )
+    body, notes = [], []
+    for label, unit, names in grid["rows"]:
+        cells = [known.get(name) for name in names]
+        small = f'<div class="note">{escape(unit)}</div>' if unit else ""
+        body.append(
+            f'<tr><th scope="row">{escape(label)}{small}</th>'
+            f"{''.join(_draw_cell(cell) for cell in cells)}"
+            f'<td class="number">{_count(cells)}</td></tr>'
+        )
+        notes += [
+            f"{label}: {cell['note']}"
+            for cell in cells
+            if cell and cell.get("note") and cell["low"] is None
+        ]
+    said = "".join(f"<div>{escape(note)}.</div>" for note in dict.fromkeys(notes))
+    return (
+        f'<table class="grid"><caption>{escape(grid["caption"])}</caption><thead><tr>'
+        f'<th scope="col">measure</th>{head}<th scope="col" class="number">n</th></tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table>"
+        + (f'<div class="note">{said}</div>' if said else "")
+    )
+
+
+def _draw_cell(metric: Mapping[str, Any] | None) -> str:
+    if metric is None or metric["value"] is None:
+        return '<td class="number quiet">–</td>'
+    low, high = metric["low"], metric["high"]
+    ends = "" if low is None or high is None else f"{format_value(low)} to {format_value(high)}"
+    if low == high and ends and metric["n"] > 1:
+        ends = "all equal"  # an interval without width would claim what nobody knows
+    under = f'<div class="note">{escape(ends)}</div>' if ends else ""
+    return f'<td class="number">{escape(format_value(metric["value"]))}{under}</td>'
+
+
+def _count(cells: list[Mapping[str, Any] | None]) -> str:
+    """Return how many units a row stands on, a range where its cells differ."""
+    counts = sorted({int(cell["n"]) for cell in cells if cell})
+    if not counts:
+        return "–"
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _draw_table(table: Mapping[str, Any]) -> str:

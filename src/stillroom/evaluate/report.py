@@ -18,7 +18,7 @@ from stillroom.evaluate.page import draw_page
 from stillroom.evaluate.plots import Plot
 from stillroom.jobs import atomic_write
 
-__all__ = ["Report", "Section", "Table", "merge_reports"]
+__all__ = ["Grid", "Report", "Section", "Table", "merge_reports"]
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 
@@ -47,14 +47,42 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class Grid:
+    """Metrics side by side: one row a measure, one column a model.
+
+    Each row is a label, a unit and the names of the metrics in its cells, in order of the columns;
+    an empty name is an empty cell.
+    """
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, str, tuple[str, ...]], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "caption": self.caption,
+            "columns": list(self.columns),
+            "rows": [[label, unit, list(names)] for label, unit, names in self.rows],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Grid:
+        """Read what ``to_json`` wrote."""
+        rows = tuple((str(row[0]), str(row[1]), tuple(row[2])) for row in data["rows"])
+        return cls(data["caption"], tuple(data["columns"]), rows)
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
-    """A part of a report: words, then metrics, a plot and a table, any of them absent."""
+    """A part of a report: words, then metrics, a plot, a grid and a table, any of them absent."""
 
     title: str
     text: str = ""
     metrics: tuple[Metric, ...] = ()
     plot: Plot | None = None
     table: Table | None = None
+    grid: Grid | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; metrics by name, since the report lists them all."""
@@ -64,6 +92,7 @@ class Section:
             "metrics": [metric.name for metric in self.metrics],
             "plot": self.plot.to_json() if self.plot else None,
             "table": self.table.to_json() if self.table else None,
+            **({"grid": self.grid.to_json()} if self.grid else {}),
         }
 
 
@@ -108,15 +137,18 @@ class Report:
         metrics: Sequence[Metric] = (),
         table: Table | None = None,
         plot: Plot | None = None,
+        grid: Grid | None = None,
     ) -> Report:
         """Add a section with its metrics, and return the report.
+
+        The metrics of a grid's cells are shown there and listed no second time.
 
         Raises:
             DataError: If a metric of that name is there already with another value.
         """
         for metric in metrics:
             self.add(metric)
-        self.sections.append(Section(title, text, tuple(metrics), plot, table))
+        self.sections.append(Section(title, text, tuple(metrics), plot, table, grid))
         return self
 
     def to_json(self) -> dict[str, Any]:
@@ -140,6 +172,7 @@ class Report:
                 tuple(metrics[name] for name in row.get("metrics", ()) if name in metrics),
                 Plot.from_json(row["plot"]) if row.get("plot") else None,
                 Table.from_json(row["table"]) if row.get("table") else None,
+                Grid.from_json(row["grid"]) if row.get("grid") else None,
             )
             for row in data.get("sections", ())
         ]

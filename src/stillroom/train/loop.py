@@ -72,6 +72,7 @@ def train(
     job: Job,
     *,
     seed: int = 0,
+    name: str = "train",
     on_step: Callable[[int, nn.Module], None] | None = None,
     beside: nn.Module | None = None,
 ) -> TrainSummary:
@@ -85,6 +86,8 @@ def train(
         job: Keeps the state in its scratch folder, metrics and progress; asked for cancellation
             between steps.
         seed: Of the random draws within the model.
+        name: Of the phase; a job that trains twice names the second one, whose state and metrics
+            then stand under that name.
         on_step: Called on the main rank after each step with the number of finished steps. A
             resumed run calls it again for steps after the saved state.
         beside: Trained and saved with the model, but no part of it: projectors of a loss.
@@ -102,7 +105,7 @@ def train(
         )
     with Ranks() as ranks, steady_torch(settings, model) as precision:
         modules = (model,) if beside is None else (model, beside)
-        run = _Run(modules, source, objective, settings, job, seed, ranks, precision)
+        run = _Run(modules, source, objective, settings, job, seed, ranks, precision, name)
         return run.run(on_step)
 
 
@@ -119,7 +122,9 @@ class _Run(Generic[B]):
         seed: int,
         ranks: Ranks,
         precision: str,
+        name: str,
     ) -> None:
+        self.name = name
         self.model, self.modules = modules[0], modules
         self.source, self.objective = source, objective
         self.settings, self.job, self.seed, self.ranks = settings, job, seed, ranks
@@ -127,7 +132,8 @@ class _Run(Generic[B]):
         self.steps = settings.count_steps(len(source))
         self.parameters = [value for _, value in trainable(modules)]
         self.optimizer = make_optimizer(self.parameters, settings)
-        self.state_path = ranks.share_path(job.scratch / STATE_FILE)
+        file = STATE_FILE if name == "train" else f"{name}-{STATE_FILE}"
+        self.state_path = ranks.share_path(job.scratch / file)
         fixed = settings.model_dump(exclude={"save_every_s", "log_every"})
         self.identity = digest_json([fixed, source.identity, seed, self.steps])
         self.totals = {"tokens": 0.0, "positions": 0.0, "first_loss": math.nan, "last_loss": 0.0}
@@ -137,7 +143,7 @@ class _Run(Generic[B]):
         self.totals.update(totals)
         self.ranks.wait()
         saved = time.monotonic()
-        with self.job.phase("train", self.steps, "steps", done=done) as progress:
+        with self.job.phase(self.name, self.steps, "steps", done=done) as progress:
             for step in range(done, self.steps):
                 self._check_cancelled(step)
                 self._step(step, progress)
@@ -228,12 +234,11 @@ class _Run(Generic[B]):
         is_due = (step + 1) % self.settings.log_every == 0 or step + 1 == self.steps
         if not (is_due and self.ranks.is_main):
             return
-        for name, value in sums.items():
-            self.job.metric(name, value, step=step + 1)
-        self.job.metric("grad_norm", norm, step=step + 1)
         rate_now = self.optimizer.param_groups[0]["lr"]
-        self.job.metric("learning_rate", rate_now, step=step + 1)
-        self.job.metric("tokens_per_s", rate, step=step + 1)
+        values = {**sums, "grad_norm": norm, "learning_rate": rate_now, "tokens_per_s": rate}
+        before = "" if self.name == "train" else f"{self.name}/"
+        for name, value in values.items():
+            self.job.metric(before + name, value, step=step + 1)
 
     def _check_cancelled(self, step: int) -> None:
         stopped: Cancelled | None = None

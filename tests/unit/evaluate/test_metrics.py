@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stillroom.errors import DataError
-from stillroom.evaluate.metrics import Metric, bootstrap, paired_difference
+from stillroom.evaluate.metrics import Metric, bootstrap, bootstrap_counts, paired_difference
 
 
 def test_interval_holds_the_value_and_shrinks_with_n():
@@ -90,3 +90,20 @@ def test_json_round_trip():
     metric = Metric("x", 1.0, math.nan, math.nan, 1, "B", "why")
     again = Metric.from_json(metric.to_json())
     assert again.to_json() == metric.to_json()
+
+
+def test_bootstrap_of_counts_is_that_of_means_where_both_can_be_had():
+    values = np.random.default_rng(3).normal(size=40)
+    one = bootstrap(values, seed=1)
+    two = bootstrap_counts(lambda counts: (counts @ values) / counts.sum(1), 40, seed=1)
+    assert two.value == pytest.approx(one.value)
+    assert (two.low, two.high) == pytest.approx((one.low, one.high), abs=0.03)
+
+
+def test_bootstrap_of_counts_says_where_there_was_nothing_to_measure():
+    has = np.array([1.0, 0, 0, 0, 0])
+    found = bootstrap_counts(lambda counts: (counts @ has) / (counts @ has), 5, seed=0)
+    assert found.value == 1
+    assert "had nothing to measure" in found.note or found.note == "nothing to resample"
+    assert bootstrap_counts(lambda counts: counts[:, 0], 0).note == "nothing was measured"
+    assert bootstrap_counts(lambda counts: counts[:, 0], 1).note == "one value has no interval"
