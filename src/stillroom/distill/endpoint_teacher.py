@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class EndpointTeacher:
 
     settings: ServerTeacher
     endpoint: Endpoint
-    name: str
+    model: str
     tokenizer: Any
     probe: Probe
     bill: _Bill = field(default_factory=_Bill)
@@ -77,29 +78,34 @@ class EndpointTeacher:
         tokenizer = load_tokenizer(dequantize_gguf(path) if path.suffix == ".gguf" else path)
         endpoint = _open(settings)
         try:
-            name = settings.model or only_model(endpoint)
+            model = settings.model or only_model(endpoint)
             ids = tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"]
-            probe = probe_server(endpoint.ask, endpoint.address, name, ids, settings.top_logprobs)
+            probe = probe_server(endpoint.ask, endpoint.address, model, ids, settings.top_logprobs)
         except BaseException:
             endpoint.close()
             raise
         job.say(
-            f"{endpoint.address} serves {name}; it speaks {probe.dialect} and tells "
+            f"{endpoint.address} serves {model}; it speaks {probe.dialect} and tells "
             f"{probe.granted or 'only the own'} tokens a position"
             + (f" ({settings.top_logprobs} were asked for)" if _is_less(settings, probe) else "")
         )
-        return cls(settings, endpoint, name, tokenizer, probe)
+        return cls(settings, endpoint, model, tokenizer, probe)
+
+    @property
+    def name(self) -> str:
+        """Its model's name; of one that is called by its file, as llama.cpp does, the file's."""
+        return PurePath(self.model).name if self.model.startswith("/") else self.model
 
     @property
     def reference(self) -> str:
-        """Its address and name."""
-        return f"{self.endpoint.address}#{self.name}"
+        """Its address and model."""
+        return f"{self.endpoint.address}#{self.model}"
 
     @property
     def fingerprint(self) -> str:
         """The digest of address, name, tokenizer and dialect: the weights are out of reach."""
         return digest_json(
-            [self.endpoint.address, self.name, self.tokenizer_digest, self.probe.dialect]
+            [self.endpoint.address, self.model, self.tokenizer_digest, self.probe.dialect]
         )
 
     @property
@@ -117,6 +123,7 @@ class EndpointTeacher:
         """Where it is and what it was found to do."""
         return {
             "name": self.name,
+            "model": self.model,
             "endpoint": self.endpoint.address,
             "probe": self.probe.to_json(),
         }
@@ -245,7 +252,7 @@ class EndpointTeacher:
         places = (lesson.positions + 1).tolist()
         try:
             return dialect_of(self.probe.dialect).score(
-                ask, self.name, lesson.ids.tolist(), places, k
+                ask, self.model, lesson.ids.tolist(), places, k
             )
         except UnfitReply as problem:
             raise self._unfit(problem, lesson) from problem

