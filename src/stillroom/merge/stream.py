@@ -107,7 +107,11 @@ class Merge:
         return ranks
 
     def plan(self) -> MergePlan:
-        """Return what becomes of every tensor."""
+        """Return what becomes of every tensor; made once."""
+        return self._plan
+
+    @cached_property
+    def _plan(self) -> MergePlan:
         return plan_sources(self.method, self.base, self.parents, self.rules)
 
     def write(
