@@ -14,8 +14,10 @@ __all__ = ["command"]
     cls=LazyGroup,
     lazy={
         "ask": ("stillroom.cli.rag_ask", "Answer a question from an index, with citations."),
+        "eval": ("stillroom.cli.rag_eval", "Measure ways of retrieving on judged queries."),
         "index": ("stillroom.cli.rag_index", "Parse and index a folder of documents."),
         "search": ("stillroom.cli.rag_search", "List the passages that a query finds."),
+        "unpack": ("stillroom.cli.rag_unpack", "Write a corpus of JSON lines as documents."),
     },
     epilog="""
 \b

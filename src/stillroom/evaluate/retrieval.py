@@ -1,4 +1,4 @@
-"""Retrieval measures with trec_eval's semantics: ndcg@10, recall@5, reciprocal rank.
+"""Retrieval measures with trec_eval's semantics: ndcg@10, recall@5, map, mrr and their kin.
 
 Scores are computed by trec_eval's own code (pytrec_eval-terrier). Every judged query counts, with 0
 where nothing was retrieved for it (trec_eval's ``-c``); what was retrieved for queries nobody
@@ -12,7 +12,17 @@ from collections.abc import Mapping, Sequence
 
 from stillroom.errors import DataError, MissingExtraError
 
-__all__ = ["Judgements", "Ranking", "retrieval_metrics"]
+__all__ = ["Judgements", "Ranking", "parse_measure", "retrieval_metrics", "score_run"]
+
+_CUT = {
+    "ndcg": "ndcg_cut",
+    "recall": "recall",
+    "precision": "P",
+    "success": "success",
+    "map": "map_cut",
+    "mrr": "recip_rank",
+}
+_WHOLE = {"map": "map", "mrr": "recip_rank"}
 
 Ranking = Sequence[tuple[str, float]] | Mapping[str, float]
 """What was retrieved for one query: ids with scores, in any order."""
@@ -28,10 +38,7 @@ def retrieval_metrics(
     ndcg_at: int = 10,
     recall_at: int = 5,
 ) -> dict[str, dict[str, float]]:
-    """Return for each measure the value of every judged query.
-
-    Ties are broken as trec_eval does, by id, later first. Scores are handed over as ranks, because
-    pytrec_eval keeps them in single precision and would tie what differs in the ninth digit.
+    """Return ndcg, recall and reciprocal rank of every judged query; see ``score_run``.
 
     Args:
         run: What was retrieved, by query.
@@ -40,11 +47,37 @@ def retrieval_metrics(
         recall_at: Depth of recall.
 
     Returns:
-        ``{"ndcg@10": {query: value}, "recall@5": {...}, "recip_rank": {...}}``, queries in the
-        order of ``qrels``; a mean over all of them is trec_eval's ``all``.
+        ``{"ndcg@10": {query: value}, "recall@5": {...}, "recip_rank": {...}}``.
 
     Raises:
         DataError: If an id was retrieved twice for one query, or a score is not a number.
+        MissingExtraError: If pytrec_eval is not installed.
+    """
+    found = score_run(run, qrels, (f"ndcg@{ndcg_at}", f"recall@{recall_at}", "mrr"))
+    return {"recip_rank" if name == "mrr" else name: values for name, values in found.items()}
+
+
+def score_run(
+    run: Mapping[str, Ranking], qrels: Judgements, measures: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Return for each measure the value of every judged query, as trec_eval computes it.
+
+    Ties are broken as trec_eval does, by id, later first. Scores are handed over as ranks, because
+    pytrec_eval keeps them in single precision and would tie what differs in the ninth digit.
+
+    Args:
+        run: What was retrieved, by query.
+        qrels: What is relevant, by query.
+        measures: ``ndcg@K``, ``recall@K``, ``precision@K``, ``success@K``, ``map``, ``map@K``,
+            ``mrr`` (trec_eval's recip_rank, of the whole ranking) or ``mrr@K``.
+
+    Returns:
+        By measure, then query in the order of ``qrels``; a mean over all of them is trec_eval's
+        ``all`` with ``-c``.
+
+    Raises:
+        DataError: If a measure is not known, an id was retrieved twice for one query, or a score is
+            not a number.
         MissingExtraError: If pytrec_eval is not installed.
     """
     try:
@@ -53,25 +86,47 @@ def retrieval_metrics(
         raise MissingExtraError.of(
             "pytrec-eval-terrier", "evaluate", "Measuring retrieval"
         ) from error
+    wanted = {name: parse_measure(name) for name in measures}
     ranked = {query: _rank(query, run.get(query, ())) for query in qrels}
     judged = {
         query: {name: int(grade) for name, grade in grades.items()}
         for query, grades in qrels.items()
         if grades
     }
-    evaluator = pytrec_eval.RelevanceEvaluator(
-        judged, {f"ndcg_cut.{ndcg_at}", f"recall.{recall_at}", "recip_rank"}
-    )
-    found = evaluator.evaluate({query: ranks for query, ranks in ranked.items() if ranks})
-    names = {
-        f"ndcg@{ndcg_at}": f"ndcg_cut_{ndcg_at}",
-        f"recall@{recall_at}": f"recall_{recall_at}",
-        "recip_rank": "recip_rank",
-    }
-    return {
-        ours: {query: float(found.get(query, {}).get(theirs, 0.0)) for query in qrels}
-        for ours, theirs in names.items()
-    }
+    found: dict[str, dict[str, float]] = {}
+    for name, (theirs, depth) in wanted.items():
+        cut = depth if theirs == "recip_rank" else 0
+        asked = theirs if cut or not depth else f"{theirs}.{depth}"
+        scored = pytrec_eval.RelevanceEvaluator(judged, {asked}).evaluate(
+            {query: _cut(ranks, cut) for query, ranks in ranked.items() if ranks}
+        )
+        key = asked.replace(".", "_")
+        found[name] = {query: float(scored.get(query, {}).get(key, 0.0)) for query in qrels}
+    return found
+
+
+def parse_measure(name: str) -> tuple[str, int]:
+    """Return trec_eval's name of a measure and its depth, 0 where it has none.
+
+    Raises:
+        DataError: If the measure is not known.
+    """
+    base, _, depth = name.partition("@")
+    theirs = (_CUT if depth else _WHOLE).get(base, "")
+    if not theirs or (depth and not (depth.isdecimal() and int(depth) > 0)):
+        raise DataError(
+            f"'{name}' is not a measure of retrieval",
+            code="metric.unknown-measure",
+            expected="ndcg@K, recall@K, precision@K, success@K, map, map@K, mrr or mrr@K",
+            next="write for instance ndcg@10",
+        )
+    return theirs, int(depth or 0)
+
+
+def _cut(ranks: dict[str, float], depth: int) -> dict[str, float]:
+    if not depth:
+        return ranks
+    return dict(sorted(ranks.items(), key=lambda pair: -pair[1])[:depth])
 
 
 def _rank(query: str, ranking: Ranking) -> dict[str, float]:

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from stillroom.errors import DataError
-from stillroom.evaluate.metrics import Metric, bootstrap, bootstrap_counts, paired_difference
+from stillroom.evaluate.metrics import (
+    Metric,
+    bootstrap,
+    bootstrap_counts,
+    paired_difference,
+    randomization_test,
+)
 
 
 def test_interval_holds_the_value_and_shrinks_with_n():
@@ -107,3 +113,21 @@ def test_bootstrap_of_counts_says_where_there_was_nothing_to_measure():
     assert "had nothing to measure" in found.note or found.note == "nothing to resample"
     assert bootstrap_counts(lambda counts: counts[:, 0], 0).note == "nothing was measured"
     assert bootstrap_counts(lambda counts: counts[:, 0], 1).note == "one value has no interval"
+
+
+def test_randomization_agrees_with_every_assignment_of_signs():
+    from itertools import product
+
+    ours, theirs = [0.9, 0.4, 0.7, 0.8, 0.3, 0.9], [0.5, 0.5, 0.2, 0.6, 0.2, 0.4]
+    gaps = np.subtract(ours, theirs)
+    means = [abs(np.mean(gaps * signs)) for signs in product((-1, 1), repeat=6)]
+    exact = np.mean([mean >= abs(gaps.mean()) - 1e-12 for mean in means])
+    assert randomization_test(ours, theirs, resamples=40_000) == pytest.approx(exact, abs=0.01)
+    assert randomization_test(ours, theirs) == randomization_test(theirs, ours)
+    assert randomization_test(ours, ours) == 1.0
+    assert randomization_test([], []) == 1.0
+
+
+def test_randomization_refuses_what_cannot_be_paired():
+    with pytest.raises(DataError):
+        randomization_test([1.0], [1.0, 2.0])

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from stillroom.errors import DataError, MissingExtraError
-from stillroom.evaluate.retrieval import retrieval_metrics
+from stillroom.evaluate.retrieval import retrieval_metrics, score_run
 
 
 def test_perfect_ranking_scores_one():
@@ -53,3 +53,33 @@ def test_without_the_extra_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytrec_eval", None)
     with pytest.raises(MissingExtraError, match=r"stillroom\[evaluate\]"):
         retrieval_metrics({}, {})
+
+
+def test_every_measure_by_hand():
+    run = {"q": [("a", 4.0), ("b", 3.0), ("c", 2.0), ("d", 1.0)]}
+    qrels = {"q": {"b": 1, "d": 1, "z": 1}, "silent": {"a": 1}}
+    found = score_run(
+        run,
+        qrels,
+        ("precision@2", "success@1", "success@2", "map", "map@2", "mrr", "mrr@1", "recall@4"),
+    )
+    assert {name: values["q"] for name, values in found.items()} == pytest.approx(
+        {
+            "precision@2": 1 / 2,
+            "success@1": 0,
+            "success@2": 1,
+            "map": (1 / 2 + 2 / 4) / 3,
+            "map@2": 1 / 2 / 3,
+            "mrr": 1 / 2,
+            "mrr@1": 0,
+            "recall@4": 2 / 3,
+        }
+    )
+    assert all(values["silent"] == 0 for values in found.values())
+
+
+@pytest.mark.parametrize("name", ["ndcg", "ndcg@0", "ndcg@ten", "f1@3", "", "@5", "mrr@-1"])
+def test_an_unknown_measure_is_refused(name):
+    with pytest.raises(DataError) as caught:
+        score_run({}, {}, (name,))
+    assert caught.value.code == "metric.unknown-measure"

@@ -1,0 +1,33 @@
+"""``stillroom rag unpack``: a corpus of JSON lines as a folder of documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stillroom.cli.options import debug_option, existing_path
+
+__all__ = ["command"]
+
+
+@click.command(
+    "unpack",
+    epilog="""
+\b
+Examples:
+  stillroom rag unpack scifact/corpus.jsonl --out documents
+  stillroom rag unpack corpus.jsonl --out documents --overwrite
+""",
+)
+@click.argument("corpus", type=existing_path)
+@click.option("--out", type=existing_path, required=True, help="The folder to write.")
+@click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
+@debug_option
+def command(corpus: Path, out: Path, overwrite: bool) -> None:
+    """Write each row of a corpus (id, title, text) as a document to be indexed."""
+    from stillroom.evaluate.collections import read_corpus
+    from stillroom.rag.collection import unpack_corpus
+
+    count = unpack_corpus(read_corpus(corpus), out, overwrite=overwrite)
+    click.echo(f"{out}: {count} documents")

@@ -1,0 +1,327 @@
+"""The evaluation of retrieval as a job: every query by every way, journaled, and its report.
+
+Leaves ``report.json`` and ``report.html``, a TREC run file a way under ``runs/``, and
+``queries.jsonl``: what each query missed by the first way, worst query first, with the stage that
+lost it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import DataError
+from stillroom.evaluate import Metric, Plot, Report, Table
+from stillroom.evaluate.collections import read_qrels, read_queries, write_run
+from stillroom.evaluate.retrieval import parse_measure
+from stillroom.jobs import Job, Reporter, atomic_write
+from stillroom.provenance import Artifact, Parent, digest_file, digest_json, make_parent
+from stillroom.rag.evaluation import (
+    Board,
+    Found,
+    Miss,
+    Qrels,
+    Searched,
+    Unit,
+    choose_unit,
+    compare_ways,
+    list_misses,
+    search_one,
+    summarize_times,
+)
+from stillroom.rag.index import Index
+from stillroom.rag.ways import Way, parse_way
+
+__all__ = ["Plan", "evaluate_retrieval"]
+
+_WORST = 20
+_SHOWN = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is evaluated: the index, the judged queries, the ways, and how it is measured."""
+
+    index: Path
+    queries: Path
+    qrels: Path
+    ways: tuple[str, ...]
+    measures: tuple[str, ...]
+    depth: int = 100
+    k: int = 10
+    seed: int = 0
+
+    def to_text(self) -> str:
+        """Return what the job's recipe.yaml holds: a note, since no recipe runs it."""
+        lines = ["# stillroom rag eval", f"index: {json.dumps(str(self.index))}"]
+        lines += [
+            f"queries: {json.dumps(str(self.queries))}",
+            f"qrels: {json.dumps(str(self.qrels))}",
+        ]
+        lines += [
+            f"ways: {json.dumps(list(self.ways))}",
+            f"measures: {json.dumps(list(self.measures))}",
+        ]
+        lines += [f"depth: {self.depth}", f"k: {self.k}", f"seed: {self.seed}"]
+        return "\n".join(lines) + "\n"
+
+
+def evaluate_retrieval(
+    plan: Plan,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> tuple[Artifact, Report]:
+    """Search the index for every judged query by every way, and report what was found.
+
+    Args:
+        plan: What is evaluated.
+        out: The folder of the report.
+        resume: Go on where a killed run stopped.
+        overwrite: Replace what an earlier job left at ``out``.
+        reporter: What draws progress; default nothing.
+
+    Raises:
+        DataError: If a file or a measure cannot be used, or no judged id is in the index.
+        RecipeError: If a way names no method.
+        Cancelled: If the user stopped it; ``resume`` goes on.
+    """
+    for measure in plan.measures:
+        parse_measure(measure)
+    ways = [parse_way(text) for text in plan.ways]
+    if len({way.name for way in ways}) < len(ways):
+        raise DataError(
+            "a way is given twice",
+            code="rag.ways",
+            where=", ".join(plan.ways),
+            expected="ways that differ",
+            next="leave one out",
+        )
+    queries, qrels = _judged(plan)
+    job = Job.start(
+        out,
+        plan.to_text(),
+        seed=plan.seed,
+        resume=resume,
+        overwrite=overwrite,
+        reporter=reporter,
+    )
+    try:
+        with job.interruptible(), Index.open(plan.index) as index:
+            return _evaluate(plan, ways, queries, qrels, index, job)
+    finally:
+        job.close()
+
+
+def _evaluate(
+    plan: Plan,
+    ways: Sequence[Way],
+    queries: Mapping[str, str],
+    qrels: Qrels,
+    index: Index,
+    job: Job,
+) -> tuple[Artifact, Report]:
+    unit, known = choose_unit((index.passage_at(row) for row in range(len(index))), qrels)
+    found = _search_all(plan, ways, queries, unit, index, job)
+    board = compare_ways(found, qrels, plan.measures, seed=plan.seed)
+    misses = list_misses(found[0], qrels, known, k=plan.k)
+    for number, one in enumerate(found):
+        write_run(job.output / "runs" / f"{number}-{_file_name(one.way)}.trec", one.run())
+    _write_queries(job.output / "queries.jsonl", queries, board, found[0], misses)
+    report = _report(plan, unit, queries, index, board, found, misses)
+    report.write(job.output)
+    artifact = job.finish(
+        "report",
+        parents=[
+            make_parent("index", plan.index, job.out),
+            Parent("queries", str(plan.queries), digest_file(plan.queries)),
+            Parent("qrels", str(plan.qrels), digest_file(plan.qrels)),
+        ],
+        details={"index": index.digest, "unit": unit, "queries": len(queries), **report.to_json()},
+    )
+    return artifact, report
+
+
+def _judged(plan: Plan) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+    """Return the queries that have a relevant judgement, and the judgements of those."""
+    texts, qrels = read_queries(plan.queries), read_qrels(plan.qrels)
+    judged = {
+        query: grades
+        for query, grades in qrels.items()
+        if any(grade > 0 for grade in grades.values())
+    }
+    lost = [query for query in judged if query not in texts]
+    if lost or not judged:
+        raise DataError(
+            f"{len(lost)} judged queries have no text" if lost else "nothing is judged relevant",
+            code="data.collection",
+            where=f"{plan.queries}, for instance {lost[0]!r:.60}" if lost else str(plan.qrels),
+            expected="a text for every judged query, and a relevance above 0",
+            next="check that queries and judgements belong together",
+        )
+    return {query: texts[query] for query in judged}, judged
+
+
+def _search_all(
+    plan: Plan,
+    ways: Sequence[Way],
+    queries: Mapping[str, str],
+    unit: Unit,
+    index: Index,
+    job: Job,
+) -> list[Found]:
+    """Search by every way in turn for each query, so that no way has the warmer machine."""
+    journal = job.journal("searches")
+    keys = {
+        (way.name, query): digest_json([way.name, query, text, unit, plan.depth, index.digest])
+        for query, text in queries.items()
+        for way in ways
+    }
+    done = sum(key in journal for key in keys.values())
+    warm = done == len(keys)
+    with job.phase("search", len(keys), "searches", done=done) as progress:
+        for query, text in queries.items():
+            for way in ways:
+                key = keys[way.name, query]
+                if key in journal:
+                    continue
+                job.check_cancelled()
+                if not warm:  # the first search opens the embedder; it is not timed
+                    for each in ways:
+                        search_one(index, each, text, unit=unit, depth=plan.depth)
+                    warm = True
+                one = search_one(index, way, text, unit=unit, depth=plan.depth)
+                journal.put(key, [one.ranked, one.first, one.seconds, one.cpu_seconds])
+                progress.advance()
+    return [
+        Found(way.name, {query: _read(journal[keys[way.name, query]]) for query in queries})
+        for way in ways
+    ]
+
+
+def _read(row: Sequence[Any]) -> Searched:
+    return Searched(tuple(row[0]), tuple(row[1]), row[2], row[3])
+
+
+def _report(
+    plan: Plan,
+    unit: Unit,
+    queries: Mapping[str, str],
+    index: Index,
+    board: Board,
+    found: Sequence[Found],
+    misses: Mapping[str, Sequence[Miss]],
+) -> Report:
+    first = plan.measures[0]
+    report = Report(
+        "Retrieval",
+        f"{len(queries)} judged queries on {len(index)} passages, judged by {unit}. Intervals are "
+        "95 % bootstrap over queries; a difference counts where its interval leaves out 0.",
+    )
+    for one in found:
+        for measure, metric in board.metrics[one.way].items():
+            report.add(metric, is_headline=measure == first)
+    rows = [metrics[first] for metrics in board.metrics.values()]
+    report.section(
+        "Ways",
+        f"What each way finds. Times are a query's, the embedding included, at depth {plan.depth}.",
+        table=_table(board, found),
+        plot=Plot.of(first, rows, labels=[one.way for one in found]),
+    )
+    if board.differences:
+        report.section(
+            f"Against {found[0].way}",
+            "On the same queries; p by Fisher's randomization, not corrected for their number.",
+            table=_differences(board),
+        )
+    stages: Counter[str] = Counter(miss.stage for own in misses.values() for miss in own)
+    report.section(
+        "Where it is lost",
+        f"Relevant ones that are not among the first {plan.k} of {found[0].way}, by the stage that "
+        "lost them; queries.jsonl lists every one.",
+        table=_worst(queries, board.values[found[0].way][first], misses, stages),
+    )
+    return report
+
+
+def _table(board: Board, found: Sequence[Found]) -> Table:
+    rows = []
+    for one in found:
+        cpu = summarize_times([each.cpu_seconds for each in one.searched.values()])
+        wall = summarize_times([each.seconds for each in one.searched.values()])
+        cells = [_say(board.metrics[one.way][measure]) for measure in board.measures]
+        rows.append((one.way, *cells, f"{cpu['median_ms']:.1f}", f"{wall['p95_ms']:.1f}"))
+    columns = ("way", *board.measures, "CPU ms (median)", "ms (p95)")
+    return Table("figures with 95 % intervals", columns, tuple(rows))
+
+
+def _differences(board: Board) -> Table:
+    rows = [
+        (way, measure, _say(metric, sign=True), f"{p:.4f}")
+        for way, by_measure in board.differences.items()
+        for measure, (metric, p) in by_measure.items()
+    ]
+    return Table("way less the first", ("way", "measure", "difference", "p"), tuple(rows))
+
+
+def _worst(
+    queries: Mapping[str, str],
+    values: Mapping[str, float],
+    misses: Mapping[str, Sequence[Miss]],
+    stages: Counter[str],
+) -> Table:
+    order = sorted(queries, key=lambda query: (values[query], query))
+    rows = [
+        (query, queries[query][:_SHOWN], f"{values[query]:.3f}", _say_misses(misses[query]))
+        for query in order[:_WORST]
+        if misses[query]
+    ]
+    said = ", ".join(f"{count} {stage}" for stage, count in stages.most_common()) or "none"
+    return Table(
+        f"lost by stage: {said}; worst queries", ("id", "query", "value", "lost"), tuple(rows)
+    )
+
+
+def _write_queries(
+    path: Path,
+    queries: Mapping[str, str],
+    board: Board,
+    found: Found,
+    misses: Mapping[str, Sequence[Miss]],
+) -> None:
+    values = board.values[found.way]
+    order = sorted(queries, key=lambda query: (values[board.measures[0]][query], query))
+    with atomic_write(path) as file:
+        for query in order:
+            row = {
+                "query": query,
+                "text": queries[query],
+                "values": {measure: values[measure][query] for measure in board.measures},
+                "missed": [
+                    {"id": miss.name, "rank": miss.rank, "stage": miss.stage}
+                    for miss in misses[query]
+                ],
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _say(metric: Metric, *, sign: bool = False) -> str:
+    style = "+.4f" if sign else ".4f"
+    return f"{metric.value:{style}} [{metric.low:{style}}, {metric.high:{style}}]"
+
+
+def _say_misses(misses: Sequence[Miss]) -> str:
+    return "; ".join(
+        f"{miss.name[:60]} ({miss.stage}{f', rank {miss.rank}' if miss.rank else ''})"
+        for miss in misses[:3]
+    )
+
+
+def _file_name(way: str) -> str:
+    return "".join(char if char.isalnum() else "-" for char in way)[:60]

@@ -1,0 +1,172 @@
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from stillroom.cli import stillroom
+from stillroom.errors import DataError, RecipeError
+from stillroom.evaluate.collections import CorpusRow, read_run
+from stillroom.rag.collection import collection_id, unpack_corpus
+from stillroom.rag.evaluation import Found, Searched, choose_unit, list_misses, search_one
+from stillroom.rag.evaluation_job import Plan, evaluate_retrieval
+from stillroom.rag.ways import parse_way
+from stillroom.text.reading import scan_folder
+
+QUERIES = {
+    "1": "how long does a cat sleep",
+    "2": "capital of France",
+    "3": "who barks at strangers",
+    "4": "quantum chromodynamics",
+}
+QRELS = """1 0 animals/cats.md 1
+2 0 places/paris.txt 1
+3 0 animals/dogs.md 1
+3 0 animals/wolves.md 1
+4 0 code/cpp.md 1
+5 0 code/cpp.md 0
+"""
+
+
+@pytest.fixture
+def judged(tmp_path):
+    lines = [json.dumps({"_id": name, "text": text}) for name, text in QUERIES.items()]
+    (tmp_path / "queries.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "qrels.txt").write_text(QRELS)
+    return tmp_path
+
+
+def plan(judged, built, **changes):
+    fields = {
+        "index": built,
+        "queries": judged / "queries.jsonl",
+        "qrels": judged / "qrels.txt",
+        "ways": ("keyword", "dense", "hybrid+proximity"),
+        "measures": ("ndcg@10", "recall@10"),
+        "depth": 5,
+        "k": 2,
+    }
+    return Plan(**{**fields, **changes})
+
+
+def test_the_report_holds_figures_differences_and_every_miss(judged, built, tmp_path):
+    artifact, report = evaluate_retrieval(plan(judged, built), tmp_path / "out")
+    assert artifact.kind == "report"
+    assert artifact.details["unit"] == "path"
+    assert report.metrics["keyword/ndcg@10"].n == 4  # query 5 has nothing relevant
+    assert report.metrics["keyword/recall@10"].value == pytest.approx((1 + 1 + 0.5 + 0) / 4)
+    assert [section.title for section in report.sections] == [
+        "Ways",
+        "Against keyword",
+        "Where it is lost",
+    ]
+    lines = (tmp_path / "out/output/queries.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert rows[0]["query"] == "4"
+    missed = {row["query"]: row["missed"] for row in rows}
+    assert missed["3"] == [{"id": "animals/wolves.md", "rank": None, "stage": "index"}]
+    assert missed["4"][0]["stage"] == "retrieve"
+    runs = sorted((tmp_path / "out/output/runs").iterdir())
+    assert [path.name for path in runs] == [
+        "0-keyword.trec",
+        "1-dense.trec",
+        "2-hybrid-proximity.trec",
+    ]
+    assert read_run(runs[0])["1"][0][0] == "animals/cats.md"
+
+
+def test_misses_name_the_stage_that_lost_them():
+    one = Searched(tuple("abcd"), tuple("dcba"), 0.0, 0.0)
+    qrels = {"q": {"d": 1, "c": 1, "b": 1, "y": 1, "z": 1, "a": 0}}
+    misses = list_misses(Found("way", {"q": one}), qrels, set("abcdy"), k=2)["q"]
+    assert [(miss.name, miss.rank, miss.stage) for miss in misses] == [
+        ("c", 3, "rerank"),
+        ("d", 4, "rerank"),
+        ("y", None, "retrieve"),
+        ("z", None, "index"),
+    ]
+    low = list_misses(Found("way", {"q": one}), {"q": {"b": 1}}, set("abcd"), k=1)["q"]
+    assert [(miss.rank, miss.stage) for miss in low] == [(2, "rank")]
+
+
+def test_a_documents_best_passage_stands_for_it(index):
+    found = search_one(index, parse_way("keyword"), "cats dogs", unit="path", depth=5)
+    assert len(found.ranked) == len(set(found.ranked))
+    assert set(found.ranked) == {"animals/cats.md", "animals/dogs.md"}
+    assert found.seconds > 0
+
+
+def test_judgements_of_another_folder_are_refused(index):
+    passages = [index.passage_at(row) for row in range(len(index))]
+    with pytest.raises(DataError, match="no judged id") as caught:
+        choose_unit(passages, {"q": {"elsewhere": 1}})
+    assert caught.value.code == "rag.nothing-judged"
+    unit, names = choose_unit(passages, {"q": {passages[0].id: 1}})
+    assert unit == "passage"
+    assert len(names) == len(index)
+
+
+def test_ways_are_written_in_a_line():
+    way = parse_way("expand > hybrid:keyword_weight=2,depth=50 + proximity")
+    assert (way.retriever.keyword_weight, way.retriever.depth) == (2.0, 50)
+    assert way.reranker.method_name() == "proximity"
+    assert way.transform.method_name() == "expand"
+    with pytest.raises(RecipeError, match="hybird"):
+        parse_way("hybird")
+    with pytest.raises(RecipeError, match="KEY=VALUE"):
+        parse_way("hybrid:fast")
+
+
+def test_what_cannot_be_evaluated_is_refused_before_a_job_starts(judged, built, tmp_path):
+    for changes, code in (
+        ({"ways": ("keyword", "keyword")}, "rag.ways"),
+        ({"measures": ("ndcg",)}, "metric.unknown-measure"),
+    ):
+        with pytest.raises(DataError) as caught:
+            evaluate_retrieval(plan(judged, built, **changes), tmp_path / "out")
+        assert caught.value.code == code
+    (judged / "qrels.txt").write_text("9 0 code/cpp.md 1\n")
+    with pytest.raises(DataError, match="1 judged queries have no text"):
+        evaluate_retrieval(plan(judged, built), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_corpus_becomes_documents_and_ids_come_back(tmp_path):
+    ids = ["a", "a/b", "../up", "x#y?z=1", "with.dots.txt", "é"]
+    rows = [CorpusRow(name, "Title" if name == "a" else "", f"Text of {name}.") for name in ids]
+    assert unpack_corpus(rows, tmp_path / "documents") == len(ids)
+    files = scan_folder(tmp_path / "documents").files
+    paths = {file.relative_to(tmp_path / "documents").as_posix(): file for file in files}
+    assert {collection_id(path) for path in paths} == set(ids)
+    assert paths["0000/a.txt"].read_text() == "Title\n\nText of a."
+    with pytest.raises(DataError) as caught:
+        unpack_corpus(rows, tmp_path / "documents")
+    assert caught.value.code == "data.exists"
+    with pytest.raises(DataError, match="cannot name a file"):
+        unpack_corpus([CorpusRow("x" * 300, "", "")], tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_from_a_corpus_to_a_report_by_the_command_line(tmp_path):
+    folder = tmp_path / "set"
+    (folder / "qrels").mkdir(parents=True)
+    texts = {"d/1": "The cat sleeps.", "d/2": "The dog barks.", "d/3": "Paris is a city."}
+    (folder / "corpus.jsonl").write_text(
+        "".join(json.dumps({"_id": k, "title": "", "text": v}) + "\n" for k, v in texts.items())
+    )
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "which city?"}\n')
+    (folder / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td/3\t1\n")
+
+    def run(*words):
+        done = CliRunner().invoke(stillroom, [str(word) for word in words])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    run("rag", "unpack", folder / "corpus.jsonl", "--out", tmp_path / "docs")
+    run("rag", "index", tmp_path / "docs", "--out", tmp_path / "index", "embedder=builtin:static")
+    out = tmp_path / "report"
+    said = run("rag", "eval", tmp_path / "index", "--collection", folder, "--out", out, "--quiet")
+    assert "judged by corpus" in said
+    assert "hybrid+proximity" in said
+    assert "1.0000" in said
+    found = (tmp_path / "report/output/report.html").read_text()
+    assert "Where it is lost" in found
