@@ -27,11 +27,13 @@ Examples:
 @debug_option
 def command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Validate a recipe and estimate memory, disk and time."""
-    from stillroom.flow import estimate_recipe
+    from stillroom.flow import estimate_recipe, preflight_recipe
     from stillroom.jobs import check_fits, describe_machine
     from stillroom.recipes import load_recipe
 
-    estimate = estimate_recipe(load_recipe(recipe, overrides))
+    loaded = load_recipe(recipe, overrides)
+    estimate = estimate_recipe(loaded)
+    flight = preflight_recipe(loaded, out, machine=False)
     machine = describe_machine(out)
     if as_json:
         print_json(
@@ -40,6 +42,7 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) 
                 "disk_bytes": estimate.disk_bytes,
                 "seconds": estimate.seconds,
                 "basis": estimate.basis,
+                **({"preflight": flight.to_json()} if flight else {}),
             }
         )
     else:
@@ -51,6 +54,10 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) 
             click.echo(f"{name:8} about {needed} of {free / 1e9:.1f} GB free")
         click.echo(f"time     about {estimate.seconds / 60:.1f} min on {machine.cores} cores")
         click.echo(f"basis    {estimate.basis}")
+        for line in flight.lines() if flight else ():
+            click.echo(line)
+    if flight:
+        flight.raise_errors()
     check_fits(estimate, machine, str(recipe))
     if not as_json:
         click.echo(f"{recipe} is valid and fits")

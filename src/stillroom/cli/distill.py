@@ -17,6 +17,10 @@ __all__ = ["command"]
             "stillroom.cli.distill_align",
             "Show how well two tokenizers align on your texts.",
         ),
+        "preflight": (
+            "stillroom.cli.distill_preflight",
+            "Say what would go wrong in a distillation, before it starts.",
+        ),
         "prune": (
             "stillroom.cli.distill_prune",
             "Make a smaller student from a teacher's own layers, heads and channels.",

@@ -19,6 +19,7 @@ from stillroom.distill.fidelity import Side
 from stillroom.distill.fidelity_report import FINAL, INITIAL, Budget, build_report, write_fidelity
 from stillroom.distill.lessons import Split, make_lessons
 from stillroom.distill.measuring import TEACHER, HeldOut
+from stillroom.distill.preflight import Finding, judge_teacher
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.teacher import Teacher
 from stillroom.distill.timing import TIMINGS, measure_timings, write_timings
@@ -65,10 +66,18 @@ class Examiner:
         """Stand over the held-out records."""
         self.held = HeldOut(self.recipe, self.job, self.teacher, self.split.held_out)
 
-    def examine_start(self, student: Any) -> None:
-        """Measure the teacher, and the student that has learned nothing yet."""
+    def examine_start(self, student: Any) -> Finding | None:
+        """Measure the teacher, and the student that has learned nothing yet.
+
+        Returns:
+            Whether the teacher is better on these records; None where none are measured.
+        """
         self._measure(TEACHER, lambda: self.teacher.model)
         self._measure(INITIAL, lambda: student, writes=False)
+        if not self.recipe.fidelity.records:
+            return None
+        sides = self.sides[TEACHER].fidelity, self.sides[INITIAL].fidelity
+        return judge_teacher(*sides, seed=self.recipe.seed)
 
     def examine_student(self, taught: Taught) -> dict[str, Any]:
         """Measure the student in the job's output, train and measure its control; report.

@@ -1,4 +1,4 @@
-"""The distillation job, top to bottom: teacher, lessons, student, capture, training, fidelity."""
+"""The distillation job, top to bottom: preflight, lessons, student, capture, training, fidelity."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 from torch import nn
 
 from stillroom.checkpoints import Checkpoint
+from stillroom.distill.checks import run_preflight
 from stillroom.distill.cross_run import run_crossing
 from stillroom.distill.examining import Examiner, Taught
 from stillroom.distill.lessons import split_records
 from stillroom.distill.lineage import list_parents, student_card, student_origin, warn_of_teachers
+from stillroom.distill.preflight import Finding, Preflight
 from stillroom.distill.preparing import prepare_lessons, writer_parents
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.sizing import estimate
@@ -36,11 +38,13 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
     """Distill a teacher into a student; the package's docstring says what that leaves.
 
     Raises:
+        ResourceError: If memory or disk does not suffice.
         DataError: If records, cache or a loss cannot be used.
         RecipeError: If the recipe asks for what teacher or method cannot give.
         CheckpointError: If teacher or student is missing, or they share no vocabulary.
         Cancelled: If the user stopped it; ``--resume`` goes on.
     """
+    flight = _fly_before(recipe, job)
     if recipe.crossing is not None:
         return run_crossing(recipe, recipe.crossing, job)
     if not isinstance(recipe.teacher, str):
@@ -56,7 +60,7 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         student, tokenizer = load_causal_lm(start, dtype="float32")
         rows = common_rows(teacher, student, tokenizer)
         examiner = Examiner(recipe, job, teacher, split)
-        examiner.examine_start(student)
+        _tell(flight, examiner.examine_start(student), job)
         card = student_card(recipe, [teacher], counts, loss=recipe.method.method_name())
         steps = candidate_steps(recipe.train.count_steps(len(lessons)), recipe.candidates)
         on_step = keep_candidates(job.output, start, steps, recipe.out, card)
@@ -94,6 +98,26 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         origin=student_origin(_method(recipe), [teacher], prepared.records).to_json(),
         details=details,
     )
+
+
+def _fly_before(recipe: DistillRecipe, job: Job) -> Preflight:
+    """Run the preflight, tell what is worth knowing, and stop where it cannot go well."""
+    flight = run_preflight(recipe, job.out)
+    flight.write(job.work)
+    for line in flight.lines(least="note"):
+        job.say(line)
+    flight.raise_errors()
+    return flight
+
+
+def _tell(flight: Preflight, found: Finding | None, job: Job) -> None:
+    """Add what was found once the student stood there."""
+    if found is None:
+        return
+    flight.findings.append(found)
+    flight.write(job.work)
+    for line in Preflight([found]).lines(least="note"):
+        job.say(line)
 
 
 def _teach(

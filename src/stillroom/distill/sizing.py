@@ -14,7 +14,7 @@ from stillroom.jobs import Estimate
 from stillroom.provenance import find_output
 from stillroom.records import find_record_file
 
-__all__ = ["estimate"]
+__all__ = ["count_parameters", "estimate"]
 
 _DEFAULT_PARAMETERS = 135_000_000
 _DEFAULT_VOCABULARY = 49_152
@@ -31,13 +31,10 @@ _ROW_BYTES = {"sampled": 5, "top_k": 4}
 def estimate(recipe: DistillRecipe) -> Estimate:
     """Return memory, disk and time of the job; a teacher that is not here counts as 135M."""
     named = teacher_reference(recipe.teacher)
-    teacher, vocabulary, basis = _size_of(named)
+    teacher, student = count_parameters(recipe)
+    _, vocabulary, basis = _size_of(named)
     if named.startswith(_ADDRESSES):  # it takes no memory and no time of this machine
         teacher, vocabulary, basis = 0, _DEFAULT_VOCABULARY, f"the teacher stands behind {named}"
-    if isinstance(recipe.student, PruneSettings):
-        student = _size_of_pruned(named, teacher, recipe.student)
-    else:
-        student, _, _ = _size_of(recipe.student)
     records, tokens = _count_tokens(recipe)
     measured = _count_measured(recipe, tokens / max(records, 1))
     steps = recipe.train.count_steps(records)
@@ -48,7 +45,12 @@ def estimate(recipe: DistillRecipe) -> Estimate:
     held = 16 * student + 4 * teacher + 8 * vocabulary * 1024
     runs = tokens + measured + (read if targets.mode == "dense" else 0)
     work = 6 * student * read + 2 * teacher * runs
-    has_control = recipe.fidelity.control and recipe.fidelity.records > 0
+    has_control = (
+        recipe.fidelity.control
+        and recipe.fidelity.records > 0
+        and recipe.crossing is None
+        and isinstance(recipe.teacher, str)
+    )
     control = 6 * student * read if has_control else 0
     speed = _FLOPS_PER_CORE * (os.cpu_count() or 1)
     out = 4 if recipe.out.dtype == "float32" else 2
@@ -69,6 +71,20 @@ def estimate(recipe: DistillRecipe) -> Estimate:
             else "no control"
         ),
     )
+
+
+def count_parameters(recipe: DistillRecipe) -> tuple[int, int]:
+    """Return the parameters of teacher and student, by names, shapes and sizes of their files.
+
+    Raises:
+        CheckpointError: If a teacher to be pruned is not understood.
+        RecipeError: If the teacher cannot give such a student.
+    """
+    named = teacher_reference(recipe.teacher)
+    teacher = _size_of(named)[0]
+    if isinstance(recipe.student, PruneSettings):
+        return teacher, _size_of_pruned(named, teacher, recipe.student)
+    return teacher, _size_of(recipe.student)[0]
 
 
 def _size_of_pruned(reference: str, teacher: int, settings: PruneSettings) -> int:

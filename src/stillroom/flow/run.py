@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stillroom.errors import DataError, RecipeError
 from stillroom.flow.recipe import FlowRecipe
@@ -18,7 +19,17 @@ from stillroom.jobs.files import full_disk_as_error
 from stillroom.provenance import Artifact, digest_text, read_artifact
 from stillroom.recipes import Recipe, dump_recipe, parse_recipe
 
-__all__ = ["estimate_recipe", "read_make_recipe", "run_job", "run_make", "run_recipe"]
+if TYPE_CHECKING:
+    from stillroom.distill.preflight import Preflight
+
+__all__ = [
+    "estimate_recipe",
+    "preflight_recipe",
+    "read_make_recipe",
+    "run_job",
+    "run_make",
+    "run_recipe",
+]
 
 _MAKE = Path(__file__).with_name("make.yaml")
 
@@ -82,6 +93,33 @@ def estimate_recipe(recipe: Recipe) -> Estimate:
     if not isinstance(estimate, Estimate):
         raise TypeError(f"stillroom.{recipe.kind}.run.estimate gave no Estimate")
     return estimate
+
+
+def preflight_recipe(
+    recipe: Recipe,
+    out: Path,
+    *,
+    loads: bool = False,
+    fetch: bool = False,
+    machine: bool = True,
+) -> Preflight | None:
+    """Return what would go wrong in a job, found before it starts; None for kinds without a check.
+
+    Args:
+        recipe: Of one job; the steps of a flow are checked as each begins.
+        out: Where it would be written.
+        loads: Whether models are loaded and compared.
+        fetch: Whether checkpoints on a hub are downloaded to be looked at.
+        machine: Whether memory and disk are compared with what is free.
+    """
+    if recipe.kind != "distill":
+        return None
+    from stillroom.distill.checks import run_preflight
+    from stillroom.distill.recipe import DistillRecipe
+
+    if not isinstance(recipe, DistillRecipe):
+        raise TypeError(f"a recipe of kind distill is a {type(recipe).__name__}")
+    return run_preflight(recipe, out, fetch=fetch, loads=loads, machine=machine)
 
 
 def read_make_recipe(folder: Path, overrides: Sequence[str] = ()) -> FlowRecipe:

@@ -1,0 +1,217 @@
+"""All checks of the preflight, in order: machine, split, tokenizers, records, sizes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stillroom.checkpoints import Checkpoint, dequantize_gguf
+from stillroom.distill.audit_records import audit_duplicates, audit_labels, encode_sample
+from stillroom.distill.audit_tokens import audit_ends, audit_template, audit_vocabulary
+from stillroom.distill.fidelity import measure_fidelity
+from stillroom.distill.lessons import Split, split_records
+from stillroom.distill.preflight import Finding, Preflight, judge_teacher
+from stillroom.distill.prune_settings import PruneSettings
+from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.sizing import count_parameters, estimate
+from stillroom.jobs import check_fits, describe_machine
+from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.models.causal import load_tokenizer
+from stillroom.provenance import find_output
+
+__all__ = ["run_preflight"]
+
+_BEST_RATIO, _WIDE_RATIO = 2.5, 10.0
+_JUDGED = 8
+
+
+def run_preflight(
+    recipe: DistillRecipe,
+    out: Path,
+    *,
+    fetch: bool = True,
+    loads: bool = False,
+    machine: bool = True,
+    say: Callable[[str], None] | None = None,
+) -> Preflight:
+    """Run every check that the recipe allows; deliberate errors become findings.
+
+    Args:
+        recipe: What would be done.
+        out: Where it would be written.
+        fetch: Whether checkpoints on a hub are downloaded to be looked at.
+        loads: Whether teacher and student are loaded and compared on held-out records.
+        machine: Whether memory and disk are compared with what is free.
+        say: Hears where checkpoints were found.
+    """
+    flight = Preflight()
+    if machine:
+        flight.add("machine", lambda: _check_machine(recipe, out))
+    if not _exists(recipe.records):
+        flight.findings.append(Finding("note", "records", f"{recipe.records} is not there yet"))
+        return flight
+    room = _Room(recipe, fetch, say)
+    flight.add("records", room.read)
+    if room.split is not None:
+        split = room.split
+        flight.add("held-out records", lambda: audit_duplicates(split))
+    flight.add("checkpoints", room.open)
+    if room.tokenizer is not None:
+        flight.add("vocabulary", room.check_vocabulary)
+        flight.add("chat template", lambda: audit_template(room.tokenizer, room.others))
+        flight.add("records", room.check_records)
+        flight.add("capacity gap", room.check_sizes)
+        if loads:
+            flight.add("teacher on this data", room.compare)
+    return flight
+
+
+@dataclass
+class _Room:
+    """What the checks look at, opened as far as it can be."""
+
+    recipe: DistillRecipe
+    fetch: bool
+    say: Callable[[str], None] | None
+    split: Split | None = None
+    folders: list[Path] = field(default_factory=list)
+    tokenizer: Any = None
+    others: Any = None
+
+    def read(self) -> list[Finding]:
+        self.split = split_records(Path(self.recipe.records))
+        passed_over = self.split.passed_over
+        said = f"{len(self.split.train)} to learn from, {len(self.split.held_out)} held out"
+        if not passed_over:
+            return [Finding("ok", "records", said)]
+        more = ", ".join(f"{reason}: {count}" for reason, count in passed_over.items())
+        return [Finding("warning", "records", f"{said}; passed over: {more}", "check the file")]
+
+    def open(self) -> list[Finding]:
+        """Find teacher and student and load their tokenizers, without their weights."""
+        recipe = self.recipe
+        if not isinstance(recipe.teacher, str):
+            return [
+                Finding(
+                    "note", "teacher", "a server or several teachers: asked when the job starts"
+                )
+            ]
+        student = None if isinstance(recipe.student, PruneSettings) else recipe.student
+        found = []
+        for name, reference in (("teacher", recipe.teacher), ("student", student)):
+            if reference is None:
+                continue
+            if not self.fetch and not _exists(reference):
+                return [
+                    Finding(
+                        "note",
+                        name,
+                        f"{reference} is not on this disk, so its tokenizer was not looked at",
+                        "stillroom distill preflight RECIPE fetches it",
+                    )
+                ]
+            path = resolve_checkpoint(reference, say=self.say)
+            self.folders.append(dequantize_gguf(path) if path.suffix == ".gguf" else path)
+            found.append(Finding("ok", name, str(reference)))
+        self.tokenizer = load_tokenizer(self.folders[0])
+        self.others = load_tokenizer(self.folders[1]) if student is not None else None
+        return found
+
+    def check_vocabulary(self) -> list[Finding]:
+        rows = [_rows(folder) for folder in self.folders]
+        counted = [count for count in rows if count]
+        return audit_vocabulary(
+            self.tokenizer,
+            self.others,
+            counted or [len(self.tokenizer)],
+            crosses=self.recipe.crossing is not None,
+        )
+
+    def check_records(self) -> list[Finding]:
+        if self.split is None:
+            return []
+        limit = self.recipe.max_tokens
+        crosses = self.recipe.crossing is not None and self.others is not None
+        reader = self.others if crosses else self.tokenizer
+        encoded = encode_sample(reader, self.split.train, max_tokens=limit)
+        return [
+            *audit_labels(encoded, max_tokens=limit),
+            *audit_ends(reader, self.folders[-1], encoded),
+        ]
+
+    def check_sizes(self) -> list[Finding]:
+        teacher, student = count_parameters(self.recipe)
+        known = [Checkpoint.open(folder).parameters for folder in self.folders]
+        if len(known) > 1:
+            teacher, student = known
+        elif known and isinstance(self.recipe.student, PruneSettings):  # its size is a share
+            teacher, student = known[0], round(student / teacher * known[0])
+        ratio = teacher / max(student, 1)
+        said = f"the teacher has {ratio:.1f} times the student's parameters"
+        if ratio <= _BEST_RATIO:
+            return [Finding("ok", "capacity gap", said)]
+        basis = (
+            "one study finds about 2.5 times best (arXiv:2311.07052); it was not repeated on other "
+            "families, so measure"
+        )
+        level = "warning" if ratio > _WIDE_RATIO else "note"
+        return [
+            Finding(
+                "warning" if level == "warning" else "note",
+                "capacity gap",
+                f"{said}: {basis}",
+                "try a teacher in between, or distill in two steps, and compare the reports",
+            )
+        ]
+
+    def compare(self) -> list[Finding]:
+        """Load both and compare their losses on some held-out records."""
+        if self.others is None:
+            return [
+                Finding(
+                    "ok", "teacher on this data", "measured in the job, once the student is made"
+                )
+            ]
+        if self.recipe.crossing is not None or self.split is None:
+            return []
+        models = [load_causal_lm(folder, dtype="float32")[0] for folder in self.folders]
+        chosen = self.split.held_out[:_JUDGED]
+        sides = [
+            measure_fidelity(
+                model, model, self.tokenizer, chosen, max_tokens=self.recipe.max_tokens
+            )
+            for model in models
+        ]
+        return [judge_teacher(sides[0], sides[1], seed=self.recipe.seed)]
+
+
+def _check_machine(recipe: DistillRecipe, out: Path) -> list[Finding]:
+    needed, machine = estimate(recipe), describe_machine(out)
+    check_fits(needed, machine, "distill")
+    found = [
+        Finding("ok", name, f"about {want / 1e9:.2f} GB of {have / 1e9:.1f} GB that are free")
+        for name, want, have in (
+            ("memory", needed.memory_bytes, machine.memory_bytes),
+            ("disk", needed.disk_bytes, machine.disk_bytes),
+        )
+    ]
+    return [
+        *found,
+        Finding("ok", "time", f"about {needed.seconds / 60:.1f} min on {machine.cores} cores"),
+    ]
+
+
+def _exists(reference: str) -> bool:
+    return Path(reference).exists()
+
+
+def _rows(folder: Path) -> int:
+    """Return the rows of a checkpoint's head, by its configuration; 0 where it does not say."""
+    file = find_output(folder, "checkpoint") / "config.json"
+    if not file.is_file():
+        return 0
+    config = json.loads(file.read_text(encoding="utf-8"))
+    return int(config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size") or 0)
