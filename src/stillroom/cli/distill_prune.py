@@ -34,9 +34,10 @@ Examples:
 )
 @click.option(
     "--prune",
-    type=click.Choice(["depth", "width", "both"]),
+    type=click.Choice(["depth", "inner", "width", "both"]),
     default="depth",
-    help="What shrinks until it fits, of the sizes not given.",
+    help="What shrinks until it fits: layers, they and the feed-forward size, it and the hidden "
+    "size, or all three.",
 )
 @click.option("--layers", type=int, help="How many layers to keep.")
 @click.option("--hidden-size", type=int, help="Channels between layers.")

@@ -19,10 +19,11 @@ class PruneSettings(Settings):
     max_parameters: float = Field(
         default=0.6, gt=0, le=1, description="most parameters, as a share of the teacher's"
     )
-    prune: Literal["depth", "width", "both"] = Field(
+    prune: Literal["depth", "inner", "width", "both"] = Field(
         default="depth",
-        description="what shrinks to fit max_parameters, of the sizes that are not given: the "
-        "layers; hidden_size and intermediate_size; or all three",
+        description="what shrinks to fit max_parameters, of the sizes that are not given: depth: "
+        "layers; inner: layers and intermediate_size; width: hidden_size and intermediate_size; "
+        "both: all three",
     )
     layers: int | None = Field(
         default=None,

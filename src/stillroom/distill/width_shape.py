@@ -126,6 +126,7 @@ def _choose(
     budget = settings.max_parameters * counts.of(teacher)
     free = {
         "depth": ("layers",),
+        "inner": ("layers", "intermediate_size"),
         "width": ("hidden_size", "intermediate_size"),
         "both": ("layers", "hidden_size", "intermediate_size"),
     }[settings.prune]

@@ -279,7 +279,7 @@ def test_gpt2_ties_its_heads_to_its_width(tmp_path):
     assert caught.value.code == "distill.prune-shape"
 
 
-@pytest.mark.parametrize("prune", ["width", "both"])
+@pytest.mark.parametrize("prune", ["inner", "width", "both"])
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_sizes_are_found_for_a_share(prune, family, tmp_path):
     teacher = Checkpoint.open(families.save(families.make_model(family), tmp_path / "t"))
@@ -328,6 +328,26 @@ def test_refuses_a_config_that_does_not_say_its_heads(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         student_parameters(Checkpoint.open(teacher), PruneSettings(prune="width"))
     assert caught.value.code == "distill.prune-tensor"
+
+
+def test_reads_gpt2_as_the_hub_has_it(tmp_path, lessons):
+    """Without a prefix, and with causal masks among the weights."""
+    from safetensors.torch import load_file, save_file
+
+    model = families.make_model("gpt2")
+    silence_ffn(model)
+    teacher = families.save(model, tmp_path / "t")
+    path = teacher / "model.safetensors"
+    tensors = {name.removeprefix("transformer."): t for name, t in load_file(path).items()}
+    tensors |= {f"h.{n}.attn.bias": torch.ones(1, 1, 8, 8).tril() for n in range(4)}
+    save_file(tensors, path, metadata={"format": "pt"})
+    settings = PruneSettings(max_parameters=1.0, intermediate_size=93)
+    plan = plan_student(Checkpoint.open(teacher), settings, lambda: model, lessons)
+    folder = initialize_student(teacher, tmp_path / "s", plan)
+    assert Checkpoint.open(folder).shape("h.3.attn.bias") == (1, 1, 8, 8)
+    student, odd = families.load(folder)
+    assert not odd
+    torch.testing.assert_close(logits(student), logits(model), rtol=1e-10, atol=1e-10)
 
 
 def test_says_when_kernels_will_be_slow(tmp_path, lessons):
