@@ -246,6 +246,7 @@ def distill(root: Path, crossing: dict[str, Any], seed: int, options: Any) -> tu
             "train": {"epochs": options.epochs, "learning_rate": options.rate, "threads": 1},
             "max_tokens": 512 if options.stories is None else MAX_TOKENS,
             "candidates": 0,
+            "fidelity": {"control": False},  # the run cross_entropy is one
             "seed": seed,
             "out": {"dtype": "float32"},
         }

@@ -11,6 +11,7 @@ between student and control is what the teacher's distributions were worth.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from stillroom.train.lora import add_lora
 from stillroom.train.precision import choose_precision, product_dtype
 from stillroom.train.source import RecordSource
 
-__all__ = ["CONTROL", "CrossEntropy", "control_batch_size", "train_control"]
+__all__ = ["CONTROL", "CrossEntropy", "control_batch_size", "control_once", "train_control"]
 
 CONTROL = "control"
 
@@ -79,6 +80,27 @@ def control_batch_size(recipe: DistillRecipe, lessons: Sequence[Lesson], positio
     if abs(positions / plain - 1) < 0.5 / recipe.train.batch_size:
         return recipe.train.batch_size
     return max(1, round(positions / (mean * steps)))
+
+
+def control_once(
+    recipe: DistillRecipe,
+    job: Job,
+    start: Path,
+    lessons: Sequence[Lesson],
+    rows: int,
+    taught: TrainSummary,
+    card: Mapping[str, Any],
+) -> tuple[Path, TrainSummary]:
+    """Train the control unless a killed run has; return its folder and what training came to.
+
+    Args and errors are those of ``train_control``.
+    """
+    journal = job.journal("control")
+    folder = (job.output if recipe.fidelity.keep_control else job.scratch) / CONTROL
+    if CONTROL not in journal or not folder.is_dir():
+        summary = train_control(recipe, job, start, lessons, rows, taught, card, folder)
+        journal.put(CONTROL, asdict(summary))
+    return folder, TrainSummary(**journal[CONTROL])
 
 
 def train_control(

@@ -80,6 +80,11 @@ class CrossLesson:
         return Lesson(self.record_id, self.teacher_ids, self.teacher_positions)
 
     @property
+    def learned(self) -> Lesson:
+        """The student's side: its tokens, and its positions that bear loss."""
+        return Lesson(self.record_id, self.student_ids, self.positions)
+
+    @property
     def key(self) -> str:
         """What the teacher's numbers of this lesson follow from: its tokens and positions."""
         return self.taught.key

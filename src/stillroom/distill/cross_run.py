@@ -21,6 +21,7 @@ import torch
 from stillroom.checkpoints import Checkpoint
 from stillroom.distill.alignment_report import AlignmentReport
 from stillroom.distill.cache import TeacherCache
+from stillroom.distill.control import CONTROL, control_once
 from stillroom.distill.cross_fidelity import NOT_DEFINED, CrossFidelity, measure_crossing
 from stillroom.distill.cross_lessons import (
     CrossBatch,
@@ -31,6 +32,7 @@ from stillroom.distill.cross_lessons import (
 )
 from stillroom.distill.cross_loss import CrossObjective, rows_of
 from stillroom.distill.crossing import ChunkCrossing, Crossing
+from stillroom.distill.head import Head
 from stillroom.distill.lessons import Split, split_records
 from stillroom.distill.lineage import list_parents, student_card, student_origin, warn_of_teachers
 from stillroom.distill.recipe import DistillRecipe
@@ -101,12 +103,19 @@ def run_crossing(recipe: DistillRecipe, crossing: Crossing, job: Job) -> Artifac
         room = _read_records(recipe, crossing, job, teacher, tokenizer, precision)
         with _listen(room) as heard:
             initial = _measure("initial", room, student, heard)
-            trained, fingerprint = _train(room, student, start, heard)
+            card = student_card(
+                recipe, [teacher], room.counts, loss=crossing.method_name(), closing=_CLOSING
+            )
+            trained, fingerprint = _train(room, student, start, heard, card)
+            rows = Head.of(student).rows
             del student
             teacher.unload()
-            written, _ = load_causal_lm(job.output, dtype="float32")
-            final = _measure("final", room, written, heard)
-        fidelity = _report_fidelity(room, initial, final)
+            measured = {"initial": initial, "final": _measure("final", room, job.output, heard)}
+            if recipe.fidelity.control and room.held_out:
+                own = [lesson.learned for lesson in room.lessons]
+                folder, _ = control_once(recipe, job, start, own, rows, trained, card)
+                measured[CONTROL] = _measure(CONTROL, room, folder, heard)
+        fidelity = _report_fidelity(room, measured)
         origin = student_origin(_method(crossing), [teacher], room.split.train)
         parents = list_parents(recipe, job, [teacher])
         details = {
@@ -216,13 +225,14 @@ def _listen(room: _Room) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
 
 
 def _train(
-    room: _Room, student: Any, start: Path, heard: Mapping[str, npt.NDArray[np.float32]]
+    room: _Room,
+    student: Any,
+    start: Path,
+    heard: Mapping[str, npt.NDArray[np.float32]],
+    card: dict[str, Any],
 ) -> tuple[TrainSummary, str]:
     """Train the student, write it, and return the summary and the fingerprint."""
     recipe, job = room.recipe, room.job
-    card = student_card(
-        recipe, [room.teacher], room.counts, loss=room.crossing.method_name(), closing=_CLOSING
-    )
     steps = candidate_steps(recipe.train.count_steps(len(room.lessons)), recipe.candidates)
     on_step = keep_candidates(job.output, start, steps, recipe.out, card)
     model = add_lora(student, recipe.train.lora, recipe.seed) if recipe.train.lora else student
@@ -269,9 +279,11 @@ def _source(
 def _measure(
     name: str, room: _Room, student: Any, heard: Mapping[str, npt.NDArray[np.float32]]
 ) -> CrossFidelity:
-    """Return the student's distance to the teacher, measured once even if resumed."""
+    """Return the distance of a student, or of the one in a folder, to the teacher; once a job."""
     journal = room.job.journal("fidelity")
     if name not in journal:
+        if isinstance(student, Path):
+            student, _ = load_causal_lm(student, dtype="float32")
         with room.job.phase(f"fidelity, {name}", len(room.held_out), "records") as progress:
             taught = [heard[lesson.key] for lesson in room.held_out]
             journal.put(name, measure_crossing(student, room.held_out, taught).to_json())
@@ -279,24 +291,31 @@ def _measure(
     return CrossFidelity.from_json(journal[name])
 
 
-def _report_fidelity(room: _Room, initial: CrossFidelity, final: CrossFidelity) -> dict[str, Any]:
-    """Write output/fidelity.json, tell the user, and return what artifact.json keeps."""
+def _report_fidelity(room: _Room, measured: Mapping[str, CrossFidelity]) -> dict[str, Any]:
+    """Write output/fidelity.json, tell the user, and return what artifact.json keeps.
+
+    Args:
+        room: Of the job.
+        measured: Initial and final student, and the control if there is one.
+    """
+    final, seed = measured["final"], room.recipe.seed
     report: dict[str, Any] = {
         "kind": "crossing",
         "not_defined": list(NOT_DEFINED),
-        "initial": initial.to_json(),
-        "final": final.to_json(),
+        **{name: found.to_json() for name, found in measured.items()},
         "held_out": len(room.split.held_out),
-        "measured": len(initial.rows),
+        "measured": len(final.rows),
     }
-    if initial.rows:
-        seed = room.recipe.seed
-        report["summary"] = {"initial": initial.summarize(seed), "final": final.summarize(seed)}
+    if final.rows:
+        report["summary"] = {name: found.summarize(seed) for name, found in measured.items()}
+        named = {"initial": "before", "final": "after", CONTROL: "after cross-entropy alone"}
+        bits, apart = (
+            ", ".join(f"{found.mean(key):.4f} {named[name]}" for name, found in measured.items())
+            for key in ("student_bits", "divergence")
+        )
         room.job.say(
-            f"on {len(initial.rows)} held-out records, bits a byte of the same text: teacher "
-            f"{final.mean('teacher_bits'):.3f}; student {initial.mean('student_bits'):.3f} before, "
-            f"{final.mean('student_bits'):.3f} after. Chunk divergence "
-            f"{initial.mean('divergence'):.4f} before, {final.mean('divergence'):.4f} after "
+            f"on {len(final.rows)} held-out records, bits a byte of the same text: teacher "
+            f"{final.mean('teacher_bits'):.4f}; student {bits}. Chunk divergence {apart} "
             "(nats a chunk)"
         )
         room.job.say(f"not defined across tokenizers: {'; '.join(NOT_DEFINED)}")

@@ -21,7 +21,6 @@ __all__ = ["PROBE_TEXT", "Probe", "dialect_of", "other_tokenizer", "probe_server
 
 PROBE_TEXT = "Water boils at 100 degrees. In 1847 the mill ground 320 sacks of corn, and"
 
-_LADDER = (128, 64, 50, 32, 20, 10, 5, 3, 1)
 _PASSES = {"backend.refused", "backend.not-found", "backend.unavailable", "backend.malformed"}
 _SAME_NATS = 0.1  # two runs of one model on one server differ by less, batching and bf16 included
 
@@ -121,20 +120,38 @@ def other_tokenizer(address: str, model: str, what: str) -> CheckpointError:
 def _try(
     ask: Ask, dialect: Dialect, model: str, ids: Sequence[int], wanted: int
 ) -> Probe | Exception:
-    """Return what a dialect gives, or why it gives nothing."""
-    places = list(range(1, len(ids)))
-    last: Exception = UnfitReply("nothing was asked")
-    for k in [wanted, *(step for step in _LADDER if step < wanted), 0]:
-        try:
-            scores = dialect.score(ask, model, ids, places, k)
-        except UnfitReply as problem:
-            last = problem
-            if problem.kind not in {"fewer", "strings"}:
-                return problem
-        except BackendError as error:
-            last = error
-            if error.code not in _PASSES:
-                raise
+    """Return what a dialect gives, or why it gives nothing.
+
+    What is wanted is asked for first, then every number by halves, down to the own tokens alone.
+    """
+    first = _ask(ask, dialect, model, ids, wanted)
+    if isinstance(first, Probe) or not _may_give_less(first):
+        return first
+    best = _ask(ask, dialect, model, ids, 0)
+    if not isinstance(best, Probe):
+        return best
+    low, high = 0, wanted  # granted; not granted
+    while high - low > 1:
+        k = (low + high) // 2
+        found = _ask(ask, dialect, model, ids, k)
+        if isinstance(found, Probe):
+            low, best = k, found
         else:
-            return Probe(dialect.name, k, tuple(scores.own.tolist()))
-    return last
+            high = k
+    return best
+
+
+def _may_give_less(problem: Exception) -> bool:
+    return not isinstance(problem, UnfitReply) or problem.kind in {"fewer", "strings"}
+
+
+def _ask(ask: Ask, dialect: Dialect, model: str, ids: Sequence[int], k: int) -> Probe | Exception:
+    try:
+        scores = dialect.score(ask, model, ids, list(range(1, len(ids))), k)
+    except UnfitReply as problem:
+        return problem
+    except BackendError as error:
+        if error.code not in _PASSES:
+            raise
+        return error
+    return Probe(dialect.name, k, tuple(scores.own.tolist()))

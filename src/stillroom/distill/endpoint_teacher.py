@@ -206,7 +206,7 @@ class EndpointTeacher:
     def _say_cost(self, job: Job, before: _Bill) -> None:
         requests, tokens = self.bill.requests - before.requests, self.bill.tokens - before.tokens
         price = self.settings.price_per_million
-        cost = f", which cost {tokens / 1e6 * price:.2f} at {price:g} a million" if price else ""
+        cost = f", which cost {tokens / 1e6 * price:.3g} at {price:g} a million" if price else ""
         job.say(f"{self.name} was asked {requests} times for {tokens} prompt tokens{cost}")
         job.event("endpoint", requests=requests, prompt_tokens=tokens)
 

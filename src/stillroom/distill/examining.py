@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.distill.control import CONTROL, train_control
+from stillroom.distill.control import CONTROL, control_once
 from stillroom.distill.encode import Lesson
 from stillroom.distill.fidelity import Side
 from stillroom.distill.fidelity_report import FINAL, INITIAL, Budget, build_report, write_fidelity
@@ -108,22 +108,15 @@ class Examiner:
         self.sides[name] = self.held.measure(name, load, writes=writes)
 
     def _train_control(self, taught: Taught) -> tuple[Path, TrainSummary]:
-        journal = self.job.journal("control")
-        keep = self.recipe.fidelity.keep_control
-        folder = (self.job.output if keep else self.job.scratch) / CONTROL
-        if CONTROL not in journal or not folder.is_dir():
-            summary = train_control(
-                self.recipe,
-                self.job,
-                taught.start,
-                self._own_lessons(taught),
-                taught.rows,
-                taught.summary,
-                taught.card,
-                folder,
-            )
-            journal.put(CONTROL, asdict(summary))
-        return folder, TrainSummary(**journal[CONTROL])
+        return control_once(
+            self.recipe,
+            self.job,
+            taught.start,
+            self._own_lessons(taught),
+            taught.rows,
+            taught.summary,
+            taught.card,
+        )
 
     def _own_lessons(self, taught: Taught) -> Sequence[Lesson]:
         """Return the records' own tokens as lessons, whatever the student learned from."""

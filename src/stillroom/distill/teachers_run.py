@@ -19,6 +19,7 @@ from torch import nn
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.distill.cache import TeacherCache
+from stillroom.distill.control import CONTROL, control_once
 from stillroom.distill.encode import Batch, Lesson, encode_lessons, make_batch
 from stillroom.distill.engine import DistillObjective
 from stillroom.distill.lessons import Split, make_lessons, split_records
@@ -46,6 +47,11 @@ from stillroom.train.precision import choose_precision, fixed_threads
 from stillroom.train.source import RecordSource
 
 __all__ = ["run_teachers"]
+
+_CLOSING = (
+    "`fidelity.json` says how near it is to each teacher on held-out records; `candidates/` holds "
+    "earlier steps of the same run."
+)
 
 
 @dataclass(frozen=True)
@@ -96,12 +102,17 @@ def run_teachers(recipe: DistillRecipe, job: Job) -> Artifact:
         room = _seat(recipe, job, chairs, split, (lessons, counts), rows, student)
         with _listen(room) as (told, held):
             initial = _measure("initial", room, student, held)
-            trained, fingerprint = _train(room, student, start, told)
+            card = student_card(
+                recipe, teachers, room.counts, loss=recipe.method.method_name(), closing=_CLOSING
+            )
+            trained, fingerprint = _train(room, student, start, told, card)
             del student
-            written, _ = load_causal_lm(job.output, dtype="float32")
-            final = _measure("final", room, written, held)
+            measured = {"initial": initial, "final": _measure("final", room, job.output, held)}
+            if recipe.fidelity.control and room.held_out:
+                folder, _ = control_once(recipe, job, start, lessons, rows, trained, card)
+                measured[CONTROL] = _measure(CONTROL, room, folder, held)
             headers = [cache.header.model_dump() for cache in told]
-        fidelity = _report_fidelity(room, initial, final)
+        fidelity = _report_fidelity(room, measured)
         parents = list_parents(recipe, job, teachers)
         method = f"distill.methods.{recipe.method.method_name()}"
         origin = student_origin(method, teachers, split.train)
@@ -198,12 +209,14 @@ def _listen(room: _Room) -> Iterator[tuple[list[TeacherCache], list[TeacherCache
 
 
 def _train(
-    room: _Room, student: Any, start: Path, told: Sequence[TeacherCache]
+    room: _Room,
+    student: Any,
+    start: Path,
+    told: Sequence[TeacherCache],
+    card: dict[str, Any],
 ) -> tuple[TrainSummary, str]:
     """Train the student, write it, and return the summary and the fingerprint."""
     recipe, job = room.recipe, room.job
-    teachers = [chair.teacher for chair in room.chairs]
-    card = student_card(recipe, teachers, room.counts, loss=recipe.method.method_name())
     steps = candidate_steps(recipe.train.count_steps(len(room.lessons)), recipe.candidates)
     on_step = keep_candidates(job.output, start, steps, recipe.out, card)
     model = add_lora(student, recipe.train.lora, recipe.seed) if recipe.train.lora else student
@@ -249,9 +262,11 @@ def _source(room: _Room, told: Sequence[TeacherCache], device: Any) -> RecordSou
 def _measure(
     name: str, room: _Room, student: Any, held: Sequence[TeacherCache]
 ) -> list[ToldFidelity]:
-    """Return the student's distance to each teacher, measured once even if resumed."""
+    """Return the distance of a student, or of the one in a folder, to each teacher; once a job."""
     journal = room.job.journal("fidelity")
     if name not in journal:
+        if isinstance(student, Path):
+            student, _ = load_causal_lm(student, dtype="float32")
         found = []
         total = sum(len(room.of_seat(at, room.held_out)) for at in range(len(held)))
         with room.job.phase(f"fidelity, {name}", total, "records") as progress:
@@ -263,31 +278,28 @@ def _measure(
     return [ToldFidelity.from_json(rows) for rows in journal[name]]
 
 
-def _report_fidelity(
-    room: _Room, initial: Sequence[ToldFidelity], final: Sequence[ToldFidelity]
-) -> dict[str, Any]:
-    """Write output/fidelity.json, tell the user, and return what artifact.json keeps."""
+def _report_fidelity(room: _Room, measured: Mapping[str, Sequence[ToldFidelity]]) -> dict[str, Any]:
+    """Write output/fidelity.json, tell the user, and return what artifact.json keeps.
+
+    Args:
+        room: Of the job.
+        measured: Initial and final student, and the control if there is one; one figure a teacher.
+    """
     seed, each = room.recipe.seed, []
-    for chair, before, after in zip(room.chairs, initial, final, strict=True):
-        part: dict[str, Any] = {
-            "teacher": chair.teacher.name,
-            "initial": before.to_json(),
-            "final": after.to_json(),
-        }
-        if before.rows:
-            part["summary"] = {"initial": before.summarize(seed), "final": after.summarize(seed)}
-            was, now = before.mean("kl"), after.mean("kl")
-            room.job.say(
-                f"KL({chair.teacher.name} || student) on {len(before.rows)} held-out records: "
-                f"{was:.3f} before, {now:.3f} after ({1 - now / was if was else 0:.0%} less)"
-            )
+    for at, chair in enumerate(room.chairs):
+        sides = {name: found[at] for name, found in measured.items()}
+        part: dict[str, Any] = {"teacher": chair.teacher.name}
+        part |= {name: found.to_json() for name, found in sides.items()}
+        if sides["initial"].rows:
+            part["summary"] = {name: found.summarize(seed) for name, found in sides.items()}
+            _say_fidelity(room.job, chair.teacher.name, sides)
         else:
             room.job.say(f"no held-out record was measured against {chair.teacher.name}")
         each.append(part)
     report: dict[str, Any] = {
         "kind": "told",
         "note": NOTE,
-        **{name: each[0][name] for name in ("initial", "final", "summary") if name in each[0]},
+        **{name: each[0][name] for name in (*measured, "summary") if name in each[0]},
         "teachers": each,
         "held_out": len(room.split.held_out),
         "measured": len(room.held_out),
@@ -295,6 +307,16 @@ def _report_fidelity(
     with atomic_write(room.job.output / "fidelity.json") as file:
         file.write(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     return report
+
+
+def _say_fidelity(job: Job, name: str, sides: Mapping[str, ToldFidelity]) -> None:
+    was, now = sides["initial"].mean("kl"), sides["final"].mean("kl")
+    control = sides[CONTROL].mean("kl") if CONTROL in sides else None
+    beside = "" if control is None else f"; {control:.3f} after cross-entropy alone, as long"
+    job.say(
+        f"KL({name} || student) on {len(sides['final'].rows)} held-out records: {was:.3f} before, "
+        f"{now:.3f} after ({1 - now / was if was else 0:.0%} less){beside}"
+    )
 
 
 def _describe(chair: Chair) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def make_recipe(teacher_folder, records_file, student_folder):
             "crossing": {"name": "chunk_likelihood"},
             "train": FAST,
             "candidates": 0,
+            "fidelity": {"control": False},
         }
         return DistillRecipe.model_validate({**fields, **changes})
 
@@ -75,10 +76,12 @@ def do(tmp_path):
 
 
 def test_a_student_of_another_vocabulary_comes_nearer(make_recipe, do, student_folder):
-    artifact, folder = do(make_recipe())
+    artifact, folder = do(make_recipe(fidelity={"control": True}))
     found = artifact.details["crossing_fidelity"]
     before, after = (CrossFidelity.from_json(found[name]) for name in ("initial", "final"))
     assert after.mean("divergence") < 0.7 * before.mean("divergence")
+    control = CrossFidelity.from_json(found["control"])
+    assert after.mean("divergence") < control.mean("divergence")
     assert after.mean("teacher_bits") == before.mean("teacher_bits")
     written = json.loads((folder / "output" / "fidelity.json").read_text())
     assert written["not_defined"] == list(NOT_DEFINED)

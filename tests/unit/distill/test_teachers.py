@@ -50,6 +50,7 @@ def make_recipe(folders, tmp_path):
             "targets": {"k": 16},
             "train": FAST,
             "candidates": 0,
+            "fidelity": {"control": False},
         }
         return DistillRecipe.model_validate({**fields, **changes})
 
@@ -130,8 +131,10 @@ def test_by_weight_sums_each_divergence_and_the_cross_entropy_once(folders, less
 
 
 def test_two_teachers_by_weight_both_come_nearer(make_recipe, do, folders):
-    artifact, folder = do(make_recipe(shares(folders, weight=(1.0, 1.0))))
+    recipe = make_recipe(shares(folders, weight=(1.0, 1.0)), fidelity={"control": True})
+    artifact, folder = do(recipe)
     for part in artifact.details["fidelity"]["teachers"]:
+        assert {"initial", "final", "control"} <= part["summary"].keys()
         before, after = (part["summary"][name]["kl"]["value"] for name in ("initial", "final"))
         assert after < before
     assert [parent.role for parent in artifact.parents] == [
