@@ -1,4 +1,4 @@
-"""Two processes give the loss curve of one, and one's failure stops both."""
+"""Two processes give the loss curve of one, whole or in shares; one's failure stops both."""
 
 import json
 import os
@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 from stillroom.jobs import Job
 from stillroom.train.loop import Loss, train
-from stillroom.train.ranks import leave
+from stillroom.train.lora import whole
+from stillroom.train.ranks import Ranks, leave
 from stillroom.train.settings import TrainSettings
 from stillroom.train.source import RecordSource
 
 out, poison, rank = Path(sys.argv[1]), int(sys.argv[2]), os.environ.get("RANK", "0")
+sharding, stop, resume = sys.argv[3], sys.argv[4] == "stop", sys.argv[4] == "resume"
 generator = torch.Generator().manual_seed(0)
 records = []
 for number in range(20):
@@ -43,23 +45,40 @@ def objective(model, batch):
     error = (model(batch.x).squeeze(-1) - batch.y).square()
     return Loss(error.sum(), {"absolute": float(error.detach().sqrt().sum())})
 
-job = Job.start(out / f"rank{rank}", "kind: test\\n")
-settings = TrainSettings(steps=15, learning_rate=0.02, precision="float32", threads=1)
-try:
-    result = train(model, source, objective, settings, job)
-except Exception as error:
-    print(f"{type(error).__name__}: {error}", flush=True)
-    leave(3)
-torch.save(model.state_dict(), out / f"weights{rank}.pt")
-print(json.dumps({"ranks": result.ranks, "tokens": result.tokens}))
+job = Job.start(out / f"rank{rank}", "kind: test\\n", resume=resume)
+settings = TrainSettings(steps=15, learning_rate=0.02, precision="float32", threads=1,
+    sharding=sharding)
+
+def on_step(step, model):
+    if stop and step == 8 and rank == "1":  # not the one that writes
+        job.cancel()
+
+with Ranks() as ranks:
+    try:
+        result = train(model, source, objective, settings, job, on_step=on_step, ranks=ranks)
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        leave(3)
+    weights = {name: whole(value.detach()) for name, value in model.named_parameters()}
+    held = [getattr(value, "to_local", lambda: value)().numel() for value in model.parameters()]
+torch.save(weights, out / f"weights{rank}.pt")
+print(json.dumps({"ranks": result.ranks, "tokens": result.tokens, "held": sum(held)}))
 leave(0)
 """
 
 
-def launch(folder: Path, ranks: int, poison: int = -1) -> list[subprocess.CompletedProcess[str]]:
-    folder.mkdir()
-    script = folder / "worker.py"
-    script.write_text(WORKER)
+def launch(
+    folder: Path,
+    ranks: int,
+    *,
+    poison: int = -1,
+    sharding: str = "none",
+    how: str = "whole",
+    script: str = WORKER,
+) -> list[subprocess.CompletedProcess[str]]:
+    folder.mkdir(exist_ok=True)
+    worker = folder / "worker.py"
+    worker.write_text(script)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -74,7 +93,7 @@ def launch(folder: Path, ranks: int, poison: int = -1) -> list[subprocess.Comple
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
-        command = [sys.executable, str(script), str(folder), str(poison)]
+        command = [sys.executable, str(worker), str(folder), str(poison), sharding, how]
         running.append(
             subprocess.Popen(
                 command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -93,17 +112,32 @@ def curve(folder: Path, name: str) -> list[float]:
     return [line["value"] for line in lines if line["name"] == name]
 
 
-def test_two_ranks_have_the_loss_curve_of_one(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone") / "one"
+    (done,) = launch(folder, 1)
+    assert done.returncode == 0, done.stderr
+    (folder / "told.json").write_text(done.stdout)
+    return folder
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_two_ranks_have_the_loss_curve_of_one(one: Path, tmp_path: Path, sharding: str) -> None:
     import torch
 
-    (one,) = launch(tmp_path / "one", 1)
-    assert one.returncode == 0, one.stderr
-    two = launch(tmp_path / "two", 2)
+    told = json.loads((one / "told.json").read_text())
+    two = launch(tmp_path / "two", 2, sharding=sharding)
     assert [process.returncode for process in two] == [0, 0], two[0].stderr + two[1].stderr
     assert json.loads(two[0].stdout)["ranks"] == 2
-    assert json.loads(two[0].stdout)["tokens"] == json.loads(one.stdout)["tokens"]
+    assert json.loads(two[0].stdout)["tokens"] == told["tokens"]
+    held = [json.loads(process.stdout)["held"] for process in two]
+    if sharding == "fsdp":  # each holds a part, both together all
+        assert max(held) < 0.6 * told["held"]
+        assert sum(held) == told["held"]
+    else:
+        assert held == [told["held"]] * 2
     for name in ("loss", "absolute", "grad_norm"):
-        wanted = curve(tmp_path / "one", name)
+        wanted = curve(one, name)
         assert len(wanted) == 15
         assert curve(tmp_path / "two", name) == pytest.approx(wanted, rel=1e-4)
     assert not (tmp_path / "two" / ".rank1.partial" / "metrics.jsonl").exists()
@@ -111,9 +145,42 @@ def test_two_ranks_have_the_loss_curve_of_one(tmp_path: Path) -> None:
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-def test_a_bad_record_stops_every_rank(tmp_path: Path) -> None:
-    done = launch(tmp_path / "bad", 2, poison=7)
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_stopped_by_one_rank_both_go_on_to_the_same_weights(tmp_path: Path, sharding: str) -> None:
+    import torch
+
+    stopped = launch(tmp_path / "two", 2, sharding=sharding, how="stop")
+    assert [process.returncode for process in stopped] == [3, 3], stopped[0].stderr
+    assert all("Cancelled" in process.stdout for process in stopped)
+    again = launch(tmp_path / "two", 2, sharding=sharding, how="resume")
+    assert [process.returncode for process in again] == [0, 0], again[0].stderr
+    whole = launch(tmp_path / "whole", 2, sharding=sharding)
+    assert [process.returncode for process in whole] == [0, 0], whole[0].stderr
+    left, right = (torch.load(tmp_path / name / "weights0.pt") for name in ("two", "whole"))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert len(curve(tmp_path / "two", "loss")) == 15
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_a_bad_record_stops_every_rank(tmp_path: Path, sharding: str) -> None:
+    done = launch(tmp_path / "bad", 2, poison=7, sharding=sharding)
     assert [process.returncode for process in done] == [3, 3], done[0].stderr + done[1].stderr
     told = [process.stdout for process in done]
     assert all("train.loss-not-finite" in text for text in told)
     assert all("records 7" in text for text in told)  # every rank knows what was bad
+
+
+def test_what_the_main_process_cannot_do_no_process_waits_for(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom stillroom.train.ranks import Ranks, leave\n"
+        "with Ranks() as ranks:\n"
+        "    assert ranks.on_main(lambda: 40 + 2 + ranks.rank) == 42\n"
+        "    try:\n        ranks.on_main(lambda: [][7])\n"
+        "    except Exception as error:\n"
+        "        print(getattr(error, 'code', type(error).__name__), flush=True)\n"
+        "        leave(3)\n"
+    )
+    done = launch(tmp_path / "fails", 2, script=script)
+    assert [process.returncode for process in done] == [3, 3], done[0].stderr + done[1].stderr
+    codes = [process.stdout.strip() for process in done]
+    assert codes == ["IndexError", "train.rank-failed"]

@@ -38,6 +38,7 @@ def command(
     from stillroom.cli.talk import tell_run
     from stillroom.flow import run_recipe
     from stillroom.jobs import choose_reporter
+    from stillroom.jobs.processes import process_rank
     from stillroom.recipes import load_recipe
 
     artifact = run_recipe(
@@ -47,6 +48,8 @@ def command(
         overwrite=overwrite,
         reporter=choose_reporter(quiet=quiet),
     )
+    if process_rank() > 0:
+        return  # the first process tells
     if as_json:
         print_json({"out": str(out), "kind": artifact.kind, "digest": artifact.digest})
     else:

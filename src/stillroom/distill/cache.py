@@ -25,6 +25,7 @@ from stillroom.distill.targets import Sampled, Target, TopKTail
 from stillroom.errors import DataError, IntegrityError, ResourceError
 from stillroom.jobs import Journal, atomic_write
 from stillroom.jobs.files import full_disk_as_error
+from stillroom.jobs.processes import count_processes
 from stillroom.provenance import digest_bytes
 
 __all__ = ["CacheHeader", "TeacherCache", "row_dtype"]
@@ -87,7 +88,9 @@ class TeacherCache:
         self.dtype = row_dtype(header)
         self._lock = (folder / ".lock").open("a")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # of several processes of one job, one adds while the others wait, and all read
+            kind = fcntl.LOCK_SH if count_processes() > 1 else fcntl.LOCK_EX
+            fcntl.flock(self._lock, kind | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
             raise ResourceError(

@@ -27,6 +27,7 @@ from stillroom.models import load_causal_lm
 from stillroom.train.loop import Loss, TrainSummary, train
 from stillroom.train.lora import add_lora
 from stillroom.train.precision import choose_precision, product_dtype
+from stillroom.train.ranks import Ranks
 from stillroom.train.source import RecordSource
 
 __all__ = ["CONTROL", "CrossEntropy", "control_batch_size", "control_once", "train_control"]
@@ -149,7 +150,16 @@ def train_control(
         seed=recipe.seed,
     )
     objective = CrossEntropy(rows, choose_precision(recipe.train.precision, device))
-    summary = train(model, source, objective, settings, job, seed=recipe.seed, name=CONTROL)
+    summary = train(
+        model,
+        source,
+        objective,
+        settings,
+        job,
+        seed=recipe.seed,
+        name=CONTROL,
+        ranks=Ranks(alone=True),
+    )
     said = {
         **card,
         "title": f"{card['title']}: the control",

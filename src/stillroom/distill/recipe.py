@@ -199,6 +199,15 @@ class DistillRecipe(Recipe):
         return self
 
     @model_validator(mode="after")
+    def _rollouts_need_the_whole_student(self) -> DistillRecipe:
+        if self.rollouts is not None and self.train.sharding != "none":
+            raise ValueError(
+                "'rollouts' are written by the whole student, and train.sharding keeps a share of "
+                "it in each process; set train.sharding: none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _features_need_the_teacher(self) -> DistillRecipe:
         if self.features and (self.context is not None or self.crossing is not None):
             other = "crossing" if self.crossing is not None else "context"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from stillroom.distill.examining import Examiner, Taught
 from stillroom.distill.lessons import split_records
 from stillroom.distill.lineage import list_parents, student_card, student_origin, warn_of_teachers
 from stillroom.distill.preflight import Finding, Preflight
-from stillroom.distill.preparing import prepare_lessons, writer_parents
+from stillroom.distill.preparing import Prepared, prepare_lessons, writer_parents
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.sizing import estimate
 from stillroom.distill.start import start_student
@@ -25,11 +26,13 @@ from stillroom.distill.teachers_run import run_teachers
 from stillroom.distill.teaching import Classroom, open_course, refuse_course
 from stillroom.distill.writing import candidate_steps, keep_candidates, write_student
 from stillroom.jobs import Job
+from stillroom.jobs.processes import refuse_several
 from stillroom.models import load_causal_lm
 from stillroom.provenance import Artifact
 from stillroom.train.loop import TrainSummary, train
 from stillroom.train.lora import add_lora
 from stillroom.train.precision import fixed_threads
+from stillroom.train.ranks import Ranks
 
 __all__ = ["estimate", "run"]
 
@@ -46,24 +49,26 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
     """
     flight = _fly_before(recipe, job)
     if recipe.crossing is not None:
+        refuse_several("a distillation across tokenizers")
         return run_crossing(recipe, recipe.crossing, job)
     if not isinstance(recipe.teacher, str):
+        refuse_several("a distillation from a server or from several teachers")
         return run_teachers(recipe, job)
     refuse_course(recipe)
-    with fixed_threads(recipe.train.threads):
+    with Ranks() as ranks, fixed_threads(recipe.train.threads):
         teacher = Teacher.find(recipe.teacher, job)
         warn_of_teachers([teacher], job)
         split = split_records(Path(recipe.records))
-        prepared = prepare_lessons(recipe, split, teacher, job)
+        prepared = ranks.on_main(lambda: prepare_lessons(recipe, split, teacher, job))
         lessons, counts = prepared.lessons, prepared.counts
-        start, kept = start_student(recipe.student, job, teacher, lessons)
+        start, kept = ranks.on_main(lambda: start_student(recipe.student, job, teacher, lessons))
         student, tokenizer = load_causal_lm(start, dtype="float32")
-        rows = common_rows(teacher, student, tokenizer)
+        rows = ranks.on_main(partial(common_rows, teacher, student, tokenizer))
         examiner = Examiner(recipe, job, teacher, split)
-        _tell(flight, examiner.examine_start(student), job)
+        _tell(flight, ranks.on_main(partial(examiner.examine_start, student)), job)
         card = student_card(recipe, [teacher], counts, loss=recipe.method.method_name())
         steps = candidate_steps(recipe.train.count_steps(len(lessons)), recipe.candidates)
-        on_step = keep_candidates(job.output, start, steps, recipe.out, card)
+        on_step = keep_candidates(job.output, start, steps, recipe.out, card, writes=ranks.is_main)
         model = add_lora(student, recipe.train.lora, recipe.seed) if recipe.train.lora else student
         room = Classroom(
             recipe,
@@ -76,27 +81,45 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
             rows,
             start=Checkpoint.open(start).fingerprint,
             held_out=split.held_out,
+            ranks=ranks,
         )
         trained, taught = _teach(recipe, room, on_step)
-        fingerprint = write_student(model, job.output, start, recipe.out, card, in_place=True)
+        fingerprint = write_student(
+            model, job.output, start, recipe.out, card, in_place=True, writes=ranks.is_main
+        )
+        said = Taught(start, lessons, rows, trained, card)
+        details = {
+            "fingerprint": fingerprint,
+            "teacher": teacher.checkpoint.fingerprint,
+            "teacher_parameters": teacher.checkpoint.parameters,
+            **kept,
+            "records": counts,
+            "train": asdict(trained),
+            **taught,
+        }
         del student, model, room
-        fidelity = examiner.examine_student(Taught(start, lessons, rows, trained, card))
-    details = {
-        "fingerprint": fingerprint,
-        "teacher": teacher.checkpoint.fingerprint,
-        "parameters": Checkpoint.open(job.output).parameters,
-        "teacher_parameters": teacher.checkpoint.parameters,
-        **kept,
-        "records": counts,
-        "train": asdict(trained),
-        **taught,
-        "fidelity": fidelity,
-    }
+        return ranks.on_main(lambda: _finish(recipe, job, examiner, said, prepared, details))
+
+
+def _finish(
+    recipe: DistillRecipe,
+    job: Job,
+    examiner: Examiner,
+    taught: Taught,
+    prepared: Prepared,
+    details: dict[str, Any],
+) -> Artifact:
+    """Measure what was written, and publish it."""
+    fidelity, teacher = examiner.examine_student(taught), examiner.teacher
     return job.finish(
         "checkpoint",
         parents=[*list_parents(recipe, job, [teacher]), *writer_parents(recipe)],
         origin=student_origin(_method(recipe), [teacher], prepared.records).to_json(),
-        details=details,
+        details={
+            **details,
+            "parameters": Checkpoint.open(job.output).parameters,
+            "fidelity": fidelity,
+        },
     )
 
 
@@ -136,6 +159,7 @@ def _teach(
             seed=recipe.seed,
             on_step=on_step,
             beside=course.beside,
+            ranks=room.ranks,
         )
         return trained, dict(course.details)
 

@@ -28,6 +28,7 @@ from stillroom.provenance import digest_json
 from stillroom.records import Record
 from stillroom.train.loop import Objective
 from stillroom.train.precision import body_precision, choose_precision
+from stillroom.train.ranks import Ranks
 from stillroom.train.source import RecordSource, Source
 
 __all__ = [
@@ -55,6 +56,7 @@ class Classroom:
         rows: Tokens of the vocabulary that teacher and student share.
         start: Fingerprint of the checkpoint that the student starts from.
         held_out: Records that are measured on only.
+        ranks: The processes that teach together.
     """
 
     recipe: DistillRecipe
@@ -67,6 +69,7 @@ class Classroom:
     rows: int
     start: str = ""
     held_out: Sequence[Record] = ()
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def device(self) -> torch.device:
@@ -147,14 +150,24 @@ def live_objective(room: Classroom) -> DistillObjective:
 
 @contextmanager
 def _cached(room: Classroom) -> Iterator[Course]:
-    """Fill the teacher cache, let the teacher go, and learn from the cache."""
+    """Fill the teacher cache, let the teacher go, and learn from the cache.
+
+    The main process captures and checks; the others wait, and read what it wrote.
+    """
     recipe, teacher = room.recipe, room.teacher
     folder = Path(recipe.targets.cache) if recipe.targets.cache else room.job.scratch / "cache"
-    with TeacherCache.open(folder, teacher.header(recipe, room.rows, room.precision)) as cache:
-        heard = [lesson.by_teacher for lesson in room.lessons]
-        capture_teacher(teacher.lowered(room.precision), heard, cache, room.job)
-        cache.verify(heard)
-        teacher.unload()
+    folder = room.ranks.share_path(folder)
+    header = room.ranks.on_main(lambda: teacher.header(recipe, room.rows, room.precision))
+
+    def capture() -> None:
+        with TeacherCache.open(folder, header) as cache:
+            heard = [lesson.by_teacher for lesson in room.lessons]
+            capture_teacher(teacher.lowered(room.precision), heard, cache, room.job)
+            cache.verify(heard)
+
+    room.ranks.on_main(capture)
+    teacher.unload()
+    with TeacherCache.open(folder, header) as cache:
         objective = DistillObjective(recipe.method, rows=room.rows, precision=room.precision)
         yield Course(lesson_source(room, cache), objective, {"cache": cache.header.model_dump()})
 

@@ -41,6 +41,7 @@ def write_student(
     card: dict[str, Any],
     *,
     in_place: bool = False,
+    writes: bool = True,
 ) -> str:
     """Write a student as an ordinary checkpoint, and return its fingerprint.
 
@@ -51,8 +52,11 @@ def write_student(
         out: Types and shard sizes.
         card: What ``CheckpointWriter.write_card`` takes.
         in_place: The folder stands already and holds other things too.
+        writes: Whether this process does; the others help to gather a sharded model.
     """
     tensors = dict(export_tensors(model))
+    if not writes:
+        return ""
     config = json.loads((like / "config.json").read_text(encoding="utf-8"))
     with CheckpointWriter(
         folder,
@@ -70,7 +74,13 @@ def write_student(
 
 
 def keep_candidates(
-    folder: Path, like: Path, steps: set[int], out: OutSettings, card: dict[str, Any]
+    folder: Path,
+    like: Path,
+    steps: set[int],
+    out: OutSettings,
+    card: dict[str, Any],
+    *,
+    writes: bool = True,
 ) -> Callable[[int, nn.Module], None]:
     """Return what ``train`` calls after each step: it writes a candidate after the chosen ones.
 
@@ -82,6 +92,7 @@ def keep_candidates(
     def on_step(step: int, model: nn.Module) -> None:
         if step in steps:
             titled = {**card, "title": f"{card['title']}, step {step}"}
-            write_student(model, folder / CANDIDATES / f"{step:06d}", like, out, titled)
+            place = folder / CANDIDATES / f"{step:06d}"
+            write_student(model, place, like, out, titled, writes=writes)
 
     return on_step

@@ -8,6 +8,7 @@ that no artifact names any more are removed after it is written.
 from __future__ import annotations
 
 import importlib
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from stillroom.errors import DataError, RecipeError
 from stillroom.flow.recipe import FlowRecipe
 from stillroom.jobs import Estimate, Job, Reporter, check_fits, describe_machine
 from stillroom.jobs.files import full_disk_as_error
+from stillroom.jobs.processes import count_processes, refuse_several
 from stillroom.provenance import Artifact, digest_text, read_artifact
 from stillroom.recipes import Recipe, dump_recipe, parse_recipe
 
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 _MAKE = Path(__file__).with_name("make.yaml")
+_TOGETHER = ("distill",)  # kinds that several processes do as one
 
 
 def run_recipe(
@@ -54,18 +57,54 @@ def run_recipe(
     Raises:
         StillroomError: As the kind's own ``run`` does.
     """
+    if count_processes() > 1 and recipe.kind in _TOGETHER:
+        return _run_together(recipe, out, resume=resume, overwrite=overwrite, reporter=reporter)
+    refuse_several(f"a recipe of kind {recipe.kind}")
     if isinstance(recipe, FlowRecipe):
         from stillroom.flow.chain import FlowRun  # one job alone need not load what chains need
 
         return FlowRun(recipe, out, reporter).run(resume=resume, overwrite=overwrite)
+    job = _begin(recipe, out, resume=resume, overwrite=overwrite, reporter=reporter)
+    return run_job(recipe, job) if job is not None else read_artifact(out)
+
+
+def _begin(
+    recipe: Recipe, out: Path, *, resume: bool, overwrite: bool, reporter: Reporter | None
+) -> Job | None:
+    """Start a job whose machine suffices, or return None where it was finished already."""
     text = dump_recipe(recipe)
     if resume and Job.recover(out) and read_artifact(out).recipe_digest == digest_text(text):
-        return read_artifact(out)
+        return None
     check_fits(estimate_recipe(recipe), describe_machine(out), recipe.kind)
-    job = Job.start(
+    return Job.start(
         out, text, seed=recipe.seed, resume=resume, overwrite=overwrite, reporter=reporter
     )
-    return run_job(recipe, job)
+
+
+def _run_together(
+    recipe: Recipe, out: Path, *, resume: bool, overwrite: bool, reporter: Reporter | None
+) -> Artifact:
+    """Do a job as one of several processes.
+
+    The first writes; the others keep what they note of themselves in a folder that is thrown away.
+    """
+    from stillroom.train.ranks import Ranks
+
+    with Ranks() as ranks:
+        jobs: list[Job] = []
+
+        def begin() -> bool:
+            job = _begin(recipe, out, resume=resume, overwrite=overwrite, reporter=reporter)
+            jobs.extend([job] if job is not None else [])
+            return job is not None
+
+        if not ranks.on_main(begin):
+            return read_artifact(out)
+        if ranks.is_main:
+            return run_job(recipe, jobs[0])
+        with tempfile.TemporaryDirectory() as folder:
+            text = dump_recipe(recipe)
+            return run_job(recipe, Job.start(Path(folder) / "job", text, seed=recipe.seed))
 
 
 def run_job(recipe: Recipe, job: Job) -> Artifact:

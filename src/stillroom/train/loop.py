@@ -8,23 +8,27 @@ dropout masks.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from stillroom.errors import Cancelled, DataError
+from stillroom.errors import Cancelled, DataError, StillroomError
 from stillroom.jobs import Job
 from stillroom.jobs.progress import Progress
 from stillroom.provenance import digest_json
+from stillroom.train.lora import whole
 from stillroom.train.precision import body_precision, steady_torch
 from stillroom.train.ranks import Ranks
 from stillroom.train.schedule import learning_rate_at
 from stillroom.train.settings import TrainSettings
+from stillroom.train.sharding import shard_modules, whole_state
 from stillroom.train.source import MicroBatch, Source
 from stillroom.train.state import load_state, save_state, trainable
 
@@ -33,6 +37,7 @@ __all__ = ["STATE_FILE", "Loss", "Objective", "TrainSummary", "make_optimizer", 
 STATE_FILE = "train-state.pt"
 
 B = TypeVar("B", bound=MicroBatch)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +80,11 @@ def train(
     name: str = "train",
     on_step: Callable[[int, nn.Module], None] | None = None,
     beside: nn.Module | None = None,
+    ranks: Ranks | None = None,
 ) -> TrainSummary:
     """Train the parameters of ``model`` that require a gradient, in place.
+
+    Sharded over several processes, the model stays so: ``export_tensors`` gathers it.
 
     Args:
         model: In memory, in float32; on the device it shall be trained on.
@@ -88,9 +96,11 @@ def train(
         seed: Of the random draws within the model.
         name: Of the phase; a job that trains twice names the second one, whose state and metrics
             then stand under that name.
-        on_step: Called on the main rank after each step with the number of finished steps. A
-            resumed run calls it again for steps after the saved state.
+        on_step: Called on every rank after each step with the number of finished steps, so that
+            all can gather a sharded model. A resumed run calls it again for steps after the saved
+            state.
         beside: Trained and saved with the model, but no part of it: projectors of a loss.
+        ranks: The group of processes, where the caller has joined it; None joins it here.
 
     Raises:
         DataError: If a loss or gradient is not finite, or the saved state is of another run.
@@ -103,9 +113,10 @@ def train(
             expected="at least one record with a position that bears loss",
             next="check the records, their split and max_tokens",
         )
-    with Ranks() as ranks, steady_torch(settings, model) as precision:
+    group = contextlib.nullcontext(ranks) if ranks is not None else Ranks()
+    with group as joined, steady_torch(settings, model) as precision:
         modules = (model,) if beside is None else (model, beside)
-        run = _Run(modules, source, objective, settings, job, seed, ranks, precision, name)
+        run = _Run(modules, source, objective, settings, job, seed, joined, precision, name)
         return run.run(on_step)
 
 
@@ -130,6 +141,9 @@ class _Run(Generic[B]):
         self.settings, self.job, self.seed, self.ranks = settings, job, seed, ranks
         self.precision, self.device = precision, next(self.model.parameters()).device
         self.steps = settings.count_steps(len(source))
+        self.shards = None
+        if settings.sharding == "fsdp" and ranks.count > 1:
+            self.shards = shard_modules(modules, ranks.count)
         self.parameters = [value for _, value in trainable(modules)]
         self.optimizer = make_optimizer(self.parameters, settings)
         file = STATE_FILE if name == "train" else f"{name}-{STATE_FILE}"
@@ -147,9 +161,10 @@ class _Run(Generic[B]):
             for step in range(done, self.steps):
                 self._check_cancelled(step)
                 self._step(step, progress)
-                if on_step is not None and self.ranks.is_main:
+                if on_step is not None:
                     on_step(step + 1, self.model)
-                if time.monotonic() - saved >= self.settings.save_every_s:
+                    self.ranks.wait()
+                if self._is_due(time.monotonic() - saved):
                     self._save(step + 1)
                     saved = time.monotonic()
         if self.steps > done:
@@ -174,7 +189,8 @@ class _Run(Generic[B]):
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(self.settings, step, self.steps)
         sums, tokens = self._accumulate(step, plan, max(positions, 1))
-        self.ranks.sum_gradients(self.parameters)
+        if self.shards is None:
+            self.ranks.sum_gradients(self.parameters)
         norm = self._clip(step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -188,31 +204,78 @@ class _Run(Generic[B]):
         """Add up the gradients of a step; return mean loss, mean parts and tokens of all ranks."""
         sums = {"loss": 0.0}
         tokens = 0
-        trouble: DataError | None = None
-        for group in plan[self.ranks.rank :: self.ranks.count]:
-            batch = self.source.load(group)
-            with body_precision(self.precision, self.device):
-                loss = self.objective(self.model, batch)
-            value = float(loss.total.detach()) / positions
-            if not math.isfinite(value):
-                trouble = _not_finite("loss", step, batch)
-                break
-            (loss.total / positions).backward()  # type: ignore[no-untyped-call]
-            sums["loss"] += value
-            for name, part in loss.parts.items():
-                sums[name] = sums.get(name, 0.0) + part / positions
-            tokens += batch.tokens
-        every = self.ranks.gather((sums, tokens, trouble))
-        if any(problem for _, _, problem in every):
-            self.ranks.wait()  # none leaves while another still reads from it
-            raise next(problem for _, _, problem in every if problem)
-        names = dict.fromkeys(name for part, _, _ in every for name in part)
-        totals = {name: sum(part.get(name, 0.0) for part, _, _ in every) for name in names}
-        return totals, sum(count for _, count, _ in every)
+        trouble: StillroomError | None = None
+        try:
+            for group, counts in self._share_of(plan):
+                batch = self._agreed(partial(self.source.load, group))
+                loss = self._agreed(partial(self._forward, step, batch, positions))
+                self._backward(loss.total, positions, counts=counts)
+                if counts:
+                    sums["loss"] += float(loss.total.detach()) / positions
+                    for name, part in loss.parts.items():
+                        sums[name] = sums.get(name, 0.0) + part / positions
+                    tokens += batch.tokens
+        except StillroomError as error:
+            trouble = error
+        self.ranks.share(trouble)
+        every = self.ranks.gather((sums, tokens))
+        names = dict.fromkeys(name for part, _ in every for name in part)
+        totals = {name: sum(part.get(name, 0.0) for part, _ in every) for name in names}
+        return totals, sum(count for _, count in every)
+
+    def _share_of(self, plan: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], bool]]:
+        """Yield this rank's micro-batches, and whether each counts.
+
+        Ranks that gather weights together must run as many: one that has fewer runs another's again
+        and counts it not.
+        """
+        own = plan[self.ranks.rank :: self.ranks.count]
+        yield from ((group, True) for group in own)
+        if self.shards is not None:
+            most = -(-len(plan) // self.ranks.count)
+            yield from ((plan[0], False) for _ in range(most - len(own)))
+
+    def _agreed(self, work: Callable[[], T]) -> T:
+        """Return ``work()``; where ranks gather weights together, one's error is every rank's."""
+        if self.shards is None:
+            return work()
+        found, trouble = None, None
+        try:
+            found = work()
+        except StillroomError as error:
+            trouble = error
+        self.ranks.share(trouble)
+        return cast("T", found)
+
+    def _forward(self, step: int, batch: B, positions: int) -> Loss:
+        """Return the loss of a micro-batch, with a graph.
+
+        Raises:
+            DataError: If it is not finite.
+        """
+        found: list[Loss] = []
+
+        def run() -> Tensor:
+            found.append(self.objective(self.model, batch))
+            return found[0].total
+
+        with body_precision(self.precision, self.device):
+            total = run() if self.shards is None else self.shards(run)
+        if not math.isfinite(float(total.detach()) / positions):
+            raise _not_finite("loss", step, batch)
+        return Loss(total, found[0].parts)
+
+    def _backward(self, total: Tensor, positions: int, *, counts: bool) -> None:
+        """Add the gradient of a micro-batch's share of the step's loss."""
+        if self.shards is None:
+            share = total / positions
+        else:  # sharded gradients are averaged over ranks; ours are sums
+            share = total * (self.ranks.count * counts / positions)
+        share.backward()  # type: ignore[no-untyped-call]
 
     def _clip(self, step: int) -> float:
         limit = self.settings.max_grad_norm or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
+        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, limit)))
         if not math.isfinite(norm):
             raise _not_finite("gradient", step, None)
         return norm
@@ -248,17 +311,25 @@ class _Run(Generic[B]):
             stopped = error
         if any(self.ranks.gather(stopped is not None)):
             self._save(step)
+            self.ranks.wait()
             raise stopped or Cancelled(
                 "another rank was stopped at a safe point",
                 code="job.cancelled",
                 next="run the same command again with --resume",
             )
 
+    def _is_due(self, seconds: float) -> bool:
+        """Return whether to save the state; where all gather it, by the main rank's clock."""
+        due = seconds >= self.settings.save_every_s
+        return due if self.shards is None else self.ranks.gather(due)[0]
+
     def _save(self, step: int) -> None:
+        if self.shards is None and not self.ranks.is_main:
+            return
+        weights = {name: whole(value.detach()) for name, value in trainable(self.modules)}
+        moments = whole_state(self.optimizer.state_dict())
         if self.ranks.is_main:
-            save_state(
-                self.state_path, self.identity, step, self.modules, self.optimizer, self.totals
-            )
+            save_state(self.state_path, self.identity, step, weights, moments, self.totals)
 
 
 def make_optimizer(

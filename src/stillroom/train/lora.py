@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stillroom.errors import MissingExtraError
 from stillroom.train.settings import LoraSettings
 
-__all__ = ["add_lora", "export_tensors", "plain_model"]
+__all__ = ["add_lora", "export_tensors", "plain_model", "whole"]
 
 
 def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> nn.Module:
@@ -55,18 +55,28 @@ def plain_model(model: nn.Module) -> nn.Module:
 
 
 def export_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the model's weights by name, tied ones once, low-rank additions merged into copies."""
+    """Yield the model's weights by name, tied ones once, low-rank additions merged into copies.
+
+    Where the model is sharded, its tensors are gathered one by one, and every rank must go through
+    all of them.
+    """
     for name, parameter in plain_model(model).named_parameters():
         if ".lora_" in name:
             continue
-        tensor = parameter.detach()
+        tensor = whole(parameter.detach())
         if ".base_layer." in name:
             owner, _, leaf = name.partition(".base_layer.")
             layer = plain_model(model).get_submodule(owner)
             name = f"{owner}.{leaf}"
             if leaf == "weight":
-                tensor = tensor + _addition(layer).to(tensor.dtype)
+                tensor = tensor + whole(_addition(layer)).to(tensor.dtype)
         yield name, tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor as it is, or gathered where each rank holds a part of it."""
+    gather = getattr(tensor, "full_tensor", None)
+    return cast("Tensor", gather()) if callable(gather) else tensor
 
 
 @torch.no_grad()

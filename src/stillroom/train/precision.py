@@ -27,9 +27,13 @@ def choose_precision(setting: str, device: torch.device) -> str:
 
 @contextlib.contextmanager
 def fixed_threads(threads: int) -> Iterator[None]:
-    """Within the body torch computes with so many CPU threads; 0 is one for every core."""
+    """Within the body torch computes with so many CPU threads.
+
+    0 is one for every core, shared among the processes of a launcher on this machine.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    neighbors = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // neighbors))
     try:
         yield
     finally:

@@ -70,10 +70,16 @@ class TrainSettings(BaseModel):
     lora: LoraSettings | None = Field(
         default=None, description="train low-rank additions only; null trains all weights"
     )
+    sharding: Literal["none", "fsdp"] = Field(
+        default="none",
+        description="with several processes: none keeps a whole student in each; fsdp keeps a part "
+        "of its weights, gradients and moments in each, and gathers a layer while it is used",
+    )
     threads: int = Field(
         default=0,
         ge=0,
-        description="CPU threads; 0 takes every core; another number may change last bits",
+        description="CPU threads of a process; 0 takes every core, or its share where several run; "
+        "another number may change last bits",
     )
     save_every_s: float = Field(
         default=120.0,

@@ -7,15 +7,16 @@ Schedule, data order and random draws are functions of the step and the seed, so
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import atomic_write
+from stillroom.train.sharding import like_parameter
 
 __all__ = ["load_state", "save_state", "trainable"]
 
@@ -24,19 +25,27 @@ def save_state(
     path: Path,
     identity: str,
     step: int,
-    modules: Sequence[nn.Module],
-    optimizer: torch.optim.Optimizer,
+    weights: Mapping[str, Tensor],
+    moments: Mapping[str, Any],
     totals: dict[str, float],
 ) -> None:
-    """Write the state after ``step`` finished steps; a kill while writing keeps the old one."""
-    weights = {name: value.detach() for name, value in trainable(modules)}
+    """Write the state after ``step`` finished steps; a kill while writing keeps the old one.
+
+    Args:
+        path: Where to.
+        identity: Of settings and data.
+        step: How many are finished.
+        weights: What is trained, by the names of ``trainable``.
+        moments: The optimizer's ``state_dict``.
+        totals: Running totals.
+    """
     with atomic_write(path, "wb") as file:
         torch.save(
             {
                 "identity": identity,
                 "step": step,
-                "weights": weights,
-                "optimizer": optimizer.state_dict(),
+                "weights": dict(weights),
+                "optimizer": dict(moments),
                 "totals": totals,
             },
             file,
@@ -78,7 +87,11 @@ def load_state(
         )
     with torch.no_grad():
         for name, value in own.items():
-            value.copy_(state["weights"][name])
+            value.copy_(like_parameter(state["weights"][name], value))
+    ordered = [value for group in optimizer.param_groups for value in group["params"]]
+    for number, moments in state["optimizer"]["state"].items():
+        for name, value in moments.items():
+            moments[name] = like_parameter(value, ordered[number])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"]), dict(state["totals"])
 

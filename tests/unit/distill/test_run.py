@@ -8,9 +8,11 @@ from stillroom.distill.fidelity import Fidelity, measure_fidelity
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.run import estimate, run
 from stillroom.distill.teacher import Teacher, common_rows
-from stillroom.errors import CheckpointError, DataError
+from stillroom.errors import CheckpointError, DataError, RecipeError
+from stillroom.flow import run_recipe
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm
+from stillroom.recipes import parse_recipe
 from stillroom.records import Message, Record, write_records
 from stillroom.testing import tiny_checkpoint
 
@@ -204,3 +206,29 @@ def test_estimates_before_anything_is_loaded(make_recipe):
     absent = DistillRecipe(teacher="hub:org/name", records="nowhere.jsonl")
     assert estimate(absent).memory_bytes > 1_000_000_000
     assert "135M" in estimate(absent).basis
+
+
+def test_what_one_process_does_is_refused_to_several(make_recipe, do, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    student = tiny_checkpoint(tmp_path / "student", layers=1, seed=5)
+    fields = {"student": str(student), "targets": {}, "crossing": "chunk_likelihood"}
+    with pytest.raises(RecipeError, match="across tokenizers") as caught:
+        do(make_recipe(**fields))
+    assert caught.value.code == "job.one-process"
+    merge = parse_recipe(
+        f"version: 1\nkind: merge\nmethod: linear\n"
+        f"models: [{{checkpoint: {student}}}, {{checkpoint: {student}}}]\n",
+        "test",
+    )
+    with pytest.raises(RecipeError, match="2 were started"):
+        run_recipe(merge, tmp_path / "merged")
+
+
+def test_rollouts_and_shares_of_a_student_exclude_each_other(make_recipe):
+    with pytest.raises(ValueError, match=r"train\.sharding"):
+        make_recipe(
+            targets={"mode": "dense"},
+            rollouts="on_policy",
+            train={**FAST, "sharding": "fsdp"},
+        )

@@ -1,0 +1,209 @@
+"""Two processes distill the student of one: the same curve, the same weights, no deadlock."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stillroom.flow import run_recipe
+from stillroom.provenance import read_artifact
+from stillroom.recipes import load_recipe
+from stillroom.records import Message, Record, write_records
+from stillroom.testing import tiny_checkpoint
+
+TRAIN = {
+    "steps": 6,
+    "batch_size": 5,
+    "micro_tokens": 40,
+    "threads": 1,
+    "precision": "float32",
+    "learning_rate": 3e-3,
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "dense": {"targets": {"mode": "dense"}},
+    "cached": {"targets": {"k": 16}},
+    "features": {
+        "targets": {"mode": "dense"},
+        "method": {"name": "forward_kl", "kd_weight": 0.0},
+        "features": ["hidden_state", "attention", "relation"],
+    },
+    "rollouts": {
+        "targets": {"mode": "dense"},
+        "include_prompt": False,
+        "rollouts": {"name": "on_policy", "max_new_tokens": 8},
+    },
+    "lora": {"targets": {"mode": "dense"}, "train": {**TRAIN, "lora": {"rank": 4}}},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("ranks")
+    tiny_checkpoint(root / "teacher", layers=3)
+    tiny_checkpoint(root / "untied", layers=3, tie=False)
+    records = [
+        Record(
+            (Message("user", f"Question {n}?"), Message("assistant", f"Answer {n}, a still." * 2)),
+            {"split": "held_out" if n % 5 == 0 else "train"},
+        )
+        for n in range(15)
+    ]
+    write_records(root / "records.jsonl", records)
+    return root
+
+
+def write_recipe(folder: Path, out: Path, fields: dict[str, Any]) -> Path:
+    recipe = folder / f"{out.name}.yaml"
+    recipe.write_text(
+        json.dumps(
+            {
+                "version": 1,
+                "kind": "distill",
+                "teacher": str(folder / "teacher"),
+                "records": str(folder / "records.jsonl"),
+                "student": {"max_parameters": 0.9, "choose": "even"},
+                "candidates": 1,
+                "fidelity": {"control": out.name == "controlled", "speed": False},
+                "train": TRAIN,
+                **fields,
+            }
+        )
+    )
+    return recipe
+
+
+def start(
+    folder: Path, out: Path, fields: dict[str, Any], ranks: int, *more: str
+) -> list[subprocess.Popen[str]]:
+    recipe = write_recipe(folder, out, fields)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "stillroom", "run", str(recipe), "--out", str(out), *more]
+    running = []
+    for rank in range(ranks):
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        if ranks > 1:
+            env |= {
+                "WORLD_SIZE": str(ranks),
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "LOCAL_WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+        running.append(
+            subprocess.Popen(
+                command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+    return running
+
+
+def finish(running: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+    told = [process.communicate(timeout=120) for process in running]
+    return [
+        (process.returncode, out + err) for process, (out, err) in zip(running, told, strict=True)
+    ]
+
+
+def curve(out: Path, name: str = "loss") -> list[float]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["value"] for line in lines if line["name"] == name]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "output" / "model.safetensors")
+
+
+def check_same(one: Path, two: Path) -> None:
+    for name in ("loss", "grad_norm"):
+        wanted = curve(one, name)
+        assert len(wanted) == 6
+        assert curve(two, name) == pytest.approx(wanted, rel=2e-4)
+    left, right = weights(one), weights(two)
+    assert set(left) == set(right)
+    for name, tensor in left.items():
+        torch.testing.assert_close(right[name], tensor, rtol=0, atol=2e-4)
+    assert read_artifact(two).details["train"]["ranks"] == 2
+    assert read_artifact(two).details["fidelity"]["measured"] == 3
+    assert (two / "output" / "candidates" / "000006" / "model.safetensors").is_file()
+
+
+def alone(folder: Path, out: Path, fields: dict[str, Any]) -> None:
+    """Do the same job in this process, whole in one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run_recipe(load_recipe(write_recipe(folder, out, fields)), out)
+    torch.set_num_threads(before)
+
+
+def sharded(fields: dict[str, Any]) -> dict[str, Any]:
+    return {**fields, "train": {**fields.get("train", TRAIN), "sharding": "fsdp"}}
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "way",
+    ["features", pytest.param("lora", marks=SLOW), pytest.param("checkpointed", marks=SLOW)],
+)
+def test_two_processes_with_a_share_of_the_weights_each_make_it_too(
+    folder: Path, tmp_path: Path, way: str
+) -> None:
+    fields = {**WAYS.get(way, WAYS["dense"]), "out": {"dtype": "float32"}}
+    if way == "checkpointed":
+        fields["train"] = {**TRAIN, "gradient_checkpointing": True}
+        fields["teacher"] = str(folder / "untied")
+    alone(folder, tmp_path / "one", fields)
+    two = finish(start(folder, tmp_path / "two", sharded(fields), 2))
+    assert [code for code, _ in two] == [0, 0], two[0][1] + two[1][1]
+    check_same(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=SLOW if way in {"dense", "rollouts"} else ()) for way in WAYS]
+)
+def test_two_processes_make_the_student_of_one(folder: Path, tmp_path: Path, way: str) -> None:
+    fields = {**WAYS[way], "out": {"dtype": "float32"}}
+    alone(folder, tmp_path / "one", fields)
+    two = finish(start(folder, tmp_path / "two", fields, 2))
+    assert [code for code, _ in two] == [0, 0], two[0][1] + two[1][1]
+    assert two[1][1] == ""  # the first process tells
+    check_same(tmp_path / "one", tmp_path / "two")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_other_and_both_resume_to_the_same_bytes(
+    folder: Path, tmp_path: Path
+) -> None:
+    train = {**TRAIN, "steps": 15, "save_every_s": 0.05, "sharding": "fsdp"}
+    fields = {**WAYS["features"], "train": train}
+    whole = finish(start(folder, tmp_path / "whole", fields, 2))
+    assert [code for code, _ in whole] == [0, 0], whole[0][1]
+    main, other = start(folder, tmp_path / "killed", fields, 2)
+    told = tmp_path / ".killed.partial" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and main.poll() is None:
+        if told.is_file() and told.stat().st_size > 400:
+            break
+        time.sleep(0.005)
+    main.send_signal(signal.SIGKILL)
+    (code, _), _ = finish([other, main])
+    assert code != 0  # it does not wait for one that is gone
+    assert not (tmp_path / "killed").exists()
+    again = finish(start(folder, tmp_path / "killed", fields, 2, "--resume"))
+    assert [code for code, _ in again] == [0, 0], again[0][1] + again[1][1]
+    digests = {read_artifact(tmp_path / name).digest for name in ("whole", "killed")}
+    assert len(digests) == 1
