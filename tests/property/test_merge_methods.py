@@ -1,5 +1,8 @@
 """What merging must hold for any tensors: identities, order, scale, blocks, exact shares."""
 
+import tracemalloc
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,8 +11,8 @@ from hypothesis.extra import numpy as arrays
 
 from stillroom.merge.arithmetic import keep_random
 from stillroom.merge.blocks import ArrayBlocks, merge_arrays
-from stillroom.merge.method import METHODS, Assembly, Place
-from stillroom.merge.trim import find_cuts, trim
+from stillroom.merge.method import METHODS, Assembly, Block, Place
+from stillroom.merge.trim import find_cuts, is_kept, trim
 
 FEW = settings(max_examples=60, deadline=None)
 NUMBERS = st.floats(-8, 8, width=32, allow_subnormal=False)
@@ -244,3 +247,59 @@ def test_a_random_mask_keeps_the_share_it_should_and_differs_by_seed_tensor_and_
     assert all(abs(mask.mean() - 0.3) < 4 * sigma for mask in masks)
     together = [np.mean(a & b) for i, a in enumerate(masks) for b in masks[:i]]
     assert all(abs(share - 0.09) < 4.5 * (0.09 * 0.91 / 200_000) ** 0.5 for share in together)
+
+
+class _Made:
+    """A large tensor whose blocks are made when they are read, so that nothing holds it whole."""
+
+    def __init__(self, make, rows=16, width=8192, blocks=128):
+        self.make, self.rows, self.width, self.count = make, rows, width, blocks
+        self.at = Place("w", (rows * blocks, width), ("a",), (1.0,))
+        self.size = rows * blocks * width
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, number):
+        if number >= self.count:
+            raise IndexError(number)
+        at = replace(self.at, offset=number * self.rows * self.width)
+        return Block(None, (self.make(number, (self.rows, self.width)),), at)
+
+    def each(self, reduce):
+        return [reduce(self[number]) for number in range(self.count)]
+
+
+def _draw_block(number, shape):
+    return np.random.default_rng(number).standard_normal(shape, np.float32)
+
+
+MISLEADING = {
+    "constant": lambda number, shape: np.full(shape, 0.5, np.float32),
+    # Blocks that the sample does not read hold other numbers than those that it reads.
+    "hidden": lambda number, shape: _draw_block(number, shape) * (0.0 if number % 2 == 0 else 1),
+}
+
+
+@pytest.mark.parametrize("kind", MISLEADING)
+def test_a_sample_that_misleads_holds_no_tensor_in_memory(kind):
+    tensor = _Made(MISLEADING[kind])
+    tracemalloc.start()
+    (cut,) = find_cuts([tensor], lambda block: [block.parents[0]], [0.3])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    kept = sum(is_kept(block.parents[0], cut, block.at).sum() for block in tensor)
+    assert kept == int(0.3 * tensor.size)
+    assert peak < 40e6  # the tensor's magnitudes alone would be 67 MB
+
+
+def test_threads_that_come_in_any_order_find_the_same_cut():
+    made = _Made(lambda number, shape: _draw_block(number, shape).round(2), 2, 64, 900)
+    shuffled = _Made(made.make, 2, 64, 900)
+    order = np.random.default_rng(0).permutation(900)
+    shuffled.each = lambda reduce: [reduce(shuffled[number]) for number in order]
+    for density in (0.001, 0.2, 0.5, 0.9):
+        found = [
+            find_cuts([each], lambda b: [b.parents[0]], [density]) for each in (made, shuffled)
+        ]
+        assert found[0] == found[1]

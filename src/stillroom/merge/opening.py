@@ -20,7 +20,16 @@ def open_merge(recipe: MergeRecipe, say: Callable[[str], None] | None = None) ->
         CheckpointError: If a source is missing or broken, or has no checkpoints along its run.
     """
     base, parents = open_sources(recipe, say)
-    return Merge(recipe.method, base, parents, rules_of(recipe), recipe.seed, device=recipe.device)
+    return Merge(
+        recipe.method,
+        base,
+        parents,
+        rules_of(recipe),
+        recipe.seed,
+        threads=recipe.threads,
+        device=recipe.device,
+        chat_template=recipe.chat_template,
+    )
 
 
 def retune_merge(merge: Merge, recipe: MergeRecipe) -> Merge:

@@ -3,7 +3,7 @@
 Exact and in bounded memory. A sample of the blocks says between which magnitudes the threshold must
 lie; one walk counts what is above and gathers the few in between, from which the threshold is
 selected, and with it the element at which equal magnitudes stop being kept. Where too many lie in
-between they are tallied and walked again; where the sample misled, everything is.
+between they are tallied and walked again; where the sample misled, everything is, bin by bin.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from threading import Lock
 from typing import TypeAlias
 
 import numpy as np
@@ -177,8 +178,9 @@ def length_factors(
 class _Search:
     """The search for one vector's cut: it lies within ``low`` and ``high``.
 
-    What a walk finds between them waits in ``parts``, (tensor, block, magnitudes over ``low``). If
-    little does, the threshold is selected from it; if much, it is tallied and walked once more.
+    What a walk finds between them waits in ``parts``, (tensor, offset of the block, magnitudes over
+    ``low``). If little does, the threshold is selected from it; if much, it is tallied as it comes,
+    so that no more than ``_BINS`` and a block of each thread's ever wait, and walked once more.
     """
 
     wanted: int
@@ -218,10 +220,12 @@ class _Search:
         bits -= np.int32(self.low)  # below the bounds wraps around to what is far above
         return above, bits[bits.view(np.uint32) <= np.uint32(self.high - self.low)]
 
-    def take(self, tensor: int, block: int, above: int, inside: Array) -> None:
+    def take(self, tensor: int, offset: int, above: int, inside: Array) -> None:
         self.above += above
         self.waiting += len(inside)
-        self.parts.append((tensor, block, inside))
+        self.parts.append((tensor, offset, inside))
+        if self.waiting > _BINS:
+            self.add_up()
 
     def add_up(self) -> None:
         """Tally what waits."""
@@ -263,11 +267,13 @@ class _Search:
         found = np.partition(values, self.waiting - rank)[self.waiting - rank]
         self.ties = rank - int(np.count_nonzero(values > found))
         self.low = self.high = self.low + int(found)
-        left = self.ties
-        for tensor, block, inside in self.parts:
+        left, number, last = self.ties, -1, -1
+        # Threads may have come in any order; every block has left a part, be it empty.
+        for tensor, _, inside in sorted(self.parts, key=lambda part: part[:2]):
+            number, last = (number + 1 if tensor == last else 0), tensor
             ties = int(np.count_nonzero(inside == found))
             if ties >= left:
-                self.spot, self.ties = (tensor, block), left
+                self.spot, self.ties = (tensor, number), left
                 break
             left -= ties
         self.parts = []
@@ -321,17 +327,17 @@ def _walk(
     for search in going:
         search.begin()
 
-    def reduce(block: Block) -> list[tuple[int, Array]]:
+    lock = Lock()
+
+    def reduce(block: Block, number: int) -> None:
         vectors = zip(searches, vectors_of(block), strict=True)
-        return [s.sift(magnitude_bits(vector)) for s, vector in vectors if not s.is_done]
+        found = [s.sift(magnitude_bits(vector)) for s, vector in vectors if not s.is_done]
+        with lock:  # counts are whole numbers: the order in which threads come changes none
+            for search, (above, inside) in zip(going, found, strict=True):
+                search.take(number, block.at.offset, above, inside)
 
     for number, tensor in enumerate(tensors):
-        for index, part in enumerate(tensor.each(reduce)):
-            for search, (above, inside) in zip(going, part, strict=True):
-                search.take(number, index, above, inside)
-        for search in going:
-            if search.waiting > _BINS:
-                search.add_up()
+        tensor.each(partial(reduce, number=number))
     for search in going:
         search.end()
 

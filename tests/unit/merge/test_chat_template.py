@@ -6,6 +6,8 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.errors import RecipeError
 from stillroom.merge import METHODS
 from stillroom.merge.chat_template import read_chat_template
+from stillroom.merge.opening import open_merge
+from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.sources import Source
 from stillroom.merge.stream import Merge
 
@@ -40,3 +42,20 @@ def test_an_unknown_name_is_told_and_nothing_is_left(family, tmp_path):
         merge_with("no such", family[1], tmp_path / "out")
     assert caught.value.code == "merge.chat-template"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_sets_the_template_and_the_threads(family, tmp_path):
+    base, tunes = family
+    recipe = MergeRecipe.model_validate(
+        {
+            "method": "task_arithmetic",
+            "base": str(base),
+            "models": [{"checkpoint": str(path)} for path in tunes],
+            "chat_template": "chatml",
+            "threads": 3,
+        }
+    )
+    merge = open_merge(recipe)
+    assert merge.threads == 3
+    merge.write(tmp_path / "out")
+    assert "<|im_start|>" in read_chat_template(tmp_path / "out")
