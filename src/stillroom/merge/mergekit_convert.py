@@ -10,6 +10,7 @@ from typing import Any
 from stillroom.errors import Problem
 from stillroom.merge.mergekit_methods import METHODS_OF_MERGEKIT, PARAMETERS, Parameter
 from stillroom.merge.mergekit_models import Model, ModelReader
+from stillroom.merge.mergekit_modules import REST, has_main_layers, patterns_of
 from stillroom.merge.mergekit_moe import MoeReader, is_mixture
 from stillroom.merge.mergekit_problems import Reporter
 from stillroom.merge.mergekit_tokenizer import TokenizerReader
@@ -24,6 +25,7 @@ _KEYS = (
     "merge_method",
     "models",
     "slices",
+    "modules",
     "base_model",
     "parameters",
     "dtype",
@@ -59,11 +61,17 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _Part:
-    """Models that are merged: all there are, or those of one slice."""
+    """Models that are merged: all there are, or those of one slice or module."""
 
     entries: tuple[_Entry, ...]
     parameters: Mapping[str, Values]
     path: Path
+    module: str = ""
+
+    @property
+    def is_sliced(self) -> bool:
+        """Whether it is some layers."""
+        return any(entry.layers for entry in self.entries)
 
 
 class Converter:
@@ -141,7 +149,7 @@ class _Document:
                 self.report.refuse_key(here, key, _KEYS, "put it under 'parameters'")
             else:
                 kept[key] = value
-        self.report.check_keys(self.path, kept, _KEYS, {"modules": "one set of models or slices"})
+        self.report.check_keys(self.path, kept, _KEYS)
 
     # What stands in the file.
 
@@ -154,9 +162,13 @@ class _Document:
 
     def read_parts(self) -> list[_Part]:
         models, slices = self.data.get("models"), self.data.get("slices")
-        if (models is None) == (slices is None):
-            self.report.refuse(self.path, "needs either models or slices", "one of the two")
+        modules = self.data.get("modules")
+        if sum(each is not None for each in (models, slices, modules)) != 1:
+            what = "needs either models, slices or modules"
+            self.report.refuse(self.path, what, "one of the three")
             return []
+        if modules is not None:
+            return self.read_modules(modules)
         key, listed = ("models", models) if models is not None else ("slices", slices)
         if not isinstance(listed, list) or not listed:
             self.report.refuse(
@@ -166,6 +178,46 @@ class _Document:
         if key == "models":
             return [_Part(self.read_entries(self.at(key), listed, "model"), {}, self.at(key))]
         return [self.read_slice(self.at(key, number), part) for number, part in enumerate(listed)]
+
+    def read_modules(self, modules: Any) -> list[_Part]:
+        """Return the parts of all modules; one of them may have slices."""
+        if not isinstance(modules, dict) or not modules:
+            self.report.refuse(
+                self.at("modules"),
+                f"cannot be {modules!r:.40}",
+                "modules by name, each with models",
+            )
+            return []
+        found = [
+            part
+            for name, data in modules.items()
+            for part in self.read_module(self.at("modules", name), name, data)
+        ]
+        if len({part.module for part in found if part.is_sliced}) > 1:
+            self.report.refuse(self.at("modules"), "has slices of several modules", "of one only")
+        return found
+
+    def read_module(self, path: Path, name: str, data: Any) -> list[_Part]:
+        if not isinstance(data, dict) or ("models" in data) == ("slices" in data):
+            self.report.refuse(path, "needs either models or slices", "one of the two")
+            return []
+        self.report.check_keys(path, data, ("models", "slices", "parameters"))
+        shared = self.read_parameters((*path, "parameters"), data.get("parameters"))
+        key = "models" if "models" in data else "slices"
+        listed = data[key]
+        if not isinstance(listed, list) or not listed:
+            self.report.refuse((*path, key), f"cannot be {listed!r:.40}", "a list with something")
+            return []
+        if key == "models":
+            entries = self.read_entries((*path, key), listed, "model")
+            return [_Part(entries, shared, (*path, key), name)]
+        if not has_main_layers(name):
+            self.report.refuse((*path, key), "cannot be stacked", "slices of the text decoder only")
+            return []
+        read = [self.read_slice((*path, key, at), part) for at, part in enumerate(listed)]
+        return [
+            replace(part, module=name, parameters=_join(part.parameters, shared)) for part in read
+        ]
 
     def read_slice(self, path: Path, data: Any) -> _Part:
         listed = data.get("sources") if isinstance(data, dict) else None
@@ -285,18 +337,18 @@ class _Document:
         joined = dict(part.entries[0].parameters)
         for key, values in part.parameters.items():
             joined[key] = joined.get(key, Values()).before(values)
-        return _Part((replace(part.entries[0], parameters={}),), joined, part.path)
+        return replace(part, entries=(replace(part.entries[0], parameters={}),), parameters=joined)
 
     def assemble(self, parts: list[_Part]) -> dict[str, Any]:
-        has_slices = self.data.get("slices") is not None
         listed = dict.fromkeys(entry.model for part in parts for entry in part.entries)
         models = [model for model in listed if not (self.has_own_base and model == self.base)]
         entries = [model.to_entry() for model in models]
         vary = self.set_shared(parts)
-        stacked = []
-        if has_slices:
-            stacked = [self.stack(part, models) for part in parts]
-        else:
+        stacked = [self.stack(part, models) for part in parts if part.is_sliced]
+        grouped: list[dict[str, Any]] = []
+        if self.data.get("modules") is not None:
+            grouped = self.group(parts, models)
+        elif not stacked:
             vary += self.set_own(parts[0], models, entries)
         recipe: dict[str, Any] = {"version": 1, "kind": "merge"}
         recipe["method"] = {"name": self.method, **self.settings}
@@ -309,9 +361,10 @@ class _Document:
                 )
         recipe |= {"models": entries, "compat": "mergekit"}
         recipe |= self.read_types()
-        for key, value in (("vary", vary), ("slices", stacked)):
+        for key, value in (("vary", vary), ("slices", stacked), ("parts", grouped)):
             if value:
                 recipe[key] = value
+        recipe |= self.leave_out(parts)
         tokenizer = TokenizerReader(
             self.report, self.reader, self.path, self.data, tuple(models), self.base
         )
@@ -358,6 +411,36 @@ class _Document:
             conditions = part.parameters.get(key, Values()).conditions
             vary += [each.to_variation(parameter.ours) for each in conditions]
         return {"models": sources, **({"vary": vary} if vary else {})}
+
+    def group(self, parts: Sequence[_Part], models: Sequence[Model]) -> list[dict[str, Any]]:
+        """Return our parts of a recipe, what takes the rest last."""
+        found = []
+        for part in parts:
+            if part.is_sliced:
+                continue
+            numbers = [models.index(entry.model) for entry in part.entries if entry.model in models]
+            if len(set(numbers)) < len(numbers):
+                self.report.refuse(part.path, "lists a model twice", "every model once")
+            vary = []
+            for entry in part.entries:
+                for setting, values, default in self.find_own(entry, part):
+                    if values.scalar is None or values.scalar != default:
+                        at = models.index(entry.model)
+                        vary += [each.to_variation(setting, at) for each in values.conditions]
+            for key, parameter in self.shared():
+                conditions = part.parameters.get(key, Values()).conditions
+                vary += [each.to_variation(parameter.ours) for each in conditions]
+            made = {"tensors": list(patterns_of(part.module)), "models": numbers}
+            found.append(made | ({"vary": vary} if vary else {}))
+        return sorted(found, key=lambda made: made["tensors"] == list(REST))
+
+    def leave_out(self, parts: Sequence[_Part]) -> dict[str, Any]:
+        """Return what keeps unnamed modules unmerged: mergekit would write none of theirs."""
+        named = [pattern for part in parts if part.module for pattern in patterns_of(part.module)]
+        if not named or set(REST) <= set(named) or any(part.is_sliced for part in parts):
+            return {}
+        self.report.note(self.at("modules"), "leaves modules out: their tensors are copied")
+        return {"include": list(dict.fromkeys(named))}
 
     def set_own(
         self, part: _Part, models: Sequence[Model], entries: list[dict[str, Any]]
@@ -411,7 +494,7 @@ class _Document:
                 self.settings[parameter.ours] = parameter.default
         for key, parameter in self.shared():
             top = self.top.get(key, Values())
-            if not self.data.get("slices"):  # a passthrough's only model may set it
+            if self.data.get("models"):  # a passthrough's only model may set it
                 top = parts[0].parameters.get(key, Values()).before(top)
             top = top.before(_default_of(parameter))
             for part in parts:
@@ -492,6 +575,14 @@ class _Document:
                 suggest(name, METHODS_OF_MERGEKIT) or "choose one that mergekit 0.1.5 has",
             )
         )
+
+
+def _join(narrow: Mapping[str, Values], wide: Mapping[str, Values]) -> dict[str, Values]:
+    """Return the parameters of two levels, the narrower counting first."""
+    return {
+        key: narrow.get(key, Values()).before(wide.get(key, Values()))
+        for key in dict.fromkeys([*narrow, *wide])
+    }
 
 
 def _default_of(parameter: Parameter) -> Values:

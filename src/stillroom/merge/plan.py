@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.checkpoints.header import DTYPE_SIZES, FLOATS
 from stillroom.errors import CheckpointError, Problem, RecipeError, ShapeError
 from stillroom.merge.architecture import (
+    Stack,
     find_stacks,
     is_embedding,
     main_stack,
@@ -23,7 +24,7 @@ from stillroom.merge.architecture import (
 from stillroom.merge.arithmetic import no_base
 from stillroom.merge.compare import EMBEDDING, HEAD, check_configs, shorten_problems
 from stillroom.merge.method import Array, Assembly, MergeMethod
-from stillroom.merge.recipe import MergeRecipe, Slice
+from stillroom.merge.recipe import MergeRecipe, Slice, TensorPart
 from stillroom.merge.rules import Rules, Tuned, rules_of
 
 if TYPE_CHECKING:
@@ -205,6 +206,7 @@ class _Wanted:
     homes: tuple[Input, ...]
     layer: float | None
     part: Slice | None = None
+    group: TensorPart | None = None
 
 
 class _Planner:
@@ -261,16 +263,28 @@ class _Planner:
         """Yield every tensor in its own place."""
         stacks = find_stacks(names)
         for name in names:
-            parts = split_layer(name)
-            layer = None
-            if parts:
-                layer = parts[1] / max(stacks[parts[0]].count - 1, 1)
-            homes = tuple(
-                Input(number, home)
-                for number, source in enumerate(self.sources)
-                if (home := _home(source, name))
-            )
-            yield _Wanted(name, homes, layer)
+            layer = self._depth(name, stacks)
+            yield self._gather(name, layer)
+
+    def _depth(self, name: str, stacks: Mapping[str, Stack]) -> float | None:
+        parts = split_layer(name)
+        return parts[1] / max(stacks[parts[0]].count - 1, 1) if parts else None
+
+    def _gather(self, name: str, layer: float | None) -> _Wanted:
+        """Return a tensor with all sources that take part in it: of its part, if it has one."""
+        group = self.rules.part_of(name)
+        homes = tuple(
+            Input(number, home)
+            for number in self._members(group)
+            if (home := _home(self.sources[number], name))
+        )
+        return _Wanted(name, homes, layer, None, group)
+
+    def _members(self, group: TensorPart | None) -> list[int]:
+        """Return the numbers of a part's sources, the base always first."""
+        if group is None or group.models is None:
+            return list(range(len(self.sources)))
+        return [*range(self.shift), *(number + self.shift for number in group.models)]
 
     def _stack(
         self, names: Sequence[str], config: dict[str, Any]
@@ -291,8 +305,12 @@ class _Planner:
                 layer = place / (part.count - 1) if part.count > 1 else 1.0
                 wanted += self._stack_layer(part, number, place, prefix, len(origin), layer)
                 origin.append(part.models[0].layers[0] + place)
+        stack_of = find_stacks(names)
         around = [name for name in names if not name.startswith(prefix) or not split_layer(name)]
         for name in around:
+            if self.rules.part_of(name) is not None:
+                wanted.append(self._gather(name, self._depth(name, stack_of)))
+                continue
             part = self.rules.slices[0 if is_embedding(name) else -1]
             homes = [Input(entry.model + self.shift, name) for entry in part.models]
             homes = [home for home in homes if _home(self.sources[home.source], name)]
@@ -365,7 +383,7 @@ class _Planner:
             self._numbers(wanted, parents),
             wanted.name,
             wanted.layer,
-            wanted.part,
+            wanted.part or wanted.group,
         )
         tuned.method.check(tuned.weights)
         if self.method.needs_base and base is None and wanted.part is not None:
@@ -421,7 +439,7 @@ class _Planner:
     def _lacking(self, wanted: _Wanted) -> list[str]:
         having = {home.source for home in wanted.homes}
         if wanted.part is None:
-            expected = set(range(len(self.sources)))
+            expected = set(self._members(wanted.group))
         else:
             expected = {entry.model + self.shift for entry in wanted.part.models}
         return [self.sources[number].name for number in sorted(expected - having)]

@@ -21,12 +21,23 @@ __all__ = [
     "SelectSettings",
     "Slice",
     "SliceModel",
+    "TensorPart",
     "Variation",
     "vary_method",
 ]
 
 OWN = ("density", "epsilon", "gamma", "residual_scale")
-_OF_BLOCKS = ("vary", "slices", "select", "search", "tokenizer", "include", "exclude", "rest")
+_OF_BLOCKS = (
+    "vary",
+    "slices",
+    "parts",
+    "select",
+    "search",
+    "tokenizer",
+    "include",
+    "exclude",
+    "rest",
+)
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -138,6 +149,27 @@ class Slice(Settings):
         return stop - start
 
 
+class TensorPart(Settings):
+    """Which models take part in some tensors, as those of a vision tower."""
+
+    tensors: tuple[str, ...] = Field(
+        min_length=1, description="which tensors, as name patterns with * and ?"
+    )
+    models: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None,
+        min_length=1,
+        description="whose are merged there, as numbers in 'models' from 0, and the base's; "
+        "default all",
+    )
+    vary: tuple[Variation, ...] = Field(
+        (), description="settings there; 'model' is a number in 'models'"
+    )
+
+    def fits(self, name: str) -> bool:
+        """Return whether a tensor belongs to it."""
+        return any(fnmatchcase(name, pattern) for pattern in self.tensors)
+
+
 class SelectSettings(Settings):
     """Score candidates on records beside their parents, and keep the best."""
 
@@ -215,6 +247,11 @@ class MergeRecipe(Recipe):
     slices: tuple[Slice, ...] = Field(
         (), description="stack the result of layers; default every layer in its place"
     )
+    parts: tuple[TensorPart, ...] = Field(
+        (),
+        description="tensors that not all models take part in, or with settings of their own; the "
+        "first part that a tensor fits counts",
+    )
     chat_template: str | None = Field(
         None,
         description="auto (what most models have), chatml, or a Jinja text; default that of the "
@@ -250,7 +287,10 @@ class MergeRecipe(Recipe):
         if problems:
             raise RecipeError(problems)
         has_path = self.search is not None and self.search.path is not None
-        if not (self.slices or has_path or any(model.along_run for model in self.models)):
+        has_parts = any(part.models for part in self.parts)
+        if not (
+            self.slices or has_parts or has_path or any(model.along_run for model in self.models)
+        ):
             self.method.check([model.weight for model in self.models])
         return self
 
@@ -305,6 +345,10 @@ class MergeRecipe(Recipe):
             (f"slices.{number}.vary", part.vary, len(part.models))
             for number, part in enumerate(self.slices)
         ]
+        lists += [
+            (f"parts.{number}.vary", part.vary, len(self.models))
+            for number, part in enumerate(self.parts)
+        ]
         for where, listed, count in lists:
             for number, variation in enumerate(listed):
                 found += self._check_variation(variation, f"{where}.{number}", count)
@@ -354,7 +398,17 @@ class MergeRecipe(Recipe):
         return []
 
     def _find_bad_slices(self) -> list[Problem]:
-        found = []
+        found = [
+            Problem(
+                f"a part names model {max(part.models)}, and there is none",
+                "merge.part",
+                f"parts.{number}.models",
+                f"numbers from 0 to {len(self.models) - 1}",
+                "count the models from 0",
+            )
+            for number, part in enumerate(self.parts)
+            if part.models and max(part.models) >= len(self.models)
+        ]
         for number, part in enumerate(self.slices):
             for place, entry in enumerate(part.models):
                 if entry.model >= len(self.models) or (entry.model < 0 and self.base is None):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
-from stillroom.merge.recipe import MergeRecipe, Slice, Variation, vary_method
+from stillroom.merge.recipe import MergeRecipe, Slice, TensorPart, Variation, vary_method
 
 if TYPE_CHECKING:
     from stillroom.merge.method import MergeMethod
@@ -38,6 +38,11 @@ class Rules:
     compat: Literal["paper", "mergekit"] = "paper"
     compute: str | None = None
     tokenizer: TokenizerSettings | None = None
+    parts: tuple[TensorPart, ...] = ()
+
+    def part_of(self, name: str) -> TensorPart | None:
+        """Return the first part that a tensor belongs to."""
+        return next((part for part in self.parts if part.fits(name)), None)
 
     def merges(self, name: str) -> bool:
         """Return whether the patterns say that a tensor is merged."""
@@ -53,7 +58,7 @@ class Rules:
         numbers: tuple[int, ...],
         name: str,
         layer: float | None,
-        part: Slice | None = None,
+        part: Slice | TensorPart | None = None,
     ) -> Tuned:
         """Return what holds for a tensor.
 
@@ -64,7 +69,7 @@ class Rules:
             numbers: Theirs in the recipe's list of models, or in the slice's.
             name: The tensor, by its name in the result.
             layer: Its depth from 0 to 1, within its slice; None outside the layers.
-            part: The slice it lies in.
+            part: The slice or part it lies in.
         """
         listed = (*(part.vary if part else ()), *self.vary)
         if not listed:
@@ -101,4 +106,5 @@ def rules_of(recipe: MergeRecipe) -> Rules:
         recipe.compat,
         recipe.compute,
         recipe.tokenizer,
+        recipe.parts,
     )

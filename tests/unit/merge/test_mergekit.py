@@ -255,7 +255,7 @@ def test_everything_that_is_wrong_is_said_at_once_with_its_place():
         "base_model: a\n"
         "dtpe: bfloat16\n"
         "dtype: bf16\n"
-        "modules: {}\n"
+        "modulez: {}\n"
         "models:\n"
         "  - model: b\n"
         "    weight: 1\n"
@@ -378,3 +378,69 @@ def test_a_file_that_is_not_there_is_said(tmp_path):
     with pytest.raises(RecipeError) as caught:
         read_mergekit(tmp_path / "none.yml")
     assert caught.value.code == "recipe.not-found"
+
+
+MODULES = """
+merge_method: task_arithmetic
+base_model: base
+modules:
+  text_decoder:
+    models: [{model: a, parameters: {weight: 0.3}}, {model: b, parameters: {weight: [0.1, 0.9]}}]
+  vision_tower:
+    models: [{model: a}]
+    parameters: {weight: 0.5}
+  multi_modal_projector:
+    models: [{model: b}]
+parameters: {weight: 1.0, lambda: 0.7}
+"""
+
+
+def test_modules_are_parts_by_names_the_rest_last():
+    recipe = read(MODULES)
+    vision, projector, rest = recipe["parts"]
+    assert "*.visual.*" in vision["tensors"]
+    assert vision["models"] == [0]
+    assert vision["vary"] == [{"setting": "weight", "model": 0, "value": 0.5}]
+    assert projector["models"] == [1]
+    assert "vary" not in projector
+    assert rest == {
+        "tensors": ["*"],
+        "models": [0, 1],
+        "vary": [
+            {"setting": "weight", "model": 0, "value": 0.3},
+            {"setting": "weight", "model": 1, "layers": [0.1, 0.9]},
+        ],
+    }
+    assert recipe["method"]["scale"] == 0.7
+
+
+def test_slices_of_the_text_decoder_stand_beside_other_modules():
+    start, end = MODULES.index("models: [{model: a, par"), MODULES.index("  vision_tower")
+    sources = "[{model: a, layer_range: [0, 2]}, {model: base, layer_range: [0, 2]}]"
+    text = f"{MODULES[:start]}slices: [{{sources: {sources}}}]\n{MODULES[end:]}"
+    recipe = read(text)
+    assert recipe["slices"][0]["models"][0] == {"model": -1, "layers": [0, 2]}
+    assert len(recipe["parts"]) == 2
+    problems = refused(text.replace("  text_decoder:", "  vision_tower_:"))
+    assert any("cannot be stacked" in str(problem) for problem in problems)
+
+
+def test_modules_that_are_left_out_are_copied_and_said():
+    text = MODULES[: MODULES.index("  text_decoder")] + MODULES[MODULES.index("  vision_tower") :]
+    (imported,) = read_mergekit(text)
+    assert any("their tensors are copied" in note for note in imported.notes)
+    assert "vision_tower.*" in imported.recipe["include"]
+    assert "*" not in imported.recipe["include"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("modules:\n", "models: []\nmodules:\n"),
+        ("    models: [{model: b}]\n", "    modelz: [{model: b}]\n"),
+        ("    models: [{model: b}]\n", "    models: []\n"),
+    ],
+)
+def test_modules_that_cannot_be_read_are_errors_with_their_line(old, new):
+    assert old in MODULES
+    assert all(problem.where.count(":") == 2 for problem in refused(MODULES.replace(old, new)))
