@@ -98,6 +98,12 @@ def _describe_candidates(name: str, details: Mapping[str, Any]) -> Section:
     text = f"Kept: {details.get('kept')}. " + (
         "Merging lowered the held-out loss." if details.get("helped") else "Merging did not help."
     )
+    final = details.get("final")
+    if final:
+        text += (
+            f" On {final['records']} records that no choice saw its loss is "
+            f"{final['kept']['loss']:.4f}, the best parent's {final['best_parent']['loss']:.4f}."
+        )
     return Section(
         f"Merge candidates ({name})",
         text,

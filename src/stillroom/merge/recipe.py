@@ -186,10 +186,10 @@ class SelectSettings(Settings):
     max_records: int = Field(200, ge=2, description="most records scored; drawn by the seed")
     max_tokens: int = Field(1024, ge=16, description="tokens of a record that are read")
     batch_tokens: int = Field(2048, ge=16, description="tokens scored at once; bounds memory")
-    final: Share | None = Field(
+    final: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None,
         description="share of the records that neither chooses nor confirms, and only says how "
-        "good the kept one is; default none",
+        "good the kept one is; default a quarter where 16 or more have an answer; 0 is none",
     )
 
 

@@ -3,15 +3,15 @@
 Every candidate is scored by the loss on the assistant's tokens. The best is chosen on one half of
 the records and confirmed on the other, so that choosing the luckiest of many does not pass for
 progress. Where no merge is confirmed, the best parent is kept as it is, and the artifact says so.
-With ``select.final``, a share of the records takes no part in either, and says how good the kept
-one is. Candidates are made in memory. Knows loss only: a lower loss is not yet a better answer.
+A share of the records (``select.final``) takes no part in either, and says how good the kept one
+is. Candidates are made in memory. Knows loss only: a lower loss is not yet a better answer.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -39,6 +39,7 @@ __all__ = ["Candidate", "count_candidates", "list_candidates", "list_parents", "
 
 _DEFAULT_MIXES = (0.5, 0.75)
 _LEAST_HALVED = 8
+_LEAST_PARTED, _FINAL = 16, 0.25
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def select_merge(recipe: MergeRecipe, merge: Merge, job: Job) -> tuple[Merge, di
         + ("merging lowered" if details["helped"] else "merging did not lower")
         + " the held-out loss"
     )
+    if "final" in details:
+        job.say(_tell_final(details["final"]))
     return candidates[kept].merge, details | {"skipped_averages": skipped}
 
 
@@ -224,7 +227,9 @@ class _Parts:
     @classmethod
     def of(cls, counted: Sequence[int], share: float | None) -> _Parts:
         """Part the records; every record of the final part is seen by no choice."""
-        kept_back = round(len(counted) * share) if share else 0
+        if share is None:
+            share = _FINAL if len(counted) >= _LEAST_PARTED else 0.0
+        kept_back = round(len(counted) * share)
         rest = counted[: len(counted) - kept_back]
         final = counted[len(counted) - kept_back :]
         halves = len(rest) >= _LEAST_HALVED
@@ -298,6 +303,18 @@ def _say_final(
             "records": len(parts.final),
         }
     }
+
+
+def _tell_final(final: Mapping[str, Any]) -> str:
+    """Return how the kept one did on the records that no choice saw, in words."""
+    said = f"on {final['records']} records that no choice saw: loss {final['kept']['loss']:.4f}"
+    gap = final["difference"]
+    if gap is None:
+        return said
+    return (
+        f"{said}, best parent {final['best_parent']['loss']:.4f}, difference {gap['value']:+.4f} "
+        f"[{gap['low']:+.4f}, {gap['high']:+.4f}]"
+    )
 
 
 def _compare(

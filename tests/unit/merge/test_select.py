@@ -76,7 +76,9 @@ def test_a_merge_that_helps_is_kept_and_said_to_help(pair, records, tmp_path):
     assert details["confirmed_on_other_records"] is True
     for row in details["candidates"]:
         assert row["low"] <= row["loss"] <= row["high"]
-        assert row["n"] == 20
+        assert row["n"] == 15
+    assert details["final"]["records"] == 5  # a quarter, by itself
+    assert details["final"]["difference"]["high"] < 0
     merged, whole = Checkpoint.open(tmp_path / "out"), Checkpoint.open(base)
     for name in whole.names():
         assert torch.allclose(merged.tensor(name), whole.tensor(name), atol=1e-6)
@@ -164,7 +166,9 @@ def test_the_loss_is_that_of_the_model_that_is_kept(pair, records, tmp_path):
     from stillroom.records import read_records
 
     _, plus, minus = pair
-    artifact = run(recipe_for([plus, minus], records), start(tmp_path / "out"))
+    recipe = recipe_for([plus, minus], records, select={"final": 0})
+    artifact = run(recipe, start(tmp_path / "out"))
+    assert "final" not in artifact.details
     model, tokenizer = load_causal_lm(tmp_path / "out" / "output", dtype="float32")
     held_out = [r for r in read_records(records) if r.fields["split"] == "held_out"]
     losses = held_out_loss(model, tokenizer, held_out)
