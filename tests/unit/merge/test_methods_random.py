@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
+from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.errors import RecipeError
+from stillroom.merge import merge_checkpoints
 from stillroom.merge.arithmetic import LEVELS, draw_levels, keep_random
 from stillroom.merge.blocks import merge_arrays
 from stillroom.merge.method import METHODS, Place
@@ -157,3 +160,28 @@ def test_draws_are_spread_evenly_over_all_levels():
     drawn = draw_levels((1000, 1000), "a", place((1000, 1000)))
     counts = np.bincount(drawn.ravel() >> 8, minlength=256)
     assert abs(counts - 1e6 / 256).max() < 5 * (1e6 / 256) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["dare_linear", "dare_ties", "della", "della_linear"])
+def test_what_is_drawn_depends_neither_on_files_nor_on_other_tensors(name, half_family, tmp_path):
+    base, tunes = half_family
+    merge_checkpoints(name, base, tunes[:2], tmp_path / "whole", seed=7)
+    moved = []
+    for folder in (base, *tunes[:2]):
+        opened = Checkpoint.open(folder)
+        target = tmp_path / f"cut-{folder.name}"
+        with CheckpointWriter(target, config=opened.config, shard_size=9_000) as writer:
+            for tensor in reversed(opened.names()):
+                writer.add(tensor, opened.tensor(tensor))
+            writer.copy_tokenizer(folder)
+        assert len(list(target.glob("*.safetensors"))) > 3
+        moved.append(target)
+    for exclude in ((), ("*.mlp.*", "model.embed_tokens.weight")):
+        out = tmp_path / f"out-{len(exclude)}"
+        merge_checkpoints(
+            name, moved[0], moved[:0:-1], out, seed=7, shard_size=20_000, exclude=exclude, threads=3
+        )
+        one, other = Checkpoint.open(tmp_path / "whole"), Checkpoint.open(out)
+        for tensor in one.names():
+            if not exclude or not (".mlp." in tensor or "embed" in tensor):
+                assert torch.equal(one.tensor(tensor), other.tensor(tensor)), tensor
