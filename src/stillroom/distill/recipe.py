@@ -208,6 +208,22 @@ class DistillRecipe(Recipe):
         return self
 
     @model_validator(mode="after")
+    def _adapters_have_a_base(self) -> DistillRecipe:
+        lora = self.train.lora
+        if lora is not None and lora.keep_adapter and not isinstance(self.student, str):
+            raise ValueError(
+                "train.lora.keep_adapter wants 'student' to be a checkpoint: what is made from the "
+                "teacher for this job alone stands nowhere that an adapter could be added to"
+            )
+        elsewhere = self.crossing is not None or not isinstance(self.teacher, str)
+        if lora is not None and lora.keep_adapter and elsewhere:
+            raise ValueError(
+                "train.lora.keep_adapter is offered with one teacher, a checkpoint of the "
+                "student's vocabulary; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _features_need_the_teacher(self) -> DistillRecipe:
         if self.features and (self.context is not None or self.crossing is not None):
             other = "crossing" if self.crossing is not None else "context"

@@ -24,7 +24,13 @@ from stillroom.distill.start import start_student
 from stillroom.distill.teacher import Teacher, common_rows
 from stillroom.distill.teachers_run import run_teachers
 from stillroom.distill.teaching import Classroom, open_course, refuse_course
-from stillroom.distill.writing import candidate_steps, keep_candidates, write_student
+from stillroom.distill.writing import (
+    ADAPTER,
+    candidate_steps,
+    keep_candidates,
+    write_adapter,
+    write_student,
+)
 from stillroom.jobs import Job
 from stillroom.jobs.processes import refuse_several
 from stillroom.models import load_causal_lm
@@ -87,6 +93,10 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         fingerprint = write_student(
             model, job.output, start, recipe.out, card, in_place=True, writes=ranks.is_main
         )
+        if recipe.train.lora is not None and recipe.train.lora.keep_adapter:
+            base, folder = str(recipe.student), job.output / ADAPTER
+            write_adapter(model, folder, base, recipe.out, writes=ranks.is_main)
+            taught["adapter"] = {"folder": ADAPTER, "base": room.start}
         said = Taught(start, lessons, rows, trained, card)
         details = {
             "fingerprint": fingerprint,

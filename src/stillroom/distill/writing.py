@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import nn
 
 from stillroom.checkpoints import CheckpointWriter
 from stillroom.checkpoints.writer import plan_tensors
 from stillroom.distill.recipe import OutSettings
-from stillroom.train.lora import export_tensors
+from stillroom.jobs import atomic_write
+from stillroom.train.lora import export_adapter, export_tensors
 
-__all__ = ["candidate_steps", "keep_candidates", "write_student"]
+__all__ = ["ADAPTER", "candidate_steps", "keep_candidates", "write_adapter", "write_student"]
 
 CANDIDATES = "candidates"
+ADAPTER = "adapter"
 
 
 def candidate_steps(steps: int, candidates: int) -> set[int]:
@@ -71,6 +74,32 @@ def write_student(
         writer.copy_tokenizer(like)
         writer.write_card(**card)
     return writer.fingerprint
+
+
+def write_adapter(
+    model: nn.Module, folder: Path, base: str, out: OutSettings, *, writes: bool = True
+) -> None:
+    """Write a LoRA student's additions alone, as peft loads them.
+
+    Args:
+        model: With low-rank layers.
+        folder: Where to; made if missing.
+        base: The checkpoint that they are added to, as the recipe names it.
+        out: The type they are stored in.
+        writes: Whether this process does; the others help to gather a sharded model.
+    """
+    tensors, config = export_adapter(model, base)
+    if not writes:
+        return
+    folder.mkdir(exist_ok=True)
+    dtype = getattr(torch, out.dtype)
+    data = save(
+        {name: tensor.to("cpu", dtype) for name, tensor in tensors.items()}, {"format": "pt"}
+    )
+    with atomic_write(folder / "adapter_model.safetensors", "wb") as weights:
+        weights.write(data)
+    with atomic_write(folder / "adapter_config.json") as file:
+        file.write(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def keep_candidates(

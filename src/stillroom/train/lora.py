@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stillroom.errors import MissingExtraError
 from stillroom.train.settings import LoraSettings
 
-__all__ = ["add_lora", "export_tensors", "plain_model", "whole"]
+__all__ = ["add_lora", "export_adapter", "export_tensors", "plain_model", "whole"]
 
 
 def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> nn.Module:
@@ -71,6 +71,28 @@ def export_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             if leaf == "weight":
                 tensor = tensor + whole(_addition(layer)).to(tensor.dtype)
         yield name, tensor
+
+
+def export_adapter(model: nn.Module, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return a model's low-rank additions as peft stores them, and adapter_config.json.
+
+    Where the model is sharded, its tensors are gathered, and every rank must call this.
+
+    Args:
+        model: From ``add_lora``.
+        base: What the additions are added to, by path or hub name.
+    """
+    import peft
+
+    kept = peft.get_peft_model_state_dict(cast("Any", model), save_embedding_layers=False)
+    tensors = {name: whole(tensor.detach()).contiguous() for name, tensor in kept.items()}
+    said: dict[str, Any] = cast("Any", model).peft_config["default"].to_dict()
+    said |= {"base_model_name_or_path": base, "inference_mode": True}
+    plain = {
+        name: sorted(value) if isinstance(value, set | frozenset) else value
+        for name, value in said.items()
+    }
+    return tensors, plain
 
 
 def whole(tensor: Tensor) -> Tensor:

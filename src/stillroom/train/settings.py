@@ -21,6 +21,10 @@ class LoraSettings(BaseModel):
         default="all-linear",
         description="names of the linear layers that get one; 'all-linear' is all",
     )
+    keep_adapter: bool = Field(
+        default=False,
+        description="also write the additions alone, as a peft folder in output/adapter",
+    )
 
 
 class TrainSettings(BaseModel):

@@ -1,6 +1,8 @@
 import json
 
+import peft
 import pytest
+import torch
 from tests.unit.distill.conftest import make_records
 
 from stillroom.checkpoints import Checkpoint
@@ -232,3 +234,32 @@ def test_rollouts_and_shares_of_a_student_exclude_each_other(make_recipe):
             rollouts="on_policy",
             train={**FAST, "sharding": "fsdp"},
         )
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers in an older way
+def test_an_adapter_is_kept_that_gives_the_written_student(make_recipe, do, tmp_path):
+    student = tiny_checkpoint(tmp_path / "student", layers=2, seed=5)
+    fields = {
+        "student": str(student),
+        "out": {"dtype": "float32"},
+        "train": {**FAST, "lora": {"rank": 4, "keep_adapter": True}},
+    }
+    artifact, folder = do(make_recipe(**fields))
+    base, _ = load_causal_lm(student, dtype="float32", device="cpu")
+    ids = torch.arange(9)[None]
+    with torch.inference_mode():
+        plain = base(input_ids=ids).logits
+        kept = peft.PeftModel.from_pretrained(base, folder / "output" / "adapter")
+        wanted = kept(input_ids=ids).logits
+        written, _ = load_causal_lm(folder / "output", dtype="float32", device="cpu")
+        torch.testing.assert_close(written(input_ids=ids).logits, wanted, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(plain, wanted, atol=1e-2)
+    config = json.loads((folder / "output/adapter/adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["r"]) == (str(student), 4)
+    adapter = artifact.details["adapter"]
+    assert adapter["base"] == Checkpoint.open(student).fingerprint
+    assert adapter["base"] in {parent.digest for parent in artifact.parents}
+    paths = {entry.path for entry in artifact.files}
+    assert "output/adapter/adapter_model.safetensors" in paths
+    with pytest.raises(ValueError, match="stands nowhere"):
+        make_recipe(train={**FAST, "lora": {"keep_adapter": True}})
