@@ -14,10 +14,16 @@ __all__ = ["command"]
     cls=LazyGroup,
     lazy={
         "ask": ("stillroom.cli.rag_ask", "Answer a question from an index, with citations."),
-        "eval": ("stillroom.cli.rag_eval", "Measure ways of retrieving on judged queries."),
+        "eval": (
+            "stillroom.cli.rag_eval",
+            "Measure retrieval on judged queries, with intervals and paired differences.",
+        ),
         "index": ("stillroom.cli.rag_index", "Parse and index a folder of documents."),
         "search": ("stillroom.cli.rag_search", "List the passages that a query finds."),
-        "unpack": ("stillroom.cli.rag_unpack", "Write a corpus of JSON lines as documents."),
+        "unpack": (
+            "stillroom.cli.rag_unpack",
+            "Write each row of a corpus (id, title, text) as a document to be indexed.",
+        ),
     },
     epilog="""
 \b
