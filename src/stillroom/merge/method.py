@@ -105,7 +105,8 @@ class MergeMethod(Method):
     Class variables: ``needs_base``; ``is_ordered``, the parents' order means something;
     ``uses_weights``; ``per_model``, settings that a model may have of its own; ``replicates``,
     there is a ``replicate`` for ``compat: mergekit``; ``decomposes``, matrices are decomposed,
-    which a recipe's ``device`` may do.
+    which a recipe's ``device`` may do; ``survey_ignores``, settings that, as the models' weights,
+    do not change what ``survey`` finds, so that trials of a search share it (None: any may).
     """
 
     needs_base: ClassVar[bool] = False
@@ -114,6 +115,7 @@ class MergeMethod(Method):
     per_model: ClassVar[tuple[str, ...]] = ()
     replicates: ClassVar[bool] = False
     decomposes: ClassVar[bool] = False
+    survey_ignores: ClassVar[tuple[str, ...] | None] = None
     least_parents: ClassVar[int] = 1
     most_parents: ClassVar[int] = 1000
 

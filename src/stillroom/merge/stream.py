@@ -29,6 +29,7 @@ from stillroom.merge.precision import Squares, is_sampled, measure_error, summar
 from stillroom.merge.rules import Rules
 from stillroom.merge.sources import Source, name_sources
 from stillroom.merge.workers import Workers
+from stillroom.provenance import digest_json
 
 __all__ = [
     "Engine",
@@ -83,6 +84,7 @@ class Merge:
     device: str = "cpu"
     chat_template: str | None = None
     notes: dict[str, Any] = field(default_factory=dict, compare=False)
+    surveys: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @cached_property
     def sources(self) -> tuple[Source, ...]:
@@ -221,11 +223,32 @@ class Engine:
         if journal is not None and _SURVEY in journal:
             self.overall = journal[_SURVEY]
             return
-        self.overall = self.merge.method.survey(
-            [self.blocks(tensor) for tensor in self.plan.tensors if tensor.is_merged]
-        )
+        tensors = [self.blocks(tensor) for tensor in self.plan.tensors if tensor.is_merged]
+        key = self._name_survey(tensors)
+        known = self.merge.surveys  # of this merge, and of those that differ in settings only
+        self.overall = known[key] if key in known else self.merge.method.survey(tensors)
+        if key:
+            known[key] = self.overall
         if journal is not None and self.overall is not None:
             journal.put(_SURVEY, self.overall)
+
+    def _name_survey(self, tensors: Sequence[TensorBlocks]) -> str:
+        """Return a digest of all that a survey depends on; nothing where none may be shared."""
+        method, base, tokens = self.merge.method, self.merge.base, self.plan.tokens
+        if method.survey_ignores is None:
+            return ""
+        settings = method.model_dump(mode="json")
+        return digest_json(
+            [
+                {key: settings[key] for key in settings if key not in method.survey_ignores},
+                base.fingerprint if base else "",
+                tokens.digest if tokens else "",
+                [
+                    [each.at.name, each.at.keys, [dict(own) for own in each.at.own], each.homes]
+                    for each in tensors
+                ],
+            ]
+        )
 
     def blocks(self, tensor: PlannedTensor) -> TensorBlocks:
         """Return a merged tensor's inputs as blocks."""
@@ -419,6 +442,11 @@ class TensorBlocks:
             tensor.layer,
             overall,
         )
+
+    @property
+    def homes(self) -> list[str]:
+        """The names under which the sources hold the tensor, the base's first."""
+        return [home.name for home in self._tensor.inputs]
 
     def __len__(self) -> int:
         """Return how many blocks there are."""

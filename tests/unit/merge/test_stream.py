@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -292,3 +293,37 @@ def test_density_keeps_the_exact_count_among_equal_magnitudes(tmp_path):
     before, after = tensors_of(even), tensors_of(tmp_path / "out")
     kept = sum(int((before[n] != after[n]).sum()) for n in before)
     assert kept == int(0.37 * sum(t.numel() for t in before.values()))
+
+
+def test_merges_that_differ_in_weights_share_what_was_surveyed(half_family, monkeypatch):
+    base, tunes = half_family
+    surveyed = []
+    survey = METHODS.get("ties").survey
+    monkeypatch.setattr(
+        METHODS.get("ties"),
+        "survey",
+        lambda self, tensors: surveyed.append(1) or survey(self, tensors),
+    )
+
+    def fresh(density, weights, scale=1.0):
+        sources = [
+            Source(tune.name, Checkpoint.open(tune), weight)
+            for tune, weight in zip(tunes, weights, strict=True)
+        ]
+        method = METHODS.build({"name": "ties", "density": density, "scale": scale})
+        return Merge(method, Source("base", Checkpoint.open(base)), sources)
+
+    def bits(merge):
+        return [(name, array.tobytes()) for name, _, array in merge.tensors()]
+
+    first = fresh(0.3, (1, 1, 1))
+    bits(first)
+    other = fresh(0.3, (0.2, 3, 0.5), scale=0.5)
+    trial = replace(first, method=other.method, parents=other.parents)
+    assert bits(trial) == bits(other)
+    assert len(surveyed) == 2  # one for the first and its trial, one for the fresh merge
+    denser = fresh(0.6, (1, 1, 1))
+    assert bits(replace(first, method=denser.method)) == bits(denser)
+    own = [replace(source, own={"density": 0.9}) for source in first.parents]
+    assert bits(replace(first, parents=own)) != bits(first)
+    assert len(surveyed) == 5

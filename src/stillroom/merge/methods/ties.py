@@ -28,6 +28,8 @@ class Ties(PrunedMethod):
     paper: ClassVar[str] = "arXiv:2306.01708"
     votes: ClassVar[bool] = True
 
+    survey_ignores: ClassVar[tuple[str, ...] | None] = ("scale", "normalize", "rescale")
+
     density: float = Field(
         0.2, ge=0, le=1, description="share of each task vector kept, by magnitude"
     )
