@@ -29,19 +29,19 @@ TRAIN = {
     "learning_rate": 3e-3,
 }
 WAYS: dict[str, dict[str, Any]] = {
-    "dense": {"targets": {"mode": "dense"}},
+    "live": {"targets": {"mode": "live"}},
     "cached": {"targets": {"k": 16}},
     "features": {
-        "targets": {"mode": "dense"},
+        "targets": {"mode": "live"},
         "method": {"name": "forward_kl", "kd_weight": 0.0},
         "features": ["hidden_state", "attention", "relation"],
     },
     "rollouts": {
-        "targets": {"mode": "dense"},
+        "targets": {"mode": "live"},
         "include_prompt": False,
         "rollouts": {"name": "on_policy", "max_new_tokens": 8},
     },
-    "lora": {"targets": {"mode": "dense"}, "train": {**TRAIN, "lora": {"rank": 4}}},
+    "lora": {"targets": {"mode": "live"}, "train": {**TRAIN, "lora": {"rank": 4}}},
 }
 
 
@@ -161,7 +161,7 @@ SLOW = pytest.mark.slow
 def test_two_processes_with_a_share_of_the_weights_each_make_it_too(
     folder: Path, tmp_path: Path, way: str
 ) -> None:
-    fields = {**WAYS.get(way, WAYS["dense"]), "out": {"dtype": "float32"}}
+    fields = {**WAYS.get(way, WAYS["live"]), "out": {"dtype": "float32"}}
     if way == "checkpointed":
         fields["train"] = {**TRAIN, "gradient_checkpointing": True}
         fields["teacher"] = str(folder / "untied")
@@ -172,7 +172,7 @@ def test_two_processes_with_a_share_of_the_weights_each_make_it_too(
 
 
 @pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=SLOW if way in {"dense", "rollouts"} else ()) for way in WAYS]
+    "way", [pytest.param(way, marks=SLOW if way in {"live", "rollouts"} else ()) for way in WAYS]
 )
 def test_two_processes_make_the_student_of_one(folder: Path, tmp_path: Path, way: str) -> None:
     fields = {**WAYS[way], "out": {"dtype": "float32"}}

@@ -21,7 +21,7 @@ from stillroom.distill.run import run
 from stillroom.jobs import Job
 
 folder, out, resume = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "resume"
-features = {"targets": {"mode": "dense"}, "features": ["hidden_state", "relation"]}
+features = {"targets": {"mode": "live"}, "features": ["hidden_state", "relation"]}
 recipe = DistillRecipe.model_validate({
     "teacher": str(folder / "teacher"), "records": str(folder / "records.jsonl"),
     "student": {"max_parameters": 0.85}, "targets": {"k": 16},

@@ -1,139 +1,110 @@
 """The teacher cache: what a teacher said at every position, run once, kept on disk, shared.
 
-A folder of three files. ``header.json`` says whose words these are; opening the cache for another
-teacher, tokenizer, template, vocabulary or form is refused by the name of what differs.
-``rows.bin`` holds fixed-width little-endian rows, one a position. ``index.jsonl`` (a journal) says
-which rows belong to which tokens, with their digest: a kill in the middle of a record loses that
-record only, and more records can be added later.
+``header.json`` says whose words these are; a job for another teacher, tokenizer, template,
+vocabulary or form is refused by the name of what differs. Shards hold the token ids of every record
+and one little-endian row of fixed width for each position that was captured, so that a cache can be
+read, checked and scored again without the records it came from. ``index.jsonl`` (a journal) says
+where the record with these tokens lies, with its digest: a kill in the middle of a record loses
+that record only, and more can be added later. Any number of jobs read at once, also while one
+captures: what is indexed never changes.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict
 
+from stillroom.distill.cache_header import CacheHeader, row_dtype, token_dtype
+from stillroom.distill.cache_shards import Bytes, Place, Shards, Writer
 from stillroom.distill.encode import Lesson
-from stillroom.distill.targets import Sampled, Target, TopKTail
+from stillroom.distill.targets import Dense, Sampled, Target, TopKTail
 from stillroom.errors import DataError, IntegrityError, ResourceError
-from stillroom.jobs import Journal, atomic_write
-from stillroom.jobs.files import full_disk_as_error
-from stillroom.jobs.processes import count_processes
+from stillroom.jobs import Journal, atomic_write, read_journal
 from stillroom.provenance import digest_bytes
 
-__all__ = ["CacheHeader", "TeacherCache", "row_dtype"]
+__all__ = ["Coverage", "TeacherCache", "describe_cache", "tokens_key"]
 
-_FORMAT = 1
-_SMALL_VOCABULARY = 1 << 16
-_NOT_COMPARED = {"license", "about"}
+SHARD_BYTES = 4_000_000_000
 
 
-class CacheHeader(BaseModel):
-    """Whose words a cache holds, and in which form.
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much of what is wanted is there; ``missing`` names records, the first few."""
 
-    ``width`` is k in mode top_k, the number of draws in mode sampled; mode own has none and keeps
-    the log-probability of each record's own token alone. ``license`` is the teacher's, ``about``
-    what else is known of it (its name, that its weights are quantized, which endpoint it stands
-    behind): both are kept for those who share the cache, and not compared.
-    """
+    records: int
+    records_found: int
+    positions: int
+    positions_found: int
+    missing: tuple[str, ...]
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    format: int = _FORMAT
-    teacher: str
-    tokenizer: str
-    template: str
-    vocabulary: int
-    mode: str
-    width: int
-    temperature: float
-    precision: str
-    logprob_dtype: str
-    seed: int = 0
-    license: str = ""
-    about: dict[str, Any] = {}
+    def __str__(self) -> str:
+        """Return it in one line."""
+        line = (
+            f"{self.records_found} of {self.records} records, "
+            f"{self.positions_found} of {self.positions} positions"
+        )
+        return line + (f"; missing: {', '.join(self.missing)} …" if self.missing else "")
 
 
-def row_dtype(header: CacheHeader) -> np.dtype[np.void]:
-    """Return the layout of one row: the record's own token, ids, log-probabilities, tail."""
-    if header.mode == "own":
-        return np.dtype([("token", "<u4"), ("logprob", "<f4")])
-    ids = "<u2" if header.vocabulary <= _SMALL_VOCABULARY else "<u4"
-    number = "<f2" if header.logprob_dtype == "float16" else "<f4"
-    fields: list[tuple[Any, ...]] = [
-        ("token", "<u4"),
-        ("ids", ids, (header.width,)),
-        ("logprobs", number, (header.width,)),
-    ]
-    if header.mode == "sampled":
-        fields.append(("counts", "u1", (header.width,)))
-    else:
-        fields.append(("tail", "<f4"))
-    return np.dtype(fields)
+def tokens_key(ids: npt.NDArray[np.int64]) -> str:
+    """Return the key of a record in the index: the digest of its token ids."""
+    return digest_bytes(ids.astype("<u4").tobytes())[:32]
 
 
 class TeacherCache:
-    """Rows of teacher targets by lesson; use ``open``, then ``add`` and ``target``."""
+    """Rows of teacher targets by record; ``open`` it, read with ``target``.
 
-    def __init__(self, folder: Path, header: CacheHeader) -> None:
-        """Stand over an opened folder; callers use ``open``."""
-        self.folder, self.header = folder, header
-        self.dtype = row_dtype(header)
-        self._lock = (folder / ".lock").open("a")
-        try:
-            # of several processes of one job, one adds while the others wait, and all read
-            kind = fcntl.LOCK_SH if count_processes() > 1 else fcntl.LOCK_EX
-            fcntl.flock(self._lock, kind | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise ResourceError(
-                f"another process is using the teacher cache {folder}",
-                code="distill.cache-busy",
-                where=str(folder),
-                expected="one job a cache",
-                next="wait for it, or give this job another targets.cache",
-            ) from error
-        self._journal = Journal(folder / "index.jsonl")
-        self._rows_path = folder / "rows.bin"
-        self._rows_path.touch()
-        self._map: npt.NDArray[np.void] | None = None
-        self._end = max(
-            (
-                entry["row"] + entry["rows"]
-                for entry in map(self._journal.get, self._journal.keys())
-            ),
-            default=0,
-        )
+    Adding goes on in the body of ``writing`` only, by one process at a time.
+    """
+
+    def __init__(
+        self, folder: Path, header: CacheHeader, *, shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        """Stand over a folder with a header; callers use ``open``."""
+        self.folder, self.header, self.shard_bytes = folder, header, shard_bytes
+        self.dtype, self.token_dtype = row_dtype(header), token_dtype(header)
+        self._shards = Shards(folder, self.token_dtype.itemsize, self.dtype.itemsize)
+        self._index: dict[str, Place] = {}
+        self._journal: Journal | None = None
+        self._writer: Writer | None = None
 
     @classmethod
-    def open(cls, folder: Path, header: CacheHeader) -> TeacherCache:
+    def open(
+        cls, folder: Path, header: CacheHeader | None = None, *, shard_bytes: int = SHARD_BYTES
+    ) -> TeacherCache:
         """Open a cache for these words, making it where there is none.
 
+        Args:
+            folder: Where it lies.
+            header: What is wanted; None takes what is there.
+            shard_bytes: A file of rows ends before it would be larger.
+
         Raises:
-            DataError: If the folder holds another teacher's words, or words in another form.
-            IntegrityError: If the header or rows are damaged.
-            ResourceError: If another process is using it.
+            DataError: If the folder holds another teacher's words, or words in another form; or no
+                cache where none may be made.
+            IntegrityError: If the header or a shard is damaged.
         """
-        path = folder / "header.json"
-        folder.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            _compare(path, header)
-        else:
-            with atomic_write(path) as file:
-                file.write(json.dumps(header.model_dump(), indent=1) + "\n")
-        cache = cls(folder, header)
-        try:
-            cache._check_length()
-        except IntegrityError:
-            cache.close()
-            raise
+        if header is not None and not (folder / "header.json").is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(folder, wait=True):
+                if not (folder / "header.json").is_file():
+                    with atomic_write(folder / "header.json") as file:
+                        file.write(json.dumps(header.model_dump(), indent=1) + "\n")
+        kept = CacheHeader.read(folder)
+        if header is not None:
+            kept.refuse_other(header, folder)
+        cache = cls(folder, kept, shard_bytes=shard_bytes)
+        cache._index = read_journal(folder / "index.jsonl")
+        cache._check_length()
         return cache
 
     def __enter__(self) -> TeacherCache:
@@ -145,61 +116,189 @@ class TeacherCache:
         self.close()
 
     def __contains__(self, lesson: Lesson) -> bool:
-        """Return whether the teacher's words for these tokens are here."""
-        return lesson.key in self._journal
+        """Return whether the teacher's words at all positions of the lesson are here."""
+        return self._find(lesson) is not None
+
+    def __len__(self) -> int:
+        """Return how many records are here."""
+        return len(self._index)
 
     @property
     def rows(self) -> int:
         """How many positions the cache holds."""
-        return self._end
+        return sum(int(place["rows"]) for place in self._index.values())
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all rows."""
-        return self._end * self.dtype.itemsize
+        """Bytes of all rows and tokens."""
+        tokens = sum(int(place["tokens"]) for place in self._index.values())
+        return self.rows * self.dtype.itemsize + tokens * self.token_dtype.itemsize
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Within the body records may be added; what others added before is seen first.
+
+        Raises:
+            ResourceError: If another process is adding.
+        """
+        with _locked(self.folder, wait=False), Journal(self.folder / "index.jsonl") as journal:
+            keys = journal.keys()
+            self._index = {key: journal[key] for key in keys}
+            writer = Writer(self._shards, list(self._index.values()), self.shard_bytes)
+            self._journal, self._writer = journal, writer
+            try:
+                yield
+                writer.sync()
+            finally:
+                writer.close()
+                self._journal = self._writer = None
 
     def add(self, lesson: Lesson, rows: npt.NDArray[np.void]) -> None:
-        """Append the rows of one lesson, (N,) of ``dtype``, and enter them in the index.
+        """Append the rows of one record, (N,) of ``dtype``, and enter them in the index.
 
         Raises:
+            DataError: If a token is outside the vocabulary.
             ResourceError: If the disk is full.
         """
-        data = rows.tobytes()
-        with full_disk_as_error(self._rows_path), self._rows_path.open("r+b") as file:
-            file.truncate(self._end * self.dtype.itemsize)
-            file.seek(0, 2)
-            file.write(data)
-        entry = {"row": self._end, "rows": len(rows), "digest": digest_bytes(data)}
-        self._journal.put(lesson.key, entry)
-        self._end += len(rows)
-        self._map = None
+        if self._writer is None or self._journal is None:
+            raise ValueError("add wants the body of `with cache.writing():`")
+        if len(lesson.ids) and int(lesson.ids.max()) >= self.header.vocabulary:
+            raise DataError(
+                f"record {lesson.record_id} has token {int(lesson.ids.max())}",
+                code="distill.token-id",
+                where=lesson.record_id,
+                expected=f"ids below the vocabulary of {self.header.vocabulary}",
+                next="check that teacher and tokenizer belong together",
+            )
+        tokens = np.zeros(len(lesson.ids), self.token_dtype)
+        tokens["id"] = lesson.ids
+        tokens["row"][lesson.positions] = 1
+        data = (tokens.tobytes(), rows.tobytes())
+        place = self._writer.add(*data)
+        place |= {"digest": digest_bytes(b"".join(data)), "record": lesson.record_id}
+        key = tokens_key(lesson.ids)
+        self._journal.put(key, place)
+        self._index[key] = place
 
-    def verify(self, lessons: Sequence[Lesson]) -> None:
-        """Recompute the digests of the lessons' rows.
+    def lessons(self) -> Iterator[Lesson]:
+        """Return every record as it was captured: its tokens and positions."""
+        for place in list(self._index.values()):
+            yield self._lesson(place)
+
+    def cover(self, lessons: Sequence[Lesson]) -> Coverage:
+        """Return how much of these lessons is here."""
+        found = [lesson in self for lesson in lessons]
+        missing = [one.record_id for one, here in zip(lessons, found, strict=True) if not here]
+        return Coverage(
+            len(lessons),
+            sum(found),
+            sum(len(lesson.positions) for lesson in lessons),
+            sum(len(one.positions) for one, here in zip(lessons, found, strict=True) if here),
+            tuple(missing[:3]),
+        )
+
+    def lacking(self, lessons: Sequence[Lesson]) -> list[Lesson]:
+        """Return what must be captured for these lessons: one for each text, once.
+
+        Records of the same tokens are joined, and joined with the positions that are here already,
+        so that what is added serves all of them.
+        """
+        joined: dict[str, Lesson] = {}
+        for lesson in lessons:
+            if lesson in self:
+                continue
+            key = tokens_key(lesson.ids)
+            place, positions = self._index.get(key), lesson.positions
+            if key in joined:
+                positions = np.union1d(joined[key].positions, positions)
+            elif place is not None:
+                positions = np.union1d(self._lesson(place).positions, positions)
+            name = joined[key].record_id if key in joined else lesson.record_id
+            joined[key] = Lesson(name, lesson.ids, positions)
+        return list(joined.values())
+
+    def verify(self, lessons: Sequence[Lesson] | None = None) -> int:
+        """Recompute the digests of the lessons' rows, or of every record.
+
+        Returns:
+            How many records were checked.
 
         Raises:
-            IntegrityError: If bytes are not what was written, or rows are another record's.
+            DataError: If a lesson is not here.
+            IntegrityError: If bytes are not what was written.
         """
-        for lesson in lessons:
-            rows, entry = self.read(lesson), self._journal[lesson.key]
-            intact = digest_bytes(rows.tobytes()) == entry["digest"]
-            if not intact or not np.array_equal(rows["token"], lesson.labels):
+        if lessons is None:
+            places = list(self._index.values())
+        else:
+            places = [self._found(lesson)[0] for lesson in lessons]
+        for place in places:
+            tokens, rows = (self._shards.read(kind, place) for kind in ("tokens", "rows"))
+            if digest_bytes(tokens.tobytes() + rows.tobytes()) != place["digest"]:
                 raise IntegrityError(
-                    f"the rows of record {lesson.record_id} are not what the teacher said",
+                    f"the rows of record {place['record']} are not what the teacher said",
                     code="distill.cache-damaged",
-                    where=f"{self._rows_path} row {entry['row']}",
-                    expected=f"digest {entry['digest'][:16]}",
+                    where=f"{self._shards.path('rows', place['shard'])} row {place['row']}",
+                    expected=f"digest {place['digest'][:16]}",
                     next=f"remove {self.folder} and run again",
                 )
+        return len(places)
 
     def read(self, lesson: Lesson) -> npt.NDArray[np.void]:
-        """Return the rows of one lesson, mapped from disk.
+        """Return the rows of one lesson, (N,) of ``dtype``, mapped from disk.
 
         Raises:
             DataError: If the lesson was never captured.
         """
-        entry = self._journal.get(lesson.key)
-        if entry is None:
+        return self._view(self._bytes(lesson))
+
+    def target(self, lessons: Sequence[Lesson], device: torch.device | None = None) -> Target:
+        """Return the targets of several lessons, one row for each position, in order.
+
+        Raises:
+            DataError: If one of them was never captured.
+            ValueError: If the cache is of mode ``own``, which holds no distributions.
+        """
+        if self.header.mode == "own":
+            raise ValueError("a cache of mode own holds no distributions")
+        rows = self._view(np.concatenate([self._bytes(lesson) for lesson in lessons]))
+        logprobs = torch.from_numpy(rows["logprobs"].astype(np.float32)).to(device)
+        heat = self.header.temperature
+        if self.header.mode == "dense":
+            return Dense(logprobs)
+        ids = torch.from_numpy(rows["ids"].astype(np.int64)).to(device)
+        if self.header.mode == "top_k":
+            return TopKTail(ids, logprobs, torch.from_numpy(rows["tail"].copy()).to(device), heat)
+        scale = torch.from_numpy(rows["scale"].copy()).to(device)
+        return Sampled.from_scale(
+            ids, logprobs, scale, heat, sampling_temperature=self.header.sampling_temperature
+        )
+
+    def close(self) -> None:
+        """Let the files go."""
+        self._shards.forget()
+
+    def _lesson(self, place: Place) -> Lesson:
+        tokens = self._shards.read("tokens", place).reshape(-1).view(self.token_dtype)
+        positions = np.flatnonzero(tokens["row"])
+        return Lesson(place["record"], tokens["id"].astype(np.int64), positions)
+
+    def _find(self, lesson: Lesson) -> tuple[Place, npt.NDArray[np.int64] | None] | None:
+        """Return where a record lies, and which of its rows are wanted; None is all."""
+        place = self._index.get(tokens_key(lesson.ids))
+        if place is None:
+            return None
+        tokens = self._shards.read("tokens", place)
+        kept = np.flatnonzero(tokens[:, -1])
+        if np.array_equal(kept, lesson.positions):
+            return place, None
+        at = np.searchsorted(kept, lesson.positions)
+        if at.max(initial=-1) >= len(kept) or not np.array_equal(kept[at], lesson.positions):
+            return None
+        return place, at
+
+    def _found(self, lesson: Lesson) -> tuple[Place, npt.NDArray[np.int64] | None]:
+        found = self._find(lesson)
+        if found is None:
             raise DataError(
                 f"record {lesson.record_id} is not in the teacher cache",
                 code="distill.cache-missing",
@@ -207,58 +306,50 @@ class TeacherCache:
                 expected="every record captured before it is learned from",
                 next="run the job again with --resume",
             )
-        if self._map is None:
-            self._map = np.memmap(self._rows_path, dtype=self.dtype, mode="r", shape=(self._end,))
-        return self._map[entry["row"] : entry["row"] + entry["rows"]]
+        return found
 
-    def target(self, lessons: Sequence[Lesson], device: torch.device | None = None) -> Target:
-        """Return the targets of several lessons, one row for each position, in order."""
-        rows = np.concatenate([self.read(lesson) for lesson in lessons])
-        ids = torch.from_numpy(rows["ids"].astype(np.int64)).to(device)
-        logprobs = torch.from_numpy(rows["logprobs"].astype(np.float32)).to(device)
-        if self.header.mode == "sampled":
-            counts = torch.from_numpy(rows["counts"].astype(np.float32)).to(device)
-            weights = counts / counts.sum(-1, keepdim=True)
-            return Sampled(ids, weights, logprobs, self.header.temperature)
-        tail = torch.from_numpy(rows["tail"].astype(np.float32)).to(device)
-        return TopKTail(ids, logprobs, tail, self.header.temperature)
+    def _bytes(self, lesson: Lesson) -> Bytes:
+        place, at = self._found(lesson)
+        rows = self._shards.read("rows", place)
+        return rows if at is None else rows[at]
 
-    def close(self) -> None:
-        """Sync the index and give the cache free."""
-        self._map = None
-        self._journal.close()
-        self._lock.close()
+    def _view(self, rows: Bytes) -> npt.NDArray[np.void]:
+        return rows.reshape(-1).view(self.dtype)
 
     def _check_length(self) -> None:
-        found = self._rows_path.stat().st_size
-        if found < self.size_bytes:
-            raise IntegrityError(
-                f"the teacher cache is cut off: {found} bytes",
-                code="distill.cache-damaged",
-                where=str(self._rows_path),
-                expected=f"{self.size_bytes} bytes",
-                next=f"remove {self.folder} and run again",
-            )
+        """Touch the end of every shard, so that a cut-off file is found at the door."""
+        ends: dict[int, Place] = {}
+        for place in self._index.values():
+            if place["shard"] not in ends or place["row"] >= ends[place["shard"]]["row"]:
+                ends[place["shard"]] = place
+        for place in ends.values():
+            for kind in ("tokens", "rows"):
+                self._shards.read(kind, place)
 
 
-def _compare(path: Path, header: CacheHeader) -> None:
-    try:
-        kept = CacheHeader.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise IntegrityError(
-            "the header of the teacher cache cannot be read",
-            code="distill.cache-damaged",
-            where=str(path),
-            expected="the JSON that capture wrote",
-            next=f"remove {path.parent} and run again",
-        ) from error
-    for name in CacheHeader.model_fields:
-        was, now = getattr(kept, name), getattr(header, name)
-        if was != now and name not in _NOT_COMPARED:
-            raise DataError(
-                f"the teacher cache was made with another {name}: {was!r:.80}",
-                code="distill.cache-mismatch",
-                where=f"{path} {name}",
-                expected=f"{now!r:.80}",
-                next="give this job another targets.cache folder",
-            )
+@contextmanager
+def _locked(folder: Path, *, wait: bool) -> Iterator[None]:
+    with (folder / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            raise ResourceError(
+                f"another process is adding to the teacher cache {folder}",
+                code="distill.cache-busy",
+                where=str(folder),
+                expected="one that adds at a time; any number may read",
+                next="wait for it, or give this job another targets.cache",
+            ) from error
+        yield
+
+
+def describe_cache(cache: TeacherCache) -> dict[str, Any]:
+    """Return what a cache holds: header, records, positions, bytes a position and in all."""
+    rows = cache.rows
+    return {
+        "header": cache.header.model_dump(),
+        "records": len(cache),
+        "positions": rows,
+        "size_bytes": cache.size_bytes,
+        "bytes_per_position": round(cache.size_bytes / rows, 2) if rows else 0.0,
+    }

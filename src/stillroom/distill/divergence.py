@@ -270,7 +270,7 @@ def _check(objective: Objective, logits: Tensor, target: Target, where: Where) -
             code="distill.temperature",
             where="method.temperature",
             expected="one temperature for capture and training: a tail cannot be tempered again",
-            next="capture again, or use targets.mode: dense",
+            next="capture again, or use targets.mode: dense or live",
         )
     _check_finite(target.logprobs.sum(-1), "log-probabilities", where)
     if isinstance(target, Sampled):

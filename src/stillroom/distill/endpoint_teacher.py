@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from stillroom.checkpoints import dequantize_gguf
-from stillroom.distill.cache import CacheHeader, TeacherCache
+from stillroom.distill.cache import TeacherCache
+from stillroom.distill.cache_header import CacheHeader
 from stillroom.distill.cross_capture import own_rows
 from stillroom.distill.encode import Lesson
 from stillroom.distill.endpoint_dialects import Scores, UnfitReply
@@ -33,6 +34,7 @@ from stillroom.distill.endpoint_probe import (
     probe_server,
 )
 from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.targets import CacheMode
 from stillroom.distill.teacher_settings import ServerTeacher
 from stillroom.errors import BackendError, DataError, RecipeError
 from stillroom.jobs import Job
@@ -192,15 +194,17 @@ class EndpointTeacher:
     ) -> int:
         begun = json.loads((cache.folder / "header.json").read_text(encoding="utf-8"))
         self.probe.check_same((begun.get("about") or {}).get("probe"), str(cache.folder))
-        missing = {lesson.key: lesson for lesson in lessons if lesson not in cache}
-        tokens = sum(len(lesson.ids) for lesson in missing.values())
+        if not cache.lacking(lessons):
+            return 0
         before = _Bill(self.bill.requests, self.bill.tokens)
-        with job.phase("teacher", tokens, "tokens") as progress:
-            for lesson, scores in self._score(list(missing.values()), k, job.check_cancelled):
-                cache.add(lesson, rows(lesson, scores))
-                progress.advance(len(lesson.ids))
-        if missing:
-            self._say_cost(job, before)
+        with cache.writing():
+            missing = cache.lacking(lessons)
+            tokens = sum(len(lesson.ids) for lesson in missing)
+            with job.phase("teacher", tokens, "tokens") as progress:
+                for lesson, scores in self._score(missing, k, job.check_cancelled):
+                    cache.add(lesson, rows(lesson, scores))
+                    progress.advance(len(lesson.ids))
+        self._say_cost(job, before)
         return len(missing)
 
     def _say_cost(self, job: Job, before: _Bill) -> None:
@@ -286,7 +290,9 @@ class EndpointTeacher:
             next="run again with --resume; lower teacher.top_logprobs if it grants fewer at times",
         )
 
-    def _header(self, rows: int, mode: str, width: int, logprob_dtype: str) -> CacheHeader:
+    def _header(
+        self, rows: int, mode: CacheMode, width: int, logprob_dtype: Literal["float16", "float32"]
+    ) -> CacheHeader:
         return CacheHeader(
             teacher=self.fingerprint,
             tokenizer=self.tokenizer_digest,
@@ -342,7 +348,7 @@ def _top_rows(lesson: Lesson, scores: Scores, cache: TeacherCache) -> npt.NDArra
             next="name the tokenizer of the model that the server runs",
         )
     rows = np.zeros(len(lesson.positions), dtype=cache.dtype)
-    rows["token"], rows["ids"], rows["logprobs"] = lesson.labels, scores.ids, scores.logprobs
+    rows["ids"], rows["logprobs"] = scores.ids, scores.logprobs
     mass = 1.0 - np.exp(scores.logprobs).sum(-1)
     is_outside = ~(scores.ids == lesson.labels[:, None]).any(-1)
     # The own token, where it is none of them, is part of the rest: the rest is no less.

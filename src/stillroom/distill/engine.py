@@ -264,5 +264,5 @@ def no_rollouts(objective: Objective) -> RecipeError:
         code="distill.rollouts",
         where="method",
         expected="rollouts in the recipe",
-        next="add 'rollouts: {name: on_policy, beside_records: true}' and 'targets: {mode: dense}'",
+        next="add 'rollouts: {name: on_policy, beside_records: true}' and 'targets: {mode: live}'",
     )

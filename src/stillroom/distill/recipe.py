@@ -31,11 +31,24 @@ class TargetSettings(Settings):
 
     mode: TargetMode = Field(
         default="top_k",
-        description="top_k: the likeliest and the rest as one; sampled: draws, unbiased; "
-        "dense: the whole vocabulary, the teacher runs in every step",
+        description="top_k: the likeliest tokens and the mass of the rest; sampled: tokens drawn "
+        "from the teacher, unbiased; dense: the whole vocabulary, on disk; live: nothing is kept, "
+        "the teacher runs in every step",
     )
     k: int = Field(default=64, ge=1, le=4096, description="tokens a position in mode top_k")
-    samples: int = Field(default=50, ge=1, le=255, description="draws a position in mode sampled")
+    samples: int = Field(
+        default=12,
+        ge=1,
+        le=4096,
+        description="tokens drawn a position in mode sampled, all of them distinct",
+    )
+    sampling_temperature: float = Field(
+        default=1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="mode sampled draws from the teacher's probabilities to the power of 1 over "
+        "this; weights make up for it",
+    )
     logprob_dtype: Literal["float16", "float32"] = Field(
         default="float16", description="type that cached log-probabilities are stored in"
     )
@@ -119,7 +132,7 @@ class DistillRecipe(Recipe):
     features: tuple[Annotated[FeatureLoss, FEATURES.choice()], ...] = Field(
         default=(),
         description="losses on what happens inside both, beside the divergence; they need "
-        "targets.mode dense",
+        "targets.mode live",
     )
     targets: TargetSettings = Field(
         default_factory=TargetSettings, description="what is kept of the teacher"
@@ -231,19 +244,19 @@ class DistillRecipe(Recipe):
                 f"features compare both at the same tokens, and with '{other}' the teacher reads "
                 "others; leave one of the two out"
             )
-        if self.features and self.targets.mode != "dense":
+        if self.features and self.targets.mode != "live":
             raise ValueError(
                 f"features look into the teacher while it runs, and targets.mode "
-                f"'{self.targets.mode}' keeps only its words; set targets.mode: dense"
+                f"'{self.targets.mode}' keeps only its words; set targets.mode: live"
             )
         return self
 
     @model_validator(mode="after")
     def _rollouts_have_a_teacher(self) -> DistillRecipe:
-        if self.rollouts is not None and self.targets.mode != "dense":
+        if self.rollouts is not None and self.targets.mode != "live":
             raise ValueError(
                 f"targets.mode '{self.targets.mode}' keeps what the teacher says of the records; "
-                "rollouts are new text: set targets.mode to dense"
+                "rollouts are new text: set targets.mode to live"
             )
         for name in ("context", "crossing", "rationale"):
             if self.rollouts is not None and getattr(self, name) is not None:
@@ -269,6 +282,9 @@ class DistillRecipe(Recipe):
                     f"'{name}' takes one teacher in this process: write the records in a job of "
                     "their own first"
                 )
-        if self.targets.mode == "dense" and self.crossing is None:
-            raise ValueError("targets.mode 'dense' runs one teacher here: use top_k or sampled")
+        if self.targets.mode in ("live", "dense") and self.crossing is None:
+            raise ValueError(
+                f"targets.mode '{self.targets.mode}' takes one teacher in this process: use top_k "
+                "or sampled"
+            )
         return self

@@ -7,14 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+from stillroom.distill.cache_header import CacheHeader, row_bytes
 from stillroom.distill.prune_settings import PruneSettings
-from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.recipe import DistillRecipe, TargetSettings
 from stillroom.distill.teacher_settings import teacher_reference
 from stillroom.jobs import Estimate
 from stillroom.provenance import find_output
 from stillroom.records import find_record_file
 
-__all__ = ["count_parameters", "estimate"]
+__all__ = ["bytes_per_position", "count_parameters", "estimate"]
 
 _DEFAULT_PARAMETERS = 135_000_000
 _DEFAULT_VOCABULARY = 49_152
@@ -25,7 +26,13 @@ _TOKEN_BYTES = 12  # of one token in a file of records, JSON around it included
 _FLOPS_PER_CORE = 6e10  # of matrix products, as measured with bfloat16 on two cores
 _WRITING = 8  # a token written alone costs as much as so many that are read together
 _OVERHEAD = 600_000_000
-_ROW_BYTES = {"sampled": 5, "top_k": 4}
+_OWN_BYTES = (4, 3)  # of a position whose own token alone is kept, and of a token beside it
+_DISK_KNOBS = {
+    "top_k": "lower candidates or targets.k",
+    "sampled": "lower candidates or targets.samples",
+    "dense": "use targets.mode: top_k or sampled, which keep a hundredth of it",
+    "live": "lower candidates",
+}
 
 
 def estimate(recipe: DistillRecipe) -> Estimate:
@@ -40,10 +47,10 @@ def estimate(recipe: DistillRecipe) -> Estimate:
     steps = recipe.train.count_steps(records)
     read = tokens * steps * recipe.train.batch_size / max(records, 1)
     targets = recipe.targets
-    width = targets.samples if targets.mode == "sampled" else targets.k
-    cache = 0 if targets.mode == "dense" else tokens * (8 + width * _ROW_BYTES[targets.mode])
+    told = bytes_per_position(targets, vocabulary) if recipe.crossing is None else _OWN_BYTES
+    cache = tokens * sum(told)
     held = 16 * student + 4 * teacher + 8 * vocabulary * 1024
-    runs = tokens + measured + (read if targets.mode == "dense" else 0)
+    runs = tokens + measured + (read if targets.mode == "live" else 0)
     work = 6 * student * read + 2 * teacher * runs
     has_control = (
         recipe.fidelity.control
@@ -62,7 +69,7 @@ def estimate(recipe: DistillRecipe) -> Estimate:
         / speed
         + 10,
         memory_knob="lower student.max_parameters or train.micro_tokens, or set train.lora",
-        disk_knob="lower candidates or targets.k",
+        disk_knob=_DISK_KNOBS[targets.mode],
         basis=f"{basis}; {records} records, about {tokens} tokens, {steps} steps; "
         + (
             f"the control without a teacher takes {control / speed / 60:.1f} min of it "
@@ -127,6 +134,24 @@ def _fidelity_work(
     answered = min(settings.answers, settings.records)
     written = 2 * answered * settings.max_new_tokens * 2 * (teacher + (students - 1) * student)
     return read + _WRITING * written
+
+
+def bytes_per_position(targets: TargetSettings, vocabulary: int) -> tuple[int, int]:
+    """Return bytes that a cache keeps of one position, and of one token of a record beside it."""
+    if targets.mode == "live":
+        return 0, 0
+    asked = targets.samples if targets.mode == "sampled" else targets.k
+    header = CacheHeader(
+        teacher="",
+        tokenizer="",
+        template="",
+        vocabulary=vocabulary,
+        mode=targets.mode,
+        width=vocabulary if targets.mode == "dense" else min(asked, vocabulary),
+        precision="",
+        logprob_dtype=targets.logprob_dtype,
+    )
+    return row_bytes(header)
 
 
 def _size_of(reference: str) -> tuple[int, int, str]:

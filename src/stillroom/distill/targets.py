@@ -15,9 +15,18 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Dense", "Sampled", "Target", "TargetMode", "TopKTail", "check_temperature"]
+__all__ = [
+    "CacheMode",
+    "Dense",
+    "Sampled",
+    "Target",
+    "TargetMode",
+    "TopKTail",
+    "check_temperature",
+]
 
-TargetMode = Literal["top_k", "sampled", "dense"]
+CacheMode = Literal["top_k", "sampled", "dense", "own"]
+TargetMode = Literal["top_k", "sampled", "dense", "live"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +60,12 @@ class TopKTail:
             ShapeError: If k is not between 1 and V.
             RecipeError: If the temperature is not above 0.
         """
-        import torch
+        from stillroom.distill.condense import top_and_tail
 
         check_temperature(temperature, "temperature")
         _check_width(k, logits.shape[-1], "k", "targets.k")
-        logprobs = torch.log_softmax(logits / temperature, -1)
-        top = logprobs.topk(k, -1)  # (n, k)
-        others = logprobs.exp().scatter_(-1, top.indices, 0.0)
-        # Summed from its own terms: 1 - sum(top) would lose a small tail.
-        return cls(top.indices, top.values, others.sum(-1).log(), temperature)
+        found = top_and_tail(logits / temperature, k)
+        return cls(found["ids"], found["logprobs"], found["tail"], temperature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +99,11 @@ class Sampled:
         temperature: float = 1.0,
         sampling_temperature: float = 1.0,
     ) -> Sampled:
-        """Draw tokens from teacher logits, (n, V), as arXiv:2503.16870, section 4, does.
+        """Draw tokens with replacement from teacher logits, as arXiv:2503.16870, section 4, does.
 
         Args:
-            logits: Of the teacher.
-            draws: How many a row, with replacement.
+            logits: Of the teacher, (n, V).
+            draws: How many a row.
             generator: Of the draws.
             temperature: Of the divergence: p is the softmax of ``logits / temperature``.
             sampling_temperature: Of the draws: they come from p to the power of its inverse, and
@@ -118,6 +124,66 @@ class Sampled:
         own = logprobs.gather(-1, ids)
         weights = (own - proposal.gather(-1, ids)).exp() / draws
         return cls(ids, weights, own, temperature)
+
+    @classmethod
+    def distinct(
+        cls,
+        logits: Tensor,
+        k: int,
+        generator: torch.Generator,
+        *,
+        temperature: float = 1.0,
+        sampling_temperature: float = 1.0,
+    ) -> Sampled:
+        """Draw k distinct tokens a row, as the teacher cache does; settings as ``from_logits``.
+
+        Raises:
+            ShapeError: If k is not between 1 and V.
+            RecipeError: If a temperature is not above 0.
+        """
+        import torch
+
+        from stillroom.distill.condense import draw_distinct
+
+        check_temperature(temperature, "temperature")
+        check_temperature(sampling_temperature, "sampling_temperature")
+        _check_width(k, logits.shape[-1], "k", "targets.samples")
+        device = logits.device
+        offsets = torch.rand(len(logits), generator=generator, device=device, dtype=logits.dtype)
+        drawn = draw_distinct(
+            logits / temperature, k, offsets, sampling_temperature=sampling_temperature
+        )
+        return cls.from_scale(
+            drawn.ids,
+            drawn.logprobs,
+            drawn.scale,
+            temperature,
+            sampling_temperature=sampling_temperature,
+        )
+
+    @classmethod
+    def from_scale(
+        cls,
+        ids: Tensor,
+        logprobs: Tensor,
+        scale: Tensor,
+        temperature: float = 1.0,
+        *,
+        sampling_temperature: float = 1.0,
+    ) -> Sampled:
+        """Return distinct tokens with weights: their probability over their chance to be drawn.
+
+        Args:
+            ids: (n, k).
+            logprobs: (n, k); -inf marks a place without a token.
+            scale: (n,): the chance is ``min(1, exp(logprob / sampling_temperature + scale))``.
+            temperature: What the teacher's logits were divided by.
+            sampling_temperature: What the draws were made at, on top of that.
+        """
+        chance = (logprobs / sampling_temperature + scale.unsqueeze(-1)).clamp_max_(0)
+        empty = logprobs.isneginf()
+        weights = (logprobs - chance).exp_().masked_fill_(empty, 0)
+        return cls(ids, weights, logprobs.masked_fill(empty, 0), temperature)
 
 
 Target = Dense | TopKTail | Sampled

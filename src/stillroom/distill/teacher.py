@@ -12,14 +12,15 @@ from torch import nn
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.card import read_card
-from stillroom.distill.cache import CacheHeader, TeacherCache
+from stillroom.distill.cache import TeacherCache
+from stillroom.distill.cache_header import CacheHeader
 from stillroom.distill.capture import capture_teacher
 from stillroom.distill.cross_capture import capture_own
 from stillroom.distill.encode import Lesson
 from stillroom.distill.head import Head
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.scoring import ModelScorer
-from stillroom.errors import CheckpointError
+from stillroom.errors import CheckpointError, ShapeError
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.provenance import digest_text
@@ -112,22 +113,38 @@ class Teacher:
             recipe: Mode, width and temperature.
             rows: Tokens of the vocabulary that teacher and student share.
             precision: Of the matrix products.
+
+        Raises:
+            ShapeError: If more tokens are to be kept than there are.
         """
         targets = recipe.targets
-        is_sampled = targets.mode == "sampled"
+        if targets.mode == "live":
+            raise ValueError("a teacher that runs in every step keeps nothing")
+        is_sampled, is_dense = targets.mode == "sampled", targets.mode == "dense"
+        asked = targets.samples if is_sampled else targets.k
+        if asked > rows and not is_dense:
+            name = "targets.samples" if is_sampled else "targets.k"
+            raise ShapeError(
+                f"{name} is {asked}",
+                code="distill.shape",
+                where=name,
+                expected=f"at most {rows}, the tokens that teacher and student share",
+                next=f"lower {name}, or use targets.mode: dense",
+            )
         return CacheHeader(
             teacher=self.checkpoint.fingerprint,
             tokenizer=self.checkpoint.tokenizer_digest,
             template=self.template_digest,
             vocabulary=rows,
             mode=targets.mode,
-            width=targets.samples if is_sampled else min(targets.k, rows),
-            temperature=recipe.method.temperature,
+            width=rows if is_dense else asked,
+            temperature=1.0 if is_dense else recipe.method.temperature,
+            sampling_temperature=targets.sampling_temperature if is_sampled else 1.0,
             precision=precision,
             logprob_dtype=targets.logprob_dtype,
             seed=recipe.seed if is_sampled else 0,
             license=self.license,
-            about=self.about,
+            about={**self.about, "reference": self.reference},
         )
 
     def own_header(self, precision: str) -> CacheHeader:
@@ -148,10 +165,9 @@ class Teacher:
 
     def capture(self, lessons: Sequence[Lesson], cache: TeacherCache, job: Job) -> int:
         """Keep what it says of the lessons that the cache lacks; see ``capture``."""
-        missing = [lesson for lesson in lessons if lesson not in cache]
-        if not missing:
+        if not cache.lacking(lessons):
             return 0
-        return capture_teacher(self.lowered(cache.header.precision), missing, cache, job)
+        return capture_teacher(self.lowered(cache.header.precision), lessons, cache, job)
 
     def capture_own(self, lessons: Sequence[Lesson], cache: TeacherCache, job: Job) -> int:
         """Keep its log-probabilities of the lessons' own tokens; see ``cross_capture``."""

@@ -179,9 +179,10 @@ def _listen(room: _Room) -> Iterator[tuple[list[TeacherCache], list[TeacherCache
     recipe = room.recipe
     base = Path(recipe.targets.cache) if recipe.targets.cache else room.job.scratch / "cache"
     # What is measured is always the likeliest tokens at temperature 1.
+    likeliest = {"mode": "top_k", "k": min(recipe.targets.k, room.rows), "cache": None}
     measured = recipe.model_copy(
         update={
-            "targets": recipe.targets.model_copy(update={"mode": "top_k", "cache": None}),
+            "targets": recipe.targets.model_copy(update=likeliest),
             "method": recipe.method.model_copy(update={"temperature": 1.0}),
         }
     )

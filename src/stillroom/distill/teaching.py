@@ -122,7 +122,7 @@ def _course_of(room: Classroom) -> AbstractContextManager[Course]:
         from stillroom.distill.rollout_course import rollout_course
 
         return rollout_course(room)
-    return _live(room) if room.recipe.targets.mode == "dense" else _cached(room)
+    return _live(room) if room.recipe.targets.mode == "live" else _cached(room)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ atomically; ``estimate`` says beforehand what a job will need.
 from stillroom.jobs.estimate import Estimate, Machine, check_fits, describe_machine
 from stillroom.jobs.files import atomic_write, replace_folder, sync_folder
 from stillroom.jobs.job import Job, count_seconds
-from stillroom.jobs.journal import Journal
+from stillroom.jobs.journal import Journal, read_journal
 from stillroom.jobs.progress import Progress, QuietReporter, Reporter, choose_reporter
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "choose_reporter",
     "count_seconds",
     "describe_machine",
+    "read_journal",
     "replace_folder",
     "sync_folder",
 ]

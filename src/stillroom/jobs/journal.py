@@ -15,7 +15,7 @@ from typing import Any
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.provenance.digests import canonical_json, digest_bytes
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "read_journal"]
 
 _SYNC_EVERY_S = 1.0
 
@@ -30,9 +30,8 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Open or create the journal at ``path``; a torn or damaged tail is dropped."""
         self.path = path
-        self._values: dict[str, Any] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        sound = self._load() if path.exists() else 0
+        self._values, sound = _load(path)
         self._file = path.open("ab")
         if path.stat().st_size > sound:
             self._file.truncate(sound)
@@ -92,14 +91,27 @@ class Journal:
             self.sync()
             self._file.close()
 
-    def _load(self) -> int:
-        sound = 0
-        with self.path.open("rb") as file:
-            for line in file:
-                mark, _, body = line.removesuffix(b"\n").partition(b" ")
-                if not line.endswith(b"\n") or digest_bytes(body)[:16].encode() != mark:
-                    break
-                key, value = json.loads(body.decode("utf-8", "surrogatepass"))
-                self._values[key] = value
-                sound += len(line)
-        return sound
+
+def read_journal(path: Path) -> dict[str, Any]:
+    """Return the values of a journal by key, and leave the file alone; {} where there is none.
+
+    For those who read while another writes: a line that is not whole yet is not seen.
+    """
+    return _load(path)[0]
+
+
+def _load(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the values and how many bytes of the file are sound."""
+    values: dict[str, Any] = {}
+    sound = 0
+    if not path.exists():
+        return values, sound
+    with path.open("rb") as file:
+        for line in file:
+            mark, _, body = line.removesuffix(b"\n").partition(b" ")
+            if not line.endswith(b"\n") or digest_bytes(body)[:16].encode() != mark:
+                break
+            key, value = json.loads(body.decode("utf-8", "surrogatepass"))
+            values[key] = value
+            sound += len(line)
+    return values, sound

@@ -2,7 +2,8 @@
 
 import pytest
 
-from stillroom.distill.cache import CacheHeader, TeacherCache
+from stillroom.distill.cache import TeacherCache
+from stillroom.distill.cache_header import CacheHeader
 from stillroom.distill.capture import capture_teacher
 from stillroom.distill.encode import encode_lessons
 from stillroom.jobs import Job
@@ -79,8 +80,9 @@ def make_cache(tmp_path, make_header, loaded, lessons, job):
     """Return a function that opens (and by default fills) a cache."""
     opened = []
 
-    def make(folder="cache", *, fill=True, **changes):
-        cache = TeacherCache.open(tmp_path / folder, make_header(**changes))
+    def make(folder="cache", *, fill=True, shard_bytes=1 << 30, **changes):
+        header = make_header(**changes)
+        cache = TeacherCache.open(tmp_path / folder, header, shard_bytes=shard_bytes)
         opened.append(cache)
         if fill:
             capture_teacher(loaded[0], lessons, cache, job)

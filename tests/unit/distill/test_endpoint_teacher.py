@@ -112,7 +112,6 @@ def test_what_a_server_tells_equals_a_capture_in_this_process(
         told.verify(lessons)
         for lesson in lessons:
             ours, theirs = told.read(lesson), said.read(lesson)
-            np.testing.assert_array_equal(ours["token"], theirs["token"])
             np.testing.assert_allclose(ours["logprobs"], theirs["logprobs"], atol=2e-5)
             np.testing.assert_allclose(ours["tail"], theirs["tail"], atol=2e-5)
             same = (ours["ids"] == theirs["ids"]).mean()

@@ -366,14 +366,14 @@ def test_projectors_start_as_told():
     assert torch.equal(linear.weight, same.weight)
 
 
-@pytest.mark.parametrize("mode", ["top_k", "sampled"])
+@pytest.mark.parametrize("mode", ["top_k", "sampled", "dense"])
 def test_a_recipe_with_features_keeps_its_teacher(mode):
     fields = {"teacher": "t", "records": "r", "features": ["hidden_state"]}
-    with pytest.raises(ValueError, match=r"targets\.mode: dense"):
+    with pytest.raises(ValueError, match=r"targets\.mode: live"):
         DistillRecipe.model_validate({**fields, "targets": {"mode": mode}})
-    dense = {**fields, "targets": {"mode": "dense"}}
-    DistillRecipe.model_validate(dense)
+    live = {**fields, "targets": {"mode": "live"}}
+    DistillRecipe.model_validate(live)
     with pytest.raises(ValueError, match="with 'context' the teacher reads others"):
         DistillRecipe.model_validate(
-            {**dense, "include_prompt": False, "context": {"text": "Be brief."}}
+            {**live, "include_prompt": False, "context": {"text": "Be brief."}}
         )

@@ -351,7 +351,7 @@ def make_recipe(teacher_folder, records_file):
             "teacher": str(teacher_folder),
             "records": str(records_file),
             "student": {"max_parameters": 0.85, "choose": "even"},
-            "targets": {"mode": "dense"},
+            "targets": {"mode": "live"},
             "train": FAST,
             "rollouts": {"name": "on_policy", "max_new_tokens": 10},
         }
@@ -419,8 +419,8 @@ def test_every_way_gives_the_same_bytes_twice(make_recipe, do, changes):
 
 
 def test_refuses_what_cannot_be(make_recipe, do, tmp_path):
-    for mode in ("top_k", "sampled"):
-        with pytest.raises(ValueError, match=r"targets\.mode to dense"):
+    for mode in ("top_k", "sampled", "dense"):
+        with pytest.raises(ValueError, match=r"targets\.mode to live"):
             make_recipe(targets={"mode": mode})
     with pytest.raises(RecipeError) as caught:
         do(make_recipe(rollouts=None, method="distillm2"), "a")

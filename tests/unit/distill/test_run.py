@@ -80,7 +80,8 @@ def test_leaves_a_checkpoint_that_is_nearer_to_its_teacher(make_recipe, do, teac
 @pytest.mark.parametrize(
     "changes",
     [
-        {"targets": {"mode": "dense"}, "method": {"name": "jsd", "normalize": True}},
+        {"targets": {"mode": "live"}, "method": {"name": "jsd", "normalize": True}},
+        {"targets": {"mode": "dense"}, "method": {"name": "jsd", "temperature": 2}},
         {"targets": {"mode": "sampled", "samples": 60}},
         {"train": {**FAST, "lora": {"rank": 4}}},
         {"train": {**FAST, "gradient_checkpointing": True}, "include_prompt": False},
@@ -92,12 +93,12 @@ def test_leaves_a_checkpoint_that_is_nearer_to_its_teacher(make_recipe, do, teac
         {"method": {"name": "forward_kl", "temperature": 2.0, "ce_weight": 0.02}},
         {"train": {**FAST, "precision": "bfloat16"}},
         {
-            "targets": {"mode": "dense"},
+            "targets": {"mode": "live"},
             "features": [{"name": "hidden_state", "weight": 0.1}, "attention", "relation"],
             "train": {**FAST, "precision": "bfloat16", "steps": 12},
         },
         {
-            "targets": {"mode": "dense"},
+            "targets": {"mode": "live"},
             "method": {"name": "forward_kl", "kd_weight": 0},
             "features": [{"name": "hidden_state", "weight": 5.0, "projector": "none"}],
             "train": {**FAST, "lora": {"rank": 4}, "steps": 20},
@@ -128,7 +129,7 @@ def test_same_seed_same_bytes_and_a_shared_cache_changes_nothing(make_recipe, do
 def test_projectors_are_trained_beside_the_student_and_never_written(make_recipe, do, tmp_path):
     student = tiny_checkpoint(tmp_path / "student", layers=2, hidden=32, seed=5)
     features = [{"name": "hidden_state", "layers": "uniform"}]
-    recipe = make_recipe(student=str(student), targets={"mode": "dense"}, features=features)
+    recipe = make_recipe(student=str(student), targets={"mode": "live"}, features=features)
     artifact, folder = do(recipe)
     wanted = set(Checkpoint.open(student).names())
     assert set(Checkpoint.open(folder).names()) == wanted
@@ -230,7 +231,7 @@ def test_what_one_process_does_is_refused_to_several(make_recipe, do, monkeypatc
 def test_rollouts_and_shares_of_a_student_exclude_each_other(make_recipe):
     with pytest.raises(ValueError, match=r"train\.sharding"):
         make_recipe(
-            targets={"mode": "dense"},
+            targets={"mode": "live"},
             rollouts="on_policy",
             train={**FAST, "sharding": "fsdp"},
         )
