@@ -20,6 +20,7 @@ from stillroom.distill.feature_set import FeatureSet
 from stillroom.distill.head import CHUNK_ROWS, Head, chunked_loss
 from stillroom.distill.method import Objective
 from stillroom.distill.observing import Observed, Wanted, observe
+from stillroom.distill.rollout_batch import Drawn
 from stillroom.distill.targets import Dense, Sampled, Target, TopKTail
 from stillroom.errors import RecipeError
 from stillroom.train.loop import Loss
@@ -72,10 +73,11 @@ def position_loss(
     objective: Objective,
     hidden: Tensor,
     head: Head,
-    target: Target | TeacherStates,
+    target: Target | TeacherStates | None,
     labels: Tensor,
     *,
     rollout: Tensor | None = None,
+    drawn: Drawn | None = None,
     weights: Tensor | None = None,
     where: Where | None = None,
     chunk_rows: int = CHUNK_ROWS,
@@ -87,9 +89,10 @@ def position_loss(
         objective: The divergence, with temperature and weights.
         hidden: The student's hidden states at the positions that bear loss, (N, H).
         head: The student's.
-        target: What the teacher says there.
+        target: What the teacher says there; None where the objective does not need it.
         labels: The records' own next tokens, (N,).
         rollout: (N,), True where the position stands in the student's own text.
+        drawn: How the tokens of that text were drawn.
         weights: (N,), what each position's loss is multiplied by; its parts are logged as they are.
         where: Names a position in an error.
         chunk_rows: Rows whose logits exist at once.
@@ -105,9 +108,10 @@ def position_loss(
     def score(logits: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor, Mapping[str, float]]:
         loss, gradient, parts = objective.score(
             logits,
-            _slice(target, start, stop),
+            None if target is None else _slice(target, start, stop),
             labels[start:stop],
             rollout=None if rollout is None else rollout[start:stop],
+            drawn=None if drawn is None else drawn.rows(start, stop),
             where=lambda row: (where or _number)(start + row),
         )
         if weights is not None:
@@ -195,9 +199,10 @@ class DistillObjective:
             self.objective,
             _picked(hidden, batch.flat),  # (N, H)
             Head.of(model, self.rows),
-            batch.target if batch.target is not None else self._states(batch, teacher),
+            self._target(batch, teacher),
             batch.labels,
             rollout=batch.rollout,
+            drawn=batch.drawn,
             weights=batch.weights,
             where=where,
             chunk_rows=self.chunk_rows,
@@ -207,7 +212,8 @@ class DistillObjective:
 
     def _observe_teacher(self, batch: Batch) -> Observed | None:
         """Run the teacher where its states are needed; no gradient flows."""
-        if batch.target is not None and self.features is None:
+        is_spared = batch.target is not None or not self.objective.needs_target
+        if is_spared and self.features is None:
             return None
         if self.teacher is None:
             raise ValueError("a batch without a target needs the teacher, as features do")
@@ -216,7 +222,9 @@ class DistillObjective:
             ids, _ = batch.heard or (batch.input_ids, batch.flat)
             return observe(self.teacher, ids, wanted)
 
-    def _states(self, batch: Batch, teacher: Observed | None) -> TeacherStates:
+    def _target(self, batch: Batch, teacher: Observed | None) -> Target | TeacherStates | None:
+        if batch.target is not None or not self.objective.needs_target:
+            return batch.target
         if teacher is None or self._teacher_head is None:
             raise ValueError("a batch without a target needs the teacher")
         _, flat = batch.heard or (batch.input_ids, batch.flat)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from stillroom.distill.divergence import Pair
+    from stillroom.distill.rollout_batch import Drawn
     from stillroom.distill.targets import Target
 
 __all__ = ["CROSSINGS", "FEATURES", "METHODS", "ROLLOUTS", "VERIFIERS", "Objective"]
@@ -37,11 +38,15 @@ class Objective(Method):
     ``temperature`` is that of the loss alone: what text is drawn at is set where text is drawn.
 
     A method with ``needs_rollouts`` must be told which positions stand in the student's own text.
+    One with ``needs_scores`` asks for the teacher's log-probabilities of the tokens there, and only
+    one with ``needs_target`` for its distributions.
     One with ``detaches_weights`` holds weights that depend on q fixed in its gradient, as its paper
     does, so that the gradient is not that of the value.
     """
 
     needs_rollouts: ClassVar[bool] = False
+    needs_scores: ClassVar[bool] = False
+    needs_target: ClassVar[bool] = True
     detaches_weights: ClassVar[bool] = False
 
     temperature: float = Field(
@@ -126,11 +131,12 @@ class Objective(Method):
     def score(
         self,
         student_logits: Tensor,
-        target: Target,
+        target: Target | None,
         labels: Tensor,
         *,
         rollout: Tensor | None = None,
         where: Callable[[int], str] | None = None,
+        drawn: Drawn | None = None,
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Return the weighted loss (n,), its gradient (n, V), and the sums of its parts.
 
@@ -140,6 +146,7 @@ class Objective(Method):
             labels: The records' own next tokens, (n,), int64.
             rollout: (n,), True where the position stands in the student's own text.
             where: Names a row in an error.
+            drawn: How the tokens of that text were drawn; a divergence does not ask.
 
         Raises:
             DataError: If the teacher's numbers are not finite; the row is named.
@@ -148,6 +155,8 @@ class Objective(Method):
         """
         from stillroom.distill.divergence import evaluate
 
+        if target is None:
+            raise ValueError("a divergence needs a target")
         scored = evaluate(self, student_logits, target, labels, rollout=rollout, where=where)
         return scored.loss, scored.gradient, scored.parts
 

@@ -288,3 +288,20 @@ class DistillRecipe(Recipe):
                 "or sampled"
             )
         return self
+
+    @model_validator(mode="after")
+    def _policy_gradient_has_draws(self) -> DistillRecipe:
+        if self.rollouts is None or not self.method.needs_scores:
+            return self
+        name, policy = self.method.method_name(), self.rollouts
+        if not policy.draws_from_student:
+            raise ValueError(
+                f"'{name}' needs tokens drawn from the student, and '{policy.method_name()}' "
+                "chooses among them: use rollouts on_policy or mixed_sampling"
+            )
+        if self.method.ce_weight == 0 and policy.learns_from_others:
+            raise ValueError(
+                f"'{name}' learns nothing from text that the student did not write: set "
+                "method.ce_weight, or rollouts.student_share to 1 and rollouts.warm_up to 0"
+            )
+        return self

@@ -121,8 +121,18 @@ class RolloutPolicy(Method):
     )
 
     @property
-    def uses_records(self) -> bool:
-        """Whether some steps learn from the records."""
+    def start_level(self) -> float:
+        """What an adaptive policy begins with."""
+        return 0.0
+
+    @property
+    def validated(self) -> int:
+        """How many held-out records a policy validates on."""
+        return 0
+
+    @property
+    def learns_from_others(self) -> bool:
+        """Whether some steps learn only from text that the student did not write."""
         return True
 
     @property

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from stillroom.distill.encode import Lesson
+import torch
+from torch import nn
+
+from stillroom.distill.encode import Lesson, encode_lessons
+from stillroom.distill.engine import DistillObjective
+from stillroom.distill.policy_method import PolicyObjective
 from stillroom.distill.rollout import RolloutPolicy
+from stillroom.distill.rollout_batch import make_rollout_batch
 from stillroom.distill.rollout_source import Block, RolloutSource
 from stillroom.distill.rollout_text import (
     RolloutPrompt,
@@ -16,12 +22,15 @@ from stillroom.distill.rollout_text import (
     write_record,
 )
 from stillroom.distill.rollout_writing import Author, Writer
+from stillroom.distill.scoring import ModelScorer, TeacherScorer
 from stillroom.distill.teaching import Classroom, Course, lesson_source, live_objective
 from stillroom.errors import DataError
 from stillroom.jobs import Journal
 from stillroom.models.causal import end_tokens
 from stillroom.records import Link, Record, write_records
 from stillroom.train.lora import plain_model
+from stillroom.train.precision import body_precision
+from stillroom.train.ranks import Ranks
 
 __all__ = ["ROLLOUT_FILE", "rollout_course"]
 
@@ -40,7 +49,7 @@ def rollout_course(room: Classroom) -> Iterator[Course]:
         raise ValueError("the recipe has no rollouts")
     size = len(room.lessons)
     room, prompts = _with_prompts(room, policy)
-    objective = live_objective(room)
+    objective, method = live_objective(room), room.recipe.method
     journal = room.job.journal("rollouts")
     source = RolloutSource(
         lesson_source(room, None),
@@ -52,6 +61,10 @@ def rollout_course(room: Classroom) -> Iterator[Course]:
         size=size,
         steps=room.recipe.train.count_steps(size),
         say=room.job.say,
+        scorer=_scorer(room),
+        credit=method.credit if isinstance(method, PolicyObjective) else None,
+        validate=_validator(room, policy, objective),
+        level=policy.start_level,
     )
     try:
         yield Course(source, objective, {"cache": None}, objective.features)
@@ -105,6 +118,54 @@ def _make_writer(room: Classroom, policy: RolloutPolicy) -> Writer:
         max_tokens=room.recipe.max_tokens,
         seed=room.recipe.seed,
     )
+
+
+def _scorer(room: Classroom) -> TeacherScorer | None:
+    if not room.recipe.method.needs_scores:
+        return None
+    teacher = room.teacher.lowered(room.precision)
+    return ModelScorer(teacher, rows=room.rows, precision=room.precision)
+
+
+def _validator(
+    room: Classroom, policy: RolloutPolicy, objective: DistillObjective
+) -> Callable[[nn.Module, Ranks], float] | None:
+    """Return what gives the mean loss on held-out records, where the policy learns of it.
+
+    Raises:
+        DataError: If there is no held-out record to validate on.
+    """
+    if not policy.learns_of_loss:
+        return None
+    lessons, _ = encode_lessons(
+        room.tokenizer,
+        room.held_out[: policy.validated],
+        max_tokens=room.recipe.max_tokens,
+        include_prompt=room.recipe.include_prompt,
+    )
+    if not lessons:
+        raise DataError(
+            f"'{policy.method_name()}' validates on held-out records, and there is none",
+            code="distill.no-held-out",
+            where="records",
+            expected="records of which some have fields.split 'held_out', or name no split",
+            next="hold some records out, or use rollouts on_policy",
+        )
+
+    def validate(model: nn.Module, ranks: Ranks) -> float:
+        sums = [0.0, 0.0]
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), body_precision(room.precision, room.device):
+            for lesson in lessons[ranks.rank :: ranks.count]:  # one at a time: see capture
+                batch = make_rollout_batch([lesson], room.device)
+                sums[0] += float(objective(model, batch).total)
+                sums[1] += batch.valid
+        model.train(was_training)
+        every = ranks.gather(sums)
+        return sum(part[0] for part in every) / sum(part[1] for part in every)
+
+    return validate
 
 
 def _write_rollouts(

@@ -64,6 +64,8 @@ def test_inputs_are_left_as_they_are():
     student, teacher = draw()
     kept = student.clone(), teacher.clone()
     for name in METHODS.names():
+        if METHODS.get(name).needs_scores:
+            continue
         objective = METHODS.build({"name": name, "ce_weight": 0.5})
         for target in (Dense(teacher), TopKTail.from_logits(teacher, 3)):
             objective.score(student, target, torch.zeros(N, dtype=torch.int64))

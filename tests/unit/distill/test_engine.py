@@ -9,6 +9,7 @@ from stillroom.distill.encode import Batch, make_batch
 from stillroom.distill.engine import DistillObjective, TeacherStates, position_loss, slice_target
 from stillroom.distill.head import Head
 from stillroom.distill.method import METHODS
+from stillroom.distill.rollout_batch import Drawn
 from stillroom.distill.targets import Dense, Sampled, TopKTail
 from stillroom.errors import DataError, RecipeError
 
@@ -97,7 +98,9 @@ def test_bfloat16_products_are_near(loaded, student, lessons):
 
 
 def with_rollouts(batch, rollout):
-    return replace(batch, rollout=rollout)
+    """Mark positions as the student's own, with numbers that follow from the token alone."""
+    some = torch.where(rollout, (batch.labels % 7).float() / 7, 0.0)
+    return replace(batch, rollout=rollout, drawn=Drawn(-5 * some, some + 0.5, some, some - 0.4))
 
 
 def test_a_contrastive_pair_needs_to_know_whose_text_it_is(loaded, student, lessons):

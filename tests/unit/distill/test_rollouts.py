@@ -13,7 +13,7 @@ from stillroom.distill.encode import Lesson, encode_lessons, make_batch
 from stillroom.distill.engine import DistillObjective
 from stillroom.distill.method import METHODS, ROLLOUTS
 from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.rollout import Moment
+from stillroom.distill.rollout import Moment, Turn
 from stillroom.distill.rollout_batch import make_rollout_batch
 from stillroom.distill.rollout_source import Block, RolloutSource
 from stillroom.distill.rollout_text import Rollout, make_prompts, turn_end
@@ -188,7 +188,7 @@ def test_a_share_of_the_steps_is_drawn_once_a_step():
     assert set(chosen) == {"student", "records"}
     rest = ROLLOUTS.build({"name": "on_policy", "student_share": 0.0, "rest": "teacher"})
     assert rest.decide(Moment(0, 10, 0.0)) == "teacher"
-    assert not rest.uses_records
+    assert rest.learns_from_others
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def make_source(loaded, lessons, prompts, make_writer, job):
         opened.append(Journal(job.scratch / f"{journal}.jsonl"))
         return RolloutSource(
             records, lessons, prompts, writer.policy, writer, opened[-1],
-            size=len(lessons), steps=steps, say=job.say,
+            size=len(lessons), steps=steps, say=job.say, level=writer.policy.start_level,
         )  # fmt: skip
 
     yield make
@@ -454,3 +454,113 @@ def test_marks_of_a_batch_follow_the_lessons(lessons, prompts, make_writer):
     assert batch.drawn.credit[:count].abs().sum() == 0
     assert batch.drawn.rows(count, batch.valid).credit.tolist() == list(range(len(one.ids)))
     assert isinstance(rollout, Lesson)
+
+
+def test_speculative_keeps_what_the_teacher_likes_and_says_how_likely_that_was():
+    policy = ROLLOUTS.build({"name": "speculative", "accept_top_k": 2})
+    student = torch.tensor([[0.1, 0.2, 0.3, 0.4]], dtype=torch.float64).expand(40000, -1)
+    teacher = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64).expand(40000, -1)
+    numbers = torch.from_numpy(np.random.default_rng(0).random((40000, 2)))
+    turn = Turn(0, 9, 0.0, student, teacher, lambda p, which: draw_tokens(p, numbers[:, which]))
+    choice = policy.choose(turn)
+    assert choice.own.double().mean() == pytest.approx(0.3, abs=0.01)  # 0.1 + 0.2
+    assert (choice.tokens[choice.own] < 2).all()
+    wanted = torch.tensor([0.1 + 0.7 * 0.4, 0.2 + 0.7 * 0.3, 0.7 * 0.2, 0.7 * 0.1])
+    counts = torch.bincount(choice.tokens, minlength=4) / 40000
+    torch.testing.assert_close(counts, wanted, atol=0.01, rtol=0)
+    torch.testing.assert_close(choice.chances, wanted.double()[choice.tokens])
+
+
+def test_a_teachers_prefix_falls_and_the_student_goes_on():
+    policy = ROLLOUTS.build({"name": "teacher_prefix", "until": 0.5, "max_new_tokens": 10})
+    lengths = [sum(policy.wants_teacher(at, share) for at in range(10)) for share in (0, 0.25, 0.6)]
+    assert lengths == [10, 5, 0]
+
+
+def test_a_mixture_is_drawn_and_weighted(make_writer, prompts):
+    model = copy.deepcopy(make_writer().student.model)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.mul_(1.3)
+    kept = make_writer("mixed_sampling", model=model, teacher_share=0.4)
+    texts = kept.write(prompts, 0, 0.0)
+    assert all(one.own.all() for one in texts)
+    weights = np.concatenate([one.importance for one in texts])
+    assert (weights <= 1 / 0.6 + 1e-4).all()  # q / (a p + (1 - a) q) is bounded
+    assert weights.std() > 0.01
+    prefixed = make_writer("teacher_prefix", model=model, ends=()).write(prompts, 0, 0.4)
+    assert {int((~one.own).sum()) for one in prefixed} == {6}
+    assert all(one.own[6:].all() for one in prefixed)
+
+
+def test_replay_follows_the_held_out_loss():
+    policy = ROLLOUTS.build({"name": "replay", "buffer": 4, "validate_every": 5})
+    assert policy.adapt(0.0, None, 3.0) == 0.0
+    assert policy.adapt(0.0, 3.0, 3.05) == 0.0
+    assert policy.adapt(0.0, 3.0, 3.2) == pytest.approx(0.1)
+    assert policy.adapt(0.95, 3.0, 3.2) == 1.0
+    assert [step for step in range(12) if policy.validates(step, 12)] == [0, 5, 10]
+    assert policy.decide(Moment(5, 10, 0.6, level=0.5)) == "records"
+    assert policy.decide(Moment(5, 10, 0.4, level=0.5, kept=2)) == "student"
+    assert policy.decide(Moment(5, 10, 0.4, level=0.5, kept=4)) == "replay"
+    assert policy.decide(Moment(5, 10, 0.2, level=0.5, kept=4)) == "student"
+    assert policy.decide(Moment(9, 10, 0.2, level=0.5, kept=4)) == "replay"
+    rising = ROLLOUTS.build({"name": "replay", "buffer": 4, "schedule": "increasing"})
+    assert rising.decide(Moment(9, 10, 0.2, level=0.5, kept=4)) == "student"
+
+
+def test_replay_learns_again_from_what_it_kept(make_source, loaded):
+    fields = {"level": 1.0, "buffer": 4, "validate_every": 3}
+    losses = iter([1.0, 2.0, 2.0, 9.0])
+    source = make_source("replay", journal="r", steps=8, **fields)
+    source._validate = lambda model, ranks: next(losses)
+    whole = take_steps(source, loaded[0], 8)
+    kinds = [source.journal[str(step)]["text_from"] for step in range(8)]
+    assert kinds[0] == kinds[1] == "student"
+    assert "replay" in kinds
+    at = kinds.index("replay")
+    seen = [ids for lessons, _ in whole[:at] for ids in lessons]
+    assert all(ids in seen for ids in whole[at][0])
+    again = make_source("replay", journal="r", steps=8, **fields)
+    assert take_steps(again, loaded[0], 8, start=5) == whole[5:]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rollouts": {"name": "replay", "level": 0.8, "buffer": 6, "validate_every": 2}},
+        {"rollouts": {"name": "speculative"}, "method": "forward_kl"},
+        {"rollouts": {"name": "teacher_prefix"}, "method": "jsd"},
+        {
+            "rollouts": {"name": "mixed_sampling", "beside_records": True, "reuse": 2},
+            "method": {"name": "minillm", "ce_weight": 0.1},
+        },
+        {
+            "rollouts": {"name": "on_policy", "student_share": 1.0},
+            "method": "sampled_reverse_kl",
+        },
+    ],
+    ids=str,
+)
+def test_every_policy_runs_to_the_same_bytes(make_recipe, do, changes):
+    rollouts = {"max_new_tokens": 10, **changes["rollouts"]}
+    recipe = make_recipe(**{**changes, "rollouts": rollouts})
+    artifact, folder = do(recipe, "a")
+    assert artifact.digest == do(recipe, "b")[0].digest
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    if recipe.method.needs_scores:
+        assert "sampled_reverse_kl" in {line["name"] for line in lines}
+        gaps = [line["value"] for line in lines if line["name"] == "likelihood_gap"]
+        assert gaps[0] < 1e-4  # what wrote and what learns are one model
+
+
+def test_refuses_a_policy_gradient_without_draws_of_its_own(make_recipe, do, tmp_path):
+    with pytest.raises(ValueError, match="mixed_sampling"):
+        make_recipe(method="minillm", rollouts={"name": "speculative"})
+    with pytest.raises(ValueError, match="learns nothing from text"):
+        make_recipe(method="sampled_reverse_kl")
+    train_only = [record for record in make_records(12) if record.fields["split"] == "train"]
+    write_records(tmp_path / "train.jsonl", train_only)
+    with pytest.raises(DataError) as caught:
+        do(make_recipe(records=str(tmp_path / "train.jsonl"), rollouts={"name": "replay"}))
+    assert caught.value.code == "distill.no-held-out"

@@ -32,8 +32,8 @@ class OnPolicy(RolloutPolicy):
 
     @property
     @override
-    def uses_records(self) -> bool:
-        return self.warm_up > 0 or (self.rest == "records" and self.student_share < 1)
+    def learns_from_others(self) -> bool:
+        return self.warm_up > 0 or self.student_share < 1
 
     @property
     @override

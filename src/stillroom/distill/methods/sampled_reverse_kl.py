@@ -1,0 +1,53 @@
+"""Sampled reverse KL: a policy gradient that needs only the log-probability of each drawn token.
+
+Source: K. Lu and Thinking Machines Lab 2025, "On-Policy Distillation" (blog), after the on-policy
+view of Agarwal et al. 2023, arXiv:2306.13649: a token's credit is the teacher's log-probability
+minus the student's when it was drawn, with no task reward; ``discount`` 0 credits a token with
+itself alone, 1 with all that follows. At discount 0 the expected gradient is that of ``reverse_kl``
+at each position; the variance is far greater. A teacher that only scores tokens is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.distill.policy_method import PolicyObjective
+
+if TYPE_CHECKING:
+    from stillroom.distill.policy_method import Numbers
+
+__all__ = ["SampledReverseKl"]
+
+
+class SampledReverseKl(PolicyObjective):
+    """``A_t = sum of discount^k (log p - log q)`` over the tokens from t on, minus a baseline."""
+
+    paper: ClassVar[str] = "arXiv:2306.13649"
+
+    discount: float = Field(
+        default=0.0, ge=0, le=1, description="how much a token is credited with those after it"
+    )
+    baseline: Literal["none", "mean"] = Field(
+        default="none",
+        description="mean: subtract the mean credit of the step's tokens, which lowers the "
+        "variance and adds a bias of one part in their number",
+    )
+
+    @override
+    def credit(self, gains: Sequence[Numbers]) -> list[Numbers]:
+        import numpy as np
+
+        found = []
+        for gain in gains:
+            credit, later = np.zeros(len(gain)), 0.0
+            for at in range(len(gain) - 1, -1, -1):
+                later = credit[at] = gain[at] + self.discount * later
+            found.append(credit)
+        if self.baseline == "none" or not found:
+            return found
+        mean = np.concatenate(found).mean()
+        return [credit - mean for credit in found]
