@@ -39,7 +39,10 @@ _COMMANDS = {
     "rag": ("stillroom.cli.rag", "Retrieval's own verbs."),
     "run": ("stillroom.cli.run", "Run a recipe of any kind."),
     "serve": ("stillroom.cli.serve", "Serve a run behind an OpenAI-compatible API."),
-    "show": ("stillroom.cli.show", "Show a run, an artifact or a method; --lineage walks back."),
+    "show": (
+        "stillroom.cli.show",
+        "Show a run, an artifact, a teacher cache or a method; --lineage walks back.",
+    ),
     "synth": ("stillroom.cli.synth", "Synthetic data's own verbs."),
     "verify": ("stillroom.cli.verify", "Recompute digests and name what changed."),
 }

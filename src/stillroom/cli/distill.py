@@ -21,6 +21,18 @@ __all__ = ["command"]
             "stillroom.cli.distill_preflight",
             "Say what would go wrong in a distillation, before it starts.",
         ),
+        "capture": (
+            "stillroom.cli.distill_capture",
+            "Fill a teacher cache for a recipe without training.",
+        ),
+        "import": (
+            "stillroom.cli.distill_import",
+            "Make a teacher cache of log-probabilities captured elsewhere.",
+        ),
+        "verify": (
+            "stillroom.cli.distill_verify",
+            "Check a teacher cache, and score a sample of it again.",
+        ),
         "prune": (
             "stillroom.cli.distill_prune",
             "Make a smaller student from a teacher's own layers, heads and channels.",

@@ -33,9 +33,11 @@ Examples:
 @json_option
 @debug_option
 def command(what: str, lineage: bool, examples: int, record: str, as_json: bool) -> None:
-    """Show a run, an artifact or a method; --lineage walks back."""
+    """Show a run, an artifact, a teacher cache or a method; --lineage walks back."""
     path = Path(what)
-    if path.exists():
+    if (path / "header.json").is_file() and not (path / "artifact.json").exists():
+        _show_cache(path, as_json)
+    elif path.exists():
         if lineage or record:
             _show_lineage(path, examples, record, as_json)
         else:
@@ -75,6 +77,24 @@ def _show_artifact(path: Path, as_json: bool) -> None:
     for name, value in artifact.details.items():
         text = str(value)
         click.echo(f"  {name:9} {text if len(text) < 200 else text[:197] + '...'}")
+
+
+def _show_cache(path: Path, as_json: bool) -> None:
+    from stillroom.distill import TeacherCache
+    from stillroom.distill.cache import describe_cache
+
+    with TeacherCache.open(path) as cache:
+        found = describe_cache(cache)
+    if as_json:
+        print_json({"cache": found})
+        return
+    click.echo(
+        f"{path}  teacher cache, {found['records']} records, {found['positions']} positions, "
+        f"{found['size_bytes'] / 1e6:.1f} MB ({found['bytes_per_position']} bytes a position)"
+    )
+    for name, value in found["header"].items():
+        if value != "" and value != {}:
+            click.echo(f"  {name:20} {value}")
 
 
 def _show_method(name: str, as_json: bool) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from stillroom.distill.cache import TeacherCache
-from stillroom.distill.capture import capture_teacher
+from stillroom.distill.cache_fill import fill_cache
 from stillroom.distill.encode import Batch, Lesson, make_batch
 from stillroom.distill.engine import DistillObjective, no_rollouts
 from stillroom.distill.feature_set import FeatureSet
@@ -162,8 +162,7 @@ def _cached(room: Classroom) -> Iterator[Course]:
     def capture() -> None:
         with TeacherCache.open(folder, header) as cache:
             heard = [lesson.by_teacher for lesson in room.lessons]
-            capture_teacher(teacher.lowered(room.precision), heard, cache, room.job)
-            cache.verify(heard)
+            fill_cache(cache, teacher, heard, room.job)
 
     room.ranks.on_main(capture)
     teacher.unload()
