@@ -70,7 +70,9 @@ def test_another_vocabulary_stops_the_job_before_any_weight_is_loaded(make_recip
         do(recipe)
     assert caught.value.code == "distill.vocabulary"
     crossing = make_recipe(student=str(other), targets={}, crossing={"name": "chunk_likelihood"})
-    assert find(run_preflight(crossing, tmp_path), "vocabulary")[0].level == "ok"
+    flight = run_preflight(crossing, tmp_path)
+    assert find(flight, "vocabulary")[0].level == "ok"
+    assert "none is trained across tokenizers" in find(flight, "control")[0].what
 
 
 def test_padded_head_is_noted(make_recipe, tmp_path, student):
