@@ -22,11 +22,14 @@ from stillroom.jobs import Job
 
 folder, out, resume = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "resume"
 features = {"targets": {"mode": "live"}, "features": ["hidden_state", "relation"]}
+rollouts = {"targets": {"mode": "live"}, "rollouts": {"name": "replay", "level": 0.9,
+    "buffer": 12, "validate_every": 10, "max_new_tokens": 8}}
 recipe = DistillRecipe.model_validate({
     "teacher": str(folder / "teacher"), "records": str(folder / "records.jsonl"),
     "student": {"max_parameters": 0.85}, "targets": {"k": 16},
     "train": {"steps": 60, "batch_size": 4, "threads": 1, "save_every_s": 0.05},
     **(features if "features" in out.name else {}),
+    **(rollouts if "rollouts" in out.name else {}),
 })
 run(recipe, Job.start(out, "kind: distill\\n", resume=resume))
 """
@@ -87,4 +90,25 @@ def test_ends_with_the_same_bytes_after_a_kill(
     assert not out.exists()
     finish(start(folder, out, "resume"))
     assert read_artifact(out).digest == read_artifact(whole).digest
+    assert '"resumed"' in (out / "events.jsonl").read_text()
+
+
+def test_rollouts_are_the_same_bytes_after_a_kill(folder: Path, tmp_path: Path) -> None:
+    whole, out = tmp_path / "rollouts-whole", tmp_path / "rollouts"
+    finish(start(folder, whole))
+    process = start(folder, out)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        path = tmp_path / ".rollouts.partial" / "metrics.jsonl"
+        if path.is_file() and path.read_text().count('"loss"') > 12:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.communicate()
+    assert not out.exists()
+    finish(start(folder, out, "resume"))
+    assert read_artifact(out).digest == read_artifact(whole).digest
+    written = [(run / "output/rollouts.jsonl").read_bytes() for run in (out, whole)]
+    assert written[0] == written[1]
     assert '"resumed"' in (out / "events.jsonl").read_text()
