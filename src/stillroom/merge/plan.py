@@ -195,7 +195,9 @@ def plan_sources(
     """
     if isinstance(method, Assembly):
         return method.arrange(base, parents, rules)
-    return _Planner(method, base, parents, rules).plan()
+    plan = _Planner(method, base, parents, rules).plan()
+    names = [tensor.name for tensor in plan.tensors]
+    return replace(plan, notes=(*plan.notes, *rules.find_idle(names)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
+from stillroom.errors import RecipeError
 from stillroom.merge.recipe import MergeRecipe, Slice, TensorPart, Variation, vary_method
 
 if TYPE_CHECKING:
@@ -92,6 +93,39 @@ class Rules:
             else:
                 own_here[at][setting] = float(value)
         return Tuned(tuned, tuple(weights_here), tuple(own_here))
+
+    def find_idle(self, names: Sequence[str]) -> list[str]:
+        """Return a line for each variation and pattern that holds for no tensor of the result.
+
+        Args:
+            names: Of the result's tensors.
+
+        Raises:
+            RecipeError: If a part holds for none: its models would take no part in the merge.
+        """
+        for number, part in enumerate(self.parts):
+            if not any(part.fits(name) for name in names):
+                raise RecipeError(
+                    f"parts.{number} holds for no tensor",
+                    code="merge.idle-part",
+                    where=f"parts.{number}.tensors: {', '.join(part.tensors)}",
+                    expected=f"patterns of names such as {names[0] if names else 'none'}",
+                    next="stillroom merge plan lists the tensors",
+                )
+        listed = [(f"vary.{at}", one) for at, one in enumerate(self.vary)]
+        for number, part in enumerate(self.parts):
+            listed += [(f"parts.{number}.vary.{at}", one) for at, one in enumerate(part.vary)]
+        idle = [
+            f"note: {where} ({one.setting} of {', '.join(one.tensors)}) holds for no tensor"
+            for where, one in listed
+            if not any(one.fits(name) for name in names)
+        ]
+        return idle + [
+            f"note: the pattern '{pattern}' of {where} fits no tensor"
+            for where, patterns in (("include", self.include), ("exclude", self.exclude))
+            for pattern in patterns
+            if not any(fnmatchcase(name, pattern) for name in names)
+        ]
 
 
 def rules_of(recipe: MergeRecipe) -> Rules:

@@ -183,3 +183,26 @@ def test_a_file_of_several_merges_is_run_not_planned(pair, tmp_path):
     first, second = (Checkpoint.open(tune).tensor(NORM) for tune in pair[1])
     torch.testing.assert_close(Checkpoint.open(out).tensor(NORM), (first + second) / 2)
     assert (tmp_path / "out.parts" / "first" / "artifact.json").exists()
+
+
+def test_what_holds_for_no_tensor_is_said(pair):
+    recipe = recipe_of(
+        pair,
+        "task_arithmetic",
+        vary=[
+            {"setting": "scale", "tensors": ["*.mpl.*"], "value": 0.5},
+            {"setting": "scale", "tensors": ["*.mlp.*"], "value": 0.5},
+        ],
+        exclude=["*.rotary.*"],
+    )
+    notes = plan_merge(recipe).notes
+    assert "note: vary.0 (scale of *.mpl.*) holds for no tensor" in notes
+    assert "note: the pattern '*.rotary.*' of exclude fits no tensor" in notes
+    assert not any("vary.1" in note for note in notes)
+
+
+def test_a_part_that_holds_for_no_tensor_is_refused(pair):
+    recipe = recipe_of(pair, parts=[{"tensors": ["vision.*"], "models": [0]}])
+    with pytest.raises(RecipeError, match=r"parts\.0 holds for no tensor") as caught:
+        plan_merge(recipe)
+    assert caught.value.code == "merge.idle-part"
