@@ -22,8 +22,9 @@ from stillroom.records import Message, Record
 
 if TYPE_CHECKING:
     from stillroom.distill.encode import Lesson
+    from stillroom.evaluate.spans import Encoded
 
-__all__ = ["ContextSettings", "add_context", "hear_with_context"]
+__all__ = ["ContextSettings", "add_context", "hear_record", "hear_with_context"]
 
 
 class ContextSettings(Settings):
@@ -60,6 +61,35 @@ def add_context(settings: ContextSettings, record: Record) -> Record | None:
     messages = list(record.messages)
     messages[at] = Message(messages[at].role, text + messages[at].content)
     return replace(record, messages=tuple(messages))
+
+
+def hear_record(
+    settings: ContextSettings, tokenizer: Any, record: Record, own: Encoded
+) -> Encoded | None:
+    """Return a record's tokens as the teacher reads them, or None where they do not fit.
+
+    Args:
+        settings: What is added.
+        tokenizer: Of both.
+        record: As the student reads it.
+        own: Its tokens as the student reads them; may be cut.
+
+    Returns:
+        Tokens whose first targets are ``own``'s; None without a context, where the record with it
+        is too long, or where the answer has other tokens there.
+
+    Raises:
+        DataError: If the assistant's part of the conversation cannot be found.
+    """
+    from stillroom.evaluate.spans import encode_record  # torch, which a recipe is read without
+
+    told = add_context(settings, record)
+    if told is None:
+        return None
+    encoded = encode_record(tokenizer, told, max_tokens=settings.max_tokens)
+    count = len(own.targets)
+    labels = [encoded.ids[at] for at in encoded.targets[:count]]
+    return encoded if labels == [own.ids[at] for at in own.targets] else None
 
 
 def hear_with_context(

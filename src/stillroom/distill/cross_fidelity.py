@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,8 @@ import torch
 from stillroom.distill.cross_lessons import CrossLesson, make_cross_batch
 from stillroom.distill.cross_loss import own_logprobs
 from stillroom.distill.crossing import CROSSINGS, ChunkCrossing
+from stillroom.distill.figures import Figures
 from stillroom.distill.head import Head, body_of
-from stillroom.evaluate import bootstrap
 
 __all__ = ["NOT_DEFINED", "CrossFidelity", "CrossRecord", "measure_crossing"]
 
@@ -30,14 +30,6 @@ NOT_DEFINED = (
     "calibration against the teacher's distribution",
 )
 """What needs one vocabulary, and so is not measured."""
-
-_UNITS = {
-    "teacher_bits": ("bits/byte", "bytes"),
-    "student_bits": ("bits/byte", "bytes"),
-    "student_nats": ("nats/token", "tokens"),
-    "gap": ("nats/chunk", "chunks"),
-    "divergence": ("nats/chunk", "chunks"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,42 +59,17 @@ class CrossRecord:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class CrossFidelity:
+class CrossFidelity(Figures[CrossRecord]):
     """All records' figures."""
 
-    rows: tuple[CrossRecord, ...]
-
-    def mean(self, name: str) -> float:
-        """Return one figure's mean over all that it is counted by; 0 where there is nothing."""
-        by = _UNITS[name][1]
-        total = sum(getattr(row, by) for row in self.rows)
-        summed = sum(getattr(row, name) * getattr(row, by) for row in self.rows)
-        return float(summed / total) if total else 0.0
-
-    def summarize(self, seed: int = 0) -> dict[str, Any]:
-        """Return each mean with its 95 % bootstrap interval over records."""
-        found: dict[str, Any] = {"records": len(self.rows)}
-        for name, (unit, by) in _UNITS.items():
-            rows = [row for row in self.rows if getattr(row, by)]
-            metric = bootstrap(
-                [getattr(row, name) for row in rows],
-                weights=[getattr(row, by) for row in rows],
-                seed=seed,
-                name=name,
-                unit=unit,
-            )
-            found[name] = {"value": metric.value, "low": metric.low, "high": metric.high}
-        return found
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """Return one plain row a record."""
-        return [asdict(row) for row in self.rows]
-
-    @classmethod
-    def from_json(cls, rows: Sequence[dict[str, Any]]) -> CrossFidelity:
-        """Read what ``to_json`` wrote."""
-        return cls(tuple(CrossRecord(**row) for row in rows))
+    row = CrossRecord
+    measures: ClassVar = {
+        "teacher_bits": ("bits/byte", "bytes"),
+        "student_bits": ("bits/byte", "bytes"),
+        "student_nats": ("nats/token", "tokens"),
+        "gap": ("nats/chunk", "chunks"),
+        "divergence": ("nats/chunk", "chunks"),
+    }
 
 
 def measure_crossing(

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from stillroom.evaluate import bootstrap
+from stillroom.distill.figures import Figures
 from stillroom.evaluate.calibration import BINS
 from stillroom.evaluate.comparison import Compared, compare_beliefs
 from stillroom.evaluate.loss import encode_records
@@ -85,37 +85,11 @@ class RecordFidelity:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Fidelity:
+class Fidelity(Figures[RecordFidelity]):
     """KL(teacher || student), KL(student || teacher), agreement, cross-entropy, by record."""
 
-    rows: tuple[RecordFidelity, ...]
-
-    def mean(self, name: str) -> float:
-        """Return the mean of one value over all tokens; 0 where there are none."""
-        tokens = sum(row.tokens for row in self.rows)
-        total = sum(float(getattr(row, name)) * row.tokens for row in self.rows)
-        return total / tokens if tokens else 0.0
-
-    def summarize(self, seed: int = 0) -> dict[str, Any]:
-        """Return each mean with its 95 % bootstrap interval over records, n and tokens."""
-        rows = [row for row in self.rows if row.tokens]
-        weights = [row.tokens for row in rows]
-        found: dict[str, Any] = {"records": len(rows), "tokens": sum(weights)}
-        for name, unit in MEASURES.items():
-            values = [float(getattr(row, name)) for row in rows]
-            metric = bootstrap(values, weights=weights, seed=seed, name=name, unit=unit)
-            found[name] = {"value": metric.value, "low": metric.low, "high": metric.high}
-        return found
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """Return one plain row a record."""
-        return [asdict(row) for row in self.rows]
-
-    @classmethod
-    def from_json(cls, rows: Sequence[dict[str, Any]]) -> Fidelity:
-        """Read what ``to_json`` wrote."""
-        return cls(tuple(RecordFidelity(**row) for row in rows))
+    row = RecordFidelity
+    measures: ClassVar = {name: (unit, "tokens") for name, unit in MEASURES.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
+from stillroom.distill.context import ContextSettings, hear_record
 from stillroom.distill.fidelity import Answered, Fidelity, RecordFidelity, Scaled, Side
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.teacher import Teacher
 from stillroom.evaluate.calibration import BINS
 from stillroom.evaluate.comparison import Compared, KeptStates, compare_beliefs
+from stillroom.evaluate.logits import LogitReader
 from stillroom.evaluate.loss import encode_records
 from stillroom.evaluate.spans import Encoded
 from stillroom.jobs import Job
@@ -113,7 +116,10 @@ class HeldOut:
             )
             if cut:
                 self.job.say(f"fidelity: {len(cut)} held-out records were cut at {limit} tokens")
-            self._choose_asked(chosen)
+            if self.recipe.context is None:
+                self._choose_asked(chosen)
+            else:
+                self._hear(self.recipe.context, chosen)
         return self._encoded
 
     def _choose_asked(self, chosen: Sequence[Record]) -> None:
@@ -136,11 +142,34 @@ class HeldOut:
             reference = answer if isinstance(answer, str) and answer else turns[-1].content
             self._asked.append(_Asked(record, ids, reference))
 
+    def _hear(self, settings: ContextSettings, chosen: Sequence[Record]) -> None:
+        """Keep the teacher's states in context: what a student of it is to be compared with.
+
+        A record that cannot be read in context counts no token. None is answered: what the teacher
+        says of a student's own text would have to be said in context, too.
+        """
+        reader = LogitReader(self.teacher.model)
+        if not reader.is_chunked:
+            self._pass_over("the teacher's head cannot be put on states that were kept")
+            return
+        own = self._encoded or []
+        for at, record in enumerate(chosen):
+            told = hear_record(settings, self.teacher.tokenizer, record, own[at])
+            if told is None:
+                self._pass_over("no context that fits, or other tokens in it")
+                own[at] = Encoded(own[at].ids, (False,) * len(own[at].ids))
+                continue
+            positions = torch.tensor(told.targets[: len(own[at].targets)]) - 1
+            with torch.inference_mode():
+                self._kept[at] = reader.pick(reader.hidden([told]), 0, positions)
+
     def _pass_over(self, reason: str) -> None:
         self.passed_over[reason] = self.passed_over.get(reason, 0) + 1
 
     def _room(self) -> KeptStates | None:
         """Return where the teacher's states are kept; None where they are too large."""
+        if self._kept:
+            return self._kept
         hidden = int(getattr(self.teacher.model.config, "hidden_size", 0) or 0)
         counted = sum(len(record.targets) for record in self._encoded or ())
         return self._kept if 0 < 4 * hidden * counted <= _KEPT_BYTES else None

@@ -8,18 +8,18 @@ vocabulary; what teacher and student say of the rest stays unknown.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 
 from stillroom.distill.cache import TeacherCache
 from stillroom.distill.encode import Lesson, make_batch
 from stillroom.distill.engine import slice_target
+from stillroom.distill.figures import Figures
 from stillroom.distill.head import CHUNK_ROWS, Head, body_of
 from stillroom.distill.method import METHODS
 from stillroom.distill.targets import TopKTail
-from stillroom.evaluate import bootstrap
 
 __all__ = ["NOTE", "ToldFidelity", "ToldRecord", "measure_told"]
 
@@ -27,14 +27,6 @@ NOTE = (
     "divergences of k + 1 outcomes (the k likeliest tokens and the rest): never above those of the "
     "whole vocabulary"
 )
-
-_UNITS = {
-    "kl": "nats/token",
-    "reverse_kl": "nats/token",
-    "agreement": "",
-    "loss": "nats/token",
-    "teacher_loss": "nats/token",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,37 +46,17 @@ class ToldRecord:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class ToldFidelity:
+class ToldFidelity(Figures[ToldRecord]):
     """All records' figures."""
 
-    rows: tuple[ToldRecord, ...]
-
-    def mean(self, name: str) -> float:
-        """Return the mean of one figure over all tokens; 0 where there are none."""
-        tokens = sum(row.tokens for row in self.rows)
-        total = sum(float(getattr(row, name)) * row.tokens for row in self.rows)
-        return total / tokens if tokens else 0.0
-
-    def summarize(self, seed: int = 0) -> dict[str, Any]:
-        """Return each mean with its 95 % bootstrap interval over records."""
-        rows = [row for row in self.rows if row.tokens]
-        weights = [row.tokens for row in rows]
-        found: dict[str, Any] = {"records": len(rows), "tokens": sum(weights)}
-        for name, unit in _UNITS.items():
-            values = [float(getattr(row, name)) for row in rows]
-            metric = bootstrap(values, weights=weights, seed=seed, name=name, unit=unit)
-            found[name] = {"value": metric.value, "low": metric.low, "high": metric.high}
-        return found
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """Return one plain row a record."""
-        return [asdict(row) for row in self.rows]
-
-    @classmethod
-    def from_json(cls, rows: Sequence[dict[str, Any]]) -> ToldFidelity:
-        """Read what ``to_json`` wrote."""
-        return cls(tuple(ToldRecord(**row) for row in rows))
+    row = ToldRecord
+    measures: ClassVar = {
+        "kl": ("nats/token", "tokens"),
+        "reverse_kl": ("nats/token", "tokens"),
+        "agreement": ("", "tokens"),
+        "loss": ("nats/token", "tokens"),
+        "teacher_loss": ("nats/token", "tokens"),
+    }
 
 
 def measure_told(student: Any, lessons: Sequence[Lesson], cache: TeacherCache) -> ToldFidelity:

@@ -85,6 +85,43 @@ def test_a_student_learns_what_its_teacher_reads_in_context(do):
     assert artifact.details["records"]["context"]["other_tokens"] == 0
     losses = losses_of(folder)
     assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+    summary = artifact.details["fidelity"]["summary"]
+    assert summary["final"]["kl"]["value"] < 0.8 * summary["initial"]["kl"]["value"]
+
+
+def test_a_student_is_compared_with_its_teacher_in_context(do, loaded):
+    import torch
+
+    from stillroom.distill.context import ContextSettings, add_context, hear_record
+    from stillroom.evaluate.spans import encode_record
+
+    records = [
+        Record(one.messages, {**one.fields, "passage": "Every still is hot."})
+        for one in make_records(4)
+    ]
+    context = {"field": "passage", "text": "{context} "}
+    artifact, _ = do(
+        records,
+        context=context,
+        include_prompt=False,
+        student={"max_parameters": 1.0, "layers": 4},
+        fidelity={"control": False},
+    )
+    model, tokenizer = loaded
+    held_out = records[0]
+    own = encode_record(tokenizer, held_out, max_tokens=512)
+    told = hear_record(ContextSettings(**context), tokenizer, held_out, own)
+    assert add_context(ContextSettings(**context), held_out) is not None
+    sides = [
+        torch.log_softmax(
+            model(input_ids=torch.tensor(one.ids)[None]).logits[0, torch.tensor(one.targets) - 1],
+            -1,
+        )
+        for one in (own, told)
+    ]
+    wanted = float((sides[1].exp() * (sides[1] - sides[0])).sum(-1).mean())
+    rows = artifact.details["fidelity"]["initial"]  # the start is the teacher itself
+    assert rows[0]["kl"] == pytest.approx(wanted, rel=2e-2)
 
 
 def test_context_compares_the_assistants_tokens_alone():
