@@ -63,7 +63,7 @@ def command(
         print_json({"out": str(out), **filled.to_json()})
         return
     if estimate:
-        click.echo(f"{out}: {filled.before} are there")
+        click.echo(f"{out}: {filled.before}")
         click.echo(str(filled.cost) if filled.cost else "nothing is missing")
         return
     cache = filled.cache

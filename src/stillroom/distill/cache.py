@@ -49,10 +49,12 @@ class Coverage:
     def __str__(self) -> str:
         """Return it in one line."""
         line = (
-            f"{self.records_found} of {self.records} records, "
+            f"{self.records_found} of {self.records} records are there, "
             f"{self.positions_found} of {self.positions} positions"
         )
-        return line + (f"; missing: {', '.join(self.missing)} …" if self.missing else "")
+        more = self.records - self.records_found - len(self.missing)
+        rest = f" and {more} more" if more else ""
+        return line + (f"; missing: {', '.join(self.missing)}{rest}" if self.missing else "")
 
 
 def tokens_key(ids: npt.NDArray[np.int64]) -> str:

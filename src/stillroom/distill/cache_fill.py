@@ -74,7 +74,7 @@ def fill_cache(
         Cancelled: If the user asked for it; what was captured is kept.
     """
     before = cache.cover(lessons)
-    job.say(f"teacher cache {cache.folder}: {before} are there")
+    job.say(f"teacher cache {cache.folder}: {before}")
     cost = None
     missing = cache.lacking(lessons)
     if missing:
