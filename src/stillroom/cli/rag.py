@@ -20,6 +20,10 @@ __all__ = ["command"]
         ),
         "index": ("stillroom.cli.rag_index", "Parse and index a folder of documents."),
         "search": ("stillroom.cli.rag_search", "List the passages that a query finds."),
+        "tune": (
+            "stillroom.cli.rag_tune",
+            "Choose on judged queries how words and vectors are fused.",
+        ),
         "unpack": (
             "stillroom.cli.rag_unpack",
             "Write each row of a corpus (id, title, text) as a document to be indexed.",

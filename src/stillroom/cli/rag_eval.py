@@ -8,7 +8,7 @@ import click
 
 from stillroom.cli.options import existing_path, job_options, json_option, print_json
 
-__all__ = ["command"]
+__all__ = ["align_columns", "command"]
 
 
 @click.command(
@@ -94,11 +94,12 @@ def command(
     for section in report.sections:
         if section.table is not None:
             click.echo(f"\n{section.title}: {section.table.caption}")
-            click.echo(_columns([section.table.columns, *section.table.rows]))
+            click.echo(align_columns([section.table.columns, *section.table.rows]))
     click.echo(f"\n{out}: {artifact.kind}, digest {artifact.digest[:16]}")
 
 
-def _columns(rows: list[tuple[str, ...]]) -> str:
+def align_columns(rows: list[tuple[str, ...]]) -> str:
+    """Return rows as text, each column as wide as its longest cell, at most 60."""
     widths = [min(max(len(row[at]) for row in rows), 60) for at in range(len(rows[0]))]
     lines = (
         "  ".join(cell[:60].ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -36,7 +36,7 @@ from stillroom.rag.evaluation import (
 from stillroom.rag.index import Index
 from stillroom.rag.ways import Way, parse_way
 
-__all__ = ["Plan", "evaluate_retrieval"]
+__all__ = ["Plan", "evaluate_retrieval", "read_judged"]
 
 _WORST = 20
 _SHOWN = 160
@@ -103,7 +103,7 @@ def evaluate_retrieval(
             expected="ways that differ",
             next="leave one out",
         )
-    queries, qrels = _judged(plan)
+    queries, qrels = read_judged(plan)
     job = Job.start(
         out,
         plan.to_text(),
@@ -148,7 +148,7 @@ def _evaluate(
     return artifact, report
 
 
-def _judged(plan: Plan) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+def read_judged(plan: Plan) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
     """Return the queries that have a relevant judgement, and the judgements of those."""
     texts, qrels = read_queries(plan.queries), read_qrels(plan.qrels)
     judged = {

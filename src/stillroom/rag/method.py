@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from typing_extensions import override
+
 from stillroom.errors import DataError
 from stillroom.registry import Method, Seam
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
+    from stillroom.rag.fusion import Ranked
     from stillroom.rag.index import Index
     from stillroom.records import Hit
 
@@ -24,6 +27,7 @@ __all__ = [
     "RERANKERS",
     "RETRIEVERS",
     "TRANSFORMS",
+    "LegRetriever",
     "Query",
     "Reranker",
     "Retriever",
@@ -57,6 +61,25 @@ class Retriever(Method, ABC):
         An index row is a passage, by document path and then position. A query that holds nothing
         to search for gives an empty list.
         """
+
+
+class LegRetriever(Retriever, ABC):
+    """Finds passages by words and by vectors, and fuses the two lists.
+
+    Subclasses have a setting ``depth``: how many of each list are fused, if not more are asked for.
+    """
+
+    depth: int
+
+    @abstractmethod
+    def fuse(self, legs: Sequence[Ranked]) -> list[tuple[int, float]]:
+        """Return the rows of the keyword and the dense list with fused scores, best first."""
+
+    @override
+    def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
+        depth = max(self.depth, k)
+        legs = [index.search_keyword(query, depth), index.search_dense(query, depth)]
+        return index.hits(self.fuse(legs)[:k])
 
 
 class Reranker(Method, ABC):

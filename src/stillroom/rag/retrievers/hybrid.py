@@ -7,22 +7,19 @@ ordered by the best single rank, then by row.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.fusion import reciprocal_rank
-from stillroom.rag.method import Query, Retriever
-
-if TYPE_CHECKING:
-    from stillroom.rag.index import Index
-    from stillroom.records import Hit
+from stillroom.rag.fusion import Ranked, reciprocal_rank
+from stillroom.rag.method import LegRetriever
 
 __all__ = ["Hybrid"]
 
 
-class Hybrid(Retriever):
+class Hybrid(LegRetriever):
     """Reciprocal rank fusion of a keyword and a dense list."""
 
     paper: ClassVar[str] = "doi:10.1145/1571941.1572114"
@@ -33,8 +30,6 @@ class Hybrid(Retriever):
     depth: int = Field(100, ge=1, le=10_000, description="how many of each list are fused")
 
     @override
-    def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
-        depth = max(self.depth, k)
-        legs = [index.search_keyword(query, depth), index.search_dense(query, depth)]
+    def fuse(self, legs: Sequence[Ranked]) -> list[tuple[int, float]]:
         weights = [self.keyword_weight, self.dense_weight]
-        return index.hits(reciprocal_rank(legs, k=self.rank_constant, weights=weights)[:k])
+        return reciprocal_rank(legs, k=self.rank_constant, weights=weights)

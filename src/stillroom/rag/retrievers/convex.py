@@ -1,0 +1,43 @@
+"""Keyword and dense retrieval fused by a convex combination of normalized scores.
+
+Source: Bruch, Gai and Ingber 2022, "An Analysis of Fusion Functions for Hybrid Retrieval",
+arXiv:2210.11934: alpha * n(dense) + (1 - alpha) * n(keyword). ``stillroom.rag.fusion`` states each
+normalization; a list that does not hold a passage gives 0. Differs from the paper: the lists are
+cut at a depth, and a score that one of them lacks is not computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.rag.fusion import Normalization, Ranked, combine_scores
+from stillroom.rag.method import LegRetriever
+
+__all__ = ["Convex"]
+
+_FLOORS = (0.0, -1.0)
+
+
+class Convex(LegRetriever):
+    """Weighted sum of a keyword and a dense list's normalized scores."""
+
+    paper: ClassVar[str] = "arXiv:2210.11934"
+
+    alpha: float = Field(0.5, ge=0, le=1, description="weight of the dense list; keyword the rest")
+    normalization: Normalization = Field(
+        "minmax", description="what makes the scores of both lists comparable"
+    )
+    depth: int = Field(100, ge=1, le=10_000, description="how many of each list are fused")
+
+    @override
+    def fuse(self, legs: Sequence[Ranked]) -> list[tuple[int, float]]:
+        return combine_scores(
+            legs,
+            [1 - self.alpha, self.alpha],
+            normalization=self.normalization,
+            floors=_FLOORS,
+        )

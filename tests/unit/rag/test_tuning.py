@@ -1,0 +1,106 @@
+import json
+import random
+
+import pytest
+from click.testing import CliRunner
+
+from stillroom.cli import stillroom
+from stillroom.errors import DataError, RecipeError
+from stillroom.rag.evaluation_job import Plan
+from stillroom.rag.tuning import cross_validate, list_settings, rank_names
+from stillroom.rag.tuning_job import tune_fusion
+from stillroom.rag.ways import parse_way
+
+
+def made_run(places):
+    """Return a run in which each query's one relevant name stands at the given place."""
+    run = {}
+    for query, place in places.items():
+        names = [f"other{at}" for at in range(12)]
+        names.insert(place - 1, "right")
+        run[query] = [(name, float(len(names) - at)) for at, name in enumerate(names)]
+    return run
+
+
+QUERIES = [f"q{at}" for at in range(40)]
+QRELS = {query: {"right": 1} for query in QUERIES}
+
+
+def test_a_better_setting_is_chosen_and_measured_on_held_out_queries():
+    runs = {
+        "hybrid": made_run(dict.fromkeys(QUERIES, 3)),
+        "better": made_run(dict.fromkeys(QUERIES, 1)),
+        "worse": made_run(dict.fromkeys(QUERIES, 9)),
+    }
+    tuned = cross_validate(runs, QRELS)
+    assert (tuned.chosen, tuned.best, tuned.is_gain) == ("better", "better", True)
+    assert tuned.held_out.value == pytest.approx(1.0)
+    assert tuned.difference.value == pytest.approx(0.5)  # 1 - 1 / log2(3 + 1)
+    assert tuned.by_fold == ("better",) * 5
+
+
+def test_noise_is_no_gain_and_its_best_value_is_too_high():
+    rng = random.Random(1)
+    runs = {
+        way: made_run({query: rng.randint(1, 10) for query in QUERIES})
+        for way in ["hybrid", *(f"noise{at}" for at in range(30))]
+    }
+    tuned = cross_validate(runs, QRELS)
+    assert not tuned.is_gain
+    assert tuned.chosen == "hybrid"
+    assert tuned.seen.value > tuned.held_out.value
+
+
+def test_the_held_out_value_never_comes_from_a_query_that_chose():
+    """A setting that is good on one query only is never credited with that query."""
+    lucky = dict.fromkeys(QUERIES, 4) | {"q0": 1}
+    runs = {"hybrid": made_run(dict.fromkeys(QUERIES, 4)), "lucky": made_run(lucky)}
+    tuned = cross_validate(runs, QRELS)
+    assert tuned.best == "lucky"
+    assert tuned.difference.value == pytest.approx(0.0)
+    assert tuned.chosen == "hybrid"
+
+
+def test_too_few_queries_are_refused():
+    few = {query: QRELS[query] for query in QUERIES[:9]}
+    with pytest.raises(DataError) as caught:
+        cross_validate({"hybrid": made_run(dict.fromkeys(few, 1))}, few)
+    assert caught.value.code == "rag.too-few-queries"
+
+
+def test_every_setting_that_is_tried_can_be_used():
+    settings = list_settings()
+    assert len(set(settings)) == len(settings) == 50
+    assert settings[0] == "hybrid"
+    for way in settings:
+        parse_way(way)
+
+
+def test_a_name_stands_where_its_best_row_does():
+    names = ["a", "b", "a", "c"]
+    ranked = rank_names([(1, 9.0), (2, 8.0), (0, 7.0), (3, 6.0)], names, 2)
+    assert ranked == [("b", 2.0), ("a", 1.0)]
+
+
+def test_a_way_that_fuses_nothing_is_refused(built, tmp_path):
+    for way in ("keyword", "hybrid+proximity"):
+        plan = Plan(built, tmp_path / "q", tmp_path / "r", (way,), ("ndcg@10",))
+        with pytest.raises(RecipeError) as caught:
+            tune_fusion(plan, tmp_path / "out")
+        assert caught.value.code == "rag.not-a-fusion"
+
+
+def test_by_the_command_line(built, tmp_path):
+    texts = ["how long does a cat sleep", "capital of France", "who barks", "CVE-2024-1"]
+    paths = ["animals/cats.md", "places/paris.txt", "animals/dogs.md", "code/python.md"]
+    (tmp_path / "q.tsv").write_text("".join(f"{at}\t{text}\n" for at, text in enumerate(texts)))
+    (tmp_path / "r.txt").write_text("".join(f"{at} 0 {path} 1\n" for at, path in enumerate(paths)))
+    words = ["rag", "tune", str(built), "--queries", str(tmp_path / "q.tsv"), "--folds", "2"]
+    words += ["--qrels", str(tmp_path / "r.txt"), "--out", str(tmp_path / "out"), "--quiet"]
+    done = CliRunner().invoke(stillroom, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "Nothing is gained" in done.output
+    assert "held-out less default" in done.output
+    told = json.loads((tmp_path / "out" / "output" / "retriever.json").read_text())
+    assert told["way"] == "hybrid"
+    assert parse_way(told["way"]).retriever.model_dump() == told["retriever"]
