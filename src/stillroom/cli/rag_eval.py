@@ -33,6 +33,7 @@ Examples:
     "dense and hybrid+proximity.",
 )
 @click.option("--measure", "measures", multiple=True, help="As ndcg@10; the first one ranks.")
+@click.option("--model", default="", help="What transforms and rerankers may ask, as hyde does.")
 @click.option("--depth", type=click.IntRange(1, 1000), default=100, help="Ranks that are judged.")
 @click.option("--k", type=click.IntRange(1), default=10, help="Hits that a reader sees.")
 @click.option("--seed", type=int, default=0, help="Of the intervals.")
@@ -47,6 +48,7 @@ def command(
     qrels: Path | None,
     ways: tuple[str, ...],
     measures: tuple[str, ...],
+    model: str,
     depth: int,
     k: int,
     seed: int,
@@ -79,6 +81,7 @@ def command(
         depth,
         k,
         seed,
+        model,
     )
     artifact, report = evaluate_retrieval(
         plan,

@@ -33,7 +33,7 @@ Examples:
     help="What is tried, the default first. Default: 50 settings of hybrid and convex.",
 )
 @click.option("--measure", default="ndcg@10", show_default=True, help="What is made high.")
-@click.option("--folds", type=click.IntRange(2, 100), default=5, show_default=True)
+@click.option("--folds", type=click.IntRange(2, 100), default=5, help="Parts of the queries.")
 @click.option("--seed", type=int, default=0, help="Of the folds and the intervals.")
 @click.option("--out", type=existing_path, required=True, help="The folder of the report.")
 @json_option

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from stillroom.models.chat import render_chat
     from stillroom.models.hub import resolve_checkpoint
     from stillroom.models.method import BACKENDS, EMBEDDERS, Backend, EmbedderMethod
-    from stillroom.models.opening import open_embedder, open_text_model
-    from stillroom.models.protocols import Embedder, Reranker, Score, TextModel
+    from stillroom.models.opening import open_embedder, open_reranker, open_text_model
+    from stillroom.models.protocols import Embedder, Reranker, Score, TextModel, TokenEmbedder
 
 __all__ = [
     "BACKENDS",
@@ -30,9 +30,11 @@ __all__ = [
     "Reranker",
     "Score",
     "TextModel",
+    "TokenEmbedder",
     "cached",
     "load_causal_lm",
     "open_embedder",
+    "open_reranker",
     "open_text_model",
     "render_chat",
     "resolve_checkpoint",
@@ -48,9 +50,11 @@ _HOMES = {
     "Reranker": "protocols",
     "Score": "protocols",
     "TextModel": "protocols",
+    "TokenEmbedder": "protocols",
     "cached": "cache",
     "load_causal_lm": "causal",
     "open_embedder": "opening",
+    "open_reranker": "opening",
     "open_text_model": "opening",
     "render_chat": "chat",
     "resolve_checkpoint": "hub",

@@ -11,9 +11,9 @@ from typing import Any
 from stillroom.errors import CheckpointError, RecipeError
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.models.method import BACKENDS, EMBEDDERS
-from stillroom.models.protocols import Embedder, TextModel
+from stillroom.models.protocols import Embedder, Reranker, TextModel
 
-__all__ = ["open_embedder", "open_text_model"]
+__all__ = ["open_embedder", "open_reranker", "open_text_model"]
 
 _ADDRESSES = ("http://", "https://")
 
@@ -95,6 +95,34 @@ def open_embedder(
             next="serve it behind an embeddings endpoint and give the address",
         )
     return EMBEDDERS.build({"name": "sentence", **settings}).open(str(path))
+
+
+def open_reranker(
+    reference: str, *, say: Callable[[str], None] | None = None, **settings: Any
+) -> Reranker:
+    """Open a Reranker.
+
+    Args:
+        reference: The folder of a sequence-classification checkpoint or ``hub:NAME``; or the
+            address of an endpoint that serves ``/rerank``, with the model's name
+            (``http://host:8000/v1#name``).
+        say: Told what a ``hub:`` reference was resolved to.
+        settings: ``max_tokens`` and ``device`` of a checkpoint; ``api_key_env``, ``tries`` and
+            ``read_timeout_s`` of an endpoint.
+
+    Raises:
+        CheckpointError: If the reference leads to no cross-encoder.
+        BackendError: If an address cannot be one.
+    """
+    if reference.startswith(_ADDRESSES):
+        from stillroom.models.endpoint import Patience
+        from stillroom.models.rerank_endpoint import RerankEndpoint
+
+        key = str(settings.pop("api_key_env", "OPENAI_API_KEY"))
+        return RerankEndpoint(reference, api_key_env=key, patience=Patience(**settings))
+    from stillroom.models.cross_encoder import CrossEncoder
+
+    return CrossEncoder(resolve_checkpoint(reference, say=say), **settings)
 
 
 def _choose_backend(place: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from stillroom.records import Completion, Hit, Prompt, Sampling
+from stillroom.records import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 else:
     Vectors = Any
 
-__all__ = ["Embedder", "Reranker", "Score", "TextKind", "TextModel", "Vectors"]
+__all__ = ["Embedder", "Reranker", "Score", "TextKind", "TextModel", "TokenEmbedder", "Vectors"]
 
 TextKind = Literal["query", "passage"]
 
@@ -130,12 +130,31 @@ class Embedder(Protocol):
 
 
 @runtime_checkable
+class TokenEmbedder(Embedder, Protocol):
+    """An embedder that also gives what it knows of every token."""
+
+    def embed_tokens(self, texts: Sequence[str], *, kind: TextKind) -> list[Vectors]:
+        """Return for each text its tokens' states, L2-normalized rows, (T, D) float32.
+
+        Special tokens are left out; a text longer than ``max_tokens`` loses its end. What is given
+        for a text does not depend on the texts beside it.
+        """
+
+
+@runtime_checkable
 class Reranker(Protocol):
-    """Anything that orders hits anew, reading query and passage together."""
+    """Anything that reads a query and a text together and says how well they fit."""
 
     @property
     def fingerprint(self) -> str:
         """What identifies the weights (or the endpoint and model name)."""
 
-    def rerank(self, query: str, hits: Sequence[Hit]) -> list[Hit]:
-        """Return the same hits, best first, with new scores and ranks from 1."""
+    def score(self, query: str, texts: Sequence[str]) -> list[float]:
+        """Return one score for each text, in order; higher fits better, the scale is the model's.
+
+        Raises:
+            BackendError: If the engine or endpoint fails, or the query leaves no room for a text.
+        """
+
+    def close(self) -> None:
+        """Release the engine; closing twice does no harm."""

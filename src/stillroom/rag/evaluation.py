@@ -20,6 +20,7 @@ from stillroom.evaluate.metrics import randomization_test
 from stillroom.evaluate.retrieval import score_run
 from stillroom.rag.collection import collection_id
 from stillroom.rag.method import make_query
+from stillroom.rag.notices import collect_notices
 from stillroom.rag.ways import Way
 from stillroom.records import Hit, Passage
 
@@ -55,13 +56,15 @@ _PASSAGES_PER_NAME = 3
 class Searched:
     """Names found for one query, best first, after and before the reranker, and what it took.
 
-    ``seconds`` is wall clock, ``cpu_seconds`` the processor's, of all threads.
+    ``seconds`` is wall clock, ``cpu_seconds`` the processor's, of all threads; ``notices`` is what
+    a method had to do otherwise than asked.
     """
 
     ranked: tuple[str, ...]
     first: tuple[str, ...]
     seconds: float
     cpu_seconds: float
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +161,15 @@ def search_one(
         unit: What a hit is judged as.
         depth: How many names are ranked; three passages are read for each where a name may have
             several.
-        model: What a transform may write with.
+        model: What a transform or a reranker may ask.
     """
     passages = depth if unit == "passage" else depth * _PASSAGES_PER_NAME
     begun, begun_cpu = time.perf_counter(), time.process_time()
-    before, after = _search(index, way, text, passages, model)
+    with collect_notices() as told:
+        before, after = _search(index, way, text, passages, model)
     taken = time.perf_counter() - begun, time.process_time() - begun_cpu
     first, ranked = (_pool(hits, unit)[:depth] for hits in (before, after))
-    return Searched(ranked, first, *taken)
+    return Searched(ranked, first, *taken, tuple(told))
 
 
 def compare_ways(
@@ -233,13 +237,14 @@ def _search(
     """Return the hits before and after the reranker, which reads as many as it always does."""
     from stillroom.rag.index import RERANK_DEPTH
 
+    asked = make_query(text)
     hits = index.retrieve(
-        text, depth, retriever=way.retriever, transform=way.transform, model=model
+        asked, depth, retriever=way.retriever, transform=way.transform, model=model
     )
     if way.reranker is None or not hits:
         return hits, hits
     read = max(RERANK_DEPTH, 1)
-    head = way.reranker.rerank(make_query(text), hits[:read], index)
+    head = way.reranker.rerank(asked, hits[:read], index, model)
     return hits, [*head, *hits[read:]]
 
 

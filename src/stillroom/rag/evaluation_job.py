@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
 from stillroom.evaluate import Metric, Plot, Report, Table
@@ -36,6 +37,9 @@ from stillroom.rag.evaluation import (
 from stillroom.rag.index import Index
 from stillroom.rag.ways import Way, parse_way
 
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+
 __all__ = ["Plan", "evaluate_retrieval", "read_judged"]
 
 _WORST = 20
@@ -44,7 +48,10 @@ _SHOWN = 160
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is evaluated: the index, the judged queries, the ways, and how it is measured."""
+    """What is evaluated: the index, the judged queries, the ways, and how it is measured.
+
+    ``model`` is what transforms and rerankers may ask, by reference.
+    """
 
     index: Path
     queries: Path
@@ -54,6 +61,7 @@ class Plan:
     depth: int = 100
     k: int = 10
     seed: int = 0
+    model: str = ""
 
     def to_text(self) -> str:
         """Return what the job's recipe.yaml holds: a note, since no recipe runs it."""
@@ -67,6 +75,7 @@ class Plan:
             f"measures: {json.dumps(list(self.measures))}",
         ]
         lines += [f"depth: {self.depth}", f"k: {self.k}", f"seed: {self.seed}"]
+        lines += [f"model: {json.dumps(self.model)}"] if self.model else []
         return "\n".join(lines) + "\n"
 
 
@@ -113,8 +122,12 @@ def evaluate_retrieval(
         reporter=reporter,
     )
     try:
-        with job.interruptible(), Index.open(plan.index) as index:
-            return _evaluate(plan, ways, queries, qrels, index, job)
+        with (
+            job.interruptible(),
+            Index.open(plan.index) as index,
+            _opened(plan.model) as model,
+        ):
+            return _evaluate(plan, ways, queries, qrels, index, job, model)
     finally:
         job.close()
 
@@ -126,9 +139,10 @@ def _evaluate(
     qrels: Qrels,
     index: Index,
     job: Job,
+    model: TextModel | None,
 ) -> tuple[Artifact, Report]:
     unit, known = choose_unit((index.passage_at(row) for row in range(len(index))), qrels)
-    found = _search_all(plan, ways, queries, unit, index, job)
+    found = _search_all(plan, ways, queries, unit, index, job, model)
     board = compare_ways(found, qrels, plan.measures, seed=plan.seed)
     misses = list_misses(found[0], qrels, known, k=plan.k)
     for number, one in enumerate(found):
@@ -175,11 +189,15 @@ def _search_all(
     unit: Unit,
     index: Index,
     job: Job,
+    model: TextModel | None,
 ) -> list[Found]:
     """Search by every way in turn for each query, so that no way has the warmer machine."""
     journal = job.journal("searches")
+    asked = model.fingerprint if model is not None else ""
     keys = {
-        (way.name, query): digest_json([way.name, query, text, unit, plan.depth, index.digest])
+        (way.name, query): digest_json(
+            [way.name, query, text, unit, plan.depth, index.digest, asked]
+        )
         for query, text in queries.items()
         for way in ways
     }
@@ -194,10 +212,11 @@ def _search_all(
                 job.check_cancelled()
                 if not warm:  # the first search opens the embedder; it is not timed
                     for each in ways:
-                        search_one(index, each, text, unit=unit, depth=plan.depth)
+                        search_one(index, each, text, unit=unit, depth=plan.depth, model=model)
                     warm = True
-                one = search_one(index, way, text, unit=unit, depth=plan.depth)
-                journal.put(key, [one.ranked, one.first, one.seconds, one.cpu_seconds])
+                one = search_one(index, way, text, unit=unit, depth=plan.depth, model=model)
+                row = [one.ranked, one.first, one.seconds, one.cpu_seconds, one.notices]
+                journal.put(key, row)
                 progress.advance()
     return [
         Found(way.name, {query: _read(journal[keys[way.name, query]]) for query in queries})
@@ -206,7 +225,22 @@ def _search_all(
 
 
 def _read(row: Sequence[Any]) -> Searched:
-    return Searched(tuple(row[0]), tuple(row[1]), row[2], row[3])
+    return Searched(tuple(row[0]), tuple(row[1]), row[2], row[3], tuple(row[4]))
+
+
+@contextmanager
+def _opened(reference: str) -> Iterator[TextModel | None]:
+    """Yield the model of a reference, or none."""
+    if not reference:
+        yield None
+        return
+    from stillroom.models import open_text_model
+
+    model = open_text_model(reference)
+    try:
+        yield model
+    finally:
+        model.close()
 
 
 def _report(
@@ -239,6 +273,16 @@ def _report(
             f"Against {found[0].way}",
             "On the same queries; p by Fisher's randomization, not corrected for their number.",
             table=_differences(board),
+        )
+    told = Counter(
+        (one.way, text) for one in found for each in one.searched.values() for text in each.notices
+    )
+    if told:
+        rows_told = tuple((way, text, str(count)) for (way, text), count in told.most_common())
+        report.section(
+            "Done otherwise than asked",
+            "The figures hold these queries too.",
+            table=Table("notices", ("way", "what", "times"), rows_told),
         )
     stages: Counter[str] = Counter(miss.stage for own in misses.values() for miss in own)
     report.section(

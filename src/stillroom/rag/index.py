@@ -24,6 +24,7 @@ from stillroom.provenance import find_output
 from stillroom.rag.analyzer import Analyzer
 from stillroom.rag.fusion import reciprocal_rank
 from stillroom.rag.layout import (
+    DOCUMENTS,
     LEXICON,
     PASSAGES,
     VECTORS,
@@ -41,7 +42,7 @@ from stillroom.rag.method import (
     Transform,
     make_query,
 )
-from stillroom.records import Hit, Passage
+from stillroom.records import Document, Hit, Passage, content_id
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,6 +68,7 @@ class Index:
         self.lexicon = Lexicon(folder / LEXICON)
         self._lines = Lines(folder / PASSAGES)
         self._vectors: NDArray[Any] = np.load(folder / VECTORS, mmap_mode="r")
+        self._documents: tuple[Lines, dict[str, int]] | None = None
         self._embedder: Embedder | None = None
         self._lock = threading.RLock()
         self._query_vectors: OrderedDict[tuple[str, tuple[str, ...]], NDArray[np.float32]] = (
@@ -143,6 +145,14 @@ class Index:
         Raises:
             DataError: If the index holds no such passage.
         """
+        return self.passage_at(self.row_of(passage_id))
+
+    def row_of(self, passage_id: str) -> int:
+        """Return the row of a passage by its id.
+
+        Raises:
+            DataError: If the index holds no such passage.
+        """
         row = self.lexicon.row_of(passage_id)
         if row is None:
             raise DataError(
@@ -152,7 +162,31 @@ class Index:
                 expected="the id of a hit or a citation of this index",
                 next="ids change when a document or the chunker changes: retrieve again",
             )
-        return self.passage_at(row)
+        return row
+
+    def document(self, document_id: str) -> Document:
+        """Return a parsed document by its id, as the index read it.
+
+        Raises:
+            DataError: If the index holds no such document.
+        """
+        with self._lock:
+            if self._documents is None:
+                numbers = {
+                    content_id("doc", entry.path, entry.digest): number
+                    for number, entry in enumerate(self.description.documents)
+                }
+                self._documents = Lines(self.folder / DOCUMENTS), numbers
+            lines, numbers = self._documents
+        if document_id not in numbers:
+            raise DataError(
+                f"the index holds no document {document_id!r:.80}",
+                code="rag.no-such-document",
+                where=str(self.folder),
+                expected="the document_id of a passage of this index",
+                next="ids change when a document changes: retrieve again",
+            )
+        return Document.from_json(json.loads(lines[numbers[document_id]]))
 
     def passage_at(self, row: int) -> Passage:
         """Return the passage of a row, from 0."""
@@ -178,9 +212,10 @@ class Index:
             query: What to look for; any text, taken as words and never as query syntax.
             k: How many hits; 1 or more.
             retriever: A method of ``stillroom.rag.retrievers``.
-            reranker: A method of ``stillroom.rag.rerankers``; reads the first 50 hits or k.
+            reranker: A method of ``stillroom.rag.rerankers``; reads the first 50 hits or k, and of
+                a transform's queries the first.
             transform: A method of ``stillroom.rag.transforms``.
-            model: What a transform may write with.
+            model: What a transform or a reranker may ask.
 
         Raises:
             DataError: If k is below 1, or the query too long.
@@ -202,7 +237,7 @@ class Index:
             queries = TRANSFORMS.build(transform).rewrite(asked, self, model)
         hits = self._retrieve_all(method, queries, depth)
         if reranker is not None:
-            hits = RERANKERS.build(reranker).rerank(asked, hits, self)
+            hits = RERANKERS.build(reranker).rerank(queries[0], hits, self, model)
         return hits[:k]
 
     def search_keyword(
@@ -259,6 +294,8 @@ class Index:
         """Close the files; the index cannot be used afterwards."""
         self.lexicon.close()
         self._lines.close()
+        if self._documents is not None:
+            self._documents[0].close()
 
     def _retrieve_all(self, method: Retriever, queries: Sequence[Query], depth: int) -> list[Hit]:
         if len(queries) == 1:

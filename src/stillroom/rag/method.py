@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from stillroom.models import TextModel
     from stillroom.rag.fusion import Ranked
     from stillroom.rag.index import Index
-    from stillroom.records import Hit
+    from stillroom.records import Hit, Message
 
 __all__ = [
     "MAX_QUERY_CHARACTERS",
@@ -43,12 +43,14 @@ class Query:
     """What is asked of an index.
 
     ``terms`` (analyzed, with weights) stand in for the text where keywords are searched; ``drafts``
-    are passages that a model imagines as the answer, averaged with the text where vectors are.
+    are passages that a model imagines as the answer, averaged with the text where vectors are;
+    ``history`` is the conversation before it, oldest turn first.
     """
 
     text: str
     terms: Mapping[str, float] = field(default_factory=dict)
     drafts: tuple[str, ...] = ()
+    history: tuple[Message, ...] = ()
 
 
 class Retriever(Method, ABC):
@@ -86,8 +88,18 @@ class Reranker(Method, ABC):
     """Orders hits anew, reading query and passage together."""
 
     @abstractmethod
-    def rerank(self, query: Query, hits: Sequence[Hit], index: Index) -> list[Hit]:
-        """Return the same hits, best first, with new scores and ranks from 1."""
+    def rerank(
+        self,
+        query: Query,
+        hits: Sequence[Hit],
+        index: Index,
+        model: TextModel | None = None,
+    ) -> list[Hit]:
+        """Return the same hits, best first, with new scores and ranks from 1.
+
+        Raises:
+            DataError: If the method needs a text model and none is given.
+        """
 
 
 class Transform(Method, ABC):
@@ -122,4 +134,4 @@ def make_query(text: str | Query) -> Query:
             next="ask a question, not a document; index documents with 'stillroom rag index'",
         )
     clean = query.text.encode("utf-8", "replace").decode("utf-8")
-    return Query(clean, query.terms, query.drafts)
+    return replace(query, text=clean)

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from stillroom.errors import CheckpointError, DataError
-from stillroom.models import Embedder, open_embedder
+from stillroom.models import Embedder, TokenEmbedder, open_embedder
 
 WORDS = "the river mill ground corn sugar lemon north query : a of and".split()
 MODULES = "sentence_transformers.models"
@@ -167,3 +167,19 @@ def test_a_gguf_file_is_no_embedder(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         open_embedder(str(tmp_path / "m.gguf"))
     assert caught.value.code == "checkpoint.not-an-embedder"
+
+
+def test_token_states_are_the_models_without_special_tokens(encoder):
+    folder = encoder(prompts={"query": "query: "})
+    embedder = open_embedder(str(folder))
+    assert isinstance(embedder, TokenEmbedder)
+    texts = ["the river mill", "lemon"]
+    for text, states in zip(texts, embedder.embed_tokens(texts, kind="passage"), strict=True):
+        expected = reference(folder, text)[1:-1]
+        assert states.dtype == np.float32
+        np.testing.assert_allclose(states, [unit(row) for row in expected], atol=1e-6)
+    (asked,) = embedder.embed_tokens(["lemon"], kind="query")
+    assert len(asked) == len("query : lemon".split())
+    (cut,) = embedder.embed_tokens(["corn " * 40], kind="passage")
+    assert len(cut) == 16 - 2
+    assert embedder.truncated == 1

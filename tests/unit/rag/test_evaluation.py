@@ -170,3 +170,26 @@ def test_from_a_corpus_to_a_report_by_the_command_line(tmp_path):
     assert "1.0000" in said
     found = (tmp_path / "report/output/report.html").read_text()
     assert "Where it is lost" in found
+
+
+def test_a_models_unreadable_answers_are_counted(judged, built, tmp_path):
+    (tmp_path / "script.json").write_text(json.dumps({"*": "no JSON"}))
+    asked = plan(
+        judged,
+        built,
+        ways=("keyword", "multi_query>keyword", "keyword+listwise"),
+        model=f"scripted:{tmp_path / 'script.json'}",
+    )
+    _, report = evaluate_retrieval(asked, tmp_path / "out")
+    told = next(one for one in report.sections if one.title == "Done otherwise than asked")
+    counts = {row[0]: row[2] for row in told.table.rows}
+    assert counts["multi_query>keyword"] == "4"
+    assert report.metrics["multi_query>keyword/ndcg@10"].value == pytest.approx(
+        report.metrics["keyword/ndcg@10"].value
+    )
+
+
+def test_a_way_that_asks_a_model_needs_one(judged, built, tmp_path):
+    with pytest.raises(DataError) as caught:
+        evaluate_retrieval(plan(judged, built, ways=("hyde>keyword",)), tmp_path / "out")
+    assert caught.value.code == "rag.no-model"

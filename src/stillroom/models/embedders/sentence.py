@@ -124,6 +124,10 @@ class _SentenceEmbedder:
             return np.zeros((0, self.dimensions), dtype=np.float32)
         return unit_rows(np.stack(rows))
 
+    def embed_tokens(self, texts: Sequence[str], *, kind: TextKind) -> list[Vectors]:
+        prompt = self._layout.prompts.get(kind, "")
+        return list(self._workers.map(self._embed_each, [prompt + text for text in texts]))
+
     def count_tokens(self, text: str) -> int:
         with self._lock:
             return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -134,14 +138,30 @@ class _SentenceEmbedder:
     def _embed_one(self, text: str, count: bool = True) -> Any:
         import torch
 
-        ids = self._encode(text.lower() if self._layout.lower else text, count)
         with torch.inference_mode():
-            given = torch.tensor([ids], device=self._device)
-            states = self._model(input_ids=given, attention_mask=torch.ones_like(given))
-            row = torch.cat([_pool(states[0][0].float(), how) for how in self._layout.poolings])
+            states = self._read(text, count)[1]
+            row = torch.cat([_pool(states, how) for how in self._layout.poolings])
             for layer in self._dense:
                 row = layer(row)
             return row.cpu().numpy()
+
+    def _embed_each(self, text: str) -> Vectors:
+        import torch
+
+        with torch.inference_mode():
+            ids, states = self._read(text, count=True)
+        special = set(self._tokenizer.all_special_ids)
+        rows = states.cpu().numpy()[[at for at, one in enumerate(ids) if one not in special]]
+        return unit_rows(rows) if len(rows) else np.zeros((0, states.shape[1]), dtype=np.float32)
+
+    def _read(self, text: str, count: bool) -> tuple[list[int], Any]:
+        """Return a text's tokens and their last states, (T, D) float32."""
+        import torch
+
+        ids = self._encode(text.lower() if self._layout.lower else text, count)
+        given = torch.tensor([ids], device=self._device)
+        states = self._model(input_ids=given, attention_mask=torch.ones_like(given))
+        return ids, states[0][0].float()
 
     def _encode(self, text: str, count: bool) -> list[int]:
         # A fast tokenizer keeps truncation as its own state: two threads must not change it.

@@ -20,6 +20,7 @@ from stillroom.rag.method import Query, Reranker
 from stillroom.records import Hit
 
 if TYPE_CHECKING:
+    from stillroom.models import TextModel
     from stillroom.rag.index import Index
 
 __all__ = ["Proximity"]
@@ -34,7 +35,13 @@ class Proximity(Reranker):
     reach: int = Field(8, ge=1, description="distance in words at which closeness has halved")
 
     @override
-    def rerank(self, query: Query, hits: Sequence[Hit], index: Index) -> list[Hit]:
+    def rerank(
+        self,
+        query: Query,
+        hits: Sequence[Hit],
+        index: Index,
+        model: TextModel | None = None,
+    ) -> list[Hit]:
         wanted = set(index.analyzer.content_terms(query.text))
         idf = {term: index.lexicon.idf(term) for term in wanted}
         scores = [self._score(index.analyzer.terms(hit.passage.text), idf) for hit in hits]

@@ -1,0 +1,51 @@
+"""Reads query and passage together by a cross-encoder of any checkpoint.
+
+Source: Nogueira and Cho 2019, "Passage Re-ranking with BERT", arXiv:1901.04085. Differs from the
+paper: any sequence-classification checkpoint with one label, or two, is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.rag.method import Query, Reranker
+from stillroom.rag.ordering import order_hits
+from stillroom.rag.readers import open_shared
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+    from stillroom.rag.index import Index
+    from stillroom.records import Hit
+
+__all__ = ["CrossEncoder"]
+
+
+class CrossEncoder(Reranker):
+    """Pointwise scores of a model that reads both texts."""
+
+    paper: ClassVar[str] = "arXiv:1901.04085"
+
+    checkpoint: str = Field(min_length=1, description="folder or hub:NAME of the cross-encoder")
+    max_tokens: int | None = Field(
+        None, ge=32, description="tokens of query and passage together; by default the model's"
+    )
+    depth: int = Field(50, ge=1, le=1000, description="how many first hits are read")
+    device: str = Field("cpu", description="cpu, cuda, cuda:1, mps")
+
+    @override
+    def rerank(
+        self,
+        query: Query,
+        hits: Sequence[Hit],
+        index: Index,
+        model: TextModel | None = None,
+    ) -> list[Hit]:
+        if not hits:
+            return []
+        reader = open_shared(self.checkpoint, max_tokens=self.max_tokens, device=self.device)
+        texts = [hit.passage.text for hit in hits[: self.depth]]
+        return order_hits(hits, reader.score(query.text, texts))

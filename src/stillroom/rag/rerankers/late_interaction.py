@@ -1,0 +1,78 @@
+"""Compares every word of the query with every word of a passage, by the index's own embedder.
+
+Source: Khattab and Zaharia 2020, "ColBERT: Efficient and Effective Passage Search via
+Contextualized Late Interaction over BERT", arXiv:2004.12832: the mean over the query's tokens of
+the highest cosine with a token of the passage (MaxSim). Differs from the paper: the token states
+are those of an embedder that was trained for one vector a text, no mask tokens are added to the
+query, and the first retriever's order is kept by adding its scores, put between 0 and 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.errors import DataError
+from stillroom.models.protocols import TokenEmbedder
+from stillroom.rag.fusion import normalize_scores
+from stillroom.rag.method import Query, Reranker
+from stillroom.rag.ordering import order_hits
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+    from stillroom.models.protocols import Vectors
+    from stillroom.rag.index import Index
+    from stillroom.records import Hit
+
+__all__ = ["LateInteraction"]
+
+
+class LateInteraction(Reranker):
+    """MaxSim over token states, beside the first order."""
+
+    paper: ClassVar[str] = "arXiv:2004.12832"
+
+    weight: float = Field(
+        0.5, ge=0, le=1, description="share of MaxSim; the rest is the first order's scores"
+    )
+    depth: int = Field(20, ge=1, le=1000, description="how many first hits are read")
+
+    @override
+    def rerank(
+        self,
+        query: Query,
+        hits: Sequence[Hit],
+        index: Index,
+        model: TextModel | None = None,
+    ) -> list[Hit]:
+        embedder = index.embedder
+        if not isinstance(embedder, TokenEmbedder):
+            raise DataError(
+                "the index's embedder gives no token states",
+                code="rag.no-token-states",
+                where=str(index.description.embedder["reference"]),
+                expected="an index made with a sentence-transformers folder",
+                next="use another reranker, as proximity or mmr",
+            )
+        head = list(hits[: self.depth])
+        if not head:
+            return []
+        (asked,) = embedder.embed_tokens([query.text], kind="query")
+        read = embedder.embed_tokens([hit.passage.text for hit in head], kind="passage")
+        close = normalize_scores([_max_sim(asked, states) for states in read], "minmax")
+        first = normalize_scores([hit.score for hit in head], "minmax")
+        scores = [
+            self.weight * own + (1 - self.weight) * old
+            for own, old in zip(close, first, strict=True)
+        ]
+        return order_hits(hits, scores)
+
+
+def _max_sim(query: Vectors, passage: Vectors) -> float:
+    """Return the mean over the query's tokens of the nearest of the passage's; 0 of none."""
+    if not len(query) or not len(passage):
+        return 0.0
+    return float((query @ passage.T).max(axis=1).mean())

@@ -1,0 +1,52 @@
+"""Searches also for the simpler questions that a query is made of.
+
+Source: Press et al. 2022, "Measuring and Narrowing the Compositionality Gap in Language Models"
+(self-ask), arXiv:2210.03350. Differs from the paper: all parts are asked for at once, before any is
+answered, so a part cannot name what another one finds; hits are fused by reciprocal rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.rag.drafting import ask_for_texts, distinct_texts, require_model
+from stillroom.rag.method import Query, Transform
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+    from stillroom.rag.index import Index
+
+__all__ = ["Decompose"]
+
+_REQUEST = (
+    "Split the question below into at most {count} simpler questions that can each be looked up by "
+    "themselves. If it is simple already, repeat it.\n\nQuestion: {query}"
+)
+
+
+class Decompose(Transform):
+    """The query beside its parts."""
+
+    paper: ClassVar[str] = "arXiv:2210.03350"
+
+    parts: int = Field(4, ge=2, le=16, description="how many parts at most")
+    max_new_tokens: int = Field(
+        256, ge=16, le=2048, description="longest answer of the model, in tokens"
+    )
+
+    @override
+    def rewrite(self, query: Query, index: Index, model: TextModel | None) -> list[Query]:
+        model = require_model(model, "the transform decompose", "the transform expand")
+        written = ask_for_texts(
+            model,
+            _REQUEST.format(count=self.parts, query=query.text),
+            most=self.parts,
+            max_new_tokens=self.max_new_tokens,
+            method="decompose",
+        )
+        texts = distinct_texts([query.text, *written])
+        return [query, *(replace(query, text=text, terms={}, drafts=()) for text in texts[1:])]

@@ -1,0 +1,91 @@
+import json
+
+import pytest
+
+from stillroom.errors import DataError
+from stillroom.rag.index import Index
+from stillroom.rag.ordering import cap_documents, join_neighbours, order_ends, order_hits
+
+
+@pytest.fixture
+def pieces(build, folder, tmp_path):
+    """Open an index in which one document has many passages."""
+    lines = [f"Rule {at}.  The {at}th kettle must stand {at} steps away." for at in range(40)]
+    (folder / "long.txt").write_text("\n\n".join(lines), encoding="utf-8")
+    build(chunker={"name": "sentence", "size": 24, "overlap": 0})
+    with Index.open(tmp_path / "index") as opened:
+        yield opened
+
+
+def test_the_best_stand_at_both_ends(index):
+    hits = index.retrieve("a cat or a dog at night in Paris", 5)
+    assert [hit.rank for hit in order_ends(hits)] == [1, 3, 5, 4, 2][: len(hits)]
+    assert order_ends([]) == []
+
+
+def test_new_scores_order_and_the_unread_follow(index):
+    hits = index.retrieve("a cat or a dog at night in Paris", 4)
+    again = order_hits(hits, [1.0, 3.0, 3.0])
+    assert [hit.passage.id for hit in again] == [hits[at].passage.id for at in (1, 2, 0, 3)]
+    assert [hit.score for hit in again] == [3.0, 3.0, 1.0, 0.0]
+    assert [hit.rank for hit in again] == [1, 2, 3, 4]
+
+
+def test_a_document_gives_no_more_than_the_cap(pieces):
+    hits = pieces.retrieve("the kettle must stand away from the cat", 10)
+    capped = cap_documents(hits, 2)
+    paths = [hit.passage.location.path for hit in capped]
+    assert paths.count("long.txt") == 2
+    assert capped == [hit for hit in hits if hit in capped]
+    assert cap_documents(hits, 0) == hits
+
+
+@pytest.mark.parametrize("window", [1, 2, 50])
+def test_joined_text_is_the_documents_own(pieces, folder, window):
+    hits = pieces.retrieve("the 7th kettle, the 8th kettle, the 30th kettle", 6)
+    joined = join_neighbours(hits, pieces, window)
+    seen = set()
+    for hit in joined:
+        passage = hit.passage
+        document = pieces.document(passage.document_id)
+        assert document.text[passage.start : passage.end] == passage.text
+        source = (folder / passage.location.path).read_bytes()
+        place = passage.location
+        assert source[place.byte_start : place.byte_end].decode() == passage.text
+        places = {(passage.document_id, at) for at in range(passage.start, passage.end)}
+        assert not places & seen
+        seen |= places
+    for hit in hits:
+        assert (hit.passage.document_id, hit.passage.start) in seen
+    assert joined[0].passage.start <= hits[0].passage.start < joined[0].passage.end
+    assert [hit.rank for hit in joined] == list(range(1, len(joined) + 1))
+
+
+def test_a_wide_window_gives_the_whole_document_once(pieces):
+    hits = pieces.retrieve("the 7th kettle must stand", 6, retriever="keyword")
+    joined = [
+        h
+        for h in join_neighbours(hits, pieces, 500)
+        if h.passage.title == "long.txt" or h.passage.location.path == "long.txt"
+    ]
+    assert len(joined) == 1
+    rows = [pieces.passage_at(row) for row in range(len(pieces))]
+    own = [one for one in rows if one.location.path == "long.txt"]
+    assert len(own) > 10
+    assert (joined[0].passage.start, joined[0].passage.end) == (own[0].start, own[-1].end)
+
+
+def test_no_window_changes_nothing(pieces):
+    hits = pieces.retrieve("kettle", 3)
+    assert join_neighbours(hits, pieces, 0) == hits
+
+
+def test_a_document_is_found_by_the_id_of_its_passages(index):
+    for row in range(len(index)):
+        passage = index.passage_at(row)
+        document = index.document(passage.document_id)
+        assert document.path == passage.location.path
+        json.dumps(document.to_json())
+    with pytest.raises(DataError) as caught:
+        index.document("doc-none")
+    assert caught.value.code == "rag.no-such-document"
