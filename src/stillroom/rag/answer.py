@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stillroom.rag.composing import Composer
+from stillroom.rag.notices import collect_notices
+from stillroom.rag.ordering import cap_documents, join_neighbours
 from stillroom.rag.prompting import ABSTENTION, Shown, drop_repeats, fit_prompt
 from stillroom.rag.support import Evidence
 from stillroom.records import Answer, Citation, Completion, Sampling
@@ -25,7 +27,13 @@ _SPARE = 3
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """How passages are found and shown; ``budget`` bounds the prompt's tokens, 0 is the context."""
+    """How passages are found and shown.
+
+    ``budget`` bounds the prompt's tokens, 0 is the context; ``neighbours`` widens each hit by that
+    many passages on both sides; ``per_document`` caps the hits of a document, 0 does not;
+    ``shorten`` shows what fits of the last hit, whole sentences; ``best_at_ends`` puts the best
+    first and last.
+    """
 
     k: int = 3
     retriever: str | Retriever = "hybrid"
@@ -33,6 +41,10 @@ class Asking:
     transform: str | Transform | None = None
     budget: int = 0
     cite: bool = True
+    neighbours: int = 0
+    per_document: int = 0
+    shorten: bool = False
+    best_at_ends: bool = False
 
 
 def ask(
@@ -47,6 +59,10 @@ def ask(
     sampling: Sampling = _SAMPLING,
     budget: int = 0,
     cite: bool = True,
+    neighbours: int = 0,
+    per_document: int = 0,
+    shorten: bool = False,
+    best_at_ends: bool = False,
     is_cancelled: Callable[[], bool] | None = None,
 ) -> Answer:
     """Answer a question from the passages of an index.
@@ -62,25 +78,43 @@ def ask(
         sampling: How the answer is drawn.
         budget: Most tokens of the prompt; 0 takes what the model's context leaves.
         cite: Add citations that the model left out, where a passage supports the sentence.
+        neighbours: How many passages before and after each hit are shown with it; what overlaps is
+            one hit, cited as one.
+        per_document: Most hits of one document; 0 for no cap.
+        shorten: Show of the last passage that does not fit the sentences that do.
+        best_at_ends: Show the best passages first and last, the worst in the middle.
         is_cancelled: Once true, the answer ends where it is.
 
     Returns:
         The answer. ``details`` hold ``statements`` (each sentence with its support), ``abstained``,
-        ``dropped`` (passages that did not fit), ``repeats``, ``removed_citations``,
-        ``prompt_tokens`` and ``index`` (the digest of its state).
+        ``dropped`` (passages that did not fit), ``left_out`` (every span that was found and is not
+        shown), ``repeats``, ``removed_citations``, ``notices`` (what a method had to do otherwise
+        than asked), ``prompt_tokens`` and ``index`` (the digest of its state).
 
     Raises:
         DataError: If k is below 1, the question too long, or the best passage does not fit.
         BackendError: If the model fails.
     """
-    asking = Asking(k, retriever, reranker, transform, budget, cite)
-    shown, repeats = _show(index, model, question, asking, sampling)
+    asking = Asking(
+        k,
+        retriever,
+        reranker,
+        transform,
+        budget,
+        cite,
+        neighbours,
+        per_document,
+        shorten,
+        best_at_ends,
+    )
+    with collect_notices() as told:
+        shown, repeats = _show(index, model, question, asking, sampling)
     if shown is None:
-        return _abstain(index, model, repeats)
+        return _abstain(index, model, told)
     completion = model.generate([shown.prompt], sampling, is_cancelled=is_cancelled)[0]
     composer = _compose_with(index, shown, asking)
     text = composer.feed(completion.text) + composer.finish()
-    return _finish(index, replace(completion, text=text), shown, composer, repeats)
+    return _finish(index, replace(completion, text=text), shown, composer, repeats, told)
 
 
 def ask_stream(
@@ -104,10 +138,11 @@ def ask_stream(
         Text, and last the Answer.
     """
     asking = Asking(k, retriever, reranker, transform, budget, cite)
-    shown, repeats = _show(index, model, question, asking, sampling)
+    with collect_notices() as told:
+        shown, repeats = _show(index, model, question, asking, sampling)
     if shown is None:
         yield ABSTENTION
-        yield _abstain(index, model, repeats)
+        yield _abstain(index, model, told)
         return
     composer = _compose_with(index, shown, asking)
     raw, text = [], []
@@ -127,7 +162,7 @@ def ask_stream(
         size,
         model.fingerprint,
     )
-    yield _finish(index, completion, shown, composer, repeats)
+    yield _finish(index, completion, shown, composer, repeats, told)
 
 
 def _show(
@@ -145,11 +180,20 @@ def _show(
     distinct = drop_repeats(hits)
     if not distinct:
         return None, 0
-    last = distinct[: asking.k][-1].rank
-    repeats = last - len(distinct[: asking.k])
+    chosen = cap_documents(distinct, asking.per_document)[: asking.k]
+    last = chosen[-1].rank
+    repeats = last - sum(hit.rank <= last for hit in distinct)
     room = model.context_length - sampling.max_new_tokens
     budget = min(asking.budget, room) if asking.budget else room
-    return fit_prompt(question, distinct[: asking.k], model, budget=budget), repeats
+    shown = fit_prompt(
+        question,
+        join_neighbours(chosen, index, asking.neighbours),
+        model,
+        budget=budget,
+        shorten=asking.shorten,
+        best_at_ends=asking.best_at_ends,
+    )
+    return shown, repeats
 
 
 def _compose_with(index: Index, shown: Shown, asking: Asking) -> Composer:
@@ -159,7 +203,12 @@ def _compose_with(index: Index, shown: Shown, asking: Asking) -> Composer:
 
 
 def _finish(
-    index: Index, completion: Completion, shown: Shown, composer: Composer, repeats: int
+    index: Index,
+    completion: Completion,
+    shown: Shown,
+    composer: Composer,
+    repeats: int,
+    told: list[str],
 ) -> Answer:
     citations = []
     for number in sorted(composer.numbers):
@@ -172,6 +221,8 @@ def _finish(
         "index": index.digest,
         "prompt_tokens": shown.prompt_tokens,
         "dropped": shown.dropped,
+        "left_out": [[one.passage_id, one.start, one.end] for one in shown.left_out],
+        "notices": told,
         "repeats": repeats,
         "removed_citations": composer.removed,
         "abstained": said.startswith(ABSTENTION.rstrip(".")),
@@ -181,13 +232,15 @@ def _finish(
     return Answer(completion, tuple(citations), shown.hits, details)
 
 
-def _abstain(index: Index, model: TextModel, repeats: int) -> Answer:
+def _abstain(index: Index, model: TextModel, told: list[str]) -> Answer:
     """Answer that nothing was found, without asking the model."""
     details: dict[str, Any] = {
         "index": index.digest,
         "prompt_tokens": 0,
         "dropped": 0,
-        "repeats": repeats,
+        "left_out": [],
+        "notices": told,
+        "repeats": 0,
         "removed_citations": 0,
         "abstained": True,
         "support": {},

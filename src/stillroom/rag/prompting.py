@@ -13,21 +13,31 @@ instructions wherever they stand, so nothing that an answer says may be executed
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stillroom.errors import DataError
 from stillroom.provenance import digest_json
-from stillroom.records import Hit, Message, Prompt
+from stillroom.rag.ordering import order_ends
+from stillroom.records import Hit, Message, Passage, Prompt
 from stillroom.text.normalize import strip_invisible
+from stillroom.text.sentences import split_sentences
 from stillroom.text.similarity import jaccard, shingles
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
     from stillroom.text.similarity import Hashes
 
-__all__ = ["ABSTENTION", "Shown", "drop_repeats", "fit_prompt", "quote_text", "render_prompt"]
+__all__ = [
+    "ABSTENTION",
+    "LeftOut",
+    "Shown",
+    "drop_repeats",
+    "fit_prompt",
+    "quote_text",
+    "render_prompt",
+]
 
 ABSTENTION = "The documents do not answer this."
 _RULES = (
@@ -50,14 +60,27 @@ _NUMBERS = re.compile(r"[\[【［]+(\s*\^?\d{1,3}(?:[\s,;\-–]+\d{1,3})*\s*)[\]
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Text of a hit that is not shown: document.text[start:end], the whole passage or its end."""
+
+    passage_id: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class Shown:
-    """A finished prompt, the hits in it by number, its size, and how many were left out."""
+    """A finished prompt, the hits in it by number, its size, and what was left out.
+
+    ``dropped`` counts whole hits; ``left_out`` names every span that is not shown.
+    """
 
     prompt: Prompt
     hits: tuple[Hit, ...]
     prompt_tokens: int
     dropped: int
     fence: str
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def quote_text(text: str) -> str:
@@ -73,11 +96,15 @@ def _break_up(token: str) -> str:
 
 def render_prompt(question: str, hits: Sequence[Hit]) -> Prompt:
     """Return the prompt that asks ``question`` of numbered passages."""
-    return _render(question, hits)[0]
+    return _render(question, hits, {})[0]
 
 
-def _render(question: str, hits: Sequence[Hit]) -> tuple[Prompt, str]:
-    texts = [quote_text(hit.passage.text).strip() for hit in hits]
+def _render(question: str, hits: Sequence[Hit], ends: Mapping[str, int]) -> tuple[Prompt, str]:
+    """Return the prompt and its fence; ``ends`` cut the texts of passages, by id."""
+    texts = [
+        quote_text(hit.passage.text[: ends.get(hit.passage.id, len(hit.passage.text))]).strip()
+        for hit in hits
+    ]
     fence = _make_fence(question, texts)
     blocks = []
     for number, (hit, text) in enumerate(zip(hits, texts, strict=True), start=1):
@@ -89,26 +116,46 @@ def _render(question: str, hits: Sequence[Hit]) -> tuple[Prompt, str]:
     return Prompt((Message("system", _RULES), user)), fence
 
 
-def fit_prompt(question: str, hits: Sequence[Hit], model: TextModel, *, budget: int) -> Shown:
-    """Return the prompt with as many of the best hits as fit, whole ones only.
+def fit_prompt(
+    question: str,
+    hits: Sequence[Hit],
+    model: TextModel,
+    *,
+    budget: int,
+    shorten: bool = False,
+    best_at_ends: bool = False,
+) -> Shown:
+    """Return the prompt with as many of the best hits as fit.
 
     Args:
         question: What is asked.
-        hits: Best first; the last are dropped first.
+        hits: Best first; the last are dropped first, whole ones.
         model: Whose tokens are counted.
         budget: Most tokens of the prompt, the chat template's own included.
+        shorten: Show of the last hit that does not fit the sentences that do, from its beginning.
+        best_at_ends: Show the best first and last, and the worst in the middle.
 
     Raises:
         DataError: If not even the best hit fits.
     """
-    kept = list(hits)
+    arrange = order_ends if best_at_ends else list
+    kept, ends = list(hits), dict[str, int]()
+
+    def measure() -> tuple[Prompt, str, int]:
+        prompt, fence = _render(question, arrange(kept), ends)
+        sizes = [model.count_tokens(one.content) + _MESSAGE_TOKENS for one in prompt.messages]
+        return prompt, fence, sum(sizes)
+
     while True:
-        prompt, fence = _render(question, kept)
-        size = sum(
-            model.count_tokens(message.content) + _MESSAGE_TOKENS for message in prompt.messages
-        )
+        prompt, fence, size = measure()
+        if size > budget and shorten and kept:
+            passage = kept[-1].passage
+            ends.update(_find_cut(passage, lambda: measure()[2] <= budget, ends))
+            prompt, fence, size = measure()
         if size <= budget:
-            return Shown(prompt, tuple(kept), size, len(hits) - len(kept), fence)
+            left_out = _list_left_out(hits, kept, ends)
+            dropped = len(hits) - len(kept)
+            return Shown(prompt, tuple(arrange(kept)), size, dropped, fence, left_out)
         if len(kept) <= 1:
             raise DataError(
                 f"the question and the best passage have {size} tokens",
@@ -117,7 +164,36 @@ def fit_prompt(question: str, hits: Sequence[Hit], model: TextModel, *, budget: 
                 next="ask a shorter question, cut smaller passages (chunker.size), "
                 "or use a model with a longer context",
             )
-        kept.pop()
+        ends.pop(kept.pop().passage.id, None)
+
+
+def _find_cut(passage: Passage, fits: Callable[[], bool], ends: dict[str, int]) -> dict[str, int]:
+    """Return the passage's id with the last end of a sentence at which all fits; nothing if none.
+
+    ``ends`` is tried with each end, and left as it was.
+    """
+    sentences = [end for _, end in split_sentences(passage.text)][:-1]
+    low, high = 0, len(sentences)  # sentences[:low] fit; more than high do not
+    while low < high:
+        middle = (low + high + 1) // 2
+        ends[passage.id] = sentences[middle - 1]
+        if fits():
+            low = middle
+        else:
+            high = middle - 1
+    ends.pop(passage.id, None)
+    return {passage.id: sentences[low - 1]} if low else {}
+
+
+def _list_left_out(
+    hits: Sequence[Hit], kept: Sequence[Hit], ends: Mapping[str, int]
+) -> tuple[LeftOut, ...]:
+    whole = [hit.passage for hit in hits[len(kept) :]]
+    cut = [hit.passage for hit in kept if hit.passage.id in ends]
+    return (
+        *(LeftOut(one.id, one.start + ends[one.id], one.end) for one in cut),
+        *(LeftOut(one.id, one.start, one.end) for one in whole),
+    )
 
 
 def drop_repeats(hits: Sequence[Hit]) -> list[Hit]:

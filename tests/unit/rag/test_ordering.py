@@ -89,3 +89,28 @@ def test_a_document_is_found_by_the_id_of_its_passages(index):
     with pytest.raises(DataError) as caught:
         index.document("doc-none")
     assert caught.value.code == "rag.no-such-document"
+
+
+def test_an_answer_shows_what_was_joined_capped_and_left_out(pieces):
+    from stillroom.rag import ask
+    from stillroom.testing import scripted_model
+
+    model = scripted_model(lambda _: "The 7th kettle must stand 7 steps away [1].")
+    question = "how far away must the 7th kettle stand"
+    plain = ask(pieces, model, question, k=3)
+    wide = ask(pieces, model, question, k=3, neighbours=1, per_document=1, best_at_ends=True)
+    assert wide.details["left_out"] == plain.details["left_out"] == []
+    assert wide.details["notices"] == []
+    documents = [hit.passage.document_id for hit in wide.hits]
+    assert len(set(documents)) == len(documents)
+    assert plain.hits[0].passage.text in wide.hits[0].passage.text
+    assert len(wide.hits[0].passage.text) > len(plain.hits[0].passage.text)
+    assert wide.citations[0].location == wide.hits[0].passage.location
+
+
+def test_an_answer_says_what_a_transform_could_not_read(index):
+    from stillroom.rag import ask
+    from stillroom.testing import scripted_model
+
+    answer = ask(index, scripted_model(lambda _: "Cats sleep."), "how long", transform="step_back")
+    assert any("step_back" in text for text in answer.details["notices"])

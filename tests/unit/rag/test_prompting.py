@@ -93,3 +93,54 @@ def test_repeats_are_dropped_and_the_better_one_kept():
     text = "one two three four five six seven eight nine ten eleven twelve"
     hits = [hit(text, 1), hit(text.upper(), 2), hit("quite another passage about dogs", 3)]
     assert [one.rank for one in drop_repeats(hits)] == [1, 3]
+
+
+def test_a_passage_is_cut_between_sentences_and_what_is_left_out_is_said():
+    model = scripted_model(["x"])
+    texts = [
+        "The river mill ground corn. It was old.",
+        "One two three. Four five six. Seven eight.",
+    ]
+    hits = [hit(text, rank) for rank, text in enumerate(texts, 1)]
+    whole = fit_prompt("What?", hits, model, budget=1000)
+    assert whole.left_out == ()
+    sizes = set()
+    for budget in range(whole.prompt_tokens, whole.prompt_tokens - 40, -1):
+        try:
+            shown = fit_prompt("What?", hits, model, budget=budget, shorten=True)
+        except DataError:
+            break
+        assert shown.prompt_tokens <= budget
+        text = shown.prompt.messages[-1].content
+        for sentence in ("It was old.", "One two three.", "Four five six.", "Seven eight."):
+            assert sentence in text or sentence.split()[0] not in text.split("Question:")[0]
+        gone = {one.passage_id: one for one in shown.left_out}
+        for one in hits:
+            left = gone.get(one.passage.id)
+            seen = one.passage.text[: left.start] if left else one.passage.text
+            assert seen in text
+        sizes.add(sum(left.end - left.start for left in shown.left_out))
+    assert len(sizes) >= 4
+
+
+def test_the_best_hit_alone_is_shortened_rather_than_refused():
+    model = scripted_model(["x"])
+    hits = [hit("Short one. " + "A long sentence that goes on and on. " * 30)]
+    with pytest.raises(DataError):
+        fit_prompt("What?", hits, model, budget=150)
+    shown = fit_prompt("What?", hits, model, budget=150, shorten=True)
+    assert shown.hits == tuple(hits)
+    assert shown.left_out[0].end == len(hits[0].passage.text)
+    endless = [hit("word " * 400)]
+    with pytest.raises(DataError):
+        fit_prompt("What?", endless, model, budget=150, shorten=True)
+
+
+def test_the_best_stand_at_both_ends_and_the_worst_is_still_dropped_first():
+    model = scripted_model(["x"])
+    hits = [hit(f"Passage number {rank} is here.", rank) for rank in range(1, 6)]
+    shown = fit_prompt("What?", hits, model, budget=1000, best_at_ends=True)
+    assert [one.rank for one in shown.hits] == [1, 3, 5, 4, 2]
+    less = fit_prompt("What?", hits, model, budget=shown.prompt_tokens - 1, best_at_ends=True)
+    assert [one.rank for one in less.hits] == [1, 3, 4, 2]
+    assert less.left_out[0].passage_id == hits[4].passage.id
