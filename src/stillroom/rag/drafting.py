@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ask_for_texts", "distinct_texts", "require_model"]
 
-_LONGEST = 400
+_LONGEST = 160
+_SHORTEST = 4
+_FORM = 'You write search queries. You answer in JSON, as a list of texts under the key "queries".'
 
 
 def require_model(model: TextModel | None, method: str, without: str) -> TextModel:
@@ -47,7 +49,9 @@ def require_model(model: TextModel | None, method: str, without: str) -> TextMod
 def ask_for_texts(
     model: TextModel, request: str, *, most: int, max_new_tokens: int, method: str
 ) -> list[str]:
-    """Return what the model writes: 1 to ``most`` texts of one line, or none that can be read.
+    """Return what the model writes: 1 to ``most`` texts of one line, or none that can be searched.
+
+    Texts without a letter (numbers of a list, dots) are left out.
 
     Args:
         model: Any; where its engine can, it is held to the schema.
@@ -56,7 +60,7 @@ def ask_for_texts(
         max_new_tokens: Longest answer.
         method: Who asks, for the notice.
     """
-    text = {"type": "string", "minLength": 1, "maxLength": _LONGEST}
+    text = {"type": "string", "minLength": _SHORTEST, "maxLength": _LONGEST}
     items = {"type": "array", "items": text, "minItems": 1, "maxItems": most}
     schema = {
         "type": "object",
@@ -64,8 +68,9 @@ def ask_for_texts(
         "required": ["queries"],
         "additionalProperties": False,
     }
-    example = json.dumps({"queries": ["..."] * min(most, 2)})
-    prompt = Prompt((Message("user", f"{request}\n\nAnswer as JSON: {example}"),), schema=schema)
+    # The form comes first and shows no texts: small models copy what stands last, or an example.
+    messages = Message("system", _FORM), Message("user", request)
+    prompt = Prompt(messages, schema=schema)
     seed = int(digest_json([method, request])[:8], 16)
     completion = model.generate([prompt], Sampling(max_new_tokens=max_new_tokens, seed=seed))[0]
     found = _read(completion.text)[:most]
@@ -92,4 +97,4 @@ def _read(answer: str) -> list[str]:
     if not isinstance(texts, list):
         return []
     lines = [" ".join(strip_invisible(text).split()) for text in texts if isinstance(text, str)]
-    return distinct_texts([line[:_LONGEST] for line in lines if line])
+    return distinct_texts([line[:_LONGEST] for line in lines if any(map(str.isalpha, line))])

@@ -34,6 +34,7 @@ def test_the_query_comes_first_and_each_text_once(index, name):
 @pytest.mark.parametrize(
     "answer",
     [
+        '{"queries": ["...", "1", "2."]}',
         "no JSON at all",
         "{",
         '{"queries": []}',

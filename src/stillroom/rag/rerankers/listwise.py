@@ -92,7 +92,7 @@ class Listwise(Reranker):
         request = (
             f"{shown}\n\nQuestion: {quote_text(query)}\n"
             f"Give all {len(hits)} numbers, the passage that answers best first. "
-            'Answer as JSON: {"order": [2, 1, ...]}'
+            'Answer with a JSON object whose only key, "order", holds a list of the numbers.'
         )
         order = {
             "type": "array",
