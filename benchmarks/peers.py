@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,4 +27,23 @@ def peer_command(package: str, version: str, command: str) -> Path:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         pip = [str(folder / "bin" / "pip"), "install", "--quiet", f"{package}=={version}"]
         subprocess.run(pip, check=True, stdout=sys.stderr)
+    return path
+
+
+def peer_python(package: str, version: str, *, also: Sequence[str] = ()) -> Path:
+    """Return the interpreter of a peer's own environment, installing the peer on first use.
+
+    Args:
+        package: Its name on PyPI.
+        version: The version that figures are compared with.
+        also: Further packages that the peer needs for what is compared.
+    """
+    folder = ROOT / "build" / "peers" / f"{package}-{version}"
+    path, ready = folder / "bin" / "python", folder / "ready"
+    if not ready.exists():
+        print(f"installing {package} {version} into {folder}", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        pip = [str(folder / "bin" / "pip"), "install", "--quiet", f"{package}=={version}", *also]
+        subprocess.run(pip, check=True, stdout=sys.stderr)
+        ready.touch()
     return path

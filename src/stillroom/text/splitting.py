@@ -24,7 +24,7 @@ __all__ = ["Boundaries", "Cutter", "Span", "find_boundaries", "make_passages", "
 
 Span = tuple[int, int]
 
-_WORD = re.compile(r"(?<=\s)(?=\S)")
+_IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # none beyond U+3000
 _CLAUSE = re.compile(r"(?<=[,;:])\s+(?=\S)|(?<=[，；：、])(?=\S)")
 _LINE = re.compile(r"[\r\n]\s*(?=\S)")
 _PARAGRAPH = re.compile(r"(?:\r\n|\r|\n)[^\S\r\n]*[\r\n]\s*(?=\S)")
@@ -78,7 +78,7 @@ def find_boundaries(document: Document, ruler: Ruler, size: int) -> Boundaries:
             _outside(sentences, large),
             lines,
             _ends(_CLAUSE, text),
-            _ends(_WORD, text),
+            _word_starts(text),
         )
     ]
     return Boundaries(*kept)
@@ -231,6 +231,14 @@ def _strip_space(text: str, start: int, end: int) -> int:
 
 def _ends(pattern: re.Pattern[str], text: str) -> array[int]:
     return array("q", (match.end() for match in pattern.finditer(text)))
+
+
+def _word_starts(text: str) -> array[int]:
+    """Return where a word follows white space."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    is_space = _IS_SPACE[np.minimum(codes, len(_IS_SPACE) - 1)]
+    starts = np.flatnonzero(is_space[:-1] & ~is_space[1:]) + 1
+    return array("q", starts.astype(np.int64).tobytes())
 
 
 def _fences(text: str) -> list[Span]:

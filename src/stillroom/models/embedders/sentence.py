@@ -35,6 +35,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import CheckpointError
+from stillroom.models.locating import make_counter
 from stillroom.models.method import EmbedderMethod
 from stillroom.models.protocols import Embedder, TextKind, Vectors
 from stillroom.models.vectors import refuse_empty, unit_rows
@@ -103,6 +104,7 @@ class _SentenceEmbedder:
         self._tokenizer.model_max_length = _LONGEST  # lengths are handled here, with a count
         self.truncated = 0
         self._lock = threading.Lock()
+        self.count_tokens = make_counter(self._tokenizer, self._lock)
         self._workers = ThreadPoolExecutor(num_workers, "stillroom-embed", _use_one_thread)
         self.dimensions = int(self._embed_one("dimensions", count=False).shape[0])
         self.fingerprint = digest_json(
@@ -127,10 +129,6 @@ class _SentenceEmbedder:
     def embed_tokens(self, texts: Sequence[str], *, kind: TextKind) -> list[Vectors]:
         prompt = self._layout.prompts.get(kind, "")
         return list(self._workers.map(self._embed_each, [prompt + text for text in texts]))
-
-    def count_tokens(self, text: str) -> int:
-        with self._lock:
-            return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def close(self) -> None:
         self._workers.shutdown()

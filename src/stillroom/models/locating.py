@@ -1,0 +1,149 @@
+"""Where the tokens of a text begin, found once, each distinct word tokenized once.
+
+A word-piece tokenizer looks at one word at a time: white space, punctuation and Chinese characters
+part words, and what is made of a word does not depend on its neighbors. So the tokens of a text are
+those of its words, and a word that was met before costs a look-up. A cut between words then adds no
+token and takes none away; within a word it can, so there the caller counts again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import unicodedata
+from array import array
+from typing import Any
+
+from stillroom.text.measuring import Located, piece_starts
+
+__all__ = ["TokenCount", "WordTokens", "is_edge", "make_counter"]
+
+_PUNCTUATION = "!-/:-@\\[-`{-~"
+_CHINESE = (
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002cea1"
+    "\U0002f800-\U0002fa1f"
+)
+# What a BERT normalizer takes for white space; other controls it removes, so they part nothing.
+_SPACE = "\t\n\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+_WORD = re.compile(f"[^{_SPACE}{_PUNCTUATION}{_CHINESE}]+|[{_PUNCTUATION}{_CHINESE}]")
+_EDGE = re.compile(f"[{_SPACE}{_PUNCTUATION}{_CHINESE}]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LONGEST_WORD = 100  # a longer one is one unknown token to BERT, and many once it is cut
+_ONE = (0,)
+_REMEMBERED = 500_000  # words; some 100 MB
+
+
+class TokenCount:
+    """Counts a text's tokens without special ones; any tokenizer, safe between threads."""
+
+    def __init__(self, tokenizer: Any, lock: threading.Lock) -> None:
+        """Count by ``tokenizer`` (transformers'), whose state ``lock`` guards."""
+        self._tokenizer, self._lock = tokenizer, lock
+
+    def __call__(self, text: str) -> int:
+        """Return how many tokens the text has."""
+        with self._lock:
+            text = _SURROGATE.sub("\ufffd", text)  # half a character is no text to a tokenizer
+            return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+class WordTokens(TokenCount):
+    """Counts tokens, and locates those of a whole text; for tokenizers that look at single words.
+
+    A LocatingCounter as ``stillroom.text`` understands it.
+    """
+
+    def __init__(self, tokenizer: Any, lock: threading.Lock) -> None:
+        """Begin with no word known."""
+        from tokenizers import Tokenizer
+
+        super().__init__(tokenizer, lock)
+        # A copy, since padding and truncation are state of the tokenizer that others set.
+        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._added = tuple(tokenizer.get_added_vocab())
+        self._known: dict[str, tuple[int, ...]] = {}
+
+    def locate(self, text: str) -> Located:
+        """Return where each token of ``text`` begins, and where a cut changes no count."""
+        found = [(match.start(), match.group()) for match in _WORD.finditer(text)]
+        known = self._learn({word for _, word in found})
+        starts = array("q")
+        for begin, word in found:
+            offsets = known[word]
+            if offsets is _ONE:
+                starts.append(begin)
+            else:
+                starts.extend([begin + offset for offset in offsets])
+        # An added token such as [SEP] is one token only while it is whole.
+        return Located(starts, _never if any(one in text for one in self._added) else is_edge)
+
+    def _learn(self, words: set[str]) -> dict[str, tuple[int, ...]]:
+        """Return the token offsets of these words, and keep those of short ones."""
+        known = self._known
+        unseen = list(words.difference(known))
+        if not unseen:
+            return known
+        if len(known) + len(unseen) > _REMEMBERED:
+            known, unseen = {}, list(words)
+        whole = [_SURROGATE.sub("\ufffd", word) for word in unseen]
+        encodings = self._backend.encode_batch_fast(whole, add_special_tokens=False)
+        fresh = {
+            word: _offsets(word, len(encoding))
+            for word, encoding in zip(unseen, encodings, strict=True)
+        }
+        if len(fresh) > _REMEMBERED:
+            return fresh
+        # A new dictionary, since another thread may be reading the old one.
+        short = {word: at for word, at in fresh.items() if len(word) <= _LONGEST_WORD}
+        self._known = {**known, **short}
+        return {**known, **fresh}
+
+
+def make_counter(tokenizer: Any, lock: threading.Lock) -> TokenCount:
+    """Return what counts by a tokenizer: with places where it looks at single words, else without.
+
+    Args:
+        tokenizer: One of transformers'.
+        lock: Held while the tokenizer is used, since truncation is state of its own.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not _looks_at_words(json.loads(backend.to_str())):
+        return TokenCount(tokenizer, lock)
+    return WordTokens(tokenizer, lock)
+
+
+def is_edge(text: str, position: int) -> bool:
+    """Say whether a cut at ``position`` lies between two words of a word-piece tokenizer."""
+    if position <= 0 or position >= len(text):
+        return True
+    return _parts(text[position - 1]) or _parts(text[position])
+
+
+def _parts(character: str) -> bool:
+    return bool(_EDGE.match(character)) or unicodedata.category(character)[0] == "P"
+
+
+def _never(text: str, position: int) -> bool:
+    return position <= 0 or position >= len(text)
+
+
+def _offsets(word: str, num_tokens: int) -> tuple[int, ...]:
+    """Return about where a word's tokens begin; a cut within a word is counted anew in any case."""
+    if num_tokens == 1:
+        return tuple(piece_starts(word)) if len(word) > _LONGEST_WORD else _ONE
+    return tuple([index * len(word) // num_tokens for index in range(num_tokens)])
+
+
+def _looks_at_words(config: dict[str, Any]) -> bool:
+    """Say whether a tokenizer's file describes BERT's: word pieces of words parted as above."""
+    kinds = [(config.get(part) or {}).get("type") for part in ("model", "pre_tokenizer")]
+    normalizer = config.get("normalizer") or {}
+    return (
+        kinds == ["WordPiece", "BertPreTokenizer"]
+        and normalizer.get("type") == "BertNormalizer"
+        and normalizer.get("clean_text") is True
+        and normalizer.get("handle_chinese_chars") is True
+    )
