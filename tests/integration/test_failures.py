@@ -309,10 +309,17 @@ def test_disk_that_fills_up_in_other_steps_is_the_same_error(job, run, small_dis
 
 
 def test_job_that_cannot_fit_names_the_knob(job, tmp_path):
-    path = tmp_path / "distill.yaml"
+    path, records = tmp_path / "distill.yaml", tmp_path / "records.jsonl"
+    asked = {"role": "user", "content": "why?"}, {"role": "assistant", "content": "so."}
+    records.write_text(
+        "".join(
+            json.dumps({"messages": asked, "fields": {"split": split, "number": number}}) + "\n"
+            for number, split in enumerate(["train", "train", "held_out"])
+        )
+    )
     path.write_text(
         "version: 1\nkind: distill\n"
-        f"teacher: {job.teacher}\nrecords: {job.folder / 'script.json'}\n"
+        f"teacher: {job.teacher}\nrecords: {records}\n"
         "train: {steps: 6, batch_size: 4, micro_tokens: 1000000000}\n"
     )
     told = stillroom("check", path)

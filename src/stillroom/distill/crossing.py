@@ -9,9 +9,10 @@ engine (``cross_loss``) does heads, gradients and sums; a crossing is a formula 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from stillroom.registry import Method, Seam
 
@@ -44,6 +45,12 @@ class Crossing(Method):
         description="least share of the records' student tokens that is compared with the teacher; "
         "below it nothing is trained",
     )
+
+    @classmethod
+    @override
+    def recipe_sets(cls) -> dict[str, Any]:
+        """Return that the student must be a checkpoint with a tokenizer of its own."""
+        return {"student": "path/to/student"}
 
 
 class ChunkCrossing(Crossing):

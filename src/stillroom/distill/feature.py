@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from typing_extensions import override
 
 from stillroom.errors import RecipeError
 from stillroom.registry import Method, Seam
@@ -46,6 +47,12 @@ class FeatureLoss(Method):
         description="uniform: every student layer with the teacher's at the same share of the "
         "depth; last: the last ones; or pairs [student, teacher], layers counted from 1",
     )
+
+    @classmethod
+    @override
+    def recipe_sets(cls) -> dict[str, Any]:
+        """Return that the teacher must run in every step."""
+        return {"targets.mode": "live"}
 
     @model_validator(mode="after")
     def _pairs_are_layers(self) -> FeatureLoss:

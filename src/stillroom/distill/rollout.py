@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from stillroom.registry import Method, Seam
 
@@ -119,6 +120,12 @@ class RolloutPolicy(Method):
         default=False,
         description="steps with fresh or kept text learn from the records of the prompts too",
     )
+
+    @classmethod
+    @override
+    def recipe_sets(cls) -> dict[str, Any]:
+        """Return that the teacher must run in every step."""
+        return {"targets.mode": "live"}
 
     @property
     def start_level(self) -> float:

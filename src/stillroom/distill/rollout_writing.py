@@ -2,9 +2,10 @@
 
 A text's random numbers come from the recipe's seed, the step and its record, and the shapes it
 meets follow from its own prompt (``TextRows``), so that neither the texts beside it nor the number
-of ranks change it: exactly so where a row of a matrix product does not depend on the other rows,
-as here on processors; elsewhere up to the last bits. Products have the precision of training; with
-bfloat16 the layers' weights are cast once a step, not in every call.
+of ranks change it: exactly so where a row of a matrix product does not depend on the other rows, as
+on one thread of a processor; with more threads, and elsewhere, up to the last bits. Products have
+the precision of training; with bfloat16 the layers' weights are cast once a step, not in every
+call.
 """
 
 from __future__ import annotations

@@ -101,12 +101,14 @@ class _Printer:
     def __init__(self, wanted: tuple[Seam[Any], str] | None) -> None:
         self.wanted = wanted
         self.needs: dict[str, int] = {}
+        self.sets: dict[str, Any] = {}
 
     def recipe(self, model: type[BaseModel], kind: str) -> Iterator[str]:
         """Yield the lines of a recipe; what its chosen methods need gets a placeholder."""
         for method in _methods(model, self.wanted):
             for key, count in method.recipe_needs().items():
                 self.needs[key] = max(count, self.needs.get(key, 0))
+            self.sets |= method.recipe_sets()
         yield from self.group(model, 0, {"version": 1, "kind": kind})
 
     def group(self, model: type[BaseModel], indent: int, given: Mapping[str, Any]) -> Iterator[str]:
@@ -115,6 +117,11 @@ class _Printer:
             key = info.alias or name
             if key in given:
                 yield from emit({key: given[key]}, indent)
+                continue
+            if not indent and key in self.sets:
+                yield ""
+                yield from _comment(describe(info), indent)
+                yield from emit({key: self.sets[key]}, indent)
                 continue
             if given or name != next(iter(model.model_fields)):
                 yield ""
@@ -130,6 +137,8 @@ class _Printer:
         if choice is not None and self.wanted and choice.seam.group == self.wanted[0].group:
             name, self.wanted = self.wanted[1], None
             yield from self.method(key, choice.seam, name, info, indent)
+        elif default is None and self.wanted and self._holds_wanted(targets):
+            yield from self.required(key, targets[0], info, indent)
         elif default is not PydanticUndefined and not (default is None and self.needs.get(key)):
             yield from self.default(key, _built(choice, default), indent)
         elif info.examples:
@@ -141,6 +150,12 @@ class _Printer:
         else:
             value = placeholder(key, info.annotation, info.metadata)
             yield from emit({key: value}, indent)
+
+    def _holds_wanted(self, targets: list[Any]) -> bool:
+        """Return whether a group that is left out by default holds the wanted method's seam."""
+        if not self.wanted or not targets or isinstance(targets[0], Choice):
+            return False
+        return any(seam.group == self.wanted[0].group for seam in _seams(targets[0]))
 
     def method(
         self, key: str, seam: Seam[Any], name: str, info: FieldInfo, indent: int
@@ -163,8 +178,12 @@ class _Printer:
             yield f"{' ' * indent}  -"
             yield from self.group(model, indent + 4, {})
 
-    def default(self, key: str, value: Any, indent: int) -> Iterator[str]:
+    def default(self, key: str, value: Any, indent: int, path: str = "") -> Iterator[str]:
         """Yield a default; a group or a method comes with each of its settings explained."""
+        path = f"{path}.{key}" if path else key
+        if path in self.sets:
+            yield from emit({key: self.sets[path]}, indent)
+            return
         if not isinstance(value, BaseModel):
             yield from emit({key: to_plain(value)}, indent)
             return
@@ -179,7 +198,7 @@ class _Printer:
             if isinstance(value, Method) or name != next(iter(fields)):
                 yield ""
             yield from _comment(describe(info), indent + 2)
-            yield from self.default(info.alias or name, getattr(value, name), indent + 2)
+            yield from self.default(info.alias or name, getattr(value, name), indent + 2, path)
 
 
 def _methods(

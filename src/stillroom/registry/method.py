@@ -50,6 +50,14 @@ class Method(BaseModel):
         """
         return {}
 
+    @classmethod
+    def recipe_sets(cls) -> dict[str, Any]:
+        """Return what a recipe must set for the method, by dotted path, beside its defaults.
+
+        The commented recipe says these in place of the defaults.
+        """
+        return {}
+
     @model_serializer(mode="wrap")
     def _with_name(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {"name": self.method_name(), **handler(self)}

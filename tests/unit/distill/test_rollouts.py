@@ -33,6 +33,15 @@ from stillroom.train.source import RecordSource
 FAST = {"steps": 6, "batch_size": 4, "threads": 1, "learning_rate": 3e-3, "precision": "float32"}
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Compute on one thread: with more, a row's place in a batch decides its last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def prompts(loaded, lessons):
     found = make_prompts(loaded[1], make_records(6), lessons, opening_tokens=4, max_tokens=128)

@@ -11,6 +11,15 @@ from stillroom.testing import tiny_checkpoint
 PROMPTS = ([5, 6, 7], [9, 8, 7, 6, 5, 4, 3, 2], [11] * 20)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Compute on one thread: with more, a row's place in a batch decides its last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def model(request, tmp_path_factory):
     if request.param == "llama":
