@@ -17,7 +17,7 @@ __all__ = ["command"]
 \b
 Examples:
   stillroom rag search index "context manager"
-  stillroom rag search index "context manager" --k 10 --json
+  stillroom rag search index "context manager" --way keyword+proximity --k 10 --json
 """,
 )
 @click.argument("index", type=existing_path)
@@ -29,14 +29,29 @@ Examples:
     show_default=True,
     help="How many passages to list.",
 )
+@click.option(
+    "--way",
+    default="hybrid",
+    show_default=True,
+    help="[TRANSFORM>]RETRIEVER[+RERANKER], as 'stillroom rag eval' compares them.",
+)
 @json_option
 @debug_option
-def command(index: Path, query: str, k: int, as_json: bool) -> None:
+def command(index: Path, query: str, k: int, way: str, as_json: bool) -> None:
     """List the passages that a query finds."""
     from stillroom.provenance import find_output
     from stillroom.rag.index import Index
+    from stillroom.rag.ways import parse_way
 
-    hits = Index.open(find_output(index, "index")).retrieve(query, k)
+    chosen = parse_way(way)
+    with Index.open(find_output(index, "index")) as opened:
+        hits = opened.retrieve(
+            query,
+            k,
+            retriever=chosen.retriever,
+            reranker=chosen.reranker,
+            transform=chosen.transform,
+        )
     if as_json:
         rows = [{"rank": h.rank, "score": h.score, "passage": h.passage.to_json()} for h in hits]
         print_json({"query": query, "hits": rows})

@@ -163,6 +163,9 @@ def test_from_a_corpus_to_a_report_by_the_command_line(tmp_path):
 
     run("rag", "unpack", folder / "corpus.jsonl", "--out", tmp_path / "docs")
     run("rag", "index", tmp_path / "docs", "--out", tmp_path / "index", "embedder=builtin:static")
+    found = run("rag", "search", tmp_path / "index", "which city?", "--way", "keyword+proximity")
+    assert found.splitlines()[0].startswith("1.")
+    assert "d%2F3.txt" in found.splitlines()[0]
     out = tmp_path / "report"
     said = run("rag", "eval", tmp_path / "index", "--collection", folder, "--out", out, "--quiet")
     assert "judged by corpus" in said
