@@ -94,18 +94,27 @@ def combine_origins(origins: Iterable[Origin]) -> Origin:
     """Return the origin of a thing made of several parts.
 
     Synthetic wins over unknown, unknown over human: a mixture is never called purer than its least
-    known part. Differing licenses are joined with ``AND``, as SPDX does.
+    known part. Differing licenses are joined with ``AND``, as SPDX does, each once.
     """
     kinds: set[OriginKind] = set()
     licenses: dict[str, None] = {}
     for origin in origins:
         kinds.add(origin.kind)
-        if origin.license:
-            licenses[origin.license] = None
+        licenses |= dict.fromkeys(_terms(origin.license))
     kind: OriginKind = (
         "human" if kinds == {"human"} else "synthetic" if "synthetic" in kinds else "unknown"
     )
+    if len(licenses) > 1:  # AND binds closer than OR
+        licenses = {f"({term})" if " OR " in term else term: None for term in licenses}
     return Origin(kind, (), " AND ".join(sorted(licenses)))
+
+
+def _terms(license: str) -> list[str]:
+    """Return what a license joins with ``AND``; one that offers a choice stays whole."""
+    if " OR " in license:
+        is_wrapped = license.startswith("(") and license.endswith(")") and license.count("(") == 1
+        return [license[1:-1] if is_wrapped else license]
+    return [term for term in license.split(" AND ") if term]
 
 
 def warn_of_licenses(licenses: Sequence[tuple[str, str]], who: str, act: str) -> list[str]:

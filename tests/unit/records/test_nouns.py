@@ -74,3 +74,21 @@ def test_what_is_no_turn_and_no_origin_is_refused():
     with pytest.raises(DataError) as caught:
         Origin.from_json({"kind": "alien"})
     assert caught.value.code == "data.origin"
+
+
+@pytest.mark.parametrize(
+    ("licenses", "joined"),
+    [
+        (["MIT", "MIT"], "MIT"),
+        (["PSF-2.0 AND MIT", "MIT", ""], "MIT AND PSF-2.0"),
+        (["MIT OR Apache-2.0"], "MIT OR Apache-2.0"),
+        (["MIT OR Apache-2.0", "PSF-2.0"], "(MIT OR Apache-2.0) AND PSF-2.0"),
+        (
+            ["(MIT OR Apache-2.0)", "MIT OR Apache-2.0", "CC0-1.0"],
+            "(MIT OR Apache-2.0) AND CC0-1.0",
+        ),
+        ([], ""),
+    ],
+)
+def test_licenses_are_joined_once_each(licenses, joined):
+    assert combine_origins(Origin("human", license=one) for one in licenses).license == joined
