@@ -16,7 +16,7 @@ from stillroom.distill.lessons import Split, split_records
 from stillroom.distill.preflight import Finding, Preflight, judge_teacher
 from stillroom.distill.prune_settings import PruneSettings
 from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.sizing import count_parameters, estimate, is_examined
+from stillroom.distill.sizing import count_parameters, estimate
 from stillroom.jobs import check_fits, describe_machine
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.models.causal import load_tokenizer
@@ -50,16 +50,6 @@ def run_preflight(
     flight = Preflight()
     if machine:
         flight.add("machine", lambda: _check_machine(recipe, out))
-    if recipe.fidelity.control and not is_examined(recipe):
-        flight.findings.append(
-            Finding(
-                "note",
-                "control",
-                "none is trained across tokenizers, behind a server or with several teachers: "
-                "those jobs have a report of their own",
-                "run the same records with kd_weight 0 and ce_weight 1 to compare with",
-            )
-        )
     if not _exists(recipe.records):
         flight.findings.append(Finding("note", "records", f"{recipe.records} is not there yet"))
         return flight

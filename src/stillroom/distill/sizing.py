@@ -15,7 +15,7 @@ from stillroom.jobs import Estimate
 from stillroom.provenance import find_output
 from stillroom.records import find_record_file
 
-__all__ = ["bytes_per_position", "count_parameters", "estimate", "is_examined"]
+__all__ = ["bytes_per_position", "count_parameters", "estimate"]
 
 _DEFAULT_PARAMETERS = 135_000_000
 _DEFAULT_VOCABULARY = 49_152
@@ -52,7 +52,7 @@ def estimate(recipe: DistillRecipe) -> Estimate:
     held = 16 * student + 4 * teacher + 8 * vocabulary * 1024
     runs = tokens + measured + (read if targets.mode == "live" else 0)
     work = 6 * student * read + 2 * teacher * runs
-    has_control = recipe.fidelity.control and recipe.fidelity.records > 0 and is_examined(recipe)
+    has_control = recipe.fidelity.control and recipe.fidelity.records > 0
     control = 6 * student * read if has_control else 0
     speed = _FLOPS_PER_CORE * (os.cpu_count() or 1)
     out = 4 if recipe.out.dtype == "float32" else 2
@@ -73,11 +73,6 @@ def estimate(recipe: DistillRecipe) -> Estimate:
             else "no control"
         ),
     )
-
-
-def is_examined(recipe: DistillRecipe) -> bool:
-    """Return whether the job has the whole fidelity report: one teacher here, one vocabulary."""
-    return recipe.crossing is None and isinstance(recipe.teacher, str)
 
 
 def count_parameters(recipe: DistillRecipe) -> tuple[int, int]:

@@ -112,6 +112,17 @@ def test_estimate_says_what_the_control_costs(make_recipe):
     assert "no control" in without.basis
 
 
+def test_estimate_counts_the_control_of_several_teachers(make_recipe):
+    one = make_recipe(train={**FAST, "steps": 500_000})
+    several = [{"teacher": one.teacher, "weight": 0.5}] * 2
+    found = [
+        estimate(make_recipe(teacher=several, train=one.train, fidelity={"control": chosen}))
+        for chosen in (True, False)
+    ]
+    assert found[0].seconds > 1.5 * found[1].seconds
+    assert "fidelity.control: false" in found[0].basis
+
+
 class _Stopping(Job):
     """A job that is cancelled when a phase has come some way."""
 
