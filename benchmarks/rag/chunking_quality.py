@@ -27,7 +27,7 @@ from peers import peer_python
 from stillroom.models import open_embedder
 from stillroom.models.hub import DEFAULT_EMBEDDER, resolve_checkpoint
 from stillroom.models.protocols import Embedder
-from stillroom.rag.ingest import passage_texts
+from stillroom.rag.prefixes import passage_texts
 from stillroom.text import CHUNKERS, parse_bytes
 
 ROOT = Path(__file__).resolve().parents[2]

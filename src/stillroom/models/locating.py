@@ -37,14 +37,18 @@ _REMEMBERED = 500_000  # words; some 100 MB
 class TokenCount:
     """Counts a text's tokens without special ones; any tokenizer, safe between threads."""
 
-    def __init__(self, tokenizer: Any, lock: threading.Lock) -> None:
-        """Count by ``tokenizer`` (transformers'), whose state ``lock`` guards."""
-        self._tokenizer, self._lock = tokenizer, lock
+    def __init__(self, tokenizer: Any, lock: threading.Lock, *, lower: bool = False) -> None:
+        """Count by ``tokenizer`` (transformers'), whose state ``lock`` guards.
+
+        ``lower`` makes texts lower case first, as some embedders do.
+        """
+        self._tokenizer, self._lock, self._lower = tokenizer, lock, lower
 
     def __call__(self, text: str) -> int:
         """Return how many tokens the text has."""
         with self._lock:
             text = _SURROGATE.sub("\ufffd", text)  # half a character is no text to a tokenizer
+            text = text.lower() if self._lower else text
             return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -102,16 +106,20 @@ class WordTokens(TokenCount):
         return {**known, **fresh}
 
 
-def make_counter(tokenizer: Any, lock: threading.Lock) -> TokenCount:
+def make_counter(tokenizer: Any, lock: threading.Lock, *, lower: bool = False) -> TokenCount:
     """Return what counts by a tokenizer: with places where it looks at single words, else without.
 
     Args:
         tokenizer: One of transformers'.
         lock: Held while the tokenizer is used, since truncation is state of its own.
+        lower: Count texts in lower case; changes nothing where the tokenizer does so itself.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or not _looks_at_words(json.loads(backend.to_str())):
-        return TokenCount(tokenizer, lock)
+    config = json.loads(backend.to_str()) if backend is not None else {}
+    if not _looks_at_words(config):
+        return TokenCount(tokenizer, lock, lower=lower)
+    if lower and not config["normalizer"].get("lowercase"):
+        return TokenCount(tokenizer, lock, lower=True)
     return WordTokens(tokenizer, lock)
 
 

@@ -110,7 +110,10 @@ class Embedder(Protocol):
 
     @property
     def max_tokens(self) -> int:
-        """How many tokens of a text are read; the rest is cut and counted in ``truncated``."""
+        """How many tokens of a text are read, two special ones included and prompts left out.
+
+        The rest is cut and counted in ``truncated``.
+        """
 
     @property
     def fingerprint(self) -> str:

@@ -7,9 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from stillroom.errors import DataError
-from stillroom.models.protocols import Vectors
+from stillroom.models.protocols import Embedder, Vectors
 
-__all__ = ["refuse_empty", "unit_rows"]
+__all__ = ["SPECIAL_TOKENS", "refuse_empty", "text_room", "unit_rows"]
+
+SPECIAL_TOKENS = 2
+"""What tokenizers of encoders put around a text, at most."""
+
+
+def text_room(embedder: Embedder) -> int:
+    """Return how many tokens a text may have so that an embedder reads all of it."""
+    return embedder.max_tokens - SPECIAL_TOKENS
 
 
 def refuse_empty(texts: Sequence[str]) -> None:

@@ -17,7 +17,9 @@ import numpy as np
 from stillroom.errors import Cancelled, DataError, StillroomError
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.provenance import canonical_json, digest_bytes, digest_text
+from stillroom.rag.cutting import cut_document
 from stillroom.rag.layout import Entry
+from stillroom.rag.prefixes import passage_texts
 from stillroom.records import Document, Origin, Passage
 from stillroom.text.reading import parse_file
 
@@ -29,10 +31,9 @@ if TYPE_CHECKING:
     from stillroom.rag.recipe import RagRecipe
     from stillroom.text.worker import Worker
 
-__all__ = ["Failed", "Ingester", "Part", "Stored", "passage_texts"]
+__all__ = ["Failed", "Ingester", "Part", "Stored"]
 
 _BATCH = 32
-_SPECIAL_TOKENS = 2
 
 
 class Part(Protocol):
@@ -166,7 +167,8 @@ class Ingester:
         return document
 
     def _store(self, document: Document, path: str, digest: str) -> Stored:
-        passages = list(self.recipe.chunker.chunk(document, count=self.embedder.count_tokens))
+        before = self.embedder.truncated
+        passages = cut_document(document, self.recipe.chunker, self.embedder)
         if not passages:
             raise DataError(
                 f"{path} holds no text",
@@ -176,7 +178,6 @@ class Ingester:
                 next="remove the file, or give a version of it that holds text",
             )
         texts = passage_texts(passages, self.embedder, with_headings=self.recipe.with_headings)
-        before = self.embedder.truncated
         matrix = self._embed(path, passages, texts)
         truncated = self.embedder.truncated - before
         stored = self._place(Entry(path, digest, len(passages), truncated))
@@ -237,27 +238,3 @@ class Ingester:
     def _place(self, entry: Entry) -> Stored:
         mark = digest_text(canonical_json([entry.path, entry.digest]))[:24]
         return Stored(entry, self.folder / f"{mark}.jsonl", self.folder / f"{mark}.npy")
-
-
-def passage_texts(
-    passages: Sequence[Passage], embedder: Embedder, *, with_headings: bool
-) -> list[str]:
-    """Return what is embedded of each passage.
-
-    Title and headings go before the text as far as the embedder has room, the outermost left out
-    first; they are for finding only and are never shown as the source's words or cited.
-    """
-    if not with_headings:
-        return [passage.text for passage in passages]
-    room = embedder.max_tokens - _SPECIAL_TOKENS
-    return [_add_headings(passage, embedder, room) for passage in passages]
-
-
-def _add_headings(passage: Passage, embedder: Embedder, room: int) -> str:
-    names = [name for name in (passage.title, *passage.headings) if name.strip()]
-    path = list(dict.fromkeys(" ".join(name.split()) for name in names))
-    for first in range(len(path)):
-        text = f"{' > '.join(path[first:])}\n{passage.text}"
-        if embedder.count_tokens(text) <= room:
-            return text
-    return passage.text

@@ -13,6 +13,7 @@ from stillroom.errors import DataError, Problem
 from stillroom.jobs import Estimate
 from stillroom.provenance import Parent, digest_file, digest_json, find_output
 from stillroom.rag.analyzer import Analyzer
+from stillroom.rag.cutting import fit_chunker
 from stillroom.rag.ingest import Failed, Ingester, Part
 from stillroom.rag.previous import Previous, open_previous
 from stillroom.rag.writing import write_index
@@ -61,6 +62,7 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
         from stillroom.models import open_embedder
 
         embedder = open_embedder(recipe.embedder)
+    recipe = fit_chunker(recipe, embedder, job.say)
     preparation = _prepare_digest(recipe, embedder)
     found, unread = _digest_files(root, scan, job)
     previous = open_previous(job, preparation)

@@ -23,6 +23,7 @@ from stillroom.rag.layout import (
     write_description,
 )
 from stillroom.rag.lexicon import LexiconRow, build_lexicon
+from stillroom.rag.prefixes import keyword_prefixes
 
 if TYPE_CHECKING:
     from stillroom.jobs import Job, Progress
@@ -120,8 +121,7 @@ def _lexicon_rows(path: Path, analyzer: Analyzer, job: Job) -> Iterator[LexiconR
         if number % 256 == 0:
             job.check_cancelled()
         passage = json.loads(line)
-        names = dict.fromkeys([passage["title"], *passage["headings"]])
-        headings = [term for name in names for term in analyzer.terms(name)]
+        headings = [term for name in keyword_prefixes(passage) for term in analyzer.terms(name)]
         body = analyzer.terms(passage["text"])
         yield (
             passage["id"],

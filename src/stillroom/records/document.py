@@ -182,7 +182,13 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A contiguous piece of a Document: ``document.text[start:end] == text``."""
+    """A contiguous piece of a Document: ``document.text[start:end] == text``.
+
+    ``parent`` is a wider span of the document that is read in the passage's place: small passages
+    are found, large ones are shown. ``table_header`` repeats the header row of the table that the
+    passage goes on with, and ``context`` says where the passage stands, as a model wrote it; the
+    passage is found by both, and neither is its own words. None of the three is part of its id.
+    """
 
     document_id: str
     start: int
@@ -193,6 +199,9 @@ class Passage:
     title: str = ""
     language: str = ""
     origin: Origin = field(default_factory=Origin)
+    parent: tuple[int, int] | None = None
+    table_header: str = ""
+    context: str = ""
 
     @property
     def id(self) -> str:
@@ -200,8 +209,16 @@ class Passage:
         return content_id("pas", self.document_id, self.start, self.end, self.text)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, the id included for readers of the file."""
+        """Return plain JSON values, the id included for readers of the file.
+
+        Parent, table header and context are there only where the passage has them.
+        """
         place = self.location
+        rest = {
+            "parent": list(self.parent) if self.parent else None,
+            "table_header": self.table_header,
+            "context": self.context,
+        }
         return {
             "id": self.id,
             "document_id": self.document_id,
@@ -221,6 +238,7 @@ class Passage:
             "title": self.title,
             "language": self.language,
             "origin": self.origin.to_json(),
+            **{name: value for name, value in rest.items() if value},
         }
 
     @classmethod
@@ -228,6 +246,7 @@ class Passage:
         """Read what ``to_json`` wrote."""
         place = dict(data["location"])
         place["pages"] = tuple(place["pages"])
+        parent = data.get("parent")
         return cls(
             document_id=data["document_id"],
             start=data["start"],
@@ -238,6 +257,9 @@ class Passage:
             title=data["title"],
             language=data["language"],
             origin=Origin.from_json(data["origin"]),
+            parent=(int(parent[0]), int(parent[1])) if parent else None,
+            table_header=data.get("table_header", ""),
+            context=data.get("context", ""),
         )
 
 

@@ -7,7 +7,16 @@ sentences, languages, near duplicates and n-gram overlap (``similarity``).
 
 from stillroom.text.language import detect_language
 from stillroom.text.measuring import estimate_tokens
-from stillroom.text.method import CHUNKERS, PARSERS, Chunker, Limits, Parser, Source, TokenCounter
+from stillroom.text.method import (
+    CHUNKERS,
+    PARSERS,
+    Chunker,
+    Limits,
+    Parser,
+    Source,
+    TextEmbedder,
+    TokenCounter,
+)
 from stillroom.text.normalize import (
     exact_match,
     normalize_text,
@@ -48,6 +57,7 @@ __all__ = [
     "Parser",
     "Scan",
     "Source",
+    "TextEmbedder",
     "TokenCounter",
     "Worker",
     "detect_language",

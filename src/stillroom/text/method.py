@@ -6,16 +6,33 @@ Knows the contracts and the limits, no file format and no way to cut.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from stillroom.records import Document, Origin, Passage
 from stillroom.registry import Method, Seam
 
-__all__ = ["CHUNKERS", "PARSERS", "Chunker", "Limits", "Parser", "Source", "TokenCounter"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    TextEmbedder = Callable[[Sequence[str]], NDArray[np.float32]]
+else:
+    TextEmbedder = Any
+
+__all__ = [
+    "CHUNKERS",
+    "PARSERS",
+    "Chunker",
+    "Limits",
+    "Parser",
+    "Source",
+    "TextEmbedder",
+    "TokenCounter",
+]
 
 TokenCounter = Callable[[str], int]
 
@@ -100,23 +117,34 @@ class Chunker(Method):
 
     Every passage is ``document.text[start:end]``; together they cover all that is not white space;
     starts and ends increase; none is empty; none is larger than ``size`` unless it is one
-    character that cannot be split.
+    character that cannot be split. ``needs_embedder`` says that the method reads vectors.
     """
 
     paper: ClassVar[str] = ""
+    needs_embedder: ClassVar[bool] = False
     size: int = Field(default=200, ge=4, le=100_000, description="most tokens of a passage")
 
     @abstractmethod
-    def chunk(self, document: Document, *, count: TokenCounter | None = None) -> Iterator[Passage]:
+    def chunk(
+        self,
+        document: Document,
+        *,
+        count: TokenCounter | None = None,
+        embed: TextEmbedder | None = None,
+    ) -> Iterator[Passage]:
         """Yield the document's passages in order.
 
         Args:
             document: What to cut.
             count: Counts the tokens of a text, as the embedder that will read the passages does;
                 by default word pieces are estimated.
+            embed: Gives one row of length 1 for each text, (N, D); only for a method that needs it.
 
         Yields:
             Passages whose origin names the chunker and the document.
+
+        Raises:
+            DataError: If the method needs vectors and no ``embed`` is given.
         """
 
 

@@ -9,6 +9,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from stillroom.errors import CheckpointError, DataError
 from stillroom.models import Embedder, TokenEmbedder, open_embedder
+from stillroom.models.vectors import text_room
 
 WORDS = "the river mill ground corn sugar lemon north query : a of and".split()
 MODULES = "sentence_transformers.models"
@@ -104,6 +105,17 @@ def test_long_texts_are_cut_and_counted(encoder):
     long, cut = embedder.embed(["mill " * 50, "mill " * 6], kind="passage")
     assert long.tobytes() == cut.tobytes()
     assert embedder.truncated == 1
+
+
+@pytest.mark.parametrize("prompts", [None, {"passage": "query : the river "}])
+def test_a_text_of_as_many_tokens_as_there_is_room_for_is_read_whole(encoder, prompts):
+    embedder = open_embedder(str(encoder(longest=12, prompts=prompts)))
+    room = text_room(embedder)
+    assert room == (10 if prompts is None else 5)
+    text = " ".join(["mill"] * room)
+    assert embedder.count_tokens(text) == room
+    embedder.embed([text], kind="passage")
+    assert embedder.truncated == 0
 
 
 def test_cutting_on_several_threads_at_once_changes_no_row(encoder):

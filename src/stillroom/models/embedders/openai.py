@@ -73,7 +73,8 @@ class _EndpointEmbedder:
         self._settings = settings
         self._name = name
         self._endpoint = endpoint
-        self.max_tokens = settings.max_tokens
+        prompts = (settings.query_prompt, settings.passage_prompt)
+        self.max_tokens = settings.max_tokens - max(map(self.count_tokens, prompts))
         self.fingerprint = (
             f"endpoint:{endpoint.address}#{name}:{settings.query_prompt}:{settings.passage_prompt}"
         )

@@ -38,7 +38,7 @@ from stillroom.errors import CheckpointError
 from stillroom.models.locating import make_counter
 from stillroom.models.method import EmbedderMethod
 from stillroom.models.protocols import Embedder, TextKind, Vectors
-from stillroom.models.vectors import refuse_empty, unit_rows
+from stillroom.models.vectors import SPECIAL_TOKENS, refuse_empty, unit_rows
 from stillroom.provenance import digest_json
 
 __all__ = ["Sentence"]
@@ -100,11 +100,12 @@ class _SentenceEmbedder:
         self._dense = [_load_dense(folder, device) for folder in layout.dense]
         self._device = device
         own = _longest(layout, self._model, self._tokenizer)
-        self.max_tokens = min(max_tokens or own, own)
+        self._window = min(max_tokens or own, own)
         self._tokenizer.model_max_length = _LONGEST  # lengths are handled here, with a count
         self.truncated = 0
         self._lock = threading.Lock()
-        self.count_tokens = make_counter(self._tokenizer, self._lock)
+        self.count_tokens = make_counter(self._tokenizer, self._lock, lower=layout.lower)
+        self.max_tokens = self._window - self._count_prompt()
         self._workers = ThreadPoolExecutor(num_workers, "stillroom-embed", _use_one_thread)
         self.dimensions = int(self._embed_one("dimensions", count=False).shape[0])
         self.fingerprint = digest_json(
@@ -114,7 +115,7 @@ class _SentenceEmbedder:
                 layout.poolings,
                 layout.lower,
                 layout.prompts,
-                self.max_tokens,
+                self._window,
             ]
         )
 
@@ -132,6 +133,13 @@ class _SentenceEmbedder:
 
     def close(self) -> None:
         self._workers.shutdown()
+
+    def _count_prompt(self) -> int:
+        """Return how many tokens prompts, and special tokens beyond the usual two, take away."""
+        longest = max((self.count_tokens(one) for one in self._layout.prompts.values()), default=0)
+        special = int(self._tokenizer.num_special_tokens_to_add(pair=False))
+        # One more, since a prompt's end and a text's beginning may be parted otherwise together.
+        return longest + bool(longest) + max(special - SPECIAL_TOKENS, 0)
 
     def _embed_one(self, text: str, count: bool = True) -> Any:
         import torch
@@ -165,10 +173,10 @@ class _SentenceEmbedder:
         # A fast tokenizer keeps truncation as its own state: two threads must not change it.
         with self._lock:
             ids = list(self._tokenizer(text)["input_ids"])
-            if len(ids) <= self.max_tokens:
+            if len(ids) <= self._window:
                 return ids
             self.truncated += count
-            cut = self._tokenizer(text, truncation=True, max_length=self.max_tokens)
+            cut = self._tokenizer(text, truncation=True, max_length=self._window)
             return list(cut["input_ids"])
 
 

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from stillroom.records import Document, Passage
 from stillroom.text.measuring import Ruler
-from stillroom.text.method import Chunker, TokenCounter
+from stillroom.text.method import Chunker, TextEmbedder, TokenCounter
 from stillroom.text.splitting import Cutter, find_boundaries, make_passages
 
 __all__ = ["Fixed"]
@@ -29,7 +29,13 @@ class Fixed(Chunker):
     )
 
     @override
-    def chunk(self, document: Document, *, count: TokenCounter | None = None) -> Iterator[Passage]:
+    def chunk(
+        self,
+        document: Document,
+        *,
+        count: TokenCounter | None = None,
+        embed: TextEmbedder | None = None,
+    ) -> Iterator[Passage]:
         ruler = Ruler(document.text, count)
         words = find_boundaries(document, ruler, self.size).words
         cutter = Cutter(ruler, [words], [], self.size, min(self.overlap, self.size // 2), 0.0)

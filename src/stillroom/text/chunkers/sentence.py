@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from stillroom.records import Document, Passage
 from stillroom.text.measuring import Ruler
-from stillroom.text.method import Chunker, TokenCounter
+from stillroom.text.method import Chunker, TextEmbedder, TokenCounter
 from stillroom.text.splitting import Cutter, find_boundaries, make_passages, merge_small
 
 __all__ = ["Sentence"]
@@ -31,7 +31,13 @@ class Sentence(Chunker):
     )
 
     @override
-    def chunk(self, document: Document, *, count: TokenCounter | None = None) -> Iterator[Passage]:
+    def chunk(
+        self,
+        document: Document,
+        *,
+        count: TokenCounter | None = None,
+        embed: TextEmbedder | None = None,
+    ) -> Iterator[Passage]:
         ruler = Ruler(document.text, count)
         found = find_boundaries(document, ruler, self.size)
         cutter = Cutter(
