@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
@@ -169,6 +170,28 @@ class EndpointTeacher:
 
         return self._capture(lessons, cache, job, cache.header.width, rows)
 
+    def tell(
+        self, lessons: Sequence[Lesson], cache: TeacherCache, check: Callable[[], None]
+    ) -> None:
+        """Do as ``capture`` does for a few lessons of a step, within ``cache.writing``.
+
+        Args:
+            lessons: What the cache lacks.
+            cache: That is being added to.
+            check: Called while the server is waited for; may raise.
+        """
+        for lesson, scores in self._score(lessons, cache.header.width, check):
+            cache.add(lesson, _top_rows(lesson, scores, cache))
+
+    @contextmanager
+    def billed(self, job: Job) -> Iterator[None]:
+        """Tell afterwards what was asked within the body, and what it cost."""
+        before = _Bill(self.bill.requests, self.bill.tokens)
+        try:
+            yield
+        finally:
+            self._say_cost(job, before)
+
     def capture_own(self, lessons: Sequence[Lesson], cache: TeacherCache, job: Job) -> int:
         """Keep its log-probabilities of the lessons' own tokens that the cache lacks."""
 
@@ -176,6 +199,15 @@ class EndpointTeacher:
             return own_rows(lesson, scores.own.astype(np.float32), cache.dtype)
 
         return self._capture(lessons, cache, job, 0, rows)
+
+    def check_unchanged(self, cache: TeacherCache) -> None:
+        """Refuse a server that does not say what it said when a cache was begun.
+
+        Raises:
+            DataError: If a probability of the probe has moved.
+        """
+        begun = json.loads((cache.folder / "header.json").read_text(encoding="utf-8"))
+        self.probe.check_same((begun.get("about") or {}).get("probe"), str(cache.folder))
 
     def unload(self) -> None:
         """Do nothing: it takes no memory here."""
@@ -192,23 +224,22 @@ class EndpointTeacher:
         k: int,
         rows: Callable[[Lesson, Scores], npt.NDArray[np.void]],
     ) -> int:
-        begun = json.loads((cache.folder / "header.json").read_text(encoding="utf-8"))
-        self.probe.check_same((begun.get("about") or {}).get("probe"), str(cache.folder))
+        self.check_unchanged(cache)
         if not cache.lacking(lessons):
             return 0
-        before = _Bill(self.bill.requests, self.bill.tokens)
-        with cache.writing():
+        with self.billed(job), cache.writing():
             missing = cache.lacking(lessons)
             tokens = sum(len(lesson.ids) for lesson in missing)
             with job.phase("teacher", tokens, "tokens") as progress:
                 for lesson, scores in self._score(missing, k, job.check_cancelled):
                     cache.add(lesson, rows(lesson, scores))
                     progress.advance(len(lesson.ids))
-        self._say_cost(job, before)
         return len(missing)
 
     def _say_cost(self, job: Job, before: _Bill) -> None:
         requests, tokens = self.bill.requests - before.requests, self.bill.tokens - before.tokens
+        if not requests:
+            return
         price = self.settings.price_per_million
         cost = f", which cost {tokens / 1e6 * price:.3g} at {price:g} a million" if price else ""
         job.say(f"{self.name} was asked {requests} times for {tokens} prompt tokens{cost}")

@@ -253,13 +253,26 @@ class DistillRecipe(Recipe):
 
     @model_validator(mode="after")
     def _rollouts_have_a_teacher(self) -> DistillRecipe:
-        if self.rollouts is not None and self.targets.mode != "live":
+        policy, is_served = self.rollouts, isinstance(self.teacher, ServerTeacher)
+        if policy is None:
+            return self
+        if isinstance(self.teacher, tuple):
+            raise ValueError(
+                "'rollouts' take one teacher: several would all be in memory in every step"
+            )
+        if is_served and policy.may_need_teacher:
+            raise ValueError(
+                f"rollouts '{policy.method_name()}' need the teacher while text is written, token "
+                "by token, and a server scores finished text: use on_policy with rest: records, "
+                "or replay"
+            )
+        if not is_served and self.targets.mode != "live":
             raise ValueError(
                 f"targets.mode '{self.targets.mode}' keeps what the teacher says of the records; "
                 "rollouts are new text: set targets.mode to live"
             )
         for name in ("context", "crossing", "rationale"):
-            if self.rollouts is not None and getattr(self, name) is not None:
+            if getattr(self, name) is not None:
                 raise ValueError(f"'rollouts' and '{name}' cannot be combined: leave one out")
         return self
 
@@ -276,7 +289,7 @@ class DistillRecipe(Recipe):
             )
         if isinstance(self.teacher, tuple) and self.crossing is not None:
             raise ValueError("'crossing' takes one teacher: several need one vocabulary")
-        for name in ("sequence", "rationale", "context", "features", "rollouts"):
+        for name in ("sequence", "rationale", "context", "features"):
             if getattr(self, name):
                 raise ValueError(
                     f"'{name}' takes one teacher in this process: write the records in a job of "

@@ -143,6 +143,11 @@ class RolloutPolicy(Method):
         return True
 
     @property
+    def learns_from_records(self) -> bool:
+        """Whether any step may learn from the records, or is judged by them."""
+        return self.learns_from_others or self.beside_records or self.learns_of_loss
+
+    @property
     def may_need_teacher(self) -> bool:
         """Whether the teacher writes, or is asked while the student does."""
         return False

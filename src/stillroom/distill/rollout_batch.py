@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stillroom.distill.encode import Batch, Lesson, make_batch
 from stillroom.distill.rollout_text import RolloutLesson
+from stillroom.distill.targets import Target
 
 __all__ = ["Drawn", "make_rollout_batch"]
 
@@ -42,9 +43,17 @@ class Drawn:
         )
 
 
-def make_rollout_batch(lessons: Sequence[Lesson], device: torch.device | None = None) -> Batch:
-    """Return a micro-batch of rollouts and records; it marks what the student wrote itself."""
-    plain = make_batch(lessons, None, device)
+def make_rollout_batch(
+    lessons: Sequence[Lesson], device: torch.device | None = None, target: Target | None = None
+) -> Batch:
+    """Return a micro-batch of rollouts and records; it marks what the student wrote itself.
+
+    Args:
+        lessons: Of both kinds.
+        device: Of the student.
+        target: What the teacher says at their positions; None where it is run, or not asked.
+    """
+    plain = make_batch(lessons, target, device)
 
     def join(name: str, kind: Any) -> Tensor:
         parts = []

@@ -1,15 +1,20 @@
-"""The course of a student that learns on text written while it learns; its teacher runs live."""
+"""The course of a student that learns on text written while it learns.
+
+A teacher in this process runs in every step; one behind a server is asked for each text once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from stillroom.distill.cache import TeacherCache
 from stillroom.distill.encode import Lesson, encode_lessons
+from stillroom.distill.endpoint_teacher import EndpointTeacher
 from stillroom.distill.engine import DistillObjective
 from stillroom.distill.policy_method import PolicyObjective
 from stillroom.distill.rollout import RolloutPolicy
@@ -23,6 +28,7 @@ from stillroom.distill.rollout_text import (
 )
 from stillroom.distill.rollout_writing import Author, Writer
 from stillroom.distill.scoring import ModelScorer, TeacherScorer
+from stillroom.distill.server_words import ServerWords
 from stillroom.distill.teaching import Classroom, Course, lesson_source, live_objective
 from stillroom.errors import DataError
 from stillroom.jobs import Journal
@@ -37,11 +43,26 @@ __all__ = ["ROLLOUT_FILE", "rollout_course"]
 ROLLOUT_FILE = "rollouts.jsonl"
 
 
+@dataclass(frozen=True, slots=True)
+class _Voice:
+    """How the teacher is heard: the loss, and what it is asked for beside or in place of states."""
+
+    objective: DistillObjective
+    scorer: TeacherScorer | None
+    author: Author | None = None
+    words: ServerWords | None = None
+
+
 @contextmanager
-def rollout_course(room: Classroom) -> Iterator[Course]:
+def rollout_course(room: Classroom, told: TeacherCache | None = None) -> Iterator[Course]:
     """Prepare a course on rollouts; afterwards ``output/rollouts.jsonl`` holds every one of them.
 
+    Args:
+        room: Of the job.
+        told: What a teacher behind a server said of the records, where they are learned from.
+
     Raises:
+        BackendError: If a server fails.
         DataError: If no record can prompt for a text.
     """
     policy = room.recipe.rollouts
@@ -49,27 +70,52 @@ def rollout_course(room: Classroom) -> Iterator[Course]:
         raise ValueError("the recipe has no rollouts")
     size = len(room.lessons)
     room, prompts = _with_prompts(room, policy)
-    objective, method = live_objective(room), room.recipe.method
-    journal = room.job.journal("rollouts")
-    source = RolloutSource(
-        lesson_source(room, None),
-        room.lessons,
-        prompts,
-        policy,
-        _make_writer(room, policy),
-        journal,
-        size=size,
-        steps=room.recipe.train.count_steps(size),
-        say=room.job.say,
-        scorer=_scorer(room),
-        credit=method.credit if isinstance(method, PolicyObjective) else None,
-        validate=_validator(room, policy, objective),
-        level=policy.start_level,
-    )
-    try:
-        yield Course(source, objective, {"cache": None}, objective.features)
-    finally:
-        _write_rollouts(room, policy, journal, prompts)
+    method, journal = room.recipe.method, room.job.journal("rollouts")
+    with _heard(room, policy, told) as voice:
+        source = RolloutSource(
+            lesson_source(room, None),
+            room.lessons,
+            prompts,
+            policy,
+            _make_writer(room, policy, voice.author),
+            journal,
+            size=size,
+            steps=room.recipe.train.count_steps(size),
+            say=room.job.say,
+            scorer=voice.scorer,
+            words=voice.words,
+            credit=method.credit if isinstance(method, PolicyObjective) else None,
+            validate=_validator(room, policy, voice),
+            level=policy.start_level,
+        )
+        try:
+            yield Course(source, voice.objective, {"cache": None}, voice.objective.features)
+        finally:
+            _write_rollouts(room, policy, journal, prompts)
+
+
+@contextmanager
+def _heard(room: Classroom, policy: RolloutPolicy, told: TeacherCache | None) -> Iterator[_Voice]:
+    """Give the teacher's voice; a server's connections and bill end with the body."""
+    teacher, method = room.teacher, room.recipe.method
+    if not isinstance(teacher, EndpointTeacher):
+        model = teacher.lowered(room.precision)
+        author = Author(model, rows=room.rows, precision=room.precision, is_fixed=True)
+        scorer = ModelScorer(model, rows=room.rows, precision=room.precision)
+        yield _Voice(
+            live_objective(room),
+            scorer if method.needs_scores else None,
+            author if policy.may_need_teacher else None,
+        )
+        return
+    objective = DistillObjective(method, rows=room.rows, precision=room.precision)
+    asked = teacher if method.needs_scores else None
+    if not method.needs_target or told is None:
+        with teacher.billed(room.job):
+            yield _Voice(objective, asked)
+        return
+    with ServerWords.open(teacher, room.job, told) as words:
+        yield _Voice(objective, asked, words=words)
 
 
 def _with_prompts(room: Classroom, policy: RolloutPolicy) -> tuple[Classroom, list[RolloutPrompt]]:
@@ -106,29 +152,19 @@ def _with_prompts(room: Classroom, policy: RolloutPolicy) -> tuple[Classroom, li
     return replace(room, lessons=kept), prompts
 
 
-def _make_writer(room: Classroom, policy: RolloutPolicy) -> Writer:
-    student = Author(room.student, rows=room.rows, precision=room.precision)
-    teacher = room.teacher.lowered(room.precision)
-    author = Author(teacher, rows=room.rows, precision=room.precision, is_fixed=True)
+def _make_writer(room: Classroom, policy: RolloutPolicy, author: Author | None) -> Writer:
     return Writer(
         policy,
-        student,
-        author if policy.may_need_teacher else None,
+        Author(room.student, rows=room.rows, precision=room.precision),
+        author,
         ends=end_tokens(plain_model(room.student), room.tokenizer) | turn_end(room.tokenizer),
         max_tokens=room.recipe.max_tokens,
         seed=room.recipe.seed,
     )
 
 
-def _scorer(room: Classroom) -> TeacherScorer | None:
-    if not room.recipe.method.needs_scores:
-        return None
-    teacher = room.teacher.lowered(room.precision)
-    return ModelScorer(teacher, rows=room.rows, precision=room.precision)
-
-
 def _validator(
-    room: Classroom, policy: RolloutPolicy, objective: DistillObjective
+    room: Classroom, policy: RolloutPolicy, voice: _Voice
 ) -> Callable[[nn.Module, Ranks], float] | None:
     """Return what gives the mean loss on held-out records, where the policy learns of it.
 
@@ -154,12 +190,15 @@ def _validator(
 
     def validate(model: nn.Module, ranks: Ranks) -> float:
         sums = [0.0, 0.0]
+        if voice.words is not None:
+            voice.words.hear(lessons)
         was_training = model.training
         model.eval()
         with torch.no_grad(), body_precision(room.precision, room.device):
             for lesson in lessons[ranks.rank :: ranks.count]:  # one at a time: see capture
-                batch = make_rollout_batch([lesson], room.device)
-                sums[0] += float(objective(model, batch).total)
+                target = voice.words.target([lesson], room.device) if voice.words else None
+                batch = make_rollout_batch([lesson], room.device, target)
+                sums[0] += float(voice.objective(model, batch).total)
                 sums[1] += batch.valid
         model.train(was_training)
         every = ranks.gather(sums)
@@ -175,7 +214,7 @@ def _write_rollouts(
     if len(journal) == 0:
         return
     by_id = {prompt.record_id: prompt for prompt in prompts}
-    teacher = room.teacher.checkpoint.fingerprint
+    teacher = room.teacher.fingerprint
     method = f"distill.rollouts.{policy.method_name()}"
 
     def records() -> Iterator[Record]:

@@ -23,6 +23,7 @@ from stillroom.distill.rollout_text import Rollout, RolloutPrompt
 from stillroom.distill.rollout_watch import CollapseWatch, describe_rollouts
 from stillroom.distill.rollout_writing import Writer
 from stillroom.distill.scoring import TeacherScorer
+from stillroom.distill.server_words import ServerWords
 from stillroom.errors import IntegrityError, StillroomError
 from stillroom.jobs import Journal
 from stillroom.provenance import digest_json
@@ -108,6 +109,7 @@ class RolloutSource:
         steps: int,
         say: Callable[[str], None],
         scorer: TeacherScorer | None = None,
+        words: ServerWords | None = None,
         credit: Credit | None = None,
         validate: Callable[[nn.Module, Ranks], float] | None = None,
         level: float = 0.0,
@@ -126,6 +128,8 @@ class RolloutSource:
             steps: Of the whole run.
             say: Tells the user.
             scorer: Tells the teacher's log-probabilities, where the method asks for them.
+            words: Tells the teacher's distributions, where it does not run in every step and the
+                method asks for them.
             credit: Turns gains into credits, likewise.
             validate: Gives the mean loss on held-out records, where the policy asks for it.
             level: What an adaptive policy begins with.
@@ -135,6 +139,7 @@ class RolloutSource:
         self.policy, self.writer, self.journal = policy, writer, journal
         self._size, self._steps, self._say = size, steps, say
         self._scorer, self._credit, self._validate = scorer, credit, validate
+        self._words = words
         self.identity = digest_json([records.identity, policy.model_dump(mode="json"), steps])
         self._memory = _Memory(level)
         self._watch = CollapseWatch()
@@ -150,6 +155,7 @@ class RolloutSource:
         """Decide where the step's text comes from, have it written, and return what is logged.
 
         Raises:
+            BackendError: If a server that is asked fails.
             DataError: If the teacher's numbers are not finite.
             IntegrityError: If the journal lacks a block that the saved weights have learned from.
         """
@@ -162,7 +168,10 @@ class RolloutSource:
             if known is None and ranks.is_main:
                 self.journal.put(str(first), self._block.to_json())
                 self.journal.sync()
-        return self._choose_lessons(step)
+        notes = self._choose_lessons(step)
+        if self._words is not None:
+            self._words.hear(self._now)
+        return notes
 
     def plan(self, step: int) -> list[list[int]]:
         """Return the micro-batches of the step that was begun, as numbers of its lessons."""
@@ -171,8 +180,9 @@ class RolloutSource:
 
     def load(self, group: Sequence[int]) -> Batch:
         """Return one micro-batch of the plan."""
-        device = self.writer.student.device
-        return make_rollout_batch([self._now[number] for number in group], device)
+        device, chosen = self.writer.student.device, [self._now[number] for number in group]
+        target = self._words.target(chosen, device) if self._words else None
+        return make_rollout_batch(chosen, device, target)
 
     def valid(self, group: Sequence[int]) -> int:
         """Return how many positions of a planned micro-batch bear loss: after writing."""

@@ -26,6 +26,7 @@ from stillroom.distill.lessons import Split, make_lessons, split_records
 from stillroom.distill.lineage import list_parents, student_card, student_origin, warn_of_teachers
 from stillroom.distill.mixing import MixedBatch, MixedObjective, join_targets
 from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.rollout_course import rollout_course
 from stillroom.distill.start import start_student
 from stillroom.distill.teacher import Teacher
 from stillroom.distill.teachers import (
@@ -36,6 +37,7 @@ from stillroom.distill.teachers import (
     common_rows_of,
     open_teachers,
 )
+from stillroom.distill.teaching import Classroom, Course, refuse_course
 from stillroom.distill.told_fidelity import NOTE, ToldFidelity, measure_told
 from stillroom.distill.writing import candidate_steps, keep_candidates, write_student
 from stillroom.jobs import Job, atomic_write
@@ -74,6 +76,12 @@ class _Room:
         """Whether more than one teacher speaks of a record."""
         return len(self.chairs) > 1 and self.chairs[0].source is None
 
+    @property
+    def learned(self) -> list[Lesson]:
+        """The lessons whose distributions are learned from: with rollouts there may be none."""
+        policy, asks = self.recipe.rollouts, self.recipe.method.needs_target
+        return self.lessons if policy is None or (asks and policy.learns_from_records) else []
+
     def of_seat(self, seat: int, lessons: Sequence[Lesson]) -> list[Lesson]:
         """Return the lessons that one teacher teaches."""
         return [lesson for lesson in lessons if seat in self.seats[lesson.record_id]]
@@ -88,6 +96,7 @@ def run_teachers(recipe: DistillRecipe, job: Job) -> Artifact:
         CheckpointError: If a checkpoint is missing, or a teacher has another vocabulary.
         Cancelled: If the user stopped it; ``--resume`` goes on.
     """
+    refuse_course(recipe)
     with (
         fixed_threads(recipe.train.threads),
         open_teachers(recipe.teacher, job) as chairs,
@@ -105,7 +114,7 @@ def run_teachers(recipe: DistillRecipe, job: Job) -> Artifact:
             card = student_card(
                 recipe, teachers, room.counts, loss=recipe.method.method_name(), closing=_CLOSING
             )
-            trained, fingerprint = _train(room, student, start, told, card)
+            trained, fingerprint = _train(room, (student, tokenizer), start, told, card)
             del student
             measured = {"initial": initial, "final": _measure("final", room, job.output, held)}
             if recipe.fidelity.control and room.held_out:
@@ -201,7 +210,7 @@ def _listen(room: _Room) -> Iterator[tuple[list[TeacherCache], list[TeacherCache
             for which, (place, kept) in enumerate(zip(places, (told, held), strict=True)):
                 header = headers[which][at].model_copy(update={"width": widths[which]})
                 cache = stack.enter_context(TeacherCache.open(place, header))
-                lessons = room.of_seat(at, (room.lessons, room.held_out)[which])
+                lessons = room.of_seat(at, (room.learned, room.held_out)[which])
                 chair.teacher.capture(lessons, cache, room.job)
                 cache.verify(lessons)
                 kept.append(cache)
@@ -211,30 +220,58 @@ def _listen(room: _Room) -> Iterator[tuple[list[TeacherCache], list[TeacherCache
 
 def _train(
     room: _Room,
-    student: Any,
+    loaded: tuple[Any, Any],
     start: Path,
     told: Sequence[TeacherCache],
     card: dict[str, Any],
 ) -> tuple[TrainSummary, str]:
     """Train the student, write it, and return the summary and the fingerprint."""
     recipe, job = room.recipe, room.job
+    student, tokenizer = loaded
     steps = candidate_steps(recipe.train.count_steps(len(room.lessons)), recipe.candidates)
     on_step = keep_candidates(job.output, start, steps, recipe.out, card)
     model = add_lora(student, recipe.train.lora, recipe.seed) if recipe.train.lora else student
+    with _course(room, model, tokenizer, start, told) as course:
+        trained = train(
+            model,
+            course.source,
+            course.objective,
+            recipe.train,
+            job,
+            seed=recipe.seed,
+            on_step=on_step,
+        )
+    return trained, write_student(model, job.output, start, recipe.out, card, in_place=True)
+
+
+@contextmanager
+def _course(
+    room: _Room, model: Any, tokenizer: Any, start: Path, told: Sequence[TeacherCache]
+) -> Iterator[Course]:
+    """Prepare what is learned from: the student's own text, or the records alone."""
+    recipe = room.recipe
+    if recipe.rollouts is not None:
+        teacher = room.chairs[0].teacher
+        classroom = Classroom(
+            recipe,
+            room.job,
+            teacher,
+            model,
+            tokenizer,
+            room.split.train,
+            room.lessons,
+            room.rows,
+            start=Checkpoint.open(start).fingerprint,
+            held_out=room.split.held_out,
+        )
+        with rollout_course(classroom, told[0]) as course:
+            yield course
+        return
     objective: Any = DistillObjective(recipe.method, rows=room.rows, precision=room.precision)
     if room.mixes:
         weights = [chair.weight for chair in room.chairs]
         objective = MixedObjective(recipe.method, weights, rows=room.rows, precision=room.precision)
-    trained = train(
-        model,
-        _source(room, told, next(student.parameters()).device),
-        objective,
-        recipe.train,
-        job,
-        seed=recipe.seed,
-        on_step=on_step,
-    )
-    return trained, write_student(model, job.output, start, recipe.out, card, in_place=True)
+    yield Course(_source(room, told, next(model.parameters()).device), objective)
 
 
 def _source(room: _Room, told: Sequence[TeacherCache], device: Any) -> RecordSource[Lesson, Any]:

@@ -22,7 +22,7 @@ from stillroom.distill.encode import Batch, Lesson, make_batch
 from stillroom.distill.engine import DistillObjective, no_rollouts
 from stillroom.distill.feature_set import FeatureSet
 from stillroom.distill.recipe import DistillRecipe
-from stillroom.distill.teacher import Teacher
+from stillroom.distill.teachers import AnyTeacher, as_local
 from stillroom.jobs import Job
 from stillroom.provenance import digest_json
 from stillroom.records import Record
@@ -48,7 +48,8 @@ class Classroom:
     Args:
         recipe: Of the job.
         job: For progress, journals and scratch files.
-        teacher: Loaded on first use; a course that needs it no more unloads it.
+        teacher: Loaded on first use; a course that needs it no more unloads it. One behind a server
+            is asked instead.
         student: The model to train, on its device, LoRA layers included.
         tokenizer: The student's.
         records: Those to learn from.
@@ -61,7 +62,7 @@ class Classroom:
 
     recipe: DistillRecipe
     job: Job
-    teacher: Teacher
+    teacher: AnyTeacher
     student: nn.Module
     tokenizer: Any
     records: Sequence[Record]
@@ -134,7 +135,7 @@ def _live(room: Classroom) -> Iterator[Course]:
 
 def live_objective(room: Classroom) -> DistillObjective:
     """Return the loss with the teacher run in every step, features included."""
-    teacher, recipe = room.teacher.lowered(room.precision), room.recipe
+    teacher, recipe = as_local(room.teacher).lowered(room.precision), room.recipe
     features = None
     if recipe.features:
         with body_precision(room.precision, room.device):
@@ -154,7 +155,7 @@ def _cached(room: Classroom) -> Iterator[Course]:
 
     The main process captures and checks; the others wait, and read what it wrote.
     """
-    recipe, teacher = room.recipe, room.teacher
+    recipe, teacher = room.recipe, as_local(room.teacher)
     folder = Path(recipe.targets.cache) if recipe.targets.cache else room.job.scratch / "cache"
     folder = room.ranks.share_path(folder)
     header = room.ranks.on_main(lambda: teacher.header(recipe, room.rows, room.precision))
