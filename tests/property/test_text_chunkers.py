@@ -1,7 +1,9 @@
 """What every chunker promises, for any text."""
 
 import unicodedata
+import zlib
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,6 +42,31 @@ def make_document(text: str, headings: tuple[Section, ...] = ()) -> Document:
     return Document("a.txt", "0" * 64, "text/plain", text, headings=headings)
 
 
+def build(name: str, **wanted: int):
+    """Make a chunker with those of the settings that it has."""
+    known = CHUNKERS.get(name).model_fields
+    return CHUNKERS.build(
+        {"name": name, **{key: value for key, value in wanted.items() if key in known}}
+    )
+
+
+def embed(texts):
+    """Return a row of length 1 for each text, from its words alone."""
+    rows = np.zeros((len(texts), 16), dtype=np.float32)
+    for row, text in zip(rows, texts, strict=True):
+        for word in text.split():
+            row[zlib.crc32(word.encode("utf-8", "surrogatepass")) % 16] += 1
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _is_parent(passage, text: str) -> bool:
+    if passage.parent is None:
+        return True
+    start, end = passage.parent
+    wider = end - start > passage.end - passage.start
+    return wider and 0 <= start <= passage.start and passage.end <= end <= len(text)
+
+
 def headings_of(text: str) -> tuple[Section, ...]:
     found, start = [], text.find("# A heading")
     while start >= 0:
@@ -53,9 +80,9 @@ def headings_of(text: str) -> tuple[Section, ...]:
 @given(text=TEXTS, name=METHODS, size=st.integers(8, 60), overlap=st.integers(0, 30))
 def test_passages_cover_the_text_in_order_and_within_the_size(count, text, name, size, overlap):
     document = make_document(text, headings_of(text))
-    chunker = CHUNKERS.build({"name": name, "size": size, "overlap": overlap})
-    passages = list(chunker.chunk(document, count=count))
-    assert passages == list(chunker.chunk(document, count=count))
+    chunker = build(name, size=size, overlap=overlap)
+    passages = list(chunker.chunk(document, count=count, embed=embed))
+    assert passages == list(chunker.chunk(document, count=count, embed=embed))
     covered, last = 0, -1
     measure = count or estimate_tokens
     for passage in passages:
@@ -63,6 +90,7 @@ def test_passages_cover_the_text_in_order_and_within_the_size(count, text, name,
         assert passage.text.strip() == passage.text != ""
         assert passage.start > last
         assert passage.end > covered
+        assert _is_parent(passage, text)
         assert not text[covered : passage.start].strip()
         last, covered = passage.start, passage.end
         assert is_safe_cut(text, passage.start) or _is_monster(text, passage.start)
@@ -84,7 +112,7 @@ def _has_cluster(text: str) -> bool:
 @given(blocks=st.lists(BLOCKS, min_size=1, max_size=10), name=METHODS)
 def test_without_overlap_the_passages_and_white_space_rebuild_the_text(blocks, name):
     text = "".join(blocks)
-    passages = list(CHUNKERS.build({"name": name, "size": 40}).chunk(make_document(text)))
+    passages = list(build(name, size=40).chunk(make_document(text), embed=embed))
     rebuilt, end = "", 0
     for passage in passages:
         rebuilt += text[end : passage.start] + passage.text
@@ -97,10 +125,10 @@ def test_without_overlap_the_passages_and_white_space_rebuild_the_text(blocks, n
 @given(
     before=st.lists(BLOCKS, max_size=5).map("\n".join),
     after=st.lists(BLOCKS, max_size=5).map("\n".join),
-    name=st.sampled_from(["heading", "recursive", "sentence"]),
+    name=st.sampled_from(["heading", "parent_child", "recursive", "sentence", "sentence_window"]),
 )
 def test_a_fence_that_fits_is_never_cut(before, after, name):
     fence = "```sql\nSELECT one, two\nFROM things\n\nWHERE three = 4;\n```"
     text = before + "\n\n" + fence + "\n\n" + after
-    passages = CHUNKERS.build({"name": name, "size": 48}).chunk(make_document(text))
+    passages = build(name, size=48).chunk(make_document(text), embed=embed)
     assert any(fence in passage.text for passage in passages)

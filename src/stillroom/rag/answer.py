@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.rag.composing import Composer
 from stillroom.rag.notices import collect_notices
 from stillroom.rag.ordering import cap_documents, join_neighbours
+from stillroom.rag.parents import retrieve_to_read
 from stillroom.rag.prompting import ABSTENTION, Shown, drop_repeats, fit_prompt
 from stillroom.rag.support import Evidence
 from stillroom.records import Answer, Citation, Completion, Sampling
@@ -32,7 +33,7 @@ class Asking:
     ``budget`` bounds the prompt's tokens, 0 is the context; ``neighbours`` widens each hit by that
     many passages on both sides; ``per_document`` caps the hits of a document, 0 does not;
     ``shorten`` shows what fits of the last hit, whole sentences; ``best_at_ends`` puts the best
-    first and last.
+    first and last; a parent is shown where more than ``parent_share`` of its passages was found.
     """
 
     k: int = 3
@@ -45,6 +46,7 @@ class Asking:
     per_document: int = 0
     shorten: bool = False
     best_at_ends: bool = False
+    parent_share: float = 0.0
 
 
 def ask(
@@ -63,6 +65,7 @@ def ask(
     per_document: int = 0,
     shorten: bool = False,
     best_at_ends: bool = False,
+    parent_share: float = 0.0,
     is_cancelled: Callable[[], bool] | None = None,
 ) -> Answer:
     """Answer a question from the passages of an index.
@@ -83,6 +86,8 @@ def ask(
         per_document: Most hits of one document; 0 for no cap.
         shorten: Show of the last passage that does not fit the sentences that do.
         best_at_ends: Show the best passages first and last, the worst in the middle.
+        parent_share: Show the parent of passages (of an index cut by ``parent_child`` or
+            ``sentence_window``) where more than this share of them was found; 0 shows it always.
         is_cancelled: Once true, the answer ends where it is.
 
     Returns:
@@ -106,6 +111,7 @@ def ask(
         per_document,
         shorten,
         best_at_ends,
+        parent_share,
     )
     with collect_notices() as told:
         shown, repeats = _show(index, model, question, asking, sampling)
@@ -169,9 +175,11 @@ def _show(
     index: Index, model: TextModel, question: str, asking: Asking, sampling: Sampling
 ) -> tuple[Shown | None, int]:
     """Return the prompt (None where nothing was found) and how many repeats were left out."""
-    hits = index.retrieve(
+    hits = retrieve_to_read(
+        index,
         question,
         asking.k * _SPARE if asking.k > 0 else asking.k,
+        share=asking.parent_share,
         retriever=asking.retriever,
         reranker=asking.reranker,
         transform=asking.transform,

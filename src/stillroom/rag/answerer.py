@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stillroom.rag.index import Index
+from stillroom.rag.parents import retrieve_to_read
 from stillroom.rag.prompting import render_prompt
 from stillroom.records import Hit, Prompt
 
@@ -20,8 +21,8 @@ class IndexAnswerer:
         self.index = index
 
     def retrieve(self, query: str, k: int) -> list[Hit]:
-        """Return the ``k`` best passages, best first, ranks from 1."""
-        return self.index.retrieve(query, k)
+        """Return the ``k`` best passages as they are read, best first, ranks from 1."""
+        return retrieve_to_read(self.index, query, k)
 
     def prompt(self, question: str, hits: Sequence[Hit]) -> Prompt:
         """Return what a model is given to answer the question from the hits."""

@@ -9,16 +9,16 @@ Contexts", arXiv:2307.03172.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stillroom.records import Hit
+from stillroom.records import Hit, Passage
 
 if TYPE_CHECKING:
     from stillroom.rag.index import Index
 
-__all__ = ["cap_documents", "join_neighbours", "order_ends", "order_hits"]
+__all__ = ["cap_documents", "join_neighbours", "order_ends", "order_hits", "show_spans"]
 
 
 def order_hits(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
@@ -68,44 +68,77 @@ def join_neighbours(hits: Sequence[Hit], index: Index, window: int) -> list[Hit]
     Args:
         hits: Best first.
         index: Where they were found.
-        window: How many passages on each side; 0 changes nothing.
+        window: How many passages on each side; 0 changes nothing, nor does any to a passage that
+            is shown as its parent.
     """
     if window < 1 or not hits:
         return list(hits)
     spans: dict[str, list[tuple[int, int]]] = {}
     for hit in hits:
-        row = index.row_of(hit.passage.id)
-        rows = range(max(row - window, 0), min(row + window + 1, len(index)))
-        near = [index.passage_at(at) for at in rows]
-        own = [one for one in near if one.document_id == hit.passage.document_id]
-        span = (min(one.start for one in own), max(one.end for one in own))
-        spans.setdefault(hit.passage.document_id, []).append(span)
-    merged = {document: _merge(own) for document, own in spans.items()}
-    joined: dict[tuple[str, int], Hit] = {}
+        passage = hit.passage
+        span = passage.start, passage.end
+        if passage.parent != span:  # what was widened to its parent is no row of the index
+            row = index.row_of(passage.id)
+            rows = range(max(row - window, 0), min(row + window + 1, len(index)))
+            near = [index.passage_at(at) for at in rows]
+            own = [one for one in near if one.document_id == passage.document_id]
+            span = (min(one.start for one in own), max(one.end for one in own))
+        spans.setdefault(passage.document_id, []).append(span)
+    return show_spans(hits, spans, index)
+
+
+def show_spans(
+    hits: Sequence[Hit],
+    spans: Mapping[str, Sequence[tuple[int, int]]],
+    index: Index,
+    *,
+    touching: bool = True,
+) -> list[Hit]:
+    """Return the hits widened to spans of their documents; those of one span are one hit.
+
+    It stands where its best one stood. ``document.text[start:end] == text`` holds for all, and a
+    widened passage is its own parent.
+
+    Args:
+        hits: Best first.
+        spans: By document id; each hit lies within one of them. Those that overlap are made one.
+        index: Where the hits were found.
+        touching: Make one also those that touch.
+    """
+    merged = {document: _merge(own, touching) for document, own in spans.items()}
+    shown: dict[tuple[str, int], Hit] = {}
     for hit in hits:
-        document_id = hit.passage.document_id
+        passage = hit.passage
         start, end = next(
-            span for span in merged[document_id] if span[0] <= hit.passage.start < span[1]
+            span for span in merged[passage.document_id] if span[0] <= passage.start < span[1]
         )
-        if (document_id, start) not in joined:
-            document = index.document(document_id)
-            passage = replace(
-                hit.passage,
-                start=start,
-                end=end,
-                text=document.text[start:end],
-                location=document.locate(start, end),
-                headings=document.heading_path(start),
-            )
-            joined[document_id, start] = Hit(passage, hit.score, len(joined) + 1)
-    return list(joined.values())
+        if (passage.document_id, start) not in shown:
+            if (start, end) != (passage.start, passage.end):
+                passage = _widen(passage, start, end, index)
+            shown[passage.document_id, start] = Hit(passage, hit.score, len(shown) + 1)
+    return list(shown.values())
 
 
-def _merge(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the spans in order, those that overlap or touch made one."""
+def _widen(passage: Passage, start: int, end: int, index: Index) -> Passage:
+    document = index.document(passage.document_id)
+    return replace(
+        passage,
+        start=start,
+        end=end,
+        text=document.text[start:end],
+        location=document.locate(start, end),
+        headings=document.heading_path(start),
+        parent=(start, end),
+        table_header=passage.table_header if start == passage.start else "",
+        context="",
+    )
+
+
+def _merge(spans: Sequence[tuple[int, int]], touching: bool) -> list[tuple[int, int]]:
+    """Return the spans in order, those that overlap (or touch) made one."""
     merged: list[tuple[int, int]] = []
     for start, end in sorted(spans):
-        if merged and start <= merged[-1][1]:
+        if merged and start < merged[-1][1] + touching:
             merged[-1] = (merged[-1][0], max(merged[-1][1], end))
         else:
             merged.append((start, end))

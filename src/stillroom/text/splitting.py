@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -185,8 +185,20 @@ def merge_small(spans: Iterable[Span], ruler: Ruler, size: int, min_size: int) -
     return merged
 
 
-def make_passages(document: Document, spans: Iterable[Span], method: str) -> Iterator[Passage]:
-    """Yield a Passage for each span, with its place, headings and origin."""
+def make_passages(
+    document: Document,
+    spans: Iterable[Span],
+    method: str,
+    parents: Mapping[Span, Span] | None = None,
+) -> Iterator[Passage]:
+    """Yield a Passage for each span, with its place, headings, origin and parent.
+
+    Args:
+        document: What was cut.
+        spans: In order.
+        method: The chunker, as the origin names it.
+        parents: The wider span to read in place of a span; one that is the span itself is none.
+    """
     origin = document.origin.then(Link(method, parents=(document.id,)))
     document_id = document.id
     path: list[Heading] = []
@@ -208,7 +220,13 @@ def make_passages(document: Document, spans: Iterable[Span], method: str) -> Ite
             title=document.title,
             language=document.language,
             origin=origin,
+            parent=_wider((start, end), parents),
         )
+
+
+def _wider(span: Span, parents: Mapping[Span, Span] | None) -> Span | None:
+    found = parents.get(span) if parents else None
+    return found if found != span else None
 
 
 def _last(positions: array[int], low: int, high: int) -> int:

@@ -1,0 +1,63 @@
+"""One sentence to find, the sentences around it to read.
+
+Each passage is a sentence (short ones are joined, ones larger than ``size`` are cut); what is shown
+and cited is the stretch from ``window`` passages before it to as many after it, within its section.
+Stretches that overlap are shown as one. Many vectors: one for each sentence.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.records import Document, Passage
+from stillroom.text.measuring import Ruler
+from stillroom.text.method import Chunker, TextEmbedder, TokenCounter
+from stillroom.text.sections import cut_sentences
+from stillroom.text.splitting import Span, make_passages
+
+__all__ = ["SentenceWindow"]
+
+
+class SentenceWindow(Chunker):
+    """Gives each sentence the sentences around it to be read with."""
+
+    paper: ClassVar[str] = ""
+    window: int = Field(
+        default=3, ge=0, le=1000, description="sentences shown before and after the one found"
+    )
+    min_size: int = Field(
+        default=8, ge=0, description="a sentence below this is joined to the one before"
+    )
+
+    @override
+    def chunk(
+        self,
+        document: Document,
+        *,
+        count: TokenCounter | None = None,
+        embed: TextEmbedder | None = None,
+    ) -> Iterator[Passage]:
+        spans = cut_sentences(
+            document, Ruler(document.text, count), self.size, min_size=self.min_size
+        )
+        headings = [heading.start for heading in document.headings]
+        parents = {span: self._widen(at, spans, headings) for at, span in enumerate(spans)}
+        yield from make_passages(document, spans, "text.chunkers.sentence_window", parents)
+
+    def _widen(self, at: int, spans: Sequence[Span], headings: Sequence[int]) -> Span:
+        """Return the stretch around a passage, up to the headings before and after it."""
+
+        def section(number: int) -> int:
+            return bisect_right(headings, spans[number][1] - 1)
+
+        first = last = at
+        while first > max(at - self.window, 0) and section(first - 1) == section(at):
+            first -= 1
+        while last < min(at + self.window, len(spans) - 1) and section(last + 1) == section(at):
+            last += 1
+        return spans[first][0], spans[last][1]
