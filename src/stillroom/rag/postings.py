@@ -1,0 +1,362 @@
+"""Postings: which rows hold which terms, how often and where; one immutable file.
+
+The file is in the safetensors format, read by memory-mapping it, so that opening costs the same for
+a hundred passages and for a million. Terms lie sorted by their UTF-8 bytes in one blob and are
+found by binary search. Headings and text are kept apart in counts, positions and lengths.
+
+A position is a term's place in its field, from 0, stop words and the parts of compounds included:
+a phrase is found as the analyzer cuts it, and a phrase of headings may run from one level of the
+path into the next.
+
+Does not know: passages, documents, who may read what, or how terms are scored.
+"""
+
+from __future__ import annotations
+
+import mmap
+from array import array
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+
+from stillroom.checkpoints.header import build_header, read_header
+from stillroom.errors import CheckpointError, IntegrityError
+from stillroom.jobs import atomic_write
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["FIELDS", "POSTINGS", "Field", "Postings", "merge_postings", "write_postings"]
+
+POSTINGS = "postings.safetensors"
+Field = Literal["headings", "body"]
+FIELDS: tuple[Field, Field] = ("headings", "body")
+PostingsRow = tuple[str, Sequence[str], Sequence[str], int, int]
+"""Passage id, terms of its headings, terms of its text, and both counts without stop words."""
+
+_TYPES: Mapping[str, str] = {"U8": "<u1", "U16": "<u2", "U32": "<u4", "I32": "<i4", "I64": "<i8"}
+_NAMES = {np.dtype(code): name for name, code in _TYPES.items()}
+_ARRAYS = frozenset(
+    {"terms", "term_starts", "starts", "rows", "lengths"}
+    | {f"{field}_{what}" for field in FIELDS for what in ("counts", "positions", "starts")}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Occurrences:
+    """One field's occurrences of terms: which term in which row at which position, (N,) each.
+
+    Of one term in one row, positions ascend.
+    """
+
+    terms: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    positions: NDArray[np.int64]
+
+
+def write_postings(folder: Path, rows: Iterable[PostingsRow]) -> int:
+    """Write the postings of passages in their order; return how many rows there are.
+
+    Equal rows give equal bytes. Holds about 50 bytes an occurrence in memory meanwhile.
+
+    Args:
+        folder: Where ``postings.safetensors`` is written, atomically.
+        rows: One for each passage, in order; row numbers count from 0.
+
+    Raises:
+        ResourceError: If the disk is full.
+    """
+    vocabulary: defaultdict[str, int] = defaultdict()
+    vocabulary.default_factory = vocabulary.__len__
+    ids = {field: array("i") for field in FIELDS}
+    sizes = {field: array("i") for field in FIELDS}
+    lengths = array("i")
+    for _, headings, body, heading_count, body_count in rows:
+        for field, terms in zip(FIELDS, (headings, body), strict=True):
+            ids[field].extend(map(vocabulary.__getitem__, terms))
+            sizes[field].append(len(terms))
+        lengths.extend((heading_count, body_count))
+    words, ranks = _sort_terms(list(vocabulary))
+    occurrences = {
+        field: _locate(ranks[_integers(ids[field])], _integers(sizes[field])) for field in FIELDS
+    }
+    _write(folder, words, occurrences, _integers(lengths).reshape(-1, 2))
+    return len(lengths) // 2
+
+
+def merge_postings(
+    folder: Path, parts: Sequence[Postings], kept: Sequence[NDArray[np.bool_] | None]
+) -> int:
+    """Write the postings of several files' kept rows, one after another, as one file.
+
+    The bytes are those that ``write_postings`` gives for the same rows.
+
+    Args:
+        folder: Where ``postings.safetensors`` is written; none of the parts' own folders.
+        parts: What to join, in order.
+        kept: For each part which rows to keep, (N,) bool, or None for all.
+
+    Returns:
+        How many rows there are.
+
+    Raises:
+        ResourceError: If the disk is full.
+    """
+    masks = [
+        np.ones(len(part), dtype=bool) if mask is None else mask
+        for part, mask in zip(parts, kept, strict=True)
+    ]
+    found = {field: [part._occurrences(field) for part in parts] for field in FIELDS}
+    offset, moved = 0, {field: list[_Occurrences]() for field in FIELDS}
+    vocabulary: defaultdict[bytes, int] = defaultdict()
+    vocabulary.default_factory = vocabulary.__len__
+    for at, (part, mask) in enumerate(zip(parts, masks, strict=True)):
+        names = np.array([vocabulary[word] for word in part._words()], dtype=np.int64)
+        numbers = offset + np.cumsum(mask) - 1
+        for field in FIELDS:
+            one = found[field][at]
+            stays = mask[one.rows]
+            moved[field].append(
+                _Occurrences(
+                    names[one.terms[stays]], numbers[one.rows[stays]], one.positions[stays]
+                )
+            )
+        offset += int(mask.sum())
+    used = np.zeros(len(vocabulary), dtype=bool)
+    for several in moved.values():
+        for one in several:
+            used[one.terms] = True
+    words = [word for word, number in vocabulary.items() if used[number]]
+    ordered = sorted(words)
+    ranks = np.zeros(len(vocabulary), dtype=np.int64)
+    ranks[[vocabulary[word] for word in ordered]] = np.arange(len(ordered))
+    joined = {field: _join(moved[field], ranks) for field in FIELDS}
+    lengths = [part.lengths[mask] for part, mask in zip(parts, masks, strict=True)]
+    _write(folder, ordered, joined, np.concatenate([np.zeros((0, 2), np.int64), *lengths]))
+    return offset
+
+
+class Postings:
+    """One file of postings, memory-mapped; reads from any thread."""
+
+    def __init__(self, path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Hold the arrays of the file at ``path``; callers use ``open``."""
+        self.path = path
+        self._arrays = arrays
+        self._terms = arrays["terms"].data
+        self._term_starts = arrays["term_starts"]
+        self._starts = arrays["starts"]
+        self._rows = arrays["rows"]
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open the postings of a folder; nothing but the header is read.
+
+        Raises:
+            IntegrityError: If the file is missing, cut off or not made of the arrays it must have.
+        """
+        path = folder / POSTINGS
+        try:
+            return cls(path, _map_arrays(path))
+        except (CheckpointError, OSError, KeyError, ValueError) as error:
+            raise IntegrityError(
+                f"the postings cannot be read: {error}",
+                code="rag.index-damaged",
+                where=str(path),
+                expected=f"the {POSTINGS} that the job wrote",
+                next="build the index again with --overwrite",
+            ) from error
+
+    def __len__(self) -> int:
+        """Return how many rows there are."""
+        return len(self.lengths)
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Terms of headings and of text without stop words, (N, 2)."""
+        return self._arrays["lengths"]
+
+    @property
+    def term_count(self) -> int:
+        """How many different terms there are."""
+        return len(self._starts) - 1
+
+    def find(self, term: str) -> int | None:
+        """Return the number of a term, or None where no row holds it."""
+        wanted = term.encode("utf-8", "surrogatepass")
+        at = bisect_left(range(self.term_count), wanted, key=self._word)
+        return at if at < self.term_count and self._word(at) == wanted else None
+
+    def look_up(self, number: int) -> tuple[NDArray[np.int32], NDArray[Any], NDArray[Any]]:
+        """Return the rows that hold a term, ascending, and its counts in headings and in text."""
+        span = slice(int(self._starts[number]), int(self._starts[number + 1]))
+        arrays = self._arrays
+        return self._rows[span], arrays["headings_counts"][span], arrays["body_counts"][span]
+
+    def occurrences(self, number: int, field: Field) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return rows and positions of every occurrence of a term in a field, both ascending."""
+        span = slice(int(self._starts[number]), int(self._starts[number + 1]))
+        starts = self._arrays[f"{field}_starts"]
+        rows = np.repeat(self._rows[span], self._arrays[f"{field}_counts"][span])
+        places = self._arrays[f"{field}_positions"][int(starts[number]) : int(starts[number + 1])]
+        return rows.astype(np.int64), places.astype(np.int64)
+
+    def phrase(self, terms: Sequence[str], field: Field) -> NDArray[np.int64]:
+        """Return the rows that hold the terms one after another in a field, ascending.
+
+        Args:
+            terms: As the analyzer cuts the phrase, stop words included; none find nothing.
+            field: Where to look.
+        """
+        found = [(at, self.find(term)) for at, term in enumerate(terms)]
+        held = [(at, number) for at, number in found if number is not None]
+        if not found or len(held) < len(found):
+            return np.zeros(0, dtype=np.int64)
+        # The rarest term first: the others are looked up only for what it leaves.
+        held.sort(key=lambda pair: (self._starts[pair[1] + 1] - self._starts[pair[1]], pair[0]))
+        begins = self._begins(*held[0], field)
+        for at, number in held[1:]:
+            begins = begins[_holds(self._begins(at, number, field), begins)]
+            if not len(begins):
+                break
+        return np.unique(begins >> 32)
+
+    def _begins(self, at: int, number: int, field: Field) -> NDArray[np.int64]:
+        """Return where a phrase would begin whose term ``at`` is this one: row << 32 | position."""
+        rows, positions = self.occurrences(number, field)
+        fits = positions >= at
+        return (rows[fits] << 32) + positions[fits] - at
+
+    def _word(self, number: int) -> bytes:
+        return bytes(
+            self._terms[int(self._term_starts[number]) : int(self._term_starts[number + 1])]
+        )
+
+    def _words(self) -> list[bytes]:
+        blob, starts = bytes(self._terms), self._term_starts.tolist()
+        return [blob[start:stop] for start, stop in pairwise(starts)]
+
+    def _occurrences(self, field: Field) -> _Occurrences:
+        counts = self._arrays[f"{field}_counts"]
+        terms = np.repeat(np.arange(self.term_count), np.diff(self._starts))
+        return _Occurrences(
+            np.repeat(terms, counts),
+            np.repeat(self._rows, counts).astype(np.int64),
+            self._arrays[f"{field}_positions"].astype(np.int64),
+        )
+
+
+def _holds(ordered: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which of the wanted values an ascending array holds."""
+    if not len(ordered):
+        return np.zeros(len(wanted), dtype=bool)
+    at = np.searchsorted(ordered, wanted)
+    at[at == len(ordered)] = 0
+    return np.asarray(ordered[at] == wanted)
+
+
+def _integers(values: array[int]) -> NDArray[np.int64]:
+    return np.frombuffer(values, dtype=np.int32).astype(np.int64)
+
+
+def _sort_terms(vocabulary: Sequence[str]) -> tuple[list[bytes], NDArray[np.int64]]:
+    words = [term.encode("utf-8", "surrogatepass") for term in vocabulary]
+    order = sorted(range(len(words)), key=words.__getitem__)
+    ranks = np.zeros(len(words), dtype=np.int64)
+    ranks[order] = np.arange(len(words))
+    return [words[at] for at in order], ranks
+
+
+def _locate(terms: NDArray[np.int64], sizes: NDArray[np.int64]) -> _Occurrences:
+    rows = np.repeat(np.arange(len(sizes)), sizes)
+    begins = np.cumsum(sizes) - sizes
+    return _Occurrences(terms, rows, np.arange(len(terms)) - np.repeat(begins, sizes))
+
+
+def _join(parts: Sequence[_Occurrences], ranks: NDArray[np.int64]) -> _Occurrences:
+    empty = np.zeros(0, dtype=np.int64)
+    return _Occurrences(
+        ranks[np.concatenate([empty, *(part.terms for part in parts)])],
+        np.concatenate([empty, *(part.rows for part in parts)]),
+        np.concatenate([empty, *(part.positions for part in parts)]),
+    )
+
+
+def _write(
+    folder: Path,
+    words: Sequence[bytes],
+    occurrences: Mapping[Field, _Occurrences],
+    lengths: NDArray[Any],
+) -> None:
+    count = max(1, len(lengths))
+    keys = {field: one.terms * count + one.rows for field, one in occurrences.items()}
+    pairs = np.unique(np.concatenate(list(keys.values())))
+    arrays: dict[str, NDArray[Any]] = {
+        "terms": np.frombuffer(b"".join(words), dtype=np.uint8),
+        "term_starts": np.cumsum([0, *map(len, words)], dtype=np.int64),
+        "starts": np.searchsorted(pairs, np.arange(len(words) + 1) * count),
+        "rows": (pairs % count).astype(np.int32),
+        "lengths": lengths.astype(np.int32),
+    }
+    for field, one in occurrences.items():
+        order = np.argsort(keys[field], kind="stable")
+        counts = np.zeros(len(pairs), dtype=np.int64)
+        held, times = np.unique(keys[field], return_counts=True)
+        counts[np.searchsorted(pairs, held)] = times
+        arrays[f"{field}_counts"] = _shrink(counts)
+        arrays[f"{field}_positions"] = _shrink(one.positions[order])
+        arrays[f"{field}_starts"] = np.searchsorted(
+            one.terms[order], np.arange(len(words) + 1)
+        ).astype(np.int64)
+    _save(folder / POSTINGS, arrays)
+
+
+def _shrink(values: NDArray[np.int64]) -> NDArray[Any]:
+    """Return the values in the smallest unsigned type that holds them."""
+    return values.astype(np.min_scalar_type(int(values.max(initial=0))))
+
+
+def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    # Wide types first, so that every array starts at a multiple of its item's size.
+    ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))
+    entries, start = [], 0
+    for name, values in ordered:
+        stop = start + values.nbytes
+        entries.append((name, _NAMES[values.dtype], values.shape, start, stop))
+        start = stop
+    with atomic_write(path, "wb") as file:
+        file.write(build_header(entries))
+        for _, values in ordered:
+            file.write(np.ascontiguousarray(values).data)
+
+
+def _map_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    entries = read_header(path)
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    arrays: dict[str, NDArray[Any]] = {}
+    for name in _ARRAYS:
+        entry = entries[name]
+        count = int(np.prod(entry.shape))
+        flat = np.frombuffer(mapped, dtype=_TYPES[entry.dtype], count=count, offset=entry.start)
+        arrays[name] = flat.reshape(entry.shape)
+    _check(arrays)
+    return arrays
+
+
+def _check(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Hold that the arrays fit each other where they are joined; the digest covers the rest."""
+    pairs = len(arrays["rows"])
+    ends = {"term_starts": len(arrays["terms"]), "starts": pairs}
+    ends |= {f"{field}_starts": len(arrays[f"{field}_positions"]) for field in FIELDS}
+    sizes = {len(arrays[name]) for name in ends}
+    fits = all(len(arrays[name]) and arrays[name][-1] == end for name, end in ends.items())
+    counts = {len(arrays[f"{field}_counts"]) for field in FIELDS}
+    if len(sizes) != 1 or not fits or counts != {pairs} or arrays["lengths"].shape[1:] != (2,):
+        raise ValueError("its arrays do not fit each other")
