@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from stillroom.cli.options import existing_path, job_options, json_option, print_json
+from stillroom.cli.judged import find_judged, judged_options, print_report
+from stillroom.cli.options import existing_path, job_options, json_option
 
-__all__ = ["align_columns", "command"]
+__all__ = ["command"]
 
 
 @click.command(
@@ -21,10 +22,7 @@ Examples:
 """,
 )
 @click.argument("index", type=existing_path)
-@click.option("--collection", type=existing_path, help="A folder in BEIR's layout.")
-@click.option("--split", default="test", show_default=True, help="Of the collection's judgements.")
-@click.option("--queries", type=existing_path, help="JSON lines, or lines of id, tab, text.")
-@click.option("--qrels", type=existing_path, help="TREC's or BEIR's columns, or JSON lines.")
+@judged_options
 @click.option(
     "--way",
     "ways",
@@ -62,20 +60,15 @@ def command(
 
     The judgements name passages, documents, paths of documents, or rows of an unpacked corpus.
     """
-    from stillroom.evaluate.collections import find_collection
     from stillroom.jobs import choose_reporter
     from stillroom.rag.evaluation import DEFAULT_MEASURES
     from stillroom.rag.evaluation_job import Plan, evaluate_retrieval
 
-    if collection is not None:
-        found = find_collection(collection, split)
-        queries, qrels = queries or found.queries, qrels or found.qrels
-    if queries is None or qrels is None:
-        raise click.UsageError("give --collection, or --queries and --qrels")
+    found, judged = find_judged(collection, split, queries, qrels)
     plan = Plan(
         index,
-        queries,
-        qrels,
+        found,
+        judged,
         ways or ("hybrid", "keyword", "dense", "hybrid+proximity"),
         measures or DEFAULT_MEASURES,
         depth,
@@ -90,22 +83,4 @@ def command(
         overwrite=overwrite,
         reporter=choose_reporter(quiet=quiet),
     )
-    if as_json:
-        print_json({"out": str(out), "digest": artifact.digest, **report.to_json()})
-        return
-    click.echo(report.summary)
-    for section in report.sections:
-        if section.table is not None:
-            click.echo(f"\n{section.title}: {section.table.caption}")
-            click.echo(align_columns([section.table.columns, *section.table.rows]))
-    click.echo(f"\n{out}: {artifact.kind}, digest {artifact.digest[:16]}")
-
-
-def align_columns(rows: list[tuple[str, ...]]) -> str:
-    """Return rows as text, each column as wide as its longest cell, at most 60."""
-    widths = [min(max(len(row[at]) for row in rows), 60) for at in range(len(rows[0]))]
-    lines = (
-        "  ".join(cell[:60].ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-    return "\n".join(lines)
+    print_report(out, artifact, report, as_json=as_json)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from stillroom.cli.options import existing_path, job_options, json_option, print_json
-from stillroom.cli.rag_eval import align_columns
+from stillroom.cli.judged import find_judged, judged_options, print_report
+from stillroom.cli.options import existing_path, job_options, json_option
 
 __all__ = ["command"]
 
@@ -22,10 +22,7 @@ Examples:
 """,
 )
 @click.argument("index", type=existing_path)
-@click.option("--collection", type=existing_path, help="A folder in BEIR's layout.")
-@click.option("--split", default="test", show_default=True, help="Of the collection's judgements.")
-@click.option("--queries", type=existing_path, help="JSON lines, or lines of id, tab, text.")
-@click.option("--qrels", type=existing_path, help="TREC's or BEIR's columns, or JSON lines.")
+@judged_options
 @click.option(
     "--way",
     "ways",
@@ -59,31 +56,18 @@ def command(
     Every setting is measured on queries that had no part in choosing it. Where nothing is gained
     so, the default stays. output/retriever.json names the retriever to use.
     """
-    from stillroom.evaluate.collections import find_collection
     from stillroom.jobs import choose_reporter
     from stillroom.rag.evaluation_job import Plan
     from stillroom.rag.tuning_job import tune_fusion
 
-    if collection is not None:
-        found = find_collection(collection, split)
-        queries, qrels = queries or found.queries, qrels or found.qrels
-    if queries is None or qrels is None:
-        raise click.UsageError("give --collection, or --queries and --qrels")
+    found, judged = find_judged(collection, split, queries, qrels)
     artifact, report, tuned = tune_fusion(
-        Plan(index, queries, qrels, ways, (measure,), seed=seed),
+        Plan(index, found, judged, ways, (measure,), seed=seed),
         out,
         folds=folds,
         resume=resume,
         overwrite=overwrite,
         reporter=choose_reporter(quiet=quiet),
     )
-    if as_json:
-        told = {"way": tuned.chosen, "is_gain": tuned.is_gain}
-        print_json({"out": str(out), "digest": artifact.digest, **told, **report.to_json()})
-        return
-    click.echo(report.summary)
-    for section in report.sections:
-        if section.table is not None:
-            click.echo(f"\n{section.title}: {section.table.caption}. {section.text}")
-            click.echo(align_columns([section.table.columns, *section.table.rows]))
-    click.echo(f"\n{out}: {artifact.kind}, digest {artifact.digest[:16]}")
+    told = {"way": tuned.chosen, "is_gain": tuned.is_gain}
+    print_report(out, artifact, report, as_json=as_json, **told)

@@ -1,7 +1,8 @@
 """Judged collections as the field keeps them: corpora, queries, judgements and runs.
 
 Reads BEIR's layout (corpus.jsonl, queries.jsonl, qrels/*.tsv), TREC's qrels and run files, and
-plain JSON lines; writes TREC's run files. A row that cannot be read stops the reading, named by
+plain JSON lines; writes TREC's run files. Lines of columns that begin with ``#`` are comments, as
+trec_eval has it. A row that cannot be read stops the reading, named by
 file and line: a judgement that is left out would flatter or spoil every figure in silence.
 """
 
@@ -200,7 +201,7 @@ def _column_judgements(path: Path) -> Iterator[tuple[str, str, str, int]]:
 
 def _columns(path: Path) -> Iterator[tuple[str, list[str]]]:
     for number, line in enumerate(_lines(path), 1):
-        if line.strip():
+        if line.strip() and not line.startswith("#"):
             yield f"{path}:{number}", line.split()
 
 

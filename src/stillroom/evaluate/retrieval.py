@@ -58,7 +58,12 @@ def retrieval_metrics(
 
 
 def score_run(
-    run: Mapping[str, Ranking], qrels: Judgements, measures: Sequence[str]
+    run: Mapping[str, Ranking],
+    qrels: Judgements,
+    measures: Sequence[str],
+    *,
+    relevance_level: int = 1,
+    depth: int = 0,
 ) -> dict[str, dict[str, float]]:
     """Return for each measure the value of every judged query, as trec_eval computes it.
 
@@ -70,6 +75,9 @@ def score_run(
         qrels: What is relevant, by query.
         measures: ``ndcg@K``, ``recall@K``, ``precision@K``, ``success@K``, ``map``, ``map@K``,
             ``mrr`` (trec_eval's recip_rank, of the whole ranking) or ``mrr@K``.
+        relevance_level: From which grade on an id is relevant, for all but ndcg, whose gain is the
+            grade itself (trec_eval's ``-l``); 1 or more.
+        depth: How many of each ranking are read (trec_eval's ``-M``); 0 reads all.
 
     Returns:
         By measure, then query in the order of ``qrels``; a mean over all of them is trec_eval's
@@ -87,17 +95,20 @@ def score_run(
             "pytrec-eval-terrier", "evaluate", "Measuring retrieval"
         ) from error
     wanted = {name: parse_measure(name) for name in measures}
-    ranked = {query: _rank(query, run.get(query, ())) for query in qrels}
+    ranked = {query: _cut(_rank(query, run.get(query, ())), depth) for query in qrels}
+    # Grades below -1 (the web tracks' -2 for spam) overrun pytrec_eval's tables and may end the
+    # process; whatever lies below 1 is not relevant to every measure here.
     judged = {
-        query: {name: int(grade) for name, grade in grades.items()}
+        query: {name: max(int(grade), -1) for name, grade in grades.items()}
         for query, grades in qrels.items()
         if grades
     }
     found: dict[str, dict[str, float]] = {}
-    for name, (theirs, depth) in wanted.items():
-        cut = depth if theirs == "recip_rank" else 0
-        asked = theirs if cut or not depth else f"{theirs}.{depth}"
-        scored = pytrec_eval.RelevanceEvaluator(judged, {asked}).evaluate(
+    for name, (theirs, at) in wanted.items():
+        cut = at if theirs == "recip_rank" else 0
+        asked = theirs if cut or not at else f"{theirs}.{at}"
+        evaluator = pytrec_eval.RelevanceEvaluator(judged, {asked}, relevance_level=relevance_level)
+        scored = evaluator.evaluate(
             {query: _cut(ranks, cut) for query, ranks in ranked.items() if ranks}
         )
         key = asked.replace(".", "_")

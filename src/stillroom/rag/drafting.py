@@ -7,10 +7,12 @@ limit) is noticed, and the caller falls back to the query itself.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stillroom.errors import DataError
 from stillroom.provenance import digest_json
+from stillroom.rag.method import Query
 from stillroom.rag.notices import notice
 from stillroom.records import Message, Prompt, Sampling
 from stillroom.text.normalize import strip_invisible
@@ -18,7 +20,7 @@ from stillroom.text.normalize import strip_invisible
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
-__all__ = ["ask_for_texts", "distinct_texts", "require_model"]
+__all__ = ["ask_for_queries", "ask_for_texts", "distinct_texts", "require_model"]
 
 _LONGEST = 160
 _SHORTEST = 4
@@ -77,6 +79,39 @@ def ask_for_texts(
     if not found:
         notice(f"{method}: the model's answer could not be read; the query is searched as it is")
     return found
+
+
+def ask_for_queries(
+    model: TextModel | None,
+    query: Query,
+    request: str,
+    *,
+    most: int,
+    max_new_tokens: int,
+    method: str,
+) -> list[Query]:
+    """Return the query and after it those that a model writes of it, without repeats.
+
+    Args:
+        model: What is asked.
+        query: Comes first, whatever the model writes.
+        request: What is asked; ``{count}`` and ``{query}`` in it are filled in.
+        most: How many queries are wanted beside the first.
+        max_new_tokens: Longest answer.
+        method: The transform that asks, for notices and errors.
+
+    Raises:
+        DataError: If no model was given.
+    """
+    written = ask_for_texts(
+        require_model(model, f"the transform {method}", "the transform expand"),
+        request.format(count=most, query=query.text),
+        most=most,
+        max_new_tokens=max_new_tokens,
+        method=method,
+    )
+    texts = distinct_texts([query.text, *written])
+    return [query, *(replace(query, text=text, terms={}, drafts=()) for text in texts[1:])]
 
 
 def distinct_texts(texts: list[str]) -> list[str]:

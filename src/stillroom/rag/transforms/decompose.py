@@ -7,13 +7,12 @@ answered, so a part cannot name what another one finds; hits are fused by recipr
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.drafting import ask_for_texts, distinct_texts, require_model
+from stillroom.rag.drafting import ask_for_queries
 from stillroom.rag.method import Query, Transform
 
 if TYPE_CHECKING:
@@ -40,13 +39,11 @@ class Decompose(Transform):
 
     @override
     def rewrite(self, query: Query, index: Index, model: TextModel | None) -> list[Query]:
-        model = require_model(model, "the transform decompose", "the transform expand")
-        written = ask_for_texts(
+        return ask_for_queries(
             model,
-            _REQUEST.format(count=self.parts, query=query.text),
+            query,
+            _REQUEST,
             most=self.parts,
             max_new_tokens=self.max_new_tokens,
             method="decompose",
         )
-        texts = distinct_texts([query.text, *written])
-        return [query, *(replace(query, text=text, terms={}, drafts=()) for text in texts[1:])]

@@ -7,13 +7,12 @@ first, and stays what rerankers read.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.drafting import ask_for_texts, distinct_texts, require_model
+from stillroom.rag.drafting import ask_for_queries
 from stillroom.rag.method import Query, Transform
 
 if TYPE_CHECKING:
@@ -40,13 +39,11 @@ class MultiQuery(Transform):
 
     @override
     def rewrite(self, query: Query, index: Index, model: TextModel | None) -> list[Query]:
-        model = require_model(model, "the transform multi_query", "the transform expand")
-        written = ask_for_texts(
+        return ask_for_queries(
             model,
-            _REQUEST.format(count=self.rewrites, query=query.text),
+            query,
+            _REQUEST,
             most=self.rewrites,
             max_new_tokens=self.max_new_tokens,
             method="multi_query",
         )
-        texts = distinct_texts([query.text, *written])
-        return [query, *(replace(query, text=text, terms={}, drafts=()) for text in texts[1:])]

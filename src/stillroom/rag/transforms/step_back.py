@@ -7,13 +7,12 @@ Differs from the paper: no examples are shown to the model.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.drafting import ask_for_texts, distinct_texts, require_model
+from stillroom.rag.drafting import ask_for_queries
 from stillroom.rag.method import Query, Transform
 
 if TYPE_CHECKING:
@@ -39,13 +38,6 @@ class StepBack(Transform):
 
     @override
     def rewrite(self, query: Query, index: Index, model: TextModel | None) -> list[Query]:
-        model = require_model(model, "the transform step_back", "the transform expand")
-        written = ask_for_texts(
-            model,
-            _REQUEST.format(query=query.text),
-            most=1,
-            max_new_tokens=self.max_new_tokens,
-            method="step_back",
+        return ask_for_queries(
+            model, query, _REQUEST, most=1, max_new_tokens=self.max_new_tokens, method="step_back"
         )
-        texts = distinct_texts([query.text, *written])
-        return [query, *(replace(query, text=text, terms={}, drafts=()) for text in texts[1:])]
