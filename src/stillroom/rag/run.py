@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["estimate", "run"]
 
 _PASSAGES_PER_SECOND = 20
-_BYTES_PER_PASSAGE = 900
+_BYTES_PER_TOKEN = 4.5
+_BYTES_PER_PASSAGE = 200 * _BYTES_PER_TOKEN
 _SHOWN_FAILURES = 20
 
 
@@ -121,16 +122,17 @@ def estimate(recipe: RagRecipe) -> Estimate:
     files = scan.files
     size = sum(file.stat().st_size for file in files)
     largest = max(file.stat().st_size for file in files)
-    passages = max(size // _BYTES_PER_PASSAGE, len(files))
+    passages = max(int(size / _BYTES_PER_TOKEN / recipe.chunker.size), len(files))
+    texts = size / _BYTES_PER_PASSAGE * (1 + recipe.chunker.reading_passes)
     width = 384 * (4 if recipe.vectors == "float32" else 2)
     return Estimate(
         memory_bytes=600_000_000 + 12 * largest + passages * (width + 400),
         disk_bytes=6 * size + passages * 2 * width,
-        seconds=passages / _PASSAGES_PER_SECOND,
+        seconds=max(texts, len(files)) / _PASSAGES_PER_SECOND,
         memory_knob="raise chunker.size, or set vectors: float16",
         disk_knob="set vectors: float16",
         basis=f"{len(files)} files of {size / 1e6:.1f} MB, about {passages} passages at "
-        f"{_PASSAGES_PER_SECOND} a second (MiniLM-L6 on 2 cores)",
+        f"{_PASSAGES_PER_SECOND} of 200 tokens a second (MiniLM-L6 on 2 cores)",
     )
 
 

@@ -124,6 +124,11 @@ class Chunker(Method):
     needs_embedder: ClassVar[bool] = False
     size: int = Field(default=200, ge=4, le=100_000, description="most tokens of a passage")
 
+    @property
+    def reading_passes(self) -> int:
+        """How many times all of a text is embedded only to find where to cut it."""
+        return int(self.needs_embedder)
+
     @abstractmethod
     def chunk(
         self,

@@ -12,8 +12,9 @@ from stillroom.models.vectors import text_room
 from stillroom.rag.index import Index
 from stillroom.rag.prefixes import keyword_prefixes, passage_texts
 from stillroom.rag.recipe import RagRecipe
-from stillroom.rag.run import run
+from stillroom.rag.run import estimate, run
 from stillroom.records import Document, Location, Passage
+from stillroom.text import CHUNKERS
 
 
 class Short:
@@ -55,7 +56,7 @@ def build(place, embedder, **settings):
         job.close()
 
 
-@pytest.mark.parametrize("name", ["fixed", "heading", "recursive", "sentence"])
+@pytest.mark.parametrize("name", CHUNKERS.names())
 def test_a_size_above_what_the_embedder_reads_is_lowered_and_that_is_said(words, name):
     embedder = Short(66)
     artifact, said = build(words, embedder, chunker={"name": name, "size": 300})
@@ -70,6 +71,15 @@ def test_a_size_that_fits_is_left_and_nothing_is_said(words):
     artifact, said = build(words, Short(66), chunker={"name": "recursive", "size": 64})
     assert artifact.details["truncated"] == 0
     assert said == []
+
+
+def test_the_estimate_counts_the_vectors_that_only_cut(words):
+    def seconds(name):
+        recipe = RagRecipe(documents=str(words / "documents"), embedder="static", chunker=name)
+        return estimate(recipe).seconds
+
+    assert seconds("semantic") == pytest.approx(4 * seconds("heading"))
+    assert seconds("parent_child") == seconds("heading")
 
 
 def test_an_embedder_that_reads_almost_nothing_is_refused(words):

@@ -1,5 +1,7 @@
+import time
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from stillroom.errors import RecipeError
@@ -41,6 +43,39 @@ Bye.
     ),
     usage=" ".join(f"Usage sentence number {number} is here." for number in range(12)),
 )
+
+
+def embed_letters(texts):
+    """Return rows of length 1 by the letters of each text."""
+    rows = np.array([[1 + text.count(letter) for letter in "aeinorst"] for text in texts])
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+LONG_LINES = {
+    "letters": "x" * 1_000_000,
+    "words": "word " * 200_000,
+    "chinese": "春眠不觉晓处处闻啼鸟" * 33_000,
+    "emoji": "👩\u200d👩\u200d👧👍🏽🇩🇪" * 60_000,
+    "sentences": "The cat sat on the mat, as cats do. " * 28_000,
+}
+
+
+@pytest.mark.parametrize("kind", LONG_LINES)
+@pytest.mark.parametrize("name", CHUNKERS.names())
+def test_a_line_of_a_megabyte_is_cut_in_seconds_and_loses_nothing(name, kind):
+    text = LONG_LINES[kind]
+    document = Document("a.txt", "0" * 64, "text/plain", text)
+    started = time.process_time()
+    passages = list(CHUNKERS.build(name).chunk(document, embed=embed_letters))
+    assert time.process_time() - started < 20
+    assert len(passages) > 20
+    end = 0
+    for passage in passages:
+        assert not text[end : passage.start].strip()
+        assert passage.text == text[passage.start : passage.end]
+        assert estimate_tokens(passage.text) <= 200
+        end = passage.end
+    assert not text[end:].strip()
 
 
 @pytest.fixture
@@ -111,7 +146,8 @@ def test_a_callers_counter_is_never_exceeded(guide):
         return len(text) // 3 + 2
 
     for name in CHUNKERS.names():
-        for passage in CHUNKERS.build({"name": name, "size": 64}).chunk(guide, count=count):
+        chunker = CHUNKERS.build({"name": name, "size": 64})
+        for passage in chunker.chunk(guide, count=count, embed=embed_letters):
             assert count(passage.text) <= 64
 
 
@@ -126,7 +162,7 @@ def test_rows_of_a_table_are_not_cut():
 def test_a_document_without_text_has_no_passages():
     document = Document("a", "0", "text/plain", " \n ")
     for name in CHUNKERS.names():
-        assert list(CHUNKERS.build(name).chunk(document)) == []
+        assert list(CHUNKERS.build(name).chunk(document, embed=embed_letters)) == []
 
 
 def test_a_typo_in_the_name_suggests_the_right_one():

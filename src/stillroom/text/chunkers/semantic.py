@@ -1,0 +1,180 @@
+"""Where the meaning turns: cut between sentences whose vectors are farthest apart.
+
+Each sentence is embedded together with ``buffer`` sentences on both sides; a cut is made where the
+cosine distance to the next one is above the document's ``percentile``. Parts below ``min_size`` are
+joined to the nearer neighbor, and parts above ``size`` are cut again where their distance is
+greatest, so that the size holds exactly. Costs one vector for each sentence beside those of the
+passages.
+
+Source: Kamradt 2023, "5 Levels of Text Splitting", level 4, with the defaults of LlamaIndex (buffer
+1, percentile 95). Differs: sizes are bounded; there a part has no limit. The vectors are those of
+the embedder that is given, so another embedder cuts elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.errors import DataError
+from stillroom.records import Document, Passage
+from stillroom.text.measuring import Ruler
+from stillroom.text.method import Chunker, TextEmbedder, TokenCounter
+from stillroom.text.sections import cut_sentences
+from stillroom.text.splitting import Span, make_passages
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Semantic"]
+
+_Part = tuple[int, int]
+_TRIES = 64
+
+
+class Semantic(Chunker):
+    """Cuts between sentences that mean something else."""
+
+    paper: ClassVar[str] = ""
+    needs_embedder: ClassVar[bool] = True
+    percentile: float = Field(
+        default=95.0, ge=0, le=100, description="distances above this part of all are cuts"
+    )
+    buffer: int = Field(
+        default=1, ge=0, le=16, description="sentences on both sides that are embedded with one"
+    )
+    min_size: int = Field(
+        default=32, ge=0, description="a part below this is joined to the nearer neighbor"
+    )
+
+    @property
+    @override
+    def reading_passes(self) -> int:
+        return 2 * self.buffer + 1
+
+    @override
+    def chunk(
+        self,
+        document: Document,
+        *,
+        count: TokenCounter | None = None,
+        embed: TextEmbedder | None = None,
+    ) -> Iterator[Passage]:
+        if embed is None:
+            raise DataError(
+                "the chunker 'semantic' cuts by vectors, and no embedder is given",
+                code="text.no-embedder",
+                where=document.path,
+                expected="chunk(document, embed=...)",
+                next="give what embeds texts, or use the chunker 'heading'",
+            )
+        ruler = Ruler(document.text, count)
+        units = cut_sentences(document, ruler, self.size, min_size=min(8, self.size // 2))
+        distances = self._measure(units, ruler, embed)
+        row = _Row(units, distances, ruler, self.size, self.min_size)
+        cuts = row.cut(self.percentile / 100) if units else []
+        spans = [row.span(first, last) for first, last in cuts]
+        yield from make_passages(document, spans, "text.chunkers.semantic")
+
+    def _measure(
+        self, units: Sequence[Span], ruler: Ruler, embed: TextEmbedder
+    ) -> NDArray[np.float64]:
+        """Return the cosine distance of each unit to the next, (units - 1,)."""
+        if len(units) < 2:
+            return np.zeros(0)
+        texts = [self._surround(at, units, ruler) for at in range(len(units))]
+        rows = np.asarray(embed(texts), dtype=np.float64)
+        distances: NDArray[np.float64] = 1.0 - (rows[:-1] * rows[1:]).sum(axis=1)
+        return distances
+
+    def _surround(self, at: int, units: Sequence[Span], ruler: Ruler) -> str:
+        """Return a unit with as many on both sides as there is room for."""
+        for buffer in range(self.buffer, 0, -1):
+            start = units[max(at - buffer, 0)][0]
+            end = units[min(at + buffer, len(units) - 1)][1]
+            if ruler.excess(start, end, self.size) <= 1:
+                return ruler.text[start:end]
+        return ruler.text[slice(*units[at])]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Units in a row, how far each is from the next, and how large a part of them may be."""
+
+    units: Sequence[Span]
+    distances: NDArray[np.float64]
+    ruler: Ruler
+    size: int
+    min_size: int
+
+    def span(self, first: int, last: int) -> Span:
+        return self.units[first][0], self.units[last - 1][1]
+
+    def cut(self, share: float) -> list[_Part]:
+        """Return (first, last + 1) of the units of each passage."""
+        limit = np.quantile(self.distances, share) if len(self.distances) else 0.0
+        turns = [int(at) + 1 for at in np.flatnonzero(self.distances > limit)]
+        waiting = self._join_small(list(pairwise([0, *turns, len(self.units)])))[::-1]
+        cuts: list[_Part] = []
+        while waiting:
+            first, last = waiting.pop()
+            if last - first == 1 or self._fits(first, last):
+                cuts.append((first, last))
+                continue
+            middle = self._divide(first, last)
+            waiting += [(middle, last), (first, middle)]
+        return cuts
+
+    def _join_small(self, parts: list[_Part]) -> list[_Part]:
+        """Return the parts, each below ``min_size`` joined to the neighbor it is nearer to."""
+        joined: list[_Part] = []
+        for number, (first, last) in enumerate(parts):
+            if joined and joined[-1][1] > first:  # taken in by the part before
+                continue
+            part = first, last
+            if self._size(first, last) < self.min_size:
+                back = joined[-1] if joined else None
+                ahead = parts[number + 1] if number + 1 < len(parts) else None
+                part = self._join(part, back, ahead)
+            if joined and part[0] < first:
+                joined.pop()
+            joined.append(part)
+        return joined
+
+    def _join(self, part: _Part, back: _Part | None, ahead: _Part | None) -> _Part:
+        """Return a small part with the nearer of its neighbors; what is too large is cut later."""
+        first, last = part
+        choices = []
+        if back:
+            choices.append((self.distances[first - 1], (back[0], last)))
+        if ahead:
+            choices.append((self.distances[last - 1], (first, ahead[1])))
+        return min(choices)[1] if choices else part
+
+    def _divide(self, first: int, last: int) -> int:
+        """Return where a part that is too large is cut: at its greatest distance.
+
+        Neither side may be below ``min_size`` where that can be; of equal distances the one in the
+        middle is taken.
+        """
+        inner = self.distances[first : last - 1].round(6)
+        order = np.lexsort((np.abs(np.arange(len(inner)) - len(inner) / 2), -inner))
+        for at in order[:_TRIES]:
+            middle = first + int(at) + 1
+            if min(self._size(first, middle), self._size(middle, last)) >= self.min_size:
+                return middle
+        return first + int(order[0]) + 1
+
+    def _fits(self, first: int, last: int) -> bool:
+        span = self.span(first, last)
+        is_near = self.ruler.measure(*span) <= 2 * self.size  # counting costs more than measuring
+        return is_near and self.ruler.excess(*span, self.size) <= 1
+
+    def _size(self, first: int, last: int) -> float:
+        return self.ruler.measure(*self.span(first, last))
