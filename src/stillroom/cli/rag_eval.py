@@ -1,15 +1,22 @@
-"""``stillroom rag eval``: how well ways of retrieving find what is judged relevant."""
+"""``stillroom rag eval``: how well passages are found, and how well questions are answered."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stillroom.cli.judged import find_judged, judged_options, print_report
 from stillroom.cli.options import existing_path, job_options, json_option
 
+if TYPE_CHECKING:
+    from stillroom.evaluate import Report
+    from stillroom.provenance import Artifact
+
 __all__ = ["command"]
+
+_K_FOUND, _K_READ = 10, 3
 
 
 @click.command(
@@ -19,68 +26,117 @@ __all__ = ["command"]
 Examples:
   stillroom rag eval index --collection scifact --out report
   stillroom rag eval index --queries q.jsonl --qrels qrels.txt --out report --way hybrid+proximity
+  stillroom rag eval index --answers questions.jsonl --model ./my-checkpoint --out report
 """,
 )
 @click.argument("index", type=existing_path)
 @judged_options
 @click.option(
+    "--answers",
+    type=existing_path,
+    help="Questions with their right answers (JSON lines, SQuAD's JSON, records): --model answers "
+    "them from the index, and the answers are graded.",
+)
+@click.option(
     "--way",
     "ways",
     multiple=True,
     help="[TRANSFORM>]RETRIEVER[+RERANKER]; the first is compared with. Default: hybrid, keyword, "
-    "dense and hybrid+proximity.",
+    "dense and hybrid+proximity; of --answers, hybrid.",
 )
 @click.option("--measure", "measures", multiple=True, help="As ndcg@10; the first one ranks.")
-@click.option("--model", default="", help="What transforms and rerankers may ask, as hyde does.")
+@click.option(
+    "--model", default="", help="What transforms and rerankers ask (hyde); of --answers, who reads."
+)
+@click.option("--judge", default="", help="Of --answers: the model that grades; default words.")
+@click.option(
+    "--judge-way",
+    type=click.Choice(["logprob", "json"]),
+    help="Of --judge: yes against no by their probabilities, or held to a schema.",
+)
+@click.option(
+    "--labels",
+    type=existing_path,
+    help="Of --judge: people's verdicts, JSON lines of question, way and right.",
+)
+@click.option(
+    "--limit", type=click.IntRange(0), default=0, help="Of --answers: most questions; 0 is all."
+)
+@click.option(
+    "--price",
+    type=(float, float),
+    default=(0.0, 0.0),
+    help="Of --answers: what a million tokens cost, read and written.",
+)
 @click.option("--depth", type=click.IntRange(1, 1000), default=100, help="Ranks that are judged.")
-@click.option("--k", type=click.IntRange(1), default=10, help="Hits that a reader sees.")
+@click.option(
+    "--k", type=click.IntRange(1), help="Hits that a reader sees; default 10, of --answers 3."
+)
 @click.option("--seed", type=int, default=0, help="Of the intervals.")
 @click.option("--out", type=existing_path, required=True, help="The folder of the report.")
 @json_option
 @job_options
-def command(
-    index: Path,
-    collection: Path | None,
-    split: str,
-    queries: Path | None,
-    qrels: Path | None,
-    ways: tuple[str, ...],
-    measures: tuple[str, ...],
-    model: str,
-    depth: int,
-    k: int,
-    seed: int,
-    out: Path,
-    as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
-) -> None:
+def command(out: Path, as_json: bool, **given: Any) -> None:
     """Measure retrieval on judged queries, with intervals and paired differences.
 
     The judgements name passages, documents, paths of documents, or rows of an unpacked corpus.
+    With --answers the reading is measured, too: right answers, faithfulness, citations, silence
+    where there is no answer, and for every question the stage to blame.
     """
-    from stillroom.jobs import choose_reporter
+    run = _evaluate_answers if given["answers"] else _evaluate_retrieval
+    artifact, report = run(out, given)
+    print_report(out, artifact, report, as_json=as_json)
+
+
+def _evaluate_retrieval(out: Path, given: dict[str, Any]) -> tuple[Artifact, Report]:
     from stillroom.rag.evaluation import DEFAULT_MEASURES
     from stillroom.rag.evaluation_job import Plan, evaluate_retrieval
 
-    found, judged = find_judged(collection, split, queries, qrels)
+    places = (given[name] for name in ("collection", "split", "queries", "qrels"))
+    queries, qrels = find_judged(*places)
     plan = Plan(
-        index,
-        found,
-        judged,
-        ways or ("hybrid", "keyword", "dense", "hybrid+proximity"),
-        measures or DEFAULT_MEASURES,
-        depth,
-        k,
-        seed,
-        model,
+        given["index"],
+        queries,
+        qrels,
+        given["ways"] or ("hybrid", "keyword", "dense", "hybrid+proximity"),
+        given["measures"] or DEFAULT_MEASURES,
+        given["depth"],
+        given["k"] or _K_FOUND,
+        given["seed"],
+        given["model"],
     )
-    artifact, report = evaluate_retrieval(
-        plan,
-        out,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=choose_reporter(quiet=quiet),
+    return evaluate_retrieval(plan, out, **_job_settings(given))
+
+
+def _evaluate_answers(out: Path, given: dict[str, Any]) -> tuple[Artifact, Report]:
+    from stillroom.rag.reading_job import ReadingPlan, evaluate_answers
+
+    if not given["model"]:
+        raise click.UsageError("--answers needs --model: who is to answer?")
+    if given["labels"] and not given["judge"]:
+        raise click.UsageError("--labels need --judge: they are compared with its verdicts")
+    plan = ReadingPlan(
+        given["index"],
+        given["answers"],
+        given["model"],
+        given["ways"] or ("hybrid",),
+        given["judge"],
+        given["judge_way"],
+        given["labels"],
+        given["k"] or _K_READ,
+        given["depth"],
+        given["limit"],
+        given["seed"],
+        prices=given["price"],
     )
-    print_report(out, artifact, report, as_json=as_json)
+    return evaluate_answers(plan, out, **_job_settings(given))
+
+
+def _job_settings(given: dict[str, Any]) -> dict[str, Any]:
+    from stillroom.jobs import choose_reporter
+
+    return {
+        "resume": given["resume"],
+        "overwrite": given["overwrite"],
+        "reporter": choose_reporter(quiet=given["quiet"]),
+    }

@@ -40,7 +40,7 @@ from stillroom.rag.ways import Way, parse_way
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
-__all__ = ["Plan", "evaluate_retrieval", "read_judged"]
+__all__ = ["Plan", "evaluate_retrieval", "parse_ways", "read_judged"]
 
 _WORST = 20
 _SHOWN = 160
@@ -103,15 +103,7 @@ def evaluate_retrieval(
     """
     for measure in plan.measures:
         parse_measure(measure)
-    ways = [parse_way(text) for text in plan.ways]
-    if len({way.name for way in ways}) < len(ways):
-        raise DataError(
-            "a way is given twice",
-            code="rag.ways",
-            where=", ".join(plan.ways),
-            expected="ways that differ",
-            next="leave one out",
-        )
+    ways = parse_ways(plan.ways)
     queries, qrels = read_judged(plan)
     job = Job.start(
         out,
@@ -130,6 +122,25 @@ def evaluate_retrieval(
             return _evaluate(plan, ways, queries, qrels, index, job, model)
     finally:
         job.close()
+
+
+def parse_ways(texts: Sequence[str]) -> list[Way]:
+    """Return the ways that lines describe.
+
+    Raises:
+        DataError: If one is given twice.
+        RecipeError: If one names no method.
+    """
+    ways = [parse_way(text) for text in texts]
+    if len({way.name for way in ways}) < len(ways):
+        raise DataError(
+            "a way is given twice",
+            code="rag.ways",
+            where=", ".join(texts),
+            expected="ways that differ",
+            next="leave one out",
+        )
+    return ways
 
 
 def _evaluate(

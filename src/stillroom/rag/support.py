@@ -72,6 +72,33 @@ class Evidence:
                 best = max(best, held / total)
         return best
 
+    def measure_together(self, sentence: str, numbers: Sequence[int]) -> float:
+        """Return the support of a sentence by several passages read together, from 0 to 1.
+
+        Each passage gives its best window; what one of them lacks another may have.
+        """
+        alone = [self.measure(sentence, number) for number in numbers]
+        sentence = _BULLET.sub("", sentence)
+        weights = {term: self._lexicon.idf(term) for term in sorted(self._terms(sentence))}
+        total = sum(weights.values())
+        if len(numbers) < 2 or not total:
+            return max(alone, default=0.0)
+        best = [
+            max(
+                self._passages[number - 1],
+                key=lambda window: sum(weights.get(term, 0.0) for term in window.terms),
+                default=_Window(frozenset(), frozenset(), False),
+            )
+            for number in numbers
+        ]
+        terms = frozenset[str]().union(*(window.terms for window in best))
+        known = frozenset[str]().union(*(window.numbers for window in best))
+        is_negated = any(window.is_negated for window in best)
+        if not (_numbers(sentence) <= known and bool(_NEGATION.search(sentence)) <= is_negated):
+            return max(alone)
+        held = sum(weight for term, weight in weights.items() if term in terms)
+        return max(*alone, held / total)
+
     def find(self, sentence: str) -> Support:
         """Return the best support of a sentence; equal scores go to the lower number."""
         best = Support(0, 0.0)

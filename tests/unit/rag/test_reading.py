@@ -1,0 +1,294 @@
+"""The evaluation of answers: grades, blame, judges, resuming; by scripted models."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from stillroom.cli import stillroom
+from stillroom.errors import Cancelled, DataError
+from stillroom.evaluate.question_sets import Evidence, JudgedQuestion, read_question_set
+from stillroom.rag import reading_job
+from stillroom.rag.locating import EvidenceMap, Place, label_ranking
+from stillroom.rag.reading import Reading, blame
+from stillroom.rag.reading_job import ReadingPlan, evaluate_answers
+from stillroom.records import Message, Record
+
+QUESTIONS = [
+    {
+        "id": "cat",
+        "question": "How long does a cat sleep?",
+        "answer": "sixteen hours",
+        "evidence": [{"path": "animals/cats.md", "quote": "sleeps sixteen hours a day"}],
+    },
+    {
+        "id": "dog",
+        "question": "Whom does a dog bark at?",
+        "answers": ["strangers"],
+        "evidence": ["A dog barks at strangers."],
+    },
+    {"id": "paris", "question": "How many inhabitants has Paris?", "answers": ["2.1 million"]},
+    {"id": "moon", "question": "Who walked on the moon?", "answers": []},
+    {
+        "id": "lost",
+        "question": "What do parrots eat?",
+        "answers": ["seeds"],
+        "evidence": ["Parrots eat seeds."],
+    },
+]
+SCRIPT = {
+    "How long does a cat sleep?": "A cat sleeps sixteen hours a day [1].",
+    "Whom does a dog bark at?": "A dog barks at the moon [1].",
+    "How many inhabitants has Paris?": "It has 2.1 million inhabitants.",
+    "*": "The documents do not answer this.",
+}
+
+
+@pytest.fixture
+def asked(tmp_path):
+    def write(rows=QUESTIONS, script=None, name="questions.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / "script.json").write_text(json.dumps(SCRIPT if script is None else script))
+        return tmp_path / name, f"scripted:{tmp_path / 'script.json'}"
+
+    return write
+
+
+def plan(built, questions, model, **changes):
+    fields = {"ways": ("keyword", "dense"), "k": 2, "depth": 5}
+    return ReadingPlan(built, questions, model, **{**fields, **changes})
+
+
+def test_every_question_is_graded_and_the_stage_to_blame_is_named(built, asked, tmp_path):
+    artifact, report = evaluate_answers(plan(built, *asked()), tmp_path / "out")
+    assert artifact.kind == "report"
+    lines = (tmp_path / "out/output/answers.jsonl").read_text().splitlines()
+    rows = {row["question"]: row for row in map(json.loads, lines) if row["way"] == "keyword"}
+    assert {name: row["stage"] for name, row in rows.items()} == {
+        "cat": "",
+        "dog": "read",  # the passage was shown, the answer is wrong
+        "paris": "",
+        "moon": "",  # rightly silent
+        "lost": "parse",  # no document says so
+    }
+    assert rows["cat"]["grades"]["citation_recall"] == 1.0
+    assert rows["dog"]["grades"]["faithfulness"] == 0.0
+    assert rows["cat"]["grades"]["context_recall"] == 1.0
+    assert rows["lost"]["grades"]["faithfulness"] is None  # it claims nothing
+    metrics = report.metrics
+    assert metrics["keyword/right"].value == pytest.approx(3 / 5)
+    assert metrics["keyword/abstention_precision"].value == pytest.approx(1 / 2)
+    assert metrics["keyword/abstention_recall"].value == 1.0
+    assert "measured on" in metrics["keyword/faithfulness"].note
+    titles = [section.title for section in report.sections]
+    assert titles == ["Ways", "Against keyword", "Where it goes wrong", "Worst questions", "Cost"]
+    assert "No judge" in report.summary
+    assert (tmp_path / "out/output/runs/0-keyword.trec").is_file()
+
+
+def reading(**changes):
+    fields = {
+        "text": "It is so [1].",
+        "abstained": False,
+        "finish_reason": "stop",
+        "first": tuple("abcdef"),
+        "ranked": tuple("bcadef"),
+        "shown": ("b", "c"),
+        "statements": ({"start": 0, "end": 13, "status": "supported", "cited": [1]},),
+        "prompt_tokens": 1,
+        "completion_tokens": 1,
+        "seconds": 0.0,
+        "search_seconds": 0.0,
+    }
+    return Reading(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("places", "is_right", "stage"),
+    [
+        ([Place(False, frozenset())], False, "parse"),
+        ([Place(True, frozenset())], False, "chunk"),
+        ([Place(True, frozenset("z"))], False, "retrieve"),
+        ([Place(True, frozenset("e"))], False, "rank"),
+        ([Place(True, frozenset("a"))], False, "rerank"),
+        ([Place(True, frozenset("b"))], False, "read"),
+        ([Place(False, frozenset()), Place(True, frozenset("c"))], False, "read"),
+        ([Place(True, frozenset("c"))], True, "cite"),
+        ([Place(True, frozenset("b"))], True, ""),
+        ([], True, ""),
+        ([], False, "read"),
+    ],
+)
+def test_the_stage_to_blame_is_the_one_that_lost_the_evidence(places, is_right, stage):
+    assert blame(reading(), places, is_right=is_right, k=2) == stage
+
+
+def test_a_hit_that_was_left_out_of_the_prompt_is_blamed_on_showing():
+    left_out = reading(shown=("b",), ranked=tuple("bcadef"))
+    assert blame(left_out, [Place(True, frozenset("c"))], is_right=False, k=2) == "show"
+
+
+def test_evidence_is_found_by_span_quotation_name_and_answer(index):
+    found = EvidenceMap(index)
+    cat = next(p for p in map(index.passage_at, range(len(index))) if "purr" in p.text)
+    start = cat.start + cat.text.index("A cat")
+
+    def locate(*evidence, answers=("x",)):
+        return found.locate(JudgedQuestion("q", "?", answers, evidence))
+
+    span = Evidence("", "animals/cats.md", start, start + 10)
+    assert locate(span) == [Place(True, frozenset({cat.id}))]
+    too_long = Evidence("", cat.document_id, start, start + 10_000)
+    assert locate(too_long) == [Place(True, frozenset())]  # cut apart
+    assert locate(Evidence("A CAT  sleeps, sixteen")) == [Place(True, frozenset({cat.id}))]
+    assert locate(Evidence("sleeps sixteen", "animals/dogs.md")) == [Place(False, frozenset())]
+    assert locate(Evidence(name="animals/cats.md"))[0].passages == {cat.id}
+    assert locate(Evidence(name="nowhere.md")) == [Place(False, frozenset())]
+    assert locate(answers=("sixteen hours", "nothing such"))[0].passages == {cat.id}
+    assert locate(Evidence("ixteen hour")) == [Place(False, frozenset())]  # whole words only
+
+
+def test_a_ranking_names_each_piece_of_evidence_once():
+    places = {"q#0": Place(True, frozenset("ab")), "q#1": Place(True, frozenset("b"))}
+    ranked = label_ranking("xabc", places)
+    assert [name for name, _ in ranked] == ["x", "q#0", "q#1", "c"]
+    assert [score for _, score in ranked] == [4.0, 3.0, 2.0, 1.0]
+
+
+def test_a_judge_decides_and_its_failures_are_counted(built, asked, tmp_path):
+    questions, model = asked()
+    verdicts = {
+        "Given answer: A cat": '{"verdict": "yes"}',
+        "Given answer: A dog": "no idea",
+        "*": '{"verdict": "no"}',
+    }
+    (tmp_path / "judge.json").write_text(json.dumps(verdicts))
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text('{"question": "cat", "right": true}\n{"question": "paris", "right": true}\n')
+    judged = plan(
+        built,
+        questions,
+        model,
+        ways=("keyword",),
+        judge=f"scripted:{tmp_path / 'judge.json'}",
+        judge_way="json",
+        labels=labels,
+    )
+    _, report = evaluate_answers(judged, tmp_path / "out")
+    assert report.metrics["keyword/right"].n == 4  # the dog's verdict could not be read
+    assert report.metrics["keyword/right"].note.startswith("measured on 4 of 5")
+    counts = dict(next(one for one in report.sections if one.title == "Judge").table.rows)
+    assert int(counts["failed"]) >= 1
+    assert int(counts["retried"]) >= 2
+    assert report.metrics["judge/accuracy"].value == 0.5  # it calls the right Paris wrong
+    assert "Judged by" in report.summary
+
+
+def test_a_judge_that_is_the_reader_is_said(built, asked, tmp_path):
+    questions, model = asked()
+    same = plan(built, questions, model, ways=("keyword",), judge=model, judge_way="logprob")
+    _, report = evaluate_answers(same, tmp_path / "out")
+    assert "the very model that answered" in report.summary
+    assert report.metrics["keyword/right"].n == 5  # by probabilities there is always a verdict
+
+
+def test_a_stopped_evaluation_goes_on_to_the_same_answers(built, asked, tmp_path, monkeypatch):
+    questions, model = asked()
+    evaluate_answers(plan(built, questions, model), tmp_path / "whole")
+    read, calls = reading_job.read_question, []
+
+    def stop_after_three(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 4:
+            raise Cancelled("stop", code="job.cancelled")
+        return read(*args, **kwargs)
+
+    monkeypatch.setattr(reading_job, "read_question", stop_after_three)
+    with pytest.raises(Cancelled):
+        evaluate_answers(plan(built, questions, model), tmp_path / "out")
+    calls.clear()
+    monkeypatch.setattr(
+        reading_job, "read_question", lambda *a, **k: calls.append(a) or read(*a, **k)
+    )
+    evaluate_answers(plan(built, questions, model), tmp_path / "out", resume=True)
+    assert len(calls) == 10 - 3
+
+    def answers(name):
+        text = (tmp_path / name / "output/answers.jsonl").read_text()
+        rows = [json.loads(line) for line in text.splitlines()]
+        return [{**row, "seconds": 0, "search_seconds": 0} for row in rows]
+
+    assert answers("out") == answers("whole")
+
+
+def test_by_the_command_line(built, asked, tmp_path):
+    questions, model = asked()
+    words = ["rag", "eval", built, "--answers", questions, "--out", tmp_path / "out", "--quiet"]
+    done = CliRunner().invoke(stillroom, [str(word) for word in words])
+    assert done.exit_code == 2
+    assert "--model" in done.output
+    words += ["--model", model, "--price", "2", "8", "--limit", "4"]
+    done = CliRunner().invoke(stillroom, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    assert "questions by the stage to blame" in done.output
+    assert "At 2 a million tokens read" in done.output
+    assert "4 questions" in done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "code"),
+    [
+        ("q.jsonl", "{}\n", "data.question-set"),
+        ("q.jsonl", '{"question": "?"}\n', "data.question-set"),
+        ("q.jsonl", '{"question": "?", "answer": 3}\n', "data.question-set"),
+        ("q.jsonl", '{"id": 1, "question": "?", "answer": "x"}\n' * 2, "data.question-set"),
+        ("q.jsonl", "no JSON\n", "data.question-set"),
+        ("q.jsonl", "", "data.question-set"),
+        ("q.json", '{"data": [{}]}', "data.question-set"),
+        ("q.json", "3", "data.question-set"),
+    ],
+)
+def test_a_question_set_that_cannot_be_read_is_refused(tmp_path, name, text, code):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_question_set(tmp_path / name)
+    assert caught.value.code == code
+
+
+def test_question_sets_are_read_as_the_field_keeps_them(tmp_path):
+    context = "Paris is old. It has 2.1 million people. It is big."
+    squad = {
+        "data": [
+            {
+                "paragraphs": [
+                    {
+                        "context": context,
+                        "qas": [
+                            {
+                                "id": "a",
+                                "question": "How many?",
+                                "answers": [{"text": "2.1 million", "answer_start": 21}],
+                            },
+                            {"id": "b", "question": "Why?", "is_impossible": True, "answers": []},
+                        ],
+                    }
+                ]
+            }
+        ]
+    }
+    (tmp_path / "squad.json").write_text(json.dumps(squad))
+    one, two = read_question_set(tmp_path / "squad.json")
+    assert one.evidence == (Evidence("It has 2.1 million people."),)
+    assert (one.answers, two.answers, two.is_answerable) == (("2.1 million",), (), False)
+    ragas = {"user_input": "Why?", "reference": "So.", "reference_contexts": ["It is so."]}
+    (tmp_path / "ragas.jsonl").write_text(json.dumps(ragas) + "\n")
+    assert read_question_set(tmp_path / "ragas.jsonl")[0].evidence[0].quote == "It is so."
+    rows = [{"id": "x", "question": "?", "correct_chunks": ["url#a"], "correct_answer": "yes"}]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    assert read_question_set(tmp_path / "list.json")[0].evidence[0].name == "url#a"
+    fields = {"evidence": {"quote": "It is so.", "start": 3, "end": 12}, "document_id": "d"}
+    record = Record((Message("user", "Why?"), Message("assistant", "So.")), fields)
+    (tmp_path / "records.jsonl").write_text(json.dumps(record.to_json()) + "\n")
+    found = read_question_set(tmp_path / "records.jsonl")[0]
+    assert (found.text, found.answers) == ("Why?", ("So.",))
+    assert found.evidence == (Evidence("It is so.", "d", 3, 12),)
