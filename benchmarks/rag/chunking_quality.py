@@ -1,10 +1,14 @@
 """Chunkers by the published protocol of chunking_evaluation, ours and LangChain's side by side.
 
 Both texts are cut, all passages of both are embedded, and the five nearest to each question are
-retrieved. Recall is the share of the question's excerpts that these cover, precision the share of
-what was retrieved that is excerpt, and IoU their common part by their union, all over character
-offsets as the published code has it, so that text retrieved twice counts twice against precision.
-Intervals are of the mean over questions (bootstrap, 2,000 draws); differences are paired.
+retrieved; where passages have a parent, the five nearest parents. Recall is the share of the
+question's excerpts that these cover, precision the share of what was retrieved that is excerpt, and
+IoU their common part by their union, all over character offsets as the published code has it, so
+that text retrieved twice counts twice against precision. Intervals are of the mean over questions
+(bootstrap, 2,000 draws); differences are paired.
+
+Run with labels to measure these alone; vectors are kept in build/chunking_quality.npz, so that it
+can be run in pieces.
 
 Source: Smith and Troynikov 2024, Evaluating Chunking Strategies for Retrieval.
 """
@@ -26,7 +30,9 @@ from peers import peer_python
 
 from stillroom.models import open_embedder
 from stillroom.models.hub import DEFAULT_EMBEDDER, resolve_checkpoint
-from stillroom.models.protocols import Embedder
+from stillroom.models.protocols import Embedder, TextKind
+from stillroom.models.vectors import text_room
+from stillroom.provenance import digest_json
 from stillroom.rag.prefixes import passage_texts
 from stillroom.text import CHUNKERS, parse_bytes
 
@@ -38,13 +44,21 @@ RETRIEVED = 5
 DRAWS = 2_000
 BASELINE = "langchain recursive 400/0"
 PEERS = {BASELINE: (400, 0), "langchain recursive 200/0": (200, 0)}
-OURS = {
-    "recursive 400": {"name": "recursive", "size": 400},
-    "recursive 200": {"name": "recursive", "size": 200},
+OURS: dict[str, dict[str, object]] = {
+    "fixed 200": {"name": "fixed"},
+    "sentence 200": {"name": "sentence"},
+    "recursive 200": {"name": "recursive"},
     "recursive 100": {"name": "recursive", "size": 100},
-    "sentence 100": {"name": "sentence", "size": 100},
-    "heading 160": {"name": "heading", "size": 160},
-    "fixed 200": {"name": "fixed", "size": 200},
+    "heading 200": {"name": "heading"},
+    "semantic 200": {"name": "semantic"},
+    "semantic 100": {"name": "semantic", "size": 100},
+    "parent_child 64 in 200": {"name": "parent_child"},
+    "parent_child 32 in 200": {"name": "parent_child", "size": 32},
+    "parent_child 32 in 128": {"name": "parent_child", "size": 32, "parent_size": 128},
+    "parent_child 64 in 300": {"name": "parent_child", "parent_size": 300},
+    "sentence_window 1": {"name": "sentence_window", "window": 1},
+    "sentence_window 2": {"name": "sentence_window", "window": 2},
+    "sentence_window 3": {"name": "sentence_window"},
 }
 
 Span = tuple[int, int]
@@ -52,11 +66,35 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Piece:
-    """A passage: which text, which span, what is embedded."""
+    """A passage: which text, which span is shown, what is embedded."""
 
     corpus: str
     span: Span
     text: str
+
+
+class Vectors:
+    """The vectors of texts, kept on disk so that none is made twice."""
+
+    def __init__(self, embedder: Embedder, path: Path) -> None:
+        """Keep what ``embedder`` makes at ``path``."""
+        self.embedder, self.path = embedder, path
+        self.rows: dict[str, NDArray[np.float32]] = {}
+        if path.is_file():
+            with np.load(path) as kept:
+                self.rows = dict(zip(kept["marks"].tolist(), kept["rows"], strict=True))
+
+    def embed(self, texts: Sequence[str], kind: TextKind = "passage") -> NDArray[np.float32]:
+        """Return a row for each text."""
+        marks = [digest_json([self.embedder.fingerprint, kind, text]) for text in texts]
+        new = {mark: text for mark, text in zip(marks, texts, strict=True) if mark not in self.rows}
+        if new:
+            made = self.embedder.embed(list(new.values()), kind=kind)
+            self.rows |= dict(zip(new, made, strict=True))
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            marked = np.array(list(self.rows))
+            np.savez(self.path, marks=marked, rows=np.stack(list(self.rows.values())))
+        return np.stack([self.rows[mark] for mark in marks])
 
 
 def read_questions() -> list[tuple[str, str, list[Span]]]:
@@ -72,17 +110,18 @@ def read_questions() -> list[tuple[str, str, list[Span]]]:
         ]
 
 
-def cut_ours(setting: dict[str, object], embedder: Embedder, names: Sequence[str]) -> list[Piece]:
+def cut_ours(setting: dict[str, object], vectors: Vectors, names: Sequence[str]) -> list[Piece]:
     """Cut the texts with one of our chunkers."""
     chunker = CHUNKERS.build(setting)
     pieces = []
     for name in names:
         document = parse_bytes((DATA / f"{name}.md").read_bytes(), f"{name}.md")
         assert document.text == (DATA / f"{name}.md").read_text(encoding="utf-8")
-        passages = list(chunker.chunk(document, count=embedder.count_tokens))
-        texts = passage_texts(passages, embedder, with_headings=False)
+        count = vectors.embedder.count_tokens
+        passages = list(chunker.chunk(document, count=count, embed=vectors.embed))
+        texts = passage_texts(passages, vectors.embedder, with_headings=False)
         pieces += [
-            Piece(name, (one.start, one.end), text)
+            Piece(name, one.parent or (one.start, one.end), text)
             for one, text in zip(passages, texts, strict=True)
         ]
     return pieces
@@ -129,20 +168,35 @@ def cover(excerpts: Sequence[Span], retrieved: Sequence[Span]) -> tuple[float, i
     return common / total, common, int((wanted & ~given).sum())
 
 
+def retrieve(order: NDArray[np.int64], pieces: Sequence[Piece]) -> list[tuple[str, Span]]:
+    """Return what is shown: the first spans, those of one parent or that overlap as one."""
+    shown: list[tuple[str, Span]] = []
+    for at in order:
+        corpus, (start, end) = pieces[at].corpus, pieces[at].span
+        over = [one for one in shown if one[0] == corpus and one[1][0] < end and start < one[1][1]]
+        if len(shown) - len(over) == RETRIEVED:
+            break
+        if not over and len(shown) == RETRIEVED:
+            break
+        for one in over:
+            start, end = min(start, one[1][0]), max(end, one[1][1])
+        shown = [one for one in shown if one not in over] + [(corpus, (start, end))]
+    return shown
+
+
 def measure(
     pieces: Sequence[Piece],
     questions: Sequence[tuple[str, str, list[Span]]],
-    queries: NDArray[np.float32],
-    embedder: Embedder,
+    vectors: Vectors,
 ) -> NDArray[np.float64]:
     """Return (questions, 3): recall, precision, IoU."""
-    vectors = embedder.embed([piece.text for piece in pieces], kind="passage")
+    queries = vectors.embed([question for question, _, _ in questions], "query")
+    passages = vectors.embed([piece.text for piece in pieces])
     rows = []
-    for scores, (_, corpus, excerpts) in zip(queries @ vectors.T, questions, strict=True):
-        best = np.argsort(-scores, kind="stable")[:RETRIEVED]
-        size = sum(pieces[one].span[1] - pieces[one].span[0] for one in best)
-        spans = [pieces[one].span for one in best if pieces[one].corpus == corpus]
-        recall, common, missed = cover(excerpts, spans)
+    for scores, (_, corpus, excerpts) in zip(queries @ passages.T, questions, strict=True):
+        shown = retrieve(np.argsort(-scores, kind="stable"), pieces)
+        size = sum(end - start for _, (start, end) in shown)
+        recall, common, missed = cover(excerpts, [span for name, span in shown if name == corpus])
         rows.append((recall, common / size, common / (size + missed)))
     return np.array(rows)
 
@@ -159,16 +213,16 @@ def main() -> None:
     questions = read_questions()
     names = sorted({corpus for _, corpus, _ in questions})
     embedder = open_embedder(DEFAULT_EMBEDDER)
-    queries = embedder.embed([question for question, _, _ in questions], kind="query")
+    vectors = Vectors(embedder, ROOT / "build/chunking_quality.npz")
+    wanted = sys.argv[1:] or [*PEERS, *OURS]
     base: NDArray[np.float64] | None = None
-    for label in [*PEERS, *OURS]:
-        before = embedder.truncated
+    for label in [BASELINE, *(one for one in wanted if one != BASELINE)]:
         pieces = (
             cut_langchain(*PEERS[label], names)
             if label in PEERS
-            else cut_ours(OURS[label], embedder, names)
+            else cut_ours(OURS[label], vectors, names)
         )
-        rows = measure(pieces, questions, queries, embedder)
+        rows = measure(pieces, questions, vectors)
         base = rows if base is None else base
         line: dict[str, object] = {"what": f"rag/chunking_quality/{label}"}
         for column, measure_name in enumerate(("recall", "precision", "iou")):
@@ -179,7 +233,8 @@ def main() -> None:
                 round(x, 4) for x in (float(gain.mean()), *interval(gain))
             ]
         line |= {"passages": len(pieces), "n": len(questions)}
-        line["truncated"] = embedder.truncated - before
+        room = text_room(embedder)
+        line["truncated"] = sum(embedder.count_tokens(piece.text) > room for piece in pieces)
         print(json.dumps(line), flush=True)
 
 

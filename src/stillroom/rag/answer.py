@@ -11,6 +11,7 @@ from stillroom.rag.composing import Composer
 from stillroom.rag.notices import collect_notices
 from stillroom.rag.ordering import cap_documents, join_neighbours
 from stillroom.rag.parents import retrieve_to_read
+from stillroom.rag.prefixes import readable_text
 from stillroom.rag.prompting import ABSTENTION, Shown, drop_repeats, fit_prompt
 from stillroom.rag.support import Evidence
 from stillroom.records import Answer, Citation, Completion, Sampling
@@ -205,7 +206,7 @@ def _show(
 
 
 def _compose_with(index: Index, shown: Shown, asking: Asking) -> Composer:
-    texts = [hit.passage.text for hit in shown.hits]
+    texts = [readable_text(hit.passage) for hit in shown.hits]
     evidence = Evidence(texts, index.analyzer, index.lexicon)
     return Composer(evidence, len(shown.hits), cite=asking.cite)
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stillroom.records import Hit, Passage
+from stillroom.text.tables import find_header, find_tables
 
 if TYPE_CHECKING:
     from stillroom.rag.index import Index
@@ -129,7 +130,7 @@ def _widen(passage: Passage, start: int, end: int, index: Index) -> Passage:
         location=document.locate(start, end),
         headings=document.heading_path(start),
         parent=(start, end),
-        table_header=passage.table_header if start == passage.start else "",
+        table_header=find_header(find_tables(document), start),
         context="",
     )
 

@@ -1,7 +1,8 @@
 """What a passage is found by beside its own words: title, headings, a table's header, its context.
 
 All of it goes before the text that is embedded, as far as the embedder has room, and is matched by
-keywords. None of it is ever shown as the source's words or cited.
+keywords. None of it is ever cited as the passage's words; of the four a model that answers is shown
+title and headings, as a heading, and the table's header, which the document does say.
 """
 
 from __future__ import annotations
@@ -15,7 +16,18 @@ from stillroom.records import Passage
 if TYPE_CHECKING:
     from stillroom.models import Embedder
 
-__all__ = ["keyword_prefixes", "passage_texts"]
+__all__ = ["keyword_prefixes", "passage_texts", "readable_text"]
+
+
+def readable_text(passage: Passage, end: int | None = None) -> str:
+    """Return what is read of a passage: its text, after the header row of a table it goes on with.
+
+    Args:
+        passage: What is shown.
+        end: Where its text is cut; by default nowhere.
+    """
+    text = passage.text[:end]
+    return f"{passage.table_header}\n{text}" if passage.table_header else text
 
 
 def keyword_prefixes(passage: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from stillroom.errors import DataError
 from stillroom.provenance import digest_json
 from stillroom.rag.ordering import order_ends
+from stillroom.rag.prefixes import readable_text
 from stillroom.records import Hit, Message, Passage, Prompt
 from stillroom.text.normalize import strip_invisible
 from stillroom.text.sentences import split_sentences
@@ -102,8 +103,7 @@ def render_prompt(question: str, hits: Sequence[Hit]) -> Prompt:
 def _render(question: str, hits: Sequence[Hit], ends: Mapping[str, int]) -> tuple[Prompt, str]:
     """Return the prompt and its fence; ``ends`` cut the texts of passages, by id."""
     texts = [
-        quote_text(hit.passage.text[: ends.get(hit.passage.id, len(hit.passage.text))]).strip()
-        for hit in hits
+        quote_text(readable_text(hit.passage, ends.get(hit.passage.id))).strip() for hit in hits
     ]
     fence = _make_fence(question, texts)
     blocks = []

@@ -19,6 +19,7 @@ from stillroom.records import Document, Heading, Link, Passage
 from stillroom.text.graphemes import safe_cut
 from stillroom.text.measuring import Ruler
 from stillroom.text.sentences import split_sentences
+from stillroom.text.tables import find_header, find_tables
 
 __all__ = ["Boundaries", "Cutter", "Span", "find_boundaries", "make_passages", "merge_small"]
 
@@ -191,7 +192,7 @@ def make_passages(
     method: str,
     parents: Mapping[Span, Span] | None = None,
 ) -> Iterator[Passage]:
-    """Yield a Passage for each span, with its place, headings, origin and parent.
+    """Yield a Passage for each span, with its place, headings, table header, origin and parent.
 
     Args:
         document: What was cut.
@@ -201,6 +202,7 @@ def make_passages(
     """
     origin = document.origin.then(Link(method, parents=(document.id,)))
     document_id = document.id
+    tables = find_tables(document)
     path: list[Heading] = []
     index = 0
     for start, end in spans:
@@ -221,6 +223,7 @@ def make_passages(
             language=document.language,
             origin=origin,
             parent=_wider((start, end), parents),
+            table_header=find_header(tables, start) if tables else "",
         )
 
 
