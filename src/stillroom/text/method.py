@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -64,13 +64,26 @@ class Limits(BaseModel):
         ge=256 * 2**20,
         description="address space of the process for risky formats",
     )
+    ocr: Literal["auto", "never", "always"] = Field(
+        default="auto",
+        description="read pictures of text: on pages without text, never, or on every page",
+    )
+    ocr_language: str = Field(
+        default="",
+        max_length=20,
+        description="the pictures' language as ISO 639-1, checked against what can be read",
+    )
+    ocr_timeout_s: float = Field(
+        default=600.0, gt=0, description="most seconds for reading the pictures of one file"
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """The file that a parser is at: its name, its bytes' digest, its origin and its limits.
 
-    ``path`` is relative to the folder that was read, with forward slashes.
+    ``path`` is relative to the folder that was read, with forward slashes. A parser that works long
+    on a whole file, as OCR does, calls ``more_time`` before each page.
     """
 
     path: str
@@ -78,6 +91,7 @@ class Source:
     media_type: str = ""
     origin: Origin = field(default_factory=Origin)
     limits: Limits = field(default_factory=lambda: Limits())
+    more_time: Callable[[], None] = lambda: None
 
     @property
     def stem(self) -> str:

@@ -15,8 +15,9 @@ import selectors
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from stillroom.errors import DataError, MissingExtraError, Problem, ResourceError, StillroomError
 from stillroom.records import Document, Origin
@@ -32,6 +33,7 @@ _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_P
 _RECYCLE_FILES = 500
 _BLOCK = 1 << 16
 _MAX_REPLY = 1 << 30
+_MORE_TIME: dict[str, Any] = {"more_time": True}
 
 
 class Worker:
@@ -123,12 +125,16 @@ class Worker:
         data: bytes,
         source: Source,
     ) -> dict[str, Any]:
-        wait = source.limits.timeout_s + (_START_S if self._served == 1 else 0)
-        deadline = time.monotonic() + wait
+        limits, start = source.limits, time.monotonic()
+        deadline = start + limits.timeout_s + (_START_S if self._served == 1 else 0)
         head = json.dumps(request).encode()
+        pending = [memoryview(len(head).to_bytes(8, "big") + head), memoryview(data)]
         try:
-            reply = _exchange(process, len(head).to_bytes(8, "big") + head, data, deadline)
-            answer = json.loads(reply)
+            answer = json.loads(_exchange(process, pending, deadline))
+            while answer == _MORE_TIME:
+                last = start + _START_S + limits.timeout_s + limits.ocr_timeout_s
+                deadline = min(time.monotonic() + limits.timeout_s, last)
+                answer = json.loads(_exchange(process, pending, deadline))
         except TimeoutError as error:
             self.close()
             raise DataError(
@@ -152,16 +158,18 @@ class Worker:
         return answer
 
 
-def _exchange(process: subprocess.Popen[bytes], head: bytes, data: bytes, deadline: float) -> bytes:
-    """Write a request and read its reply, never waiting beyond the deadline."""
+def _exchange(
+    process: subprocess.Popen[bytes], pending: list[memoryview], deadline: float
+) -> bytes:
+    """Write what is pending and read one reply, never waiting beyond the deadline."""
     if process.stdin is None or process.stdout is None:
         raise EOFError
     sender, receiver = process.stdin.fileno(), process.stdout.fileno()
     os.set_blocking(sender, False)
-    pending = [memoryview(head), memoryview(data)]
     received = bytearray()
     with selectors.DefaultSelector() as selector:
-        selector.register(sender, selectors.EVENT_WRITE)
+        if pending:
+            selector.register(sender, selectors.EVENT_WRITE)
         selector.register(receiver, selectors.EVENT_READ)
         while True:
             left = deadline - time.monotonic()
@@ -171,16 +179,18 @@ def _exchange(process: subprocess.Popen[bytes], head: bytes, data: bytes, deadli
             for key, _ in ready:
                 if key.fd == receiver:
                     _receive(receiver, received)
+                    if _is_whole(received):
+                        return bytes(received[8:])
                     continue
                 _send(sender, pending)
                 if not pending:
                     selector.unregister(sender)
-            if _is_whole(received):
-                return bytes(received[8:])
 
 
 def _receive(descriptor: int, received: bytearray) -> None:
-    block = os.read(descriptor, _BLOCK)
+    """Read on, but never beyond the end of one reply."""
+    wanted = 8 + int.from_bytes(received[:8], "big") if len(received) >= 8 else 8
+    block = os.read(descriptor, min(_BLOCK, wanted - len(received)))
     if not block:
         raise EOFError
     received += block
@@ -188,7 +198,7 @@ def _receive(descriptor: int, received: bytearray) -> None:
 
 def _is_whole(received: bytearray) -> bool:
     size = int.from_bytes(received[:8], "big")
-    if size > _MAX_REPLY or len(received) > 8 + size >= 16:
+    if size > _MAX_REPLY:
         raise ValueError("the reply is too long")
     return len(received) >= 8 and len(received) == 8 + size
 
@@ -215,12 +225,17 @@ def serve(memory_bytes: int) -> None:
     requests = os.fdopen(os.dup(0), "rb")
     while head := requests.read(8):
         request = json.loads(requests.read(int.from_bytes(head, "big")))
-        reply = json.dumps(_answer(request, requests.read(request["size"]))).encode()
-        replies.write(len(reply).to_bytes(8, "big") + reply)
-        replies.flush()
+        data = requests.read(request["size"])
+        _send_reply(replies, _answer(request, data, lambda: _send_reply(replies, _MORE_TIME)))
 
 
-def _answer(request: dict[str, Any], data: bytes) -> dict[str, Any]:
+def _send_reply(replies: BinaryIO, content: dict[str, Any]) -> None:
+    reply = json.dumps(content).encode()
+    replies.write(len(reply).to_bytes(8, "big") + reply)
+    replies.flush()
+
+
+def _answer(request: dict[str, Any], data: bytes, more_time: Callable[[], None]) -> dict[str, Any]:
     limits = Limits.model_validate(request["limits"])
     source = Source(
         request["path"],
@@ -228,6 +243,7 @@ def _answer(request: dict[str, Any], data: bytes) -> dict[str, Any]:
         request["media_type"],
         Origin.from_json(request["origin"]),
         limits,
+        more_time,
     )
     try:
         return {"document": PARSERS.build(request["parser"]).parse(data, source).to_json()}

@@ -1,36 +1,59 @@
-"""PDF: the text of each page in reading order, with page numbers and the outline's headings.
+"""PDF: each page's paragraphs, headings, lists and tables in reading order, with page numbers.
 
-Words that a line's end has cut are joined. Pages without text (scans) are counted; a file of
-nothing else is refused, since nothing here reads pictures. Bytes are those of the whole file.
+Columns are read one after the other; tables, ruled or only aligned, become Markdown tables; heads
+and feet that repeat are kept once and counted; words that a line's end has cut are joined. Filled
+form fields and notes follow their page. A page that is a picture is read by OCR where the extra
+``ocr`` is installed, marked so, and counted where it is not. Bytes are those of the whole file.
 """
 
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from typing_extensions import override
 
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.records import Document
-from stillroom.text.assembly import Assembly
+from stillroom.text.annotations import Overlay, read_overlay
+from stillroom.text.assembly import Assembly, render_table
+from stillroom.text.glyphs import Glyphs, read_glyphs
+from stillroom.text.layout import Block, arrange
 from stillroom.text.method import Parser, Source
+from stillroom.text.ocr import has_ocr, read_picture, require_language
 from stillroom.text.office import unreadable
+from stillroom.text.paging import (
+    Entry,
+    Page,
+    Words,
+    drop_repeated,
+    heading_levels,
+    known_headings,
+    title_pattern,
+)
+from stillroom.text.ruling import find_grids, read_rules
 
 __all__ = ["Pdf"]
 
-_CUT_WORD = re.compile("[\x02\ufffe\u00ad](?:\r\n|\n|\r)?|(?<=[a-z])-(?:\r\n|\n)(?=[a-z]{2})")
 _SPACE = re.compile(r"[ \t\xa0]+")
-_BLANK = re.compile(r"\n{3,}")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_LETTER = re.compile(r"[^\W_]")
 _NO_TITLE = re.compile(
     r"untitled|^\(?anonymous\)?$|\.(docx?|tex|indd|pdf|dvi)$|^microsoft word", re.IGNORECASE
 )
+_SENTENCE_END = re.compile(r"[.!?:;\"”’)]$")
 _MAX_OUTLINE = 5000
+_MAX_LINKS = 200
+_FEW_LETTERS = 20  # beside a picture, a page with fewer is one to be read by OCR
+_SIDE = 2000  # pixels; the longer side of a page that is drawn for OCR
+_SCALE = 2.5  # pixels a point, at most
 
 
 class Pdf(Parser):
-    """PDF files with a text layer."""
+    """PDF files, scanned ones with the extra ``ocr``."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".pdf",)
     media_type: ClassVar[str] = "application/pdf"
@@ -48,64 +71,277 @@ class Pdf(Parser):
             except pypdfium2.PdfiumError as error:
                 raise _refusal(str(error), source.path) from error
             try:
-                return _read(pdf, data, source)
+                return _Reading(pdf, source).document(len(data))
             finally:
                 pdf.close()
 
 
-def _read(pdf: Any, data: bytes, source: Source) -> Document:
-    total = len(pdf)
-    if total > source.limits.pages:
-        raise DataError(
-            f"the file has {total} pages",
-            code="document.too-large",
-            where=source.path,
-            expected=f"at most {source.limits.pages}",
-            next="split the file, or raise the limit 'pages'",
+class _Reading:
+    """The reading of one file: its pages, and what is counted on the way."""
+
+    def __init__(self, pdf: Any, source: Source) -> None:
+        self._pdf, self._source = pdf, source
+        self._pages: list[Page] = []
+        self._overlays: dict[int, Overlay] = {}
+        self._confidence: dict[int, float] = {}
+        self._unread: list[int] = []
+        self._counts = dict.fromkeys(("broken", "silent", "hidden"), 0)
+        self._spent = 0.0
+
+    def document(self, size: int) -> Document:
+        total = len(self._pdf)
+        limits = self._source.limits
+        if total > limits.pages:
+            raise DataError(
+                f"the file has {total} pages",
+                code="document.too-large",
+                where=self._source.path,
+                expected=f"at most {limits.pages}",
+                next="split the file, or raise the limit 'pages'",
+            )
+        if limits.ocr != "never":
+            require_language(limits.ocr_language, self._source.path)
+        if self._pdf.get_formtype():
+            self._pdf.init_forms()
+        for number in range(1, total + 1):
+            try:
+                self._read_page(number)
+            except (RuntimeError, ValueError, OSError):  # one bad page does not lose the others
+                self._counts["broken"] += 1
+        self._require_ocr()
+        dropped = drop_repeated(self._pages)
+        known, within = known_headings(self._pages, _outline(self._pdf))
+        levels = heading_levels(self._pages, known)
+        assembly = Assembly(self._source)
+        _Writer(assembly, levels, within, Words(self._pages), size).write(self._pages, self)
+        title = _CONTROL.sub("", str(self._pdf.get_metadata_dict().get("Title", ""))).strip()
+        if _NO_TITLE.search(title):
+            title = ""
+        return assembly.finish(
+            title=title,
+            metadata=self._metadata(total, dropped),
+            expected="text, or pictures of text (the pages are blank, or OCR read nothing)",
         )
-    outline = _outline(pdf)
-    assembly = Assembly(source)
-    silent = broken = 0
-    for number in range(1, total + 1):
-        try:
-            text = _page_text(pdf, number - 1)
-        except (RuntimeError, ValueError, OSError):  # one bad page does not lose the others
-            broken += 1
-            continue
-        if not text:
-            silent += 1
-            continue
-        assembly.gap()
-        _add_headings(text, outline.get(number, []), assembly)
-        assembly.add(text, (0, len(data)), page=number)
-    title = _CONTROL.sub("", str(pdf.get_metadata_dict().get("Title", ""))).strip()
-    if _NO_TITLE.search(title):
-        title = ""
-    metadata = {"pages": total, "pages_without_text": silent, "pages_unreadable": broken}
-    return assembly.finish(
-        title=title, metadata=metadata, expected="a text layer (the pages seem to be pictures)"
-    )
 
+    def overlay(self, number: int) -> Overlay:
+        """Return what lies over a page."""
+        return self._overlays.get(number) or Overlay()
 
-def _page_text(pdf: Any, index: int) -> str:
-    page = pdf[index]
-    try:
-        reader = page.get_textpage()
+    def label(self, number: int) -> str:
+        """Say how a page was read, if by OCR."""
+        sure = self._confidence.get(number)
+        return "" if sure is None else f"OCR, confidence {sure:.2f}"
+
+    def _read_page(self, number: int) -> None:
+        page = self._pdf[number - 1]
         try:
-            text = str(reader.get_text_range())
+            with _text_of(page) as raw:
+                glyphs = read_glyphs(raw, page.get_cropbox())
+            self._counts["hidden"] += glyphs.hidden
+            form = self._pdf.formenv
+            overlay = read_overlay(self._pdf.raw, page.raw, form.raw if form else None)
+            self._overlays[number] = overlay
+            self._counts["hidden"] += overlay.hidden
+            if self._needs_ocr(page, glyphs):
+                blocks = self._read_by_ocr(page, number) or _blocks(page, glyphs)
+            else:
+                blocks = _blocks(page, glyphs)
+            if not blocks:
+                self._counts["silent"] += 1
+            top, bottom = _edges(page, glyphs, blocks)
+            self._pages.append(Page(number, blocks, top, bottom))
         finally:
-            reader.close()
+            page.close()
+
+    def _needs_ocr(self, page: Any, glyphs: Glyphs) -> bool:
+        """Say whether a page is a picture of text rather than text."""
+        if self._source.limits.ocr == "always":
+            return True
+        letters = sum(len(_LETTER.findall(run.text)) for run in glyphs.runs)
+        return letters < _FEW_LETTERS and _has_picture(page, least=0.3 if letters else 0.02)
+
+    def _read_by_ocr(self, page: Any, number: int) -> list[Block]:
+        limits = self._source.limits
+        is_late = self._spent > limits.ocr_timeout_s
+        if limits.ocr == "never" or is_late or not has_ocr():
+            self._unread.append(number)
+            return []
+        self._source.more_time()
+        start = time.monotonic()
+        width, height = page.get_size()
+        scale = min(_SCALE, _SIDE / max(width, height, 1.0))
+        pixels = page.render(scale=scale, rev_byteorder=False).to_numpy()[:, :, :3]
+        found = read_picture(pixels, scale=1 / scale)
+        self._spent += time.monotonic() - start
+        blocks = arrange(found.runs)
+        if blocks:
+            self._confidence[number] = found.confidence
+            for block in blocks:  # pages of pictures and of text lie on one scale, from the top
+                block.top, block.bottom = block.top - height, block.bottom - height
+        return blocks
+
+    def _require_ocr(self) -> None:
+        """Refuse a file that is nothing but pictures where nothing can read them."""
+        has_text = any(page.blocks for page in self._pages) or any(
+            one.fields or one.notes for one in self._overlays.values()
+        )
+        if self._unread and not has_text and self._source.limits.ocr != "never" and not has_ocr():
+            raise MissingExtraError.of(
+                "rapidocr", "ocr", f"reading the pictures on {len(self._unread)} pages"
+            )
+
+    def _metadata(self, total: int, dropped: int) -> dict[str, Any]:
+        counts, pages = self._counts, self._pages
+        overlays = self._overlays.values()
+        links = list(dict.fromkeys(link for one in overlays for link in one.links))
+        sure = self._confidence
+        facts: dict[str, Any] = {
+            "repeated_lines_left_out": dropped,
+            "hidden_characters_left_out": counts["hidden"],
+            "tables": sum(block.kind == "table" for page in pages for block in page.blocks),
+            "form_fields": sum(len(one.fields) for one in overlays),
+            "notes": sum(len(one.notes) for one in overlays),
+            "links": links[:_MAX_LINKS],
+            "links_left_out": max(len(links) - _MAX_LINKS, 0),
+            "attachments_left_out": self._pdf.count_attachments(),
+            "pages_by_ocr": sorted(sure),
+            "ocr_confidence": round(sum(sure.values()) / len(sure), 3) if sure else 0,
+            "pages_needing_ocr": self._unread,
+        }
+        told = {key: value for key, value in facts.items() if value}
+        if self._unread:
+            told["notices"] = [self._notice()]
+        return {
+            "pages": total,
+            "pages_without_text": counts["silent"],
+            "pages_unreadable": counts["broken"],
+            **told,
+        }
+
+    def _notice(self) -> str:
+        count, limits = len(self._unread), self._source.limits
+        pages = "1 page is a picture" if count == 1 else f"{count} pages are pictures"
+        if limits.ocr == "never":
+            return f"{pages} and left out, since the limit ocr is 'never'"
+        if not has_ocr():
+            return f"{pages} and left out; pip install 'stillroom[ocr]' to read them"
+        return f"{pages} and left out, since OCR took longer than the limit ocr_timeout_s"
+
+
+class _Writer:
+    """Writes the pages' blocks as Markdown."""
+
+    def __init__(
+        self,
+        assembly: Assembly,
+        levels: dict[int, int],
+        within: dict[int, list[Entry]],
+        words: Words,
+        size: int,
+    ) -> None:
+        self._assembly, self._levels, self._words = assembly, levels, words
+        self._within = within
+        self._span = (0, size)
+        self._last: Block | None = None
+
+    def write(self, pages: list[Page], reading: _Reading) -> None:
+        for page in pages:
+            place: dict[str, Any] = {"page": page.number, "label": reading.label(page.number)}
+            for block in page.blocks:
+                self._write(block, place)
+            overlay = reading.overlay(page.number)
+            for title, lines in (("Form", overlay.fields), ("Notes", overlay.notes)):
+                if lines:
+                    text = "\n".join(f"- {line}" for line in lines)
+                    self._assembly.gap()
+                    self._assembly.add(f"{title}:\n\n{text}", self._span, **place)
+                    self._last = None
+
+    def _write(self, block: Block, place: dict[str, Any]) -> None:
+        level = self._levels.get(id(block), 0)
+        if block.kind == "table":
+            text = render_table([[self._clean(cell) for cell in row] for row in block.rows])
+        else:
+            text = self._clean(block.text)
+        if not text:
+            return
+        self._assembly.gap(self._gap(block, level))
+        if level:
+            text = " ".join(text.split())
+            self._assembly.heading(level, text)
+            text = "#" * level + " " + text
+        for deep, title in self._within.get(id(block), ()):
+            found = title_pattern(title).search(text)
+            start = self._assembly.length + (found.start() if found else 0)
+            self._assembly.heading(deep, title, at=start)
+        self._assembly.add(text, self._span, **place)
+        self._last = block if not level else None
+
+    def _clean(self, text: str) -> str:
+        lines = self._words.mend(text).split("\n")
+        return _CONTROL.sub("", "\n".join(_SPACE.sub(" ", line).strip() for line in lines)).strip()
+
+    def _gap(self, block: Block, level: int) -> str:
+        """Return what stands before a block: less where it goes on the one before."""
+        last = self._last
+        if last is None or level:
+            return "\n\n"
+        if last.kind == block.kind == "li":
+            return "\n"
+        goes_on = (
+            last.kind in {"p", "li"}
+            and block.kind == "p"
+            and block.text[:1].islower()
+            and not _SENTENCE_END.search(last.text)
+            and 0.93 <= block.size / max(last.size, 0.1) <= 1.07
+        )
+        return "\n" if goes_on else "\n\n"
+
+
+@contextmanager
+def _text_of(page: Any) -> Iterator[Any]:
+    reader = page.get_textpage()
+    try:
+        yield reader.raw
     finally:
-        page.close()
-    text = _CUT_WORD.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
-    text = _CONTROL.sub("", text)
-    lines = (_SPACE.sub(" ", line).strip() for line in text.split("\n"))
-    return _BLANK.sub("\n\n", "\n".join(lines)).strip()
+        reader.close()
 
 
-def _outline(pdf: Any) -> dict[int, list[tuple[int, str]]]:
+def _blocks(page: Any, glyphs: Glyphs) -> list[Block]:
+    grids = find_grids(*read_rules(page.raw, glyphs.turn)) if glyphs.runs else []
+    blocks = arrange(glyphs.runs, grids)
+    for aside in glyphs.aside:
+        blocks += arrange(aside)
+    return blocks
+
+
+def _edges(page: Any, glyphs: Glyphs, blocks: list[Block]) -> tuple[float, float]:
+    """Return where the paper begins and ends in the blocks' coordinates."""
+    if glyphs.turn:
+        tops = [block.top for block in blocks] or [0.0]
+        return min(tops), max(block.bottom for block in blocks) if blocks else 0.0
+    _, bottom, _, top = page.get_cropbox()
+    return -top, -bottom
+
+
+def _has_picture(page: Any, *, least: float) -> bool:
+    """Say whether pictures or many drawings cover at least that share of a page."""
+    import pypdfium2.raw as pdfium
+
+    width, height = page.get_size()
+    covered = drawings = 0.0
+    for one in page.get_objects(max_depth=3):
+        if one.type == pdfium.FPDF_PAGEOBJ_IMAGE:
+            left, bottom, right, top = one.get_bounds()
+            covered += max(right - left, 0) * max(top - bottom, 0)
+        elif one.type == pdfium.FPDF_PAGEOBJ_PATH:
+            drawings += 1
+    return covered >= least * width * height or drawings >= 100
+
+
+def _outline(pdf: Any) -> dict[int, list[Entry]]:
     """Return the outline's entries as (level, title) by page, from 1."""
-    found: dict[int, list[tuple[int, str]]] = {}
+    found: dict[int, list[Entry]] = {}
     for number, mark in enumerate(pdf.get_toc(max_depth=6)):
         if number >= _MAX_OUTLINE:
             break
@@ -115,21 +351,6 @@ def _outline(pdf: Any) -> dict[int, list[tuple[int, str]]]:
         if index is not None and title:
             found.setdefault(index + 1, []).append((mark.level + 1, title))
     return found
-
-
-def _add_headings(text: str, entries: list[tuple[int, str]], assembly: Assembly) -> None:
-    """Place the headings of a page where their titles stand in its text, else at its start."""
-    placed: list[tuple[int, int, str]] = []
-    cursor = 0
-    for level, title in entries:
-        pattern = r"\s+".join(re.escape(word) for word in title.split())
-        match = re.compile(pattern, re.IGNORECASE).search(text, cursor)
-        cursor = match.start() if match else cursor
-        line = text.rfind("\n", 0, cursor) + 1
-        is_short = cursor - line <= 12  # the section's number may stand before its title
-        placed.append((line if match and is_short else cursor, level, title))
-    for start, level, title in placed:
-        assembly.heading(level, title, at=assembly.length + start)
 
 
 def _refusal(why: str, where: str) -> DataError:

@@ -1,0 +1,304 @@
+"""Where the text of a PDF page goes: columns, tables, paragraphs, in the order a person reads them.
+
+Rows of the page are looked at from top to bottom. Where neighboring rows leave the same gaps free,
+they are columns of text (read one after the other) or a table without lines (kept as a table), told
+apart by how full the columns are. Source for the idea of whitespace between columns: Breuel 2002,
+"Two Geometric Algorithms for Layout Analysis"; differs: gaps are followed row by row.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median, median_low
+
+from stillroom.text.gaps import (
+    Gaps,
+    Row,
+    clear_gaps,
+    find_gaps,
+    group_rows,
+    is_inside,
+    join_words,
+    split_cells,
+)
+from stillroom.text.glyphs import Run
+from stillroom.text.ruling import Grid
+from stillroom.text.tabling import (
+    aligned_rows,
+    free_strips,
+    ruled_rows,
+    split_sections,
+    without_tail,
+)
+
+__all__ = ["Block", "Line", "arrange"]
+
+_GUTTER = 0.9  # of the characters' height: the narrowest gap between columns
+_FAR = 2.5  # of the characters' height: rows further apart belong to different bands
+_FULL = 0.7  # of a column's width: what lines of running text fill
+_MARK = re.compile(
+    r"[•◦▪▫‣●○■□➢➤⁃∙·*–—-]|\(?(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,4})[.)]|\.?\d{1,2}(?:\.\d{1,2})*\.?"
+)
+_BULLET = re.compile(r"^[•◦▪▫‣●○■□➢➤⁃∙·*–—-](?=\s)\s*")
+_ITEM = re.compile(r"^(?:[•◦▪▫‣●○■□➢➤⁃∙·*–—-]|\d{1,3}[.)]|\(?(?:\d{1,2}|[a-zA-Z])[.)])\s")
+
+
+@dataclass(slots=True)
+class Line:
+    """One line of text."""
+
+    text: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+    size: float
+    type_size: float
+    is_bold: bool
+
+
+@dataclass(slots=True)
+class Block:
+    """A paragraph or list item of lines, or a table of rows of cells."""
+
+    kind: str
+    lines: list[Line] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    top: float = 0.0
+    bottom: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """The lines with line ends between them; ``CUT`` stands where a line has cut a word."""
+        return "\n".join(line.text for line in self.lines)
+
+    @property
+    def size(self) -> float:
+        """The type size of most of its lines, in points."""
+        return median(line.type_size for line in self.lines) if self.lines else 0.0
+
+    @property
+    def is_bold(self) -> bool:
+        """Whether all of its lines are bold."""
+        return bool(self.lines) and all(line.is_bold for line in self.lines)
+
+
+def arrange(runs: Sequence[Run], grids: Sequence[Grid] = ()) -> list[Block]:
+    """Return a page's blocks in reading order.
+
+    Args:
+        runs: The page's runs of one direction of writing.
+        grids: Its ruled tables.
+    """
+    rest = list(runs)
+    tables: list[Block] = []
+    for grid in grids:
+        inside = [run for run in rest if is_inside(run, grid.box)]
+        rows = ruled_rows(grid, inside) if inside else []
+        if not rows:
+            continue
+        tables.append(Block("table", rows=rows, top=grid.ys[0], bottom=grid.ys[-1]))
+        gone = {id(run) for run in inside}
+        rest = [run for run in rest if id(run) not in gone]
+        rest += _stand_ins(inside, grid, len(tables) - 1)
+    return list(_flow(rest, tables))
+
+
+def _stand_ins(inside: list[Run], grid: Grid, number: int) -> Iterator[Run]:
+    """Yield, for each row of a ruled table, a run that holds its place on the page."""
+    left, _, right, _ = grid.box
+    for row in group_rows(inside):
+        top, bottom = min(run.top for run in row), max(run.bottom for run in row)
+        yield Run([], left, top, right, bottom, row[0].size, row[0].type_size, table=number)
+
+
+def _flow(runs: Sequence[Run], tables: list[Block]) -> Iterator[Block]:
+    """Yield the blocks of a region of the page."""
+    plain: list[Row] = []
+    rows = group_rows(runs)
+    at = 0
+    while at < len(rows):
+        stop, gutters = _band(rows, at)
+        band = rows[at:stop]
+        kind = _kind_of(band, gutters)
+        if kind == "table":
+            band = without_tail(band)
+            stop = at + len(band)
+            for piece in split_sections(band):
+                narrow = free_strips(piece)
+                if not narrow:
+                    plain += piece
+                    continue
+                yield from _paragraphs(plain, tables)
+                plain = []
+                top = min(run.top for run in piece[0])
+                bottom = max(run.bottom for run in piece[-1])
+                rows_of = aligned_rows(piece, narrow)
+                yield Block("table", rows=rows_of, top=top, bottom=bottom)
+        elif kind == "columns":
+            before = _above(plain, gutters)
+            kept, band = plain[: len(plain) - before], plain[len(plain) - before :] + band
+            yield from _paragraphs(kept, tables)
+            plain = []
+            for column in _columns(band, gutters):
+                yield from _flow(column, tables)
+        else:
+            stop = at + 1
+            plain.append(rows[at])
+        at = stop
+    yield from _paragraphs(plain, tables)
+
+
+def _band(rows: list[Row], at: int) -> tuple[int, Gaps]:
+    """Return where the rows end that leave the same gaps free from ``at`` on, and those gaps."""
+    size = median(run.size for run in rows[at])
+    gutters = find_gaps(rows[at], _GUTTER * size)
+    stop = at + 1
+    while gutters and stop < len(rows):
+        row = rows[stop]
+        above = max(run.bottom for run in rows[stop - 1])
+        if min(run.top for run in row) - above > _FAR * size:
+            break
+        own = find_gaps(row, _GUTTER * size)
+        common = clear_gaps(gutters, row, _GUTTER * size)
+        is_richer = len(own) - len(common) >= 3 and stop - at <= 2
+        is_across = len(row) == 1 and len(common) < len(gutters) and stop - at >= 3
+        if not common or is_richer or is_across:
+            break
+        gutters, stop = common, stop + 1
+    return stop, gutters
+
+
+def _kind_of(band: list[Row], gutters: Gaps) -> str:
+    """Say whether rows with common gaps are a table, columns of text, or neither."""
+    if not gutters or len(band) < 2:
+        return ""
+    grid = [split_cells(row, gutters) for row in band]
+    shared = sum(sum(map(bool, cells)) >= 2 for cells in grid)
+    if shared < 2:
+        return ""
+    if any(run.table >= 0 for row in band for run in row):
+        return "columns"
+    if _is_list(grid):
+        return ""
+    full = sum(_is_running([cells[at] for cells in grid]) for at in range(len(gutters) + 1))
+    if full >= 2 and 2 * full >= len(gutters) + 1:
+        return "columns"
+    if all(run.is_fixed for row in band for run in row):
+        return ""
+    if full and len(gutters) == 1 and 2 * shared < len(band):
+        return "columns"
+    return "table" if shared >= 3 or len(gutters) >= 2 else ""
+
+
+def _is_list(grid: list[list[Row]]) -> bool:
+    """Say whether all columns but the last hold nothing but bullets or numbers."""
+    marks = [join_words(cell) for cells in grid for cell in cells[:-1] if cell]
+    return bool(marks) and all(_MARK.fullmatch(mark) for mark in marks)
+
+
+def _is_running(cells: list[Row]) -> bool:
+    """Say whether a column holds running text: lines that fill its width."""
+    lines = [cell for cell in cells if cell]
+    if len(lines) < 3:
+        return False
+    left = min(run.left for cell in lines for run in cell)
+    right = max(run.right for cell in lines for run in cell)
+    widths = [max(run.right for run in cell) - min(run.left for run in cell) for cell in lines]
+    words = [sum(len(run.words) for run in cell) for cell in lines]
+    letters = [sum(len(word[0]) for run in cell for word in run.words) for cell in lines]
+    is_full = sum(width >= _FULL * (right - left) for width in widths) >= 0.6 * len(lines)
+    return is_full and (median(words) >= 4 or median(letters) >= 25)
+
+
+def _above(plain: list[Row], gutters: Gaps) -> int:
+    """Return how many of the lines before columns stand in one of them."""
+    count = 0
+    for row in reversed(plain):
+        size = median(run.size for run in row)
+        if len(row) > 1 and find_gaps(row, _GUTTER * size):
+            break
+        if len(clear_gaps(gutters, row, 0.5 * size)) < len(gutters) or any(
+            r.table >= 0 for r in row
+        ):
+            break
+        count += 1
+    return count
+
+
+def _columns(band: list[Row], gutters: Gaps) -> list[Row]:
+    columns: list[Row] = [[] for _ in range(len(gutters) + 1)]
+    for row in band:
+        for at, cell in enumerate(split_cells(row, gutters)):
+            columns[at] += cell
+    if sum(run.is_right_to_left for row in band for run in row) * 2 > sum(map(len, band)):
+        columns.reverse()
+    return columns
+
+
+def _paragraphs(rows: list[Row], tables: list[Block]) -> Iterator[Block]:
+    """Yield the paragraphs, list items and ruled tables of rows that are read across."""
+    lines: list[Line] = []
+    last = -1
+    for row in rows:
+        number = max(run.table for run in row)
+        if number >= 0:
+            yield from _split(lines)
+            lines = []
+            if number != last:
+                yield tables[number]
+            last = number
+            row = [run for run in row if run.table < 0]
+        if row:
+            lines.append(_line(row))
+    yield from _split(lines)
+
+
+def _line(row: Row) -> Line:
+    return Line(
+        _BULLET.sub("- ", join_words(row)),
+        min(run.left for run in row),
+        min(run.top for run in row),
+        max(run.right for run in row),
+        max(run.bottom for run in row),
+        max(run.size for run in row),
+        max((run for run in row), key=lambda run: len(run.words)).type_size,
+        all(run.is_bold for run in row),
+    )
+
+
+def _split(lines: list[Line]) -> Iterator[Block]:
+    """Yield paragraphs: cut where the distance, the type or the indentation says so."""
+    if not lines:
+        return
+    steps = [below.top - above.bottom for above, below in pairwise(lines)]
+    usual = median_low(steps) if steps else 0.0
+    lefts = [round(line.left) for line in lines]
+    margin = max(set(lefts), key=lefts.count)
+    start = 0
+    for at in range(1, len(lines) + 1):
+        if at < len(lines) and not _begins(lines, at, usual, margin):
+            continue
+        piece = lines[start:at]
+        kind = "li" if _ITEM.match(piece[0].text) else "p"
+        yield Block(kind, piece, top=piece[0].top, bottom=piece[-1].bottom)
+        start = at
+
+
+def _begins(lines: list[Line], at: int, usual: float, margin: float) -> bool:
+    """Say whether a paragraph begins at a line."""
+    above, line = lines[at - 1], lines[at]
+    size = min(above.size, line.size)
+    if line.top - above.bottom > min(max(usual, -0.2 * size) + 0.4 * size, 2.2 * size):
+        return True
+    if not 0.88 <= line.type_size / above.type_size <= 1.14 or line.is_bold != above.is_bold:
+        return True
+    if _ITEM.match(line.text):
+        return True
+    indent = line.left - margin
+    is_first = 0.6 * size <= indent <= 4 * size and abs(above.left - margin) < 0.3 * size
+    follows = at + 1 >= len(lines) or abs(lines[at + 1].left - margin) < 0.3 * size
+    return is_first and follows

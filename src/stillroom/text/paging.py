@@ -1,0 +1,243 @@
+"""What only shows over all pages of a document: which lines repeat, which are headings, cut words.
+
+Knows blocks of pages, not the format that they come from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from stillroom.text.glyphs import CUT
+from stillroom.text.layout import Block
+
+__all__ = [
+    "Entry",
+    "Page",
+    "Words",
+    "body_size",
+    "drop_repeated",
+    "heading_levels",
+    "known_headings",
+    "title_pattern",
+]
+
+_MARGIN = 0.11  # of the page's height, at its top and its foot
+_LEAST_PAGES = 3
+_NUMBER = re.compile(r"\d+")
+_PAGE_NUMBER = re.compile(
+    r"[\W_]*(?:page|seite|p\.|pg\.?)?\s*(?:\d{1,4}|[ivxlc]{1,6})(?:\s*(?:/|of|von|de|sur)\s*\d{1,4})?[\W_]*",
+    re.IGNORECASE,
+)
+_LARGER = 1.13  # times the body's size, as a heading is
+_LONGEST = 160
+_LETTER = re.compile(r"[^\W\d_]")
+_SENTENCE_END = re.compile(r"[.,;]\s*$")
+_WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+_CUT_WORD = re.compile(rf"([^\W\d_]+)(?:{CUT}|-)\n([^\W\d_]+\S*)[ \n]?")
+
+
+@dataclass(slots=True)
+class Page:
+    """One page's blocks, and where its paper begins and ends, in the blocks' own coordinates."""
+
+    number: int
+    blocks: list[Block] = field(default_factory=list)
+    top: float = 0.0
+    bottom: float = 0.0
+
+    def is_marginal(self, block: Block) -> bool:
+        """Say whether a block stands in the page's top or foot margin."""
+        margin = _MARGIN * (self.bottom - self.top)
+        return block.bottom < self.top + margin or block.top > self.bottom - margin
+
+
+def drop_repeated(pages: Sequence[Page]) -> int:
+    """Take out running heads and feet and page numbers; return how many lines were taken out.
+
+    A line in the margin that stands on at least three pages and a third of them, but for its
+    digits, is kept once, where it first stands. A document of fewer pages keeps all.
+    """
+    if len(pages) < _LEAST_PAGES:
+        return 0
+    on_pages: Counter[str] = Counter()
+    for page in pages:
+        on_pages.update({_mark(block) for block in page.blocks if _may_run(block, page)})
+    least = max(_LEAST_PAGES, len(pages) / 3)
+    running = {mark for mark, count in on_pages.items() if count >= least}
+    seen: set[str] = set()
+    dropped = 0
+    for page in pages:
+        kept = []
+        lasting = [block for block in page.blocks if not _may_run(block, page)]
+        for block in page.blocks:
+            mark = _mark(block) if _may_run(block, page) else ""
+            is_number = bool(_PAGE_NUMBER.fullmatch(block.text)) if mark else False
+            is_again = mark in seen and bool(lasting)  # else the page would lose all it has
+            if mark in running and (is_again or is_number):
+                dropped += len(block.lines)
+                continue
+            seen.add(mark)
+            kept.append(block)
+        page.blocks = kept
+    return dropped
+
+
+def _may_run(block: Block, page: Page) -> bool:
+    return block.kind != "table" and len(block.lines) <= 3 and page.is_marginal(block)
+
+
+def _mark(block: Block) -> str:
+    return _NUMBER.sub("#", " ".join(block.text.split()).casefold())
+
+
+def body_size(pages: Sequence[Page]) -> float:
+    """Return the size that most characters of paragraphs have, in points; 0 without any."""
+    sizes: Counter[float] = Counter()
+    for page in pages:
+        for block in page.blocks:
+            for line in block.lines:
+                sizes[round(line.type_size * 2) / 2] += len(line.text)
+    return sizes.most_common(1)[0][0] if sizes else 0.0
+
+
+Style = tuple[float, bool]
+
+
+def heading_levels(pages: Sequence[Page], known: dict[int, int] | None = None) -> dict[int, int]:
+    """Return the level of every block that is a heading, by the block's ``id``.
+
+    Headings are short and larger than the body, or bold where it is not. Larger comes first, bold
+    before plain; at most six levels. ``known`` headings, as an outline tells them, keep their
+    level, and others are headings only if they look like a known one.
+    """
+    body = body_size(pages)
+    known = known or {}
+    found: list[tuple[Block, Style]] = []
+    bold = plain = 0
+    for page in pages:
+        for block in page.blocks:
+            if block.kind == "table":
+                plain += sum(len(cell) for row in block.rows for cell in row)
+                continue
+            size = len(block.text)
+            bold, plain = (bold + size, plain) if block.is_bold else (bold, plain + size)
+            if id(block) in known or _looks_like_heading(block, body):
+                found.append((block, _style(block, body)))
+    if bold > plain:  # bold is how this document writes, not how it marks
+        found = [(one, style) for one, style in found if style[0] >= _LARGER or id(one) in known]
+    levels = _levels_of_styles(found, known)
+    marked = {id(block): levels[style] for block, style in found if style in levels}
+    return {**marked, **known}
+
+
+def _levels_of_styles(found: list[tuple[Block, Style]], known: dict[int, int]) -> dict[Style, int]:
+    if known:
+        votes: dict[Style, Counter[int]] = {}
+        for block, style in found:
+            if id(block) in known:
+                votes.setdefault(style, Counter())[known[id(block)]] += 1
+        return {style: count.most_common(1)[0][0] for style, count in votes.items()}
+    styles: list[Style] = []
+    for style in sorted({style for _, style in found}, reverse=True):
+        if not styles or styles[-1][0] - style[0] > 0.06 or styles[-1][1] != style[1]:
+            styles.append(style)
+    levels: dict[Style, int] = {}
+    for _, style in found:
+        near = [at for at, one in enumerate(styles) if one[1] == style[1]]
+        at = min(near, key=lambda at: abs(styles[at][0] - style[0]))
+        levels[style] = min(at + 1, 6)
+    return levels
+
+
+def _style(block: Block, body: float) -> Style:
+    """Return a block's size relative to the body and whether it is bold."""
+    return round(block.size / max(body, 1.0) * 20) / 20, block.is_bold
+
+
+def _looks_like_heading(block: Block, body: float) -> bool:
+    text = block.text
+    if len(text) > _LONGEST or len(block.lines) > 3 or not _LETTER.search(text):
+        return False
+    if block.kind == "li" and text.startswith("- "):
+        return False
+    is_larger = block.size >= _LARGER * body
+    is_bold = block.is_bold and block.size >= 0.93 * body and len(block.lines) <= 2
+    return (is_larger or is_bold) and not _SENTENCE_END.search(text)
+
+
+Entry = tuple[int, str]
+"""A heading as an outline has it: its level and its title."""
+
+
+def known_headings(
+    pages: list[Page], outline: dict[int, list[Entry]]
+) -> tuple[dict[int, int], dict[int, list[Entry]]]:
+    """Return which blocks the outline names, and which hold a title that it names.
+
+    A number may stand before the title. A title that is nowhere on its page belongs to the page's
+    first block.
+    """
+    known: dict[int, int] = {}
+    within: dict[int, list[Entry]] = {}
+    for page in pages:
+        rest = [block for block in page.blocks if block.kind != "table"]
+        for level, title in outline.get(page.number, []):
+            whole = next((block for block in rest if _is_title(block, title)), None)
+            if whole is not None:
+                known[id(whole)] = min(level, 6)
+                rest = rest[rest.index(whole) + 1 :]
+                continue
+            pattern = title_pattern(title)
+            part = next((one for one in rest if pattern.search(one.text)), None)
+            part = part or next(iter(page.blocks), None)
+            if part is not None:
+                within.setdefault(id(part), []).append((min(level, 6), title))
+    return known, within
+
+
+def _is_title(block: Block, title: str) -> bool:
+    """Say whether a block is a title, but for a number before it and a word that a line has cut."""
+    wanted = "".join(title.split()).casefold()
+    text = "".join(block.text.split()).replace(CUT, "").casefold()
+    return text.endswith(wanted) and len(text) - len(wanted) <= 12
+
+
+def title_pattern(title: str) -> re.Pattern[str]:
+    """Return what finds a title over the ends of lines."""
+    return re.compile(r"\s+".join(re.escape(word) for word in title.split()), re.IGNORECASE)
+
+
+class Words:
+    """The whole words of a document, to tell a hyphen that belongs from one of a line's end."""
+
+    def __init__(self, pages: Sequence[Page]) -> None:
+        """Count the words of all pages that no line's end has cut."""
+        self._known: set[str] = set()
+        for page in pages:
+            for block in page.blocks:
+                for line in block.lines:
+                    self._known.update(_WORD.findall(line.text.casefold())[:-1])
+
+    def mend(self, text: str) -> str:
+        """Return text with the words joined that its lines' ends have cut.
+
+        The hyphen stays where the document elsewhere writes it, or writes both halves as words but
+        never the two as one.
+        """
+        if CUT not in text and "-\n" not in text:
+            return text
+        return (
+            _CUT_WORD.sub(self._mended, text).replace(CUT + "\n", "").replace(CUT, "-").rstrip("\n")
+        )
+
+    def _mended(self, match: re.Match[str]) -> str:
+        first, second = match.group(1), match.group(2)
+        rest = _WORD.match(second)
+        left, right = first.casefold(), (rest.group() if rest else second).casefold()
+        is_known = f"{left}-{right}" in self._known or second[0].isupper()
+        both = left in self._known and right in self._known and min(len(left), len(right)) >= 4
+        keeps = is_known or (both and left + right not in self._known)
+        return f"{first}{'-' if keeps else ''}{second}\n"
