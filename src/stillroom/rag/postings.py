@@ -13,7 +13,6 @@ Does not know: passages, documents, who may read what, or how terms are scored.
 
 from __future__ import annotations
 
-import mmap
 from array import array
 from bisect import bisect_left
 from collections import defaultdict
@@ -25,9 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from stillroom.checkpoints.header import build_header, read_header
-from stillroom.errors import CheckpointError, IntegrityError
-from stillroom.jobs import atomic_write
+from stillroom.rag.arrays import Arrays, map_arrays, shrink, write_arrays
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,8 +37,6 @@ FIELDS: tuple[Field, Field] = ("headings", "body")
 PostingsRow = tuple[str, Sequence[str], Sequence[str], int, int]
 """Passage id, terms of its headings, terms of its text, and both counts without stop words."""
 
-_TYPES: Mapping[str, str] = {"U8": "<u1", "U16": "<u2", "U32": "<u4", "I32": "<i4", "I64": "<i8"}
-_NAMES = {np.dtype(code): name for name, code in _TYPES.items()}
 _ARRAYS = frozenset(
     {"terms", "term_starts", "starts", "rows", "lengths"}
     | {f"{field}_{what}" for field in FIELDS for what in ("counts", "positions", "starts")}
@@ -145,7 +140,7 @@ def merge_postings(
 class Postings:
     """One file of postings, memory-mapped; reads from any thread."""
 
-    def __init__(self, path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(self, path: Path, arrays: Arrays) -> None:
         """Hold the arrays of the file at ``path``; callers use ``open``."""
         self.path = path
         self._arrays = arrays
@@ -162,16 +157,7 @@ class Postings:
             IntegrityError: If the file is missing, cut off or not made of the arrays it must have.
         """
         path = folder / POSTINGS
-        try:
-            return cls(path, _map_arrays(path))
-        except (CheckpointError, OSError, KeyError, ValueError) as error:
-            raise IntegrityError(
-                f"the postings cannot be read: {error}",
-                code="rag.index-damaged",
-                where=str(path),
-                expected=f"the {POSTINGS} that the job wrote",
-                next="build the index again with --overwrite",
-            ) from error
+        return cls(path, map_arrays(path, _ARRAYS, _fits))
 
     def __len__(self) -> int:
         """Return how many rows there are."""
@@ -309,54 +295,24 @@ def _write(
         counts = np.zeros(len(pairs), dtype=np.int64)
         held, times = np.unique(keys[field], return_counts=True)
         counts[np.searchsorted(pairs, held)] = times
-        arrays[f"{field}_counts"] = _shrink(counts)
-        arrays[f"{field}_positions"] = _shrink(one.positions[order])
+        arrays[f"{field}_counts"] = shrink(counts)
+        arrays[f"{field}_positions"] = shrink(one.positions[order])
         arrays[f"{field}_starts"] = np.searchsorted(
             one.terms[order], np.arange(len(words) + 1)
         ).astype(np.int64)
-    _save(folder / POSTINGS, arrays)
+    write_arrays(folder / POSTINGS, arrays)
 
 
-def _shrink(values: NDArray[np.int64]) -> NDArray[Any]:
-    """Return the values in the smallest unsigned type that holds them."""
-    return values.astype(np.min_scalar_type(int(values.max(initial=0))))
-
-
-def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    # Wide types first, so that every array starts at a multiple of its item's size.
-    ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))
-    entries, start = [], 0
-    for name, values in ordered:
-        stop = start + values.nbytes
-        entries.append((name, _NAMES[values.dtype], values.shape, start, stop))
-        start = stop
-    with atomic_write(path, "wb") as file:
-        file.write(build_header(entries))
-        for _, values in ordered:
-            file.write(np.ascontiguousarray(values).data)
-
-
-def _map_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    entries = read_header(path)
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    arrays: dict[str, NDArray[Any]] = {}
-    for name in _ARRAYS:
-        entry = entries[name]
-        count = int(np.prod(entry.shape))
-        flat = np.frombuffer(mapped, dtype=_TYPES[entry.dtype], count=count, offset=entry.start)
-        arrays[name] = flat.reshape(entry.shape)
-    _check(arrays)
-    return arrays
-
-
-def _check(arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Hold that the arrays fit each other where they are joined; the digest covers the rest."""
+def _fits(arrays: Arrays) -> bool:
+    """Return whether the arrays fit each other where they are joined."""
     pairs = len(arrays["rows"])
     ends = {"term_starts": len(arrays["terms"]), "starts": pairs}
     ends |= {f"{field}_starts": len(arrays[f"{field}_positions"]) for field in FIELDS}
     sizes = {len(arrays[name]) for name in ends}
-    fits = all(len(arrays[name]) and arrays[name][-1] == end for name, end in ends.items())
     counts = {len(arrays[f"{field}_counts"]) for field in FIELDS}
-    if len(sizes) != 1 or not fits or counts != {pairs} or arrays["lengths"].shape[1:] != (2,):
-        raise ValueError("its arrays do not fit each other")
+    return (
+        all(len(arrays[name]) and arrays[name][-1] == end for name, end in ends.items())
+        and len(sizes) == 1
+        and counts == {pairs}
+        and arrays["lengths"].shape[1:] == (2,)
+    )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from stillroom.errors import IntegrityError
+from stillroom.rag.arrays import write_arrays
 from stillroom.rag.postings import FIELDS, POSTINGS, Postings, merge_postings, write_postings
 
 WORDS = ["a", "b", "naïve", "日本", "c++", "\ud800", "z" * 64, "the", ""]
@@ -111,10 +112,8 @@ def test_a_damaged_file_is_refused_and_named(tmp_path, harm):
 def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path):
     postings = write(tmp_path / "one", make_rows(20))
     arrays = dict(postings._arrays)
-    from stillroom.rag.postings import _save
-
     for name in ("rows", "starts", "lengths", "body_positions"):
-        _save(tmp_path / "one" / POSTINGS, {**arrays, name: arrays[name][:-1].copy()})
+        write_arrays(tmp_path / "one" / POSTINGS, {**arrays, name: arrays[name][:-1].copy()})
         if name == "lengths":
             continue  # fewer rows than some posting names: what the digest is for
         with pytest.raises(IntegrityError, match="do not fit"):
