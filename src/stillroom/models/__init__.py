@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from stillroom.models.hub import resolve_checkpoint
     from stillroom.models.method import BACKENDS, EMBEDDERS, Backend, EmbedderMethod
     from stillroom.models.opening import open_embedder, open_reranker, open_text_model
-    from stillroom.models.protocols import Embedder, Reranker, Score, TextModel, TokenEmbedder
+    from stillroom.models.protocols import (
+        Embedder,
+        Reranker,
+        Score,
+        SpanEmbedder,
+        TextModel,
+        TokenEmbedder,
+    )
 
 __all__ = [
     "BACKENDS",
@@ -29,6 +36,7 @@ __all__ = [
     "EmbedderMethod",
     "Reranker",
     "Score",
+    "SpanEmbedder",
     "TextModel",
     "TokenEmbedder",
     "cached",
@@ -49,6 +57,7 @@ _HOMES = {
     "EmbedderMethod": "method",
     "Reranker": "protocols",
     "Score": "protocols",
+    "SpanEmbedder": "protocols",
     "TextModel": "protocols",
     "TokenEmbedder": "protocols",
     "cached": "cache",

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 else:
     Vectors = Any
 
-__all__ = ["Embedder", "Reranker", "Score", "TextKind", "TextModel", "TokenEmbedder", "Vectors"]
+__all__ = [
+    "Embedder",
+    "Reranker",
+    "Score",
+    "SpanEmbedder",
+    "TextKind",
+    "TextModel",
+    "TokenEmbedder",
+    "Vectors",
+]
 
 TextKind = Literal["query", "passage"]
 
@@ -141,6 +150,29 @@ class TokenEmbedder(Embedder, Protocol):
 
         Special tokens are left out; a text longer than ``max_tokens`` loses its end. What is given
         for a text does not depend on the texts beside it.
+        """
+
+
+@runtime_checkable
+class SpanEmbedder(Embedder, Protocol):
+    """An embedder that reads a whole text and gives a vector for each of its passages."""
+
+    def embed_spans(
+        self, text: str, spans: Sequence[tuple[int, int]], *, kind: TextKind
+    ) -> Vectors:
+        """Return one row for each span of a text, read with all of the text around it.
+
+        Args:
+            text: The whole text, however long; it is read in windows that overlap.
+            spans: First and last + 1 character of each passage.
+            kind: What the spans are.
+
+        Returns:
+            L2-normalized rows, (N, D) float32.
+
+        Raises:
+            CheckpointError: If the embedder's vectors are not means of token states.
+            DataError: If a span is empty.
         """
 
 

@@ -19,6 +19,7 @@ from stillroom.jobs.files import full_disk_as_error
 from stillroom.provenance import canonical_json, digest_bytes, digest_text
 from stillroom.rag.cutting import cut_document
 from stillroom.rag.layout import Entry
+from stillroom.rag.pooling import embed_late
 from stillroom.rag.prefixes import passage_texts
 from stillroom.records import Document, Origin, Passage
 from stillroom.text.reading import parse_file
@@ -177,8 +178,7 @@ class Ingester:
                 expected="at least one passage",
                 next="remove the file, or give a version of it that holds text",
             )
-        texts = passage_texts(passages, self.embedder, with_headings=self.recipe.with_headings)
-        matrix = self._embed(path, passages, texts)
+        matrix = self._embed_document(document, passages)
         truncated = self.embedder.truncated - before
         stored = self._place(Entry(path, digest, len(passages), truncated))
         rows = [document.to_json(), *(passage.to_json() for passage in passages)]
@@ -197,6 +197,17 @@ class Ingester:
             },
         )
         return stored
+
+    def _embed_document(
+        self, document: Document, passages: Sequence[Passage]
+    ) -> NDArray[np.floating[Any]]:
+        if self.recipe.pooling == "late":
+            rows = embed_late(document, passages, self.embedder, self.recipe.embedder)
+            self._check_vectors(document.path, passages, rows)
+            self.embedded += len(rows)
+            return np.asarray(rows, dtype=self.recipe.vectors)
+        texts = passage_texts(passages, self.embedder, with_headings=self.recipe.with_headings)
+        return self._embed(document.path, passages, texts)
 
     def _embed(
         self, path: str, passages: Sequence[Passage], texts: Sequence[str]

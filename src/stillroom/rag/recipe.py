@@ -62,6 +62,11 @@ class RagRecipe(Recipe):
     with_headings: bool = Field(
         True, description="embed a passage with its title and headings before it; never shown"
     )
+    pooling: Literal["passage", "late"] = Field(
+        "passage",
+        description="passage embeds each by itself; late pools it from token states of the whole "
+        "document, without headings before it",
+    )
     vectors: Literal["float32", "float16"] = Field(
         "float32", description="precision of stored vectors; float16 halves the file"
     )

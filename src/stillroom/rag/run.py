@@ -15,6 +15,7 @@ from stillroom.provenance import Parent, digest_file, digest_json, find_output
 from stillroom.rag.analyzer import Analyzer
 from stillroom.rag.cutting import fit_chunker
 from stillroom.rag.ingest import Failed, Ingester, Part
+from stillroom.rag.pooling import check_pooling
 from stillroom.rag.previous import Previous, open_previous
 from stillroom.rag.writing import write_index
 from stillroom.records import Origin
@@ -33,6 +34,7 @@ _PASSAGES_PER_SECOND = 20
 _BYTES_PER_TOKEN = 4.5
 _BYTES_PER_PASSAGE = 200 * _BYTES_PER_TOKEN
 _SHOWN_FAILURES = 20
+_PREPARING = {"origin", "limits", "chunker", "with_headings", "pooling", "vectors"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
 
         embedder = open_embedder(recipe.embedder)
     recipe = fit_chunker(recipe, embedder, job.say)
+    check_pooling(recipe, embedder)
     preparation = _prepare_digest(recipe, embedder)
     found, unread = _digest_files(root, scan, job)
     previous = open_previous(job, preparation)
@@ -161,19 +164,14 @@ def _prepare_digest(recipe: RagRecipe, embedder: Embedder) -> str:
         {
             "version": __version__,
             "embedder": embedder.fingerprint,
-            **recipe.model_dump(
-                mode="json", include={"origin", "limits", "chunker", "with_headings", "vectors"}
-            ),
+            **recipe.model_dump(mode="json", include=_PREPARING),
         }
     )
 
 
 def _settings(recipe: RagRecipe) -> Mapping[str, Any]:
     settings = recipe.model_dump(mode="json")
-    return {
-        name: settings[name]
-        for name in ("chunker", "keyword", "limits", "origin", "vectors", "with_headings")
-    }
+    return {name: settings[name] for name in sorted({*_PREPARING, "keyword"})}
 
 
 def _digest_files(root: Path, scan: Scan, job: Job) -> tuple[list[_Found], list[Failed]]:

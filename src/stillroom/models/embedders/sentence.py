@@ -35,6 +35,14 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import CheckpointError
+from stillroom.models.late import (
+    Window,
+    frame_tokens,
+    locate_tokens,
+    pool_spans,
+    split_windows,
+    token_ranges,
+)
 from stillroom.models.locating import make_counter
 from stillroom.models.method import EmbedderMethod
 from stillroom.models.protocols import Embedder, TextKind, Vectors
@@ -131,8 +139,38 @@ class _SentenceEmbedder:
         prompt = self._layout.prompts.get(kind, "")
         return list(self._workers.map(self._embed_each, [prompt + text for text in texts]))
 
+    def embed_spans(
+        self, text: str, spans: Sequence[tuple[int, int]], *, kind: TextKind
+    ) -> Vectors:
+        if self._layout.poolings != ("mean",):
+            raise CheckpointError(
+                f"{self._layout.folder} pools by {' and '.join(self._layout.poolings)}",
+                code="checkpoint.not-mean-pooling",
+                expected="an embedder whose vectors are means of token states",
+                next="set pooling: passage, or choose another embedder",
+            )
+        if not spans:
+            return np.zeros((0, self.dimensions), dtype=np.float32)
+        refuse_empty([text[start:end] for start, end in spans])
+        reader = _SpanReader(self, text, self._layout.prompts.get(kind, ""))
+        pooled = pool_spans(
+            reader.windows, reader.read, token_ranges(reader.places, spans), reader.width
+        )
+        return unit_rows(self._finish(pooled.astype(np.float32)))
+
     def close(self) -> None:
         self._workers.shutdown()
+
+    def _finish(self, rows: Vectors) -> Vectors:
+        """Return pooled rows after the dense layers."""
+        import torch
+
+        with torch.inference_mode():
+            made = torch.from_numpy(rows).to(self._device)
+            for layer in self._dense:
+                made = layer(made)
+            finished: Vectors = made.cpu().numpy()
+            return finished
 
     def _count_prompt(self) -> int:
         """Return how many tokens prompts, and special tokens beyond the usual two, take away."""
@@ -162,12 +200,15 @@ class _SentenceEmbedder:
 
     def _read(self, text: str, count: bool) -> tuple[list[int], Any]:
         """Return a text's tokens and their last states, (T, D) float32."""
+        ids = self._encode(text.lower() if self._layout.lower else text, count)
+        return ids, self._states(ids)
+
+    def _states(self, ids: list[int]) -> Any:
         import torch
 
-        ids = self._encode(text.lower() if self._layout.lower else text, count)
         given = torch.tensor([ids], device=self._device)
         states = self._model(input_ids=given, attention_mask=torch.ones_like(given))
-        return ids, states[0][0].float()
+        return states[0][0].float()
 
     def _encode(self, text: str, count: bool) -> list[int]:
         # A fast tokenizer keeps truncation as its own state: two threads must not change it.
@@ -178,6 +219,31 @@ class _SentenceEmbedder:
             self.truncated += count
             cut = self._tokenizer(text, truncation=True, max_length=self._window)
             return list(cut["input_ids"])
+
+
+class _SpanReader:
+    """The tokens of a text and their states, window by window."""
+
+    def __init__(self, embedder: _SentenceEmbedder, text: str, prompt: str) -> None:
+        self._embedder = embedder
+        with embedder._lock:
+            self._lead, self._tail = frame_tokens(embedder._tokenizer, prompt)
+            self.ids, self.places = locate_tokens(embedder._tokenizer, text, embedder._layout.lower)
+        room = embedder._window - len(self._lead) - len(self._tail)
+        self.windows = list(split_windows(len(self.ids), room, room // 4))
+        self.width = int(embedder._model.config.hidden_size)
+
+    def read(self, windows: Sequence[Window]) -> list[tuple[Vectors, Vectors, Vectors]]:
+        return list(self._embedder._workers.map(self._read_one, windows))
+
+    def _read_one(self, window: Window) -> tuple[Vectors, Vectors, Vectors]:
+        import torch
+
+        ids = [*self._lead, *self.ids[window.first : window.last], *self._tail]
+        with torch.inference_mode():
+            states = self._embedder._states(ids).cpu().numpy()
+        begin, end = len(self._lead), len(ids) - len(self._tail)
+        return states[:begin], states[begin:end], states[end:]
 
 
 def _use_one_thread() -> None:
