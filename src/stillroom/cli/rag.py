@@ -20,6 +20,10 @@ __all__ = ["command"]
         ),
         "index": ("stillroom.cli.rag_index", "Parse and index a folder of documents."),
         "search": ("stillroom.cli.rag_search", "List the passages that a query finds."),
+        "sweep": (
+            "stillroom.cli.rag_sweep",
+            "Try chunkers, embedders and ways on judged questions, and say which is worth it.",
+        ),
         "tune": (
             "stillroom.cli.rag_tune",
             "Choose on judged queries how words and vectors are fused.",

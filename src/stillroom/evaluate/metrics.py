@@ -23,6 +23,7 @@ __all__ = [
     "Statistic",
     "bootstrap",
     "bootstrap_counts",
+    "correct_p_values",
     "paired_difference",
     "randomization_test",
 ]
@@ -240,6 +241,20 @@ def randomization_test(
         signs = rng.integers(0, 2, (size, len(gaps)), dtype=np.int8) * 2 - 1
         count += int((np.abs(signs @ gaps) / len(gaps) >= least).sum())
     return (count + 1) / (resamples + 1)
+
+
+def correct_p_values(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for how many there are, in the order given.
+
+    Source: Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure": the smallest is
+    multiplied by their number, the next by one less, and none falls below the one before it.
+    """
+    order = sorted(range(len(p_values)), key=lambda at: p_values[at])
+    corrected, least = [0.0] * len(p_values), 0.0
+    for rank, at in enumerate(order):
+        least = max(least, min(p_values[at] * (len(p_values) - rank), 1.0))
+        corrected[at] = least
+    return corrected
 
 
 def _finite(values: Sequence[float] | Floats, name: str) -> Floats:

@@ -190,6 +190,10 @@ class Job:
         """Ask the job to stop at its next safe point."""
         self._cancel.set()
 
+    def cancel_with(self, other: Job) -> None:
+        """Be cancelled whenever another job is, of which this one is a part."""
+        self._cancel = other._cancel
+
     def is_cancelled(self) -> bool:
         """Return whether the user asked the job to stop; for engines that poll."""
         return self._cancel.is_set()

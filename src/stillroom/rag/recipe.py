@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stillroom.rag.analyzer import Stemming
+from stillroom.rag.sweep_settings import SweepSettings
 from stillroom.recipes import Recipe, Reference, Settings
 from stillroom.text.method import CHUNKERS, Chunker, Limits
 
@@ -72,6 +73,9 @@ class RagRecipe(Recipe):
     )
     keyword: KeywordSettings = Field(
         default=KeywordSettings(), description="how words are matched and weighted"
+    )
+    sweep: SweepSettings | None = Field(
+        None, description="what 'stillroom rag sweep' varies and how it measures; 'run' refuses it"
     )
     max_failed: float = Field(
         0.5, ge=0, le=1, description="share of documents that may fail before the job does"

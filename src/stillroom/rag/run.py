@@ -17,6 +17,7 @@ from stillroom.rag.cutting import fit_chunker
 from stillroom.rag.ingest import Failed, Ingester, Part
 from stillroom.rag.pooling import check_pooling
 from stillroom.rag.previous import Previous, open_previous
+from stillroom.rag.sweep_settings import refuse_sweep
 from stillroom.rag.writing import write_index
 from stillroom.records import Origin
 from stillroom.text.reading import Scan, scan_folder
@@ -60,6 +61,7 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
     Raises:
         DataError: If the folder holds no document, or too many of them fail.
     """
+    refuse_sweep(recipe)
     root, scan = _find_documents(recipe)
     if embedder is None:
         from stillroom.models import open_embedder

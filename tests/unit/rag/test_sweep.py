@@ -1,0 +1,234 @@
+"""Sweeps: what is shared is made once, the best is measured where it was not chosen, kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from stillroom.cli import stillroom
+from stillroom.errors import DataError, RecipeError
+from stillroom.evaluate.metrics import correct_p_values
+from stillroom.models import open_embedder
+from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.run import run
+from stillroom.rag.sweep_job import run_sweep
+from stillroom.rag.sweep_settings import build_variant, list_configurations
+from stillroom.rag.sweeping import Cost, Measured, judge_sweep
+from stillroom.rag.vector_cache import CachedEmbedder
+
+TOPICS = ["otter", "heron", "badger", "lynx", "weasel", "marten", "beaver", "stoat", "raven", "owl"]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Return a function that makes a recipe over forty small documents with known evidence."""
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    rows = []
+    for number, (topic, act) in enumerate(
+        (topic, act) for topic in TOPICS for act in ("sleeps", "hunts", "nests", "swims")
+    ):
+        fact = f"The {topic} {act} near river number {number}."
+        text = f"# The {topic}\n\nMuch is said of it. {fact} Nobody knows why.\n"
+        (folder / f"{topic}-{act}.md").write_text(text)
+        rows.append({"id": f"q{number}", "question": f"Where is it that the {topic} {act}?"})
+        rows[-1].update(answer=f"river number {number}", evidence=[{"quote": fact}])
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def make(**sweep):
+        settings = {
+            "questions": str(questions),
+            "ways": ["keyword", "dense"],
+            "vary": {"chunker": ["heading", {"name": "sentence", "size": 16}]},
+            **sweep,
+        }
+        return RagRecipe(documents=str(folder), embedder="builtin:static", sweep=settings)
+
+    return make
+
+
+def test_a_sweep_names_the_best_and_leaves_its_recipe(recipe, tmp_path):
+    artifact, report, outcome = run_sweep(recipe(), tmp_path / "out", cache=tmp_path / "cache")
+    assert artifact.kind == "report"
+    assert len(outcome.leaderboard) == 4
+    assert (outcome.choosing, outcome.measuring) == (20, 20)
+    assert {change.axes for change in outcome.changes} == {
+        ("way",),
+        ("chunker",),
+        ("chunker", "way"),
+    }
+    assert [section.title for section in report.sections][:2] == [
+        "Leaderboard",
+        "The best on questions that did not choose it",
+    ]
+    rows = (tmp_path / "out/output/leaderboard.jsonl").read_text().splitlines()
+    assert len(rows) == 4
+    assert len(json.loads(rows[0])["values"]) == 40
+    best = tmp_path / "out/output/best.yaml"
+    assert "--way" in best.read_text().splitlines()[0]
+    done = CliRunner().invoke(stillroom, ["check", str(best)])
+    assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "cache/indexes").glob("*/artifact.json"))) == 2  # ways share them
+
+
+def test_what_two_sweeps_share_is_made_once(recipe, tmp_path):
+    cache = tmp_path / "cache"
+    run_sweep(recipe(vary={}), tmp_path / "one", cache=cache)
+    stamps = {path: path.stat().st_mtime_ns for path in cache.glob("indexes/*/artifact.json")}
+    vary = {"keyword.k1": [1.2, 0.9], "chunker": ["heading"]}
+    _, _, outcome = run_sweep(recipe(vary=vary), tmp_path / "two", cache=cache)
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    costs = {one.configuration.choices["keyword.k1"]: one.cost for one, _ in outcome.leaderboard}
+    assert costs["0.9"].embedded == 0  # same passages, other keywords
+    assert costs["1.2"].embedded == costs["1.2"].passages
+
+
+def test_recalled_vectors_are_the_very_ones(tmp_path):
+    inner = open_embedder("static")
+    texts = ["a cat", "a dog", "a cat", "the moon " * 3]
+    first = CachedEmbedder(inner, tmp_path / "vectors.sqlite")
+    vectors = first.embed(texts, kind="passage")
+    assert first.computed == 3
+    assert (vectors == inner.embed(texts, kind="passage")).all()
+    first.close()
+    again = CachedEmbedder(inner, tmp_path / "vectors.sqlite")
+    assert (again.embed(texts, kind="passage") == vectors).all()
+    assert again.computed == 0
+    again.embed(["a cat"], kind="query")
+    assert again.computed == 1
+    assert again.dimensions == inner.dimensions
+    again.close()
+
+
+def test_an_index_of_recalled_vectors_is_the_same_index(recipe, tmp_path):
+    from stillroom.jobs import Job
+
+    variant = build_variant(recipe(), {})
+    digests = []
+    for name, embedder in (
+        ("plain", open_embedder("static")),
+        ("fresh", CachedEmbedder(open_embedder("static"), tmp_path / "v.sqlite")),
+        ("recalled", CachedEmbedder(open_embedder("static"), tmp_path / "v.sqlite")),
+    ):
+        job = Job.start(tmp_path / name, "recipe\n")
+        digests.append(run(variant, job, embedder=embedder).details["index"])
+        job.close()
+    assert len(set(digests)) == 1
+
+
+def measured(name, values, cpu_ms=1.0):
+    configuration = list_configurations(
+        RagRecipe(documents="x", sweep={"ways": [name], "questions": "q"}).sweep
+    )[0]
+    cost = Cost(cpu_ms, cpu_ms, cpu_ms, 1000, 10, 1.0, 10)
+    return Measured(configuration, {f"q{at}": v for at, v in enumerate(values)}, cost)
+
+
+def test_a_winner_by_luck_is_not_recommended():
+    rng = np.random.default_rng(0)
+    first = measured("first", rng.random(60))
+    lucky = [measured(f"noise{at}", rng.random(60)) for at in range(20)]
+    outcome = judge_sweep([first, *lucky], measure="m", held_out=0.5)
+    assert outcome.best is not first
+    assert not outcome.is_gain
+    better = measured("better", np.minimum(np.array(list(first.values.values())) + 0.2, 1), 3.0)
+    outcome = judge_sweep([first, better, *lucky], measure="m", held_out=0.5)
+    assert outcome.best is better
+    assert outcome.is_gain
+    verdicts = {one.measured.configuration.way: one for one in outcome.changes}
+    assert verdicts["better"].verdict == "gain"
+    assert verdicts["better"].cpu_ms == 2.0
+    shown = sum(one.verdict == "gain" for one in outcome.changes)
+    assert shown == 1  # of twenty comparisons with noise, none survives the correction
+    with pytest.raises(DataError) as caught:
+        judge_sweep([measured("first", [0.0] * 12)], measure="m", held_out=0.5)
+    assert caught.value.code == "rag.too-few-queries"
+
+
+def test_holms_correction():
+    assert correct_p_values([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert correct_p_values([0.9, 0.8]) == [1.0, 1.0]
+    assert correct_p_values([]) == []
+
+
+def test_what_cannot_be_swept_is_refused_before_anything_is_built(recipe, tmp_path):
+    many = {"keyword.k1": [0.1 * at for at in range(13)]}
+    for changes, code in (
+        ({"vary": many}, "rag.sweep-too-many"),
+        ({"vary": {"chunkr": ["heading"]}}, "rag.sweep-setting"),
+        ({"vary": {"chunker": ["hedding"]}}, "rag.sweep-setting"),
+        ({"vary": {"documents": ["elsewhere"]}}, "rag.sweep-setting"),
+        ({"ways": ["hybird"]}, "recipe.unknown-method"),
+        ({"questions": None}, "rag.sweep-setting"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            run_sweep(recipe(**changes), tmp_path / "out")
+        assert caught.value.code == code
+    with pytest.raises(RecipeError, match="no sweep"):
+        run_sweep(build_variant(recipe(), {}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_judgements_of_passages_cannot_tell_chunkers_apart(recipe, tmp_path):
+    from stillroom.jobs import Job
+    from stillroom.rag.index import Index
+
+    job = Job.start(tmp_path / "index", "recipe\n")
+    run(build_variant(recipe(), {}), job, embedder=open_embedder("static"))
+    job.close()
+    with Index.open(tmp_path / "index") as index:
+        name = index.passage_at(0).id
+    (tmp_path / "q.jsonl").write_text('{"id": "1", "text": "otter"}\n')
+    (tmp_path / "qrels.txt").write_text(f"1 0 {name} 1\n")
+    judged = {"queries": str(tmp_path / "q.jsonl"), "qrels": str(tmp_path / "qrels.txt")}
+    with pytest.raises(DataError) as caught:
+        run_sweep(recipe(questions=None, **judged), tmp_path / "out")
+    assert caught.value.code == "rag.sweep-unit"
+
+
+def test_a_recipe_with_a_sweep_builds_no_index(recipe, tmp_path):
+    from stillroom.jobs import Job
+
+    job = Job.start(tmp_path / "index", "recipe\n")
+    with pytest.raises(RecipeError) as caught:
+        run(recipe(), job)
+    job.close()
+    assert caught.value.code == "rag.sweep-recipe"
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_to_the_same_leaderboard(recipe, tmp_path):
+    from stillroom.recipes import dump_recipe
+
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe(ways=["keyword", "dense", "convex"])))
+    words = [sys.executable, "-m", "stillroom", "rag", "sweep", "recipe.yaml", "--out", "out"]
+    work = tmp_path / ".out.partial"
+    started = subprocess.Popen([*words, "--quiet"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    journal, end = work / "journals/searches.jsonl", time.monotonic() + 60
+    while time.monotonic() < end and started.poll() is None:
+        if journal.is_file() and journal.stat().st_size > 2000:
+            os.kill(started.pid, signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    started.wait()
+    assert started.returncode == -signal.SIGKILL
+    before = len(journal.read_text().splitlines())
+    again = [*words, "--resume", "--json", "--quiet"]
+    done = subprocess.run(again, cwd=tmp_path, capture_output=True, check=True)
+    assert before > 0
+    words = [*words[:-1], "whole", "--json", "--quiet"]
+    whole = subprocess.run(words, cwd=tmp_path, capture_output=True, check=True)
+
+    def values(name):
+        rows = (tmp_path / name / "output/leaderboard.jsonl").read_text().splitlines()
+        return [(row["choices"], row["choosing"], row["values"]) for row in map(json.loads, rows)]
+
+    assert values("out") == values("whole")
+    assert json.loads(done.stdout)["best"] == json.loads(whole.stdout)["best"]
