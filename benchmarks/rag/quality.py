@@ -5,7 +5,7 @@ of SQuAD's format) and chunking (two long texts, questions with exact excerpts; 
 relevant that holds half of an excerpt or more). No way is tuned for a set. Each set is indexed once
 and kept; a killed run goes on where it stopped. Lines are named
 ``rag/ndcg@10/SET/{keyword,dense,hybrid,...}``, with the interval over questions and the paired
-difference from ``hybrid``.
+difference from ``hybrid``, which is the default that fuses both; ``rrf`` is reciprocal rank.
 
 ``python benchmarks/rag/quality.py [--set NAME ...] [--queries 300] [--slow]``; ``--slow`` adds late
 interaction. STILLROOM_QUALITY_DATA names the folder of the sets.
@@ -26,6 +26,7 @@ from stillroom.jobs import choose_reporter
 from stillroom.rag.collection import unpack_corpus
 from stillroom.rag.evaluation_job import Plan, evaluate_retrieval
 from stillroom.rag.index import Index
+from stillroom.rag.method import DEFAULT_RETRIEVER
 from stillroom.rag.recipe import RagRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,18 +35,15 @@ KEPT = Path(os.environ.get("STILLROOM_QUALITY_KEPT", ROOT / "build/bench/rag-qua
 HELD = 0.5
 MEASURE = "ndcg@10"
 WAYS = {
-    "hybrid": "hybrid",
+    "hybrid": DEFAULT_RETRIEVER,
     "keyword": "keyword",
     "dense": "dense",
-    "convex": "convex",
-    "convex-zscore": "convex:normalization=zscore",
-    "convex-dbsf": "convex:normalization=dbsf",
-    "reranked": "hybrid+proximity",
+    "rrf": "hybrid",
+    "zscore": "convex:normalization=zscore",
+    "dbsf": "convex:normalization=dbsf",
+    "reranked": f"{DEFAULT_RETRIEVER}+proximity",
 }
-SLOW = {
-    "late-interaction": "hybrid+late_interaction",
-    "convex-late-interaction": "convex:normalization=zscore+late_interaction",
-}
+SLOW = {"late-interaction": f"{DEFAULT_RETRIEVER}+late_interaction"}
 
 
 @dataclass(frozen=True)

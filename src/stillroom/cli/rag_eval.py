@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _K_FOUND, _K_READ = 10, 3
+_OTHERS = "hybrid", "keyword", "dense"
 
 
 @click.command(
@@ -25,7 +26,7 @@ _K_FOUND, _K_READ = 10, 3
 \b
 Examples:
   stillroom rag eval index --collection scifact --out report
-  stillroom rag eval index --queries q.jsonl --qrels qrels.txt --out report --way hybrid+proximity
+  stillroom rag eval index --queries q.jsonl --qrels qrels.txt --out report --way convex+proximity
   stillroom rag eval index --answers questions.jsonl --model ./my-checkpoint --out report
 """,
 )
@@ -41,8 +42,8 @@ Examples:
     "--way",
     "ways",
     multiple=True,
-    help="[TRANSFORM>]RETRIEVER[+RERANKER]; the first is compared with. Default: hybrid, keyword, "
-    "dense and hybrid+proximity; of --answers, hybrid.",
+    help="[TRANSFORM>]RETRIEVER[+RERANKER]; the first is compared with. Default: convex, hybrid, "
+    "keyword and dense; of --answers, convex.",
 )
 @click.option("--measure", "measures", multiple=True, help="As ndcg@10; the first one ranks.")
 @click.option(
@@ -91,6 +92,7 @@ def command(out: Path, as_json: bool, **given: Any) -> None:
 def _evaluate_retrieval(out: Path, given: dict[str, Any]) -> tuple[Artifact, Report]:
     from stillroom.rag.evaluation import DEFAULT_MEASURES
     from stillroom.rag.evaluation_job import Plan, evaluate_retrieval
+    from stillroom.rag.method import DEFAULT_RETRIEVER
 
     places = (given[name] for name in ("collection", "split", "queries", "qrels"))
     queries, qrels = find_judged(*places)
@@ -98,7 +100,7 @@ def _evaluate_retrieval(out: Path, given: dict[str, Any]) -> tuple[Artifact, Rep
         given["index"],
         queries,
         qrels,
-        given["ways"] or ("hybrid", "keyword", "dense", "hybrid+proximity"),
+        given["ways"] or (DEFAULT_RETRIEVER, *_OTHERS),
         given["measures"] or DEFAULT_MEASURES,
         given["depth"],
         given["k"] or _K_FOUND,
@@ -109,6 +111,7 @@ def _evaluate_retrieval(out: Path, given: dict[str, Any]) -> tuple[Artifact, Rep
 
 
 def _evaluate_answers(out: Path, given: dict[str, Any]) -> tuple[Artifact, Report]:
+    from stillroom.rag.method import DEFAULT_RETRIEVER
     from stillroom.rag.reading_job import ReadingPlan, evaluate_answers
 
     if not given["model"]:
@@ -119,7 +122,7 @@ def _evaluate_answers(out: Path, given: dict[str, Any]) -> tuple[Artifact, Repor
         given["index"],
         given["answers"],
         given["model"],
-        given["ways"] or ("hybrid",),
+        given["ways"] or (DEFAULT_RETRIEVER,),
         given["judge"],
         given["judge_way"],
         given["labels"],

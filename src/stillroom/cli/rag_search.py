@@ -31,9 +31,8 @@ Examples:
 )
 @click.option(
     "--way",
-    default="hybrid",
-    show_default=True,
-    help="[TRANSFORM>]RETRIEVER[+RERANKER], as 'stillroom rag eval' compares them.",
+    default="",
+    help="[TRANSFORM>]RETRIEVER[+RERANKER], as 'stillroom rag eval' compares them; default convex.",
 )
 @json_option
 @debug_option
@@ -41,9 +40,10 @@ def command(index: Path, query: str, k: int, way: str, as_json: bool) -> None:
     """List the passages that a query finds."""
     from stillroom.provenance import find_output
     from stillroom.rag.index import Index
+    from stillroom.rag.method import DEFAULT_RETRIEVER
     from stillroom.rag.ways import parse_way
 
-    chosen = parse_way(way)
+    chosen = parse_way(way or DEFAULT_RETRIEVER)
     with Index.open(find_output(index, "index")) as opened:
         hits = opened.retrieve(
             query,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from stillroom.rag.composing import Composer
+from stillroom.rag.method import DEFAULT_RETRIEVER
 from stillroom.rag.notices import collect_notices
 from stillroom.rag.ordering import cap_documents, join_neighbours
 from stillroom.rag.parents import retrieve_to_read
@@ -38,7 +39,7 @@ class Asking:
     """
 
     k: int = 3
-    retriever: str | Retriever = "hybrid"
+    retriever: str | Retriever = DEFAULT_RETRIEVER
     reranker: str | Reranker | None = None
     transform: str | Transform | None = None
     budget: int = 0
@@ -56,7 +57,7 @@ def ask(
     question: str,
     *,
     k: int = 3,
-    retriever: str | Retriever = "hybrid",
+    retriever: str | Retriever = DEFAULT_RETRIEVER,
     reranker: str | Reranker | None = None,
     transform: str | Transform | None = None,
     sampling: Sampling = _SAMPLING,
@@ -130,7 +131,7 @@ def ask_stream(
     question: str,
     *,
     k: int = 3,
-    retriever: str | Retriever = "hybrid",
+    retriever: str | Retriever = DEFAULT_RETRIEVER,
     reranker: str | Reranker | None = None,
     transform: str | Transform | None = None,
     sampling: Sampling = _SAMPLING,

@@ -33,6 +33,7 @@ from stillroom.rag.layout import (
 )
 from stillroom.rag.lexicon import Lexicon
 from stillroom.rag.method import (
+    DEFAULT_RETRIEVER,
     RERANKERS,
     RETRIEVERS,
     TRANSFORMS,
@@ -201,7 +202,7 @@ class Index:
         query: str | Query,
         k: int = 10,
         *,
-        retriever: str | Retriever = "hybrid",
+        retriever: str | Retriever = DEFAULT_RETRIEVER,
         reranker: str | Reranker | None = None,
         transform: str | Transform | None = None,
         model: TextModel | None = None,

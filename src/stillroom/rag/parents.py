@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
+from stillroom.rag.method import DEFAULT_RETRIEVER
 from stillroom.rag.ordering import show_spans
 from stillroom.records import Hit, Passage
 
@@ -29,7 +30,7 @@ def retrieve_to_read(
     k: int,
     *,
     share: float = 0.0,
-    retriever: str | Retriever = "hybrid",
+    retriever: str | Retriever = DEFAULT_RETRIEVER,
     reranker: str | Reranker | None = None,
     transform: str | Transform | None = None,
     model: TextModel | None = None,

@@ -25,6 +25,7 @@ from stillroom.rag.evaluation_job import parse_ways
 from stillroom.rag.grading import Bench, grade
 from stillroom.rag.index import Index
 from stillroom.rag.locating import EvidenceMap, Place, label_ranking
+from stillroom.rag.method import DEFAULT_RETRIEVER
 from stillroom.rag.notices import collect_notices
 from stillroom.rag.reading import Reading, Stage, blame, read_question
 from stillroom.rag.reading_report import report_readings
@@ -49,7 +50,7 @@ class ReadingPlan:
     index: Path
     questions: Path
     model: str
-    ways: tuple[str, ...] = ("hybrid",)
+    ways: tuple[str, ...] = (DEFAULT_RETRIEVER,)
     judge: str = ""
     judge_way: JudgeWay | None = None
     labels: Path | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from stillroom.errors import RecipeError
+from stillroom.rag.method import DEFAULT_RETRIEVER
 from stillroom.recipes import Reference, Settings
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class SweepSettings(Settings):
         "as {chunker: [heading, {name: recursive, size: 200}]}; the first ones are compared with",
     )
     ways: list[str] = Field(
-        ["convex", "keyword", "dense", "hybrid"],
+        [DEFAULT_RETRIEVER, "keyword", "dense", "hybrid"],
         min_length=1,
         description="[TRANSFORM>]RETRIEVER[+RERANKER]; the first is compared with",
     )

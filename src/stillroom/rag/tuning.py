@@ -19,10 +19,11 @@ from stillroom.evaluate import Metric, bootstrap, paired_difference
 from stillroom.evaluate.retrieval import score_run
 from stillroom.rag.evaluation import Qrels
 from stillroom.rag.fusion import Normalization, Ranked
+from stillroom.rag.method import DEFAULT_RETRIEVER
 
 __all__ = ["DEFAULT_WAY", "Tuned", "cross_validate", "list_settings", "rank_names"]
 
-DEFAULT_WAY = "hybrid"
+DEFAULT_WAY = DEFAULT_RETRIEVER
 _ALPHAS = tuple(step / 10 for step in range(11))
 _WEIGHTS = (0.5, 1.0, 2.0)
 _CONSTANTS = (10, 60)
@@ -50,7 +51,7 @@ class Tuned:
 
 def list_settings() -> list[str]:
     """Return the ways that are tried, the default first."""
-    ways = [DEFAULT_WAY]
+    ways = [DEFAULT_WAY, "hybrid"]
     ways += [
         f"hybrid:rank_constant={constant},keyword_weight={keyword:g}"
         for constant in _CONSTANTS
@@ -58,7 +59,11 @@ def list_settings() -> list[str]:
         if (constant, keyword) != (60, 1.0)
     ]
     for normalization in get_args(Normalization):
-        ways += [f"convex:alpha={alpha:g},normalization={normalization}" for alpha in _ALPHAS]
+        ways += [
+            f"convex:alpha={alpha:g},normalization={normalization}"
+            for alpha in _ALPHAS
+            if (normalization, alpha) != ("minmax", 0.5)  # that is the default
+        ]
     return ways
 
 

@@ -1,7 +1,7 @@
 """Way: one whole manner of retrieving, written in a line.
 
 ``[TRANSFORM>]RETRIEVER[+RERANKER]``, each a method's name, perhaps with settings after a colon:
-``hybrid:keyword_weight=2+proximity``.
+``convex:alpha=0.3+proximity``.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def test_from_a_corpus_to_a_report_by_the_command_line(tmp_path):
     out = tmp_path / "report"
     said = run("rag", "eval", tmp_path / "index", "--collection", folder, "--out", out, "--quiet")
     assert "judged by corpus" in said
-    assert "hybrid+proximity" in said
+    assert "hybrid" in said
     assert "1.0000" in said
     found = (tmp_path / "report/output/report.html").read_text()
     assert "Where it is lost" in found

@@ -1,4 +1,4 @@
-"""Keyword and dense retrieval fused by a convex combination of normalized scores.
+"""Keyword and dense retrieval fused by a convex combination of normalized scores; the default.
 
 Source: Bruch, Gai and Ingber 2022, "An Analysis of Fusion Functions for Hybrid Retrieval",
 arXiv:2210.11934: alpha * n(dense) + (1 - alpha) * n(keyword). ``stillroom.rag.fusion`` states each

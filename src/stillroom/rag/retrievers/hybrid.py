@@ -1,4 +1,4 @@
-"""Keyword and dense retrieval fused by reciprocal rank; the default.
+"""Keyword and dense retrieval fused by reciprocal rank.
 
 Source: Cormack et al. 2009, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank
 Learning Methods": weight / (k + rank), rank from 1, absent gives 0, k = 60. Equal scores are
