@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from stillroom.jobs import Job
     from stillroom.models import Embedder
+    from stillroom.rag.contextual import ContextWriter
     from stillroom.rag.recipe import RagRecipe
     from stillroom.text.worker import Worker
 
@@ -100,11 +101,17 @@ class Ingester:
     """Parses, cuts and embeds documents; remembers in the job's journal which are done."""
 
     def __init__(
-        self, recipe: RagRecipe, root: Path, embedder: Embedder, worker: Worker, job: Job
+        self,
+        recipe: RagRecipe,
+        root: Path,
+        embedder: Embedder,
+        worker: Worker,
+        job: Job,
+        contexts: ContextWriter | None = None,
     ) -> None:
         """Work on the documents below ``root``; ``worker`` parses the risky formats."""
         self.recipe, self.root, self.embedder, self.job = recipe, root, embedder, job
-        self.worker = worker
+        self.worker, self.contexts = worker, contexts
         self.journal = job.journal("documents")
         self.folder = job.scratch / "documents"
         self.folder.mkdir(exist_ok=True)
@@ -178,6 +185,8 @@ class Ingester:
                 expected="at least one passage",
                 next="remove the file, or give a version of it that holds text",
             )
+        if self.contexts is not None:
+            passages = self.contexts.situate(document, passages)
         matrix = self._embed_document(document, passages)
         truncated = self.embedder.truncated - before
         stored = self._place(Entry(path, digest, len(passages), truncated))

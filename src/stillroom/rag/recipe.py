@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stillroom.rag.analyzer import Stemming
 from stillroom.rag.sweep_settings import SweepSettings
 from stillroom.recipes import Recipe, Reference, Settings
 from stillroom.text.method import CHUNKERS, Chunker, Limits
 
-__all__ = ["DEFAULT_EMBEDDER", "KeywordSettings", "OriginSettings", "RagRecipe"]
+__all__ = [
+    "DEFAULT_EMBEDDER",
+    "ContextSettings",
+    "KeywordSettings",
+    "OriginSettings",
+    "RagRecipe",
+]
 
 DEFAULT_EMBEDDER = "hub:sentence-transformers/all-MiniLM-L6-v2"
 
@@ -45,6 +51,20 @@ class KeywordSettings(Settings):
     )
 
 
+class ContextSettings(Settings):
+    """A model writes where each passage stands in its document; for finding, never shown."""
+
+    model: Reference = Field(description="what writes: a checkpoint, a .gguf file or an endpoint")
+    backend: str = Field("auto", description="engine that runs it; auto chooses by what it is")
+    max_tokens: int = Field(96, ge=8, le=512, description="most tokens of a context")
+    document_tokens: int = Field(
+        4000, ge=64, description="most tokens of the document that the model is shown"
+    )
+    cache: str | None = Field(
+        None, description="file that keeps what was written between jobs; null keeps it in the job"
+    )
+
+
 class RagRecipe(Recipe):
     """Builds an index over a folder of documents."""
 
@@ -63,6 +83,11 @@ class RagRecipe(Recipe):
     with_headings: bool = Field(
         True, description="embed a passage with its title and headings before it; never shown"
     )
+    context: ContextSettings | None = Field(
+        None,
+        description="have a model write where each passage stands; embedded and matched by words, "
+        "never shown; not with pooling late",
+    )
     pooling: Literal["passage", "late"] = Field(
         "passage",
         description="passage embeds each by itself; late pools it from token states of the whole "
@@ -80,3 +105,12 @@ class RagRecipe(Recipe):
     max_failed: float = Field(
         0.5, ge=0, le=1, description="share of documents that may fail before the job does"
     )
+
+    @model_validator(mode="after")
+    def _check_context(self) -> Self:
+        if self.context is not None and self.pooling == "late":
+            raise ValueError(
+                "context is embedded before a passage, and pooling late embeds no passage by "
+                "itself: choose one of them"
+            )
+        return self

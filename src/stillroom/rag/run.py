@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from stillroom.errors import DataError, Problem
 from stillroom.jobs import Estimate
 from stillroom.provenance import Parent, digest_file, digest_json, find_output
 from stillroom.rag.analyzer import Analyzer
+from stillroom.rag.contextual import ContextWriter, estimate_contexts, open_context_writer
 from stillroom.rag.cutting import fit_chunker
 from stillroom.rag.ingest import Failed, Ingester, Part
 from stillroom.rag.pooling import check_pooling
@@ -69,15 +71,16 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
         embedder = open_embedder(recipe.embedder)
     recipe = fit_chunker(recipe, embedder, job.say)
     check_pooling(recipe, embedder)
-    preparation = _prepare_digest(recipe, embedder)
+    contexts = open_context_writer(recipe, job)
+    preparation = _prepare_digest(recipe, embedder, contexts)
     found, unread = _digest_files(root, scan, job)
     previous = open_previous(job, preparation)
-    with Worker() as worker:
-        ingester = Ingester(recipe, root, embedder, worker, job)
+    with Worker() as worker, contexts or nullcontext():
+        ingester = Ingester(recipe, root, embedder, worker, job, contexts)
         parts, failures, reused = _ingest(found, ingester, previous, job)
     failures = sorted([*unread, *failures], key=lambda failed: failed.path)
     _check_failures(failures, len(parts) + len(failures), recipe, str(root))
-    settings = _settings(recipe)
+    settings = _settings(recipe, contexts)
     analyzer = Analyzer(recipe.keyword.stemming)
     with job.phase("write", len(parts), "documents") as progress:
         description = write_index(
@@ -105,12 +108,14 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
         "hidden": scan.hidden,
         "failed": [failed.to_json() for failed in failures],
         "index": description.digest,
+        **({"synthetic_context": contexts.details} if contexts else {}),
     }
     return job.finish(
         "index",
         parents=[
             Parent("documents", str(root), digest_json([[f.path, f.digest] for f in found])),
             Parent("embedder", recipe.embedder, embedder.fingerprint, "checkpoint"),
+            *(contexts.parents if contexts else []),
         ],
         origin=Origin(recipe.origin.kind, (), recipe.origin.license).to_json(),
         details=details,
@@ -130,7 +135,7 @@ def estimate(recipe: RagRecipe) -> Estimate:
     passages = max(int(size / _BYTES_PER_TOKEN / recipe.chunker.size), len(files))
     texts = size / _BYTES_PER_PASSAGE * (1 + recipe.chunker.reading_passes)
     width = 384 * (4 if recipe.vectors == "float32" else 2)
-    return Estimate(
+    embedding = Estimate(
         memory_bytes=600_000_000 + 12 * largest + passages * (width + 400),
         disk_bytes=6 * size + passages * 2 * width,
         seconds=max(texts, len(files)) / _PASSAGES_PER_SECOND,
@@ -139,6 +144,10 @@ def estimate(recipe: RagRecipe) -> Estimate:
         basis=f"{len(files)} files of {size / 1e6:.1f} MB, about {passages} passages at "
         f"{_PASSAGES_PER_SECOND} of 200 tokens a second (MiniLM-L6 on 2 cores)",
     )
+    if recipe.context is None:
+        return embedding
+    tokens = size / _BYTES_PER_TOKEN
+    return embedding + estimate_contexts(recipe.context, passages, tokens, len(files))
 
 
 def _find_documents(recipe: RagRecipe) -> tuple[Path, Scan]:
@@ -160,20 +169,22 @@ def _find_documents(recipe: RagRecipe) -> tuple[Path, Scan]:
     return (place if place.is_dir() else place.parent), scan
 
 
-def _prepare_digest(recipe: RagRecipe, embedder: Embedder) -> str:
+def _prepare_digest(recipe: RagRecipe, embedder: Embedder, contexts: ContextWriter | None) -> str:
     """Return the digest of all that shapes passages and vectors beside the documents."""
     return digest_json(
         {
             "version": __version__,
             "embedder": embedder.fingerprint,
+            "context": contexts.fingerprint if contexts else "",
             **recipe.model_dump(mode="json", include=_PREPARING),
         }
     )
 
 
-def _settings(recipe: RagRecipe) -> Mapping[str, Any]:
+def _settings(recipe: RagRecipe, contexts: ContextWriter | None) -> Mapping[str, Any]:
     settings = recipe.model_dump(mode="json")
-    return {name: settings[name] for name in sorted({*_PREPARING, "keyword"})}
+    kept = {name: settings[name] for name in sorted({*_PREPARING, "keyword"})}
+    return {**kept, "context": contexts.settings if contexts else None}
 
 
 def _digest_files(root: Path, scan: Scan, job: Job) -> tuple[list[_Found], list[Failed]]:
