@@ -42,6 +42,12 @@ PARTS = [
     "[^2]",
     "[1-2]",
     "😀",
+    "](http://a.example/?q=1)",
+    "![",
+    "<img src=x>",
+    "<div>",
+    "<",
+    "\\",
 ]
 texts = st.lists(st.sampled_from(PARTS), max_size=14).map("".join)
 shown = st.integers(0, 2)
@@ -96,7 +102,7 @@ def test_answers_are_equal_for_every_byte_cut(text, count):
 @given(st.text(max_size=60), shown)
 def test_any_text_survives_and_only_shown_numbers_are_cited(text, count):
     joined, _ = parse([text], count)
-    if not re.search(r"[\[【［]", text):
+    if not re.search(r"[\[【［<]", text):
         assert joined == text
     composed, statements, numbers, _ = compose([text], count)
     assert set(numbers) <= set(range(1, count + 1))

@@ -18,7 +18,7 @@ from typing import Any
 from stillroom.errors import BackendError, CheckpointError
 from stillroom.provenance import digest_json
 
-__all__ = ["CrossEncoder"]
+__all__ = ["CrossEncoder", "load_classifier", "pad_pairs"]
 
 _LONGEST = 1 << 20
 _LEAST_PASSAGE = 16
@@ -41,7 +41,7 @@ class CrossEncoder:
         """
         from stillroom.checkpoints import Checkpoint
 
-        self._tokenizer, self._model = _load(folder, device)
+        self._tokenizer, self._model = load_classifier(folder, device, most_labels=2)
         self._device = device
         self._lock = threading.Lock()
         own = min(
@@ -100,7 +100,7 @@ class CrossEncoder:
     def _run(self, pairs: Sequence[dict[str, list[int]]]) -> list[float]:
         import torch
 
-        given = _pad(pairs, self._tokenizer.pad_token_id or 0)
+        given = pad_pairs(pairs, self._tokenizer.pad_token_id or 0)
         tensors = {key: torch.tensor(value, device=self._device) for key, value in given.items()}
         with torch.inference_mode():
             logits = self._model(**tensors).logits.float()
@@ -108,7 +108,7 @@ class CrossEncoder:
         return [float(score) for score in scores.cpu()]
 
 
-def _pad(pairs: Sequence[dict[str, list[int]]], pad: int) -> dict[str, list[list[int]]]:
+def pad_pairs(pairs: Sequence[dict[str, list[int]]], pad: int) -> dict[str, list[list[int]]]:
     """Return the pairs as rows of one length, padded on the right, whatever the tokenizer's side.
 
     Encoders count positions from the left: padding there would give every token another place.
@@ -125,7 +125,19 @@ def _pad(pairs: Sequence[dict[str, list[int]]], pad: int) -> dict[str, list[list
     return rows
 
 
-def _load(folder: Path, device: str) -> tuple[Any, Any]:
+def load_classifier(
+    folder: Path, device: str, *, most_labels: int | None = None
+) -> tuple[Any, Any]:
+    """Return tokenizer and model of a sequence-classification checkpoint, ready to be asked.
+
+    Args:
+        folder: The checkpoint.
+        device: cpu, cuda, cuda:1 or mps.
+        most_labels: Refuse a head with more; by default any number is taken.
+
+    Raises:
+        CheckpointError: If it is no such checkpoint, or its head has too many labels.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -140,7 +152,7 @@ def _load(folder: Path, device: str) -> tuple[Any, Any]:
             made = config.architectures or []
             if not any(str(name).endswith("ForSequenceClassification") for name in made):
                 raise _refuse(folder, f"it is {', '.join(map(str, made)) or 'of no known kind'}")
-            if config.num_labels not in {1, 2}:
+            if most_labels is not None and config.num_labels not in range(1, most_labels + 1):
                 raise _refuse(folder, f"its head has {config.num_labels} labels")
             model: Any = AutoModelForSequenceClassification.from_pretrained(
                 folder,

@@ -1,259 +1,282 @@
-"""Answering from an index: retrieve, show, generate, and hold every sentence against the source."""
+"""Answering from an index: a method finds, judges and reads, and every sentence is checked."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import Unpack
+
+from stillroom.rag.asking import Asking, AskSettings
 from stillroom.rag.composing import Composer
-from stillroom.rag.method import DEFAULT_RETRIEVER
+from stillroom.rag.inquiry import Inquiry
+from stillroom.rag.method import ANSWERING, CHECKERS, Query, make_query
 from stillroom.rag.notices import collect_notices
-from stillroom.rag.ordering import cap_documents, join_neighbours
-from stillroom.rag.parents import retrieve_to_read
 from stillroom.rag.prefixes import readable_text
-from stillroom.rag.prompting import ABSTENTION, Shown, drop_repeats, fit_prompt
-from stillroom.rag.support import Evidence
-from stillroom.records import Answer, Citation, Completion, Sampling
+from stillroom.rag.prompting import ABSTENTION, PROMPT_VERSION
+from stillroom.rag.semantic_cache import scope_of
+from stillroom.rag.sources import describe_sources
+from stillroom.records import Answer, Citation, Hit, Sampling
+from stillroom.registry import Method
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
     from stillroom.rag.index import Index
-    from stillroom.rag.method import Reranker, Retriever, Transform
 
 __all__ = ["Asking", "ask", "ask_stream"]
 
 _SAMPLING = Sampling(max_new_tokens=128, stop=("\n\n",))
-_SPARE = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """How passages are found and shown.
-
-    ``budget`` bounds the prompt's tokens, 0 is the context; ``neighbours`` widens each hit by that
-    many passages on both sides; ``per_document`` caps the hits of a document, 0 does not;
-    ``shorten`` shows what fits of the last hit, whole sentences; ``best_at_ends`` puts the best
-    first and last; a parent is shown where more than ``parent_share`` of its passages was found.
-    """
-
-    k: int = 3
-    retriever: str | Retriever = DEFAULT_RETRIEVER
-    reranker: str | Reranker | None = None
-    transform: str | Transform | None = None
-    budget: int = 0
-    cite: bool = True
-    neighbours: int = 0
-    per_document: int = 0
-    shorten: bool = False
-    best_at_ends: bool = False
-    parent_share: float = 0.0
+_NAMED = 2
 
 
 def ask(
     index: Index,
     model: TextModel,
-    question: str,
+    question: str | Query,
     *,
-    k: int = 3,
-    retriever: str | Retriever = DEFAULT_RETRIEVER,
-    reranker: str | Reranker | None = None,
-    transform: str | Transform | None = None,
     sampling: Sampling = _SAMPLING,
-    budget: int = 0,
-    cite: bool = True,
-    neighbours: int = 0,
-    per_document: int = 0,
-    shorten: bool = False,
-    best_at_ends: bool = False,
-    parent_share: float = 0.0,
     is_cancelled: Callable[[], bool] | None = None,
+    **settings: Unpack[AskSettings],
 ) -> Answer:
     """Answer a question from the passages of an index.
 
     Args:
         index: What is searched.
         model: What writes.
-        question: What is asked; any text.
-        k: How many passages are shown, repeats left out.
-        retriever: A method of ``stillroom.rag.retrievers``.
-        reranker: A method of ``stillroom.rag.rerankers``.
-        transform: A method of ``stillroom.rag.transforms``.
+        question: What is asked; any text, or a Query with the conversation before it.
         sampling: How the answer is drawn.
-        budget: Most tokens of the prompt; 0 takes what the model's context leaves.
-        cite: Add citations that the model left out, where a passage supports the sentence.
-        neighbours: How many passages before and after each hit are shown with it; what overlaps is
-            one hit, cited as one.
-        per_document: Most hits of one document; 0 for no cap.
-        shorten: Show of the last passage that does not fit the sentences that do.
-        best_at_ends: Show the best passages first and last, the worst in the middle.
-        parent_share: Show the parent of passages (of an index cut by ``parent_child`` or
-            ``sentence_window``) where more than this share of them was found; 0 shows it always.
         is_cancelled: Once true, the answer ends where it is.
+        settings: Fields of ``Asking``.
 
     Returns:
-        The answer. ``details`` hold ``statements`` (each sentence with its support), ``abstained``,
-        ``dropped`` (passages that did not fit), ``left_out`` (every span that was found and is not
-        shown), ``repeats``, ``removed_citations``, ``notices`` (what a method had to do otherwise
-        than asked), ``prompt_tokens`` and ``index`` (the digest of its state).
+        The answer. ``details`` hold ``answering`` and its ``trace`` (every step), ``calls`` of the
+        model, ``statements`` (each sentence with its support), ``abstained``, ``refusal`` (why) and
+        ``nearest`` (the passages named then), ``dropped`` (passages that did not fit), ``left_out``
+        (every span that was found and is not shown), ``repeats``, ``sources`` (each passage that
+        was shown: place, origin, flags), ``dropped_statements``, ``removed_citations``,
+        ``broken_links``, ``notices`` (what a method had to do otherwise than asked),
+        ``prompt_tokens``, ``cached`` and ``index`` (the digest of its state).
 
     Raises:
         DataError: If k is below 1, the question too long, or the best passage does not fit.
         BackendError: If the model fails.
     """
-    asking = Asking(
-        k,
-        retriever,
-        reranker,
-        transform,
-        budget,
-        cite,
-        neighbours,
-        per_document,
-        shorten,
-        best_at_ends,
-        parent_share,
-    )
-    with collect_notices() as told:
-        shown, repeats = _show(index, model, question, asking, sampling)
-    if shown is None:
-        return _abstain(index, model, told)
-    completion = model.generate([shown.prompt], sampling, is_cancelled=is_cancelled)[0]
-    composer = _compose_with(index, shown, asking)
-    text = composer.feed(completion.text) + composer.finish()
-    return _finish(index, replace(completion, text=text), shown, composer, repeats, told)
+    *_, answer = _answer(index, model, question, Asking(**settings), sampling, False, is_cancelled)
+    assert isinstance(answer, Answer)  # noqa: S101  # the last item is one
+    return answer
 
 
 def ask_stream(
     index: Index,
     model: TextModel,
-    question: str,
+    question: str | Query,
     *,
-    k: int = 3,
-    retriever: str | Retriever = DEFAULT_RETRIEVER,
-    reranker: str | Reranker | None = None,
-    transform: str | Transform | None = None,
     sampling: Sampling = _SAMPLING,
-    budget: int = 0,
-    cite: bool = True,
+    is_cancelled: Callable[[], bool] | None = None,
+    **settings: Unpack[AskSettings],
 ) -> Iterator[str | Answer]:
     """Yield pieces of the answer as they are certain, then the Answer; see ``ask``.
 
-    The pieces joined are the answer's text. Closing the iterator stops the model.
+    The pieces joined are the answer's text, the same as ``ask`` gives. Closing the iterator stops
+    the model.
 
     Yields:
         Text, and last the Answer.
     """
-    asking = Asking(k, retriever, reranker, transform, budget, cite)
-    with collect_notices() as told:
-        shown, repeats = _show(index, model, question, asking, sampling)
-    if shown is None:
-        yield ABSTENTION
-        yield _abstain(index, model, told)
-        return
-    composer = _compose_with(index, shown, asking)
-    raw, text = [], []
-    for token in model.stream(shown.prompt, sampling):
-        raw.append(token)
-        if piece := composer.feed(token):
-            text.append(piece)
-            yield piece
-    if piece := composer.finish():
-        text.append(piece)
-        yield piece
-    size = model.count_tokens("".join(raw))
-    completion = Completion(
-        "".join(text),
-        "length" if size >= sampling.max_new_tokens else "stop",
-        shown.prompt_tokens,
-        size,
-        model.fingerprint,
-    )
-    yield _finish(index, completion, shown, composer, repeats, told)
+    return _answer(index, model, question, Asking(**settings), sampling, True, is_cancelled)
 
 
-def _show(
-    index: Index, model: TextModel, question: str, asking: Asking, sampling: Sampling
-) -> tuple[Shown | None, int]:
-    """Return the prompt (None where nothing was found) and how many repeats were left out."""
-    hits = retrieve_to_read(
-        index,
-        question,
-        asking.k * _SPARE if asking.k > 0 else asking.k,
-        share=asking.parent_share,
-        retriever=asking.retriever,
-        reranker=asking.reranker,
-        transform=asking.transform,
-        model=model,
-    )
-    distinct = drop_repeats(hits)
-    if not distinct:
-        return None, 0
-    chosen = cap_documents(distinct, asking.per_document)[: asking.k]
-    last = chosen[-1].rank
-    repeats = last - sum(hit.rank <= last for hit in distinct)
-    room = model.context_length - sampling.max_new_tokens
-    budget = min(asking.budget, room) if asking.budget else room
-    shown = fit_prompt(
-        question,
-        join_neighbours(chosen, index, asking.neighbours),
-        model,
-        budget=budget,
-        shorten=asking.shorten,
-        best_at_ends=asking.best_at_ends,
-    )
-    return shown, repeats
-
-
-def _compose_with(index: Index, shown: Shown, asking: Asking) -> Composer:
-    texts = [readable_text(hit.passage) for hit in shown.hits]
-    evidence = Evidence(texts, index.analyzer, index.lexicon)
-    return Composer(evidence, len(shown.hits), cite=asking.cite)
-
-
-def _finish(
+def _answer(
     index: Index,
-    completion: Completion,
-    shown: Shown,
-    composer: Composer,
-    repeats: int,
-    told: list[str],
-) -> Answer:
-    citations = []
-    for number in sorted(composer.numbers):
-        passage = shown.hits[number - 1].passage
-        citations.append(Citation(number, passage.id, passage.location, passage.text))
-    statements = composer.statements
-    counts = Counter(statement.status for statement in statements)
-    said = " ".join(completion.text.split())
-    details: dict[str, Any] = {
-        "index": index.digest,
-        "prompt_tokens": shown.prompt_tokens,
-        "dropped": shown.dropped,
-        "left_out": [[one.passage_id, one.start, one.end] for one in shown.left_out],
-        "notices": told,
-        "repeats": repeats,
-        "removed_citations": composer.removed,
-        "abstained": said.startswith(ABSTENTION.rstrip(".")),
-        "support": dict(sorted(counts.items())),
-        "statements": [statement.to_json() for statement in statements],
-    }
-    return Answer(completion, tuple(citations), shown.hits, details)
+    model: TextModel,
+    question: str | Query,
+    asking: Asking,
+    sampling: Sampling,
+    is_streamed: bool,
+    is_cancelled: Callable[[], bool] | None,
+) -> Iterator[str | Answer]:
+    query = make_query(question)
+    method = ANSWERING.build(asking.answering)
+    scope = _scope_of(index, model, query, asking, sampling)
+    cache = asking.cache
+    kept = None if cache is None else cache.find(index, scope, query.text)
+    if kept is not None:
+        yield kept.completion.text
+        yield kept
+        return
+    inquiry = Inquiry(
+        index,
+        model,
+        query,
+        asking,
+        sampling,
+        method,
+        is_streamed=is_streamed,
+        is_cancelled=is_cancelled,
+    )
+    told: list[str] = []
+
+    def work() -> Iterator[str]:
+        inquiry.stand_alone()
+        yield from method.answer(inquiry)
+
+    draft = _Draft(inquiry)
+    for raw in _listen(work(), told):
+        if piece := draft.feed(raw):
+            yield piece
+    if piece := draft.finish():
+        yield piece
+    answer = draft.to_answer(told)
+    if cache is not None:
+        cache.keep(index, scope, query.text, answer)
+    yield answer
 
 
-def _abstain(index: Index, model: TextModel, told: list[str]) -> Answer:
-    """Answer that nothing was found, without asking the model."""
-    details: dict[str, Any] = {
-        "index": index.digest,
-        "prompt_tokens": 0,
-        "dropped": 0,
-        "left_out": [],
-        "notices": told,
-        "repeats": 0,
-        "removed_citations": 0,
-        "abstained": True,
-        "support": {},
-        "statements": [],
+def _scope_of(
+    index: Index, model: TextModel, query: Query, asking: Asking, sampling: Sampling
+) -> str:
+    """Return the digest of all that an answer depends on beside the question's text."""
+    if asking.cache is None:
+        return ""
+    settings = {
+        field.name: _plain(getattr(asking, field.name))
+        for field in fields(asking)
+        if field.name != "cache"
     }
-    return Answer(Completion(ABSTENTION, model=model.fingerprint), (), (), details)
+    return scope_of(
+        index=index.digest,
+        model=model.fingerprint,
+        prompt=PROMPT_VERSION,
+        history=[turn.to_json() for turn in query.history],
+        sampling=asdict(sampling),
+        **settings,
+    )
+
+
+def _plain(setting: Any) -> Any:
+    """Return a setting as plain values; a method as its name and settings."""
+    return setting.model_dump(mode="json") if isinstance(setting, Method) else setting
+
+
+def _listen(items: Iterator[str], told: list[str]) -> Iterator[str]:
+    """Yield the items; what methods notice while one is made is added to ``told``."""
+    try:
+        while True:
+            with collect_notices() as heard:
+                item = next(items, None)
+            told += heard
+            if item is None:
+                return
+            yield item
+    finally:
+        close = getattr(items, "close", None)
+        if close is not None:
+            close()
+
+
+class _Draft:
+    """An answer while it is written: checked text, then a refusal where there is no support."""
+
+    def __init__(self, inquiry: Inquiry) -> None:
+        self._inquiry = inquiry
+        self._composer: Composer | None = None
+        self._text = ""
+        self._named: tuple[int, ...] = ()
+
+    def feed(self, raw: str) -> str:
+        return self._add(self._compose().feed(raw))
+
+    def finish(self) -> str:
+        """Return the rest of the text, with the refusal if there is one."""
+        inquiry = self._inquiry
+        if inquiry.shown is None:
+            return self._add(self._refuse(ABSTENTION))
+        composer = self._compose()
+        rest = self._add(composer.finish())
+        if inquiry.completion.finish_reason == "cancelled":
+            return rest
+        said = " ".join(self._text.split())
+        if composer.is_refused:
+            inquiry.refusal = "unsupported"
+            space = " " if self._text else ""
+            return rest + self._add(space + self._refuse(ABSTENTION))
+        if said.rstrip(".") == ABSTENTION.rstrip("."):
+            inquiry.refusal = "model"
+            return rest + self._add(self._refuse(""))
+        return rest
+
+    def to_answer(self, told: list[str]) -> Answer:
+        inquiry, composer = self._inquiry, self._composer
+        hits = inquiry.shown.hits if inquiry.shown else inquiry.nearest
+        numbers = {*self._named, *(composer.numbers if composer else ())}
+        citations = []
+        for number in sorted(numbers):
+            passage = hits[number - 1].passage
+            citations.append(Citation(number, passage.id, passage.location, passage.text))
+        details = self._describe(hits, told)
+        completion = replace(inquiry.completion, text=self._text)
+        return Answer(completion, tuple(citations), hits, details)
+
+    def _describe(self, hits: Sequence[Hit], told: list[str]) -> dict[str, Any]:
+        inquiry, shown, composer = self._inquiry, self._inquiry.shown, self._composer
+        statements = composer.statements if composer else []
+        said = " ".join(self._text.split())
+        return {
+            "index": inquiry.index.digest,
+            "answering": ANSWERING.build(inquiry.asking.answering).method_name(),
+            "trace": inquiry.trace,
+            "calls": inquiry.model.calls,
+            "prompt_tokens": shown.prompt_tokens if shown else 0,
+            "dropped": shown.dropped if shown else 0,
+            "left_out": [
+                [one.passage_id, one.start, one.end] for one in (shown.left_out if shown else ())
+            ],
+            "notices": told,
+            "repeats": inquiry.repeats,
+            "removed_citations": composer.removed if composer else 0,
+            "broken_links": composer.broken if composer else 0,
+            "abstained": said.startswith(ABSTENTION.rstrip(".")) or bool(inquiry.refusal),
+            "refusal": inquiry.refusal,
+            "nearest": [hits[number - 1].passage.id for number in self._named],
+            "support": dict(sorted(Counter(one.status for one in statements).items())),
+            "statements": [statement.to_json() for statement in statements],
+            "dropped_statements": [
+                {"text": text, "status": one.status, "score": round(one.score, 4)}
+                for text, one in (composer.dropped if composer else ())
+            ],
+            "sources": describe_sources(hits),
+            "cached": None,
+        }
+
+    def _compose(self) -> Composer:
+        if self._composer is None:
+            inquiry, shown = self._inquiry, self._inquiry.shown
+            hits = shown.hits if shown else ()
+            checker = CHECKERS.build(inquiry.asking.checker)
+            evidence = checker.hold([readable_text(hit.passage) for hit in hits], inquiry.index)
+            self._composer = Composer(
+                evidence,
+                len(hits),
+                cite=inquiry.asking.cite,
+                unsupported=inquiry.asking.unsupported,
+            )
+        return self._composer
+
+    def _refuse(self, opening: str) -> str:
+        """Return a refusal that names the passages which came nearest, best first."""
+        inquiry = self._inquiry
+        hits = inquiry.shown.hits if inquiry.shown else inquiry.nearest
+        order = sorted(range(len(hits)), key=lambda at: (hits[at].rank, at))
+        self._named = tuple(sorted(at + 1 for at in order[:_NAMED]))
+        marks = " and ".join(f"[{number}]" for number in self._named)
+        if not marks:
+            return opening
+        one = len(self._named) == 1
+        who = f"passage, {marks}, does" if one else f"passages, {marks}, do"
+        return f"{opening} The nearest {who} not support an answer."
+
+    def _add(self, text: str) -> str:
+        self._text += text
+        return text

@@ -4,6 +4,14 @@
 numbers of no passage are taken out and counted. Text in backticks and in fenced code stays as it
 is. The parser works character by character, so that what comes out never depends on how the
 stream was cut.
+
+Nothing that an answer says is fetched: a document may have told the model to write a picture whose
+address carries what was asked. A space is put where Markdown would make a picture or a link
+(``](``, ``][``, a line's ``[x]:``) and where a tag begins that has attributes or runs
+(``<img src``, ``<script>``), so that every address stays text that a person can read; ``<div>``
+stays as it is.
+Code is exempt only where no renderer can take it for anything else: in a fence at the very
+beginning of a line, and between backticks that are closed on their line.
 """
 
 from __future__ import annotations
@@ -18,6 +26,11 @@ _INSIDE = frozenset("0123456789 ,;-–^")
 _LONGEST = 40
 _NUMBERS = re.compile(r"\^?\d{1,3}(?:\s*[,;\-–]\s*\^?\d{1,3}|\s+\d{1,3})*")
 _FENCE = 3
+_LONGEST_NAME = 32
+_ACTIVE_TAGS = frozenset(
+    "script style iframe object embed svg math template base form meta link noscript frame"  # noqa: SIM905
+    " frameset plaintext textarea title xmp video audio".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +61,8 @@ class CitationParser:
         """Accept the numbers 1 to ``shown``."""
         self.shown = shown
         self.removed = 0
+        self.broken = 0
+        """How many pictures, links and tags were made plain text."""
         self._out: list[Piece | Mark] = []
         self._held = ""
         self._space = ""
@@ -56,6 +71,13 @@ class CitationParser:
         self._fence = 0
         self._inline = 0
         self._at_line_start = True
+        self._column = 0
+        self._code = ""
+        self._is_open_fence = False
+        self._is_info = False
+        self._last = ""
+        self._tag = ""
+        self._is_definition = False
 
     def feed(self, text: str) -> list[Piece | Mark]:
         """Return what is certain after some more text."""
@@ -66,7 +88,9 @@ class CitationParser:
     def finish(self) -> list[Piece | Mark]:
         """Return what was held back, as it is."""
         self._end_ticks()
+        self._flush_code()
         self._flush_held()
+        self._end_tag("")
         if not self._is_gap:
             self._flush_space()
         return self._give()
@@ -76,10 +100,14 @@ class CitationParser:
             self._is_gap = False
             if character in " \t\n.,;:!?)":
                 self._space = ""
-        if character == "`" and not self._held:
+        if character == "`" and not self._held and self._last != "\\":
             self._flush_space()
             self._ticks += 1
-            self._emit(character)
+            self._is_info = False
+            if self._inline:
+                self._code += character
+            else:
+                self._emit(character)
             return
         self._end_ticks()
         if self._fence or self._inline:
@@ -88,20 +116,28 @@ class CitationParser:
             self._take_held(character)
         elif character in _OPEN:
             self._held = character
+            self._is_definition = self._at_line_start
         elif character in " \t":
             self._space += character
         else:
             self._take_text(character)
 
     def _take_code(self, character: str) -> None:
-        self._emit(character)
-        if character == "\n":
-            self._inline = 0
+        if self._inline:
+            self._code += character
+            if character == "\n":
+                self._flush_code()
+        elif self._is_open_fence:
+            self._emit(character)
+        else:
+            self._guard(character)
+            if self._is_info and character == "\n":
+                self._is_open_fence, self._is_info = True, False
         self._at_line_start = character == "\n" or (self._at_line_start and character in " \t")
 
     def _take_text(self, character: str) -> None:
         self._flush_space()
-        self._emit(character)
+        self._guard(character)
         self._at_line_start = character == "\n"
 
     def _take_held(self, character: str) -> None:
@@ -132,9 +168,10 @@ class CitationParser:
         known = tuple(number for number in asked if 1 <= number <= self.shown)
         self.removed += len(asked) - len(known)
         self._held = ""
+        self._end_tag("[")
         if known:
             self._out.append(Mark(known, self._space))
-            self._space = ""
+            self._space, self._last = "", "]"
         else:
             self._is_gap = True
         self._at_line_start = False
@@ -146,12 +183,14 @@ class CitationParser:
             return
         if self._fence:
             if ticks >= self._fence and self._at_line_start:
-                self._fence = 0
+                self._fence, self._is_open_fence = 0, False
         elif self._inline:
             if ticks == self._inline:
-                self._inline = 0
+                code, self._code, self._inline = self._code, "", 0
+                self._emit(code)
         elif ticks >= _FENCE and self._at_line_start:
             self._fence = ticks
+            self._is_info = self._column == ticks
         elif ticks < _FENCE:
             self._inline = ticks
         self._at_line_start = False
@@ -159,9 +198,42 @@ class CitationParser:
     def _flush_held(self) -> None:
         if self._held:
             self._flush_space()
-            self._emit(self._held)
-            self._held = ""
+            held, self._held = self._held, ""
+            self._guard(held)
             self._at_line_start = False
+
+    def _flush_code(self) -> None:
+        """Give what stands after a backtick that nothing on its line closed: plain text."""
+        code, self._code, self._inline = self._code, "", 0
+        self._guard(code)
+
+    def _guard(self, text: str) -> None:
+        """Emit text with a space wherever Markdown would make more of it than text."""
+        for character in text:
+            if self._tag and len(self._tag) < _LONGEST_NAME and _is_name(character):
+                self._tag += character
+                continue
+            self._end_tag(character)
+            if character == "<":
+                self._tag = character
+                continue
+            if self._is_link(character):
+                self.broken += 1
+                self._emit(" ")
+            self._emit(character)
+
+    def _is_link(self, character: str) -> bool:
+        if self._last != "]":
+            return False
+        return character in "([" or (character == ":" and self._is_definition)
+
+    def _end_tag(self, following: str) -> None:
+        """Give what may be the beginning of a tag, broken if it is one that does anything."""
+        tag, self._tag = self._tag, ""
+        if tag and _is_active(tag, following):
+            self.broken += 1
+            tag = f"< {tag[1:]}"
+        self._emit(tag)
 
     def _flush_space(self) -> None:
         self._emit(self._space)
@@ -170,6 +242,11 @@ class CitationParser:
     def _emit(self, text: str) -> None:
         if not text:
             return
+        if self._tag:
+            self._end_tag(text[0])
+        self._last = text[-1]
+        line = text.rpartition("\n")
+        self._column = len(line[2]) + (0 if line[1] else self._column)
         is_code = bool(self._fence)
         last = self._out[-1] if self._out else None
         if isinstance(last, Piece) and last.is_code == is_code:
@@ -180,6 +257,20 @@ class CitationParser:
     def _give(self) -> list[Piece | Mark]:
         out, self._out = self._out, []
         return out
+
+
+def _is_name(character: str) -> bool:
+    return character.isalnum() or character in "-/!?"
+
+
+def _is_active(tag: str, following: str) -> bool:
+    """Return whether a tag, up to its name, loads, runs, or hides what comes after it."""
+    if tag[1:2] in {"!", "?"}:
+        return True
+    name = tag[1:].strip("/").casefold()
+    if not name[:1].isalpha():
+        return False
+    return name in _ACTIVE_TAGS or "/" in name or following.isspace() or len(tag) >= _LONGEST_NAME
 
 
 def _spread(inside: str) -> tuple[int, ...]:

@@ -2,19 +2,24 @@
 
 Each finished sentence is held against the passages. One that the model left without a citation gets
 that of the passage which supports it; where none does, nothing is added and it is reported as
-unsupported. What comes out never depends on how the stream was cut.
+unsupported. What no passage supports is marked as such, dropped, or makes the whole answer a
+refusal, as the caller chose. What comes out never depends on how the stream was cut.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from stillroom.rag.citations import CitationParser, Mark, Piece, format_marks
-from stillroom.rag.support import SUPPORT_THRESHOLD, Evidence
+from stillroom.rag.prompting import ABSTENTION
+from stillroom.rag.support import Evidence
 from stillroom.text.sentences import split_sentences
 
-__all__ = ["Composer", "Statement"]
+__all__ = ["Composer", "Statement", "Unsupported"]
+
+Unsupported = Literal["mark", "drop", "refuse"]
+"""What is done with a sentence that no passage (or not the cited one) supports."""
 
 _ENDS = frozenset(".!?。！？…")
 _AFTER_END = "\"'”’»)]*_"
@@ -50,15 +55,24 @@ class Statement:
 class Composer:
     """Turns a model's stream into an answer; ``statements`` grow as sentences end."""
 
-    def __init__(self, evidence: Evidence, shown: int, *, cite: bool = True) -> None:
+    def __init__(
+        self,
+        evidence: Evidence,
+        shown: int,
+        *,
+        cite: bool = True,
+        unsupported: Unsupported = "mark",
+    ) -> None:
         """Check against ``evidence``, whose passages have the numbers 1 to ``shown``.
 
         Args:
             evidence: The passages that were shown.
             shown: How many there are.
             cite: Add the citation where the model left it out and a passage supports.
+            unsupported: ``mark`` tells of sentences without support in their status; ``drop``
+                leaves them out; ``refuse`` gives nothing at all if there is one.
         """
-        self._evidence, self._cite = evidence, cite
+        self._evidence, self._cite, self._unsupported = evidence, cite, unsupported
         self._parser = CitationParser(shown)
         self._sentence = ""
         self._space = ""
@@ -69,6 +83,23 @@ class Composer:
         self.statements: list[Statement] = []
         self.numbers: dict[int, None] = {}
         """Every number that is cited, in order of appearance."""
+        self.dropped: list[tuple[str, Statement]] = []
+        """Sentences that were left out, with what was found of them."""
+        self._held = 0, 0, dict[int, None]()
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether sentences were left out and none that is supported is left."""
+        if not self.dropped:
+            return False
+        return self._unsupported == "refuse" or not any(
+            one.status == "supported" for one in self.statements
+        )
+
+    @property
+    def broken(self) -> int:
+        """How many pictures, links and tags have been made plain text."""
+        return self._parser.broken
 
     @property
     def removed(self) -> int:
@@ -84,7 +115,10 @@ class Composer:
         self._compose(self._parser.finish(), give=False)
         self._close()
         self._space = ""
-        return self._give()
+        if self._unsupported == "refuse" and self.dropped:
+            self._out.clear()
+            self._length, self.statements, self.numbers = 0, [], {}
+        return self._give(is_last=True)
 
     def _compose(self, pieces: list[Piece | Mark], *, give: bool = True) -> str:
         for piece in pieces:
@@ -107,7 +141,9 @@ class Composer:
         if self._space and self._sentence and self._ends_before(character):
             self._close()
         if not self._sentence:
-            self._write(self._space)
+            if not self._marks:
+                self._begin()
+            self._write(self._space if self._length else "")
             self._start = self._length
         else:
             self._write(self._space)
@@ -125,15 +161,18 @@ class Composer:
 
     def _take_code(self, text: str) -> None:
         self._close()
-        self._write(self._space + text)
+        self._write((self._space if self._length else "") + text)
         self._space = ""
 
     def _take_mark(self, mark: Mark) -> None:
         fresh = tuple(number for number in mark.numbers if number not in self._marks)
-        self._marks.update(dict.fromkeys(fresh))
         if not self._sentence:
+            if not self._marks:
+                self._begin()
             self._start = self._length
-        self._write(self._space + mark.space + format_marks(fresh) if fresh else "")
+        self._marks.update(dict.fromkeys(fresh))
+        space = self._space + mark.space if self._length else ""
+        self._write(space + format_marks(fresh) if fresh else "")
         self._space = ""
         self.numbers.update(dict.fromkeys(fresh))
 
@@ -142,22 +181,36 @@ class Composer:
         if not self._sentence and not self._marks:
             return
         statement = self._judge(self._sentence, tuple(self._marks))
+        if self._unsupported != "mark" and statement.status in {"unsupported", "unverified"}:
+            self._drop(statement)
+            return
         if statement.added:
             self._write(" " + format_marks(statement.cited))
             self.numbers.update(dict.fromkeys(statement.cited))
         self.statements.append(replace(statement, end=self._length))
         self._sentence, self._marks = "", {}
 
+    def _begin(self) -> None:
+        """Remember what the answer is without the sentence that begins here."""
+        self._held = len(self._out), self._length, dict(self.numbers)
+
+    def _drop(self, statement: Statement) -> None:
+        """Take the open sentence out again, with its citations."""
+        self.dropped.append((self._sentence, statement))
+        size, self._length, self.numbers = self._held
+        del self._out[size:]
+        self._sentence, self._marks = "", {}
+
     def _judge(self, sentence: str, cited: tuple[int, ...]) -> Statement:
         blank = Statement(self._start, 0, "no-claim", 0.0, cited)
-        if not self._evidence.has_claim(sentence):
+        if sentence == ABSTENTION or not self._evidence.has_claim(sentence):
             return blank
         if cited:
             score = max(self._evidence.measure(sentence, number) for number in cited)
-            status = "supported" if score >= SUPPORT_THRESHOLD else "unverified"
+            status = "supported" if score >= self._evidence.threshold else "unverified"
             return replace(blank, status=status, score=score)
         best = self._evidence.find(sentence)
-        if best.score < SUPPORT_THRESHOLD:
+        if best.score < self._evidence.threshold:
             return replace(blank, status="unsupported", score=best.score)
         return Statement(
             self._start,
@@ -173,7 +226,15 @@ class Composer:
             self._out.append(text)
             self._length += len(text)
 
-    def _give(self) -> str:
-        text = "".join(self._out)
-        self._out.clear()
+    def _give(self, *, is_last: bool = False) -> str:
+        """Return what can no longer change; an open sentence may yet be taken out."""
+        if is_last or self._unsupported == "mark":
+            size = len(self._out)
+        elif self._unsupported == "refuse":
+            size = 0
+        else:
+            size = self._held[0] if self._sentence or self._marks else len(self._out)
+        text = "".join(self._out[:size])
+        del self._out[:size]
+        self._held = max(self._held[0] - size, 0), *self._held[1:]
         return text

@@ -1,16 +1,18 @@
-"""Retriever, Reranker and Transform: what a method of this room is given and must give back.
+"""What a method of this room is given and must give back, seam by seam.
 
-All three are pure: they read an open ``Index`` and a ``Query``, keep nothing, and may be used from
-several threads at once.
+Retriever, Reranker, Transform, Grader and Checker are pure: they read an open ``Index`` and a
+``Query``, keep nothing, and may be used from several threads at once. An Answering directs them for
+one question, through an ``Inquiry`` that bounds it and notes each step.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import DataError
@@ -20,14 +22,22 @@ if TYPE_CHECKING:
     from stillroom.models import TextModel
     from stillroom.rag.fusion import Ranked
     from stillroom.rag.index import Index
+    from stillroom.rag.inquiry import Inquiry
+    from stillroom.rag.support import Evidence
     from stillroom.records import Hit, Message
 
 __all__ = [
+    "ANSWERING",
+    "CHECKERS",
     "DEFAULT_RETRIEVER",
+    "GRADERS",
     "MAX_QUERY_CHARACTERS",
     "RERANKERS",
     "RETRIEVERS",
     "TRANSFORMS",
+    "Answering",
+    "Checker",
+    "Grader",
     "LegRetriever",
     "Query",
     "Reranker",
@@ -118,9 +128,71 @@ class Transform(Method, ABC):
         """
 
 
+class Grader(Method, ABC):
+    """Says how likely a passage is to hold what a question asks for.
+
+    Subclasses have settings ``upper`` and ``lower``: the grade from which a passage is taken to
+    hold the answer, and the one below which it is taken to miss it. They are the method's own,
+    since no two graders share a scale.
+    """
+
+    upper: float
+    lower: float
+
+    @abstractmethod
+    def grade(
+        self,
+        query: Query,
+        texts: Sequence[str],
+        index: Index,
+        model: TextModel | None = None,
+    ) -> list[float]:
+        """Return one grade for each text, from 0 to 1.
+
+        Raises:
+            DataError: If the method needs a text model and none is given.
+        """
+
+
+class Checker(Method, ABC):
+    """Says how well passages support a sentence."""
+
+    @abstractmethod
+    def hold(self, passages: Sequence[str], index: Index) -> Evidence:
+        """Return the passages, numbered from 1, ready to be held against sentences."""
+
+
+class Answering(Method, ABC):
+    """Directs what is searched, judged and read for one question.
+
+    The bounds hold for every method: a loop that reaches one stops, says so in its trace, and goes
+    on with what it has.
+    """
+
+    max_rounds: int = Field(
+        2, ge=0, le=16, description="how often is searched again after the first time"
+    )
+    max_calls: int = Field(
+        64, ge=1, le=10_000, description="how often the model may be asked, the answer included"
+    )
+    max_seconds: float = Field(
+        120.0, gt=0, description="after how many seconds nothing but the answer is begun"
+    )
+
+    @abstractmethod
+    def answer(self, inquiry: Inquiry) -> Iterator[str]:
+        """Yield the model's text as it comes, after ``inquiry.read`` has said what is shown.
+
+        A method that finds no support calls ``inquiry.abstain`` and yields nothing.
+        """
+
+
 RETRIEVERS = Seam("stillroom.rag.retrievers", Retriever)
 RERANKERS = Seam("stillroom.rag.rerankers", Reranker)
 TRANSFORMS = Seam("stillroom.rag.transforms", Transform)
+GRADERS = Seam("stillroom.rag.graders", Grader)
+CHECKERS = Seam("stillroom.rag.checkers", Checker)
+ANSWERING = Seam("stillroom.rag.answering", Answering)
 
 
 def make_query(text: str | Query) -> Query:

@@ -1,4 +1,4 @@
-"""Rerankers' models, opened once in a process and shared by the methods that name them."""
+"""Models that read two texts together, opened once and shared by the methods that name them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stillroom.models.entailment import EntailmentModel
     from stillroom.models.protocols import Reranker
 
-__all__ = ["open_shared"]
+__all__ = ["open_entailment", "open_shared"]
 
 _LOCK = threading.Lock()
 _KEPT = 2
@@ -28,6 +29,24 @@ def open_shared(reference: str, **settings: Any) -> Reranker:
     """
     with _LOCK:
         return _open(reference, tuple(sorted(settings.items())))
+
+
+def open_entailment(reference: str, *, device: str = "cpu") -> EntailmentModel:
+    """Return the model of natural language inference of a reference; the last two are kept.
+
+    Raises:
+        CheckpointError: If the reference leads to no such checkpoint.
+    """
+    with _LOCK:
+        return _open_entailment(reference, device)
+
+
+@lru_cache(maxsize=_KEPT)
+def _open_entailment(reference: str, device: str) -> EntailmentModel:
+    from stillroom.models.entailment import EntailmentModel
+    from stillroom.models.hub import resolve_checkpoint
+
+    return EntailmentModel(resolve_checkpoint(reference), device=device)
 
 
 @lru_cache(maxsize=_KEPT)

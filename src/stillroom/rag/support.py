@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stillroom.rag.analyzer import Analyzer
     from stillroom.rag.lexicon import Lexicon
 
-__all__ = ["SUPPORT_THRESHOLD", "Evidence", "Support"]
+__all__ = ["SUPPORT_THRESHOLD", "Evidence", "Support", "is_negated", "numbers_of"]
 
 SUPPORT_THRESHOLD = 0.6
 _WINDOW = 3
@@ -49,7 +49,13 @@ class Support:
 
 
 class Evidence:
-    """The passages that were shown, ready to be held against sentences."""
+    """The passages that were shown, ready to be held against sentences.
+
+    Checkers of another kind override ``measure`` and ``threshold``.
+    """
+
+    threshold = SUPPORT_THRESHOLD
+    """The score from which a sentence is supported."""
 
     def __init__(self, passages: Sequence[str], analyzer: Analyzer, lexicon: Lexicon) -> None:
         """Take the passages' texts in the order of their numbers."""
@@ -60,14 +66,14 @@ class Evidence:
         """Return the support of a sentence by the passage of that number, from 0 to 1."""
         sentence = _BULLET.sub("", sentence)
         terms = self._terms(sentence)
-        numbers, is_negated = _numbers(sentence), bool(_NEGATION.search(sentence))
+        numbers, negated = numbers_of(sentence), is_negated(sentence)
         weights = {term: self._lexicon.idf(term) for term in sorted(terms)}
         total = sum(weights.values())
         if not total:
             return 0.0
         best = 0.0
         for window in self._passages[number - 1]:
-            if numbers <= window.numbers and is_negated <= window.is_negated:
+            if numbers <= window.numbers and negated <= window.is_negated:
                 held = sum(weight for term, weight in weights.items() if term in window.terms)
                 best = max(best, held / total)
         return best
@@ -93,8 +99,8 @@ class Evidence:
         ]
         terms = frozenset[str]().union(*(window.terms for window in best))
         known = frozenset[str]().union(*(window.numbers for window in best))
-        is_negated = any(window.is_negated for window in best)
-        if not (_numbers(sentence) <= known and bool(_NEGATION.search(sentence)) <= is_negated):
+        negated = any(window.is_negated for window in best)
+        if not (numbers_of(sentence) <= known and is_negated(sentence) <= negated):
             return max(alone)
         held = sum(weight for term, weight in weights.items() if term in terms)
         return max(*alone, held / total)
@@ -122,9 +128,15 @@ class Evidence:
         windows = []
         for first in range(len(spans) - width + 1):
             part = text[spans[first][0] : spans[first + width - 1][1]]
-            windows.append(_Window(self._terms(part), _numbers(part), bool(_NEGATION.search(part))))
+            windows.append(_Window(self._terms(part), numbers_of(part), is_negated(part)))
         return windows
 
 
-def _numbers(text: str) -> frozenset[str]:
+def numbers_of(text: str) -> frozenset[str]:
+    """Return the numbers of a text, written without the commas between thousands."""
     return frozenset(number.replace(",", "") for number in _NUMBER.findall(text))
+
+
+def is_negated(text: str) -> bool:
+    """Return whether a text holds a negation."""
+    return bool(_NEGATION.search(text))

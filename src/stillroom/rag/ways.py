@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from stillroom.errors import RecipeError
+from pydantic import ValidationError
+
+from stillroom.errors import Problem, RecipeError
 from stillroom.rag.method import (
     RERANKERS,
     RETRIEVERS,
@@ -19,8 +21,9 @@ from stillroom.rag.method import (
     Transform,
 )
 from stillroom.registry import Method, Seam
+from stillroom.registry.listing import suggest
 
-__all__ = ["Way", "parse_way"]
+__all__ = ["Way", "parse_method", "parse_way"]
 
 M = TypeVar("M", bound=Method)
 
@@ -45,13 +48,18 @@ def parse_way(text: str) -> Way:
     body, plus, last = (rest if arrow else text).partition("+")
     return Way(
         text.strip(),
-        _build(RETRIEVERS, body),
-        _build(RERANKERS, last) if plus else None,
-        _build(TRANSFORMS, head) if arrow else None,
+        parse_method(RETRIEVERS, body),
+        parse_method(RERANKERS, last) if plus else None,
+        parse_method(TRANSFORMS, head) if arrow else None,
     )
 
 
-def _build(seam: Seam[M], text: str) -> M:
+def parse_method(seam: Seam[M], text: str) -> M:
+    """Return the method of a seam that ``NAME[:KEY=VALUE,...]`` describes.
+
+    Raises:
+        RecipeError: If the method or a setting is unknown, or a value is out of bounds.
+    """
     name, _, settings = text.strip().partition(":")
     chosen: dict[str, Any] = {"name": name.strip()}
     for part in filter(None, (part.strip() for part in settings.split(","))):
@@ -65,4 +73,39 @@ def _build(seam: Seam[M], text: str) -> M:
                 next=f"write {name}:{key}=VALUE",
             )
         chosen[key.strip()] = value.strip()
-    return seam.build(chosen)
+    try:
+        return seam.build(chosen)
+    except ValidationError as error:
+        raise _refuse(seam.get(chosen["name"]), error, text) from error
+
+
+def _refuse(method: type[Method], error: ValidationError, text: str) -> RecipeError:
+    """Return what is wrong with a line's settings, as errors of a recipe are said."""
+    problems = []
+    for found in error.errors(include_url=False):
+        key = ".".join(map(str, found["loc"]))
+        if found["type"] == "extra_forbidden":
+            known = sorted(method.model_fields)
+            problems.append(
+                Problem(
+                    f"{key!r} is no setting of {method.method_name()}",
+                    code="recipe.unknown-key",
+                    where=text,
+                    expected=f"one of: {', '.join(known)}",
+                    next=suggest(key, known),
+                )
+            )
+        else:
+            value = "" if found["type"] == "missing" else f" {found['input']!r:.60} is refused"
+            problems.append(
+                Problem(
+                    f"{key}:{value or ' is missing'}",
+                    code="recipe.value",
+                    where=text,
+                    expected=found["msg"]
+                    .removeprefix("Input should be ")
+                    .removeprefix("Value error, "),
+                    next=f"stillroom show {method.method_name()}",
+                )
+            )
+    return RecipeError(problems)

@@ -142,24 +142,34 @@ class _TransformersModel:
                 given = len(text)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
-        import torch
-
         scores = []
+        read: tuple[Prompt, Any] | None = None
         for prompt, completion in zip(prompts, completions, strict=True):
-            before = self._encode(prompt)
             after = self.tokenizer(completion, add_special_tokens=False)["input_ids"]
             if not after:
                 scores.append(Score(()))
                 continue
-            check_room(len(before) + len(after) - 1, 1, self.context_length, self.name)
-            with self._lock, torch.inference_mode():
-                ids = torch.tensor([before + after], device=self.model.device)
-                keep = {"logits_to_keep": len(after) + 1} if self._keep else {}
-                logits = self.model(input_ids=ids, use_cache=False, **keep).logits
-                rows = logits[0, -len(after) - 1 : -1].float().log_softmax(-1)  # (T, V)
-                picked = rows.gather(1, ids[0, -len(after) :, None])[:, 0]
-            scores.append(Score(tuple(picked.tolist())))
+            if read is None or len(after) > 1 or read[0] != prompt:
+                rows = self._chances(self._encode(prompt), after)
+                # One token is judged by what stands before it: the next one is, by the same row.
+                read = (prompt, rows) if len(after) == 1 else None
+            else:
+                rows = read[1]
+            scores.append(
+                Score(tuple(float(row[token]) for row, token in zip(rows, after, strict=True)))
+            )
         return scores
+
+    def _chances(self, before: list[int], after: list[int]) -> Any:
+        """Return the log-probabilities of all tokens at the places of ``after``, (T, V)."""
+        import torch
+
+        check_room(len(before) + len(after) - 1, 1, self.context_length, self.name)
+        with self._lock, torch.inference_mode():
+            ids = torch.tensor([before + after], device=self.model.device)
+            keep = {"logits_to_keep": len(after) + 1} if self._keep else {}
+            logits = self.model(input_ids=ids, use_cache=False, **keep).logits
+            return logits[0, -len(after) - 1 : -1].float().log_softmax(-1)
 
     def hidden_states(self, prompts: Sequence[Prompt], layer: int = -1) -> list[Vectors]:
         """Return the states of every token after one layer (0 the embeddings), (T, D) each."""

@@ -1,0 +1,75 @@
+"""Asking: every setting of an answer in one place, for Python, the command line and the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+from stillroom.rag.composing import Unsupported
+from stillroom.rag.method import DEFAULT_RETRIEVER
+
+if TYPE_CHECKING:
+    from stillroom.rag.method import Answering, Checker, Reranker, Retriever, Transform
+    from stillroom.rag.semantic_cache import SemanticCache
+
+__all__ = ["AskSettings", "Asking"]
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How passages are found, judged and shown, and what becomes of what they do not support."""
+
+    k: int = 3
+    """How many passages are shown, repeats left out."""
+    retriever: str | Retriever = DEFAULT_RETRIEVER
+    reranker: str | Reranker | None = None
+    transform: str | Transform | None = None
+    """``last_turn`` makes the question stand alone before anything else is done with it."""
+    answering: str | Answering = "direct"
+    """A method of ``stillroom.rag.answering``: what is searched and judged before reading."""
+    checker: str | Checker = "overlap"
+    """A method of ``stillroom.rag.checkers``: when a passage supports a sentence."""
+    unsupported: Unsupported = "mark"
+    """``mark`` says of each sentence whether it is supported; ``drop`` leaves out those that are
+    not; ``refuse`` gives no answer if there is one."""
+    budget: int = 0
+    """Most tokens of the prompt; 0 takes what the model's context leaves."""
+    cite: bool = True
+    """Add citations that the model left out, where a passage supports the sentence."""
+    neighbours: int = 0
+    """How many passages before and after each hit are shown with it; what overlaps is one hit."""
+    per_document: int = 0
+    """Most hits of one document; 0 for no cap."""
+    shorten: bool = False
+    """Show of the last passage that does not fit the sentences that do."""
+    best_at_ends: bool = False
+    """Show the best passages first and last, the worst in the middle."""
+    parent_share: float = 0.0
+    """Show the parent of passages (cut by ``parent_child`` or ``sentence_window``) where
+    more than this share of them was found; 0 shows it always."""
+    cache: SemanticCache | None = None
+    """Where answers are kept and looked for; none by default."""
+    access: str = ""
+    """Who may read what was searched, as a digest of tenant and principals; part of a cache's
+    key, so that nobody is answered from what another may read."""
+
+
+class AskSettings(TypedDict, total=False):
+    """The fields of ``Asking``, each of which may be left out."""
+
+    k: int
+    retriever: str | Retriever
+    reranker: str | Reranker | None
+    transform: str | Transform | None
+    answering: str | Answering
+    checker: str | Checker
+    unsupported: Unsupported
+    budget: int
+    cite: bool
+    neighbours: int
+    per_document: int
+    shorten: bool
+    best_at_ends: bool
+    parent_share: float
+    cache: SemanticCache | None
+    access: str

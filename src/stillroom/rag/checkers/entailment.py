@@ -1,0 +1,81 @@
+"""Checks by a model of natural language inference whether the passage entails the sentence.
+
+Source: Honovich et al. 2022, "TRUE: Re-evaluating Factual Consistency Evaluation",
+arXiv:2204.04991. Differs from the paper: any sequence-classification checkpoint whose labels name
+entailment is taken, passages are read in windows of sentences that fit the model, and the best
+window counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.rag.method import Checker
+from stillroom.rag.readers import open_entailment
+from stillroom.rag.support import Evidence
+from stillroom.text.sentences import split_sentences
+
+if TYPE_CHECKING:
+    from stillroom.models.entailment import EntailmentModel
+    from stillroom.rag.index import Index
+
+__all__ = ["Entailment"]
+
+
+class Entailment(Checker):
+    """The probability of entailment under a checkpoint trained for it."""
+
+    paper: ClassVar[str] = "arXiv:2204.04991"
+
+    checkpoint: str = Field(min_length=1, description="folder or hub:NAME of the inference model")
+    window: int = Field(4, ge=1, le=100, description="how many sentences of a passage are read")
+    device: str = Field("cpu", description="cpu, cuda, cuda:1, mps")
+    threshold: float = Field(
+        0.5, gt=0, lt=1, description="probability from which a sentence is supported"
+    )
+
+    @override
+    def hold(self, passages: Sequence[str], index: Index) -> Evidence:
+        model = open_entailment(self.checkpoint, device=self.device)
+        return _Entailed(passages, index, model, self.window, self.threshold)
+
+
+class _Entailed(Evidence):
+    """Passages in overlapping windows, read by the model with each sentence."""
+
+    def __init__(
+        self,
+        passages: Sequence[str],
+        index: Index,
+        model: EntailmentModel,
+        window: int,
+        threshold: float,
+    ) -> None:
+        super().__init__(passages, index.analyzer, index.lexicon)
+        self.threshold = threshold
+        self._model = model
+        self._texts = [_cut(text, window) for text in passages]
+        self._known: dict[tuple[str, int], float] = {}
+
+    @override
+    def measure(self, sentence: str, number: int) -> float:
+        mark = sentence, number
+        if mark not in self._known:
+            parts = self._texts[number - 1]
+            chances = self._model.entail(parts, [sentence] * len(parts))
+            self._known[mark] = max(chances, default=0.0)
+        return self._known[mark]
+
+
+def _cut(text: str, window: int) -> list[str]:
+    """Return windows of sentences, each beginning in the middle of the one before."""
+    spans = split_sentences(text)
+    if not spans:
+        return []
+    step = max(1, window // 2)
+    starts = [0, *range(step, max(len(spans) - window + step, 1), step)]
+    return [text[spans[at][0] : spans[min(at + window, len(spans)) - 1][1]] for at in starts]

@@ -1,0 +1,58 @@
+"""Grades by a cross-encoder of any checkpoint, its score brought between 0 and 1.
+
+Source: Nogueira and Cho 2019, "Passage Re-ranking with BERT", arXiv:1901.04085. The score is taken
+as log-odds; a checkpoint that was not trained so orders passages as well, but needs thresholds of
+its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.rag.method import Grader, Query
+from stillroom.rag.readers import open_shared
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+    from stillroom.rag.index import Index
+
+__all__ = ["CrossEncoder"]
+
+_STEEPEST = 60.0
+
+
+class CrossEncoder(Grader):
+    """The logistic function of a cross-encoder's score."""
+
+    paper: ClassVar[str] = "arXiv:1901.04085"
+
+    checkpoint: str = Field(min_length=1, description="folder or hub:NAME of the cross-encoder")
+    max_tokens: int | None = Field(
+        None, ge=32, description="tokens of question and passage together; by default the model's"
+    )
+    device: str = Field("cpu", description="cpu, cuda, cuda:1, mps")
+    upper: float = Field(
+        0.5, ge=0, le=1, description="grade from which a passage is taken to hold the answer"
+    )
+    lower: float = Field(
+        0.1, ge=0, le=1, description="grade below which a passage is taken to miss it"
+    )
+
+    @override
+    def grade(
+        self,
+        query: Query,
+        texts: Sequence[str],
+        index: Index,
+        model: TextModel | None = None,
+    ) -> list[float]:
+        if not texts:
+            return []
+        reader = open_shared(self.checkpoint, max_tokens=self.max_tokens, device=self.device)
+        scores = reader.score(query.text, texts)
+        return [1 / (1 + math.exp(-min(max(s, -_STEEPEST), _STEEPEST))) for s in scores]

@@ -1,0 +1,64 @@
+"""Grades by the share of the question's rare words that stand close together; needs no model.
+
+Source: no paper; the idf-weighted coverage that BM25 begins with, over windows of three sentences
+and the headings above them, so that words scattered through a long passage count less. Does not
+know: synonyms; a passage that shares the question's words and not its meaning gets a high grade.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.rag.method import Grader, Query
+from stillroom.text.sentences import split_sentences
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+    from stillroom.rag.index import Index
+
+__all__ = ["Overlap"]
+
+
+class Overlap(Grader):
+    """Coverage of the question's terms by the best window of a passage."""
+
+    paper: ClassVar[str] = ""
+
+    window: int = Field(3, ge=1, le=100, description="how many sentences are read together")
+    upper: float = Field(
+        0.6, ge=0, le=1, description="grade from which a passage is taken to hold the answer"
+    )
+    lower: float = Field(
+        0.4, ge=0, le=1, description="grade below which a passage is taken to miss it"
+    )
+
+    @override
+    def grade(
+        self,
+        query: Query,
+        texts: Sequence[str],
+        index: Index,
+        model: TextModel | None = None,
+    ) -> list[float]:
+        idf = index.lexicon.idf
+        weights = {
+            term: idf(term) for term in sorted(set(index.analyzer.content_terms(query.text)))
+        }
+        total = sum(weights.values())
+        if not total:
+            return [0.0] * len(texts)
+        return [self._cover(text, weights, index) / total for text in texts]
+
+    def _cover(self, text: str, weights: dict[str, float], index: Index) -> float:
+        spans = split_sentences(text) or [(0, len(text))]
+        width = min(self.window, len(spans))
+        best = 0.0
+        for first in range(len(spans) - width + 1):
+            part = text[spans[first][0] : spans[first + width - 1][1]]
+            held = set(index.analyzer.terms(part))
+            best = max(best, sum(weight for term, weight in weights.items() if term in held))
+        return best

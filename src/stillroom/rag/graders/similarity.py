@@ -1,0 +1,54 @@
+"""Grades by the cosine of question and passage under the index's embedder.
+
+Source: Karpukhin et al. 2020, "Dense Passage Retrieval", arXiv:2004.04906 (the score; that it says
+whether a question is answered is an assumption, measured in the lab notebook). Thresholds hold for
+one embedder only: set them on your own questions for another than the default one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.rag.method import Grader, Query
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+    from stillroom.rag.index import Index
+
+__all__ = ["Similarity"]
+
+
+class Similarity(Grader):
+    """Cosine of the vectors, nothing below 0."""
+
+    paper: ClassVar[str] = "arXiv:2004.04906"
+
+    upper: float = Field(
+        0.6, ge=0, le=1, description="grade from which a passage is taken to hold the answer"
+    )
+    lower: float = Field(
+        0.35, ge=0, le=1, description="grade below which a passage is taken to miss it"
+    )
+
+    @override
+    def grade(
+        self,
+        query: Query,
+        texts: Sequence[str],
+        index: Index,
+        model: TextModel | None = None,
+    ) -> list[float]:
+        kept = [at for at, text in enumerate(texts) if text.strip()]
+        grades = [0.0] * len(texts)
+        if not kept or not query.text.strip():
+            return grades
+        rows = index.embedder.embed([texts[at] for at in kept], kind="passage")
+        likeness = np.asarray(rows) @ index.embed_query(query)
+        for at, score in zip(kept, likeness, strict=True):
+            grades[at] = float(np.clip(score, 0.0, 1.0))
+        return grades

@@ -1,0 +1,68 @@
+"""Grades by asking the model whether a passage answers the question.
+
+Source: Asai et al. 2023, "Self-RAG", arXiv:2310.11511 (the reflection ISREL). Differs from the
+paper: the model is not trained for it; the probability of "Yes" against "No" is the grade, with the
+model's leaning where it is shown no passage taken out, so that a model that likes to say yes grades
+as well as one that does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.rag.drafting import require_model
+from stillroom.rag.method import Grader, Query
+from stillroom.rag.prompting import quote_text
+from stillroom.rag.verdicts import ask_yes_no, lean_out
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+    from stillroom.rag.index import Index
+
+__all__ = ["YesNo"]
+
+_REQUEST = "Text: {text}\n\nQuestion: {query}\n\nDoes the text hold the answer to the question?"
+_NOTHING = "(no text)"
+
+
+class YesNo(Grader):
+    """The model's own yes, less its leaning."""
+
+    paper: ClassVar[str] = "arXiv:2310.11511"
+
+    words: int = Field(160, ge=10, le=4000, description="how many words of a passage are shown")
+    is_calibrated: bool = Field(
+        True, description="take out the model's leaning, for one more question to it"
+    )
+    upper: float = Field(
+        0.6, ge=0, le=1, description="grade from which a passage is taken to hold the answer"
+    )
+    lower: float = Field(
+        0.4, ge=0, le=1, description="grade below which a passage is taken to miss it"
+    )
+
+    @override
+    def grade(
+        self,
+        query: Query,
+        texts: Sequence[str],
+        index: Index,
+        model: TextModel | None = None,
+    ) -> list[float]:
+        model = require_model(model, "the grader yes_no", "the grader overlap")
+        shown = [quote_text(" ".join(text.split()[: self.words])) for text in texts]
+        asked = quote_text(query.text).strip()
+        if not shown:
+            return []
+        if self.is_calibrated:
+            shown.append(_NOTHING)
+        requests = [_REQUEST.format(text=text, query=asked) for text in shown]
+        verdicts = ask_yes_no(model, requests, method="yes_no")
+        if not self.is_calibrated:
+            return verdicts
+        *verdicts, leaning = verdicts
+        return [lean_out(verdict, leaning) for verdict in verdicts]

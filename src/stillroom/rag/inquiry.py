@@ -1,0 +1,195 @@
+"""Inquiry: one question on its way to an answer, with bounds, and a note of every step.
+
+A method of ``stillroom.rag.answering`` works through it: ``retrieve``, ``grade``, ``ask``,
+``read``, ``abstain``. Every call of the model is counted here, whoever makes it. Nothing is kept
+between questions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stillroom.rag.drafting import ask_for_texts
+from stillroom.rag.metering import Meter
+from stillroom.rag.method import TRANSFORMS, Query
+from stillroom.rag.ordering import cap_documents, join_neighbours
+from stillroom.rag.parents import retrieve_to_read
+from stillroom.rag.prefixes import readable_text
+from stillroom.rag.prompting import Shown, drop_repeats, fit_prompt
+from stillroom.records import Completion, Hit, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+    from stillroom.rag.asking import Asking
+    from stillroom.rag.index import Index
+    from stillroom.rag.method import Answering, Grader, Retriever
+
+__all__ = ["Inquiry"]
+
+_SPARE = 3
+
+
+class Inquiry:
+    """What a method of answering is given: the question, the index, the model, and its bounds."""
+
+    def __init__(
+        self,
+        index: Index,
+        model: TextModel,
+        query: Query,
+        asking: Asking,
+        sampling: Sampling,
+        bounds: Answering,
+        *,
+        is_streamed: bool = False,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> None:
+        """Begin; the clock runs from here."""
+        self.index, self.query, self.asking, self.sampling = index, query, asking, sampling
+        self.model = Meter(model)
+        self.trace: list[dict[str, Any]] = []
+        """Every step in order: what was done, on what, with which outcome."""
+        self.shown: Shown | None = None
+        """What the model was shown, once ``read`` or ``show`` was called."""
+        self.completion = Completion("", model=model.fingerprint)
+        """How the text that was yielded ended, and its tokens."""
+        self.refusal = ""
+        """Why there is no answer; empty where there is one."""
+        self.nearest: tuple[Hit, ...] = ()
+        """The passages that came nearest, where the method abstained."""
+        self.repeats = 0
+        """How many hits were left out since they repeat better ones."""
+        self.is_cancelled = is_cancelled or (lambda: False)
+        self._bounds, self._is_streamed = bounds, is_streamed
+        self._end = time.monotonic() + bounds.max_seconds
+        self._seen: set[str] = set()
+
+    def note(self, step: str, **what: Any) -> None:
+        """Add a step to the trace; plain JSON values, none of the documents' text."""
+        self.trace.append({"step": step, **what})
+
+    def find_bound(self, calls: int = 0) -> str:
+        """Return which bound keeps the method from going on; empty if none does.
+
+        Args:
+            calls: How often the model would be asked; one more call is kept for the answer.
+        """
+        if self.is_cancelled():
+            return "cancelled"
+        if self.model.calls + calls + 1 > self._bounds.max_calls:
+            return "max_calls"
+        return "max_seconds" if time.monotonic() > self._end else ""
+
+    def may(self, step: str, calls: int = 0) -> bool:
+        """Return whether a step that asks the model so often may be begun; notes it if not."""
+        bound = self.find_bound(calls)
+        if bound:
+            self.note("stop", before=step, why=bound)
+        return not bound
+
+    def stand_alone(self) -> None:
+        """Make the last turn of a conversation a question of its own, where the way asks for it."""
+        transform = self.asking.transform
+        if transform is None or not self.query.history:
+            return
+        method = TRANSFORMS.build(transform)
+        if method.method_name() != "last_turn":
+            return
+        rewritten = method.rewrite(self.query, self.index, self.model)[0]
+        self.note("stand_alone", query=rewritten.text)
+        self.query = Query(rewritten.text)
+
+    def retrieve(
+        self, query: Query | None = None, k: int = 0, *, retriever: str | Retriever | None = None
+    ) -> list[Hit]:
+        """Return hits, best first, without repeats and with documents capped as asked.
+
+        Args:
+            query: What is searched; by default the question.
+            k: How many hits are wanted, of which more are given where there are; by default the
+                asker's.
+            retriever: Another than the asker's.
+        """
+        asked, wanted = query or self.query, k or self.asking.k
+        hits = retrieve_to_read(
+            self.index,
+            asked,
+            wanted * _SPARE if wanted > 0 else wanted,
+            share=self.asking.parent_share,
+            retriever=retriever or self.asking.retriever,
+            reranker=self.asking.reranker,
+            transform=self.asking.transform,
+            model=self.model,
+        )
+        distinct = drop_repeats(hits)
+        kept = cap_documents(distinct, self.asking.per_document)
+        fresh = {hit.passage.id for hit in kept[:wanted]} - self._seen
+        self._seen |= fresh
+        if kept:
+            last = kept[:wanted][-1].rank
+            self.repeats += last - sum(hit.rank <= last for hit in distinct)
+        self.note("retrieve", query=asked.text, found=len(kept[:wanted]), new=len(fresh))
+        return kept
+
+    def grade(self, grader: Grader, hits: Sequence[Hit], query: Query | None = None) -> list[float]:
+        """Return a grade for each hit, from 0 to 1; the text that is read holds its headings."""
+        texts = [
+            "\n".join([" > ".join(hit.passage.headings), readable_text(hit.passage)]).strip()
+            for hit in hits
+        ]
+        grades = grader.grade(query or self.query, texts, self.index, self.model)
+        self.note("grade", grader=grader.method_name(), grades=[round(one, 3) for one in grades])
+        return grades
+
+    def ask(self, request: str, *, most: int, max_new_tokens: int, method: str) -> list[str]:
+        """Return a few short texts that the model writes, held to a schema; see ``drafting``."""
+        return ask_for_texts(
+            self.model, request, most=most, max_new_tokens=max_new_tokens, method=method
+        )
+
+    def show(self, hits: Sequence[Hit]) -> Prompt:
+        """Settle which passages are shown, numbered, and return the prompt.
+
+        Raises:
+            DataError: If not even the best passage fits.
+        """
+        room = self.model.context_length - self.sampling.max_new_tokens
+        self.shown = fit_prompt(
+            self.query.text,
+            join_neighbours(hits, self.index, self.asking.neighbours),
+            self.model,
+            budget=min(self.asking.budget, room) if self.asking.budget else room,
+            shorten=self.asking.shorten,
+            best_at_ends=self.asking.best_at_ends,
+        )
+        self.note("read", passages=len(self.shown.hits), prompt_tokens=self.shown.prompt_tokens)
+        return self.shown.prompt
+
+    def read(self, hits: Sequence[Hit]) -> Iterator[str]:
+        """Yield what the model answers from the hits, in pieces where a stream was asked for."""
+        yield from self.write(self.show(hits))
+
+    def write(self, prompt: Prompt) -> Iterator[str]:
+        """Yield what the model writes after a prompt."""
+        if not self._is_streamed:
+            (self.completion,) = self.model.generate(
+                [prompt], self.sampling, is_cancelled=self.is_cancelled
+            )
+            if self.completion.text:
+                yield self.completion.text
+            return
+        raw = []
+        for piece in self.model.stream(prompt, self.sampling):
+            raw.append(piece)
+            yield piece
+        size = self.model.count_tokens("".join(raw))
+        reason = "length" if size >= self.sampling.max_new_tokens else "stop"
+        read = self.shown.prompt_tokens if self.shown else 0
+        self.completion = Completion("", reason, read, size, self.model.fingerprint)
+
+    def abstain(self, why: str, nearest: Sequence[Hit] = ()) -> None:
+        """Give no answer; the passages that came nearest are named to whoever asked."""
+        self.refusal, self.nearest = why, tuple(nearest[: self.asking.k])
+        self.note("abstain", why=why)

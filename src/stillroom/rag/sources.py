@@ -1,0 +1,50 @@
+"""What an answer says of its sources: their place, who made them, and what to look twice at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from stillroom.rag.flags import flag_text
+from stillroom.records import Hit, Origin
+
+__all__ = ["SUSPECTED", "describe_sources", "name_origin"]
+
+SUSPECTED = "forensics.suspected"
+"""The method of a link that whoever suspects a medium of being fake adds to its origin's chain."""
+
+
+def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
+    """Return the passages that an answer was written from, numbers as in its citations.
+
+    Args:
+        hits: In the order of their numbers.
+
+    Returns:
+        For each: ``number``, ``passage_id``, ``path``, ``byte_start``, ``byte_end``, ``is_exact``,
+        ``pages``, ``origin`` (human, synthetic, unknown or suspected-fake), ``license`` and
+        ``flags`` (labels of ``stillroom.rag.flags.FLAGS``).
+    """
+    return [
+        {
+            "number": number,
+            "passage_id": hit.passage.id,
+            "path": hit.passage.location.path,
+            "byte_start": hit.passage.location.byte_start,
+            "byte_end": hit.passage.location.byte_end,
+            "is_exact": hit.passage.location.is_exact,
+            "pages": list(hit.passage.location.pages),
+            "origin": name_origin(hit.passage.origin),
+            "license": hit.passage.origin.license,
+            "flags": list(
+                flag_text("\n".join([hit.passage.title, *hit.passage.headings, hit.passage.text]))
+            ),
+        }
+        for number, hit in enumerate(hits, 1)
+    ]
+
+
+def name_origin(origin: Origin) -> str:
+    """Return ``suspected-fake`` where the chain says so, else who made it."""
+    suspected = any(link.method.startswith(SUSPECTED) for link in origin.chain)
+    return "suspected-fake" if suspected else origin.kind
