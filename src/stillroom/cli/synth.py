@@ -12,12 +12,16 @@ __all__ = ["command"]
 @click.group(
     "synth",
     cls=LazyGroup,
-    lazy={"preview": ("stillroom.cli.synth_preview", "Make a few records and print them.")},
+    lazy={
+        "dedup": ("stillroom.cli.synth_dedup", "Take near duplicates out of files of records."),
+        "preview": ("stillroom.cli.synth_preview", "Make a few records and print them."),
+    },
     epilog="""
 \b
 Examples:
   stillroom synth preview recipes/synth-grounded-qa.yaml
   stillroom synth preview recipes/synth-grounded-qa.yaml --n 10
+  stillroom synth dedup records.jsonl --out clean
 """,
 )
 def command() -> None:

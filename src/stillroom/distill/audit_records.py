@@ -10,8 +10,8 @@ from stillroom.distill.preflight import Finding
 from stillroom.errors import DataError
 from stillroom.evaluate.spans import Encoded, encode_record
 from stillroom.records import Record
+from stillroom.text.near_duplicates import find_near_duplicates
 from stillroom.text.normalize import normalize_text
-from stillroom.text.similarity import find_near_duplicates
 
 __all__ = ["audit_duplicates", "audit_labels", "encode_sample"]
 

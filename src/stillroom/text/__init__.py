@@ -17,6 +17,7 @@ from stillroom.text.method import (
     TextEmbedder,
     TokenCounter,
 )
+from stillroom.text.near_duplicates import Duplicate, find_near_duplicates
 from stillroom.text.normalize import (
     exact_match,
     normalize_text,
@@ -35,10 +36,8 @@ from stillroom.text.reading import (
 )
 from stillroom.text.sentences import split_sentences
 from stillroom.text.similarity import (
-    Duplicate,
     MinHasher,
     NgramIndex,
-    find_near_duplicates,
     jaccard,
     ngram_overlap,
     shingles,

@@ -13,19 +13,21 @@ import unicodedata
 from collections import Counter
 
 __all__ = [
+    "UNSPACED",
     "count_invisible",
     "exact_match",
+    "fold_text",
     "normalize_text",
     "strip_invisible",
     "token_f1",
     "words",
 ]
 
-_UNSPACED = (
+UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
     "\uf900-\ufaff\U00020000-\U0003ffff"
 )
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+(?:['’][^\W_{_UNSPACED}]+)*")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+(?:['’][^\W_{UNSPACED}]+)*")
 _PICTURE = "\u00a9\u00ae\u203c-\u3299\U0001f000-\U0001faff"
 _JOINING = "\u0600-\u06ff\u0900-\u0dff"  # Arabic and Indic scripts write with the joiners
 _INVISIBLE = re.compile(
@@ -38,7 +40,7 @@ _INVISIBLE = re.compile(
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_CJK = re.compile(rf"([{_UNSPACED}])")
+_CJK = re.compile(rf"([{UNSPACED}])")
 
 
 def normalize_text(text: str) -> str:
@@ -54,9 +56,14 @@ def words(text: str) -> list[str]:
 
     Letters and digits make words; every character of a script without spaces is a word.
     """
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text))
-    return _WORD.findall(text.casefold())
+    return _WORD.findall(fold_text(text))
+
+
+def fold_text(text: str) -> str:
+    """Return text as words are looked for in it: NFKC, case folded, invisible characters gone."""
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).casefold()
 
 
 def strip_invisible(text: str) -> str:

@@ -1,17 +1,15 @@
-"""Near duplicates by MinHash with exact verification, and overlap of n-grams.
+"""MinHash signatures of texts, one after another, and overlap of n-grams.
 
 Source: Broder 1997 (resemblance, min-wise hashing); banding after Leskovec, Rajaraman and Ullman,
 Mining of Massive Datasets, chapter 3. Shingles are n-grams of normalized words (in scripts without
 spaces: of characters), hashed to 64 bits. A text shorter than n words is one shingle, so that short
-texts are equal only when they are the same. A candidate counts only if its exact Jaccard similarity
-to a text that is kept reaches the threshold: clusters cannot chain.
+texts are equal only when they are the same. For many texts at once see ``near_duplicates``.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +17,8 @@ import numpy.typing as npt
 from stillroom.text.normalize import words
 
 __all__ = [
-    "Duplicate",
     "MinHasher",
     "NgramIndex",
-    "find_near_duplicates",
     "jaccard",
     "ngram_overlap",
     "shingles",
@@ -43,15 +39,6 @@ class _WordHashes(dict[str, int]):
         digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         value = self[word] = int.from_bytes(digest, "little")
         return value
-
-
-@dataclass(frozen=True, slots=True)
-class Duplicate:
-    """A text that is nearly another: its index, the index of the one kept, and how near."""
-
-    index: int
-    kept: int
-    similarity: float
 
 
 def shingles(text: str, n: int = 5) -> Hashes:
@@ -135,47 +122,6 @@ class MinHasher:
             hashed = (values * self._factors[index] + self._offsets[index]) >> np.uint64(32)
             signed[index] = np.minimum.reduceat(hashed.astype(np.uint32), starts)
         return signed.T
-
-
-def find_near_duplicates(
-    texts: Sequence[str],
-    *,
-    threshold: float = 0.8,
-    scores: Sequence[float] | None = None,
-    hasher: MinHasher | None = None,
-) -> list[Duplicate]:
-    """Return the texts that are nearly a text that is kept, in order of index.
-
-    Texts are taken best score first, then in order; each is kept unless its exact similarity to one
-    already kept reaches the threshold. So the outcome does not depend on hashing luck beyond what
-    MinHash misses, and every duplicate is near the very text that stays.
-
-    Args:
-        texts: What to compare.
-        threshold: Least Jaccard similarity of a duplicate, in (0, 1].
-        scores: Higher is kept first; by default the first in order.
-        hasher: Other shingles or bands; by default word 5-grams, 16 bands of 8.
-    """
-    hasher = hasher or MinHasher()
-    sets = [hasher.shingles(text) for text in texts]
-    keys = hasher.bands(hasher.sign_shingles(sets)).tolist()
-    order = sorted(range(len(texts)), key=lambda index: (-scores[index] if scores else 0.0, index))
-    kept: dict[tuple[int, int], list[int]] = {}
-    found: list[Duplicate] = []
-    for index in order:
-        if not len(sets[index]):
-            continue
-        places = list(enumerate(keys[index]))
-        candidates = sorted({one for place in places for one in kept.get(place, ())})
-        best = max(
-            ((jaccard(sets[index], sets[one]), -one) for one in candidates), default=(0.0, 0)
-        )
-        if best[0] >= threshold:
-            found.append(Duplicate(index, -best[1], best[0]))
-            continue
-        for place in places:
-            kept.setdefault(place, []).append(index)
-    return sorted(found, key=lambda one: one.index)
 
 
 def ngram_overlap(text: str, reference: str, n: int = 13) -> float:

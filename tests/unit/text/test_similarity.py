@@ -51,7 +51,7 @@ def test_planted_duplicates_are_found_and_each_is_near_what_is_kept():
         copy[40] = "changed"
         planted.append(" ".join(copy))
     found = find_near_duplicates(texts + planted, threshold=0.8)
-    assert len(found) >= 48
+    assert len(found) == 50
     for one in found:
         assert one.index >= 200
         assert one.kept == (one.index - 200) * 4
@@ -64,8 +64,7 @@ def test_chains_do_not_drag_far_texts_together():
     for step in range(12):
         chain.append(" ".join(base))
         base[step * 8] = f"new{step}"
-    hasher = MinHasher(num_bands=64, rows=2)
-    found = find_near_duplicates(chain, threshold=0.85, hasher=hasher)
+    found = find_near_duplicates(chain, threshold=0.85)
     kept = set(range(12)) - {one.index for one in found}
     assert len(kept) >= 4
     for one in found:

@@ -1,0 +1,201 @@
+"""Near duplicates out of files of records, as a job: what is kept, what fell, and to what.
+
+What is kept does not depend on the order of the files' rows: the record of the best score comes
+first, then that of the lowest id.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import DataError
+from stillroom.jobs import Job, Reporter, atomic_write
+from stillroom.provenance import Artifact, make_parent
+from stillroom.records import Record, RecordWriter, combine_origins, read_records
+from stillroom.text.near_duplicates import Duplicate, find_duplicates
+from stillroom.text.shingling import shingle_texts
+
+__all__ = ["DUPLICATES", "Deduplication", "deduplicate"]
+
+DUPLICATES = "duplicates.jsonl"
+_TOLD = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Deduplication:
+    """Which files, what of a record is compared, and from when two are one.
+
+    ``fields`` are fields of a record; none takes all its messages. ``prefer`` is a field whose
+    number says which of several is kept, the highest.
+    """
+
+    paths: tuple[Path, ...]
+    threshold: float = 0.8
+    n: int = 5
+    fields: tuple[str, ...] = ()
+    prefer: str = ""
+
+    def to_text(self) -> str:
+        """Return the settings as YAML, for the job."""
+        settings = {
+            "records": [str(path) for path in self.paths],
+            "threshold": self.threshold,
+            "n": self.n,
+            "fields": list(self.fields),
+            "prefer": self.prefer,
+        }
+        lines = [f"{name}: {json.dumps(value)}\n" for name, value in settings.items()]
+        return "# stillroom synth dedup\n" + "".join(lines)
+
+
+def deduplicate(
+    plan: Deduplication,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> tuple[Artifact, dict[str, Any]]:
+    """Write the records that are no near duplicates of one that is kept.
+
+    Leaves ``records.jsonl``, in the order of the files, and ``duplicates.jsonl``: each record that
+    fell, the one it is a duplicate of, and their exact Jaccard similarity. Rows that cannot be read
+    are counted, and listed there too. Memory holds ids and scores, and otherwise grows with the
+    number of near duplicates; the n-grams lie in the job's scratch folder.
+
+    Args:
+        plan: What to compare, and how.
+        out: The folder of the records.
+        resume: Go on where a killed run stopped.
+        overwrite: Replace what an earlier job left at ``out``.
+        reporter: What draws progress; default nothing.
+
+    Returns:
+        The artifact and the counts: ``read``, ``kept``, ``fell``, ``unreadable``, ``wordless``.
+
+    Raises:
+        DataError: If a file is missing or damaged, a setting out of range, or nothing is read.
+    """
+    _check(plan)
+    job = Job.start(out, plan.to_text(), resume=resume, overwrite=overwrite, reporter=reporter)
+    try:
+        with job.interruptible():
+            return _run(plan, job)
+    finally:
+        job.close()
+
+
+def _run(plan: Deduplication, job: Job) -> tuple[Artifact, dict[str, Any]]:
+    unreadable: list[dict[str, Any]] = []
+    ids: list[str] = []
+    scores: list[float] = []
+    with job.phase("read", unit="records") as progress:
+
+        def texts() -> Iterator[str]:
+            for _, record in _read(plan, unreadable):
+                if len(ids) % _TOLD == 0:
+                    job.check_cancelled()
+                ids.append(record.id)
+                scores.append(_score(record, plan.prefer))
+                progress.advance()
+                yield _text(record, plan.fields)
+
+        sets = shingle_texts(texts(), n=plan.n, scratch=job.scratch / "shingles.u64")
+    if not ids:
+        raise DataError(
+            "no record could be read",
+            code="synth.no-records",
+            where=", ".join(map(str, plan.paths)),
+            expected="at least one record",
+            next="name files of records",
+        )
+    with job.phase("compare", len(ids), "records") as progress:
+        order = sorted(range(len(ids)), key=lambda index: (-scores[index], ids[index], index))
+        found = find_duplicates(sets, threshold=plan.threshold, order=order)
+        progress.advance(len(ids))
+    counts = {
+        "read": len(ids),
+        "kept": len(ids) - len(found),
+        "fell": len(found),
+        "unreadable": len(unreadable),
+        "wordless": int((sets.sizes == 0).sum()),
+    }
+    origin = _write(plan, job, {one.index for one in found})
+    _write_duplicates(job.output / DUPLICATES, found, ids, unreadable)
+    sizes = Counter(Counter(one.kept for one in found).values())
+    details = counts | {"cluster_sizes": {str(n + 1): c for n, c in sorted(sizes.items())}}
+    parents = [make_parent("records", path, job.out) for path in plan.paths]
+    return job.finish("records", parents=parents, origin=origin, details=details), details
+
+
+def _read(
+    plan: Deduplication, unreadable: list[dict[str, Any]] | None = None
+) -> Iterator[tuple[Path, Record]]:
+    for path in plan.paths:
+
+        def drop(row: int, reason: str, path: Path = path) -> None:
+            if unreadable is not None:
+                unreadable.append({"file": str(path), "row": row, "reason": reason})
+
+        for record in read_records(path, on_drop=drop):
+            yield path, record
+
+
+def _text(record: Record, fields: Sequence[str]) -> str:
+    if not fields:
+        return "\n".join(message.content for message in record.messages)
+    return "\n".join(str(record.fields.get(name, "")) for name in fields)
+
+
+def _score(record: Record, prefer: str) -> float:
+    value = record.fields.get(prefer) if prefer else None
+    return float(value) if isinstance(value, int | float) else float("-inf")
+
+
+def _write(plan: Deduplication, job: Job, fallen: set[int]) -> dict[str, Any]:
+    """Write the kept records; return their common origin."""
+    origins = {}
+    with RecordWriter(job.output / "records.jsonl") as writer:
+        for index, (_, record) in enumerate(_read(plan)):
+            if index not in fallen:
+                writer.write(record)
+                origins[json.dumps(record.origin.to_json(), sort_keys=True)] = record.origin
+    return combine_origins(origins.values()).to_json()
+
+
+def _write_duplicates(
+    path: Path, found: Sequence[Duplicate], ids: Sequence[str], unreadable: list[dict[str, Any]]
+) -> None:
+    with atomic_write(path) as file:
+        for one in found:
+            row = {
+                "reason": "duplicate",
+                "id": ids[one.index],
+                "kept": ids[one.kept],
+                "jaccard": round(one.similarity, 6),
+            }
+            file.write(json.dumps(row) + "\n")
+        for bad in unreadable:
+            file.write(json.dumps(bad, ensure_ascii=False) + "\n")
+
+
+def _check(plan: Deduplication) -> None:
+    if not 0 < plan.threshold <= 1:
+        raise DataError(
+            f"the threshold is {plan.threshold}",
+            code="synth.threshold",
+            expected="above 0 and at most 1",
+            next="leave it out for 0.8",
+        )
+    if plan.n < 1:
+        raise DataError(
+            f"n-grams of {plan.n} words",
+            code="synth.ngram",
+            expected="1 word or more",
+            next="leave it out for 5",
+        )

@@ -1,0 +1,97 @@
+"""Near duplicates out of files, through the command line."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from stillroom.cli import stillroom
+from stillroom.errors import DataError
+from stillroom.provenance import read_artifact
+from stillroom.records import Message, Origin, Record, read_records, write_records
+
+WORDS = "the queen bee leaves the old hive in may with half of the worker bees behind her".split()
+
+
+def record(text, kind="human", **fields):
+    return Record((Message("assistant", text),), fields, Origin(kind))
+
+
+def texts():
+    base = " ".join(WORDS * 3)
+    return [base, base + " again", base.replace("may", "June", 1), "Quite another thing.", "…"]
+
+
+def listed(out):
+    text = (out / "output/duplicates.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def run(*arguments):
+    words = ["synth", "dedup", *map(str, arguments), "--quiet"]
+    return CliRunner().invoke(stillroom, words, catch_exceptions=False)
+
+
+def test_duplicates_are_listed_with_what_is_kept_whatever_the_order(tmp_path):
+    kept = []
+    for name, order in (("a", [0, 1, 2, 3, 4]), ("b", [3, 2, 4, 1, 0])):
+        write_records(tmp_path / f"{name}.jsonl", [record(texts()[at]) for at in order])
+        out = tmp_path / name
+        result = run(tmp_path / f"{name}.jsonl", "--out", out, "--n", "2", "--json")
+        assert result.exit_code == 0, result.output
+        told = json.loads(result.output)
+        assert (told["read"], told["kept"], told["fell"], told["wordless"]) == (5, 3, 2, 1)
+        rows = listed(out)
+        ids = {one.id for one in read_records(out)}
+        assert {row["kept"] for row in rows} <= ids
+        assert not {row["id"] for row in rows} & ids
+        assert all(row["jaccard"] >= 0.8 for row in rows)
+        kept.append(ids)
+    assert kept[0] == kept[1]
+
+
+def test_the_preferred_record_stays_and_origin_is_that_of_what_is_kept(tmp_path):
+    first, second = (record(texts()[0], "human", score=1), record(texts()[1], "synthetic", score=2))
+    write_records(tmp_path / "r.jsonl", [first, second])
+    result = run(tmp_path / "r.jsonl", "--out", tmp_path / "out", "--n", "1", "--prefer", "score")
+    assert result.exit_code == 0, result.output
+    assert [one.id for one in read_records(tmp_path / "out")] == [second.id]
+    assert read_artifact(tmp_path / "out").origin["kind"] == "synthetic"
+
+
+def test_fields_alone_may_be_compared(tmp_path):
+    same = [record(text, question="What is a hive?") for text in texts()[2:4]]
+    write_records(tmp_path / "r.jsonl", same)
+    result = run(tmp_path / "r.jsonl", "--out", tmp_path / "out", "--field", "question")
+    assert "1 of 2 records kept" in result.output
+
+
+def test_rows_that_cannot_be_read_are_listed(tmp_path):
+    write_records(tmp_path / "r.jsonl", [record("one good row")])
+    with (tmp_path / "r.jsonl").open("a") as file:
+        file.write('{"broken": \n')
+    result = run(tmp_path / "r.jsonl", "--out", tmp_path / "out")
+    assert "1 unreadable" in result.output
+    assert [row["row"] for row in listed(tmp_path / "out")] == [2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("--threshold", "0"), "synth.threshold"),
+        (("--threshold", "nan"), "synth.threshold"),
+        (("--n", "0"), "synth.ngram"),
+    ],
+)
+def test_settings_out_of_range_are_refused(tmp_path, arguments, code):
+    write_records(tmp_path / "r.jsonl", [record("one")])
+    with pytest.raises(DataError) as caught:
+        run(tmp_path / "r.jsonl", "--out", tmp_path / "out", *arguments)
+    assert caught.value.problems[0].code == code
+
+
+def test_a_file_without_records_is_refused(tmp_path):
+    (tmp_path / "r.jsonl").write_text("")
+    with pytest.raises(DataError) as caught:
+        run(tmp_path / "r.jsonl", "--out", tmp_path / "out")
+    assert caught.value.problems[0].code == "synth.no-records"
