@@ -110,7 +110,9 @@ def capture_recipe(
     named = _refuse_others(recipe)
     with _working(recipe, folder, reporter) as job, fixed_threads(recipe.train.threads):
         teacher = Teacher.find(named, job)
-        prepared = prepare_lessons(recipe, split_records(Path(recipe.records)), teacher, job)
+        prepared = prepare_lessons(
+            recipe, split_records(Path(recipe.records)), teacher.tokenizer, job
+        )
         lessons = [lesson.by_teacher for lesson in prepared.lessons]
         header = _header_of(recipe, teacher)
         with TeacherCache.open(folder, header) as cache:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from stillroom.distill.encode import Batch, Lesson, make_batch
 from stillroom.distill.head import CHUNK_ROWS, Head, body_of, chunked_loss
+from stillroom.distill.lessons import record_source
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.writing import write_student
 from stillroom.jobs import Job
@@ -28,7 +29,6 @@ from stillroom.train.loop import Loss, TrainSummary, train
 from stillroom.train.lora import add_lora
 from stillroom.train.precision import choose_precision, product_dtype
 from stillroom.train.ranks import Ranks
-from stillroom.train.source import RecordSource
 
 __all__ = ["CONTROL", "CrossEntropy", "control_batch_size", "control_once", "train_control"]
 
@@ -139,15 +139,13 @@ def train_control(
     settings = recipe.train.model_copy(update={"steps": taught.steps, "batch_size": batch_size})
     if recipe.train.lora:
         model = add_lora(model, recipe.train.lora, recipe.seed)
-    source: RecordSource[Lesson, Batch] = RecordSource(
+    source = record_source(
+        recipe,
         lessons,
-        ids=[lesson.key for lesson in lessons],
-        lengths=[len(lesson.ids) for lesson in lessons],
-        valid=[len(lesson.positions) for lesson in lessons],
-        load=lambda chosen: make_batch(chosen, None, device),
+        lessons,
+        lambda chosen: make_batch(chosen, None, device),
+        [lesson.key for lesson in lessons],
         batch_size=batch_size,
-        micro_tokens=recipe.train.micro_tokens,
-        seed=recipe.seed,
     )
     objective = CrossEntropy(rows, choose_precision(recipe.train.precision, device))
     summary = train(

@@ -70,6 +70,12 @@ class CrossFidelity(Figures[CrossRecord]):
         "gap": ("nats/chunk", "chunks"),
         "divergence": ("nats/chunk", "chunks"),
     }
+    lines: ClassVar = (
+        ("divergence of chunks", "divergence", ""),
+        ("distance of chunks' log-probabilities", "gap", ""),
+        ("bits for the text in common chunks", "student_bits", "teacher_bits"),
+    )
+    nearness: ClassVar = "divergence"
 
 
 def measure_crossing(

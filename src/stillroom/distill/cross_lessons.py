@@ -161,6 +161,7 @@ def encode_cross(
     *,
     include_prompt: bool,
     on_aligned: Callable[[Alignment, Placed, Placed], None] | None = None,
+    tell: Callable[[Record], Record | None] | None = None,
 ) -> tuple[list[CrossLesson], dict[str, int]]:
     """Return the records as lessons for two tokenizers, and what was left out, by reason.
 
@@ -170,9 +171,12 @@ def encode_cross(
         records: What to learn from.
         include_prompt: Whether the prompt's tokens bear loss too.
         on_aligned: Told each record's alignment, for a report.
+        tell: Gives a record as the teacher reads it, with more before the question; None where it
+            cannot be read so, and is left out.
 
     Returns:
         The lessons; and counts: ``records``, ``records_left_out`` (no chunk to learn),
+        ``without_context`` (which ``tell`` gives nothing for),
         ``records_by_offsets`` (aligned by character offsets), ``messages_missed`` (not found in
         both renderings), ``chunks``, ``chunks_cut`` (past max_tokens), ``chunks_first`` (a first
         token, which nothing predicts), ``chunks_masked`` (bear no loss), ``positions``,
@@ -180,8 +184,12 @@ def encode_cross(
     """
     lessons, counts = [], Counter[str]()
     for record in records:
+        told = record if tell is None else tell(record)
+        if told is None:
+            counts["without_context"] += 1
+            continue
         text, spans, placed = _read(student, record)
-        teacher_text, _, taught = _read(teacher, record)
+        teacher_text, _, taught = _read(teacher, told)
         contents = [message.content for message in record.messages]
         regions, missed = find_regions(teacher_text, text, contents)
         found = align(taught, placed, regions)

@@ -59,6 +59,11 @@ class Lesson:
         """What the teacher's rows of this lesson follow from: tokens and positions."""
         return digest_json([self.ids.tolist(), self.positions.tolist()])
 
+    @property
+    def name(self) -> str:
+        """What its loss follows from: both readings, and its weight."""
+        return digest_json([self.key, self.by_teacher.key, self.weight])
+
 
 @dataclass(slots=True)
 class Counts:

@@ -8,25 +8,32 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stillroom.distill.control import CONTROL
-from stillroom.distill.fidelity import MEASURES, Answered, Side
+from stillroom.distill.fidelity import Side
+from stillroom.distill.fidelity_rows import (
+    RIGHT_F1,
+    NearSide,
+    Row,
+    answer_rows,
+    belief_rows,
+    calibration_rows,
+    free_rows,
+    near_rows,
+    own_rows,
+)
+from stillroom.distill.figures import Figures
 from stillroom.distill.measuring import TEACHER
 from stillroom.evaluate import Metric, Plot, Report, bootstrap, paired_difference
-from stillroom.evaluate.calibration import BINS, calibration_error
-from stillroom.evaluate.free_running import accumulated_error, distinct_share
 from stillroom.evaluate.page import draw_page
 from stillroom.evaluate.report import Grid
 from stillroom.jobs import atomic_write
-from stillroom.text.normalize import exact_match, normalize_text, token_f1
 
-__all__ = ["FINAL", "INITIAL", "Budget", "build_report", "write_fidelity"]
+__all__ = ["FINAL", "INITIAL", "Budget", "Near", "build_report", "write_fidelity"]
 
 INITIAL, FINAL, _DIFFERENCE = "initial", "final", "student_minus_control"
 _COLUMNS = {
@@ -37,16 +44,6 @@ _COLUMNS = {
     _DIFFERENCE: "student − control",
 }
 _NAMES = {INITIAL: "start", FINAL: "student"}  # of sides in metrics, where unlike
-_RIGHT_F1 = 0.5
-_BELIEF_ROWS = (
-    ("KL(teacher ‖ model)", "kl"),
-    ("KL(model ‖ teacher)", "reverse_kl"),
-    ("likeliest token agrees", "agreement"),
-    ("five likeliest that are shared", "top5_overlap"),
-    ("loss on the records' own tokens", "loss"),
-    ("entropy less the teacher's", "entropy_gap"),
-)
-_OF_TEACHER = {"kl", "reverse_kl", "agreement", "top5_overlap", "entropy_gap"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +58,23 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One line of a grid: a value for each unit of a side, or a statistic of the whole side."""
+class Near:
+    """How far each model is from one teacher that is not compared with by whole distributions.
 
-    label: str
-    key: str
-    unit: str
-    values: Callable[[Side], tuple[Sequence[float], Sequence[float] | None]] | None = None
-    whole: Callable[[Side, Side | None, str], Metric] | None = None
-    of_teacher: bool = False  # says how far from the teacher: empty for the teacher itself
+    Args:
+        teacher: Its name.
+        found: By side.
+        note: What the figures are, in a sentence.
+    """
+
+    teacher: str
+    found: Mapping[str, Figures[Any]]
+    note: str = ""
+
+    @property
+    def figures(self) -> type[Figures[Any]]:
+        """What was measured."""
+        return type(self.found[FINAL])
 
 
 def build_report(
@@ -79,52 +84,90 @@ def build_report(
     title: str,
     seed: int,
     passed_over: Mapping[str, int],
+    near: Sequence[Near] | None = None,
 ) -> Report:
     """Return the report of a job.
 
     Args:
-        sides: ``teacher``, ``initial``, ``final``, and ``control`` where there is one.
+        sides: ``initial``, ``final``, ``control`` where there is one, and ``teacher`` where one
+            stands in this process.
         budgets: Of ``final``, ``teacher`` and ``control``.
         title: Of the page.
         seed: Of the bootstrap.
         passed_over: Records that were not answered, by reason.
+        near: One for each teacher that was asked instead; None where the teacher's distributions
+            are part of ``sides``.
     """
-    report = Report(title, _say_summary(sides, seed))
+    report = Report(title, _say_summary(sides, near, seed))
     if not sides[FINAL].fidelity.rows:
         return report
     builder = _Builder(report, sides, seed)
-    builder.section(
-        "Beliefs",
-        "All models read the same held-out records; the assistant's tokens count. Means are over "
-        "all tokens together, intervals over records.",
-        _belief_rows(),
-        plot="kl",
-    )
+    if near is None:
+        builder.section(
+            "Beliefs",
+            "All models read the same held-out records; the assistant's tokens count. Means are "
+            "over all tokens together, intervals over records.",
+            belief_rows(),
+            plot="kl",
+        )
+    else:
+        _add_near(report, near, seed)
+        builder.section(
+            "By themselves",
+            "What each model says of the held-out records' own tokens, the assistant's alone, as "
+            "its own tokenizer cuts them.",
+            own_rows(),
+        )
     builder.section(
         "Calibration",
         "Whether a probability that is said comes true, for the token that stands in the record. "
         "The temperature is fitted on every second record and applied to the others: it is what "
         "one parameter can do, so compare with the lines after it.",
-        _calibration_rows(),
+        calibration_rows(),
     )
-    if sides[TEACHER].answers:
+    _add_texts(builder, sides)
+    _add_budget(report, budgets)
+    _add_left_out(report, passed_over)
+    return report
+
+
+def _add_near(report: Report, near: Sequence[Near], seed: int) -> None:
+    """Add a section for each teacher that was asked; with several, metrics name theirs."""
+    for one in near:
+        if not one.found[FINAL].rows:
+            continue
+        found = {name: NearSide(figures) for name, figures in one.found.items()}
+        of_teacher = {TEACHER: NearSide(one.found[FINAL], is_teacher=True)}
+        prefix = f"{one.teacher}/" if len(near) > 1 else ""
+        builder = _Builder(report, {**of_teacher, **found}, seed, prefix)
+        builder.section(
+            f"Nearness to {one.teacher}",
+            f"The teacher was asked about the held-out records once. {one.note} Means are over "
+            "all that is counted together, intervals over records.",
+            near_rows(one.figures),
+            plot=one.figures.nearness,
+        )
+
+
+def _add_texts(builder: _Builder, sides: Mapping[str, Side]) -> None:
+    """Add what the models wrote, where they did."""
+    teacher = sides[TEACHER].answers if TEACHER in sides else ()
+    if any(side.free for side in sides.values()):
         builder.section(
             "On their own text",
             "Each model samples from its whole distribution after the same prompts, and the "
             "teacher says at every depth how far off it is. The excess is how much more error "
             "accumulates on a model's own text than on the teacher's.",
-            _free_rows(),
+            free_rows(),
         )
+    if sides[FINAL].answers:
+        flips = "An answer flips where it differs from the teacher's after normalization; it"
         builder.section(
             "Answers",
-            "The likeliest answer of each model. An answer flips where it differs from the "
-            "teacher's after normalization; it is right where SQuAD's F1 against the record's "
-            f"reference is at least {_RIGHT_F1}.",
-            _answer_rows(sides[TEACHER].answers),
+            f"The likeliest answer of each model. {flips if teacher else 'No teacher answered. It'}"
+            f" is right where SQuAD's F1 against the record's reference is at least {RIGHT_F1}.",
+            answer_rows(teacher),
         )
-    _add_budget(report, budgets)
-    _add_left_out(report, passed_over)
-    return report
 
 
 def write_fidelity(folder: Path, report: Report, values: Mapping[str, Any]) -> None:
@@ -140,13 +183,15 @@ def write_fidelity(folder: Path, report: Report, values: Mapping[str, Any]) -> N
 class _Builder:
     """Adds sections whose grids have one column a side."""
 
-    def __init__(self, report: Report, sides: Mapping[str, Side], seed: int) -> None:
-        self.report, self.sides, self.seed = report, sides, seed
+    def __init__(
+        self, report: Report, sides: Mapping[str, Any], seed: int, prefix: str = ""
+    ) -> None:
+        self.report, self.sides, self.seed, self.prefix = report, sides, seed, prefix
         self.columns = [name for name in _COLUMNS if name in sides]
         if CONTROL in sides:
             self.columns.append(_DIFFERENCE)
 
-    def section(self, title: str, text: str, rows: Sequence[_Row], *, plot: str = "") -> None:
+    def section(self, title: str, text: str, rows: Sequence[Row], *, plot: str = "") -> None:
         found = {(row.key, name): self._cell(row, name) for row in rows for name in self.columns}
         metrics = {place: metric for place, metric in found.items() if metric is not None}
         columns = [name for name in self.columns if any(name == side for _, side in metrics)]
@@ -165,6 +210,7 @@ class _Builder:
                 for row in rows
             ),
         )
+        label = next((row.label for row in rows if row.key == plot), "")
         shown = [
             (name, metrics[plot, name])
             for name in (INITIAL, CONTROL, FINAL)
@@ -176,7 +222,7 @@ class _Builder:
             metrics=list(metrics.values()),
             grid=grid,
             plot=Plot.of(
-                "Divergence from the teacher, KL(teacher ‖ model): less is nearer",
+                f"Divergence from the teacher, {label}: less is nearer",
                 [metric for _, metric in shown],
                 labels=[_COLUMNS[name] for name, _ in shown],
             )
@@ -187,10 +233,10 @@ class _Builder:
             if plot and (plot, name) in metrics:
                 self.report.add(metrics[plot, name], is_headline=True)
 
-    def _cell(self, row: _Row, name: str) -> Metric | None:
+    def _cell(self, row: Row, name: str) -> Metric | None:
         if name == TEACHER and row.of_teacher:
             return None
-        label = f"{_NAMES.get(name, name)}/{row.key}"
+        label = f"{_NAMES.get(name, name)}/{self.prefix}{row.key}"
         ours = self.sides[FINAL if name == _DIFFERENCE else name]
         other = self.sides[CONTROL] if name == _DIFFERENCE else None
         if row.whole is not None:
@@ -198,7 +244,7 @@ class _Builder:
             return None if math.isnan(metric.value) else metric
         return self._mean(row, ours, other, label)
 
-    def _mean(self, row: _Row, ours: Side, other: Side | None, label: str) -> Metric | None:
+    def _mean(self, row: Row, ours: Any, other: Any | None, label: str) -> Metric | None:
         if row.values is None:
             return None
         values, weights = row.values(ours)
@@ -220,128 +266,6 @@ class _Builder:
             name=label,
             unit=row.unit,
         )
-
-
-def _belief_rows() -> list[_Row]:
-    return [
-        _Row(label, key, MEASURES[key], _by_record(key), of_teacher=key in _OF_TEACHER)
-        for label, key in _BELIEF_ROWS
-    ]
-
-
-def _by_record(key: str) -> Callable[[Side], tuple[Sequence[float], Sequence[float] | None]]:
-    def values(side: Side) -> tuple[Sequence[float], Sequence[float] | None]:
-        rows = [row for row in side.fidelity.rows if row.tokens]
-        return [float(getattr(row, key)) for row in rows], [row.tokens for row in rows]
-
-    return values
-
-
-def _calibration_rows() -> list[_Row]:
-    def ece(side: Side, less: Side | None, name: str) -> Metric:
-        return calibration_error(side.bins, None if less is None else less.bins, name=name)
-
-    def of_half(key: str) -> Callable[[Side, Side | None, str], Metric]:
-        def error(side: Side, less: Side | None, name: str) -> Metric:
-            found = [
-                np.array([getattr(row, key) for row in one.scaled]).reshape(-1, 3, BINS)
-                for one in (side, less)
-                if one is not None
-            ]
-            return calibration_error(*found, name=name)
-
-        return error
-
-    def temperature(side: Side, less: Side | None, name: str) -> Metric:
-        value = side.temperature if side.temperature and less is None else math.nan
-        fitted = int(len(side.bins) - len(side.scaled))
-        return Metric(name, value, n=fitted, note="one fit, on every second record")
-
-    def scaled(key: str) -> Callable[[Side], tuple[Sequence[float], Sequence[float] | None]]:
-        def values(side: Side) -> tuple[Sequence[float], Sequence[float] | None]:
-            return [float(getattr(row, key)) for row in side.scaled], [
-                row.tokens for row in side.scaled
-            ]
-
-        return values
-
-    return [
-        _Row("calibration error (ECE)", "ece", "", whole=ece),
-        _Row("Brier score, 0 to 2", "brier", "", _by_record("brier")),
-        _Row("fitted temperature", "temperature", "", whole=temperature),
-        _Row("ECE, the other half", "ece_half", "", whole=of_half("plain_bins")),
-        _Row("ECE, the other half, scaled", "ece_scaled", "", whole=of_half("bins")),
-        _Row("Brier score, the other half, scaled", "brier_scaled", "", scaled("brier")),
-        _Row("loss, the other half, scaled", "loss_scaled", "nats/token", scaled("loss")),
-    ]
-
-
-def _free_rows() -> list[_Row]:
-    def mean(key: str) -> Callable[[Side], tuple[Sequence[float], Sequence[float] | None]]:
-        def values(side: Side) -> tuple[Sequence[float], Sequence[float] | None]:
-            rows = [row for row in getattr(side, key) if len(row)]
-            return [float(row.mean()) for row in rows], [len(row) for row in rows]
-
-        return values
-
-    def excess(side: Side, less: Side | None, name: str) -> Metric:
-        if not side.free or less is not None:
-            return Metric(name, math.nan)
-        return accumulated_error(side.free, side.forced, name=name)
-
-    return [
-        _Row("KL on the teacher's text", "kl_forced", "nats/token", mean("forced"), None, True),
-        _Row("KL on its own text", "kl_free", "nats/token", mean("free"), None, True),
-        _Row("excess accumulated error", "excess_error", "", whole=excess, of_teacher=True),
-    ]
-
-
-def _answer_rows(teacher: Sequence[Answered]) -> list[_Row]:
-    texts = [normalize_text(one.text) for one in teacher]
-    right = [_is_right(one) for one in teacher]
-
-    def each(
-        score: Callable[[int, Answered], float],
-    ) -> Callable[[Side], tuple[Sequence[float], Sequence[float] | None]]:
-        return lambda side: ([score(at, one) for at, one in enumerate(side.answers)], None)
-
-    def distinct(n: int) -> Callable[[Side], tuple[Sequence[float], Sequence[float] | None]]:
-        return each(lambda at, one: _or(distinct_share(one.ids, n), 1.0))
-
-    def flips(at: int, one: Answered) -> float:
-        return float(normalize_text(one.text) != texts[at])
-
-    return [
-        _Row("answer flips", "flips", "", each(flips), of_teacher=True),
-        _Row(
-            "right for the teacher, now wrong",
-            "lost",
-            "",
-            each(lambda at, one: float(right[at] and not _is_right(one))),
-            of_teacher=True,
-        ),
-        _Row(
-            "wrong for the teacher, now right",
-            "gained",
-            "",
-            each(lambda at, one: float(_is_right(one) and not right[at])),
-            of_teacher=True,
-        ),
-        _Row("F1", "f1", "", each(lambda at, one: token_f1(one.text, one.reference))),
-        _Row("exact match", "em", "", each(lambda at, one: exact_match(one.text, one.reference))),
-        _Row("length", "length", "tokens", each(lambda at, one: float(len(one.ids)))),
-        _Row("ended by itself", "ended", "", each(lambda at, one: float(one.has_ended))),
-        _Row("distinct words (distinct-1)", "distinct_1", "", distinct(1)),
-        _Row("distinct pairs (distinct-2)", "distinct_2", "", distinct(2)),
-    ]
-
-
-def _is_right(one: Answered) -> bool:
-    return token_f1(one.text, one.reference) >= _RIGHT_F1
-
-
-def _or(value: float | None, other: float) -> float:
-    return other if value is None else value
 
 
 def _add_budget(report: Report, budgets: Mapping[str, Budget]) -> None:
@@ -379,46 +303,65 @@ def _add_left_out(report: Report, passed_over: Mapping[str, int]) -> None:
         report.section("Left out", f"Records that no model was asked to answer: {said}.")
 
 
-def _say_summary(sides: Mapping[str, Side], seed: int) -> str:
+def _say_summary(sides: Mapping[str, Side], near: Sequence[Near] | None, seed: int) -> str:
     """Return in words whether teaching helped, and whether the teacher did."""
-    final, before = sides[FINAL].fidelity, sides[INITIAL].fidelity
-    rows = [row for row in final.rows if row.tokens]
-    if not rows:
+    if not any(row.tokens for row in sides[FINAL].fidelity.rows):
         return "No held-out record was measured: how near the student is remains unknown."
-    said = (
-        f"On {len(rows)} held-out records the student's divergence from its teacher went from "
-        f"{before.mean('kl'):.3f} to {final.mean('kl'):.3f} nats a token."
+    whole = [Near("its teacher", {name: side.fidelity for name, side in sides.items()})]
+    lines = [_say_nearness(one, seed) for one in (whole if near is None else near)]
+    said = " ".join(filter(None, lines)) or (
+        "No teacher told how likely it finds the held-out records: how near the student is "
+        "remains unknown."
     )
     if CONTROL not in sides:
         return (
             f"{said} There is no control (fidelity.control is false): how much of this came from "
             "the teacher, and how much from the records alone, is not known."
         )
-    gap, surprise = (_gap(sides, key, seed) for key in ("kl", "loss"))
-    ends = f"{gap.value:+.3f} nats a token, 95 % {gap.low:+.3f} to {gap.high:+.3f}"
+    surprise = _gap({name: side.fidelity for name, side in sides.items()}, "loss", seed)
+    return (
+        f"{said} On the records' own tokens its loss is "
+        f"{surprise.value:+.3f} nats a token beside the control's (95 % {surprise.low:+.3f} to "
+        f"{surprise.high:+.3f})."
+    )
+
+
+def _say_nearness(near: Near, seed: int) -> str:
+    """Return in words how far the student was and is from one teacher, and the control."""
+    kind, final = near.figures, near.found[FINAL]
+    key = kind.nearness
+    unit = kind.measures[key][0].replace("/", " a ")
+    counted = [row for row in final.rows if getattr(row, kind.measures[key][1])]
+    if not counted:
+        return ""
+    said = (
+        f"On {len(counted)} held-out records the student's divergence from {near.teacher} went "
+        f"from {near.found[INITIAL].mean(key):.3f} to {final.mean(key):.3f} {unit}."
+    )
+    if CONTROL not in near.found:
+        return said
+    gap = _gap(near.found, key, seed)
+    ends = f"{gap.value:+.3f} {unit}, 95 % {gap.low:+.3f} to {gap.high:+.3f}"
     if math.isnan(gap.low):
-        verdict = f"it is {gap.value:+.3f} nats a token beside the control; one record, no interval"
+        verdict = f"it is {gap.value:+.3f} {unit} beside the control; one record, no interval"
     elif gap.high < 0:
         verdict = f"it is nearer than the control, which learned from the records alone ({ends})"
     elif gap.low > 0:
         verdict = f"it is farther than the control, which learned from the records alone ({ends})"
     else:
         verdict = f"no difference from the control can be told ({ends})"
-    return (
-        f"{said} With the same budget {verdict}. On the records' own tokens its loss is "
-        f"{surprise.value:+.3f} nats a token beside the control's (95 % {surprise.low:+.3f} to "
-        f"{surprise.high:+.3f})."
-    )
+    return f"{said} With the same budget {verdict}."
 
 
-def _gap(sides: Mapping[str, Side], key: str, seed: int) -> Metric:
-    """Return student less control of one value, over all tokens together."""
+def _gap(found: Mapping[str, Figures[Any]], key: str, seed: int) -> Metric:
+    """Return student less control of one value, over all that it is counted by together."""
+    by = found[FINAL].measures[key][1]
     ours, theirs = (
-        [row for row in sides[name].fidelity.rows if row.tokens] for name in (FINAL, CONTROL)
+        [row for row in found[name].rows if getattr(row, by)] for name in (FINAL, CONTROL)
     )
     return paired_difference(
         [getattr(row, key) for row in ours],
         [getattr(row, key) for row in theirs],
-        weights=[row.tokens for row in ours],
+        weights=[getattr(row, by) for row in ours],
         seed=seed,
     )

@@ -20,13 +20,17 @@ R = TypeVar("R")
 class Figures(Generic[R]):
     """Rows of figures, one a record; subclasses say what a row is and what is told of it.
 
-    ``measures`` gives each figure's unit, and the field of a row that it is counted by.
+    ``measures`` gives each figure's unit, and the field of a row that it is counted by. ``lines``
+    are those that a report shows: in words, the student's figure and the teacher's own, either of
+    which may be absent. ``nearness`` is the figure that says how far the teacher is.
     """
 
     rows: tuple[R, ...]
 
     row: ClassVar[type[Any]]
     measures: ClassVar[Mapping[str, tuple[str, str]]]
+    lines: ClassVar[tuple[tuple[str, str, str], ...]] = ()
+    nearness: ClassVar[str] = "kl"
 
     def mean(self, name: str) -> float:
         """Return one figure's mean over all that it is counted by; 0 where there is nothing."""

@@ -7,9 +7,10 @@ elsewhere, that names none, is split by each record's id, a tenth held out.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from stillroom.distill.encode import Lesson, encode_lessons
 from stillroom.distill.recipe import DistillRecipe
@@ -17,8 +18,12 @@ from stillroom.errors import DataError
 from stillroom.jobs import Job
 from stillroom.provenance import digest_text
 from stillroom.records import Record, read_records
+from stillroom.train.source import MicroBatch, RecordSource
 
-__all__ = ["Split", "make_lessons", "split_records"]
+__all__ = ["Split", "make_lessons", "record_source", "split_records"]
+
+T = TypeVar("T")
+B = TypeVar("B", bound=MicroBatch)
 
 _HELD_OUT_OF = 10
 
@@ -96,6 +101,37 @@ def make_lessons(
             next=f"raise max_tokens above {recipe.max_tokens}",
         )
     return lessons, found
+
+
+def record_source(
+    recipe: DistillRecipe,
+    lessons: Sequence[Lesson],
+    items: Sequence[T],
+    load: Callable[[Sequence[T]], B],
+    ids: Sequence[str],
+    *,
+    batch_size: int = 0,
+) -> RecordSource[T, B]:
+    """Return the micro-batches of some lessons, in the order that the recipe's seed gives.
+
+    Args:
+        recipe: Its batch size, micro-batch and seed.
+        lessons: What the student reads: their tokens and positions are counted.
+        items: What ``load`` makes a micro-batch of, one a lesson.
+        load: Does.
+        ids: What each item's loss follows from; a resumed run must bring the same.
+        batch_size: Records a step, where it is not the recipe's.
+    """
+    return RecordSource(
+        items,
+        ids=ids,
+        lengths=[len(lesson.ids) for lesson in lessons],
+        valid=[len(lesson.positions) for lesson in lessons],
+        load=load,
+        batch_size=batch_size or recipe.train.batch_size,
+        micro_tokens=recipe.train.micro_tokens,
+        seed=recipe.seed,
+    )
 
 
 def _split_of(record: Record) -> str:

@@ -25,13 +25,14 @@ from stillroom.evaluate.loss import encode_records
 from stillroom.evaluate.spans import Encoded
 from stillroom.jobs import Job
 from stillroom.models import render_chat
-from stillroom.models.continuing import complete_prompts
+from stillroom.models.continuing import Continuation, complete_prompts
 from stillroom.provenance import digest_json
 from stillroom.records import Record
 
 __all__ = ["TEACHER", "HeldOut"]
 
 TEACHER = "teacher"
+_PASSED_OVER = "passed over"
 _KEPT_BYTES = 1 << 28
 
 
@@ -51,14 +52,17 @@ class HeldOut:
     Args:
         recipe: How many are measured and answered.
         job: Journal, progress, cancellation.
-        teacher: Loaded when a side is not in the journal yet.
         records: All that were held out.
+        tokenizer: Of the models that are measured.
+        teacher: What they are compared with, over the same tokens; loaded when a side is not in
+            the journal yet. None measures each by itself.
     """
 
     recipe: DistillRecipe
     job: Job
-    teacher: Teacher
     records: Sequence[Record]
+    tokenizer: Any
+    teacher: Teacher | None = None
     passed_over: dict[str, int] = field(default_factory=dict)
     _encoded: list[Encoded] | None = None
     _asked: list[_Asked] = field(default_factory=list)
@@ -78,7 +82,10 @@ class HeldOut:
         journal = self.job.journal("fidelity")
         if name not in journal:
             self.job.check_cancelled()
-            journal.put(name, self._measure(name, load, writes=writes).to_json())
+            found = self._measure(name, load, writes=writes).to_json()
+            journal.put(_PASSED_OVER, {**journal.get(_PASSED_OVER, {}), **self.passed_over})
+            journal.put(name, found)
+        self.passed_over |= journal.get(_PASSED_OVER, {})
         return Side.from_json(journal[name])
 
     def _measure(self, name: str, load: Callable[[], Any], *, writes: bool) -> Side:
@@ -86,12 +93,13 @@ class HeldOut:
         if not chosen:
             return Side(Fidelity(()), np.zeros((0, 3, BINS)))
         model = load()
-        encoded = self._encode(chosen)
+        encoded = self._encode(chosen, model if self.teacher is None else self.teacher.model)
+        judge = self.teacher.model if self.teacher is not None else None
         writes = writes and bool(self._asked)
-        total = len(chosen) + 2 * len(self._asked) * writes
+        total = len(chosen) + (1 if judge is None else 2) * len(self._asked) * writes
         with self.job.phase(f"fidelity, {name}", total, "records") as progress:
             found, temperature = compare_beliefs(
-                model, self.teacher.model, encoded, calibrate=True, kept=self._room()
+                model, judge, encoded, calibrate=True, kept=self._room()
             )
             progress.advance(len(chosen))
             written = self._write(name, model, progress.advance) if writes else {}
@@ -103,13 +111,13 @@ class HeldOut:
             **written,
         )
 
-    def _encode(self, chosen: Sequence[Record]) -> list[Encoded]:
+    def _encode(self, chosen: Sequence[Record], model: Any) -> list[Encoded]:
         """Tokenize once; tell what was cut, and choose who is asked."""
         if self._encoded is None:
             cut: list[int] = []
-            tokenizer, limit = self.teacher.tokenizer, self.recipe.max_tokens
+            limit = self.recipe.max_tokens
             self._encoded = encode_records(
-                tokenizer,
+                self.tokenizer,
                 chosen,
                 max_tokens=limit,
                 on_truncated=lambda index, tokens: cut.append(index),
@@ -117,13 +125,12 @@ class HeldOut:
             if cut:
                 self.job.say(f"fidelity: {len(cut)} held-out records were cut at {limit} tokens")
             if self.recipe.context is None:
-                self._choose_asked(chosen)
-            else:
-                self._hear(self.recipe.context, chosen)
+                self._choose_asked(chosen, model)
+            elif self.teacher is not None:
+                self._hear(self.recipe.context, chosen, self.teacher.model)
         return self._encoded
 
-    def _choose_asked(self, chosen: Sequence[Record]) -> None:
-        model = self.teacher.model
+    def _choose_asked(self, chosen: Sequence[Record], model: Any) -> None:
         context = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
         room = min(self.recipe.max_tokens, context - self.recipe.fidelity.max_new_tokens)
         for record in chosen:
@@ -133,8 +140,8 @@ class HeldOut:
             if len(turns) < 2 or turns[-1].role != "assistant":
                 self._pass_over("no question before its last answer")
                 continue
-            text = render_chat(self.teacher.tokenizer, turns[:-1], add_generation_prompt=True)
-            ids = tuple(self.teacher.tokenizer(text, add_special_tokens=False)["input_ids"])
+            text = render_chat(self.tokenizer, turns[:-1], add_generation_prompt=True)
+            ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             if not 0 < len(ids) <= room:
                 self._pass_over("prompt too long to be answered")
                 continue
@@ -142,19 +149,19 @@ class HeldOut:
             reference = answer if isinstance(answer, str) and answer else turns[-1].content
             self._asked.append(_Asked(record, ids, reference))
 
-    def _hear(self, settings: ContextSettings, chosen: Sequence[Record]) -> None:
+    def _hear(self, settings: ContextSettings, chosen: Sequence[Record], teacher: Any) -> None:
         """Keep the teacher's states in context: what a student of it is to be compared with.
 
         A record that cannot be read in context counts no token. None is answered: what the teacher
         says of a student's own text would have to be said in context, too.
         """
-        reader = LogitReader(self.teacher.model)
+        reader = LogitReader(teacher)
         if not reader.is_chunked:
             self._pass_over("the teacher's head cannot be put on states that were kept")
             return
         own = self._encoded or []
         for at, record in enumerate(chosen):
-            told = hear_record(settings, self.teacher.tokenizer, record, own[at])
+            told = hear_record(settings, self.tokenizer, record, own[at])
             if told is None:
                 self._pass_over("no context that fits, or other tokens in it")
                 own[at] = Encoded(own[at].ids, (False,) * len(own[at].ids))
@@ -168,53 +175,66 @@ class HeldOut:
 
     def _room(self) -> KeptStates | None:
         """Return where the teacher's states are kept; None where they are too large."""
-        if self._kept:
+        if self._kept or self.teacher is None:
             return self._kept
         hidden = int(getattr(self.teacher.model.config, "hidden_size", 0) or 0)
         counted = sum(len(record.targets) for record in self._encoded or ())
         return self._kept if 0 < 4 * hidden * counted <= _KEPT_BYTES else None
 
     def _write(self, name: str, model: Any, advance: Callable[[int], None]) -> dict[str, Any]:
-        """Let a model answer and sample; compare it with its teacher on both one's own text."""
-        settings, tokenizer = self.recipe.fidelity, self.teacher.tokenizer
+        """Let a model answer; where it has a teacher, compare them on both one's own text, too."""
         prompts = [asked.ids for asked in self._asked]
-        likeliest, sampled = (
-            complete_prompts(
-                model,
-                tokenizer,
-                prompts,
-                max_new_tokens=settings.max_new_tokens,
-                temperature=temperature,
-                seed=int(digest_json(["fidelity", self.recipe.seed])[:15], 16),
-                on_done=advance,
-            )
-            for temperature in (0.0, 1.0)
-        )
         answers = tuple(
             Answered(
                 asked.record.id,
-                str(tokenizer.decode(list(one.ids), skip_special_tokens=True)),
+                str(self.tokenizer.decode(list(one.ids), skip_special_tokens=True)),
                 asked.reference,
                 one.ids,
                 one.has_ended,
             )
-            for asked, one in zip(self._asked, likeliest, strict=True)
+            for asked, one in zip(
+                self._asked, self._complete(model, prompts, 0.0, advance), strict=True
+            )
         )
-        own = tuple(one.ids for one in sampled)
+        if self.teacher is None:
+            return {"answers": answers}
+        own = tuple(one.ids for one in self._complete(model, prompts, 1.0, advance))
         if name == TEACHER:
             return {"answers": answers, "sampled": own}
         theirs = Side.from_json(self.job.journal("fidelity")[TEACHER]).sampled
-        free, forced = (self._by_depth(model, prompts, texts) for texts in (own, theirs))
+        judge = self.teacher.model
+        free, forced = (self._by_depth(model, judge, prompts, texts) for texts in (own, theirs))
         return {"answers": answers, "sampled": own, "free": free, "forced": forced}
 
+    def _complete(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        temperature: float,
+        advance: Callable[[int], None],
+    ) -> list[Continuation]:
+        return complete_prompts(
+            model,
+            self.tokenizer,
+            prompts,
+            max_new_tokens=self.recipe.fidelity.max_new_tokens,
+            temperature=temperature,
+            seed=int(digest_json(["fidelity", self.recipe.seed])[:15], 16),
+            on_done=advance,
+        )
+
     def _by_depth(
-        self, model: Any, prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
+        self,
+        model: Any,
+        judge: Any,
+        prompts: Sequence[Sequence[int]],
+        texts: Sequence[Sequence[int]],
     ) -> tuple[Any, ...]:
         encoded = [
             Encoded((*prompt, *text), (False,) * len(prompt) + (True,) * len(text))
             for prompt, text in zip(prompts, texts, strict=True)
         ]
-        found, _ = compare_beliefs(model, self.teacher.model, encoded)
+        found, _ = compare_beliefs(model, judge, encoded)
         return tuple(row.kl_by_position for row in found)
 
 

@@ -18,7 +18,6 @@ from stillroom.distill.lessons import Split, make_lessons
 from stillroom.distill.rationale import Tasks, make_tasks, write_rationales
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.sequence import WriterSettings, write_sequences
-from stillroom.distill.teacher import Teacher
 from stillroom.distill.teacher_settings import teacher_reference
 from stillroom.jobs import Job
 from stillroom.models import open_text_model, resolve_checkpoint
@@ -28,7 +27,7 @@ from stillroom.records import Record, write_records
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
-__all__ = ["WRITTEN", "Prepared", "prepare_lessons", "writer_parents", "writers_of"]
+__all__ = ["WRITTEN", "Prepared", "prepare_lessons", "write_tasks", "writer_parents", "writers_of"]
 
 WRITTEN = "written.jsonl"
 
@@ -42,13 +41,31 @@ class Prepared:
     counts: dict[str, Any]
 
 
-def prepare_lessons(recipe: DistillRecipe, split: Split, teacher: Teacher, job: Job) -> Prepared:
+def prepare_lessons(recipe: DistillRecipe, split: Split, tokenizer: Any, job: Job) -> Prepared:
     """Write, explain and encode the training records as the recipe asks for.
+
+    Raises:
+        DataError: If nothing is left to learn from.
+        BackendError: If a writer fails.
+        Cancelled: If the user asked for it; what was written is kept.
+    """
+    tasks, counts = write_tasks(recipe, split, job)
+    lessons, encoded = _encode(recipe, split, tasks, tokenizer, job)
+    if recipe.context is not None:
+        lessons, counts["context"] = hear_with_context(
+            recipe.context, tokenizer, tasks.learned, lessons
+        )
+        job.say(f"{len(lessons)} records are read in context; left out: {counts['context']}")
+    return Prepared(tasks.learned, lessons, {**encoded, **counts})
+
+
+def write_tasks(recipe: DistillRecipe, split: Split, job: Job) -> tuple[Tasks, dict[str, Any]]:
+    """Return the records to learn from, written and explained as the recipe asks for, and counts.
 
     Records that a model wrote are left in ``output/written.jsonl`` with their origin.
 
     Raises:
-        DataError: If nothing is left to learn from.
+        DataError: If too little was written.
         BackendError: If a writer fails.
         Cancelled: If the user asked for it; what was written is kept.
     """
@@ -69,14 +86,7 @@ def prepare_lessons(recipe: DistillRecipe, split: Split, teacher: Teacher, job: 
         job.say(f"rationales: {tasks.to_json()}")
     if writers_of(recipe):
         write_records(job.output / WRITTEN, records)
-    lessons, encoded = _encode(recipe, split, tasks, teacher, job)
-    learned = [*tasks.answers, *tasks.rationales]
-    if recipe.context is not None:
-        lessons, counts["context"] = hear_with_context(
-            recipe.context, teacher.tokenizer, learned, lessons
-        )
-        job.say(f"{len(lessons)} records are read in context; left out: {counts['context']}")
-    return Prepared(learned, lessons, {**encoded, **counts})
+    return tasks, counts
 
 
 def writers_of(recipe: DistillRecipe) -> list[str]:
@@ -97,10 +107,10 @@ def writer_parents(recipe: DistillRecipe) -> list[Parent]:
 
 
 def _encode(
-    recipe: DistillRecipe, split: Split, tasks: Tasks, teacher: Teacher, job: Job
+    recipe: DistillRecipe, split: Split, tasks: Tasks, tokenizer: Any, job: Job
 ) -> tuple[list[Lesson], dict[str, Any]]:
     def encode(records: Sequence[Record]) -> tuple[list[Lesson], dict[str, Any]]:
-        return make_lessons(recipe, replace(split, train=list(records)), teacher.tokenizer, job)
+        return make_lessons(recipe, replace(split, train=list(records)), tokenizer, job)
 
     lessons, counts = encode(tasks.answers)
     if tasks.rationales and recipe.rationale is not None:

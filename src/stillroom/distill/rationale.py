@@ -91,6 +91,11 @@ class Tasks:
     rationales: list[Record] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def learned(self) -> list[Record]:
+        """All of them, answers first."""
+        return [*self.answers, *self.rationales]
+
     def to_json(self) -> dict[str, Any]:
         """Return what was counted."""
         return dict(self.counts)

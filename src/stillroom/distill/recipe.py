@@ -13,7 +13,7 @@ from stillroom.distill.method import FEATURES, METHODS, ROLLOUTS, Objective
 from stillroom.distill.prune_settings import PruneSettings
 from stillroom.distill.rationale import RationaleSettings
 from stillroom.distill.rollout import RolloutPolicy
-from stillroom.distill.sequence import SequenceSettings
+from stillroom.distill.sequence import SequenceSettings, WriterSettings
 from stillroom.distill.targets import TargetMode
 from stillroom.distill.teacher_settings import (
     ServerTeacher,
@@ -203,12 +203,8 @@ class DistillRecipe(Recipe):
             )
         if self.targets.model_copy(update={"cache": None}) != TargetSettings():
             raise ValueError("with 'crossing', of 'targets' only 'cache' means anything")
-        for name in ("sequence", "rationale", "context"):
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"'{name}' is not offered with 'crossing': write the records in a job of "
-                    "their own first, and learn from them here"
-                )
+        if self.rationale is not None and self.rationale.weight != 1:
+            raise ValueError("with 'crossing' all records weigh alike: leave rationale.weight at 1")
         return self
 
     @model_validator(mode="after")
@@ -228,12 +224,6 @@ class DistillRecipe(Recipe):
                 "train.lora.keep_adapter wants 'student' to be a checkpoint: what is made from the "
                 "teacher for this job alone stands nowhere that an adapter could be added to"
             )
-        elsewhere = self.crossing is not None or not isinstance(self.teacher, str)
-        if lora is not None and lora.keep_adapter and elsewhere:
-            raise ValueError(
-                "train.lora.keep_adapter is offered with one teacher, a checkpoint of the "
-                "student's vocabulary; leave it out"
-            )
         return self
 
     @model_validator(mode="after")
@@ -243,6 +233,11 @@ class DistillRecipe(Recipe):
             raise ValueError(
                 f"features compare both at the same tokens, and with '{other}' the teacher reads "
                 "others; leave one of the two out"
+            )
+        if self.features and not isinstance(self.teacher, str):
+            raise ValueError(
+                "'features' look inside one teacher while it runs: a server shows nothing of it, "
+                "and several would all be in memory in every step"
             )
         if self.features and self.targets.mode != "live":
             raise ValueError(
@@ -289,18 +284,29 @@ class DistillRecipe(Recipe):
             )
         if isinstance(self.teacher, tuple) and self.crossing is not None:
             raise ValueError("'crossing' takes one teacher: several need one vocabulary")
-        for name in ("sequence", "rationale", "context", "features"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"'{name}' takes one teacher in this process: write the records in a job of "
-                    "their own first"
-                )
-        if self.targets.mode in ("live", "dense") and self.crossing is None:
-            raise ValueError(
-                f"targets.mode '{self.targets.mode}' takes one teacher in this process: use top_k "
-                "or sampled"
-            )
+        self._refuse_targets()
+        self._refuse_writers()
         return self
+
+    def _refuse_targets(self) -> None:
+        """Refuse targets that a server cannot tell, or several teachers cannot keep."""
+        mode = self.targets.mode
+        shares = self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
+        served = [isinstance(getattr(one, "teacher", one), ServerTeacher) for one in shares]
+        if self.crossing is None and (mode == "live" or (mode == "dense" and any(served))):
+            raise ValueError(
+                f"targets.mode '{mode}' takes a teacher in this process, and live only one: use "
+                "top_k"
+            )
+
+    def _refuse_writers(self) -> None:
+        """Refuse several teachers where none is named that writes."""
+        writers: dict[str, WriterSettings | None] = {"sequence": self.sequence}
+        if self.rationale is not None:
+            writers["rationale.write"] = self.rationale.write
+        for name, settings in writers.items():
+            if isinstance(self.teacher, tuple) and settings is not None and not settings.model:
+                raise ValueError(f"several teachers: name the one that writes as {name}.model")
 
     @model_validator(mode="after")
     def _policy_gradient_has_draws(self) -> DistillRecipe:

@@ -1,29 +1,29 @@
-"""The distillation job, top to bottom: preflight, lessons, student, capture, training, fidelity."""
+"""The distillation job, top to bottom: preflight, lessons, student, teacher, training, fidelity.
+
+One way for every kind of teacher; what differs between them is in its lane.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from stillroom.checkpoints import Checkpoint
 from stillroom.distill.checks import run_preflight
-from stillroom.distill.cross_run import run_crossing
+from stillroom.distill.cross_lane import CrossLane
 from stillroom.distill.examining import Examiner, Taught
+from stillroom.distill.lane import HomeLane, Lane
 from stillroom.distill.lessons import split_records
 from stillroom.distill.lineage import list_parents, student_card, student_origin, warn_of_teachers
 from stillroom.distill.preflight import Finding, Preflight
-from stillroom.distill.preparing import Prepared, prepare_lessons, writer_parents
+from stillroom.distill.preparing import Prepared, writer_parents
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.sizing import estimate
-from stillroom.distill.start import start_student
-from stillroom.distill.teacher import Teacher, common_rows
-from stillroom.distill.teachers_run import run_teachers
-from stillroom.distill.teaching import Classroom, open_course, refuse_course
+from stillroom.distill.teachers import open_teachers
+from stillroom.distill.teaching import Classroom, refuse_course
+from stillroom.distill.told_lane import ToldLane
 from stillroom.distill.writing import (
     ADAPTER,
     candidate_steps,
@@ -35,7 +35,7 @@ from stillroom.jobs import Job
 from stillroom.jobs.processes import refuse_several
 from stillroom.models import load_causal_lm
 from stillroom.provenance import Artifact
-from stillroom.train.loop import TrainSummary, train
+from stillroom.train.loop import train
 from stillroom.train.lora import add_lora
 from stillroom.train.precision import fixed_threads
 from stillroom.train.ranks import Ranks
@@ -54,81 +54,106 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         Cancelled: If the user stopped it; ``--resume`` goes on.
     """
     flight = _fly_before(recipe, job)
-    if recipe.crossing is not None:
-        refuse_several("a distillation across tokenizers")
-        return run_crossing(recipe, recipe.crossing, job)
-    if not isinstance(recipe.teacher, str):
-        refuse_several("a distillation from a server or from several teachers")
-        return run_teachers(recipe, job)
     refuse_course(recipe)
-    with Ranks() as ranks, fixed_threads(recipe.train.threads):
-        teacher = Teacher.find(recipe.teacher, job)
-        warn_of_teachers([teacher], job)
+    kind = _lane_of(recipe)
+    with (
+        Ranks() as ranks,
+        fixed_threads(recipe.train.threads),
+        open_teachers(recipe.teacher, job) as chairs,
+    ):
+        lane = kind(recipe, job, chairs)
+        warn_of_teachers(lane.teachers, job)
         split = split_records(Path(recipe.records))
-        prepared = ranks.on_main(lambda: prepare_lessons(recipe, split, teacher, job))
-        lessons, counts = prepared.lessons, prepared.counts
-        start, kept = ranks.on_main(lambda: start_student(recipe.student, job, teacher, lessons))
+        prepared = ranks.on_main(lambda: lane.prepare(split))
+        start, kept = ranks.on_main(lambda: lane.start(prepared))
         student, tokenizer = load_causal_lm(start, dtype="float32")
-        rows = ranks.on_main(partial(common_rows, teacher, student, tokenizer))
-        examiner = Examiner(recipe, job, teacher, split)
-        _tell(flight, ranks.on_main(partial(examiner.examine_start, student)), job)
-        card = student_card(recipe, [teacher], counts, loss=recipe.method.method_name())
-        steps = candidate_steps(recipe.train.count_steps(len(lessons)), recipe.candidates)
-        on_step = keep_candidates(job.output, start, steps, recipe.out, card, writes=ranks.is_main)
-        model = add_lora(student, recipe.train.lora, recipe.seed) if recipe.train.lora else student
+        rows = ranks.on_main(partial(lane.admit, student, tokenizer))
+        card = student_card(
+            recipe, lane.teachers, prepared.counts, loss=lane.loss, closing=lane.closing
+        )
         room = Classroom(
             recipe,
             job,
-            teacher,
-            model,
+            lane.teachers[0],
+            student,
             tokenizer,
             prepared.records,
-            lessons,
+            prepared.lessons,
             rows,
             start=Checkpoint.open(start).fingerprint,
             held_out=split.held_out,
             ranks=ranks,
         )
-        trained, taught = _teach(recipe, room, on_step)
-        fingerprint = write_student(
-            model, job.output, start, recipe.out, card, in_place=True, writes=ranks.is_main
+        with lane.hear(room) as yardsticks:
+            examiner = Examiner(lane, split, yardsticks)
+            _tell(flight, ranks.on_main(partial(examiner.examine_start, student)), job)
+            taught = _teach(lane, room, start, card)
+            details = {**kept, "records": prepared.counts, **lane.describe(), **taught.details}
+            del student, room
+            return ranks.on_main(lambda: _finish(examiner, taught, prepared, details))
+
+
+def _lane_of(recipe: DistillRecipe) -> type[Lane]:
+    """Return the lane of a recipe's kind of teacher; only a teacher in this process has ranks.
+
+    Raises:
+        RecipeError: If several processes were started for what one does.
+    """
+    if recipe.crossing is not None:
+        refuse_several("a distillation across tokenizers")
+        return CrossLane
+    if isinstance(recipe.teacher, str):
+        return HomeLane
+    refuse_several("a distillation from a server or from several teachers")
+    return ToldLane
+
+
+def _teach(lane: Lane, room: Classroom, start: Path, card: dict[str, Any]) -> Taught:
+    """Train the student by its course, write it, and return what both came to."""
+    recipe, job, ranks = room.recipe, room.job, room.ranks
+    steps = candidate_steps(recipe.train.count_steps(len(room.lessons)), recipe.candidates)
+    on_step = keep_candidates(job.output, start, steps, recipe.out, card, writes=ranks.is_main)
+    lora = recipe.train.lora
+    if lora is not None:
+        room = replace(room, student=add_lora(room.student, lora, recipe.seed))
+    with lane.course(room) as course:
+        trained = train(
+            room.student,
+            course.source,
+            course.objective,
+            recipe.train,
+            job,
+            seed=recipe.seed,
+            on_step=on_step,
+            beside=course.beside,
+            ranks=ranks,
         )
-        if recipe.train.lora is not None and recipe.train.lora.keep_adapter:
-            base, folder = str(recipe.student), job.output / ADAPTER
-            write_adapter(model, folder, base, recipe.out, writes=ranks.is_main)
-            taught["adapter"] = {"folder": ADAPTER, "base": room.start}
-        said = Taught(start, lessons, rows, trained, card)
-        details = {
-            "fingerprint": fingerprint,
-            "teacher": teacher.checkpoint.fingerprint,
-            "teacher_parameters": teacher.checkpoint.parameters,
-            **kept,
-            "records": counts,
-            "train": asdict(trained),
-            **taught,
-        }
-        del student, model, room
-        return ranks.on_main(lambda: _finish(recipe, job, examiner, said, prepared, details))
+        details = {"train": asdict(trained), **course.details}
+    details["fingerprint"] = write_student(
+        room.student, job.output, start, recipe.out, card, in_place=True, writes=ranks.is_main
+    )
+    if lora is not None and lora.keep_adapter:
+        base, folder = str(recipe.student), job.output / ADAPTER
+        write_adapter(room.student, folder, base, recipe.out, writes=ranks.is_main)
+        details["adapter"] = {"folder": ADAPTER, "base": room.start}
+    return Taught(start, room.lessons, room.rows, trained, card, details)
 
 
 def _finish(
-    recipe: DistillRecipe,
-    job: Job,
-    examiner: Examiner,
-    taught: Taught,
-    prepared: Prepared,
-    details: dict[str, Any],
+    examiner: Examiner, taught: Taught, prepared: Prepared, details: dict[str, Any]
 ) -> Artifact:
     """Measure what was written, and publish it."""
-    fidelity, teacher = examiner.examine_student(taught), examiner.teacher
+    lane = examiner.lane
+    recipe, job, teachers = lane.recipe, lane.job, lane.teachers
+    fidelity = examiner.examine_student(taught)
     return job.finish(
         "checkpoint",
-        parents=[*list_parents(recipe, job, [teacher]), *writer_parents(recipe)],
-        origin=student_origin(_method(recipe), [teacher], prepared.records).to_json(),
+        parents=[*list_parents(recipe, job, teachers), *writer_parents(recipe)],
+        origin=student_origin(lane.method, teachers, prepared.records).to_json(),
         details={
             **details,
             "parameters": Checkpoint.open(job.output).parameters,
-            "fidelity": fidelity,
+            lane.fidelity_key: fidelity,
         },
     )
 
@@ -151,28 +176,3 @@ def _tell(flight: Preflight, found: Finding | None, job: Job) -> None:
     flight.write(job.work)
     for line in Preflight([found]).lines(least="note"):
         job.say(line)
-
-
-def _teach(
-    recipe: DistillRecipe,
-    room: Classroom,
-    on_step: Callable[[int, nn.Module], None],
-) -> tuple[TrainSummary, dict[str, Any]]:
-    """Train the student by the course that the recipe asks for; return what both came to."""
-    with open_course(room) as course:
-        trained = train(
-            room.student,
-            course.source,
-            course.objective,
-            recipe.train,
-            room.job,
-            seed=recipe.seed,
-            on_step=on_step,
-            beside=course.beside,
-            ranks=room.ranks,
-        )
-        return trained, dict(course.details)
-
-
-def _method(recipe: DistillRecipe) -> str:
-    return f"distill.methods.{recipe.method.method_name()}"

@@ -21,10 +21,10 @@ from stillroom.distill.cache_fill import fill_cache
 from stillroom.distill.encode import Batch, Lesson, make_batch
 from stillroom.distill.engine import DistillObjective, no_rollouts
 from stillroom.distill.feature_set import FeatureSet
+from stillroom.distill.lessons import record_source
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.teachers import AnyTeacher, as_local
 from stillroom.jobs import Job
-from stillroom.provenance import digest_json
 from stillroom.records import Record
 from stillroom.train.loop import Objective
 from stillroom.train.precision import body_precision, choose_precision
@@ -174,19 +174,10 @@ def _cached(room: Classroom) -> Iterator[Course]:
 
 def lesson_source(room: Classroom, cache: TeacherCache | None) -> RecordSource[Lesson, Batch]:
     """Return the micro-batches of the lessons, with targets from a cache if there is one."""
-    lessons, recipe, device = room.lessons, room.recipe, room.device
+    lessons, device = room.lessons, room.device
 
     def load(chosen: Sequence[Lesson]) -> Batch:
         heard = [lesson.by_teacher for lesson in chosen]
         return make_batch(chosen, cache.target(heard, device) if cache else None, device)
 
-    return RecordSource(
-        lessons,
-        ids=[digest_json([lesson.key, lesson.by_teacher.key, lesson.weight]) for lesson in lessons],
-        lengths=[len(lesson.ids) for lesson in lessons],
-        valid=[len(lesson.positions) for lesson in lessons],
-        load=load,
-        batch_size=recipe.train.batch_size,
-        micro_tokens=recipe.train.micro_tokens,
-        seed=recipe.seed,
-    )
+    return record_source(room.recipe, lessons, lessons, load, [one.name for one in lessons])

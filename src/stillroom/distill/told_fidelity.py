@@ -57,6 +57,12 @@ class ToldFidelity(Figures[ToldRecord]):
         "loss": ("nats/token", "tokens"),
         "teacher_loss": ("nats/token", "tokens"),
     }
+    lines: ClassVar = (
+        ("KL(teacher ‖ model)", "kl", ""),
+        ("KL(model ‖ teacher)", "reverse_kl", ""),
+        ("likeliest token agrees", "agreement", ""),
+        ("the teacher's loss on the records' own tokens, at least", "", "teacher_loss"),
+    )
 
 
 def measure_told(student: Any, lessons: Sequence[Lesson], cache: TeacherCache) -> ToldFidelity:
@@ -64,7 +70,7 @@ def measure_told(student: Any, lessons: Sequence[Lesson], cache: TeacherCache) -
 
     Args:
         student: In evaluation mode.
-        lessons: Held-out records, captured.
+        lessons: Held-out records, captured as the teacher reads them.
         cache: At temperature 1.
     """
     return ToldFidelity(tuple(_measure(student, lesson, cache) for lesson in lessons))
@@ -72,7 +78,7 @@ def measure_told(student: Any, lessons: Sequence[Lesson], cache: TeacherCache) -
 
 def _measure(student: Any, lesson: Lesson, cache: TeacherCache) -> ToldRecord:
     head = Head.of(student, cache.header.vocabulary)
-    target = cache.target([lesson], head.weight.device)
+    target = cache.target([lesson.by_teacher], head.weight.device)
     if not isinstance(target, TopKTail):
         raise TypeError("fidelity is measured on the likeliest tokens and the rest")
     batch = make_batch([lesson], None, head.weight.device)

@@ -39,7 +39,7 @@ class Compared:
         entropy: Of the student's distributions.
         brier: Squared distance to what stands there, 0 to 2.
         bins: ``bin_positions``, (3, BINS), sums.
-        kl: KL(teacher || student).
+        kl: KL(teacher || student); this and what else a teacher is needed for is 0 without one.
         reverse_kl: KL(student || teacher).
         agreement: Share where both think the same token likeliest.
         top5_overlap: Share of the student's five likeliest among the teacher's five.
@@ -68,7 +68,7 @@ class Compared:
 
 def compare_beliefs(
     student: Any,
-    teacher: Any,
+    teacher: Any | None,
     records: Sequence[Encoded],
     *,
     calibrate: bool = False,
@@ -81,7 +81,7 @@ def compare_beliefs(
 
     Args:
         student: A causal language model, left in the mode it came in; may be the teacher itself.
-        teacher: Another over the same tokens, likewise.
+        teacher: Another over the same tokens, likewise; None reads the student's beliefs alone.
         records: What both read; the assistant's tokens count.
         calibrate: Fit a temperature on every second record, and score the others with it, too.
         kept: The teacher's states, filled where empty and read where not; the caller's word that
@@ -92,12 +92,16 @@ def compare_beliefs(
         One Compared per record, in order, and the fitted temperature (None where not asked for).
     """
     found = [Compared()] * len(records)
-    modes = [bool(student.training), bool(teacher.training)]
+    models = [student] if teacher is None else [student, teacher]
+    modes = [bool(model.training) for model in models]
     fit = TemperatureFit() if calibrate else None
     try:
         ours = _Side(LogitReader(student), {})
-        theirs = _Side(LogitReader(teacher), kept if kept is not None else {})
-        width = min(ours.reader.vocabulary, theirs.reader.vocabulary)
+        theirs = None
+        if teacher is not None:
+            theirs = _Side(LogitReader(teacher), kept if kept is not None else {})
+        sides = [ours] if theirs is None else [ours, theirs]
+        width = min(side.reader.vocabulary for side in sides)
         parts = _halves(records) if calibrate else [range(len(records))]
         with torch.inference_mode():
             for number, part in enumerate(parts):
@@ -105,18 +109,18 @@ def compare_beliefs(
                 scale = fit.temperature if fit and not is_fitting else None
                 for batch in batch_records([records[at] for at in part], batch_tokens):
                     chosen = [(part[place], record) for place, record in batch]
-                    for side in (ours, theirs):
+                    for side in sides:
                         side.read(chosen)
                     for at, record in chosen:
                         found[at] = _compare(
                             ours, theirs, at, record, width, fit if is_fitting else None, scale
                         )
                     ours.states.clear()
-                    if kept is None or not theirs.reader.is_chunked:
+                    if theirs is not None and (kept is None or not theirs.reader.is_chunked):
                         theirs.states.clear()
     finally:
-        student.train(modes[0])
-        teacher.train(modes[1])
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
     return found, fit.temperature if fit and fit.positions else None
 
 
@@ -147,7 +151,7 @@ def _halves(records: Sequence[Encoded]) -> list[list[int]]:
 
 def _compare(
     ours: _Side,
-    theirs: _Side,
+    theirs: _Side | None,
     at: int,
     record: Encoded,
     width: int,
@@ -162,7 +166,8 @@ def _compare(
         stop = min(start + step, len(targets))
         logits = ours.logits(at, start, stop, width)
         values = _own(logits, labels[start:stop])
-        values |= _both(logits, theirs.logits(at, start, stop, width).to(logits.device))
+        if theirs is not None:
+            values |= _both(logits, theirs.logits(at, start, stop, width).to(logits.device))
         if fit is not None:
             fit.add(logits, labels[start:stop])
         if scale is not None:
@@ -182,12 +187,12 @@ def _summarize(whole: dict[str, Tensor]) -> Compared:
     }
     whole.pop("scaled_entropy", None)
     means = {name: float(value.mean()) for name, value in whole.items()}
-    means["kl"], means["reverse_kl"] = max(means["kl"], 0.0), max(means["reverse_kl"], 0.0)
+    means |= {name: max(means[name], 0.0) for name in ("kl", "reverse_kl") if name in means}
     return Compared(
-        tokens=len(whole["kl"]),
+        tokens=len(whole["loss"]),
         bins=bins[""],
         scaled_bins=bins.get("scaled_"),
-        kl_by_position=whole["kl"].clamp(min=0).numpy(),
+        kl_by_position=whole.get("kl", torch.zeros(0)).clamp(min=0).double().numpy(),
         **means,
     )
 

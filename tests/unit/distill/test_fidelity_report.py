@@ -17,8 +17,8 @@ def make_side(rng, kl, *, answers=(), free=(), forced=()):
     return Side(Fidelity(rows), bins, 1.1, scaled, answers, (), free, forced)
 
 
-def answer(text, reference="the cat sat"):
-    return Answered("r", text, reference, tuple(range(len(text.split()))), has_ended=True)
+def answer(text, at=0, reference="the cat sat"):
+    return Answered(f"r{at}", text, reference, tuple(range(len(text.split()))), has_ended=True)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def sides():
         "final": ("The cat sat.", "a dog", "the cat sat", "a bird"),
         "control": ("a dog", "a dog", "a dog", "a dog"),
     }
-    written = {name: tuple(map(answer, texts)) for name, texts in said.items()}
+    written = {name: tuple(map(answer, texts, range(4))) for name, texts in said.items()}
     return {
         "teacher": make_side(rng, 0.0, answers=written["teacher"]),
         "initial": make_side(rng, 4.0),

@@ -1,0 +1,249 @@
+"""The lane of a teacher with another tokenizer than the student's.
+
+Both sides read the records with their own tokenizer and chat template, the alignment is reported
+before anything is trained, and the student starts from a checkpoint of its own, since nothing of
+the teacher's fits it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from typing_extensions import override
+
+from stillroom.checkpoints import Checkpoint
+from stillroom.distill.alignment_report import AlignmentReport
+from stillroom.distill.cache import TeacherCache
+from stillroom.distill.context import add_context
+from stillroom.distill.cross_fidelity import NOT_DEFINED
+from stillroom.distill.cross_lessons import (
+    CrossBatch,
+    CrossLesson,
+    Reader,
+    encode_cross,
+    make_cross_batch,
+)
+from stillroom.distill.cross_loss import CrossObjective, rows_of
+from stillroom.distill.crossing import ChunkCrossing, Crossing
+from stillroom.distill.figures import Figures
+from stillroom.distill.head import Head
+from stillroom.distill.lane import Lane
+from stillroom.distill.lessons import Split, record_source
+from stillroom.distill.preparing import Prepared, write_tasks
+from stillroom.distill.teachers import as_local
+from stillroom.distill.teaching import Classroom, Course
+from stillroom.distill.token_bytes import read_token_bytes
+from stillroom.distill.token_map import map_tokens
+from stillroom.distill.yardstick import CrossYardstick, Yardstick
+from stillroom.errors import DataError
+from stillroom.jobs import atomic_write
+from stillroom.models import resolve_checkpoint
+from stillroom.models.causal import load_tokenizer
+from stillroom.records import Record
+
+__all__ = ["CrossLane"]
+
+Heard = Mapping[str, npt.NDArray[np.float32]]
+
+
+@dataclass
+class CrossLane(Lane):
+    """One teacher, here or behind a server, of another vocabulary."""
+
+    _lessons: list[CrossLesson] = field(default_factory=list, init=False)
+    _held: list[CrossLesson] = field(default_factory=list, init=False)
+    _alignment: dict[str, Any] = field(default_factory=dict, init=False)
+    _heard: Heard = field(default_factory=dict, init=False)
+
+    closing: ClassVar[str] = (
+        "The teacher has another tokenizer: `alignment.json` says how much of the text both share, "
+        "`fidelity.html` how near the student is on held-out records by what can be compared; "
+        "`candidates/` holds earlier steps of the same run."
+    )
+    fidelity_key: ClassVar[str] = "crossing_fidelity"
+
+    @cached_property
+    def crossing(self) -> Crossing:
+        """The loss."""
+        if self.recipe.crossing is None:
+            raise ValueError("the recipe has no crossing")
+        return self.recipe.crossing
+
+    @property
+    def listens(self) -> bool:
+        """Whether the teacher's own log-probabilities suffice to train."""
+        return isinstance(self.crossing, ChunkCrossing)
+
+    @property
+    @override
+    def loss(self) -> str:
+        return self.crossing.method_name()
+
+    @property
+    @override
+    def method(self) -> str:
+        return f"distill.crossings.{self.loss}"
+
+    @cached_property
+    def _start(self) -> Path:
+        path = resolve_checkpoint(str(self.recipe.student), say=self.job.say)
+        return Checkpoint.open(path).folder
+
+    @cached_property
+    def _student_tokenizer(self) -> Any:
+        return load_tokenizer(self._start)
+
+    @property
+    @override
+    def tokenizer(self) -> Any:
+        return self._student_tokenizer
+
+    @cached_property
+    def _readers(self) -> tuple[Reader, Reader]:
+        """The teacher's and the student's."""
+        context, limit = self.recipe.context, self.recipe.max_tokens
+        limits = (context.max_tokens if context is not None else limit, limit)
+        tokenizers = (self.teachers[0].tokenizer, self.tokenizer)
+        teacher, student = (
+            Reader(tokenizer, read_token_bytes(tokenizer), most)
+            for tokenizer, most in zip(tokenizers, limits, strict=True)
+        )
+        return teacher, student
+
+    @override
+    def prepare(self, split: Split) -> Prepared:
+        """Encode the records for both sides, and refuse them where too little of the text aligns.
+
+        Leaves ``output/alignment.json``.
+        """
+        tasks, counts = write_tasks(self.recipe, split, self.job)
+        records = tasks.learned
+        teacher, student = self._readers
+        report = AlignmentReport(teacher.tokens, student.tokens)
+        with self.job.phase("align", len(records), "records") as progress:
+            self._lessons, encoded = encode_cross(
+                *self._readers,
+                records,
+                include_prompt=self.recipe.include_prompt,
+                on_aligned=report.add,
+                tell=self._tell,
+            )
+            progress.advance(len(records))
+        chosen = split.held_out[: self.recipe.fidelity.records]
+        self._held, _ = encode_cross(*self._readers, chosen, include_prompt=False, tell=self._tell)
+        compared = _count_compared(self.crossing, self._lessons)
+        positions = sum(len(lesson.positions) for lesson in self._lessons)
+        share = compared / max(positions, 1)
+        self._alignment = {
+            "compared": {"tokens": compared, "of": positions, "share": share},
+            "least_coverage": self.crossing.least_coverage,
+            "counts": encoded,
+            **report.to_json(),
+        }
+        with atomic_write(self.job.output / "alignment.json") as file:
+            file.write(json.dumps(self._alignment, indent=1, ensure_ascii=False) + "\n")
+        self.job.say(
+            f"{report}\ncompared with the teacher: {compared} of {positions} student tokens that "
+            f"bear loss ({share:.1%})"
+        )
+        _check_coverage(self.crossing, compared, positions)
+        learned = [lesson.learned for lesson in self._lessons]
+        return Prepared(records, learned, {**encoded, "passed_over": split.passed_over, **counts})
+
+    def _tell(self, record: Record) -> Record | None:
+        """Return the record as the teacher reads it; None where it cannot."""
+        context = self.recipe.context
+        return record if context is None else add_context(context, record)
+
+    @override
+    def admit(self, student: Any, tokenizer: Any) -> int:
+        return Head.of(student).rows
+
+    @contextmanager
+    @override
+    def hear(self, room: Classroom) -> Iterator[list[Yardstick]]:
+        """Run the teacher once over what is needed of its own tokens.
+
+        A crossing of rows needs the teacher in every step; of its own tokens only what is measured.
+        """
+        recipe, teacher = self.recipe, self.teachers[0]
+        folder = Path(recipe.targets.cache) if recipe.targets.cache else self.job.scratch / "cache"
+        lessons = [*(self._lessons if self.listens else []), *self._held]
+        taught = [lesson.taught for lesson in lessons]
+        with TeacherCache.open(folder, teacher.own_header(room.precision)) as cache:
+            teacher.capture_own(taught, cache, self.job)
+            cache.verify(taught)
+            self._heard = {one.key: np.array(cache.read(one)["logprob"]) for one in taught}
+        yield [CrossYardstick(teacher.name, self._held, self._heard)]
+
+    @override
+    def course(self, room: Classroom) -> AbstractContextManager[Course]:
+        teacher = None if self.listens else as_local(self.teachers[0]).lowered(room.precision)
+        if self.listens:
+            self.teachers[0].unload()
+        objective = CrossObjective(
+            self.crossing,
+            tokens=map_tokens(*(reader.tokens for reader in self._readers)),
+            precision=room.precision,
+            teacher=teacher,
+        )
+        names = [f"{lesson.key} {lesson.record_id}" for lesson in self._lessons]
+        load = partial(self._load, device=room.device)
+        source = record_source(self.recipe, room.lessons, self._lessons, load, names)
+        return nullcontext(Course(source, objective))
+
+    def _load(self, chosen: Sequence[CrossLesson], *, device: torch.device) -> CrossBatch:
+        known = [self._heard[lesson.key] for lesson in chosen] if self.listens else None
+        rows = rows_of(self.crossing)
+        return make_cross_batch(chosen, rows=rows, teacher_logprobs=known, device=device)
+
+    @override
+    def describe(self) -> Mapping[str, Any]:
+        return {
+            "teacher": self.teachers[0].fingerprint,
+            "crossing": self.crossing.model_dump(mode="json"),
+            "alignment": self._alignment,
+        }
+
+    @override
+    def report(self, found: Mapping[str, Sequence[Figures[Any]]]) -> Mapping[str, Any]:
+        sides = {name: figures[0] for name, figures in found.items() if figures}
+        whole: dict[str, Any] = {"kind": "crossing", "not_defined": list(NOT_DEFINED)}
+        whole |= {name: one.to_json() for name, one in sides.items()}
+        if any(one.rows for one in sides.values()):
+            whole["summary"] = {
+                name: one.summarize(self.recipe.seed) for name, one in sides.items()
+            }
+            self.job.say(f"not defined across tokenizers: {'; '.join(NOT_DEFINED)}")
+        return whole
+
+
+def _count_compared(crossing: Crossing, lessons: Sequence[CrossLesson]) -> int:
+    """Return how many of the student's tokens the crossing compares with the teacher."""
+    rows = rows_of(crossing)
+    if rows is None:
+        return sum(int((lesson.chunk_of >= 0).sum()) for lesson in lessons)
+    return sum(len(rows(lesson)[0]) for lesson in lessons)
+
+
+def _check_coverage(crossing: Crossing, compared: int, positions: int) -> None:
+    if compared and compared >= crossing.least_coverage * positions:
+        return
+    raise DataError(
+        f"only {compared} of {positions} student tokens can be compared with the teacher",
+        code="distill.coverage",
+        where="crossing.least_coverage",
+        expected=f"at least {crossing.least_coverage:.0%}: see output/alignment.json for what "
+        "falls out and why",
+        next="use crossing chunk_likelihood, which compares the most, raise max_tokens, or lower "
+        "crossing.least_coverage",
+    )

@@ -1,0 +1,232 @@
+"""The lane of teachers that are asked once: a server, or several of one vocabulary.
+
+Each teacher is asked for the records it teaches and the held-out ones, into a cache of its own;
+then the student learns from the caches, so that no two teachers are in memory together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from typing_extensions import override
+
+from stillroom.distill.cache import TeacherCache
+from stillroom.distill.context import hear_with_context
+from stillroom.distill.encode import Batch, Lesson, encode_lessons, make_batch
+from stillroom.distill.endpoint_teacher import EndpointTeacher
+from stillroom.distill.engine import DistillObjective
+from stillroom.distill.figures import Figures
+from stillroom.distill.lane import Lane
+from stillroom.distill.lessons import Split, record_source
+from stillroom.distill.mixing import MixedBatch, MixedObjective, join_targets
+from stillroom.distill.preparing import Prepared
+from stillroom.distill.rollout_course import rollout_course
+from stillroom.distill.teacher import Teacher
+from stillroom.distill.teachers import Chair, assign_records, common_rows_of
+from stillroom.distill.teaching import Classroom, Course
+from stillroom.distill.told_fidelity import NOTE
+from stillroom.distill.yardstick import ToldYardstick, Yardstick
+from stillroom.errors import DataError
+from stillroom.records import Record
+
+__all__ = ["ToldLane"]
+
+
+@dataclass
+class ToldLane(Lane):
+    """Teachers whose words are kept before the student learns."""
+
+    _seats: dict[str, tuple[int, ...]] = field(default_factory=dict, init=False)
+    _held: list[Lesson] = field(default_factory=list, init=False)
+    _caches: list[TeacherCache] = field(default_factory=list, init=False)
+    _headers: list[dict[str, Any]] = field(default_factory=list, init=False)
+
+    closing: ClassVar[str] = (
+        "`fidelity.html` says how near it is to each teacher on held-out records; `candidates/` "
+        "holds earlier steps of the same run."
+    )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether more than one teacher speaks of a record."""
+        return len(self.chairs) > 1 and self.chairs[0].source is None
+
+    @override
+    def prepare(self, split: Split) -> Prepared:
+        """Return what is learned from, with every lesson's teachers and their weight."""
+        prepared, chairs = super().prepare(split), self.chairs
+        held = split.held_out[: self.recipe.fidelity.records]
+        seats = assign_records(chairs, [*prepared.records, *held], self.recipe.source_field)
+        self._seats, lessons, counts = seats, prepared.lessons, prepared.counts
+        if len(chairs) > 1:
+            taught = [len(self._of_seat(at, lessons)) for at in range(len(chairs))]
+            told = [f"{one.teacher.name} {n}" for one, n in zip(chairs, taught, strict=True)]
+            self.job.say(f"records that each teaches: {', '.join(told)}")
+            counts = {**counts, "taught": taught}
+        if not self.mixes:
+            lessons = [
+                replace(one, weight=one.weight * chairs[seats[one.record_id][0]].weight)
+                for one in lessons
+            ]
+        self._held = self._encode_held_out(held)
+        return replace(prepared, lessons=lessons, counts=counts)
+
+    def _encode_held_out(self, records: Sequence[Record]) -> list[Lesson]:
+        """Return the held-out records as lessons, in context where the teacher reads it."""
+        tokenizer, recipe = self.tokenizer, self.recipe
+        lessons, _ = encode_lessons(
+            tokenizer, records, max_tokens=recipe.max_tokens, include_prompt=False
+        )
+        if recipe.context is None or not lessons:
+            return lessons
+        try:
+            return hear_with_context(recipe.context, tokenizer, records, lessons)[0]
+        except DataError:  # none of the few that are measured; those learned from are enough
+            self.job.say("no held-out record can be read with its context: none is measured")
+            return []
+
+    @override
+    def admit(self, student: Any, tokenizer: Any) -> int:
+        return common_rows_of(self.chairs, student, tokenizer)
+
+    @contextmanager
+    @override
+    def hear(self, room: Classroom) -> Iterator[list[Yardstick]]:
+        if not self._tells():
+            self.job.say(
+                f"{self.teachers[0].name} tells log-probabilities of a text's own tokens alone: "
+                "how near the student is to it is not measured"
+            )
+            yield []
+            return
+        with ExitStack() as stack:
+            yardsticks: list[Yardstick] = []
+            for at, (chair, headers) in enumerate(zip(self.chairs, self._make(room), strict=True)):
+                cache, held = (stack.enter_context(TeacherCache.open(*one)) for one in headers)
+                lessons = self._of_seat(at, self._held)
+                for each, wanted in ((cache, self._learned(at, room)), (held, lessons)):
+                    heard = [lesson.by_teacher for lesson in wanted]
+                    chair.teacher.capture(heard, each, self.job)
+                    each.verify(heard)
+                self._caches.append(cache)
+                self._headers.append(cache.header.model_dump())
+                yardsticks.append(ToldYardstick(chair.teacher.name, lessons, held))
+                chair.teacher.unload()
+            yield yardsticks
+
+    def _tells(self) -> bool:
+        """Whether distributions are told; a method of draws alone can do without."""
+        first, recipe = self.teachers[0], self.recipe
+        is_spared = recipe.rollouts is not None and not recipe.method.needs_target
+        return not (is_spared and isinstance(first, EndpointTeacher) and not first.probe.granted)
+
+    def _make(self, room: Classroom) -> list[tuple[tuple[Path, Any], tuple[Path, Any]]]:
+        """Return where each teacher's words of records and of held-out ones are kept, and as what.
+
+        What is measured is always the likeliest tokens at temperature 1.
+        """
+        recipe = self.recipe
+        targets = recipe.targets
+        base = Path(targets.cache) if targets.cache else self.job.scratch / "cache"
+        likeliest = {"mode": "top_k", "k": min(targets.k, room.rows), "cache": None}
+        measured = recipe.model_copy(
+            update={
+                "targets": targets.model_copy(update=likeliest),
+                "method": recipe.method.model_copy(update={"temperature": 1.0}),
+            }
+        )
+        headers = [
+            [chair.teacher.header(one, room.rows, room.precision) for chair in self.chairs]
+            for one in (recipe, measured)
+        ]
+        # By source, rows of several caches stand in one batch, and so must have one width.
+        for row in headers:
+            width = min(header.width for header in row)
+            row[:] = [header.model_copy(update={"width": width}) for header in row]
+        made = []
+        for at, chair in enumerate(self.chairs):
+            place = base if len(self.chairs) == 1 else base / chair.teacher.fingerprint[:16]
+            held = self.job.scratch / f"held-out-{at}"
+            made.append(((place, headers[0][at]), (held, headers[1][at])))
+        return made
+
+    def _learned(self, seat: int, room: Classroom) -> list[Lesson]:
+        """Return the lessons whose distributions are learned: with rollouts there may be none."""
+        policy, asks = self.recipe.rollouts, self.recipe.method.needs_target
+        if policy is not None and not (asks and policy.learns_from_records):
+            return []
+        return self._of_seat(seat, room.lessons)
+
+    @override
+    def course(self, room: Classroom) -> AbstractContextManager[Course]:
+        if self.recipe.rollouts is not None:
+            return rollout_course(room, self._caches[0] if self._caches else None)
+        method = self.recipe.method
+        objective: Any = DistillObjective(method, rows=room.rows, precision=room.precision)
+        if self.mixes:
+            weights = [chair.weight for chair in self.chairs]
+            objective = MixedObjective(method, weights, rows=room.rows, precision=room.precision)
+        lessons, seats = room.lessons, self._seats
+        names = [f"{lesson.name} {seats[lesson.record_id]}" for lesson in lessons]
+        load = partial(self._load, device=room.device)
+        return nullcontext(
+            Course(record_source(self.recipe, lessons, lessons, load, names), objective)
+        )
+
+    def _load(self, chosen: Sequence[Lesson], *, device: Any) -> Batch | MixedBatch:
+        heard = [lesson.by_teacher for lesson in chosen]
+        if self.mixes:
+            targets = tuple(cache.target(heard, device) for cache in self._caches)
+            return MixedBatch(make_batch(chosen, targets[0], device), targets)
+        parts = [
+            self._caches[self._seats[lesson.record_id][0]].target([lesson], device)
+            for lesson in heard
+        ]
+        return make_batch(chosen, join_targets(parts), device)
+
+    def _of_seat(self, seat: int, lessons: Sequence[Lesson]) -> list[Lesson]:
+        """Return the lessons that one teacher teaches."""
+        return [lesson for lesson in lessons if seat in self._seats[lesson.record_id]]
+
+    @override
+    def describe(self) -> Mapping[str, Any]:
+        return {
+            "teachers": [_describe(chair) for chair in self.chairs],
+            **({"caches": self._headers} if self._headers else {}),
+        }
+
+    @override
+    def report(self, found: Mapping[str, Sequence[Figures[Any]]]) -> Mapping[str, Any]:
+        each = []
+        for at in range(len(next(iter(found.values()), ()))):
+            sides = {name: figures[at] for name, figures in found.items()}
+            part: dict[str, Any] = {"teacher": self.teachers[at].name}
+            part |= {name: one.to_json() for name, one in sides.items()}
+            if any(one.rows for one in sides.values()):
+                part["summary"] = {
+                    name: one.summarize(self.recipe.seed) for name, one in sides.items()
+                }
+            each.append(part)
+        first = {name: value for name, value in (each[0] if each else {}).items()}
+        first.pop("teacher", None)
+        return {"kind": "told", "note": NOTE, **first, "teachers": each}
+
+
+def _describe(chair: Chair) -> dict[str, Any]:
+    teacher = chair.teacher
+    found: dict[str, Any] = {
+        "name": teacher.name,
+        "fingerprint": teacher.fingerprint,
+        "license": teacher.license,
+        "weight": chair.weight,
+        "source": chair.source,
+        "about": teacher.about,
+    }
+    if isinstance(teacher, Teacher):
+        found["parameters"] = teacher.checkpoint.parameters
+    return found
