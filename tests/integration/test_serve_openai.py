@@ -57,7 +57,7 @@ class Endless(type(scripted_model({"*": ""}))):
         return [Completion("", "cancelled")]
 
 
-def ask_documents(messages, sampling, k):
+def ask_documents(messages, sampling, k, **_):
     yield "It rises in the north "
     yield "[1]."
     done = Completion("It rises in the north [1].", "stop", 50, 8)

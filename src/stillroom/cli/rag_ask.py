@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from stillroom.cli.asking import ask_options, ask_settings
 from stillroom.cli.options import debug_option, existing_path, json_option
 
 __all__ = ["command"]
@@ -20,6 +22,7 @@ _DEFAULT = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
 Examples:
   stillroom rag ask index "What is a coroutine?"
   stillroom rag ask index "What is a coroutine?" --model ./my-checkpoint --k 5
+  stillroom rag ask index "What is a coroutine?" --way dense+mmr --answering corrective:max_rounds=1
 """,
 )
 @click.argument("index", type=existing_path)
@@ -32,12 +35,20 @@ Examples:
     show_default=True,
     help="How many passages the model is shown.",
 )
+@ask_options
+@click.option("--steps", is_flag=True, help="Print every step of finding and judging.")
 @json_option
 @debug_option
-def command(index: Path, question: str, model: str, k: int, as_json: bool) -> None:
-    """Answer a question from an index, with citations."""
+def command(
+    index: Path, question: str, model: str, steps: bool, as_json: bool, **given: Any
+) -> None:
+    """Answer a question from an index, with citations.
+
+    Where no passage supports an answer, the passages that came nearest are named.
+    """
     from stillroom.cli.talk import print_answer
     from stillroom.flow import open_index
 
+    settings = ask_settings(given)
     with open_index(index, model, say=lambda line: click.echo(line, err=True)) as opened:
-        print_answer(opened.ask(question, k=k), as_json=as_json)
+        print_answer(opened.ask(question, **settings), as_json=as_json, steps=steps)

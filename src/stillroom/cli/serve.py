@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from stillroom.cli.asking import ask_options, ask_settings
 from stillroom.cli.options import debug_option, existing_path
 
 __all__ = ["command"]
@@ -17,6 +19,7 @@ __all__ = ["command"]
 \b
 Examples:
   stillroom serve run
+  stillroom serve index --model ./my-checkpoint --way dense+mmr --unsupported refuse
   STILLROOM_API_KEY=... stillroom serve run --host 0.0.0.0 --port 8000
 """,
 )
@@ -25,8 +28,23 @@ Examples:
 @click.option("--port", default=8151, show_default=True, help="The port; 0 takes a free one.")
 @click.option("--model", default="", help="Another model than the run's own.")
 @click.option("--api-key-file", type=existing_path, default=None, help="Keys, one a line.")
+@click.option(
+    "--k",
+    default=3,
+    type=click.IntRange(min=1, max=50),
+    show_default=True,
+    help="How many passages the model is shown.",
+)
+@ask_options
 @debug_option
-def command(run: Path, host: str, port: int, model: str, api_key_file: Path | None) -> None:
+def command(
+    run: Path,
+    host: str,
+    port: int,
+    model: str,
+    api_key_file: Path | None,
+    **given: Any,
+) -> None:
     """Serve a run behind an OpenAI-compatible API.
 
     Listens on this machine alone unless told otherwise; another host needs API keys, from
@@ -39,6 +57,7 @@ def command(run: Path, host: str, port: int, model: str, api_key_file: Path | No
         host=host,
         port=port,
         model=model,
+        settings=ask_settings(given),
         api_key_file=api_key_file,
         say=lambda line: click.echo(line, err=True),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +15,7 @@ from stillroom.records import Answer
 
 __all__ = ["print_answer", "tell_run"]
 
+_NEAREST = 2
 _SHOWN = (
     "student/parameters",
     "teacher/parameters",
@@ -59,8 +61,14 @@ def _figure(metric: dict[str, object]) -> str:
     return f"{shown}{interval}{unit} (n={metric['n']})"
 
 
-def print_answer(pieces: Iterable[str | Answer], *, as_json: bool) -> None:
-    """Stream an answer to standard output, then list what it stands on."""
+def print_answer(pieces: Iterable[str | Answer], *, as_json: bool, steps: bool = False) -> None:
+    """Stream an answer to standard output, then list what it stands on.
+
+    Args:
+        pieces: Of the answer, as ``ask_stream`` gives them.
+        as_json: Print one JSON value instead.
+        steps: List every step of finding and judging, too.
+    """
     answer: Answer | None = None
     for piece in pieces:
         if isinstance(piece, Answer):
@@ -70,33 +78,79 @@ def print_answer(pieces: Iterable[str | Answer], *, as_json: bool) -> None:
     if answer is None:
         return
     if as_json:
-        print_json(
-            {
-                "answer": answer.completion.text,
-                "model": answer.completion.model,
-                "citations": [
-                    {
-                        "number": citation.number,
-                        "passage_id": citation.passage_id,
-                        "path": citation.location.path,
-                        "byte_start": citation.location.byte_start,
-                        "byte_end": citation.location.byte_end,
-                        "pages": list(citation.location.pages),
-                        "text": citation.text,
-                    }
-                    for citation in answer.citations
-                ],
-                "details": dict(answer.details),
-            }
-        )
+        print_json(_describe(answer))
         return
     click.echo("\n" if answer.completion.text.strip() else "(the model said nothing)\n")
+    cached = answer.details.get("cached")
+    if cached:
+        click.echo(f"kept answer ({cached['kind']}), asked as: {cached['question']}")
+    _print_sources(answer)
+    _print_support(answer)
+    if steps:
+        for step in answer.details.get("trace", ()):
+            told = ", ".join(f"{key} {value}" for key, value in step.items() if key != "step")
+            click.echo(f"step {step['step']}: {told}" if told else f"step {step['step']}")
+
+
+def _describe(answer: Answer) -> dict[str, Any]:
+    sources = _sources_of(answer)
+    return {
+        "answer": answer.completion.text,
+        "model": answer.completion.model,
+        "citations": [
+            {
+                "number": citation.number,
+                "passage_id": citation.passage_id,
+                "path": citation.location.path,
+                "byte_start": citation.location.byte_start,
+                "byte_end": citation.location.byte_end,
+                "pages": list(citation.location.pages),
+                "text": citation.text,
+                **{
+                    key: sources[citation.number][key]
+                    for key in ("origin", "license", "flags")
+                    if citation.number in sources
+                },
+            }
+            for citation in answer.citations
+        ],
+        "details": dict(answer.details),
+    }
+
+
+def _sources_of(answer: Answer) -> dict[int, dict[str, Any]]:
+    return {one["number"]: one for one in answer.details.get("sources", ())}
+
+
+def _print_sources(answer: Answer) -> None:
+    """Print where every citation leads, who made it, and what to look twice at."""
+    sources = _sources_of(answer)
     for citation in answer.citations:
-        click.echo(f"[{citation.number}] {citation.location}")
+        source = sources.get(citation.number, {})
+        origin = f", origin {source['origin']}" if source else ""
+        click.echo(f"[{citation.number}] {citation.location}{origin}")
+        if source.get("flags"):
+            click.echo(f"    look twice: {', '.join(source['flags'])}")
+
+
+def _print_support(answer: Answer) -> None:
+    """Say which sentences no passage supports; where none is, name what came nearest."""
+    details = answer.details
+    for dropped in details.get("dropped_statements", ()):
+        click.echo(f"left out, since no passage says it: {dropped['text']}")
+    if details.get("abstained"):
+        return
+    statements = details.get("statements", ())
+    open_ones = [one for one in statements if one["status"] in {"unsupported", "unverified"}]
     if not answer.citations:
         click.echo("no passage supports this answer")
+        nearest = sorted(answer.hits, key=lambda hit: hit.rank)[:_NEAREST]
+        for hit in nearest:
+            click.echo(f"nearest  {hit.passage.location}")
         return
-    statements = answer.details.get("statements", ())
-    open_ones = sum(statement["status"] == "unsupported" for statement in statements)
+    for one in (one for one in open_ones if "start" in one):
+        text = answer.completion.text[one["start"] : one["end"]]
+        what = "its citation does not say" if one["status"] == "unverified" else "no passage says"
+        click.echo(f"{what}: {text}")
     if open_ones:
-        click.echo(f"{open_ones} of {len(statements)} sentences are supported by no passage")
+        click.echo(f"{len(open_ones)} of {len(statements)} sentences are supported by no passage")

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from typing_extensions import Unpack
+
 from stillroom.errors import DataError
 from stillroom.provenance import find_output, read_artifact
 from stillroom.records import Answer
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
+    from stillroom.rag.asking import AskSettings
     from stillroom.rag.index import Index
 
 __all__ = ["OpenedRun", "find_step", "open_index", "open_run"]
@@ -27,11 +30,16 @@ class OpenedRun:
     model: TextModel
     name: str
 
-    def ask(self, question: str, *, k: int = 3) -> Iterator[str | Answer]:
-        """Yield pieces of the answer as they come, then the Answer with its citations."""
+    def ask(self, question: str, **settings: Unpack[AskSettings]) -> Iterator[str | Answer]:
+        """Yield pieces of the answer as they come, then the Answer with its citations.
+
+        Args:
+            question: What is asked.
+            settings: Fields of ``stillroom.rag.answer.Asking``.
+        """
         from stillroom.rag.answer import ask_stream
 
-        yield from ask_stream(self.index, self.model, question, k=k)
+        yield from ask_stream(self.index, self.model, question, **settings)
 
 
 def find_step(run: Path, role: str) -> Path:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from stillroom.rag.composing import Unsupported
-from stillroom.rag.method import DEFAULT_RETRIEVER
+from stillroom.rag.method import ANSWERING, CHECKERS, DEFAULT_RETRIEVER
 
 if TYPE_CHECKING:
     from stillroom.rag.method import Answering, Checker, Reranker, Retriever, Transform
     from stillroom.rag.semantic_cache import SemanticCache
 
-__all__ = ["AskSettings", "Asking"]
+__all__ = ["AskSettings", "AskTexts", "Asking", "read_settings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +73,44 @@ class AskSettings(TypedDict, total=False):
     parent_share: float
     cache: SemanticCache | None
     access: str
+
+
+class AskTexts(TypedDict, total=False):
+    """Settings as a command line or a request gives them: methods as lines of text."""
+
+    k: int
+    way: str
+    answering: str
+    checker: str
+    unsupported: Unsupported
+    budget: int
+    neighbours: int
+    per_document: int
+    shorten: bool
+    best_at_ends: bool
+    parent_share: float
+    cache: SemanticCache | None
+
+
+def read_settings(texts: AskTexts) -> AskSettings:
+    """Return settings whose methods are built; what is left out or empty keeps its default.
+
+    Args:
+        texts: ``way`` is ``[TRANSFORM>]RETRIEVER[+RERANKER]``, ``answering`` and ``checker`` are
+            ``METHOD[:KEY=VALUE,...]``.
+
+    Raises:
+        RecipeError: If a method or setting is unknown, or a value is out of bounds.
+    """
+    from stillroom.rag.ways import parse_method, parse_way
+
+    given: dict[str, Any] = {name: value for name, value in texts.items() if value is not None}
+    if way := given.pop("way", ""):
+        chosen = parse_way(way)
+        given["retriever"], given["reranker"] = chosen.retriever, chosen.reranker
+        given["transform"] = chosen.transform
+    if text := given.pop("answering", ""):
+        given["answering"] = parse_method(ANSWERING, text)
+    if text := given.pop("checker", ""):
+        given["checker"] = parse_method(CHECKERS, text)
+    return cast("AskSettings", given)

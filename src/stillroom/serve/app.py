@@ -5,13 +5,14 @@ Routes only translate; limits, keys and threads have modules of their own.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from stillroom.errors import RecipeError
 from stillroom.models.protocols import Vectors
 from stillroom.records import Answer, Citation, Completion, Prompt, Sampling
 from stillroom.serve.guard import Guard
@@ -85,9 +86,13 @@ class _Desk:
         prompt, sampling = body.to_prompt(self.limits), body.to_sampling(self.limits)
         reply = Reply(body.model, is_chat=True)
         if served.ask is None or body.model == served.bare_name:
-            if body.k is not None:
+            wanted = {**body.ask_settings(), **({} if body.k is None else {"k": body.k})}
+            if wanted:
                 raise Refusal(
-                    400, f"'{body.model}' shows no passages", code="no_documents", param="k"
+                    400,
+                    f"'{body.model}' shows no passages",
+                    code="no_documents",
+                    param=next(iter(wanted)),
                 )
             return await self._answer(prompt, sampling, reply, body, request)
         if prompt.schema is not None:
@@ -97,11 +102,20 @@ class _Desk:
                 code="invalid_response_format",
                 param="response_format",
             )
-        ask, k = served.ask, body.k or served.k
+        ask, k, settings = served.ask, body.k or served.k, body.ask_settings()
         reply = Reply(body.model, is_chat=True, turns_not_read=len(prompt.messages) - 1)
 
         def work(is_stopped: IsStopped) -> Iterator[_Item]:
-            yield from ask(prompt.messages, sampling, k)
+            try:
+                yield from ask(
+                    prompt.messages, sampling, k, settings=settings, is_cancelled=is_stopped
+                )
+            except RecipeError as error:
+                told = error.problems[0]
+                wanted = "answering" if "rag.answering" in told.what else "way"
+                raise Refusal(
+                    400, f"{told.what}; expected {told.expected}", code=told.code, param=wanted
+                ) from error
 
         return await self._send(work, reply, body, request, _count(self.served, prompt), sampling)
 
@@ -177,7 +191,13 @@ class _Desk:
             if await request.is_disconnected():
                 raise Refusal(499, "the client left", code="client_left")
             return JSONResponse(
-                reply.whole(heard.text, heard.finish_reason, heard.usage, heard.citations)
+                reply.whole(
+                    heard.text,
+                    heard.finish_reason,
+                    heard.usage,
+                    heard.citations,
+                    heard.details,
+                )
             )
         # The first item is awaited here, so that what fails at once fails with a status.
         first = await anext(items, None)
@@ -196,6 +216,7 @@ class _Heard:
         self._served, self._prompt_tokens, self._sampling = served, prompt_tokens, sampling
         self.text = ""
         self.citations: tuple[Citation, ...] | None = None
+        self.details: Mapping[str, Any] = {}
         self._completion: Completion | None = None
 
     def take(self, item: _Item) -> None:
@@ -203,7 +224,7 @@ class _Heard:
             self.text += item
             return
         if isinstance(item, Answer):
-            self.citations = item.citations
+            self.citations, self.details = item.citations, item.details
         self._completion = item.completion if isinstance(item, Answer) else item
         self.text = self._completion.text
 
@@ -249,7 +270,7 @@ async def _events(
             yield event(explain(error).to_json())
             return
     if heard.citations is not None:
-        yield reply.cited(heard.text, heard.citations)
+        yield reply.cited(heard.text, heard.citations, heard.details)
     yield reply.last(heard.finish_reason)
     if wants_usage:
         yield reply.usage(heard.usage)

@@ -11,7 +11,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -21,9 +21,30 @@ import numpy as np
 from stillroom.models.protocols import Vectors
 from stillroom.records import Citation
 
-__all__ = ["DONE", "Reply", "describe_citations", "embedding_reply", "event", "locate_marks"]
+__all__ = [
+    "DONE",
+    "Reply",
+    "describe_answer",
+    "describe_citations",
+    "embedding_reply",
+    "event",
+    "locate_marks",
+]
 
 DONE = b"data: [DONE]\n\n"
+_TOLD = (
+    "answering",
+    "trace",
+    "abstained",
+    "refusal",
+    "nearest",
+    "statements",
+    "dropped_statements",
+    "sources",
+    "notices",
+    "cached",
+    "index",
+)
 _MARK = re.compile(r"\[(\d{1,3})\]")
 
 
@@ -32,8 +53,17 @@ def event(value: object) -> bytes:
     return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
 
 
-def describe_citations(citations: Sequence[Citation]) -> list[dict[str, Any]]:
-    """Return citations as plain values, numbers as in the text."""
+def describe_citations(
+    citations: Sequence[Citation], details: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Return citations as plain values, numbers as in the text.
+
+    Args:
+        citations: Of one answer.
+        details: The answer's; where they name its sources, each citation says who made its
+            passage, under which license, and what to look twice at.
+    """
+    sources = {one["number"]: one for one in (details or {}).get("sources", ())}
     return [
         {
             "number": citation.number,
@@ -46,9 +76,22 @@ def describe_citations(citations: Sequence[Citation]) -> list[dict[str, Any]]:
             "pages": list(citation.location.pages),
             "label": citation.location.label,
             "text": citation.text,
+            **{
+                key: sources[citation.number][key]
+                for key in ("origin", "license", "flags")
+                if citation.number in sources
+            },
         }
         for citation in citations
     ]
+
+
+def describe_answer(details: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an answer's details say of its making, for whoever wants to look closer.
+
+    None of the documents' text is in it but sentences that were left out of the answer.
+    """
+    return {key: details[key] for key in _TOLD if key in details}
 
 
 def locate_marks(text: str, citations: Sequence[Citation]) -> list[dict[str, Any]]:
@@ -73,6 +116,10 @@ def locate_marks(text: str, citations: Sequence[Citation]) -> list[dict[str, Any
                     "end_index": mark.end(),
                     "title": place.path,
                     "url": f"{quote(place.path)}#{part}",
+                    "passage_id": citation.passage_id,
+                    "byte_start": place.byte_start,
+                    "byte_end": place.byte_end,
+                    "pages": list(place.pages),
                 },
             }
         )
@@ -83,7 +130,8 @@ def locate_marks(text: str, citations: Sequence[Citation]) -> list[dict[str, Any
 class Reply:
     """The objects of one reply: whole, or chunk by chunk.
 
-    Answers from documents read the last message alone: ``turns_not_read`` counts the others.
+    Answers from documents read the last message alone, unless their way makes it stand alone
+    first: ``turns_not_read`` counts the others.
     """
 
     model: str
@@ -98,13 +146,14 @@ class Reply:
         finish_reason: str,
         usage: dict[str, int],
         citations: Sequence[Citation] | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Return the reply in one object."""
         choice: dict[str, Any] = {"index": 0, "finish_reason": finish_reason, "logprobs": None}
         if self.is_chat:
             message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
             if citations is not None:
-                message.update(self._cite(text, citations))
+                message.update(self._cite(text, citations, details or {}))
             choice["message"] = message
         else:
             choice["text"] = text
@@ -119,9 +168,14 @@ class Reply:
         """Return a chunk of text."""
         return self.chunk({"content": text}) if self.is_chat else self.chunk({}, text=text)
 
-    def cited(self, text: str, citations: Sequence[Citation]) -> bytes:
+    def cited(
+        self,
+        text: str,
+        citations: Sequence[Citation],
+        details: Mapping[str, Any] | None = None,
+    ) -> bytes:
         """Return the chunk of citations, which comes before the last."""
-        return self.chunk(self._cite(text, citations))
+        return self.chunk(self._cite(text, citations, details or {}))
 
     def last(self, finish_reason: str) -> bytes:
         """Return the chunk that says why the text ended."""
@@ -139,12 +193,19 @@ class Reply:
         choice.update({"delta": delta} if self.is_chat else {"text": text})
         return event({**self._head(self._chunk_kind), "choices": [choice]})
 
-    def _cite(self, text: str, citations: Sequence[Citation]) -> dict[str, Any]:
+    def _cite(
+        self, text: str, citations: Sequence[Citation], details: Mapping[str, Any]
+    ) -> dict[str, Any]:
         cited: dict[str, Any] = {
             "annotations": locate_marks(text, citations),
-            "citations": describe_citations(citations),
+            "citations": describe_citations(citations, details),
         }
-        return {**cited, "turns_not_read": self.turns_not_read} if self.turns_not_read else cited
+        if details:
+            cited["answer"] = describe_answer(details)
+        is_read = any(one["step"] == "stand_alone" for one in details.get("trace", ()))
+        if self.turns_not_read and not is_read:
+            cited["turns_not_read"] = self.turns_not_read
+        return cited
 
     @property
     def _chunk_kind(self) -> str:

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from stillroom.flow.opening import find_step
 from stillroom.models import Embedder, TextModel, open_text_model
-from stillroom.provenance import find_output
+from stillroom.provenance import find_output, read_artifact
 from stillroom.records import Answer, Message, Sampling
+
+if TYPE_CHECKING:
+    from stillroom.rag.asking import AskSettings, AskTexts
 
 __all__ = ["Ask", "Served", "open_run"]
 
@@ -20,9 +23,27 @@ class Ask(Protocol):
     """Answers from documents: pieces of text as they come, then the Answer."""
 
     def __call__(
-        self, messages: Sequence[Message], sampling: Sampling, k: int
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        k: int,
+        *,
+        settings: AskTexts,
+        is_cancelled: Callable[[], bool],
     ) -> Iterator[str | Answer]:
-        """Answer the last message, which alone is read; ``k`` passages are shown to the model."""
+        """Answer the last message; ``k`` passages are shown to the model.
+
+        Args:
+            messages: The conversation; what comes before the last message is read where the way
+                begins with the transform last_turn.
+            sampling: How the answer is drawn.
+            k: How many passages are shown.
+            settings: What the client wants otherwise than the server does it.
+            is_cancelled: Once true, the client has left.
+
+        Raises:
+            RecipeError: If the client names an unknown method.
+        """
 
 
 @dataclass(frozen=True)
@@ -54,27 +75,57 @@ class Served:
 
 @contextmanager
 def open_run(
-    run: Path, *, model: str = "", say: Callable[[str], None] | None = None
+    run: Path,
+    *,
+    model: str = "",
+    settings: AskSettings | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[Served]:
     """Open a finished run's index and model (or another model) until the body ends.
+
+    Args:
+        run: The folder of the run, or of an index if a model is given.
+        model: Another model than the run's own.
+        settings: How questions are answered where a client does not say.
+        say: Told what a ``hub:`` reference was resolved to.
 
     Raises:
         DataError: If the run is unfinished or names no index and model.
         CheckpointError: If the model cannot be found.
     """
     from stillroom.rag.answer import ask_stream
+    from stillroom.rag.asking import read_settings
     from stillroom.rag.index import Index
+    from stillroom.rag.method import Query
 
-    folder = find_output(find_step(run, "index"), "index")
+    is_index = bool(model) and (run / "artifact.json").is_file() and _kind_of(run) == "index"
+    folder = find_output(run if is_index else find_step(run, "index"), "index")
     reference = model or str(find_step(run, "model"))
+    own: AskSettings = settings or {}
     with Index.open(folder) as index:
         text_model = open_text_model(reference, say=say)
 
-        def ask(messages: Sequence[Message], sampling: Sampling, k: int) -> Iterator[str | Answer]:
-            yield from ask_stream(index, text_model, messages[-1].content, k=k, sampling=sampling)
+        def ask(
+            messages: Sequence[Message],
+            sampling: Sampling,
+            k: int,
+            *,
+            settings: AskTexts,
+            is_cancelled: Callable[[], bool],
+        ) -> Iterator[str | Answer]:
+            query = Query(messages[-1].content, history=tuple(messages[:-1]))
+            wanted: AskSettings = {**own, **read_settings(settings), "k": k}
+            return ask_stream(
+                index, text_model, query, sampling=sampling, is_cancelled=is_cancelled, **wanted
+            )
 
         try:
             embedder = index.embedder if index.description.embedder else None
-            yield Served(run.resolve().name, text_model, ask, embedder)
+            name = run.resolve().name
+            yield Served(name, text_model, ask, embedder, k=own.get("k", Served.k))
         finally:
             text_model.close()
+
+
+def _kind_of(path: Path) -> str:
+    return read_artifact(path).kind

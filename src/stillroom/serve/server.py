@@ -7,9 +7,13 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stillroom.errors import DataError, MissingExtraError, RecipeError, ResourceError
 from stillroom.serve.limits import Limits
+
+if TYPE_CHECKING:
+    from stillroom.rag.asking import AskSettings
 
 __all__ = ["check_host", "read_keys", "run_server"]
 
@@ -23,6 +27,7 @@ def run_server(
     port: int = 8151,
     *,
     model: str = "",
+    settings: AskSettings | None = None,
     api_key_file: Path | None = None,
     limits: Limits | None = None,
     say: Callable[[str], None] | None = None,
@@ -34,6 +39,7 @@ def run_server(
         host: Where to listen; another than this machine needs keys.
         port: The port; 0 takes a free one.
         model: Another model than the run's own.
+        settings: How questions are answered where a client does not say.
         api_key_file: Keys, one a line; besides those of STILLROOM_API_KEY.
         limits: What a client may ask for at most.
         say: Told where the server listens and what it serves.
@@ -54,7 +60,10 @@ def run_server(
     from stillroom.serve.served import open_run
 
     tell = say or (lambda line: None)
-    with _listen(host, port) as listening, open_run(run, model=model, say=say) as served:
+    with (
+        _listen(host, port) as listening,
+        open_run(run, model=model, settings=settings, say=say) as served,
+    ):
         app = create_app(served, api_keys=keys, limits=limits)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=15

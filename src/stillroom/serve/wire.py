@@ -6,7 +6,7 @@ only label a request (``user``, ``metadata``) are accepted and not kept.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,7 +14,14 @@ from stillroom.records import Message, Prompt, Sampling
 from stillroom.serve.limits import Limits
 from stillroom.serve.refusals import Refusal
 
+if TYPE_CHECKING:
+    from stillroom.rag.asking import AskTexts
+
 __all__ = ["ChatRequest", "CompletionRequest", "EmbeddingRequest"]
+
+
+_NAME = r"\A[a-z_]+\z"
+_NAMES = r"\A(?:[a-z_]+>)?[a-z_]+(?:\+[a-z_]+)?\z"
 
 
 class _Request(BaseModel):
@@ -104,6 +111,35 @@ class ChatRequest(_Drawn):
     max_completion_tokens: int | None = Field(None, ge=1)
     response_format: dict[str, Any] | None = None
     k: int | None = Field(None, ge=1, le=50, description="passages shown; an extension")
+    way: str | None = Field(
+        None, max_length=80, pattern=_NAMES, description="methods of retrieval; an extension"
+    )
+    answering: str | None = Field(
+        None, max_length=40, pattern=_NAME, description="method of answering; an extension"
+    )
+    unsupported: Literal["mark", "drop", "refuse"] | None = None
+    neighbours: int | None = Field(None, ge=0, le=10)
+    per_document: int | None = Field(None, ge=0, le=50)
+    shorten: bool | None = None
+    best_at_ends: bool | None = None
+
+    def ask_settings(self) -> AskTexts:
+        """Return what the client wants of an answer from documents, as far as it says.
+
+        Methods are named without settings: those may hold addresses and paths, which are the
+        server's to choose.
+        """
+        names = (
+            "way",
+            "answering",
+            "unsupported",
+            "neighbours",
+            "per_document",
+            "shorten",
+            "best_at_ends",
+        )
+        told = {name: getattr(self, name) for name in names}
+        return cast("AskTexts", {name: value for name, value in told.items() if value is not None})
 
     def to_sampling(self, limits: Limits) -> Sampling:
         """Return how to draw, within the limits."""

@@ -32,7 +32,7 @@ class Embedder:
         return len(text.split())
 
 
-def ask_documents(messages, sampling, k):
+def ask_documents(messages, sampling, k, **_):
     yield "It rises "
     yield "in the north [1]."
     completion = Completion("It rises in the north [1].", "stop", 50, 8)
@@ -375,7 +375,7 @@ def test_what_fails_within_is_not_told_without(error, status, told, is_stream, c
 
 
 def test_an_error_amid_a_stream_ends_it_with_an_error_object():
-    def break_off(messages, sampling, k):
+    def break_off(messages, sampling, k, **_):
         yield "half "
         raise ZeroDivisionError("secret")
 
