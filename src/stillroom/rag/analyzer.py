@@ -2,8 +2,13 @@
 
 Text is normalized (NFKC), case-folded and cut into words. A compound (``foo_bar``, ``camelCase``,
 ``3.11.7``, ``CVE-2024-1``, ``C++``) gives itself whole and its parts; Chinese, Japanese and Korean
-runs give bigrams; plain words are stemmed by Snowball. Stop words (English only) stay in the index
-but count neither for a passage's length nor for a query that has any other term.
+runs give bigrams, and in an index single characters too, for those who ask for one; plain words are
+stemmed by Snowball. Stop words stay in the index but count neither for a passage's length nor for a
+query that has any other term.
+
+With ``auto`` each document is stemmed as its language asks, and its terms are marked with it
+(``de:haus``); a query's words are looked up in every language. So a word meets its inflections in
+documents of any language, and what is a stop word in one (``die``) counts in another.
 
 Does not know: Thai, Lao and Khmer word borders (a run is one term), synonyms, spelling.
 """
@@ -12,17 +17,20 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal, get_args
 
 from stillroom.provenance import digest_json
+from stillroom.rag.stop_words import LANGUAGES, STOP_WORDS
 
 __all__ = ["ANALYZER_VERSION", "Analyzer", "Stemming"]
 
-ANALYZER_VERSION = 1
+ANALYZER_VERSION = 2
 Stemming = Literal[
     "none",
+    "auto",
     "arabic",
     "danish",
     "dutch",
@@ -48,11 +56,7 @@ Stemming = Literal[
     "turkish",
 ]
 _MAX_TERM = 64
-_ENGLISH_WORDS = (
-    "a an and are as at be but by for if in into is it no not of on or such that the their then "
-    "there these they this to was will with"
-)
-_ENGLISH = frozenset(_ENGLISH_WORDS.split())
+_DEFAULT = "english"  # of a text whose language nobody knows
 _PROBE = "The quick-witted C++ runners' CamelCase v3.11.7 running naïve 日本語テキスト foo_bar"
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _JOINERS = re.compile(r"[_.\-@:/+#&]")
@@ -64,56 +68,112 @@ class Analyzer:
     """Cuts text into terms; equal settings give equal terms."""
 
     def __init__(self, stemming: Stemming = "english") -> None:
-        """Analyze with the Snowball stemmer of a language, or with none."""
+        """Analyze with the Snowball stemmer of a language, with each text's own, or with none."""
         self.stemming = stemming
-        self.stop_words = _ENGLISH if stemming in {"english", "porter"} else frozenset()
-        self._stem = _stemmer(stemming)
+        self._tongues = (
+            {name: _Tongue(name, f"{code}:") for code, name in LANGUAGES.items()}
+            if stemming == "auto"
+            else {}
+        )
+        self._tongue = self._tongues.get(_DEFAULT) or _Tongue(stemming)
+        every = self._tongues.values() or [self._tongue]
+        self.stop_words = frozenset(word for tongue in every for word in tongue.marked_stop_words)
+
+    @property
+    def _codes(self) -> list[str]:
+        return list(LANGUAGES) if self._tongues else []
 
     @property
     def fingerprint(self) -> str:
         """A digest of the version, the settings and what they make of a fixed text."""
-        return digest_json([ANALYZER_VERSION, self.stemming, self.terms(_PROBE)])
+        probed = [self.index_terms(_PROBE, code) for code in ("", *self._codes)]
+        return digest_json([ANALYZER_VERSION, self.stemming, probed])
 
-    def terms(self, text: str) -> list[str]:
-        """Return the terms of a text in order, stop words included."""
-        found: list[str] = []
-        text = unicodedata.normalize("NFKC", text).replace("’", "'")
-        for match in _word_pattern().finditer(text):
-            found.extend(self._analyze(match.group()))
-        return found
+    def terms(self, text: str, language: str = "") -> list[str]:
+        """Return the terms of a text in order, stop words included.
+
+        Args:
+            text: Any text.
+            language: Its ISO 639-1 code, which only ``auto`` looks at.
+        """
+        return self._terms(text, self._tongue_of(language))
+
+    def index_terms(self, text: str, language: str = "") -> list[str]:
+        """Return the terms that an index keeps: also single Chinese, Japanese, Korean letters."""
+        runs = _CJK.findall(_normalize(text))
+        return [*self.terms(text, language), *(one for run in runs if len(run) > 1 for one in run)]
+
+    def query_terms(self, text: str) -> list[str]:
+        """Return what is looked up for a query, each word in every language that there may be.
+
+        Stop words are left out where there is anything else.
+        """
+        if not self._tongues:
+            return self.content_terms(text)
+        found: Counter[str] = Counter()
+        for tongue in self._tongues.values():
+            found |= Counter(self._terms(text, tongue))
+        every = list(found.elements())
+        return [term for term in every if term not in self.stop_words] or every
 
     def content_terms(self, text: str) -> list[str]:
         """Return the terms without stop words; all of them where there are only stop words."""
         terms = self.terms(text)
         return [term for term in terms if term not in self.stop_words] or terms
 
-    def _analyze(self, word: str) -> Iterator[str]:
+    def _tongue_of(self, language: str) -> _Tongue:
+        return self._tongues.get(LANGUAGES.get(language, ""), self._tongue)
+
+    def _terms(self, text: str, tongue: _Tongue) -> list[str]:
+        found: list[str] = []
+        for match in _word_pattern().finditer(_normalize(text)):
+            found.extend(self._analyze(match.group(), tongue))
+        return found
+
+    def _analyze(self, word: str, tongue: _Tongue) -> Iterator[str]:
         if _CJK.search(word):
-            yield from self._analyze_cjk(word)
+            yield from self._analyze_cjk(word, tongue)
             return
         parts = [part for part in _parts(word) if part]
         whole = _fold(word)
         if len(parts) == 1 and _is_plain(whole):
-            yield whole if whole in self.stop_words else self._stem(whole)
+            yield tongue.stem(whole)
             return
         yield whole
         for part in parts:
             folded = _fold(part)
             if folded != whole:
-                yield self._stem(folded) if _is_plain(folded) else folded
+                yield tongue.stem(folded) if _is_plain(folded) else folded
 
-    def _analyze_cjk(self, word: str) -> Iterator[str]:
+    def _analyze_cjk(self, word: str, tongue: _Tongue) -> Iterator[str]:
         last = 0
         for match in _CJK.finditer(word):
             if match.start() > last:
-                yield from self._analyze(word[last : match.start()])
+                yield from self._analyze(word[last : match.start()], tongue)
             run = match.group()
             if len(run) == 1:
                 yield run
             yield from (run[index : index + 2] for index in range(len(run) - 1))
             last = match.end()
         if last < len(word):
-            yield from self._analyze(word[last:])
+            yield from self._analyze(word[last:], tongue)
+
+
+class _Tongue:
+    """One language's stemmer and stop words, and the mark that its terms carry."""
+
+    def __init__(self, stemming: str, mark: str = "") -> None:
+        self._stem = _stemmer(stemming)
+        self._mark = mark
+        self._stop = STOP_WORDS.get("english" if stemming == "porter" else stemming, frozenset())
+        self.marked_stop_words = frozenset(mark + word for word in self._stop)
+
+    def stem(self, word: str) -> str:
+        return self._mark + (word if word in self._stop else self._stem(word))
+
+
+def _normalize(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).replace("’", "'")
 
 
 def _fold(word: str) -> str:
@@ -147,7 +207,7 @@ def _word_pattern() -> re.Pattern[str]:
     return re.compile(rf"{letter}+(?:[.\-'@:/+#&]{letter}+)*(?:\+\+|#)?")
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=64)
 def _make_stemmer(language: str) -> object:
     import snowballstemmer
 
@@ -175,8 +235,8 @@ class _Stemmer:
         return known
 
 
-@lru_cache(maxsize=8)
-def _stemmer(stemming: Stemming) -> _Stemmer | type[str]:
+@lru_cache(maxsize=64)
+def _stemmer(stemming: str) -> _Stemmer | type[str]:
     if stemming not in get_args(Stemming):
         raise ValueError(stemming)
     return str if stemming == "none" else _Stemmer(stemming)

@@ -245,7 +245,7 @@ class Index:
         self, query: Query, k: int, *, k1: float | None = None, b: float | None = None
     ) -> Ranking:
         """Return the best ``k`` rows by BM25 with their scores; rows without any term never."""
-        terms = query.terms or Counter(self.analyzer.content_terms(query.text))
+        terms = query.terms or Counter(self.analyzer.query_terms(query.text))
         keyword = self.description.settings["keyword"]
         rows, scores = self.lexicon.score(
             terms,

@@ -47,7 +47,9 @@ class KeywordSettings(Settings):
         description="how many words of the text one in a heading is worth",
     )
     stemming: Stemming = Field(
-        default="english", description="language of the Snowball stemmer, or none"
+        default="english",
+        description="language of the Snowball stemmer; auto stems each document as its own "
+        "language asks; or none",
     )
 
 

@@ -121,8 +121,10 @@ def _lexicon_rows(path: Path, analyzer: Analyzer, job: Job) -> Iterator[LexiconR
         if number % 256 == 0:
             job.check_cancelled()
         passage = json.loads(line)
-        headings = [term for name in keyword_prefixes(passage) for term in analyzer.terms(name)]
-        body = analyzer.terms(passage["text"])
+        tongue = passage["language"]
+        names = keyword_prefixes(passage)
+        headings = [term for name in names for term in analyzer.index_terms(name, tongue)]
+        body = analyzer.index_terms(passage["text"], tongue)
         yield (
             passage["id"],
             headings,

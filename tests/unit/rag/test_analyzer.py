@@ -1,6 +1,9 @@
+from typing import get_args
+
 import pytest
 
-from stillroom.rag.analyzer import Analyzer
+from stillroom.rag.analyzer import Analyzer, Stemming
+from stillroom.rag.stop_words import LANGUAGES, STOP_WORDS
 
 
 @pytest.mark.parametrize(
@@ -39,3 +42,56 @@ def test_each_language_has_its_own_fingerprint():
 
 def test_a_long_word_is_bounded():
     assert all(len(term) <= 64 for term in Analyzer().terms("x" * 10_000 + "-" + "y" * 10_000))
+
+
+PAGES = {
+    "en": "The old houses stand on the hill. Nobody has been living in those houses.",
+    "de": "Die alten Häuser stehen auf dem Hügel. In diesen Häusern wohnt niemand mehr.",
+    "fr": "Les vieilles maisons sont sur la colline. Personne ne vit dans ces maisons.",
+}
+
+
+def test_auto_stems_each_text_as_its_language_asks():
+    analyzer = Analyzer("auto")
+    for code, text in PAGES.items():
+        plain = Analyzer(LANGUAGES[code]).terms(text)
+        assert analyzer.terms(text, code) == [f"{code}:{term}" for term in plain]
+    assert analyzer.terms("foo_bar", "de") == ["foo_bar", "de:foo", "de:bar"]
+    assert analyzer.terms("東京都", "ja") == ["東京", "京都"]
+    assert analyzer.terms("houses", "xx") == analyzer.terms("houses") == ["en:hous"]
+
+
+@pytest.mark.parametrize(
+    ("query", "code"), [("a house", "en"), ("ein Haus", "de"), ("une maison", "fr")]
+)
+def test_auto_finds_inflections_in_any_language(query, code):
+    analyzer = Analyzer("auto")
+    asked = set(analyzer.query_terms(query))
+    held = {name: set(analyzer.index_terms(text, name)) for name, text in PAGES.items()}
+    assert [name for name in PAGES if asked & held[name]] == [code]
+    assert not asked & analyzer.stop_words
+
+
+def test_a_stop_word_of_one_language_counts_in_another():
+    analyzer = Analyzer("auto")
+    asked = analyzer.query_terms("die")
+    assert "en:die" in asked
+    assert "de:die" not in asked
+    assert analyzer.query_terms("Das Haus, das Haus").count("de:haus") == 2
+    assert Analyzer("german").content_terms("das Haus und der Hof") == ["haus", "hof"]
+    assert Analyzer("german").content_terms("und") == ["und"]
+
+
+def test_single_letters_of_chinese_are_kept_in_an_index_and_asked_for_alone():
+    analyzer = Analyzer()
+    assert analyzer.index_terms("明月光") == ["明月", "月光", "明", "月", "光"]
+    assert analyzer.index_terms("月 hello") == ["月", "hello"]
+    assert analyzer.query_terms("明月光") == ["明月", "月光"]
+    assert analyzer.query_terms("月") == ["月"]
+
+
+def test_every_language_has_a_stemmer():
+    assert set(LANGUAGES.values()) < set(get_args(Stemming))
+    assert set(STOP_WORDS) <= set(LANGUAGES.values())
+    for name in LANGUAGES.values():
+        assert Analyzer(name).terms("word")

@@ -34,16 +34,17 @@ class Expand(Transform):
 
     @override
     def rewrite(self, query: Query, index: Index, model: TextModel | None) -> list[Query]:
-        own = Counter(index.analyzer.content_terms(query.text))
+        own = Counter(index.analyzer.query_terms(query.text))
         first = index.search_keyword(query, self.passages)
         total = sum(score for _, score in first)
         if not own or total <= 0:
             return [query]
         relevance: defaultdict[str, float] = defaultdict(float)
         for row, score in first:
+            passage = index.passage_at(row)
             held = Counter(
                 term
-                for term in index.analyzer.terms(index.passage_at(row).text)
+                for term in index.analyzer.terms(passage.text, passage.language)
                 if term not in index.analyzer.stop_words
             )
             length = sum(held.values())
