@@ -18,6 +18,14 @@ __all__ = ["command"]
             "stillroom.cli.rag_eval",
             "Measure retrieval on judged queries, with intervals and paired differences.",
         ),
+        "graph": (
+            "stillroom.cli.rag_graph",
+            "Find what an index speaks of, how it is related, and its communities.",
+        ),
+        "graph-show": (
+            "stillroom.cli.rag_graph_show",
+            "Show a graph or one of its entities, check it, or export it.",
+        ),
         "index": ("stillroom.cli.rag_index", "Parse and index a folder of documents."),
         "search": ("stillroom.cli.rag_search", "List the passages that a query finds."),
         "sweep": (

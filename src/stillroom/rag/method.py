@@ -16,6 +16,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import DataError
+from stillroom.rag.extraction import EXTRACTORS
 from stillroom.registry import Method, Seam
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "ANSWERING",
     "CHECKERS",
     "DEFAULT_RETRIEVER",
+    "EXTRACTORS",
     "GRADERS",
     "MAX_QUERY_CHARACTERS",
     "RERANKERS",
@@ -58,13 +60,16 @@ class Query:
 
     ``terms`` (analyzed, with weights) stand in for the text where keywords are searched; ``drafts``
     are passages that a model imagines as the answer, averaged with the text where vectors are;
-    ``history`` is the conversation before it, oldest turn first.
+    ``history`` is the conversation before it, oldest turn first; ``keywords`` and ``themes`` are
+    what a model names in it, for graphs.
     """
 
     text: str
     terms: Mapping[str, float] = field(default_factory=dict)
     drafts: tuple[str, ...] = ()
     history: tuple[Message, ...] = ()
+    keywords: tuple[str, ...] = ()
+    themes: tuple[str, ...] = ()
 
 
 class Retriever(Method, ABC):

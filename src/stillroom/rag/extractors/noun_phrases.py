@@ -1,0 +1,84 @@
+"""Noun phrases by rules, related where they stand near each other; asks no model.
+
+Source: FastGraphRAG, the noun-phrase graph of Edge et al. 2024, arXiv:2404.16130 (its code: phrases
+as nodes, co-occurrence as edges, weights by pointwise mutual information, rare nodes pruned).
+Differs: phrases come from rules over words instead of a tagger, so that no model is downloaded; two
+phrases are related within a few sentences instead of anywhere in a passage; an edge weighs the
+passages that hold both times the positive mutual information of the two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.rag.extraction import Extraction, Extractor, Mention
+from stillroom.rag.phrases import find_acronyms, find_phrases
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+    from stillroom.records import Passage
+
+__all__ = ["NounPhrases"]
+
+
+class NounPhrases(Extractor):
+    """Phrases and co-occurrence, weighted by mutual information."""
+
+    paper: ClassVar[str] = "arXiv:2404.16130"
+
+    min_count: int = Field(
+        2, ge=1, le=1000, description="in how many passages an entity must be mentioned to stay"
+    )
+
+    window: int = Field(
+        2, ge=1, le=50, description="within how many sentences two phrases are related"
+    )
+    prune: float = Field(
+        0.4, ge=0, lt=1, description="which share of the relations is left out, the lightest"
+    )
+
+    @override
+    def extract(
+        self,
+        passages: Sequence[Passage],
+        model: TextModel | None = None,
+        *,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> list[Extraction]:
+        found = []
+        for passage in passages:
+            if is_cancelled is not None and is_cancelled():
+                break
+            text = passage.text
+            mentions = tuple(
+                Mention(
+                    " ".join(text[one.start : one.end].split()), one.start, one.end, one.sentence
+                )
+                for one in find_phrases(text, passage.language)
+            )
+            found.append(Extraction(mentions, (), tuple(find_acronyms(text))))
+        return found
+
+    @override
+    def weigh(self, together: float, source: int, target: int, passages: int) -> float:
+        return together * max(math.log(together * passages / (source * target)), 0.0)
+
+    @property
+    @override
+    def reach(self) -> int:
+        return self.window
+
+    @property
+    @override
+    def pruned(self) -> float:
+        return self.prune
+
+    @property
+    @override
+    def assembly_settings(self) -> tuple[str, ...]:
+        return ("min_count", "window", "prune")

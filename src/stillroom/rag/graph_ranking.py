@@ -1,0 +1,91 @@
+"""From entities, edges and reports of a graph to ranked passages of an index."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from stillroom.rag.graph import Graph, Sight
+
+if TYPE_CHECKING:
+    from stillroom.rag.graph_parts import Span
+
+__all__ = ["list_passages", "rank_passages", "round_robin", "spread"]
+
+
+def spread(
+    graph: Graph, sight: Sight, seeds: Mapping[int, float], *, hops: int, damping: float
+) -> dict[int, float]:
+    """Return the activation of entities: the seeds', and what their edges carry on.
+
+    An entity gives each neighbour ``damping`` times its own activation of that hop, shared by the
+    weights of its edges. Edges that no visible passage bears carry nothing.
+
+    Args:
+        graph: Whose edges.
+        sight: What can be seen.
+        seeds: Activation of the first entities, above 0.
+        hops: How many edges far.
+        damping: What share goes on from hop to hop.
+    """
+    total: dict[int, float] = dict(seeds)
+    wave: Mapping[int, float] = seeds
+    for _ in range(hops):
+        reached: dict[int, float] = defaultdict(float)
+        for number in sorted(wave):
+            edges = [graph.edges[at] for at in graph.edges_of.get(number, ())]
+            seen = [edge for edge in edges if sight.sees(edge)]
+            weights = sum(edge.weight for edge in seen)
+            for edge in seen:
+                other = edge.target if edge.source == number else edge.source
+                reached[other] += damping * wave[number] * edge.weight / weights
+        for number, value in reached.items():
+            total[number] = total.get(number, 0.0) + value
+        wave = reached
+    return total
+
+
+def rank_passages(
+    graph: Graph, sight: Sight, activation: Mapping[int, float]
+) -> list[tuple[int, float]]:
+    """Return the index rows that mention activated entities, best first.
+
+    A passage's score is the sum of its entities' activation, each divided by the logarithm of how
+    many passages mention it: what everything speaks of points nowhere.
+    """
+    scores: dict[int, float] = defaultdict(float)
+    for number in sorted(activation):
+        rows = graph.entities[number].rows
+        share = activation[number] / math.log(math.e + len(rows) - 1)
+        for row in rows:
+            scores[row] += share
+    return _visible(sight, scores)
+
+
+def list_passages(sight: Sight, groups: Iterable[Sequence[Span]]) -> list[int]:
+    """Return index rows in the order in which ranked parts name them.
+
+    Within a part, passages that more of the parts name come first.
+    """
+    parts = [sorted({row for row, _, _ in spans}) for spans in groups]
+    counts: dict[int, int] = defaultdict(int)
+    for rows in parts:
+        for row in rows:
+            counts[row] += 1
+    ordered = [sight.row(row) for rows in parts for row in sorted(rows, key=lambda r: -counts[r])]
+    return list(dict.fromkeys(row for row in ordered if row is not None))
+
+
+def round_robin(lists: Sequence[Sequence[int]]) -> list[int]:
+    """Return rows by turns: the first of each list, then the second of each; each row once."""
+    longest = max(map(len, lists), default=0)
+    turns = (rows[at] for at in range(longest) for rows in lists if at < len(rows))
+    return list(dict.fromkeys(turns))
+
+
+def _visible(sight: Sight, scores: Mapping[int, float]) -> list[tuple[int, float]]:
+    found = ((sight.row(row), score) for row, score in scores.items())
+    ranked = [(row, score) for row, score in found if row is not None]
+    return sorted(ranked, key=lambda pair: (-pair[1], pair[0]))

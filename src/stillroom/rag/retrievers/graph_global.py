@@ -1,0 +1,68 @@
+"""Passages under the community reports that fit a query: many sides of it, not its nearest words.
+
+Source: the global search of Edge et al. 2024, arXiv:2404.16130. Differs: reports are chosen by
+their vectors instead of by a model that reads all of them, and what comes back are the passages
+that their statements stand on, by turns from report to report. ``stillroom rag ask --graph`` lets a
+model weigh the statements before it answers. A report is used only where every passage under it may
+be seen.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.rag.graph import Sight, open_graph
+from stillroom.rag.graph_ranking import round_robin
+from stillroom.rag.method import Query, Retriever
+
+if TYPE_CHECKING:
+    from stillroom.rag.graph import Graph
+    from stillroom.rag.index import Index
+    from stillroom.records import Hit
+
+__all__ = ["GraphGlobal"]
+
+
+class GraphGlobal(Retriever):
+    """By turns from community to community."""
+
+    paper: ClassVar[str] = "arXiv:2404.16130"
+
+    graph: str = Field(description="folder of the graph that 'stillroom rag graph' made")
+    level: int = Field(
+        0, ge=0, le=20, description="of the communities; 0 are the largest, smaller ones are below"
+    )
+    reports: int = Field(20, ge=1, le=10_000, description="how many reports are taken")
+
+    @override
+    def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
+        graph = open_graph(self.graph)
+        graph.check_embedder(index)
+        graph.tell_age(index)
+        sight = Sight(graph, index)
+        likeness = graph.report_likeness(index.embed_query(query))
+        lists = [sight.rows(_rows(graph, at)) for at in self._best(graph, sight, likeness)]
+        rows = round_robin(lists)[:k]
+        return index.hits((row, 1.0 / rank) for rank, row in enumerate(rows, start=1))
+
+    def _best(self, graph: Graph, sight: Sight, likeness: np.ndarray) -> list[int]:
+        """Return the communities of the level, or those above it that are not divided so far."""
+        parents = {one.parent for one in graph.communities if one.level <= self.level}
+        usable = [
+            at
+            for at, one in enumerate(graph.communities)
+            if one.level == self.level or (one.level < self.level and one.id not in parents)
+        ]
+        usable.sort(key=lambda at: (-float(likeness[at]), at))
+        seen = (at for at in usable if sight.sees_report(graph.communities[at]))
+        return [at for at, _ in zip(seen, range(self.reports), strict=False)]
+
+
+def _rows(graph: Graph, community: int) -> list[int]:
+    """Return the sources under a report, in order of its statements."""
+    findings = graph.communities[community].report.findings
+    return list(dict.fromkeys(row for one in findings for row, _, _ in one.spans))

@@ -1,0 +1,72 @@
+"""Entities for what a query names, relations for what it is about, passages by turns (LightRAG).
+
+Source: Guo et al. 2024, "LightRAG: Simple and Fast Retrieval-Augmented Generation",
+arXiv:2410.05779. ``local`` finds entities by the low-level keywords, ``global`` relations by the
+high-level ones, ``hybrid`` both, and ``mix`` (the default) adds passages by their own vectors; the
+lists are merged by turns. Keywords come from the transform ``graph_keywords`` where a model writes
+them; without it the query stands for both. Differs: what comes back are passages alone, since only
+they can be cited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.rag.graph import Graph, Sight, open_graph
+from stillroom.rag.graph_ranking import list_passages, round_robin
+from stillroom.rag.method import Query, Retriever
+
+if TYPE_CHECKING:
+    from stillroom.rag.index import Index
+    from stillroom.records import Hit
+
+__all__ = ["GraphHybrid"]
+
+
+class GraphHybrid(Retriever):
+    """Low-level and high-level keywords, merged by turns."""
+
+    paper: ClassVar[str] = "arXiv:2410.05779"
+
+    graph: str = Field(description="folder of the graph that 'stillroom rag graph' made")
+    mode: Literal["local", "global", "hybrid", "mix"] = Field(
+        "mix", description="by entities, by relations, by both, or by both and passages' vectors"
+    )
+    depth: int = Field(
+        40, ge=1, le=1000, description="how many entities, and how many relations, are taken"
+    )
+
+    @override
+    def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
+        graph = open_graph(self.graph)
+        graph.check_embedder(index)
+        graph.tell_age(index)
+        sight = Sight(graph, index)
+        lists: list[Sequence[int]] = []
+        if self.mode in {"local", "hybrid", "mix"}:
+            lists.append(self._by_entities(graph, sight, _ask(query, query.keywords), index))
+        if self.mode in {"global", "hybrid", "mix"}:
+            lists.append(self._by_edges(graph, sight, _ask(query, query.themes), index))
+        if self.mode == "mix":
+            lists.append([row for row, _ in index.search_dense(query, k)])
+        rows = round_robin(lists)[:k]
+        return index.hits((row, 1.0 / rank) for rank, row in enumerate(rows, start=1))
+
+    def _by_entities(self, graph: Graph, sight: Sight, query: Query, index: Index) -> list[int]:
+        scores = graph.likeness(index.embed_query(query))
+        best = sight.best_entities(scores, self.depth)
+        return list_passages(sight, [graph.entities[at].mentions for at, _ in best])
+
+    def _by_edges(self, graph: Graph, sight: Sight, query: Query, index: Index) -> list[int]:
+        scores = graph.edge_likeness(index.embed_query(query))
+        best = sight.best_edges(scores, self.depth)
+        return list_passages(sight, [graph.edges[at].mentions for at, _ in best])
+
+
+def _ask(query: Query, words: Sequence[str]) -> Query:
+    """Return what is searched: keywords where there are any, else the query itself."""
+    return Query(", ".join(words)) if words else query
