@@ -76,7 +76,7 @@ class RagRecipe(Recipe):
     limits: Limits = Field(
         default_factory=Limits, description="how much one file may cost before it is refused"
     )
-    chunker: Annotated[Chunker, CHUNKERS.choice()] = Field(
+    chunker: Annotated[Chunker, CHUNKERS.choice("heading")] = Field(
         "heading", validate_default=True, description="how documents are cut into passages"
     )
     embedder: Reference = Field(

@@ -100,7 +100,7 @@ def _models(targets: Iterable[Target], data: Any) -> Iterator[type[BaseModel]]:
         if not isinstance(target, Choice):
             yield target
             continue
-        name = data.get("name") if isinstance(data, Mapping) else data
+        name = data.get("name", target.default) if isinstance(data, Mapping) else data
         if isinstance(name, str):
             try:
                 yield target.seam.get(name)

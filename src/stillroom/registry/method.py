@@ -149,12 +149,15 @@ class Seam(Generic[M]):
             branches.append(_inline(schema, schema.pop("$defs", {})))
         return {"anyOf": [{"type": "string", "enum": names_in(self.folder)}, *branches]}
 
-    def choice(self) -> Choice[M]:
+    def choice(self, default: str = "") -> Choice[M]:
         """Return the annotation of a recipe field that chooses one method of this seam.
 
         Use as ``method: Annotated[MergeMethod, METHODS.choice()]``; lists take it per item.
+
+        Args:
+            default: The method that settings without a name are of, as the field's own default is.
         """
-        return Choice(self)
+        return Choice(self, default)
 
 
 def _inline(value: Any, definitions: dict[str, Any]) -> Any:
@@ -174,20 +177,25 @@ def _inline(value: Any, definitions: dict[str, Any]) -> Any:
 class Choice(Generic[M]):
     """Tells pydantic how a field chooses a method: by name and settings; dumps it the same way."""
 
-    def __init__(self, seam: Seam[M]) -> None:
-        """Choose from ``seam``."""
-        self.seam = seam
+    def __init__(self, seam: Seam[M], default: str = "") -> None:
+        """Choose from ``seam``; settings without a name are those of ``default``."""
+        self.seam, self.default = seam, default
 
     def __get_pydantic_core_schema__(
         self, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         """Validate through the seam, serialize through the method itself."""
         return core_schema.no_info_plain_validator_function(
-            self.seam.build,
+            self._build,
             serialization=core_schema.plain_serializer_function_ser_schema(
                 lambda method: method.model_dump(mode="json")
             ),
         )
+
+    def _build(self, chosen: object) -> M:
+        if self.default and isinstance(chosen, dict) and "name" not in chosen:
+            chosen = {"name": self.default, **chosen}
+        return self.seam.build(chosen)
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, RecipeError
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.models.vectors import text_room
@@ -13,6 +13,7 @@ from stillroom.rag.index import Index
 from stillroom.rag.prefixes import keyword_prefixes, passage_texts
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.run import estimate, run
+from stillroom.recipes import parse_recipe
 from stillroom.records import Document, Location, Passage
 from stillroom.text import CHUNKERS
 
@@ -137,3 +138,14 @@ def test_the_static_embedder_has_room_for_every_default():
     assert text_room(embedder) > recipe.chunker.size
     assert np.isfinite(embedder.embed([one.text for one in passages], kind="passage")).all()
     assert embedder.truncated == 0
+
+
+def test_settings_of_the_chunker_alone_are_those_of_the_default():
+    recipe = parse_recipe("version: 1\nkind: rag\ndocuments: .\n", "recipe", ("chunker.size=90",))
+    assert recipe.chunker == CHUNKERS.build({"name": "heading", "size": 90})
+    named = parse_recipe(
+        "version: 1\nkind: rag\ndocuments: .\nchunker: semantic\n", "recipe", ("seed=1",)
+    )
+    assert named.chunker == CHUNKERS.build("semantic")
+    with pytest.raises(RecipeError, match="did you mean 'size'"):
+        parse_recipe("version: 1\nkind: rag\ndocuments: .\n", "recipe", ("chunker.siez=90",))
