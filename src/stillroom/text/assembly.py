@@ -15,7 +15,7 @@ from stillroom.errors import DataError
 from stillroom.records import Anchor, Document, Heading
 from stillroom.text.method import Source
 
-__all__ = ["Assembly", "from_source_text", "render_table", "require_text"]
+__all__ = ["Assembly", "from_source_text", "render_table", "require_text", "spread_row"]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_COLUMNS = 512
@@ -162,11 +162,25 @@ def require_text(document: Document, expected: str = "") -> Document:
     )
 
 
-def render_table(rows: Sequence[Sequence[str]]) -> str:
+def spread_row(cells: Sequence[tuple[str, int]]) -> list[str]:
+    """Return a row of one text a column, of cells that span several columns.
+
+    A cell is repeated in each column that it spans, so that every column keeps its header; one that
+    spans the whole row stands once.
+    """
+    if len(cells) == 1:
+        return [cells[0][0], *[""] * (min(cells[0][1], _MAX_COLUMNS) - 1)]
+    return [text for text, width in cells for _ in range(width)][: _MAX_COLUMNS + 1]
+
+
+def render_table(rows: Sequence[Sequence[str]], columns: Sequence[int] | None = None) -> str:
     """Return rows as a Markdown table; the first row is the header.
 
-    Cells are made one line each, bars are escaped, short rows are filled, empty rows and columns
-    are left out.
+    Cells are made one line each, bars are escaped, short rows are filled, empty rows are left out.
+
+    Args:
+        rows: The texts of the cells.
+        columns: Which columns to write; by default those that are not empty.
     """
     cells = [
         [" ".join(cell.split()).replace("|", "\\|") for cell in row[:_MAX_COLUMNS]] for row in rows
@@ -174,9 +188,11 @@ def render_table(rows: Sequence[Sequence[str]]) -> str:
     cells = [row for row in cells if any(row)]
     width = max((len(row) for row in cells), default=0)
     cells = [[*row, *[""] * (width - len(row))] for row in cells]
-    used = [column for column in range(width) if any(row[column] for row in cells)]
-    if not used:
+    used = columns or [column for column in range(width) if any(row[column] for row in cells)]
+    if not used or not cells:
         return ""
+    width = max(width, max(used) + 1)
+    cells = [[*row, *[""] * (width - len(row))] for row in cells]
     lines = ["| " + " | ".join(row[column] for column in used) + " |" for row in cells]
     lines.insert(1, "|" + " --- |" * len(used))
     return "\n".join(lines)

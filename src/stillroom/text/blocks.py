@@ -44,6 +44,7 @@ _CLOSES = {
 }
 _SCOPES = frozenset("ul ol dl table body html".split())  # noqa: SIM905
 _LOOK_BACK = 64
+_MAX_SPAN = 512
 _HIDING_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 _WORD = re.compile(r"[a-z]+")
 _CDATA_END = re.compile(r"\]\]>\s*$")
@@ -72,6 +73,7 @@ class Block:
     aside: bool = False
     main: bool = False
     cell: tuple[int, int] = (-1, -1)
+    span: tuple[int, int] = (1, 1)
     pieces: list[tuple[str, int, int]] = field(default_factory=list)
     rows: list[tuple[str, int, int]] = field(default_factory=list)
     size: int = 0
@@ -90,11 +92,16 @@ class Block:
 
 @dataclass(slots=True)
 class _Table:
-    """An open table: its first block's index, and the row and cell it is at."""
+    """An open table: its first block's index, the row and column it is at, and how far that spans.
+
+    ``taken`` are the last rows down to which cells from above fill a column.
+    """
 
     first: int
     row: int = -1
     cell: int = -1
+    span: tuple[int, int] = (1, 1)
+    taken: dict[int, int] = field(default_factory=dict)
 
 
 class BlockReader:
@@ -154,6 +161,7 @@ class BlockReader:
             block.kind, block.prefix, self._item = "li", self._item, ""
         if self._tables:
             block.cell = (self._tables[-1].row, self._tables[-1].cell)
+            block.span = self._tables[-1].span
         self._block = block
         self.blocks.append(block)
         return block
@@ -219,10 +227,16 @@ class BlockReader:
     def _begin_cell(self, name: str, attributes: dict[str, str]) -> None:
         table = self._tables[-1]
         if name == "tr":
-            table.row, table.cell = table.row + 1, -1
+            table.row, table.cell, table.span = table.row + 1, -1, (1, 1)
             return
         table.row = max(table.row, 0)
-        table.cell += 1
+        table.cell += table.span[1]
+        while table.taken.get(table.cell, -1) >= table.row:
+            table.cell += 1
+        table.span = (_span(attributes, "rowspan"), _span(attributes, "colspan"))
+        if table.span[0] > 1:
+            last = table.row + table.span[0] - 1
+            table.taken.update(dict.fromkeys(range(table.cell, table.cell + table.span[1]), last))
 
     def _end(self, name: str) -> None:
         if name in _BLOCK:
@@ -276,6 +290,12 @@ class BlockReader:
         self.blocks[table.first :] = [*captions, made]
 
 
+def _span(attributes: dict[str, str], name: str) -> int:
+    """Return over how many rows or columns a cell spans; what is no number spans one."""
+    value = attributes.get(name, "1").strip()
+    return min(max(int(value), 1), _MAX_SPAN) if value.isdecimal() and len(value) < 6 else 1
+
+
 def _is_data(cells: list[Block]) -> bool:
     rows = {block.cell[0] for block in cells}
     columns = {block.cell[1] for block in cells}
@@ -284,15 +304,22 @@ def _is_data(cells: list[Block]) -> bool:
 
 
 def _rows(cells: list[Block]) -> list[tuple[str, int, int]]:
-    """Return the lines of a table of data, each with where it stands in the page."""
+    """Return the lines of a table of data, each with where it stands in the page.
+
+    A cell that spans several rows or columns is repeated in each, but for one alone in its row.
+    """
     grid: dict[int, dict[int, str]] = {}
     where: dict[int, tuple[int, int]] = {}
+    spans: dict[tuple[int, int], tuple[int, int]] = {}
     for block in cells:
         row, column = block.cell
         line = grid.setdefault(row, {})
         line[column] = f"{line[column]} {block.text}" if column in line else block.text
+        if block.span != (1, 1):
+            spans[block.cell] = block.span
         start = where[row][0] if row in where else block.pieces[0][1]
         where[row] = (start, block.pieces[-1][2])
+    _repeat(grid, spans)
     width = min(max(max(line) for line in grid.values()) + 1, 256)
     order = sorted(grid)
     lines = render_table(
@@ -300,3 +327,14 @@ def _rows(cells: list[Block]) -> list[tuple[str, int, int]]:
     ).split("\n")
     del lines[1:2]
     return [(line, *where[row]) for line, row in zip(lines, order, strict=True)]
+
+
+def _repeat(grid: dict[int, dict[int, str]], spans: dict[tuple[int, int], tuple[int, int]]) -> None:
+    alone = {row for row, line in grid.items() if len(line) == 1}
+    for (row, column), (rows, columns) in spans.items():
+        text = grid[row][column]
+        for below in range(row, row + rows):
+            if below not in grid or (columns > 1 and row in alone):
+                continue
+            for at in range(column, min(column + columns, 256)):
+                grid[below].setdefault(at, text)

@@ -69,6 +69,7 @@ class Block:
     rows: list[list[str]] = field(default_factory=list)
     top: float = 0.0
     bottom: float = 0.0
+    cell_size: float = 0.0
 
     @property
     def text(self) -> str:
@@ -77,8 +78,8 @@ class Block:
 
     @property
     def size(self) -> float:
-        """The type size of most of its lines, in points."""
-        return median(line.type_size for line in self.lines) if self.lines else 0.0
+        """The type size of most of its lines or cells, in points."""
+        return median(line.type_size for line in self.lines) if self.lines else self.cell_size
 
     @property
     def is_bold(self) -> bool:
@@ -100,7 +101,8 @@ def arrange(runs: Sequence[Run], grids: Sequence[Grid] = ()) -> list[Block]:
         rows = ruled_rows(grid, inside) if inside else []
         if not rows:
             continue
-        tables.append(Block("table", rows=rows, top=grid.ys[0], bottom=grid.ys[-1]))
+        size = median(run.type_size for run in inside)
+        tables.append(Block("table", rows=rows, top=grid.ys[0], bottom=grid.ys[-1], cell_size=size))
         gone = {id(run) for run in inside}
         rest = [run for run in rest if id(run) not in gone]
         rest += _stand_ins(inside, grid, len(tables) - 1)
@@ -137,7 +139,8 @@ def _flow(runs: Sequence[Run], tables: list[Block]) -> Iterator[Block]:
                 top = min(run.top for run in piece[0])
                 bottom = max(run.bottom for run in piece[-1])
                 rows_of = aligned_rows(piece, narrow)
-                yield Block("table", rows=rows_of, top=top, bottom=bottom)
+                size = median(run.type_size for row in piece for run in row)
+                yield Block("table", rows=rows_of, top=top, bottom=bottom, cell_size=size)
         elif kind == "columns":
             before = _above(plain, gutters)
             kept, band = plain[: len(plain) - before], plain[len(plain) - before :] + band
@@ -252,9 +255,23 @@ def _paragraphs(rows: list[Row], tables: list[Block]) -> Iterator[Block]:
                 yield tables[number]
             last = number
             row = [run for run in row if run.table < 0]
-        if row:
-            lines.append(_line(row))
+        lines += [_line(part) for part in _by_type(row)]
     yield from _split(lines)
+
+
+def _by_type(row: Row) -> Iterator[Row]:
+    """Yield the runs of a row together, but for those far apart of which one is much larger."""
+    part: Row = []
+    for run in row:
+        if part:
+            last = part[-1]
+            large, small = sorted((last.type_size, run.type_size), reverse=True)
+            if large >= 1.3 * small and run.left - last.right >= 2 * large:
+                yield part
+                part = []
+        part.append(run)
+    if part:
+        yield part
 
 
 def _line(row: Row) -> Line:
@@ -296,7 +313,7 @@ def _begins(lines: list[Line], at: int, usual: float, margin: float) -> bool:
         return True
     if not 0.88 <= line.type_size / above.type_size <= 1.14 or line.is_bold != above.is_bold:
         return True
-    if _ITEM.match(line.text):
+    if _ITEM.match(line.text) or line.left > above.right or line.right < above.left:
         return True
     indent = line.left - margin
     is_first = 0.6 * size <= indent <= 4 * size and abs(above.left - margin) < 0.3 * size

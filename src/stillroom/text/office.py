@@ -5,7 +5,8 @@ Knows lxml elements by duck type only, so that it needs no optional package.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -13,7 +14,10 @@ from stillroom.errors import DataError, StillroomError
 
 __all__ = ["Element", "text_of", "unreadable"]
 
-_SKIPPED = frozenset({"del", "moveFrom", "Fallback", "instrText", "delText", "pict"})
+_DELETED = frozenset({"del", "moveFrom"})
+_SKIPPED = frozenset({"Fallback", "instrText", "delText", "pict"})
+_COUNTED = {"drawing": "pictures", "ins": "inserted"}
+_MARKS = {"footnoteReference": "", "endnoteReference": "e"}
 _TEXTS = frozenset({"t"})
 _SPACES = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 
@@ -23,6 +27,10 @@ class Element(Protocol):
 
     tag: object
     text: str | None
+
+    @property
+    def attrib(self) -> Mapping[str, str]:
+        """The attributes by their names, namespaces in braces."""
 
     def __iter__(self) -> Iterator[Element]:
         """Iterate over the children."""
@@ -49,12 +57,18 @@ def unreadable(where: str) -> Iterator[None]:
         ) from error
 
 
-def text_of(element: Element) -> str:
+def text_of(element: Element, counts: Counter[str] | None = None) -> str:
     """Return the text within an OOXML element in order: runs, links, insertions and equations.
 
-    Tracked deletions, field codes and fallbacks of newer content are left out. Without recursion,
-    so that nesting cannot exhaust the stack.
+    Tracked deletions, hidden runs, field codes and fallbacks of newer content are left out. The
+    mark of a note is ``[^1]``. Without recursion, so that nesting cannot exhaust the stack.
+
+    Args:
+        element: What to read.
+        counts: Gets how many characters were ``deleted`` and ``hidden``, how many ``pictures`` are
+            there, and under ``inserted`` how many insertions were kept.
     """
+    counts = Counter() if counts is None else counts
     parts: list[str] = []
     stack: list[Iterator[Element]] = [iter([element])]
     while stack:
@@ -63,14 +77,47 @@ def text_of(element: Element) -> str:
             stack.pop()
             continue
         name = str(child.tag).rpartition("}")[2]
-        if name in _SKIPPED:
+        if name in _COUNTED:
+            counts[_COUNTED[name]] += 1
+        if name in _DELETED or (name == "r" and _is_hidden(child)):
+            counts["deleted" if name in _DELETED else "hidden"] += _size(child)
+        elif name in _SKIPPED:
             continue
-        if name in _TEXTS:
+        elif name in _TEXTS:
             parts.append(child.text or "")
         elif name in _SPACES:
             parts.append(_SPACES[name])
+        elif name in _MARKS:
+            parts.append(f"[^{_MARKS[name]}{_attribute(child, 'id')}]")
         else:
             if name == "p" and parts and not parts[-1].endswith("\n"):
                 parts.append("\n")  # a paragraph within, as in a text box
             stack.append(iter(child))
     return "".join(parts)
+
+
+def _is_hidden(run: Element) -> bool:
+    """Say whether a run is formatted as hidden text."""
+    properties = next((one for one in run if str(one.tag).endswith("}rPr")), None)
+    if properties is None:
+        return False
+    marks = [one for one in properties if str(one.tag).endswith(("}vanish", "}webHidden"))]
+    return any(_attribute(one, "val") not in {"0", "false", "off"} for one in marks)
+
+
+def _size(element: Element) -> int:
+    """Return how many characters an element holds, deleted ones too, without recursion."""
+    size, rest = 0, [element]
+    while rest:
+        one = rest.pop()
+        if str(one.tag).rpartition("}")[2] in {"t", "delText"}:
+            size += len(one.text or "")
+        rest += list(one)
+    return size
+
+
+def _attribute(element: Element, name: str) -> str:
+    """Return an attribute whatever its namespace."""
+    return next(
+        (value for key, value in element.attrib.items() if key.rpartition("}")[2] == name), ""
+    )

@@ -31,7 +31,9 @@ _PAGE_NUMBER = re.compile(
     r"[\W_]*(?:page|seite|p\.|pg\.?)?\s*(?:\d{1,4}|[ivxlc]{1,6})(?:\s*(?:/|of|von|de|sur)\s*\d{1,4})?[\W_]*",
     re.IGNORECASE,
 )
+_TITLE = 1.6  # times the body: what may run over more than two lines
 _LARGER = 1.13  # times the body's size, as a heading is
+_NEAR = 0.91  # of the largest heading of a level; smaller ones are of the next
 _LONGEST = 160
 _LETTER = re.compile(r"[^\W\d_]")
 _SENTENCE_END = re.compile(r"[.,;]\s*$")
@@ -94,12 +96,14 @@ def _mark(block: Block) -> str:
 
 
 def body_size(pages: Sequence[Page]) -> float:
-    """Return the size that most characters of paragraphs have, in points; 0 without any."""
+    """Return the size that most characters have, in points; 0 without any."""
     sizes: Counter[float] = Counter()
     for page in pages:
         for block in page.blocks:
             for line in block.lines:
                 sizes[round(line.type_size * 2) / 2] += len(line.text)
+            for row in block.rows:
+                sizes[round(block.size * 2) / 2] += sum(map(len, row))
     return sizes.most_common(1)[0][0] if sizes else 0.0
 
 
@@ -109,8 +113,8 @@ Style = tuple[float, bool]
 def heading_levels(pages: Sequence[Page], known: dict[int, int] | None = None) -> dict[int, int]:
     """Return the level of every block that is a heading, by the block's ``id``.
 
-    Headings are short and larger than the body, or bold where it is not. Larger comes first, bold
-    before plain; at most six levels. ``known`` headings, as an outline tells them, keep their
+    Headings are short and larger than the body, or bold where it is not. Larger comes first, what
+    is only bold last; at most six levels. ``known`` headings, as an outline tells them, keep their
     level, and others are headings only if they look like a known one.
     """
     body = body_size(pages)
@@ -140,26 +144,26 @@ def _levels_of_styles(found: list[tuple[Block, Style]], known: dict[int, int]) -
             if id(block) in known:
                 votes.setdefault(style, Counter())[known[id(block)]] += 1
         return {style: count.most_common(1)[0][0] for style, count in votes.items()}
-    styles: list[Style] = []
-    for style in sorted({style for _, style in found}, reverse=True):
-        if not styles or styles[-1][0] - style[0] > 0.06 or styles[-1][1] != style[1]:
-            styles.append(style)
-    levels: dict[Style, int] = {}
-    for _, style in found:
-        near = [at for at, one in enumerate(styles) if one[1] == style[1]]
-        at = min(near, key=lambda at: abs(styles[at][0] - style[0]))
-        levels[style] = min(at + 1, 6)
-    return levels
+    larger = sorted({size for _, (size, _) in found if size >= _LARGER}, reverse=True)
+    ranks: dict[float, int] = {}
+    first = 0.0
+    for size in larger:
+        if not ranks or size < _NEAR * first:  # a new rank, by the largest of the one before
+            first, rank = size, len(set(ranks.values()))
+        ranks[size] = rank
+    least = len(set(ranks.values()))
+    return {style: min(ranks.get(style[0], least) + 1, 6) for _, style in found}
 
 
 def _style(block: Block, body: float) -> Style:
     """Return a block's size relative to the body and whether it is bold."""
-    return round(block.size / max(body, 1.0) * 20) / 20, block.is_bold
+    return round(block.size / max(body, 1.0), 2), block.is_bold
 
 
 def _looks_like_heading(block: Block, body: float) -> bool:
     text = block.text
-    if len(text) > _LONGEST or len(block.lines) > 3 or not _LETTER.search(text):
+    most = 4 if block.size >= (_TITLE if block.is_bold else 2.0) * body else 2
+    if len(text) > _LONGEST or len(block.lines) > most or not _LETTER.search(text):
         return False
     if block.kind == "li" and text.startswith("- "):
         return False

@@ -20,13 +20,16 @@ __all__ = ["aligned_rows", "free_strips", "ruled_rows", "split_sections", "witho
 _STRIP = 0.45  # of the characters' height: the narrowest gap that three or more rows leave free
 _WIDE_STRIP = 0.9  # the same of two rows
 _MANY_ROWS = 8
+_LARGE = 1.3  # times the type of the rest: no cell
 
 
 def split_sections(band: list[Row]) -> Iterator[list[Row]]:
-    """Yield a table's rows in pieces: lone bold lines are headings of what follows."""
+    """Yield a table's rows in pieces: lines that are lone and bold, or large, are headings."""
     start = 0
+    usual = median(run.type_size for row in band for run in row)
     for at, row in enumerate(band):
-        is_lone = len(row) == 1 and row[0].is_bold
+        is_large = any(run.type_size >= _LARGE * usual for run in row)
+        is_lone = is_large or (len(row) == 1 and row[0].is_bold)
         if is_lone and at > start:
             yield band[start:at]
         if is_lone:

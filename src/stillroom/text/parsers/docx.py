@@ -1,13 +1,16 @@
 """Word documents: paragraphs, headings, lists, tables, equations, notes and comments.
 
-Bytes are those of the archive's member that holds the text. Tracked deletions are left out,
-insertions kept; headers, footers and pictures are left out.
+Bytes are those of the archive's member that holds the text. Tracked deletions and hidden text are
+left out and counted, insertions kept; headers, footers and pictures are left out and counted. A
+cell that spans several is repeated in each, but for one that spans a whole row.
 """
 
 from __future__ import annotations
 
 import io
 import re
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from typing_extensions import override
@@ -15,15 +18,19 @@ from typing_extensions import override
 from stillroom.errors import MissingExtraError
 from stillroom.records import Document
 from stillroom.text.archives import Archive, open_archive
-from stillroom.text.assembly import Assembly, render_table
+from stillroom.text.assembly import Assembly, render_table, spread_row
 from stillroom.text.method import Parser, Source
 from stillroom.text.office import text_of, unreadable
 
 __all__ = ["Docx"]
 
-_MAIN = "word/document.xml"
+_W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _HEADING = re.compile(r"heading\s*(\d)", re.IGNORECASE)
 _NOTES = {"footnotes": "Footnotes", "endnotes": "Endnotes", "comments": "Comments"}
+_PREFIX = {"footnotes": "", "endnotes": "e"}
+_WRAPPERS = frozenset({"sdt", "sdtContent", "ins", "customXml", "smartTag", "moveTo"})
+_MAX_NESTING = 50
+_MAX_LEVEL = 8
 
 
 class Docx(Parser):
@@ -46,51 +53,166 @@ class Docx(Parser):
             word = docx.Document(io.BytesIO(data))
             main = str(word.part.partname).lstrip("/")
             assembly = Assembly(source)
-            body = _Body(assembly, archive.span(main), main)
-            for item in word.iter_inner_content():
-                if hasattr(item, "rows"):
-                    body.add_table(item)
+            body = _Body(word, assembly, archive.span(main), main)
+            for element in _elements(word.element.body, 0):
+                if str(element.tag) == f"{_W}tbl":
+                    body.add_table(element)
                 else:
-                    body.add_paragraph(item)
-            _add_notes(word, archive, assembly)
+                    body.add_paragraph(element)
+            _add_notes(archive, assembly, body.counts)
             title = str(word.core_properties.title or "")
-        return assembly.finish(title=title or body.title, expected="text beside pictures")
+        body.counts["margins"] = _margins(archive)
+        metadata = {
+            f"{name}_left_out": body.counts[key]
+            for key, name in (
+                ("deleted", "deleted_characters"),
+                ("hidden", "hidden_characters"),
+                ("pictures", "pictures"),
+                ("margins", "heads_and_feet"),
+            )
+            if body.counts[key]
+        }
+        if body.counts["inserted"]:
+            metadata["insertions_kept"] = body.counts["inserted"]
+        return assembly.finish(
+            title=title or body.title, metadata=metadata, expected="text beside pictures"
+        )
+
+
+def _elements(parent: Any, depth: int) -> Iterator[Any]:
+    """Yield the paragraphs and tables of a body, those within content controls too."""
+    for child in parent:
+        name = str(child.tag).rpartition("}")[2]
+        if name in {"p", "tbl"}:
+            yield child
+        elif name in _WRAPPERS and depth < _MAX_NESTING:
+            yield from _elements(child, depth + 1)
 
 
 class _Body:
     """Adds the blocks of a document's body."""
 
-    def __init__(self, assembly: Assembly, span: tuple[int, int], label: str) -> None:
-        self._assembly = assembly
+    def __init__(self, word: Any, assembly: Assembly, span: tuple[int, int], label: str) -> None:
+        self._word, self._assembly = word, assembly
         self._place: dict[str, Any] = {"span": span, "label": label}
         self._was_item = False
+        self._numbering = _Numbering(word)
         self.title = ""
+        self.counts: Counter[str] = Counter()
 
-    def add_paragraph(self, paragraph: Any) -> None:
-        text = text_of(paragraph._p).strip()
+    def add_paragraph(self, element: Any) -> None:
+        from docx.text.paragraph import Paragraph
+
+        text = text_of(element, self.counts).strip()
         if not text:
             return
-        style = paragraph.style
+        style = Paragraph(element, self._word).style
         name = str(getattr(style, "name", "") or "")
         level = _level(style, name)
-        is_item = not level and _is_item(paragraph, name)
-        self._assembly.gap("\n" if is_item and self._was_item else "\n\n")
-        self._was_item = is_item
+        mark = "" if level else self._numbering.mark(element, style, name)
+        self._assembly.gap("\n" if mark and self._was_item else "\n\n")
+        self._was_item = bool(mark)
         if level:
             text = " ".join(text.split())
             self.title = self.title or (text if name.lower() == "title" else "")
             self._assembly.heading(level, text)
             text = "#" * level + " " + text
-        self._assembly.add("- " + text if is_item else text, **self._place)
+        self._assembly.add(mark + text, **self._place)
 
-    def add_table(self, table: Any) -> None:
-        rendered = render_table(
-            [[text_of(cell) for cell in row.tc_lst] for row in table._tbl.tr_lst]
-        )
+    def add_table(self, element: Any) -> None:
+        rows: list[list[str]] = []
+        for row in element.iter(f"{_W}tr"):
+            if next(row.iterancestors(f"{_W}tbl")) is not element:
+                continue  # a table within a cell is that cell's text
+            cells: list[tuple[str, int]] = []
+            for cell in _cells(row):
+                above = rows[-1] if rows else []
+                goes_on, width = _merge(cell)
+                at = sum(size for _, size in cells)
+                is_known = goes_on and at < len(above)
+                cells.append((above[at] if is_known else text_of(cell, self.counts), width))
+            rows.append(spread_row(cells))
+        rendered = render_table(rows)
         if rendered:
             self._assembly.gap()
             self._assembly.add(rendered, **self._place)
             self._was_item = False
+
+
+def _cells(row: Any) -> Iterator[Any]:
+    for child in row:
+        name = str(child.tag).rpartition("}")[2]
+        if name == "tc":
+            yield child
+        elif name in _WRAPPERS:
+            yield from child.iter(f"{_W}tc")
+
+
+def _merge(cell: Any) -> tuple[bool, int]:
+    """Say whether a cell goes on the one above, and over how many columns it spans."""
+    properties = cell.find(f"{_W}tcPr")
+    if properties is None:
+        return False, 1
+    down = properties.find(f"{_W}vMerge")
+    across = properties.find(f"{_W}gridSpan")
+    goes_on = down is not None and down.get(f"{_W}val", "continue") == "continue"
+    return goes_on, _whole(across.get(f"{_W}val") if across is not None else None, 1, 512)
+
+
+def _whole(value: str | None, least: int, most: int) -> int:
+    return min(max(int(value), least), most) if value and value.isdecimal() else least
+
+
+class _Numbering:
+    """The marks of list items: bullets, or numbers that go on."""
+
+    def __init__(self, word: Any) -> None:
+        self._formats: dict[str, dict[int, str]] = {}
+        self._counts: dict[tuple[str, int], int] = {}
+        try:
+            root = word.part.numbering_part.element
+        except (KeyError, AttributeError, RuntimeError):
+            return
+        kinds = {
+            one.get(f"{_W}abstractNumId"): {
+                _whole(level.get(f"{_W}ilvl"), 0, _MAX_LEVEL): _value(level, "numFmt")
+                for level in one.iter(f"{_W}lvl")
+            }
+            for one in root.iter(f"{_W}abstractNum")
+        }
+        for one in root.iter(f"{_W}num"):
+            number = one.get(f"{_W}numId")
+            self._formats[number] = kinds.get(_value(one, "abstractNumId"), {})
+
+    def mark(self, paragraph: Any, style: Any, name: str) -> str:
+        """Return what stands before a list item's text, or nothing."""
+        number, level = _numbers(paragraph.find(f"{_W}pPr"))
+        if not number:
+            properties = getattr(getattr(style, "element", None), "pPr", None)
+            number, level = _numbers(properties)
+        if number == "0" or not (number or name.lower().startswith("list")):
+            return ""
+        indent = "  " * level
+        kind = self._formats.get(number, {}).get(level, "")
+        if kind in {"", "bullet", "none"}:
+            return f"{indent}- "
+        for deeper in range(level + 1, _MAX_LEVEL + 1):
+            self._counts.pop((number, deeper), None)
+        count = self._counts[number, level] = self._counts.get((number, level), 0) + 1
+        return f"{indent}{count}. "
+
+
+def _numbers(properties: Any) -> tuple[str, int]:
+    """Return the list and the level that a paragraph's properties name."""
+    found = properties.find(f"{_W}numPr") if properties is not None else None
+    if found is None:
+        return "", 0
+    return _value(found, "numId"), _whole(_value(found, "ilvl"), 0, _MAX_LEVEL)
+
+
+def _value(element: Any, name: str) -> str:
+    child = element.find(f"{_W}{name}")
+    return "" if child is None else str(child.get(f"{_W}val", ""))
 
 
 def _level(style: Any, name: str) -> int:
@@ -107,28 +229,38 @@ def _level(style: Any, name: str) -> int:
     return 0
 
 
-def _is_item(paragraph: Any, style: str) -> bool:
-    properties = paragraph._p.pPr
-    numbered = properties is not None and properties.numPr is not None
-    return numbered or style.lower().startswith("list")
-
-
-def _add_notes(word: Any, archive: Archive, assembly: Assembly) -> None:
+def _add_notes(archive: Archive, assembly: Assembly, counts: Counter[str]) -> None:
     """Add footnotes, endnotes and comments as sections of their own."""
-    from lxml import etree
-
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False)
     for kind, title in _NOTES.items():
         name = f"word/{kind}.xml"
         if name not in archive:
             continue
-        notes = [
-            " ".join(text_of(note).split()) for note in etree.fromstring(archive.read(name), parser)
-        ]
-        notes = [note for note in notes if note]
-        if not notes:
+        lines = []
+        for note in _parse_xml(archive.read(name)):
+            text = " ".join(text_of(note, counts).split())
+            mark = f"[^{_PREFIX[kind]}{note.get(f'{_W}id')}]: " if kind in _PREFIX else ""
+            if text:
+                lines.append(f"- {mark}{text}")
+        if not lines:
             continue
         place: dict[str, Any] = {"span": archive.span(name), "label": name}
         assembly.gap()
         assembly.heading(2, title)
-        assembly.add(f"## {title}\n\n" + "\n".join(f"- {note}" for note in notes), **place)
+        assembly.add(f"## {title}\n\n" + "\n".join(lines), **place)
+
+
+def _margins(archive: Archive) -> int:
+    """Return how many headers and footers hold text."""
+    names = [
+        one.filename
+        for one in archive.file.infolist()
+        if re.fullmatch(r"word/(?:header|footer)\d*\.xml", one.filename)
+    ]
+    return sum(bool(text_of(_parse_xml(archive.read(name))).strip()) for name in names)
+
+
+def _parse_xml(content: bytes) -> Any:
+    from lxml import etree
+
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False)
+    return etree.fromstring(content, parser)

@@ -68,7 +68,12 @@ def _read_package(archive: Archive) -> tuple[Any, str]:
 
 
 def _chapters(package: Any, folder: str) -> list[str]:
-    """Return the members of the spine in reading order."""
+    """Return the members of the spine in reading order, but for the list of contents."""
+    lists = {
+        one.get("id")
+        for one in package.iter()
+        if _name(one) == "item" and "nav" in (one.get("properties") or "").split()
+    }
     files = {
         one.get("id"): (one.get("href", ""), one.get("media-type", ""))
         for one in package.iter()
@@ -78,6 +83,8 @@ def _chapters(package: Any, folder: str) -> list[str]:
     for one in package.iter():
         if _name(one) == "itemref" and one.get("idref") in files:
             href, media_type = files[one.get("idref")]
+            if one.get("idref") in lists:
+                continue
             if "html" in media_type or not media_type:
                 path = unquote(href.partition("#")[0])
                 chapters.append(posixpath.normpath(posixpath.join(folder, path)))

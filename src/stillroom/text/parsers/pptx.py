@@ -98,7 +98,7 @@ def _shapes(shapes: Any, depth: int) -> Iterator[Any]:
 
 def _shape_text(shape: Any) -> str:
     if getattr(shape, "has_table", False):
-        return render_table([[cell.text for cell in row.cells] for row in shape.table.rows])
+        return render_table(_table_rows(shape.table))
     if getattr(shape, "has_chart", False):
         return _chart_text(shape.chart)
     if not getattr(shape, "has_text_frame", False):
@@ -111,6 +111,24 @@ def _shape_text(shape: Any) -> str:
     return "\n".join(lines)
 
 
+def _table_rows(table: Any) -> list[list[str]]:
+    """Return a table's texts; a cell that spans several is repeated, but one over a whole row."""
+    rows: list[list[str]] = []
+    for row in table.rows:
+        texts: list[str] = []
+        widest = 1
+        for at, cell in enumerate(row.cells):
+            if cell.is_spanned:
+                above = rows[-1][at] if rows and at < len(rows[-1]) else ""
+                is_across = at > 0 and int(cell._tc.get("hMerge", "0") in {"1", "true"})
+                texts.append(texts[-1] if is_across else above)
+            else:
+                widest = max(widest, cell.span_width if cell.is_merge_origin else 1)
+                texts.append(cell.text)
+        rows.append(texts if widest < len(texts) else [texts[0], *[""] * (len(texts) - 1)])
+    return rows
+
+
 def _chart_text(chart: Any) -> str:
     title = ""
     if chart.has_title and chart.chart_title.has_text_frame:
@@ -119,5 +137,12 @@ def _chart_text(chart: Any) -> str:
     columns = [list(series.values) for series in chart.series]
     for plot in list(chart.plots)[:1]:
         for index, category in enumerate(plot.categories):
-            rows.append([str(category), *(str(values[index]) for values in columns)])
+            rows.append([str(category), *(_number(values[index]) for values in columns)])
     return "\n\n".join(part for part in (title, render_table(rows)) if part)
+
+
+def _number(value: object) -> str:
+    """Return a chart's value as a person would write it; charts keep whole numbers as fractions."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return "" if value is None else str(value)

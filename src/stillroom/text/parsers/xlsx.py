@@ -1,12 +1,16 @@
 """Excel workbooks: each sheet as a Markdown table, in blocks of rows labeled by their cells.
 
-Cells give their last computed values, not formulas. Hidden sheets are read too and named so.
+Cells give their last computed values; where a program has stored none, the formula stands. A merged
+cell is repeated in all that it covers, but one alone in its row. Hidden sheets and rows are read
+too; sheets are named so, rows counted. Comments and pictures are left out and counted.
 """
 
 from __future__ import annotations
 
 import datetime
 import io
+import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -23,6 +27,14 @@ __all__ = ["Xlsx"]
 
 _BLOCK_ROWS = 20
 _MAX_COLUMNS = 512
+_MAX_MERGES = 10_000
+_MERGE = re.compile(rb'<(?:\w+:)?mergeCell\s+ref="([A-Z]{1,3})(\d{1,7}):([A-Z]{1,3})(\d{1,7})"')
+_VALUELESS = re.compile(
+    rb"(?:</(?:\w+:)?f>|<(?:\w+:)?f[^>]*/>)\s*+(?:<(?:\w+:)?v\s*/>|<(?:\w+:)?v></(?:\w+:)?v>)?"
+    rb"\s*+</(?:\w+:)?c>"
+)
+_HIDDEN_ROW = re.compile(rb'<(?:\w+:)?row\s[^>]*\bhidden="(?:1|true)"')
+_COMMENT = re.compile(rb"<(?:\w+:)?comment\s")
 
 
 class Xlsx(Parser):
@@ -40,78 +52,171 @@ class Xlsx(Parser):
             raise MissingExtraError.of("openpyxl", "documents", "reading workbooks") from error
         archive = open_archive(data, source.path, source.limits, required="[Content_Types].xml")
         assembly = Assembly(source)
-        cut = 0
-        with unreadable(source.path):
-            book = openpyxl.load_workbook(
-                io.BytesIO(data), read_only=True, data_only=True, keep_links=False
+        counts: Counter[str] = Counter()
+
+        def load(*, values: bool) -> Any:
+            return openpyxl.load_workbook(
+                io.BytesIO(data), read_only=True, data_only=values, keep_links=False
             )
-            for sheet in book.worksheets[: source.limits.pages]:
-                cut += _add_sheet(sheet, archive, assembly)
-            title = str(book.properties.title or "")
-            sheets = book.sheetnames
+
+        with unreadable(source.path):
+            book = load(values=True)
+            formulas = None
+            for at, sheet in enumerate(book.worksheets[: source.limits.pages]):
+                xml = _sheet_xml(sheet, archive)
+                if _VALUELESS.search(xml):
+                    formulas = formulas or load(values=False)
+                plain = formulas.worksheets[at] if _VALUELESS.search(xml) and formulas else None
+                counts["hidden_rows"] += len(_HIDDEN_ROW.findall(xml))
+                _Sheet(sheet, plain, _merges(xml), counts).add_to(assembly, archive)
+            title, sheets = str(book.properties.title or ""), book.sheetnames
+            counts["sheets_left_out"] = max(len(book.worksheets) - source.limits.pages, 0)
             book.close()
         metadata: dict[str, Any] = {"sheets": sheets}
-        if cut:
-            metadata["rows_cut_at_column"] = {str(_MAX_COLUMNS): cut}
+        for name in archive.file.namelist():
+            if name.startswith("xl/comments"):
+                counts["comments_left_out"] += len(_COMMENT.findall(archive.read(name)))
+            counts["pictures_left_out"] += name.startswith("xl/media/")
+        if counts["cut"]:
+            metadata["rows_cut_at_column"] = {str(_MAX_COLUMNS): counts.pop("cut")}
+        metadata |= {key: count for key, count in counts.items() if count}
         return assembly.finish(title=title or source.stem, metadata=metadata)
 
 
-def _add_sheet(sheet: Any, archive: Archive, assembly: Assembly) -> int:
-    """Add one sheet; return how many rows were cut for their width."""
-    from openpyxl.utils import get_column_letter
-
-    sheet.reset_dimensions()
-    span = archive.span(str(getattr(sheet, "_worksheet_path", "")).lstrip("/"))
-    cut, is_first = 0, True
-    for first, rows in _blocks(sheet):
-        cut += sum(len(row) > _MAX_COLUMNS for row in rows)
-        width = min(max(map(len, rows)), _MAX_COLUMNS)
-        label = f"sheet {sheet.title}!A{first}:{get_column_letter(max(width, 1))}"
-        label += str(first + len(rows) - 1)
-        lines = render_table(rows).split("\n")
-        if not lines[0]:
-            continue
-        if is_first:
-            assembly.gap()
-            assembly.heading(2, sheet.title)
-            state = "" if sheet.sheet_state == "visible" else " (hidden)"
-            assembly.add(f"## {sheet.title}{state}\n\n")
-        else:
-            assembly.gap("\n")
-            del lines[1]  # only the first block's first row is a header
-        is_first = False
-        assembly.add("\n".join(lines), span, label=label)
-    return cut
+def _sheet_xml(sheet: Any, archive: Archive) -> bytes:
+    name = _member(sheet)
+    return archive.read(name) if name in archive else b""
 
 
-def _blocks(sheet: Any) -> Iterator[tuple[int, list[list[str]]]]:
-    """Yield (first row's number, rows) with empty rows cut from the ends of blocks."""
-    block: list[list[str]] = []
-    start = 1
-    for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
-        cells = [_show(value) for value in row]
-        while cells and not cells[-1]:
-            cells.pop()
-        if not block:
-            if not cells:
+def _member(sheet: Any) -> str:
+    return str(getattr(sheet, "_worksheet_path", "")).lstrip("/")
+
+
+Area = tuple[int, int, int, int]
+"""First row, last row, first column, last column; rows from 1, columns from 0."""
+
+
+def _merges(xml: bytes) -> list[Area]:
+    """Return the merged areas of a sheet by their first rows."""
+    from openpyxl.utils import column_index_from_string as index
+
+    found = []
+    for match in _MERGE.finditer(xml):
+        left, top, right, bottom = (one.decode() for one in match.groups())
+        found.append((int(top), int(bottom), index(left) - 1, index(right) - 1))
+        if len(found) >= _MAX_MERGES:
+            break
+    return sorted(found)
+
+
+class _Sheet:
+    """One sheet: its rows with what is merged and what has no value, in blocks."""
+
+    def __init__(
+        self, sheet: Any, formulas: Any | None, merges: list[Area], counts: Counter[str]
+    ) -> None:
+        self._sheet, self._formulas, self._counts = sheet, formulas, counts
+        self._merges = merges
+        self._active: list[tuple[Area, str]] = []
+        self._columns: list[int] = []
+        self._header: list[str] = []
+
+    def add_to(self, assembly: Assembly, archive: Archive) -> None:
+        """Add the sheet as a table in blocks."""
+        from openpyxl.utils import get_column_letter
+
+        self._sheet.reset_dimensions()
+        span = archive.span(_member(self._sheet))
+        title = self._sheet.title
+        for first, rows in self._blocks():
+            self._counts["cut"] += sum(len(row) > _MAX_COLUMNS for row in rows)
+            used = {at for row in rows for at, cell in enumerate(row[:_MAX_COLUMNS]) if cell}
+            if not used:
                 continue
-            start = number
-        block.append(cells)
-        if len(block) == _BLOCK_ROWS:
+            is_first = not self._columns
+            is_wider = not used <= set(self._columns)
+            if is_first:
+                self._header = rows[0]
+                assembly.gap()
+                assembly.heading(2, title)
+                state = "" if self._sheet.sheet_state == "visible" else " (hidden)"
+                assembly.add(f"## {title}{state}\n\n")
+            elif is_wider:  # new columns: a table of its own, with the header again
+                rows = [self._header, *rows]
+            self._columns = sorted({*self._columns, *used})
+            lines = render_table(rows, self._columns).split("\n")
+            if not is_first:
+                assembly.gap("\n\n" if is_wider else "\n")
+            if not is_wider:
+                del lines[1]  # only a table's first block has a header
+            label = f"sheet {title}!A{first}:{get_column_letter(max(used) + 1)}"
+            label += str(first + len(rows) - 1 - (is_wider and not is_first))
+            assembly.add("\n".join(lines), span, label=label)
+
+    def _blocks(self) -> Iterator[tuple[int, list[list[str]]]]:
+        """Yield (first row's number, rows) with empty rows cut from the ends of blocks."""
+        block: list[list[str]] = []
+        start = 1
+        for number, cells in self._rows():
+            while cells and not cells[-1]:
+                cells.pop()
+            if not block:
+                if not cells:
+                    continue
+                start = number
+            block.append(cells)
+            if len(block) == _BLOCK_ROWS:
+                yield start, block
+                block = []
+        while block and not block[-1]:
+            block.pop()
+        if block:
             yield start, block
-            block = []
-    while block and not block[-1]:
-        block.pop()
-    if block:
-        yield start, block
+
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
+        formulas = None
+        if self._formulas is not None:
+            self._formulas.reset_dimensions()
+            formulas = self._formulas.iter_rows(values_only=True)
+        waiting = self._merges[::-1]
+        for number, row in enumerate(self._sheet.iter_rows(values_only=True), 1):
+            cells = [_show(value) for value in row]
+            if formulas is not None:
+                for at, value in enumerate(next(formulas, ())):
+                    is_bare = at < len(cells) and not cells[at] and value is not None
+                    if is_bare and str(value).startswith("="):
+                        cells[at] = str(value)
+                        self._counts["formulas_without_values"] += 1
+            while waiting and waiting[-1][0] <= number:
+                area = waiting.pop()
+                text = cells[area[2]] if area[2] < len(cells) else ""
+                if text:
+                    self._active.append((area, text))
+            self._merge(number, cells)
+            yield number, cells
+
+    def _merge(self, number: int, cells: list[str]) -> None:
+        """Repeat merged cells in the row, but one that is alone in it."""
+        if not self._active:
+            return
+        self._active = [one for one in self._active if one[0][1] >= number]
+        filled = sum(map(bool, cells))
+        for (top, _, left, right), text in self._active:
+            if number == top and filled <= 1:
+                continue
+            end = min(right, _MAX_COLUMNS)
+            cells += [""] * (end + 1 - len(cells))
+            for at in range(left, end + 1):
+                cells[at] = cells[at] or text
 
 
 def _show(value: object) -> str:
     """Return a cell's value as a person would write it."""
     if value is None:
         return ""
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        return str(int(value))
+    if isinstance(value, float):
+        whole = value.is_integer() and abs(value) < 1e15
+        return str(int(value)) if whole else f"{value:.15g}"
     if isinstance(value, datetime.datetime):
         is_day = value.time() == datetime.time(0)
         return value.date().isoformat() if is_day else value.isoformat(" ")
