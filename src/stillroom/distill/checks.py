@@ -11,12 +11,16 @@ from typing import Any
 from stillroom.checkpoints import Checkpoint, dequantize_gguf
 from stillroom.distill.audit_records import audit_duplicates, audit_labels, encode_sample
 from stillroom.distill.audit_tokens import audit_ends, audit_template, audit_vocabulary
+from stillroom.distill.cache_probe import CacheCost, probe_cache
+from stillroom.distill.encode import encode_lessons
 from stillroom.distill.fidelity import measure_fidelity
+from stillroom.distill.forecast import forecast
 from stillroom.distill.lessons import Split, split_records
 from stillroom.distill.preflight import Finding, Preflight, judge_teacher
 from stillroom.distill.prune_settings import PruneSettings
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.sizing import count_parameters, estimate
+from stillroom.distill.teacher import Teacher
 from stillroom.jobs import check_fits, describe_machine
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.models.causal import load_tokenizer
@@ -66,6 +70,8 @@ def run_preflight(
         flight.add("capacity gap", room.check_sizes)
         if loads:
             flight.add("teacher on this data", room.compare)
+    probe = room.probe if loads and room.tokenizer is not None else lambda: None
+    flight.add("teacher cache", lambda: forecast(recipe, probe))
     return flight
 
 
@@ -186,6 +192,22 @@ class _Room:
             for model in models
         ]
         return [judge_teacher(sides[0], sides[1], seed=self.recipe.seed)]
+
+    def probe(self) -> CacheCost | None:
+        """Load the teacher and measure what a cache of this form would miss of it."""
+        recipe = self.recipe
+        if recipe.targets.mode not in ("top_k", "sampled") or self.split is None:
+            return None
+        teacher = Teacher(Checkpoint.open(self.folders[0]), str(recipe.teacher))
+        rows = [count for count in map(_rows, self.folders) if count]
+        header = teacher.header(recipe, min([*rows, teacher.head_rows]), "float32")
+        lessons, _ = encode_lessons(
+            self.tokenizer,
+            self.split.train[:_JUDGED],
+            max_tokens=recipe.max_tokens,
+            include_prompt=recipe.include_prompt,
+        )
+        return probe_cache(teacher.model, header, lessons) if lessons else None
 
 
 def _check_machine(recipe: DistillRecipe, out: Path) -> list[Finding]:

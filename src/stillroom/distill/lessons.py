@@ -20,7 +20,7 @@ from stillroom.provenance import digest_text
 from stillroom.records import Record, read_records
 from stillroom.train.source import MicroBatch, RecordSource
 
-__all__ = ["Split", "make_lessons", "record_source", "split_records"]
+__all__ = ["Split", "is_learned", "make_lessons", "record_source", "split_records"]
 
 T = TypeVar("T")
 B = TypeVar("B", bound=MicroBatch)
@@ -52,7 +52,7 @@ def split_records(path: Path) -> Split:
     has_splits = any("split" in record.fields for record in every)
     train, held_out = [], []
     for record in every:
-        split = record.fields.get("split") if has_splits else _split_of(record)
+        split = _split_of(record, has_splits=has_splits)
         if split == "train":
             train.append(record)
         elif split == "held_out":
@@ -134,5 +134,12 @@ def record_source(
     )
 
 
-def _split_of(record: Record) -> str:
+def is_learned(record: Record, *, has_splits: bool) -> bool:
+    """Whether a record is learned from, in a file of which some records name a split or none."""
+    return bool(_split_of(record, has_splits=has_splits) == "train")
+
+
+def _split_of(record: Record, *, has_splits: bool) -> Any:
+    if has_splits:
+        return record.fields.get("split")
     return "held_out" if int(digest_text(record.id)[:8], 16) % _HELD_OUT_OF == 0 else "train"

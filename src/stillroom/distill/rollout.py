@@ -153,6 +153,11 @@ class RolloutPolicy(Method):
         return False
 
     @property
+    def written_share(self) -> float:
+        """Share of the steps that begin with fresh text, at most."""
+        return (1 - self.warm_up) * float(getattr(self, "student_share", 1.0))
+
+    @property
     def capacity(self) -> int:
         """How many rollouts are kept to be learned from again."""
         return 0

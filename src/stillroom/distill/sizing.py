@@ -1,30 +1,36 @@
-"""What a distillation needs, from file sizes and shapes, before anything is loaded."""
+"""What a distillation needs, from file sizes, shapes and counted tokens, before anything is loaded.
+
+Times are sums of matrix products over a speed that was measured once (docs, lab notebook), and so
+good to a factor of three; bytes of caches follow from counted tokens and are exact up to sampling.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from stillroom.distill.cache_header import CacheHeader, row_bytes
+from stillroom.distill.counting import Counted, count_tokens
 from stillroom.distill.prune_settings import PruneSettings
 from stillroom.distill.recipe import DistillRecipe, TargetSettings
-from stillroom.distill.teacher_settings import teacher_reference
+from stillroom.distill.teacher_settings import ServerTeacher, teacher_reference
 from stillroom.jobs import Estimate
 from stillroom.provenance import find_output
-from stillroom.records import find_record_file
 
-__all__ = ["bytes_per_position", "count_parameters", "estimate"]
+__all__ = ["Sizes", "bytes_per_position", "count_parameters", "estimate"]
 
 _DEFAULT_PARAMETERS = 135_000_000
 _DEFAULT_VOCABULARY = 49_152
-_ADDRESSES = ("http://", "https://")
-_DEFAULT_LAYERS = 30
+_DEFAULT_SHAPE = (576, 30)
 _GGUF_BYTES = 0.65  # of one parameter in a four-bit file
-_TOKEN_BYTES = 12  # of one token in a file of records, JSON around it included
 _FLOPS_PER_CORE = 6e10  # of matrix products, as measured with bfloat16 on two cores
-_WRITING = 8  # a token written alone costs as much as so many that are read together
+_WRITING = 8.7  # a token written alone costs as much as so many that are read together
+_WRITING_ROWS = -0.85  # and so much less beside others: rows to this power
+_WRITER_ROWS = 4  # texts that a writer is asked for side by side
 _OVERHEAD = 600_000_000
 _OWN_BYTES = (4, 3)  # of a position whose own token alone is kept, and of a token beside it
 _DISK_KNOBS = {
@@ -37,42 +43,199 @@ _DISK_KNOBS = {
 
 def estimate(recipe: DistillRecipe) -> Estimate:
     """Return memory, disk and time of the job; a teacher that is not here counts as 135M."""
-    named = teacher_reference(recipe.teacher)
-    teacher, student = count_parameters(recipe)
-    _, vocabulary, basis = _size_of(named)
-    if named.startswith(_ADDRESSES):  # it takes no memory and no time of this machine
-        teacher, vocabulary, basis = 0, _DEFAULT_VOCABULARY, f"the teacher stands behind {named}"
-    records, tokens = _count_tokens(recipe)
-    measured = _count_measured(recipe, tokens / max(records, 1))
-    steps = recipe.train.count_steps(records)
-    read = tokens * steps * recipe.train.batch_size / max(records, 1)
-    targets = recipe.targets
-    told = bytes_per_position(targets, vocabulary) if recipe.crossing is None else _OWN_BYTES
-    cache = tokens * sum(told)
-    held = 16 * student + 4 * teacher + 8 * vocabulary * 1024
-    runs = tokens + measured + (read if targets.mode == "live" else 0)
-    work = 6 * student * read + 2 * teacher * runs
-    has_control = recipe.fidelity.control and recipe.fidelity.records > 0
-    control = 6 * student * read if has_control else 0
-    speed = _FLOPS_PER_CORE * (os.cpu_count() or 1)
+    sizes = Sizes(recipe)
+    student, teacher = sizes.student, sizes.teacher
+    work, speed = sizes.work(), sizes.speed
     out = 4 if recipe.out.dtype == "float32" else 2
-    kept = out + 12 if has_control else 0  # its checkpoint, and its state for a resume
-    return Estimate(
-        memory_bytes=held + 40_000 * recipe.train.micro_tokens + _OVERHEAD,
-        disk_bytes=round(student * (out * (1 + recipe.candidates) + 4 + 24 + kept) + cache),
-        seconds=(work + control + _fidelity_work(recipe, teacher, student, tokens / records))
-        / speed
-        + 10,
-        memory_knob="lower student.max_parameters or train.micro_tokens, or set train.lora",
-        disk_knob=_DISK_KNOBS[targets.mode],
-        basis=f"{basis}; {records} records, about {tokens} tokens, {steps} steps; "
-        + (
-            f"the control without a teacher takes {control / speed / 60:.1f} min of it "
-            "(fidelity.control: false leaves it out)"
-            if has_control
-            else "no control"
-        ),
+    kept = out + 12 if sizes.has_control else 0  # its checkpoint, and its state for a resume
+    held = 16 * student + 4 * teacher + 8 * sizes.vocabulary * 1024
+    parts = ", ".join(
+        f"{name} {flops / speed / 60:.1f}" for name, flops in work.items() if flops > 0
     )
+    without = " (fidelity.control: false leaves the control out)" if sizes.has_control else ""
+    counted = sizes.counted
+    return Estimate(
+        memory_bytes=held + sizes.step_bytes + _OVERHEAD,
+        disk_bytes=round(
+            student * (out * (1 + recipe.candidates) + 4 + 24 + kept) + sizes.cache_bytes
+        ),
+        seconds=sum(work.values()) / speed + 10,
+        memory_knob="lower student.max_parameters or train.micro_tokens, or set train.lora",
+        disk_knob=_DISK_KNOBS[recipe.targets.mode],
+        basis=f"{sizes.basis}; {counted.records} records, {counted.basis}, {sizes.steps} steps; "
+        f"minutes: {parts}{without}" + ("" if sizes.has_control else "; no control"),
+    )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a recipe's cost follows from, each counted when it is asked for."""
+
+    recipe: DistillRecipe
+
+    @cached_property
+    def counted(self) -> Counted:
+        """Records and tokens."""
+        return count_tokens(self.recipe)
+
+    @cached_property
+    def teachers(self) -> list[tuple[int, int, str]]:
+        """Parameters, vocabulary and basis of each teacher in this process."""
+        teacher = self.recipe.teacher
+        shares = [one.teacher for one in teacher] if isinstance(teacher, tuple) else [teacher]
+        return [_size_of(str(one)) for one in shares if not isinstance(one, ServerTeacher)]
+
+    @property
+    def teacher(self) -> int:
+        """Parameters of the largest teacher here: several are in memory one after the other."""
+        return max((size for size, _, _ in self.teachers), default=0)
+
+    @cached_property
+    def student(self) -> int:
+        """The student's parameters."""
+        return count_parameters(self.recipe)[1]
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that a position is a distribution over."""
+        if self.teachers:
+            return max(size for _, size, _ in self.teachers)
+        return _size_of(str(self.recipe.student))[1]
+
+    @property
+    def speed(self) -> float:
+        """Operations a second that are reckoned with."""
+        return _FLOPS_PER_CORE * (os.cpu_count() or 1)
+
+    @property
+    def basis(self) -> str:
+        """What the sizes of the models stand on."""
+        if self.teachers:
+            return self.teachers[0][2]
+        return f"the teacher stands behind {teacher_reference(self.recipe.teacher)}"
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return self.recipe.train.count_steps(self.counted.records)
+
+    @property
+    def has_control(self) -> bool:
+        """Whether a control is trained."""
+        return self.recipe.fidelity.control and self.recipe.fidelity.records > 0
+
+    @property
+    def rollouts(self) -> tuple[int, int]:
+        """How many rollouts are written, and their tokens, at most."""
+        policy = self.recipe.rollouts
+        if policy is None:
+            return 0, 0
+        blocks = -(-self.steps // policy.reuse)
+        count = round(policy.written_share * blocks * self.recipe.train.batch_size)
+        return count, count * min(policy.max_new_tokens, self.recipe.max_tokens)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of what is kept of the teachers."""
+        row, token = self._row_bytes
+        counted, policy = self.counted, self.recipe.rollouts
+        keeps = policy is None or policy.learns_from_records
+        kept = (counted.positions * row + counted.tokens * token) * keeps
+        teacher = self.recipe.teacher
+        if isinstance(teacher, tuple) and teacher[0].source is None:  # each speaks of every record
+            kept *= len(teacher)
+        count, tokens = self.rollouts
+        return round(kept + tokens * row + (count * counted.mean + tokens) * token * bool(count))
+
+    @property
+    def _row_bytes(self) -> tuple[int, int]:
+        if self.recipe.crossing is not None:
+            return _OWN_BYTES
+        return bytes_per_position(self.recipe.targets, self.vocabulary)
+
+    @property
+    def step_bytes(self) -> int:
+        """Of what a micro-batch holds: activations, and states that features compare."""
+        tokens = self.recipe.train.micro_tokens
+        states = 4 * sum(hidden * layers for hidden, layers in self._shapes)
+        return tokens * (40_000 + (states if self.recipe.features else 0))
+
+    @cached_property
+    def _shapes(self) -> list[tuple[int, int]]:
+        """Hidden size and layers of teacher and student."""
+        named = teacher_reference(self.recipe.teacher)
+        student = self.recipe.student
+        return [
+            _shape_of(named),
+            _shape_of(named if isinstance(student, PruneSettings) else student),
+        ]
+
+    def work(self) -> dict[str, float]:
+        """Return the operations of each part of the job, by name."""
+        recipe, counted, teacher = self.recipe, self.counted, self.teacher
+        batch = recipe.train.batch_size
+        plain = counted.mean * self.steps * batch
+        count, written = self.rollouts
+        learned = plain
+        if recipe.rollouts is not None:
+            texts = count * recipe.rollouts.reuse
+            beside = 0 if recipe.rollouts.beside_records else texts
+            prompts = max(counted.mean - counted.answer, 0)
+            learned = plain - beside * counted.mean + texts * (prompts + written / max(count, 1))
+        is_live = recipe.targets.mode == "live" and bool(self.teachers)
+        told = sum(size for size, _, _ in self.teachers) * counted.tokens
+        return {
+            "training": 6 * self.student * learned,
+            "the teacher": 2 * (teacher * learned if is_live else told),
+            "pruning": 2 * teacher * _count_measured(recipe, counted.mean),
+            "writing rollouts": self._writing(written),
+            "writing records": self._preparing(),
+            "features": self._comparing(learned),
+            "measuring": self._measuring(),
+            "the control": 6 * self.student * plain * self.has_control,
+        }
+
+    def _writing(self, tokens: int) -> float:
+        """Return the work of rollouts: the student's, and the teacher's where it takes part."""
+        policy = self.recipe.rollouts
+        if policy is None:
+            return 0.0
+        both = self.student + (self.teacher if policy.may_need_teacher else 0)
+        return 2 * both * tokens * _cost_of_writing(policy.rows)
+
+    def _preparing(self) -> float:
+        """Return the work of text that is written first, by the teacher or a model of its size."""
+        recipe = self.recipe
+        tokens = 0
+        if recipe.sequence is not None:
+            tokens += recipe.sequence.attempts * recipe.sequence.max_new_tokens
+        if recipe.rationale is not None and recipe.rationale.write is not None:
+            tokens += recipe.rationale.write.max_new_tokens
+        return 2 * self.teacher * tokens * self.counted.records * _cost_of_writing(_WRITER_ROWS)
+
+    def _comparing(self, tokens: float) -> float:
+        """Return the work of features: projectors, or scores between all positions of a record."""
+        (taught, _), (own, layers) = self._shapes
+        each = {
+            "states": 6 * own * taught,
+            "attention": 12 * self.counted.mean * (own + taught),
+            "projections": 12 * self.counted.mean * (own + taught),
+        }
+        return sum(each[one.reads] for one in self.recipe.features) * layers * tokens
+
+    def _measuring(self) -> float:
+        """Return the work of measuring: each side reads the records, and some write answers."""
+        settings, teacher, student = self.recipe.fidelity, self.teacher, self.student
+        students = 3 if settings.control else 2
+        read = settings.records * self.counted.mean * 2 * (teacher + students * student)
+        answered = min(settings.answers, settings.records)
+        written = 2 * answered * settings.max_new_tokens * 2
+        return read + _WRITING * written * (teacher + (students - 1) * student)
+
+
+def _cost_of_writing(rows: int) -> float:
+    """Return how many tokens that are read cost as much as one that is written beside others."""
+    return float(_WRITING * rows**_WRITING_ROWS)
 
 
 def count_parameters(recipe: DistillRecipe) -> tuple[int, int]:
@@ -110,25 +273,13 @@ def _count_measured(recipe: DistillRecipe, tokens: float) -> float:
     if not isinstance(recipe.student, PruneSettings):
         return 0.0
     named = teacher_reference(recipe.teacher)
-    layers, path = _DEFAULT_LAYERS, Path(named)
+    layers, path = _DEFAULT_SHAPE[1], Path(named)
     if not named.startswith("hub:") and path.is_dir():
         from stillroom.checkpoints import Checkpoint
         from stillroom.distill.depth_layers import layer_names
 
         layers = layer_names(Checkpoint.open(path))[1]
     return recipe.student.count_passes(layers) * recipe.student.calibration_records * tokens
-
-
-def _fidelity_work(
-    recipe: DistillRecipe, teacher: int, student: int, tokens_a_record: float
-) -> float:
-    """Return the work of measuring: each side reads the records, and some write answers."""
-    settings = recipe.fidelity
-    students = 3 if settings.control else 2
-    read = settings.records * tokens_a_record * 2 * (teacher + students * student)
-    answered = min(settings.answers, settings.records)
-    written = 2 * answered * settings.max_new_tokens * 2 * (teacher + (students - 1) * student)
-    return read + _WRITING * written
 
 
 def bytes_per_position(targets: TargetSettings, vocabulary: int) -> tuple[int, int]:
@@ -168,15 +319,14 @@ def _size_of(reference: str) -> tuple[int, int, str]:
     return max(weights // width, 1), vocabulary, "the size of the teacher's weights"
 
 
-def _count_tokens(recipe: DistillRecipe) -> tuple[int, int]:
-    """Return about how many records and tokens there are, by the file's size and first lines."""
-    path = Path(recipe.records)
-    if not path.exists():
-        return 100, 100 * min(256, recipe.max_tokens)
-    file = find_record_file(path)
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        head = opened.read(1 << 20)
-    lines = max(head.count(b"\n"), 1)
-    records = max(round(size * lines / max(len(head), 1)), 1)
-    return records, min(size // _TOKEN_BYTES + 1, records * recipe.max_tokens)
+def _shape_of(reference: str) -> tuple[int, int]:
+    """Return hidden size and layers by a checkpoint's config, if it is here."""
+    path = Path(reference)
+    file = find_output(path, "checkpoint") / "config.json" if path.is_dir() else path
+    if not path.is_dir() or not file.is_file():
+        return _DEFAULT_SHAPE
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    config |= config.get("text_config") or {}
+    hidden = config.get("hidden_size") or config.get("n_embd") or _DEFAULT_SHAPE[0]
+    layers = config.get("num_hidden_layers") or config.get("n_layer") or _DEFAULT_SHAPE[1]
+    return int(hidden), int(layers)

@@ -40,6 +40,11 @@ class OnPolicy(RolloutPolicy):
     def may_need_teacher(self) -> bool:
         return self.rest == "teacher"
 
+    @property
+    @override
+    def written_share(self) -> float:
+        return (1 - self.warm_up) * (1.0 if self.rest == "teacher" else self.student_share)
+
     @override
     def decide(self, moment: Moment) -> TextFrom:
         return "student" if moment.draw < self.student_share else self.rest
