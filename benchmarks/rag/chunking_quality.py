@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from peers import peer_python
 
-from stillroom.models import open_embedder
+from stillroom.models import SpanEmbedder, open_embedder
 from stillroom.models.hub import DEFAULT_EMBEDDER, resolve_checkpoint
 from stillroom.models.protocols import Embedder, TextKind
 from stillroom.models.vectors import text_room
@@ -42,6 +42,7 @@ DATA = Path(
 )
 RETRIEVED = 5
 DRAWS = 2_000
+BATCH = 128
 BASELINE = "langchain recursive 400/0"
 PEERS = {BASELINE: (400, 0), "langchain recursive 200/0": (200, 0)}
 OURS: dict[str, dict[str, object]] = {
@@ -52,6 +53,8 @@ OURS: dict[str, dict[str, object]] = {
     "heading 200": {"name": "heading"},
     "semantic 200": {"name": "semantic"},
     "semantic 100": {"name": "semantic", "size": 100},
+    "recursive 100, late": {"name": "recursive", "size": 100, "late": True},
+    "recursive 200, late": {"name": "recursive", "late": True},
     "parent_child 64 in 200": {"name": "parent_child"},
     "parent_child 32 in 200": {"name": "parent_child", "size": 32},
     "parent_child 32 in 128": {"name": "parent_child", "size": 32, "parent_size": 128},
@@ -66,11 +69,12 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Piece:
-    """A passage: which text, which span is shown, what is embedded."""
+    """A passage: which text, which span is shown, what is embedded (or its vector already)."""
 
     corpus: str
     span: Span
     text: str
+    row: NDArray[np.float32] | None = None
 
 
 class Vectors:
@@ -88,9 +92,11 @@ class Vectors:
         """Return a row for each text."""
         marks = [digest_json([self.embedder.fingerprint, kind, text]) for text in texts]
         new = {mark: text for mark, text in zip(marks, texts, strict=True) if mark not in self.rows}
-        if new:
-            made = self.embedder.embed(list(new.values()), kind=kind)
-            self.rows |= dict(zip(new, made, strict=True))
+        missing = list(new)
+        for start in range(0, len(missing), BATCH):
+            batch = missing[start : start + BATCH]
+            made = self.embedder.embed([new[mark] for mark in batch], kind=kind)
+            self.rows |= dict(zip(batch, made, strict=True))
             self.path.parent.mkdir(parents=True, exist_ok=True)
             marked = np.array(list(self.rows))
             np.savez(self.path, marks=marked, rows=np.stack(list(self.rows.values())))
@@ -111,8 +117,9 @@ def read_questions() -> list[tuple[str, str, list[Span]]]:
 
 
 def cut_ours(setting: dict[str, object], vectors: Vectors, names: Sequence[str]) -> list[Piece]:
-    """Cut the texts with one of our chunkers."""
-    chunker = CHUNKERS.build(setting)
+    """Cut the texts with one of our chunkers; ``late`` pools from the states of the whole text."""
+    is_late = bool(setting.get("late"))
+    chunker = CHUNKERS.build({key: value for key, value in setting.items() if key != "late"})
     pieces = []
     for name in names:
         document = parse_bytes((DATA / f"{name}.md").read_bytes(), f"{name}.md")
@@ -120,9 +127,14 @@ def cut_ours(setting: dict[str, object], vectors: Vectors, names: Sequence[str])
         count = vectors.embedder.count_tokens
         passages = list(chunker.chunk(document, count=count, embed=vectors.embed))
         texts = passage_texts(passages, vectors.embedder, with_headings=False)
+        rows: Sequence[NDArray[np.float32] | None] = [None] * len(passages)
+        if is_late:
+            assert isinstance(vectors.embedder, SpanEmbedder)
+            spans = [(one.start, one.end) for one in passages]
+            rows = list(vectors.embedder.embed_spans(document.text, spans, kind="passage"))
         pieces += [
-            Piece(name, one.parent or (one.start, one.end), text)
-            for one, text in zip(passages, texts, strict=True)
+            Piece(name, one.parent or (one.start, one.end), text, row)
+            for one, text, row in zip(passages, texts, rows, strict=True)
         ]
     return pieces
 
@@ -191,7 +203,9 @@ def measure(
 ) -> NDArray[np.float64]:
     """Return (questions, 3): recall, precision, IoU."""
     queries = vectors.embed([question for question, _, _ in questions], "query")
-    passages = vectors.embed([piece.text for piece in pieces])
+    plain = [piece.text for piece in pieces if piece.row is None]
+    made = iter(vectors.embed(plain)) if plain else iter(())
+    passages = np.stack([next(made) if piece.row is None else piece.row for piece in pieces])
     rows = []
     for scores, (_, corpus, excerpts) in zip(queries @ passages.T, questions, strict=True):
         shown = retrieve(np.argsort(-scores, kind="stable"), pieces)

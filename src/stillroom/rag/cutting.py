@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from stillroom.errors import DataError
 from stillroom.models.vectors import text_room
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cut_document", "fit_chunker"]
 
+_BATCH = 32
 _LEAST = 4  # the least size that a chunker takes
 
 
@@ -52,13 +55,30 @@ def fit_chunker(recipe: RagRecipe, embedder: Embedder, say: Callable[[str], None
     return recipe.model_copy(update={"chunker": chunker})
 
 
-def cut_document(document: Document, chunker: Chunker, embedder: Embedder) -> list[Passage]:
-    """Return a document's passages, measured by the embedder's tokens."""
+def cut_document(
+    document: Document,
+    chunker: Chunker,
+    embedder: Embedder,
+    check_cancelled: Callable[[], None] | None = None,
+) -> list[Passage]:
+    """Return a document's passages, measured by the embedder's tokens.
+
+    Args:
+        document: What to cut.
+        chunker: How.
+        embedder: Whose tokens count; some chunkers read its vectors of sentences.
+        check_cancelled: Called between batches of sentences; what it raises ends the work.
+    """
     count = embedder.count_tokens
     if not chunker.needs_embedder:  # plug-ins that know no vectors need not take the argument
         return list(chunker.chunk(document, count=count))
 
     def embed(texts: Sequence[str]) -> Vectors:
-        return embedder.embed(texts, kind="passage")
+        blocks = []
+        for start in range(0, len(texts), _BATCH):
+            if check_cancelled is not None:
+                check_cancelled()
+            blocks.append(embedder.embed(texts[start : start + _BATCH], kind="passage"))
+        return np.concatenate(blocks)
 
     return list(chunker.chunk(document, count=count, embed=embed))

@@ -176,7 +176,9 @@ class Ingester:
 
     def _store(self, document: Document, path: str, digest: str) -> Stored:
         before = self.embedder.truncated
-        passages = cut_document(document, self.recipe.chunker, self.embedder)
+        passages = cut_document(
+            document, self.recipe.chunker, self.embedder, self.job.check_cancelled
+        )
         if not passages:
             raise DataError(
                 f"{path} holds no text",

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from stillroom.errors import DataError, RecipeError
+from stillroom.errors import Cancelled, DataError, RecipeError
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.models.vectors import text_room
+from stillroom.rag.cutting import cut_document
 from stillroom.rag.index import Index
 from stillroom.rag.prefixes import keyword_prefixes, passage_texts
 from stillroom.rag.recipe import RagRecipe
@@ -81,6 +82,20 @@ def test_the_estimate_counts_the_vectors_that_only_cut(words):
 
     assert seconds("semantic") == pytest.approx(4 * seconds("heading"))
     assert seconds("parent_child") == seconds("heading")
+
+
+def test_cutting_by_vectors_can_be_stopped_between_batches(words):
+    document = Document("a", "0", "text/plain", (words / "documents/guide.md").read_text())
+    embedder, calls = Short(66), []
+
+    def stop():
+        calls.append(len(embedder.texts))
+        if len(calls) > 2:
+            raise Cancelled("stopped")
+
+    with pytest.raises(Cancelled):
+        cut_document(document, CHUNKERS.build({"name": "semantic", "size": 60}), embedder, stop)
+    assert calls == [0, 32, 64]
 
 
 def test_an_embedder_that_reads_almost_nothing_is_refused(words):
