@@ -13,6 +13,10 @@ __all__ = ["command"]
     "synth",
     cls=LazyGroup,
     lazy={
+        "decontaminate": (
+            "stillroom.cli.synth_decontaminate",
+            "Take what holds a test question out of files of records.",
+        ),
         "dedup": ("stillroom.cli.synth_dedup", "Take near duplicates out of files of records."),
         "preview": ("stillroom.cli.synth_preview", "Make a few records and print them."),
     },
@@ -22,6 +26,7 @@ Examples:
   stillroom synth preview recipes/synth-grounded-qa.yaml
   stillroom synth preview recipes/synth-grounded-qa.yaml --n 10
   stillroom synth dedup records.jsonl --out clean
+  stillroom synth decontaminate records.jsonl --against test.jsonl --out clean
 """,
 )
 def command() -> None:

@@ -1,0 +1,158 @@
+"""Test questions planted in training questions: how many are found, by kind, and false alarms.
+
+Items are the first 300 questions of a file of grade-school problems, texts are the others. Planted
+are verbatim copies (alone and within other text), copies with one word in ten and in six changed,
+shuffled words, and rewordings by hand: 24 that the threshold was chosen on, 12 that it was not
+(paraphrases*.json, of items 1-24 and 25-36). The baseline is overlap of word 13-grams, and for
+rewordings cosine alone at the threshold that gives as many false alarms. False alarms of rewordings
+are counted on 1,500 of the texts; some are variants of an item that the file itself holds.
+
+Usage: bench_decontamination.py QUESTIONS.jsonl (GSM8K's train.jsonl, say)
+"""
+
+import json
+import os
+import platform
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stillroom.models import open_embedder
+from stillroom.synth.leak_check import Limits
+from stillroom.text.contamination import ItemIndex, count_texts
+from stillroom.text.normalize import words
+from stillroom.text.rewording import RewordingIndex
+
+HERE = Path(__file__).parent
+ITEMS, COMPARED = 300, 1500
+EMBEDDER = "hub:sentence-transformers/all-MiniLM-L6-v2"
+
+
+def grams(text: str, n: int = 13) -> set[tuple[str, ...]]:
+    """Return the word n-grams, as the baseline has them: none of a shorter text."""
+    found = words(text)
+    return {tuple(found[at : at + n]) for at in range(len(found) - n + 1)}
+
+
+def planted(items: Sequence[str], texts: Sequence[str]) -> dict[str, list[str]]:
+    """Return each kind's texts, one an item."""
+    rng = random.Random(0)
+    vocabulary = sorted({word for text in texts[:500] for word in text.split()})
+
+    def change(text: str, every: int) -> str:
+        told = text.split()
+        return " ".join(
+            rng.choice(vocabulary) if at % every == every // 2 else word
+            for at, word in enumerate(told)
+        )
+
+    def within(text: str) -> str:
+        return f"{rng.choice(texts)} {text} {rng.choice(texts)}"
+
+    kinds: dict[str, Callable[[str], str]] = {
+        "exact": lambda text: text,
+        "exact, within other text": within,
+        "short, within other text": lambda text: within(" ".join(text.split()[:8])),
+        "1 word in 10": lambda text: change(text, 10),
+        "1 word in 6": lambda text: change(text, 6),
+        "1 word in 6, within other text": lambda text: within(change(text, 6)),
+        "shuffled": lambda text: " ".join(rng.sample(text.split(), len(text.split()))),
+    }
+    return {name: [make(item) for item in items] for name, make in kinds.items()}
+
+
+def say(what: str, value: float, **more: object) -> None:
+    """Print one figure."""
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    print(json.dumps({"what": what, "value": round(value, 4), **more, "machine": machine}))
+
+
+def measure_words(items: Sequence[str], texts: Sequence[str]) -> None:
+    """Print recall and false alarms of finding by words, beside the baseline."""
+    frequency, count = count_texts(texts)
+    index = ItemIndex(items, frequency=frequency, texts=count)
+    heads = ItemIndex([" ".join(item.split()[:8]) for item in items])
+    table = [grams(item) for item in items]
+    every = set().union(*table)
+    for kind, copies in planted(items, texts).items():
+        asked = heads if kind.startswith("short") else index
+        found = [asked.find(copy) for copy in copies]
+        hit = sum(match is not None and match.item == at for at, match in enumerate(found))
+        base = sum(bool(grams(copy) & held) for copy, held in zip(copies, table, strict=True))
+        name = "exact" if kind == "exact" else "near" if kind == "1 word in 10" else kind
+        baseline = 0.0 if kind.startswith("short") else base / len(items)
+        say(
+            f"synth/decontamination/{name}/recall",
+            hit / len(items),
+            kind=kind,
+            n=len(items),
+            grams_13=round(baseline, 4),
+        )
+    begun = time.process_time()
+    alarms = sum(index.find(text) is not None for text in texts)
+    spent = time.process_time() - begun
+    base = sum(bool(grams(text) & every) for text in texts)
+    say(
+        "synth/decontamination/words/false_alarms",
+        alarms / len(texts),
+        n=len(texts),
+        grams_13=round(base / len(texts), 4),
+        texts_per_cpu_s=round(len(texts) / spent),
+    )
+
+
+def measure_meanings(items: Sequence[str], texts: Sequence[str]) -> None:
+    """Print recall of rewordings and false alarms, beside cosine alone."""
+    frequency, count = count_texts(texts)
+    embedder = open_embedder(EMBEDDER)
+    vectors = embedder.embed(items, kind="passage")
+    index = RewordingIndex(items, vectors, frequency=frequency, texts=count)
+    limit = Limits().reworded
+    compared = texts[-COMPARED:]
+    near = [
+        index.find(t, v)
+        for t, v in zip(compared, embedder.embed(compared, kind="passage"), strict=True)
+    ]
+    alarms = sum(one is not None and one.score >= limit for one in near)
+    cosine = sorted((one.cosine for one in near if one), reverse=True)[max(alarms, 1) - 1]
+    first = 0
+    for name in ("paraphrases", "paraphrases_held_out"):
+        told: list[str] = json.loads((HERE / f"{name}.json").read_text())
+        own = range(first, first + len(told))
+        first += len(told)
+        rows = embedder.embed(told, kind="passage")
+        found = [index.find(text, row) for text, row in zip(told, rows, strict=True)]
+        hit = sum(
+            one is not None and one.item == at and one.score >= limit
+            for at, one in zip(own, found, strict=True)
+        )
+        alone = sum(
+            float(np.dot(vectors[at], row)) >= cosine for at, row in zip(own, rows, strict=True)
+        )
+        kind = "rephrased" if name.endswith("held_out") else "rephrased, chosen on"
+        say(
+            f"synth/decontamination/{kind}/recall",
+            hit / len(told),
+            n=len(told),
+            cosine_alone=round(alone / len(told), 4),
+        )
+    say("synth/decontamination/rephrased/false_alarms", alarms / len(compared), n=len(compared))
+
+
+def main(path: Path) -> None:
+    """Measure both ways of finding."""
+    questions = [json.loads(line)["question"] for line in path.read_text().splitlines()]
+    items, texts = questions[:ITEMS], questions[ITEMS:]
+    measure_words(items, texts)
+    measure_meanings(items, texts)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        main(Path(sys.argv[1]))
+    else:
+        print("no figures of decontamination: name GSM8K's train.jsonl", file=sys.stderr)

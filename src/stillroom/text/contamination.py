@@ -1,0 +1,169 @@
+"""Test items within texts: word for word, nearly so, or with their words in another order.
+
+An item is looked for in a stretch of the text not much longer than itself. What counts is the share
+of its words that are found there, each word by its information (rare ones more); *in order* it is
+that of the longest common subsequence of words. Short items, whose words are common property, must
+stand there word for word, and items of a word or two must be a whole part of the record.
+
+Source: the failures of n-gram overlap described by Yang et al. 2023, arXiv:2311.04850. Differs: no
+n-grams, so that one word changed in six and short items are found too; what was rephrased with
+other words is for an embedder to find.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stillroom.text.normalize import words
+
+__all__ = ["ItemIndex", "Match", "MatchKind", "count_texts"]
+
+MatchKind = Literal["whole", "verbatim", "near", "shuffled", "rephrased"]
+
+_ALONE = 3
+"""An item of at most so many words matches a whole text only."""
+_SHORT = 6
+"""An item of at most so many words must stand in the text word for word."""
+_ROOM = 1.5
+_SPARE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """An item found in a text: which, how, and the share of its information that is there."""
+
+    item: int
+    kind: MatchKind
+    share: float
+
+
+def count_texts(texts: Iterable[str]) -> tuple[Counter[str], int]:
+    """Return in how many of the texts each word is, and how many texts there are."""
+    counts: Counter[str] = Counter()
+    total = 0
+    for text in texts:
+        counts.update(set(words(text)))
+        total += 1
+    return counts, total
+
+
+class ItemIndex:
+    """Items to be looked for in many texts."""
+
+    def __init__(
+        self,
+        items: Sequence[str],
+        *,
+        frequency: Mapping[str, int] | None = None,
+        texts: int = 0,
+        near: float = 0.65,
+        shuffled: float = 0.9,
+    ) -> None:
+        """Index the items.
+
+        Args:
+            items: What must not be found.
+            frequency: In how many of ``texts`` texts a word is; by default only the items count.
+            texts: How many texts were counted.
+            near: Least share of an item's information that is found in order.
+            shuffled: Least share of it that is found in any order.
+        """
+        self.near, self.shuffled = near, shuffled
+        self._items = [words(item) for item in items]
+        within = Counter(word for item in self._items for word in set(item))
+        total = texts + len(items) + 1
+        known = frequency or {}
+        self._weight = {
+            word: math.log(total / (count + known.get(word, 0)) + 0.1)
+            for word, count in within.items()
+        }
+        self._whole: dict[tuple[str, ...], int] = {}
+        self._holders: dict[str, list[int]] = {}
+        self._totals = [sum(self._weight[word] for word in set(item)) for item in self._items]
+        for number, item in enumerate(self._items):
+            if item:
+                self._whole.setdefault(tuple(item), number)
+            for word in set(item) if len(item) > _ALONE else ():
+                self._holders.setdefault(word, []).append(number)
+
+    def find(self, text: str) -> Match | None:
+        """Return the item that is most clearly in a text, or None."""
+        found = words(text)
+        number = self._whole.get(tuple(found))
+        if number is not None:
+            return Match(number, "whole", 1.0)
+        best: Match | None = None
+        for number in self._candidates(found):
+            match = self._look(number, found)
+            if match and (best is None or (match.share, -match.item) > (best.share, -best.item)):
+                best = match
+        return best
+
+    def _candidates(self, found: Sequence[str]) -> list[int]:
+        """Return the items enough of whose words are anywhere in the text."""
+        held: dict[int, float] = {}
+        for word in set(found):
+            for number in self._holders.get(word, ()):
+                held[number] = held.get(number, 0.0) + self._weight[word]
+        least = min(self.near, self.shuffled)
+        return [number for number, sum_ in held.items() if sum_ >= least * self._totals[number]]
+
+    def _look(self, number: int, found: Sequence[str]) -> Match | None:
+        item = self._items[number]
+        if _holds_run(found, item):
+            return Match(number, "verbatim", 1.0)
+        if len(item) <= _SHORT:
+            return None
+        best: Match | None = None
+        for start, stop in self._stretches(item, found):
+            stretch = found[start:stop]
+            in_order = self._common(item, stretch) / sum(self._weight[word] for word in item)
+            if in_order >= self.near and (best is None or in_order > best.share):
+                best = Match(number, "near", in_order)
+            elif best is None:
+                any_order = self._shared(item, stretch)
+                if any_order >= self.shuffled:
+                    best = Match(number, "shuffled", any_order)
+        return best
+
+    def _stretches(self, item: Sequence[str], found: Sequence[str]) -> list[tuple[int, int]]:
+        """Return the stretches of the text, as long as the item asks, that hold most of it."""
+        size = int(_ROOM * len(item)) + _SPARE
+        if len(found) <= size:
+            return [(0, len(found))]
+        step = max(1, len(item) // 4)
+        least = min(self.near, self.shuffled)
+        starts = range(0, len(found) - size + step, step)
+        spans = [(start, min(start + size, len(found))) for start in starts]
+        return [span for span in spans if self._shared(item, found[slice(*span)]) >= least]
+
+    def _shared(self, item: Sequence[str], stretch: Sequence[str]) -> float:
+        """Return the share of the item's information whose words are in the stretch, as often."""
+        here = Counter(item) & Counter(stretch)
+        total = sum(self._weight[word] for word in item)
+        return sum(self._weight[word] * count for word, count in here.items()) / total
+
+    def _common(self, item: Sequence[str], stretch: Sequence[str]) -> float:
+        """Return the weight of the heaviest common subsequence."""
+        row = [0.0] * (len(stretch) + 1)
+        for word in item:
+            weight = self._weight[word]
+            before = 0.0
+            for at, other in enumerate(stretch, 1):
+                above = row[at]
+                row[at] = before + weight if other == word else max(above, row[at - 1])
+                before = above
+        return row[-1]
+
+
+def _holds_run(found: Sequence[str], item: Sequence[str]) -> bool:
+    """Say whether the words of the item follow one another in the text."""
+    size, first = len(item), item[0]
+    return any(
+        word == first and found[at : at + size] == item
+        for at, word in enumerate(found[: len(found) - size + 1])
+    )

@@ -1,0 +1,143 @@
+"""Test questions out of files of records: what is found, what is not checked, what is told."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from stillroom.cli import stillroom
+from stillroom.errors import BackendError, DataError
+from stillroom.records import Message, Record, read_records, write_records
+from stillroom.synth.decontamination import Decontamination, decontaminate
+from stillroom.synth.leak_check import Limits
+
+QUESTION = (
+    "How many pages of the red book does Julie read on Monday morning before the school bell?"
+)
+REWORDED = "Ahead of lessons, what share of a novel is finished by Julie?"
+OTHER = "What is a fjord's depth in May?"
+CLEAN = "Why do bees leave the hive in May with the old queen and half of the workers?"
+
+
+def pair(asked, said="Four."):
+    return Record((Message("user", asked), Message("assistant", said)))
+
+
+@pytest.fixture
+def files(tmp_path):
+    write_records(tmp_path / "test.jsonl", [pair(QUESTION), pair(OTHER)])
+    changed = QUESTION.replace("red", "green").replace("Monday", "Friday")
+    rows = [pair(QUESTION), pair(f"Dear all. {changed} Thanks."), pair(REWORDED), pair(CLEAN)]
+    write_records(tmp_path / "r.jsonl", rows)
+    return tmp_path
+
+
+class Embedding:
+    """Puts the rewording next to the question, and everything else apart."""
+
+    dimensions, max_tokens, fingerprint, truncated = 4, 256, "test", 0
+
+    def __init__(self, fails_after=10**9):
+        self.left = fails_after
+
+    def embed(self, texts, *, kind):
+        self.left -= 1
+        if self.left < 0:
+            raise BackendError("the server is gone", code="backend.http")
+        rows = {
+            QUESTION: [1, 0, 0, 0],
+            REWORDED: [0.9, 0.436, 0, 0],
+            CLEAN: [0, 0, 1, 0],
+            OTHER: [0, 1, 0, 0],
+        }
+        return np.array([rows.get(text, [0, 0, 0, 1]) for text in texts], dtype=np.float32)
+
+
+class Judging:
+    def __init__(self, says):
+        self.says = says
+
+    def score(self, prompts, completions):
+        if self.says is None:
+            raise BackendError("the judge is gone", code="backend.http")
+
+        class Score:
+            def __init__(self, mean):
+                self.mean = mean
+
+        assert QUESTION in prompts[0].messages[0].content
+        return [Score(0.0 if word == self.says else -1.0) for word in completions]
+
+
+def plan(files, **limits):
+    return Decontamination((files / "r.jsonl",), (files / "test.jsonl",), limits=Limits(**limits))
+
+
+def kept(out):
+    return [one.messages[0].content for one in read_records(out)]
+
+
+def test_the_command_tells_what_fell_and_what_was_not_looked_for(files):
+    words = ["synth", "decontaminate", files / "r.jsonl", "--against", files / "test.jsonl"]
+    words += ["--out", files / "out", "--quiet"]
+    done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "2 of 4 records are clean; 2 hold one of 1 items (1 near, 1 whole)" in done.output
+    assert "rewordings were not looked for" in done.output
+    assert kept(files / "out") == [REWORDED, CLEAN]
+    lines = (files / "out/output/contaminated.jsonl").read_text().splitlines()
+    assert [json.loads(line)["item"]["row"] for line in lines] == [1, 1]
+    items = json.loads((files / "out/output/items.json").read_text())
+    assert [item["records"] for item in items] == [2, 0]
+
+
+def test_rewordings_are_found_by_an_embedder(files):
+    _, told = decontaminate(plan(files), files / "out", embedder=Embedding())
+    assert told["kinds"] == {"near": 1, "rephrased": 1, "whole": 1}
+    assert kept(files / "out") == [CLEAN]
+
+
+@pytest.mark.parametrize(("says", "rephrased"), [("yes", 1), ("no", 0)])
+def test_a_judge_decides_on_what_is_in_doubt(files, says, rephrased):
+    chosen = plan(files, reworded=1.1)
+    _, told = decontaminate(chosen, files / "out", embedder=Embedding(), judge=Judging(says))
+    assert told["kinds"].get("rephrased", 0) == rephrased
+    assert told["unchecked"] == 0
+
+
+@pytest.mark.parametrize(
+    ("embedder", "judge", "unchecked"),
+    [
+        (Embedding(fails_after=0), None, [REWORDED, CLEAN]),
+        (Embedding(fails_after=1), None, [REWORDED, CLEAN]),
+        (Embedding(), Judging(None), [REWORDED]),
+    ],
+)
+def test_what_could_not_be_checked_is_not_called_clean(files, embedder, judge, unchecked):
+    chosen = plan(files, reworded=1.1)
+    _, told = decontaminate(chosen, files / "out", embedder=embedder, judge=judge)
+    assert told["unchecked"] == len(unchecked)
+    assert "is gone" in told["why_unchecked"]
+    assert kept(files / "out/output/unchecked.jsonl") == unchecked
+    assert not set(unchecked) & set(kept(files / "out"))
+
+
+def test_settings_that_cannot_work_are_refused(files):
+    for chosen, code in (
+        (plan(files, near=0), "synth.threshold"),
+        (
+            Decontamination((files / "r.jsonl",), (files / "test.jsonl",), judge="x"),
+            "synth.judge-alone",
+        ),
+    ):
+        with pytest.raises(DataError) as caught:
+            decontaminate(chosen, files / "out")
+        assert caught.value.problems[0].code == code
+
+
+def test_no_items_is_an_error(files):
+    (files / "test.jsonl").write_text("")
+    with pytest.raises(DataError) as caught:
+        decontaminate(plan(files), files / "out")
+    assert caught.value.problems[0].code == "synth.no-records"
