@@ -60,6 +60,14 @@ _OPTIONS = (
     ),
     click.option("--best-at-ends", is_flag=True, help="Show the best passages first and last."),
     click.option(
+        "--parent-share",
+        type=click.FloatRange(0, 1),
+        default=0.0,
+        show_default=True,
+        help="Show the part around passages where more than this share of them is found "
+        "(indexes cut by parent_child or sentence_window).",
+    ),
+    click.option(
         "--cache",
         type=click.Path(dir_okay=False, path_type=Path),
         help="Keep answers in this file, and give them again to the same question.",

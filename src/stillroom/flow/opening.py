@@ -88,9 +88,9 @@ def open_index(
     from stillroom.models import open_text_model
     from stillroom.rag.index import Index
 
-    opened = Index.open(find_output(index, "index"))
-    text_model = open_text_model(model, say=say)
-    try:
-        yield OpenedRun(opened, text_model, text_model.name)
-    finally:
-        text_model.close()
+    with Index.open(find_output(index, "index")) as opened:
+        text_model = open_text_model(model, say=say)
+        try:
+            yield OpenedRun(opened, text_model, text_model.name)
+        finally:
+            text_model.close()

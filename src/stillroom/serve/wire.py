@@ -122,6 +122,7 @@ class ChatRequest(_Drawn):
     per_document: int | None = Field(None, ge=0, le=50)
     shorten: bool | None = None
     best_at_ends: bool | None = None
+    parent_share: float | None = Field(None, ge=0, le=1)
 
     def ask_settings(self) -> AskTexts:
         """Return what the client wants of an answer from documents, as far as it says.
@@ -137,6 +138,7 @@ class ChatRequest(_Drawn):
             "per_document",
             "shorten",
             "best_at_ends",
+            "parent_share",
         )
         told = {name: getattr(self, name) for name in names}
         return cast("AskTexts", {name: value for name, value in told.items() if value is not None})

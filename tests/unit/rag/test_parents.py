@@ -1,5 +1,7 @@
 """Small passages are found, their parents are read, once each and word for word."""
 
+import json
+
 import pytest
 
 from stillroom.rag import ask
@@ -118,3 +120,22 @@ def test_windows_that_overlap_are_one(build, folder, tmp_path):
         both = [hit for hit in read if " 7th" in hit.passage.text]
         assert len(both) == 1
         assert " 9th" in both[0].passage.text
+
+
+def test_the_command_line_says_how_much_of_a_part_must_be_found(small, tmp_path):
+    from click.testing import CliRunner
+
+    from stillroom.cli.app import stillroom
+
+    script = tmp_path / "answers.json"
+    script.write_text(json.dumps({"*": "The 7th kettle must stand 7 steps away [1]."}))
+
+    def cited(*options):
+        asked = ["rag", "ask", str(tmp_path / "index"), QUESTION, "--model", f"scripted:{script}"]
+        done = CliRunner().invoke(stillroom, [*asked, "--json", *options])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)["citations"][0]
+
+    part, alone = cited(), cited("--parent-share", "1")
+    assert part["text"].count("kettle must stand") > alone["text"].count("kettle must stand")
+    assert alone["text"] in part["text"]
