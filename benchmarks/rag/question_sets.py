@@ -88,7 +88,7 @@ def hold_out(
     return kept, asked
 
 
-def build_index(name: str, texts: dict[str, str]) -> Path:
+def build_index(name: str, texts: dict[str, str], *, embedder: str = "") -> Path:
     """Index the texts, one file each, unless that was done before."""
     folder = BUILD / name
     if (folder / "index/artifact.json").is_file():
@@ -98,6 +98,7 @@ def build_index(name: str, texts: dict[str, str]) -> Path:
         old.unlink()
     for key, text in texts.items():
         (folder / "documents" / f"{key}.md").write_text(text, encoding="utf-8")
-    recipe = RagRecipe(documents=str(folder / "documents"))
+    chosen = {"embedder": embedder} if embedder else {}
+    recipe = RagRecipe(documents=str(folder / "documents"), **chosen)
     run(recipe, Job.start(folder / "index", f"{recipe!r}\n", overwrite=True))
     return folder / "index"
