@@ -2,10 +2,10 @@
 
 Two hundred pairs: a sentence that the passage says, and the same sentence with a number swapped, a
 negation put in or taken out, or a name swapped. Half of the sentences stand in the passage word for
-word (SQuAD's paragraphs); the other half say it in other words (docs-qa's reference answers, against
-the passages that are judged right). Prints the area under the ROC curve by kind of edit with its
-bootstrap interval (pairs drawn anew), how many of each are called supported, and how many scores
-there are: every sentence gets one.
+word (SQuAD's paragraphs); the other half say it in other words (docs-qa's reference answers,
+against the passages that are judged right). Prints the area under the ROC curve by kind of edit
+with its bootstrap interval (pairs drawn anew), how many of each are called supported, and how many
+scores there are: every sentence gets one.
 
     python benchmarks/rag/faithfulness.py
     python benchmarks/rag/faithfulness.py '{"name": "entailment", "checkpoint": "./nli"}'

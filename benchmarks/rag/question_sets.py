@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stillroom.errors import IntegrityError
 from stillroom.jobs import Job
+from stillroom.rag.index import Index
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.run import run
 
@@ -89,10 +91,15 @@ def hold_out(
 
 
 def build_index(name: str, texts: dict[str, str], *, embedder: str = "") -> Path:
-    """Index the texts, one file each, unless that was done before."""
+    """Index the texts, one file each, unless that was done before by the same code."""
     folder = BUILD / name
     if (folder / "index/artifact.json").is_file():
-        return folder / "index"
+        try:
+            Index.open(folder / "index").close()
+        except IntegrityError:
+            pass
+        else:
+            return folder / "index"
     (folder / "documents").mkdir(parents=True, exist_ok=True)
     for old in (folder / "documents").iterdir():
         old.unlink()

@@ -42,8 +42,8 @@ Examples:
     "--way",
     "ways",
     multiple=True,
-    help="[TRANSFORM>]RETRIEVER[+RERANKER]; the first is compared with. Default: convex, hybrid, "
-    "keyword and dense; of --answers, convex.",
+    help="[TRANSFORM>]RETRIEVER[+RERANKER], with --answers also =>ANSWERING[!drop]; the first is "
+    "compared with. Default: convex, hybrid, keyword and dense; of --answers, convex.",
 )
 @click.option("--measure", "measures", multiple=True, help="As ndcg@10; the first one ranks.")
 @click.option(

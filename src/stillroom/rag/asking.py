@@ -102,15 +102,24 @@ def read_settings(texts: AskTexts) -> AskSettings:
     Raises:
         RecipeError: If a method or setting is unknown, or a value is out of bounds.
     """
-    from stillroom.rag.ways import parse_method, parse_way
+    from stillroom.rag.ways import parse_method, parse_reading_way
 
     given: dict[str, Any] = {name: value for name, value in texts.items() if value is not None}
     if way := given.pop("way", ""):
-        chosen = parse_way(way)
+        chosen = parse_reading_way(way)
         given["retriever"], given["reranker"] = chosen.retriever, chosen.reranker
         given["transform"] = chosen.transform
+        if chosen.answering is not None:
+            given["answering"], given["unsupported"] = chosen.answering, chosen.unsupported
+            return cast("AskSettings", _with_checker(given))
     if text := given.pop("answering", ""):
         given["answering"] = parse_method(ANSWERING, text)
+    return cast("AskSettings", _with_checker(given))
+
+
+def _with_checker(given: dict[str, Any]) -> dict[str, Any]:
+    from stillroom.rag.ways import parse_method
+
     if text := given.pop("checker", ""):
         given["checker"] = parse_method(CHECKERS, text)
-    return cast("AskSettings", given)
+    return given

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,14 +124,18 @@ def evaluate_retrieval(
         job.close()
 
 
-def parse_ways(texts: Sequence[str]) -> list[Way]:
+def parse_ways(texts: Sequence[str], parse: Callable[[str], Way] = parse_way) -> list[Way]:
     """Return the ways that lines describe.
+
+    Args:
+        texts: One way each.
+        parse: Reads a line; by default one that says how passages are found and no more.
 
     Raises:
         DataError: If one is given twice.
         RecipeError: If one names no method.
     """
-    ways = [parse_way(text) for text in texts]
+    ways = [parse(text) for text in texts]
     if len({way.name for way in ways}) < len(ways):
         raise DataError(
             "a way is given twice",

@@ -131,6 +131,8 @@ def read_question(
         retriever=way.retriever,
         reranker=way.reranker,
         transform=way.transform,
+        answering=way.answering or "direct",
+        unsupported=way.unsupported,
         sampling=sampling,
     )
     seconds = time.perf_counter() - begun

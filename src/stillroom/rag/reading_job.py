@@ -29,6 +29,7 @@ from stillroom.rag.method import DEFAULT_RETRIEVER
 from stillroom.rag.notices import collect_notices
 from stillroom.rag.reading import Reading, Stage, blame, read_question
 from stillroom.rag.reading_report import report_readings
+from stillroom.rag.ways import parse_reading_way
 from stillroom.records import Sampling
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def evaluate_answers(
         RecipeError: If a way names no method.
         Cancelled: If the user stopped it; ``resume`` goes on.
     """
-    ways = parse_ways(plan.ways)
+    ways = parse_ways(plan.ways, parse_reading_way)
     questions = _pick(read_question_set(plan.questions), plan)
     labels = read_labels(plan.labels) if plan.labels else {}
     job = Job.start(

@@ -4,9 +4,10 @@ The score of a sentence against a passage is the share of the sentence's terms, 
 idf in the index, that stand within some window of consecutive sentences of the passage. Three
 things turn a statement around while every other word stays, and make the score 0: a number that the
 window does not have, a name that the passage does not have, and a negation on one side only (each
-clause is held against the clause in the window that has most of its words). Names are words with a capital letter
-within a sentence; where the passage writes many words so, as German does, they are not told from
-others, and a name that a large index has everywhere may be missing. The threshold is fixed; what falls below is unsupported.
+clause is held against the clause in the window that has most of its words). Names are words with a
+capital letter within a sentence; where the passage writes many words so, as German does, they are
+not told from others, and a name that a large index has everywhere may be missing. The threshold is
+fixed; what falls below is unsupported.
 
 Does not know: synonyms, arithmetic, what follows from what. A paraphrase in other words counts as
 unsupported.

@@ -1,21 +1,25 @@
 """Way: one whole manner of retrieving, written in a line.
 
 ``[TRANSFORM>]RETRIEVER[+RERANKER]``, each a method's name, perhaps with settings after a colon:
-``convex:alpha=0.3+proximity``.
+``convex:alpha=0.3+proximity``. Where questions are answered, ``=>ANSWERING[!UNSUPPORTED]`` may
+follow: ``convex=>corrective:max_rounds=1!drop``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast, get_args
 
 from pydantic import ValidationError
 
 from stillroom.errors import Problem, RecipeError
+from stillroom.rag.composing import Unsupported
 from stillroom.rag.method import (
+    ANSWERING,
     RERANKERS,
     RETRIEVERS,
     TRANSFORMS,
+    Answering,
     Reranker,
     Retriever,
     Transform,
@@ -23,19 +27,50 @@ from stillroom.rag.method import (
 from stillroom.registry import Method, Seam
 from stillroom.registry.listing import suggest
 
-__all__ = ["Way", "parse_method", "parse_way"]
+__all__ = ["Way", "parse_method", "parse_reading_way", "parse_way"]
 
 M = TypeVar("M", bound=Method)
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A retriever, with the transform before it and the reranker after it, if any."""
+    """A retriever, with the transform before it and the reranker after it, if any.
+
+    ``answering`` and ``unsupported`` say how a question is answered from what is found.
+    """
 
     name: str
     retriever: Retriever
     reranker: Reranker | None = None
     transform: Transform | None = None
+    answering: Answering | None = None
+    unsupported: Unsupported = "mark"
+
+
+def parse_reading_way(text: str) -> Way:
+    """Return the way that a line describes, with how questions are answered if it says so.
+
+    Raises:
+        RecipeError: If a method or setting is unknown; the nearest is suggested.
+    """
+    found, arrow, answering = text.partition("=>")
+    way = replace(parse_way(found), name=text.strip())
+    if not arrow:
+        return way
+    method, mark, unsupported = answering.partition("!")
+    if mark and unsupported.strip() not in get_args(Unsupported):
+        raise RecipeError(
+            f"{unsupported.strip()!r} is not what is done with unsupported sentences",
+            code="recipe.value",
+            where=text,
+            expected=f"one of: {', '.join(get_args(Unsupported))}",
+            next=f"write {found}=>{method}!drop",
+        )
+    return replace(
+        way,
+        answering=parse_method(ANSWERING, method),
+        unsupported=cast("Unsupported", unsupported.strip() or "mark"),
+    )
 
 
 def parse_way(text: str) -> Way:

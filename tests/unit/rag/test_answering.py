@@ -9,7 +9,7 @@ from stillroom.models.script import ScriptedModel
 from stillroom.rag.answer import ask, ask_stream
 from stillroom.rag.method import ANSWERING, GRADERS, Grader, Query
 from stillroom.rag.prompting import ABSTENTION
-from stillroom.rag.ways import parse_method
+from stillroom.rag.ways import parse_method, parse_reading_way, parse_way
 from stillroom.records import Answer, Message, Prompt
 from stillroom.testing import scripted_model
 
@@ -289,3 +289,20 @@ def test_a_refusal_of_the_model_names_what_came_nearest(index):
     assert found.completion.text.startswith(f"{ABSTENTION} The nearest passages, [1] and [2]")
     assert found.details["refusal"] == "model"
     assert found.details["support"] == {"no-claim": 1}
+
+
+def test_a_way_may_end_in_how_questions_are_answered():
+    way = parse_reading_way("expand>convex:alpha=0.3+proximity=>corrective:strip=2!drop")
+    assert way.name == "expand>convex:alpha=0.3+proximity=>corrective:strip=2!drop"
+    assert way.answering == ANSWERING.build({"name": "corrective", "strip": 2})
+    assert (way.unsupported, way.retriever.alpha) == ("drop", 0.3)
+    assert way.reranker is not None
+    assert way.transform is not None
+    plain = parse_reading_way("keyword")
+    assert (plain.answering, plain.unsupported) == (None, "mark")
+    assert parse_reading_way("keyword=>direct!refuse").unsupported == "refuse"
+    for line in ("keyword=>direkt", "keyword=>direct!keep", "keyword=>direct:x=1"):
+        with pytest.raises(RecipeError):
+            parse_reading_way(line)
+    with pytest.raises(RecipeError):
+        parse_way("keyword=>direct")

@@ -86,6 +86,17 @@ def test_every_question_is_graded_and_the_stage_to_blame_is_named(built, asked, 
     assert (tmp_path / "out/output/runs/0-keyword.trec").is_file()
 
 
+def test_ways_of_answering_are_compared_on_the_same_questions(built, asked, tmp_path):
+    script = {**SCRIPT, "*": "Neil Armstrong walked on it."}
+    ways = ("dense", "dense=>corrective:queries=0!drop")
+    asking = plan(built, *asked(script=script), ways=ways)
+    _, report = evaluate_answers(asking, tmp_path / "out")
+    metrics = report.metrics
+    assert metrics["dense/abstention_recall"].value == 0.0
+    assert metrics[f"{ways[1]}/abstention_recall"].value == 1.0
+    assert metrics[f"{ways[1]}/right"].value >= metrics["dense/right"].value
+
+
 def reading(**changes):
     fields = {
         "text": "It is so [1].",
