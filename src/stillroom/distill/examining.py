@@ -17,6 +17,7 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.distill.control import CONTROL, control_once
 from stillroom.distill.encode import Lesson
 from stillroom.distill.fidelity import Side
+from stillroom.distill.fidelity_curves import read_losses
 from stillroom.distill.fidelity_report import (
     FINAL,
     INITIAL,
@@ -197,6 +198,7 @@ class Examiner:
             seed=seed,
             passed_over=passed_over,
             near=None if self.lane.is_compared else self._near(),
+            losses=self._losses(),
         )
         found: dict[str, Any] = {
             **(self._whole() if self.lane.is_compared else self.lane.report(self.near)),
@@ -225,6 +227,12 @@ class Examiner:
         if any(one.rows for one in rows.values()):
             found["summary"] = {name: one.summarize(self.recipe.seed) for name, one in rows.items()}
         return found
+
+    def _losses(self) -> dict[str, list[tuple[int, float]]]:
+        """Return what student and control lowered, by step, under names that say what it was."""
+        told = {"loss": f"student, {self.lane.loss}", f"{CONTROL}/loss": "control, cross-entropy"}
+        found = read_losses(self.job.work / "metrics.jsonl", list(told))
+        return {told[name]: points for name, points in found.items() if points}
 
     def _near(self) -> list[Near]:
         return [

@@ -27,6 +27,7 @@ __all__ = [
     "RecordFidelity",
     "Scaled",
     "Side",
+    "count_depths",
     "measure_fidelity",
 ]
 
@@ -38,6 +39,7 @@ MEASURES = {
     "agreement": "",
     "top5_overlap": "",
     "loss": "nats/token",
+    "entropy": "nats/token",
     "entropy_gap": "nats/token",
     "brier": "",
 }
@@ -135,6 +137,8 @@ class Side:
         sampled: Token ids of what it wrote by sampling from its whole distribution.
         free: KL(teacher || it) at each depth of ``sampled``, by record.
         forced: The same on what the teacher sampled after the same prompts.
+        depth: KL(teacher || it) by how many of a record's counted tokens stand before: sums and
+            numbers of tokens, one pair for each power of two (``count_depths``).
     """
 
     fidelity: Fidelity
@@ -145,6 +149,7 @@ class Side:
     sampled: tuple[tuple[int, ...], ...] = ()
     free: tuple[Floats, ...] = ()
     forced: tuple[Floats, ...] = ()
+    depth: tuple[tuple[float, float], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -157,6 +162,7 @@ class Side:
             "sampled": [list(row) for row in self.sampled],
             "free": [row.tolist() for row in self.free],
             "forced": [row.tolist() for row in self.forced],
+            "depth": [list(pair) for pair in self.depth],
         }
 
     @classmethod
@@ -171,7 +177,27 @@ class Side:
             tuple(tuple(row) for row in data["sampled"]),
             tuple(np.asarray(row, dtype=np.float64) for row in data["free"]),
             tuple(np.asarray(row, dtype=np.float64) for row in data["forced"]),
+            tuple((float(total), float(count)) for total, count in data.get("depth", ())),
         )
+
+
+def count_depths(rows: Sequence[Floats]) -> tuple[tuple[float, float], ...]:
+    """Return sums and numbers of values by their place in a row, joined by powers of two.
+
+    The first pair holds the first value of each row, the second the second, then the third and
+    fourth, the next four, and so on.
+
+    Args:
+        rows: One value a place, (n,) each.
+    """
+    longest = max((len(row) for row in rows), default=0)
+    pairs, start, end = [], 0, 1
+    while start < longest:
+        parts = [row[start:end] for row in rows]
+        count = float(sum(len(part) for part in parts))
+        pairs.append((float(sum(part.sum() for part in parts)), count))
+        start, end = end, 2 * end
+    return tuple(pairs)
 
 
 def measure_fidelity(

@@ -15,6 +15,7 @@ from typing import Any
 
 from stillroom.distill.control import CONTROL
 from stillroom.distill.fidelity import Side
+from stillroom.distill.fidelity_curves import depth_curves, reliability_curves, training_curves
 from stillroom.distill.fidelity_rows import (
     RIGHT_F1,
     NearSide,
@@ -29,6 +30,7 @@ from stillroom.distill.fidelity_rows import (
 from stillroom.distill.figures import Figures
 from stillroom.distill.measuring import TEACHER
 from stillroom.evaluate import Metric, Plot, Report, bootstrap, paired_difference
+from stillroom.evaluate.curves import Curves
 from stillroom.evaluate.page import draw_page
 from stillroom.evaluate.report import Grid
 from stillroom.jobs import atomic_write
@@ -85,6 +87,7 @@ def build_report(
     seed: int,
     passed_over: Mapping[str, int],
     near: Sequence[Near] | None = None,
+    losses: Mapping[str, Sequence[tuple[int, float]]] | None = None,
 ) -> Report:
     """Return the report of a job.
 
@@ -97,6 +100,7 @@ def build_report(
         passed_over: Records that were not answered, by reason.
         near: One for each teacher that was asked instead; None where the teacher's distributions
             are part of ``sides``.
+        losses: What student and control lowered, by step.
     """
     report = Report(title, _say_summary(sides, near, seed))
     if not sides[FINAL].fidelity.rows:
@@ -109,6 +113,7 @@ def build_report(
             "over all tokens together, intervals over records.",
             belief_rows(),
             plot="kl",
+            curves=depth_curves(sides, _named(INITIAL, CONTROL, FINAL)),
         )
     else:
         _add_near(report, near, seed)
@@ -124,11 +129,17 @@ def build_report(
         "The temperature is fitted on every second record and applied to the others: it is what "
         "one parameter can do, so compare with the lines after it.",
         calibration_rows(),
+        curves=reliability_curves(sides, _named(TEACHER, CONTROL, FINAL), FINAL),
     )
     _add_texts(builder, sides)
-    _add_budget(report, budgets)
+    _add_budget(report, budgets, losses or {})
     _add_left_out(report, passed_over)
     return report
+
+
+def _named(*sides: str) -> dict[str, str]:
+    """Return how people call some sides, in order."""
+    return {name: _COLUMNS[name] for name in sides}
 
 
 def _add_near(report: Report, near: Sequence[Near], seed: int) -> None:
@@ -191,7 +202,15 @@ class _Builder:
         if CONTROL in sides:
             self.columns.append(_DIFFERENCE)
 
-    def section(self, title: str, text: str, rows: Sequence[Row], *, plot: str = "") -> None:
+    def section(
+        self,
+        title: str,
+        text: str,
+        rows: Sequence[Row],
+        *,
+        plot: str = "",
+        curves: Sequence[Curves] = (),
+    ) -> None:
         found = {(row.key, name): self._cell(row, name) for row in rows for name in self.columns}
         metrics = {place: metric for place, metric in found.items() if metric is not None}
         columns = [name for name in self.columns if any(name == side for _, side in metrics)]
@@ -228,6 +247,7 @@ class _Builder:
             )
             if shown
             else None,
+            curves=curves,
         )
         for name in (FINAL, _DIFFERENCE):
             if plot and (plot, name) in metrics:
@@ -268,7 +288,11 @@ class _Builder:
         )
 
 
-def _add_budget(report: Report, budgets: Mapping[str, Budget]) -> None:
+def _add_budget(
+    report: Report,
+    budgets: Mapping[str, Budget],
+    losses: Mapping[str, Sequence[tuple[int, float]]],
+) -> None:
     note = "counted, not sampled"
     rows = {
         "optimizer steps": ("steps", ""),
@@ -294,6 +318,7 @@ def _add_budget(report: Report, budgets: Mapping[str, Budget]) -> None:
         "run, so they stand outside the artifact, in timings.html beside this folder.",
         metrics=metrics,
         grid=Grid("Counts", tuple(_COLUMNS[name] for name in columns), tuple(lines)),
+        curves=training_curves(losses),
     )
 
 

@@ -38,6 +38,7 @@ _BELIEFS = (
     ("likeliest token agrees", "agreement"),
     ("five likeliest that are shared", "top5_overlap"),
     ("loss on the records' own tokens", "loss"),
+    ("entropy", "entropy"),
     ("entropy less the teacher's", "entropy_gap"),
 )
 _OWN = (("loss on the records' own tokens", "loss"), ("entropy", "entropy"))

@@ -15,7 +15,14 @@ import numpy as np
 import torch
 
 from stillroom.distill.context import ContextSettings, hear_record
-from stillroom.distill.fidelity import Answered, Fidelity, RecordFidelity, Scaled, Side
+from stillroom.distill.fidelity import (
+    Answered,
+    Fidelity,
+    RecordFidelity,
+    Scaled,
+    Side,
+    count_depths,
+)
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.teacher import Teacher
 from stillroom.evaluate.calibration import BINS
@@ -108,6 +115,7 @@ class HeldOut:
             np.array([row.bins for row in found if row.tokens]).reshape(-1, 3, BINS),
             temperature,
             tuple(_scaled(row) for row in found if row.scaled_bins is not None),
+            depth=count_depths([row.kl_by_position for row in found]),
             **written,
         )
 

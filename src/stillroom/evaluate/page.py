@@ -9,15 +9,18 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from stillroom.evaluate.curves import Curves, draw_curves
 from stillroom.evaluate.plots import Plot, draw_plot, format_value
 
 __all__ = ["draw_page"]
 
 _STYLE = """
 :root{color-scheme:light dark;--page:#fbfaf7;--card:#fff;--ink:#23211d;--quiet:#66615a;
---line:#e3ded5;--accent:#8a4b14;--bar:#d9a066;--dot:#8a4b14}
+--line:#e3ded5;--accent:#8a4b14;--bar:#d9a066;--dot:#8a4b14;
+--second:#1d6473;--third:#6b3f86}
 @media(prefers-color-scheme:dark){:root{--page:#181715;--card:#211f1c;--ink:#ece7de;--quiet:#a49d92;
---line:#3a3631;--accent:#e8a45c;--bar:#8a5a2b;--dot:#f0b878}}
+--line:#3a3631;--accent:#e8a45c;--bar:#8a5a2b;--dot:#f0b878;
+--second:#6fc3d4;--third:#c39be0}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
@@ -43,17 +46,28 @@ tr>:last-child{padding-right:0}
 thead th{font-weight:600;color:var(--quiet);border-bottom-width:2px;white-space:nowrap}
 tbody th{font-weight:500}
 td.number,th.number{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
-table.grid td,table.grid thead th.number{padding:7px 0 7px 10px;overflow-wrap:normal}
+table.grid td,table.grid thead th.number{padding:7px 0 7px 8px;overflow-wrap:normal}
 table.grid thead th{white-space:normal;padding-left:0}
 table.grid tbody th{min-width:130px}
-table.grid td .note{font-size:12px;white-space:nowrap}
-figure{margin:14px 0 6px}
+table.grid td .note{font-size:11.5px;white-space:nowrap}
+figure{margin:14px 0 6px;overflow-x:auto}
 svg{width:100%;height:auto;display:block}
+figure>svg{min-width:560px}
 svg text{font-size:13px;fill:var(--ink)}
 svg .label{text-anchor:end}svg .tick{text-anchor:middle;fill:var(--quiet);font-size:12px}
 svg .value{font-weight:600;font-variant-numeric:tabular-nums}
 svg .grid{stroke:var(--line)}svg .bar{fill:var(--bar)}svg .dot{fill:var(--dot)}
 svg .whisker{stroke:var(--accent);stroke-width:2;fill:none}
+svg .tick.label{text-anchor:end}
+svg .line{fill:none;stroke-width:2.2}svg .even{stroke:var(--quiet);stroke-dasharray:2 4}
+svg .line.s0{stroke:var(--accent)}svg circle.s0{fill:var(--accent)}
+svg .line.s1{stroke:var(--second);stroke-dasharray:9 4}svg circle.s1{fill:var(--second)}
+svg .line.s2{stroke:var(--third);stroke-dasharray:2 3}svg circle.s2{fill:var(--third)}
+svg .line.s3{stroke:var(--quiet);stroke-dasharray:12 4 2 4}svg circle.s3{fill:var(--quiet)}
+svg .line.s4{stroke:var(--bar)}svg circle.s4{fill:var(--bar)}
+.keys{list-style:none;display:flex;flex-wrap:wrap;gap:4px 18px;margin:2px 0 4px;padding:0;
+font-size:14px}
+.keys svg{display:inline-block;width:36px;height:12px;margin-right:6px;vertical-align:-1px}
 footer{margin-top:32px}
 @media print{body{background:#fff}section,.tiles li{break-inside:avoid}}
 """
@@ -111,6 +125,7 @@ def _draw_section(
     parts += [f"<p>{escape(line)}</p>" for line in section.get("text", "").split("\n\n") if line]
     if section.get("plot"):
         parts.append(draw_plot(Plot.from_json(section["plot"])))
+    parts += [draw_curves(Curves.from_json(one)) for one in section.get("curves", ())]
     if section.get("grid"):
         parts.append(_draw_grid(section["grid"], known))
     if metrics:

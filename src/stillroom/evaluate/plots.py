@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from stillroom.evaluate.metrics import Metric
 
-__all__ = ["Plot", "draw_plot", "format_value"]
+__all__ = ["Plot", "choose_scale", "draw_plot", "format_value"]
 
-_WIDTH, _ROW, _LABELS, _VALUES, _TOP, _BOTTOM = 720, 30, 240, 140, 8, 30
+_WIDTH, _ROW, _LABELS, _VALUES, _TOP, _BOTTOM = 720, 30, 220, 168, 8, 30
 _SHORTEN = 28
 _TINY = 1e-12
 _SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -108,7 +108,7 @@ def draw_plot(plot: Plot) -> str:
     if not rows:
         return ""
     ends = [end for _, value, low, high in rows for end in (value, low, high) if end is not None]
-    low, high, step = _choose_scale(min(ends), max(ends), is_bars=plot.kind == "bars")
+    low, high, step = choose_scale(min(ends), max(ends), is_bars=plot.kind == "bars")
     height = _TOP + _ROW * len(rows) + _BOTTOM
     parts = [_draw_axis(low, high, step, height - _BOTTOM, plot.unit)]
     for at, row in enumerate(rows):
@@ -125,7 +125,7 @@ def _padded(ends: tuple[float | None, ...], plot: Plot) -> tuple[float | None, .
     return ends or (None,) * len(plot.labels)
 
 
-def _choose_scale(low: float, high: float, *, is_bars: bool) -> tuple[float, float, float]:
+def choose_scale(low: float, high: float, *, is_bars: bool = False) -> tuple[float, float, float]:
     """Return ends and step of an axis with round ticks; bars begin at zero, shares end at one."""
     if is_bars or 0 <= low <= high <= 1:
         low = min(low, 0.0)

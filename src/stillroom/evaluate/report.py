@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
+from stillroom.evaluate.curves import Curves
 from stillroom.evaluate.metrics import Metric
 from stillroom.evaluate.page import draw_page
 from stillroom.evaluate.plots import Plot
@@ -75,7 +76,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of a report: words, then metrics, a plot, a grid and a table, any of them absent."""
+    """A part of a report: words, metrics, a plot, curves, a grid, a table; any may be absent."""
 
     title: str
     text: str = ""
@@ -83,6 +84,7 @@ class Section:
     plot: Plot | None = None
     table: Table | None = None
     grid: Grid | None = None
+    curves: tuple[Curves, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; metrics by name, since the report lists them all."""
@@ -93,6 +95,7 @@ class Section:
             "plot": self.plot.to_json() if self.plot else None,
             "table": self.table.to_json() if self.table else None,
             **({"grid": self.grid.to_json()} if self.grid else {}),
+            **({"curves": [one.to_json() for one in self.curves]} if self.curves else {}),
         }
 
 
@@ -138,6 +141,7 @@ class Report:
         table: Table | None = None,
         plot: Plot | None = None,
         grid: Grid | None = None,
+        curves: Sequence[Curves] = (),
     ) -> Report:
         """Add a section with its metrics, and return the report.
 
@@ -148,7 +152,8 @@ class Report:
         """
         for metric in metrics:
             self.add(metric)
-        self.sections.append(Section(title, text, tuple(metrics), plot, table, grid))
+        whole = Section(title, text, tuple(metrics), plot, table, grid, tuple(curves))
+        self.sections.append(whole)
         return self
 
     def to_json(self) -> dict[str, Any]:
@@ -173,6 +178,7 @@ class Report:
                 Plot.from_json(row["plot"]) if row.get("plot") else None,
                 Table.from_json(row["table"]) if row.get("table") else None,
                 Grid.from_json(row["grid"]) if row.get("grid") else None,
+                tuple(Curves.from_json(one) for one in row.get("curves", ())),
             )
             for row in data.get("sections", ())
         ]

@@ -1,7 +1,18 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from stillroom.distill.fidelity import Answered, Fidelity, RecordFidelity, Scaled, Side
+from stillroom.distill.fidelity import (
+    Answered,
+    Fidelity,
+    RecordFidelity,
+    Scaled,
+    Side,
+    count_depths,
+)
+from stillroom.distill.fidelity_curves import read_losses
 from stillroom.distill.fidelity_report import Budget, build_report
 from stillroom.evaluate.calibration import BINS
 
@@ -83,3 +94,57 @@ def test_sides_survive_their_journal(sides):
         again = Side.from_json(side.to_json())
         assert again.to_json() == side.to_json()
         assert np.array_equal(again.bins, side.bins)
+
+
+def test_depths_are_counted_by_runs_that_double():
+    rows = [np.arange(1.0, 8.0), np.array([10.0, 20.0])]
+    assert count_depths(rows) == ((11.0, 2.0), (22.0, 2.0), (7.0, 2.0), (18.0, 3.0))
+    assert count_depths([]) == ()
+
+
+def test_curves_tell_reliability_depth_and_training(sides):
+    depth = ((4.0, 2.0), (2.0, 2.0), (1.0, 4.0))
+    sides["final"] = replace(sides["final"], depth=depth)
+    losses = {"student, forward_kl": [(step, 1 / step) for step in range(1, 200)]}
+    budget = Budget(10, 100, 50, 1000, 2000)
+    report = build_report(
+        sides,
+        {"final": budget, "control": budget},
+        title="T",
+        seed=0,
+        passed_over={},
+        losses=losses,
+    )
+    found = {section.title: section.curves for section in report.sections}
+    (by_depth,) = found["Beliefs"]
+    assert by_depth.is_log
+    drawn = {one.name: one for one in by_depth.series}
+    assert drawn["student"].points == ((1.0, 2.0), (2.0, 1.0), (3.5, 0.25))
+    (reliable,) = found["Calibration"]
+    assert reliable.diagonal
+    assert [one.name for one in reliable.series] == [
+        "teacher",
+        "control",
+        "student",
+        "student, scaled",
+    ]
+    count, said, came = sides["final"].bins.sum(0)
+    student = next(one for one in reliable.series if one.name == "student")
+    assert student.points[0] == pytest.approx((said[0] / count[0], came[0] / count[0]))
+    (trained,) = found["Budget and size"]
+    steps = [x for x, _ in trained.series[0].points]
+    assert len(steps) <= 48
+    assert steps[0] >= 1
+    assert trained.series[0].points[0][1] > trained.series[0].points[-1][1]
+
+
+def test_of_a_step_done_twice_the_last_value_counts(tmp_path):
+    lines = [("loss", 1, 3.0), ("loss", 2, 2.0), ("control/loss", 1, 9.0), ("loss", 2, 1.5)]
+    text = "".join(
+        json.dumps({"name": name, "step": step, "value": value}) + "\n"
+        for name, step, value in lines
+    )
+    (tmp_path / "metrics.jsonl").write_text(text)
+    found = read_losses(tmp_path / "metrics.jsonl", ["loss", "control/loss", "other"])
+    assert found == {"loss": [(1, 3.0), (2, 1.5)], "control/loss": [(1, 9.0)], "other": []}
+    assert read_losses(tmp_path / "none.jsonl", ["loss"]) == {"loss": []}

@@ -118,3 +118,16 @@ def test_models_come_back_in_their_modes(pair, records):
     assert student.training
     assert not teacher.training
     student.eval()
+
+
+def test_without_a_teacher_a_model_is_read_by_itself(pair, records):
+    student, teacher, tokenizer = pair
+    encoded = encode_records(tokenizer, records, max_tokens=64)
+    alone, heat = compare_beliefs(student, None, encoded, calibrate=True)
+    beside, same = compare_beliefs(student, teacher, encoded, calibrate=True)
+    assert heat == same
+    for one, other in zip(alone, beside, strict=True):
+        assert (one.tokens, one.kl, len(one.kl_by_position)) == (other.tokens, 0.0, 0)
+        for name in ("loss", "entropy", "brier", "scaled_loss"):
+            assert getattr(one, name) == getattr(other, name)
+        assert np.array_equal(one.bins, other.bins)
