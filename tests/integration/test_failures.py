@@ -334,7 +334,10 @@ def test_job_that_cannot_fit_names_the_knob(job, tmp_path):
 # Bytes that are not what was written.
 
 
-@pytest.mark.parametrize("name", ["vectors.npy", "keyword.sqlite", "passages.jsonl"])
+@pytest.mark.parametrize(
+    "name",
+    ["segments/000001/vectors.npy", "segments/000001/postings.safetensors", "ledger.sqlite"],
+)
 @pytest.mark.parametrize("how", ["cut", "flipped"])
 def test_damaged_index_names_the_file(index, tmp_path, name, how):
     copy = tmp_path / "index"
@@ -346,23 +349,23 @@ def test_damaged_index_names_the_file(index, tmp_path, name, how):
     else:
         data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    fails(stillroom("rag", "search", copy, "barley"), 1, "rag.index-damaged", name)
+    fails(stillroom("rag", "search", copy, "barley"), 1, "rag.index-damaged", path.name)
 
 
 def test_damaged_index_of_a_run_is_not_asked(run, index, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    with (copy / index.relative_to(run) / "output" / "passages.jsonl").open("ab") as file:
+    with (copy / index.relative_to(run) / "output" / "ledger.sqlite").open("ab") as file:
         file.write(b"{}\n")
-    fails(stillroom("ask", copy, "What?"), 1, "rag.index-damaged", "passages.jsonl")
-    fails(stillroom("verify", copy), 1, "integrity.changed", "output/passages.jsonl")
+    fails(stillroom("ask", copy, "What?"), 1, "rag.index-damaged", "ledger.sqlite")
+    fails(stillroom("verify", copy), 1, "integrity.changed", "output/ledger.sqlite")
 
 
 def test_half_written_index_is_recognized(index, tmp_path):
     copy = tmp_path / "index"
     shutil.copytree(index, copy)
-    (copy / "output" / "index.json").unlink()
-    fails(stillroom("rag", "search", copy, "barley"), 1, "rag.index-unfinished", "index.json")
+    (copy / "output" / "ledger.sqlite").unlink()
+    fails(stillroom("rag", "search", copy, "barley"), 1, "rag.index-unfinished", "ledger.sqlite")
 
 
 # Folders that are taken.

@@ -8,7 +8,7 @@ import sys
 import pytest
 from tests.integration.main_job import MainJob, digests
 
-from stillroom.provenance import read_artifact
+from stillroom.provenance import read_artifact, read_ledger
 
 STEPS = ("index", "records", "student", "merged", "report")
 
@@ -75,13 +75,7 @@ def test_lineage_walks_to_the_bytes_of_the_documents(run):
 def test_byte_ranges_of_records_hold_their_evidence(job, run):
     steps = read_artifact(run).details["steps"]
     rows = (run / steps["records"] / "output" / "records.jsonl").read_text().splitlines()
-    passages = {
-        row["id"]: row
-        for row in map(
-            json.loads,
-            (run / steps["index"] / "output" / "passages.jsonl").read_text().splitlines(),
-        )
-    }
+    passages = {row["id"]: row for row in read_ledger(run / steps["index"] / "output", "passages")}
     checked = 0
     for row in map(json.loads, rows):
         evidence = row["fields"].get("evidence")

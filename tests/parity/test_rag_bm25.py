@@ -10,7 +10,8 @@ import sqlite3
 
 import pytest
 
-from stillroom.rag.lexicon import Lexicon, build_lexicon
+from stillroom.rag.keyword_engine import KeywordEngine
+from stillroom.rag.postings import Postings, write_postings
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +34,10 @@ def peer(texts):
 @pytest.mark.parametrize("term", ["w12", "w17", "w60", "w150"])
 def test_one_term_scores_as_in_sqlite(texts, peer, tmp_path, term):
     rows = [(f"p{at}", [], text.split(), 0, len(text.split())) for at, text in enumerate(texts)]
-    build_lexicon(tmp_path / "k.sqlite", rows, tmp_path)
-    lexicon = Lexicon(tmp_path / "k.sqlite")
-    found, scores = lexicon.score({term: 1.0}, k1=1.2, b=0.75, heading_weight=0.0)
-    idf = lexicon.idf(term)
-    lexicon.close()
+    write_postings(tmp_path, rows)
+    engine = KeywordEngine([Postings.open(tmp_path)])
+    found, scores = engine.search({term: 1.0}, 1000, k1=1.2, b=0.75, heading_weight=0.0)
+    idf = engine.idf(term)
     theirs = dict(peer.execute("SELECT rowid - 1, bm25(t) FROM t WHERE t MATCH ?", (term,)))
     assert set(found.tolist()) == set(theirs)
     total, having = len(texts), len(theirs)

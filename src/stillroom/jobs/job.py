@@ -14,7 +14,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -244,15 +244,26 @@ class Job:
         parents: Sequence[Parent] = (),
         origin: Mapping[str, Any] | None = None,
         details: Mapping[str, Any] | None = None,
+        is_timed: Callable[[str], bool] = lambda path: False,
     ) -> Artifact:
         """Digest the output, write artifact.json, sync, and rename the folder into place.
+
+        Args:
+            kind: What the job leaves.
+            parents: What it was made from.
+            origin: Whether that is human or synthetic.
+            details: What a reader of the artifact should know.
+            is_timed: Says of a file, by its path in the folder, whether its bytes depend on the
+                clock or on how it came about, so that they are no part of the digest.
 
         Raises:
             ResourceError: If the disk is full; the working folder stays for ``--resume``.
         """
+        files = list_files(self.work)
         artifact = Artifact(
             kind=kind,
-            files=list_files(self.work),
+            files=tuple(entry for entry in files if not is_timed(entry.path)),
+            timed_files=tuple(entry for entry in files if is_timed(entry.path)),
             parents=tuple(parents),
             recipe_digest=self.recipe_digest,
             seed=self.seed,

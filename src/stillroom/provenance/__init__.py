@@ -21,6 +21,7 @@ from stillroom.provenance.digests import (
     digest_json,
     digest_text,
 )
+from stillroom.provenance.ledger import LEDGER, connect_ledger, read_ledger
 from stillroom.provenance.lineage import walk_lineage, walk_record
 from stillroom.provenance.sources import find_passages, resolve_parent
 from stillroom.provenance.tree import Node, render_tree
@@ -28,12 +29,14 @@ from stillroom.provenance.verify import Finding, verify
 
 __all__ = [
     "ARTIFACT_FILE",
+    "LEDGER",
     "Artifact",
     "FileEntry",
     "Finding",
     "Node",
     "Parent",
     "canonical_json",
+    "connect_ledger",
     "digest_bytes",
     "digest_file",
     "digest_json",
@@ -42,6 +45,7 @@ __all__ = [
     "find_passages",
     "make_parent",
     "read_artifact",
+    "read_ledger",
     "render_tree",
     "resolve_parent",
     "verify",

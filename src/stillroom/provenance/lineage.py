@@ -16,14 +16,14 @@ from stillroom.errors import DataError
 from stillroom.provenance.artifact import ARTIFACT_FILE, Artifact, Parent, read_artifact
 from stillroom.provenance.digests import digest_file
 from stillroom.provenance.sources import (
-    DOCUMENTS,
-    PASSAGES,
     count_origins,
     find_dropped,
     find_passages,
     find_records,
+    holds_passages,
     is_reference,
-    iter_objects,
+    iter_documents,
+    iter_passages,
     list_ancestors,
     look_at_document,
     names_something,
@@ -197,7 +197,7 @@ class _Walker:
         )
 
     def first_passages(self, folder: Path) -> list[Node]:
-        ids = [row.get("id", "") for row in islice(iter_objects(folder / PASSAGES), self.examples)]
+        ids = [row.get("id", "") for row in islice(iter_passages(folder), self.examples)]
         return self.passages([folder], ids)
 
     def passages(self, sources: list[Path], ids: list[str]) -> list[Node]:
@@ -206,7 +206,7 @@ class _Walker:
         nodes: dict[str, Node] = {}
         for folder in sources:
             wanted = [name for name in left if name not in nodes]
-            if not wanted or not (folder / PASSAGES).is_file():
+            if not wanted or not holds_passages(folder):
                 continue
             for name, passage in find_passages(folder, wanted).items():
                 nodes[name] = self.passage(folder, passage)
@@ -233,9 +233,9 @@ class _Walker:
         nodes: dict[str, Node] = {}
         for folder in sources:
             wanted = {name for name in ids if name not in nodes}
-            if not wanted or not (folder / DOCUMENTS).is_file():
+            if not wanted:
                 continue
-            for row in iter_objects(folder / DOCUMENTS, wanted):
+            for row in iter_documents(folder, wanted):
                 if row.get("id") in wanted:
                     path, digest = str(row.get("path", "")), str(row.get("digest", ""))
                     file, notes = look_at_document(folder, path, digest)

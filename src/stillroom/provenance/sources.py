@@ -1,4 +1,4 @@
-"""Finding what a lineage names: parents, records, passages and documents, read line by line."""
+"""Finding what a lineage names: parents, records, passages and documents, read one by one."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from typing import Any
 from stillroom.errors import DataError
 from stillroom.provenance.artifact import Artifact, Parent, read_artifact
 from stillroom.provenance.digests import digest_file
+from stillroom.provenance.ledger import LEDGER, read_ledger
 from stillroom.records import Passage, Record, find_record_file, read_records
 
 __all__ = [
-    "DOCUMENTS",
-    "PASSAGES",
     "count_origins",
     "find_dropped",
     "find_passages",
     "find_records",
+    "holds_passages",
     "is_reference",
+    "iter_documents",
     "iter_objects",
+    "iter_passages",
     "list_ancestors",
     "look_at_document",
     "names_path",
@@ -31,29 +33,48 @@ __all__ = [
     "resolve_parent",
 ]
 
-PASSAGES = "output/passages.jsonl"
-DOCUMENTS = "output/documents.jsonl"
+_PASSAGES = "output/passages.jsonl"
+_DOCUMENTS = "output/documents.jsonl"
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 
 
 def find_passages(index_folder: Path, ids: Iterable[str]) -> dict[str, Passage]:
-    """Return those of the passages that an index artifact holds, by id; reads line by line.
+    """Return those of the passages that an index artifact holds, by id.
 
     Raises:
-        DataError: If the index's file of passages is damaged.
+        DataError: If the index's passages are damaged.
     """
     wanted = set(ids)
     found: dict[str, Passage] = {}
-    for row in iter_objects(index_folder / PASSAGES, wanted):
+    for row in iter_passages(index_folder, wanted):
         try:
             passage = Passage.from_json(row)
         except (KeyError, TypeError, AttributeError) as error:
-            raise _damaged(index_folder / PASSAGES, error) from error
+            raise _damaged(index_folder / "output", error) from error
         if passage.id in wanted:
             found[passage.id] = passage
             if len(found) == len(wanted):
                 break
     return found
+
+
+def holds_passages(folder: Path) -> bool:
+    """Return whether an artifact's folder holds passages, in an index or in a file of them."""
+    return (folder / "output" / LEDGER).is_file() or (folder / _PASSAGES).is_file()
+
+
+def iter_passages(folder: Path, ids: set[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the passages of an artifact's folder as JSON values, or those of some ids."""
+    if (folder / "output" / LEDGER).is_file():
+        return read_ledger(folder / "output", "passages", ids)
+    return iter_objects(folder / _PASSAGES, ids)
+
+
+def iter_documents(folder: Path, ids: set[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the documents of an artifact's folder as JSON values, or those of some ids."""
+    if (folder / "output" / LEDGER).is_file():
+        return read_ledger(folder / "output", "documents", ids)
+    return iter_objects(folder / _DOCUMENTS, ids)
 
 
 def resolve_parent(folder: Path, parent: Parent) -> Path:
@@ -161,9 +182,9 @@ def find_dropped(output: Path, record_id: str) -> Iterator[tuple[Record, str]]:
 def count_origins(folder: Path) -> list[str]:
     """Return how many documents and passages of an index are human, synthetic or unknown."""
     notes = []
-    for name, file in (("documents", DOCUMENTS), ("passages", PASSAGES)):
+    for name, rows in (("documents", iter_documents), ("passages", iter_passages)):
         counts: Counter[str] = Counter()
-        for row in iter_objects(folder / file):
+        for row in rows(folder):
             origin = row.get("origin")
             counts[
                 str(origin.get("kind", "unknown")) if isinstance(origin, dict) else "unknown"

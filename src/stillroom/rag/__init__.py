@@ -11,8 +11,8 @@ doi:10.1145/1571941.1572114), RM3 (Abdul-Jaleel et al. 2004), HyDE (Gao et al. 2
 arXiv:2212.10496), late interaction (Khattab and Zaharia 2020, arXiv:2004.12832), spotlighting of
 untrusted text (Hines et al. 2024, arXiv:2403.14720).
 
-In: a folder of documents. Out: an ``index`` artifact, whose output holds ``index.json``,
-``documents.jsonl``, ``passages.jsonl``, ``keyword.sqlite`` and ``vectors.npy``.
+In: a folder of documents. Out: an ``index`` artifact, whose output holds ``ledger.sqlite`` (what it
+holds, snapshot by snapshot), ``segments/`` (postings and vectors to search it) and ``index.json``.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""Index: a finished index, open for searching from several threads.
+"""Index: a snapshot of an index, open for searching from several threads.
 
-Vectors are memory-mapped, passages are read where they stand, keywords lie in SQLite. Dense search
-is exact: every vector is compared. A passage is known by its row: documents by path, passages by
-position; equal scores are ordered by row.
-
-Does not know who asks: whoever may open an index may read all of it.
+An index is opened as one of its snapshots and shows nothing else until ``refresh``: whatever a
+writer does meanwhile, no half of it is seen. A passage is known by its row: documents by path,
+passages by position, from 0; equal scores are ordered by row, so that what is found does not depend
+on how rows are spread over segments. Vectors and postings are memory-mapped, texts are read from
+the ledger where they stand. Both searches are exact.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -23,15 +23,7 @@ from stillroom.errors import DataError, IntegrityError
 from stillroom.provenance import find_output
 from stillroom.rag.analyzer import Analyzer
 from stillroom.rag.fusion import reciprocal_rank
-from stillroom.rag.layout import (
-    DOCUMENTS,
-    LEXICON,
-    PASSAGES,
-    VECTORS,
-    Lines,
-    read_description,
-)
-from stillroom.rag.lexicon import Lexicon
+from stillroom.rag.keyword_engine import KeywordEngine
 from stillroom.rag.method import (
     DEFAULT_RETRIEVER,
     RERANKERS,
@@ -43,7 +35,12 @@ from stillroom.rag.method import (
     Transform,
     make_query,
 )
-from stillroom.records import Document, Hit, Passage, content_id
+from stillroom.rag.query_vectors import QueryVectors
+from stillroom.rag.store.description import Description
+from stillroom.rag.store.ledger import damaged
+from stillroom.rag.store.opening import OpenSnapshot, Rows, open_snapshot
+from stillroom.rag.vectors import DenseEngine
+from stillroom.records import Document, Hit, Passage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,58 +50,76 @@ if TYPE_CHECKING:
 __all__ = ["Index", "best_positions"]
 
 Ranking = list[tuple[int, float]]
-_CACHED_QUERIES = 1024
-_BLOCK_ROWS = 16_384
+_SLACK = 16
 RERANK_DEPTH = 50
 
 
-class Index:
-    """A finished index; use ``open``, ``retrieve``, ``passage`` and ``close``."""
+class _State:
+    """What an index shows: a snapshot, the rows that may be seen, and what searches them."""
 
-    def __init__(self, folder: Path, *, embedder: Embedder | None, verify: bool) -> None:
-        """Stand over the files of ``folder``; callers use ``open``."""
-        self.folder = folder
-        self.description = read_description(folder, verify=verify)
-        self.analyzer = self._open_analyzer()
-        self.lexicon = Lexicon(folder / LEXICON)
-        self._lines = Lines(folder / PASSAGES)
-        self._vectors: NDArray[Any] = np.load(folder / VECTORS, mmap_mode="r")
-        self._documents: tuple[Lines, dict[str, int]] | None = None
-        self._embedder: Embedder | None = None
-        self._lock = threading.RLock()
-        self._query_vectors: OrderedDict[tuple[str, tuple[str, ...]], NDArray[np.float32]] = (
-            OrderedDict()
+    def __init__(self, opened: OpenSnapshot) -> None:
+        self.opened = opened
+        self.rows = Rows(opened.ledger.load(opened.snapshot.number), opened)
+        mask = self.rows.mask
+        self.mask = None if mask.all() else mask
+        parts = opened.segments
+        self.keywords = KeywordEngine([part.postings for part in parts], self.mask)
+        self.dense = DenseEngine(
+            [part.vectors for part in parts], self.mask, codes=[part.codes for part in parts]
         )
-        try:
-            self._check_rows()
-            if embedder is not None:
-                self._embedder = self._accept(embedder)
-        except IntegrityError:
-            self.close()
-            raise
+
+
+class Index:
+    """A snapshot of an index; use ``open``, ``retrieve``, ``passage`` and ``close``."""
+
+    def __init__(
+        self, folder: Path, opened: OpenSnapshot, description: Description, vectors: QueryVectors
+    ) -> None:
+        """Stand over an open snapshot; callers use ``open``."""
+        self.folder = folder
+        self.description = description
+        self.analyzer = _open_analyzer(description, folder)
+        self._query_vectors = vectors
+        self._state = _State(opened)
+        self._lock = threading.Lock()
 
     @classmethod
     def open(
-        cls, path: Path | str, *, embedder: Embedder | None = None, verify: bool = True
+        cls,
+        path: Path | str,
+        *,
+        embedder: Embedder | None = None,
+        verify: bool = True,
+        snapshot: int | str | None = None,
     ) -> Self:
-        """Open the index of a finished job, or a folder that holds index.json.
+        """Open the index of a finished job, or a folder that holds a ledger.
 
         Args:
             path: The artifact's folder or its output.
             embedder: What embeds queries; by default the one the index names, opened when first
                 needed.
             verify: Recompute every file's digest (about a second for a gigabyte).
+            snapshot: An older state, by its number or the beginning of its digest (an answer keeps
+                it); by default the newest.
 
         Raises:
-            DataError: If the path is missing or another kind of artifact.
+            DataError: If the path is missing or another kind of artifact, or the snapshot is not
+                kept any more.
             IntegrityError: If a file is missing, half-written or changed, or the embedder is not
                 the one that made the vectors.
         """
-        return cls(find_output(Path(path), "index"), embedder=embedder, verify=verify)
+        folder = find_output(Path(path), "index")
+        opened = open_snapshot(folder, snapshot, verify=verify)
+        try:
+            description = Description.from_json(opened.ledger.description)
+            return cls(folder, opened, description, QueryVectors(description, folder, embedder))
+        except BaseException:
+            opened.close()
+            raise
 
     def __len__(self) -> int:
         """Return how many passages there are."""
-        return len(self._lines)
+        return len(self._state.rows)
 
     def __enter__(self) -> Self:
         """Return the index itself."""
@@ -122,7 +137,17 @@ class Index:
     @property
     def digest(self) -> str:
         """The digest of this state of the index; answers keep it."""
-        return self.description.digest
+        return self._state.opened.snapshot.digest
+
+    @property
+    def snapshot(self) -> int:
+        """The number of the snapshot that is shown."""
+        return self._state.opened.snapshot.number
+
+    @property
+    def lexicon(self) -> KeywordEngine:
+        """Terms and how rare they are among the passages that may be seen."""
+        return self._state.keywords
 
     @property
     def embedder(self) -> Embedder:
@@ -131,14 +156,20 @@ class Index:
         Raises:
             IntegrityError: If what its reference now names is another embedder.
         """
-        with self._lock:
-            if self._embedder is None:
-                from stillroom.models import open_embedder
+        return self._query_vectors.embedder
 
-                self._embedder = self._accept(
-                    open_embedder(str(self.description.embedder["reference"]))
-                )
-            return self._embedder
+    def refresh(self) -> bool:
+        """Show the newest snapshot from now on; return whether that is another one.
+
+        Raises:
+            IntegrityError: If a new file is missing or half-written.
+        """
+        with self._lock:
+            old = self._state.opened
+            if old.ledger.find_snapshot().number == old.snapshot.number:
+                return False
+            self._state = _State(old.follow())
+            return True
 
     def passage(self, passage_id: str) -> Passage:
         """Return a passage by its id.
@@ -154,7 +185,9 @@ class Index:
         Raises:
             DataError: If the index holds no such passage.
         """
-        row = self.lexicon.row_of(passage_id)
+        state = self._state
+        place = state.opened.ledger.locate_passage(passage_id)
+        row = state.rows.find(*place) if place is not None else None
         if row is None:
             raise DataError(
                 f"the index holds no passage {passage_id!r:.80}",
@@ -171,15 +204,9 @@ class Index:
         Raises:
             DataError: If the index holds no such document.
         """
-        with self._lock:
-            if self._documents is None:
-                numbers = {
-                    content_id("doc", entry.path, entry.digest): number
-                    for number, entry in enumerate(self.description.documents)
-                }
-                self._documents = Lines(self.folder / DOCUMENTS), numbers
-            lines, numbers = self._documents
-        if document_id not in numbers:
+        state = self._state
+        content = state.opened.ledger.locate_document(document_id)
+        if content is None or state.rows.find(content) is None:
             raise DataError(
                 f"the index holds no document {document_id!r:.80}",
                 code="rag.no-such-document",
@@ -187,15 +214,30 @@ class Index:
                 expected="the document_id of a passage of this index",
                 next="ids change when a document changes: retrieve again",
             )
-        return Document.from_json(json.loads(lines[numbers[document_id]]))
+        return Document.from_json(json.loads(state.opened.ledger.document(content)))
 
     def passage_at(self, row: int) -> Passage:
-        """Return the passage of a row, from 0."""
-        return Passage.from_json(json.loads(self._lines[row]))
+        """Return the passage of a row, from 0.
+
+        Raises:
+            IntegrityError: If its text is not what was written.
+        """
+        state = self._state
+        content, position = state.rows.locate(row)
+        try:
+            data = json.loads(state.opened.ledger.passage(content, position))
+            passage = Passage.from_json(data)
+            is_sound = passage.id == data["id"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise damaged(state.opened.ledger.path, f"passage {row} is no passage") from error
+        if not is_sound:
+            raise damaged(state.opened.ledger.path, f"passage {data['id']} has another text")
+        return passage
 
     def vectors_of(self, rows: Sequence[int]) -> NDArray[np.float32]:
         """Return the vectors of rows, (N, D) float32."""
-        return np.asarray(self._vectors[list(rows)], dtype=np.float32)
+        state = self._state
+        return state.opened.vectors_at(state.rows.places[np.asarray(rows, dtype=np.int64)])
 
     def retrieve(
         self,
@@ -245,44 +287,32 @@ class Index:
         self, query: Query, k: int, *, k1: float | None = None, b: float | None = None
     ) -> Ranking:
         """Return the best ``k`` rows by BM25 with their scores; rows without any term never."""
+        state = self._state
         terms = query.terms or Counter(self.analyzer.query_terms(query.text))
         keyword = self.description.settings["keyword"]
-        rows, scores = self.lexicon.score(
-            terms,
-            k1=float(keyword["k1"] if k1 is None else k1),
-            b=float(keyword["b"] if b is None else b),
-            heading_weight=float(keyword["heading_weight"]),
-        )
-        return [(int(rows[at]), float(scores[at])) for at in best_positions(scores, k)]
+
+        def search(depth: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+            return state.keywords.search(
+                terms,
+                depth,
+                k1=float(keyword["k1"] if k1 is None else k1),
+                b=float(keyword["b"] if b is None else b),
+                heading_weight=float(keyword["heading_weight"]),
+                mask=state.mask,
+            )
+
+        return _rank(search, state.rows, k)
 
     def search_dense(self, query: Query, k: int) -> Ranking:
         """Return the best ``k`` rows by cosine with their scores; those not above 0 never."""
+        state = self._state
         vector = self.embed_query(query)
-        scores = np.empty(len(self._vectors), dtype=np.float32)
-        for start in range(0, len(scores), _BLOCK_ROWS):
-            block = np.asarray(self._vectors[start : start + _BLOCK_ROWS], dtype=np.float32)
-            scores[start : start + _BLOCK_ROWS] = block @ vector
-        return [
-            (int(row), float(scores[row])) for row in best_positions(scores, k) if scores[row] > 0
-        ]
+        found = _rank(lambda depth: state.dense.search(vector, depth), state.rows, k)
+        return [(row, score) for row, score in found if score > 0]
 
     def embed_query(self, query: Query) -> NDArray[np.float32]:
         """Return the query's vector, (D,), averaged with its drafts'; remembered by text."""
-        mark = (query.text, query.drafts)
-        with self._lock:
-            if mark in self._query_vectors:
-                self._query_vectors.move_to_end(mark)
-                return self._query_vectors[mark]
-            vectors = self.embedder.embed([query.text], kind="query")
-            if query.drafts:
-                drafts = self.embedder.embed(list(query.drafts), kind="passage")
-                vectors = np.concatenate([vectors, drafts])
-            vector: NDArray[np.float32] = np.asarray(vectors, dtype=np.float32).mean(axis=0)
-            vector /= max(float(np.linalg.norm(vector)), 1e-12)
-            self._query_vectors[mark] = vector
-            if len(self._query_vectors) > _CACHED_QUERIES:
-                self._query_vectors.popitem(last=False)
-            return vector
+        return self._query_vectors.embed(query)
 
     def hits(self, ranking: Iterable[tuple[int, float]]) -> list[Hit]:
         """Return the hits of ranked rows, ranks from 1."""
@@ -293,10 +323,7 @@ class Index:
 
     def close(self) -> None:
         """Close the files; the index cannot be used afterwards."""
-        self.lexicon.close()
-        self._lines.close()
-        if self._documents is not None:
-            self._documents[0].close()
+        self._state.opened.close()
 
     def _retrieve_all(self, method: Retriever, queries: Sequence[Query], depth: int) -> list[Hit]:
         if len(queries) == 1:
@@ -305,50 +332,47 @@ class Index:
         for query in queries:
             ranked = []
             for hit in method.retrieve(query, depth, self):
-                row = self.lexicon.row_of(hit.passage.id)
-                if row is not None:
-                    passages[row] = hit.passage
-                    ranked.append((row, hit.score))
+                row = self.row_of(hit.passage.id)
+                passages[row] = hit.passage
+                ranked.append((row, hit.score))
             lists.append(ranked)
         fused = reciprocal_rank(lists)[:depth]
         return [Hit(passages[row], score, at) for at, (row, score) in enumerate(fused, start=1)]
 
-    def _open_analyzer(self) -> Analyzer:
-        told = self.description.analyzer
-        analyzer = Analyzer(told["stemming"])
-        if analyzer.fingerprint != told["fingerprint"]:
-            raise IntegrityError(
-                "the installed text analysis differs from the one that made the index",
-                code="rag.analyzer-mismatch",
-                where=str(self.folder),
-                expected=f"analyzer {told['fingerprint'][:16]}",
-                next="build the index again, or install the versions named in its artifact.json",
-            )
-        return analyzer
 
-    def _accept(self, embedder: Embedder) -> Embedder:
-        told = self.description.embedder
-        if embedder.fingerprint != told["fingerprint"]:
-            raise IntegrityError(
-                f"the index was made by embedder {told['fingerprint']} ({told['reference']}), "
-                f"but {embedder.fingerprint} is given",
-                code="rag.embedder-mismatch",
-                where=str(self.folder),
-                expected="the embedder that made the vectors: others do not compare",
-                next="restore that embedder, or build the index again with the new one",
-            )
-        return embedder
+def _rank(
+    search: Callable[[int], tuple[NDArray[np.int64], NDArray[np.floating[Any]]]],
+    rows: Rows,
+    k: int,
+) -> Ranking:
+    """Return the best ``k`` rows of a search over the segments' rows, ties by row.
 
-    def _check_rows(self) -> None:
-        counts = {len(self._lines), len(self.lexicon), len(self._vectors)}
-        if counts != {self.description.counts["passages"]} or self._vectors.ndim != 2:
-            raise IntegrityError(
-                f"passages, keywords and vectors differ in number: {sorted(counts)}",
-                code="rag.index-damaged",
-                where=str(self.folder),
-                expected=f"{self.description.counts['passages']} of each",
-                next="build the index again with --overwrite",
-            )
+    The search breaks ties by the segments' order, so it is asked for more until the last score is
+    below that of place ``k``: all that tie are then known.
+    """
+    depth = k + _SLACK
+    while True:
+        found, scores = search(depth)
+        if len(found) < depth or scores[-1] < scores[k - 1]:
+            break
+        depth *= 4
+    seen = rows.rows[found]
+    order = np.lexsort((seen, -scores))[:k]
+    return [(int(seen[at]), float(scores[at])) for at in order]
+
+
+def _open_analyzer(description: Description, folder: Path) -> Analyzer:
+    told = description.analyzer
+    analyzer = Analyzer(told["stemming"])
+    if analyzer.fingerprint != told["fingerprint"]:
+        raise IntegrityError(
+            "the installed text analysis differs from the one that made the index",
+            code="rag.analyzer-mismatch",
+            where=str(folder),
+            expected=f"analyzer {told['fingerprint'][:16]}",
+            next="build the index again, or install the versions named in its artifact.json",
+        )
+    return analyzer
 
 
 def best_positions(scores: NDArray[Any], k: int) -> NDArray[np.int64]:

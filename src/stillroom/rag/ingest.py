@@ -1,7 +1,7 @@
 """One document to passages and vectors, kept so that a killed job goes on where it was.
 
-What a document becomes depends on its bytes and the settings alone: texts are embedded in batches
-of that document only, never together with another's.
+What a document becomes depends on its bytes and the settings alone. A text that was embedded once,
+in this job or for the index before, is not embedded again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,9 +18,9 @@ from stillroom.errors import Cancelled, DataError, StillroomError
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.provenance import canonical_json, digest_bytes, digest_text
 from stillroom.rag.cutting import cut_document
-from stillroom.rag.layout import Entry
-from stillroom.rag.pooling import embed_late
+from stillroom.rag.embedding import TextVectors
 from stillroom.rag.prefixes import passage_texts
+from stillroom.rag.store.parts import Entry, Mark, to_line
 from stillroom.records import Document, Origin, Passage
 from stillroom.text.reading import parse_file
 
@@ -31,28 +31,10 @@ if TYPE_CHECKING:
     from stillroom.models import Embedder
     from stillroom.rag.contextual import ContextWriter
     from stillroom.rag.recipe import RagRecipe
+    from stillroom.rag.store.recalled import Held
     from stillroom.text.worker import Worker
 
-__all__ = ["Failed", "Ingester", "Part", "Stored"]
-
-_BATCH = 32
-
-
-class Part(Protocol):
-    """One document's share of an index, ready to be written."""
-
-    @property
-    def entry(self) -> Entry:
-        """What the index says of the document."""
-
-    def document_line(self) -> bytes:
-        """Return the document as a line of JSON, without the line end."""
-
-    def passage_lines(self) -> list[bytes]:
-        """Return the passages as lines of JSON, without the line ends."""
-
-    def vectors(self) -> NDArray[Any]:
-        """Return the passages' vectors, (N, D)."""
+__all__ = ["Failed", "Ingester", "Stored"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +59,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A finished document in the job's scratch folder: its lines and its vectors."""
+    """A finished document in the job's scratch folder: its lines and its vectors.
+
+    The first line holds the passages' marks, the second the document, the others the passages.
+    """
 
     entry: Entry
     lines: Path
@@ -85,11 +70,17 @@ class Stored:
 
     def document_line(self) -> bytes:
         """Return the document as a line of JSON, without the line end."""
-        return self.lines.read_bytes().split(b"\n", 1)[0]
+        return self.lines.read_bytes().split(b"\n", 2)[1]
 
     def passage_lines(self) -> list[bytes]:
         """Return the passages as lines of JSON, without the line ends."""
-        return self.lines.read_bytes().split(b"\n")[1:-1]
+        return self.lines.read_bytes().split(b"\n")[2:-1]
+
+    def marks(self) -> list[Mark]:
+        """Return what is known of each passage's vector."""
+        with self.lines.open("rb") as file:
+            told = json.loads(file.readline())
+        return [Mark(bytes.fromhex(embedded), bool(cut)) for embedded, cut in told]
 
     def vectors(self) -> NDArray[Any]:
         """Return the passages' vectors, (N, D)."""
@@ -107,15 +98,32 @@ class Ingester:
         embedder: Embedder,
         worker: Worker,
         job: Job,
+        held: Held | None = None,
         contexts: ContextWriter | None = None,
     ) -> None:
-        """Work on the documents below ``root``; ``worker`` parses the risky formats."""
+        """Work on the documents below ``root``.
+
+        Args:
+            recipe: What the documents become.
+            root: The folder that paths are relative to.
+            embedder: What makes vectors.
+            worker: What parses the risky formats.
+            job: Whose journal and scratch folder are used.
+            held: An index of the same embedder, whose vectors of equal texts are taken over.
+            contexts: What writes where passages stand.
+        """
         self.recipe, self.root, self.embedder, self.job = recipe, root, embedder, job
         self.worker, self.contexts = worker, contexts
         self.journal = job.journal("documents")
         self.folder = job.scratch / "documents"
         self.folder.mkdir(exist_ok=True)
-        self.parsed = self.embedded = 0
+        self.vectors = TextVectors(embedder, recipe.vectors, job.check_cancelled, held)
+        self.parsed = 0
+
+    @property
+    def embedded(self) -> int:
+        """How many texts were embedded in this sitting."""
+        return self.vectors.embedded
 
     def recall(self, path: str, digest: str) -> Stored | Failed | None:
         """Return what an earlier sitting made of the same bytes, if that is whole."""
@@ -129,7 +137,10 @@ class Ingester:
             marks = [digest_bytes(file.read_bytes()) for file in (stored.lines, stored.matrix)]
         except FileNotFoundError:
             return None
-        return stored if marks == told["files"] else None
+        if marks != told["files"]:
+            return None
+        self.vectors.remember(stored.marks(), stored.matrix)
+        return stored
 
     def ingest(self, file: Path, path: str, digest: str) -> Stored | Failed:
         """Parse, cut and embed one document, and journal what came of it.
@@ -175,7 +186,6 @@ class Ingester:
         return document
 
     def _store(self, document: Document, path: str, digest: str) -> Stored:
-        before = self.embedder.truncated
         passages = cut_document(
             document, self.recipe.chunker, self.embedder, self.job.check_cancelled
         )
@@ -189,73 +199,36 @@ class Ingester:
             )
         if self.contexts is not None:
             passages = self.contexts.situate(document, passages)
-        matrix = self._embed_document(document, passages)
-        truncated = self.embedder.truncated - before
+        marks, matrix = self._embed_document(document, passages)
+        truncated = sum(mark.is_truncated for mark in marks)
         stored = self._place(Entry(path, digest, len(passages), truncated))
+        head = json.dumps([[mark.embedded.hex(), int(mark.is_truncated)] for mark in marks])
         rows = [document.to_json(), *(passage.to_json() for passage in passages)]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         with full_disk_as_error(self.folder):
-            stored.lines.write_bytes(text.encode("utf-8", "surrogatepass"))
+            stored.lines.write_bytes(
+                b"".join(line + b"\n" for line in [head.encode(), *map(to_line, rows)])
+            )
             np.save(stored.matrix, matrix)
-        marks = [digest_bytes(file.read_bytes()) for file in (stored.lines, stored.matrix)]
+        files = [digest_bytes(file.read_bytes()) for file in (stored.lines, stored.matrix)]
         self.journal.put(
             path,
             {
                 "digest": digest,
                 "passages": len(passages),
                 "truncated": truncated,
-                "files": marks,
+                "files": files,
             },
         )
+        self.vectors.remember(marks, stored.matrix)
         return stored
 
     def _embed_document(
         self, document: Document, passages: Sequence[Passage]
-    ) -> NDArray[np.floating[Any]]:
+    ) -> tuple[list[Mark], NDArray[np.floating[Any]]]:
         if self.recipe.pooling == "late":
-            rows = embed_late(document, passages, self.embedder, self.recipe.embedder)
-            self._check_vectors(document.path, passages, rows)
-            self.embedded += len(rows)
-            return np.asarray(rows, dtype=self.recipe.vectors)
+            return self.vectors.embed_late(document, passages, self.recipe.embedder)
         texts = passage_texts(passages, self.embedder, with_headings=self.recipe.with_headings)
-        return self._embed(document.path, passages, texts)
-
-    def _embed(
-        self, path: str, passages: Sequence[Passage], texts: Sequence[str]
-    ) -> NDArray[np.floating[Any]]:
-        blocks = []
-        for start in range(0, len(texts), _BATCH):
-            self.job.check_cancelled()
-            block = self.embedder.embed(texts[start : start + _BATCH], kind="passage")
-            self._check_vectors(path, passages[start : start + _BATCH], block)
-            blocks.append(np.asarray(block, dtype=self.recipe.vectors))
-            self.embedded += len(block)
-        return np.concatenate(blocks)
-
-    def _check_vectors(
-        self, path: str, passages: Sequence[Passage], block: NDArray[np.float32]
-    ) -> None:
-        """Refuse what cannot be compared: another width, zeros, infinities, no numbers."""
-        if block.shape != (len(passages), self.embedder.dimensions):
-            raise DataError(
-                f"the embedder gave an array of shape {block.shape}",
-                code="rag.bad-vector",
-                where=path,
-                expected=f"({len(passages)}, {self.embedder.dimensions})",
-                next="check the embedder",
-            )
-        norms = np.linalg.norm(block.astype(np.float64), axis=1)
-        bad = np.flatnonzero(~np.isfinite(norms) | (norms < 1e-6))
-        if len(bad):
-            passage = passages[int(bad[0])]
-            raise DataError(
-                f"the vector of {path}, characters {passage.start}-{passage.end}, "
-                "is zero or not a number",
-                code="rag.bad-vector",
-                where=path,
-                expected="vectors with a direction",
-                next="remove the document, or choose another embedder",
-            )
+        return self.vectors.embed(document.path, passages, texts)
 
     def _place(self, entry: Entry) -> Stored:
         mark = digest_text(canonical_json([entry.path, entry.digest]))[:24]

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom import __version__
-from stillroom.errors import DataError, Problem
+from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import Estimate
-from stillroom.provenance import Parent, digest_file, digest_json, find_output
-from stillroom.rag.analyzer import Analyzer
-from stillroom.rag.contextual import ContextWriter, estimate_contexts, open_context_writer
+from stillroom.provenance import Parent, digest_text, find_output
+from stillroom.rag.contextual import estimate_contexts, open_context_writer
 from stillroom.rag.cutting import fit_chunker
-from stillroom.rag.ingest import Failed, Ingester, Part
+from stillroom.rag.ingest import Failed, Ingester
+from stillroom.rag.listing import (
+    Found,
+    check_failures,
+    describe_index,
+    digest_files,
+    documents_parent,
+    find_documents,
+)
 from stillroom.rag.pooling import check_pooling
-from stillroom.rag.previous import Previous, open_previous
+from stillroom.rag.store.description import Description, write_index_file
+from stillroom.rag.store.ledger import Snapshot
+from stillroom.rag.store.manifest import is_timed
+from stillroom.rag.store.opening import open_snapshot
+from stillroom.rag.store.parts import Facts, Part
+from stillroom.rag.store.publishing import Change
+from stillroom.rag.store.recalled import Held
+from stillroom.rag.store.writer import KEPT_SNAPSHOTS, Writer
 from stillroom.rag.sweep_settings import refuse_sweep
-from stillroom.rag.writing import write_index
 from stillroom.records import Origin
-from stillroom.text.reading import Scan, scan_folder
 from stillroom.text.worker import Worker
 
 if TYPE_CHECKING:
@@ -36,24 +45,14 @@ __all__ = ["estimate", "run"]
 _PASSAGES_PER_SECOND = 20
 _BYTES_PER_TOKEN = 4.5
 _BYTES_PER_PASSAGE = 200 * _BYTES_PER_TOKEN
-_SHOWN_FAILURES = 20
-_PREPARING = {"origin", "limits", "chunker", "with_headings", "pooling", "vectors"}
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A file of the folder: where it is, its path below the root, its digest."""
-
-    file: Path
-    path: str
-    digest: str
 
 
 def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Artifact:
     """Build the index that a recipe describes.
 
     Documents of the previous index at the same place are taken over where neither they nor the
-    settings changed; the result is byte for byte that of a build from scratch.
+    settings changed, and its vectors where the embedder did not; what the index holds is that of a
+    build from scratch.
 
     Args:
         recipe: What to build from and how.
@@ -64,7 +63,7 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
         DataError: If the folder holds no document, or too many of them fail.
     """
     refuse_sweep(recipe)
-    root, scan = _find_documents(recipe)
+    root, scan = find_documents(recipe.documents)
     if embedder is None:
         from stillroom.models import open_embedder
 
@@ -72,53 +71,39 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
     recipe = fit_chunker(recipe, embedder, job.say)
     check_pooling(recipe, embedder)
     contexts = open_context_writer(recipe, job)
-    preparation = _prepare_digest(recipe, embedder, contexts)
-    found, unread = _digest_files(root, scan, job)
-    previous = open_previous(job, preparation)
+    description = describe_index(recipe, embedder, contexts)
+    found, unread = digest_files(root, scan, job)
+    held = _open_previous(job, description)
     with Worker() as worker, contexts or nullcontext():
-        ingester = Ingester(recipe, root, embedder, worker, job, contexts)
-        parts, failures, reused = _ingest(found, ingester, previous, job)
+        ingester = Ingester(recipe, root, embedder, worker, job, held, contexts)
+        parts, failures, reused = _ingest(found, ingester, held, description, job)
     failures = sorted([*unread, *failures], key=lambda failed: failed.path)
-    _check_failures(failures, len(parts) + len(failures), recipe, str(root))
-    settings = _settings(recipe, contexts)
-    analyzer = Analyzer(recipe.keyword.stemming)
-    with job.phase("write", len(parts), "documents") as progress:
-        description = write_index(
-            job,
-            parts,
-            settings=settings,
-            preparation=preparation,
-            embedder={
-                "reference": recipe.embedder,
-                "fingerprint": embedder.fingerprint,
-                "dimensions": embedder.dimensions,
-            },
-            analyzer=analyzer,
-            failures=[failed.to_json() for failed in failures],
-            previous=previous,
-            progress=progress,
-        )
-    if previous is not None:
-        previous.close()
+    check_failures(failures, len(parts) + len(failures), recipe.max_failed, str(root))
+    snapshot = _write(job, description, parts, failures)
+    if held is not None:
+        held.close()
     details: dict[str, Any] = {
-        **description.counts,
+        **snapshot.counts,
+        "duplicates": _count_duplicates(parts),
         "parsed": ingester.parsed,
         "embedded": ingester.embedded,
         "reused": reused,
         "hidden": scan.hidden,
         "failed": [failed.to_json() for failed in failures],
-        "index": description.digest,
+        "index": snapshot.digest,
+        "snapshot": snapshot.number,
         **({"synthetic_context": contexts.details} if contexts else {}),
     }
     return job.finish(
         "index",
         parents=[
-            Parent("documents", str(root), digest_json([[f.path, f.digest] for f in found])),
+            documents_parent(root, found),
             Parent("embedder", recipe.embedder, embedder.fingerprint, "checkpoint"),
             *(contexts.parents if contexts else []),
         ],
         origin=Origin(recipe.origin.kind, (), recipe.origin.license).to_json(),
         details=details,
+        is_timed=is_timed,
     )
 
 
@@ -128,7 +113,7 @@ def estimate(recipe: RagRecipe) -> Estimate:
     Raises:
         DataError: If the folder holds no document.
     """
-    _, scan = _find_documents(recipe)
+    _, scan = find_documents(recipe.documents)
     files = scan.files
     size = sum(file.stat().st_size for file in files)
     largest = max(file.stat().st_size for file in files)
@@ -150,72 +135,47 @@ def estimate(recipe: RagRecipe) -> Estimate:
     return embedding + estimate_contexts(recipe.context, passages, tokens, len(files))
 
 
-def _find_documents(recipe: RagRecipe) -> tuple[Path, Scan]:
-    """Return the folder that paths are relative to, and what it holds.
-
-    Raises:
-        DataError: If there is no file to read.
-    """
-    place = find_output(Path(recipe.documents))
-    scan = scan_folder(place)
-    if not scan.files:
-        raise DataError(
-            f"{place} holds no documents",
-            code="rag.no-documents",
-            where=str(place),
-            expected="files of a known format: text, Markdown, HTML, PDF, office files",
-            next="stillroom list methods text.parsers",
-        )
-    return (place if place.is_dir() else place.parent), scan
-
-
-def _prepare_digest(recipe: RagRecipe, embedder: Embedder, contexts: ContextWriter | None) -> str:
-    """Return the digest of all that shapes passages and vectors beside the documents."""
-    return digest_json(
-        {
-            "version": __version__,
-            "embedder": embedder.fingerprint,
-            "context": contexts.fingerprint if contexts else "",
-            **recipe.model_dump(mode="json", include=_PREPARING),
-        }
-    )
+def _open_previous(job: Job, description: Description) -> Held | None:
+    """Return the job's previous index, or None, saying why, where it cannot be used."""
+    if job.previous is None:
+        return None
+    opened = None
+    try:
+        opened = open_snapshot(find_output(job.previous, "index"), verify=True)
+        told = Description.from_json(opened.ledger.description)
+        if _vector_kind(told) != _vector_kind(description):
+            job.say("the previous index is not used: its vectors are of another kind")
+            opened.close()
+            return None
+    except (DataError, IntegrityError) as error:
+        if opened is not None:
+            opened.close()
+        job.say(f"the previous index is not used: {error.problems[0].what}")
+        return None
+    return Held(opened)
 
 
-def _settings(recipe: RagRecipe, contexts: ContextWriter | None) -> Mapping[str, Any]:
-    settings = recipe.model_dump(mode="json")
-    kept = {name: settings[name] for name in sorted({*_PREPARING, "keyword"})}
-    return {**kept, "context": contexts.settings if contexts else None}
-
-
-def _digest_files(root: Path, scan: Scan, job: Job) -> tuple[list[_Found], list[Failed]]:
-    """Return the files with their digests in order of path, and those that cannot be read."""
-    found: dict[str, _Found] = {}
-    failures = [Failed(one.path, one.code, one.reason) for one in scan.refused]
-    with job.phase("digest", len(scan.files), "documents") as progress:
-        for file in progress.over(scan.files):
-            name = file.relative_to(root).as_posix()
-            path = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-            try:
-                if path in found:
-                    raise OSError("another file has the same name once it is written as UTF-8")
-                found[path] = _Found(file, path, digest_file(file))
-            except OSError as error:
-                failures.append(Failed(path, "rag.unreadable", error.strerror or str(error)))
-    return sorted(found.values(), key=lambda item: item.path), failures
+def _vector_kind(description: Description) -> tuple[str, str]:
+    return str(description.embedder["fingerprint"]), str(description.settings["vectors"])
 
 
 def _ingest(
-    found: Sequence[_Found], ingester: Ingester, previous: Previous | None, job: Job
+    found: Sequence[Found],
+    ingester: Ingester,
+    held: Held | None,
+    description: Description,
+    job: Job,
 ) -> tuple[list[Part], list[Failed], int]:
     parts: list[Part] = []
     failures: list[Failed] = []
     reused = 0
+    same = held is not None and held.ledger.description["preparation"] == description.preparation
     with job.phase("index", len(found), "documents") as progress:
         for item in found:
             job.check_cancelled()
             part: Part | Failed | None = None
-            if previous is not None:
-                part = previous.take(item.path, item.digest)
+            if held is not None and same:
+                part = held.take(item.path, item.digest)
                 reused += part is not None
             part = part or ingester.recall(item.path, item.digest)
             part = part or ingester.ingest(item.file, item.path, item.digest)
@@ -228,23 +188,30 @@ def _ingest(
     return parts, failures, reused
 
 
-def _check_failures(failures: Sequence[Failed], total: int, recipe: RagRecipe, root: str) -> None:
-    if len(failures) < total and len(failures) <= recipe.max_failed * total:
-        return
-    counts = Counter(failed.code for failed in failures)
-    shown = failures[:_SHOWN_FAILURES]
-    rest = len(failures) - len(shown)
-    raise DataError(
-        [
-            Problem(
-                f"{len(failures)} of {total} documents cannot be used "
-                f"({', '.join(f'{code} {count}' for code, count in sorted(counts.items()))})",
-                "rag.documents-failed",
-                root,
-                f"at most {recipe.max_failed:.0%} of them, and one that can",
-                "repair or remove them, or raise max_failed",
-            ),
-            *(Problem(failed.reason, failed.code, failed.path) for failed in shown),
-            *([Problem(f"and {rest} more", "rag.documents-failed", root)] if rest else []),
-        ]
-    )
+def _write(
+    job: Job, description: Description, parts: Sequence[Part], failures: Sequence[Failed]
+) -> Snapshot:
+    with job.phase("write", len(parts), "documents") as progress:
+        writer = Writer.create(job.output, description.to_json())
+        with writer:
+            change = Change(
+                puts=[(part, Facts()) for part in parts],
+                failures=[failed.to_json() for failed in failures],
+            )
+            snapshot = writer.commit(
+                change, reason="built", keep=KEPT_SNAPSHOTS, check=job.check_cancelled
+            )
+        write_index_file(job.output, description, snapshot)
+        progress.advance(len(parts))
+    return snapshot
+
+
+def _count_duplicates(parts: Sequence[Part]) -> int:
+    """Return how many passages repeat the text of an earlier one, white space aside."""
+    seen, count = set(), 0
+    for part in parts:
+        for line in part.passage_lines():
+            mark = digest_text(" ".join(json.loads(line)["text"].split()))
+            count += mark in seen
+            seen.add(mark)
+    return count

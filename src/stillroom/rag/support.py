@@ -24,7 +24,7 @@ from stillroom.text.sentences import split_sentences
 
 if TYPE_CHECKING:
     from stillroom.rag.analyzer import Analyzer
-    from stillroom.rag.lexicon import Lexicon
+    from stillroom.rag.keyword_engine import KeywordEngine
 
 __all__ = ["SUPPORT_THRESHOLD", "Evidence", "Support", "is_negated", "names_of", "numbers_of"]
 
@@ -95,7 +95,7 @@ class Evidence:
     threshold = SUPPORT_THRESHOLD
     """The score from which a sentence is supported."""
 
-    def __init__(self, passages: Sequence[str], analyzer: Analyzer, lexicon: Lexicon) -> None:
+    def __init__(self, passages: Sequence[str], analyzer: Analyzer, lexicon: KeywordEngine) -> None:
         """Take the passages' texts in the order of their numbers."""
         self._analyzer, self._lexicon = analyzer, lexicon
         self._passages = [self._windows(text) for text in passages]

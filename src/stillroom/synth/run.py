@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.jobs import Estimate, Job, atomic_write
-from stillroom.provenance import Artifact, Parent, digest_json, make_parent
+from stillroom.provenance import LEDGER, Artifact, Parent, digest_json, make_parent
 from stillroom.records import Message, Passage, Record, RecordWriter, combine_origins
 from stillroom.synth.harvest import Dropped, Harvest, Panel, draft_units, gather
 from stillroom.synth.method import Context, Filter, Seed, Split, Verdict
@@ -101,7 +101,8 @@ def estimate(recipe: SynthRecipe) -> Estimate:
     model = Path(recipe.model)
     weights = model.stat().st_size if model.is_file() else 400_000_000
     index = Path(recipe.index)
-    files = [index] if index.is_file() else sorted(index.rglob("passages.jsonl"))
+    names = ("passages.jsonl", LEDGER)
+    files = [index] if index.is_file() else [f for name in names for f in index.rglob(name)]
     passages = sum(file.stat().st_size for file in files)
     return Estimate(
         memory_bytes=int(weights * 1.5 + passages * 4 + 300_000_000),

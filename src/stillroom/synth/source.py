@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
-from stillroom.provenance import find_output
+from stillroom.provenance import LEDGER, find_output, read_ledger
 from stillroom.records import Location, Passage, Record, content_id, read_records
 
 __all__ = ["Source", "passage_of_record", "read_source"]
@@ -42,7 +42,7 @@ def read_source(reference: str) -> Source:
     path = _find_file(Path(reference))
     dropped: dict[str, int] = {}
     unique: dict[str, Passage] = {}
-    rows = _read_passages(path) if _holds_passages(path) else _read_records(path, dropped)
+    rows = _read_rows(path, dropped)
     for passage in rows:
         if not passage.text.strip():
             dropped["empty"] = dropped.get("empty", 0) + 1
@@ -76,15 +76,25 @@ def passage_of_record(record: Record) -> Passage:
     return Passage(document, 0, len(text), text, place, origin=record.origin)
 
 
+def _read_rows(path: Path, dropped: dict[str, int]) -> Iterator[Passage]:
+    if path.name == LEDGER:
+        for number, row in enumerate(read_ledger(path.parent, "passages"), 1):
+            yield _make_passage(row, path, number)
+    elif _holds_passages(path):
+        yield from _read_passages(path)
+    else:
+        yield from _read_records(path, dropped)
+
+
 def _find_file(path: Path) -> Path:
     folder = find_output(path, "index", "records")
     if folder.is_file():
         return folder
-    for name in (_PASSAGES_FILE, _RECORDS_FILE):
+    for name in (LEDGER, _PASSAGES_FILE, _RECORDS_FILE):
         if (folder / name).is_file():
             return folder / name
     raise DataError(
-        f"{path} holds neither {_PASSAGES_FILE} nor {_RECORDS_FILE}",
+        f"{path} holds neither {LEDGER}, {_PASSAGES_FILE} nor {_RECORDS_FILE}",
         code="synth.no-passages",
         where=str(path),
         expected="an index artifact, or a file of passages or records",
@@ -117,6 +127,13 @@ def _read_passages(path: Path) -> Iterator[Passage]:
 def _parse_passage(line: str, path: Path, number: int) -> Passage:
     try:
         data: dict[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise _broken(path, number, f"{type(error).__name__}: {error}") from error
+    return _make_passage(data, path, number)
+
+
+def _make_passage(data: dict[str, Any], path: Path, number: int) -> Passage:
+    try:
         passage = Passage.from_json(data)
         is_sound = isinstance(passage.text, str) and isinstance(passage.document_id, str)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

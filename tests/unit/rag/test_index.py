@@ -130,7 +130,7 @@ def test_several_threads_search_at_once(index):
 
 def test_an_unfinished_index_is_refused(build, tmp_path):
     build()
-    (tmp_path / "index/output/index.json").unlink()
+    (tmp_path / "index/output/ledger.sqlite").unlink()
     with pytest.raises(IntegrityError) as caught:
         Index.open(tmp_path / "index")
     assert caught.value.code == "rag.index-unfinished"
@@ -138,7 +138,8 @@ def test_an_unfinished_index_is_refused(build, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["documents.jsonl", "passages.jsonl", "keyword.sqlite", "vectors.npy", "index.json"]
+    "name",
+    ["ledger.sqlite", "segments/000001/vectors.npy", "segments/000001/postings.safetensors"],
 )
 def test_a_changed_byte_is_noticed(build, tmp_path, name):
     build()
@@ -149,24 +150,46 @@ def test_a_changed_byte_is_noticed(build, tmp_path, name):
     with pytest.raises(IntegrityError) as caught:
         Index.open(tmp_path / "index")
     assert caught.value.code == "rag.index-damaged"
-    assert name in str(caught.value)
+    assert path.name in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["passages.jsonl", "keyword.sqlite", "vectors.npy"])
+@pytest.mark.parametrize("name", ["vectors.npy", "postings.safetensors"])
 def test_a_shortened_file_is_noticed_without_digests(build, tmp_path, name):
     build()
-    path = tmp_path / "index/output" / name
+    path = tmp_path / "index/output/segments/000001" / name
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(IntegrityError, match="bytes instead of"):
         Index.open(tmp_path / "index", verify=False)
 
 
-def test_a_lexicon_that_is_no_database_is_refused(build, tmp_path):
+def test_a_ledger_that_is_no_database_is_refused(build, tmp_path):
     build()
-    path = tmp_path / "index/output/keyword.sqlite"
+    path = tmp_path / "index/output/ledger.sqlite"
     path.write_bytes(b"x" * path.stat().st_size)
-    with pytest.raises(IntegrityError, match="the keyword index cannot be read"):
+    with pytest.raises(IntegrityError, match=r"ledger.sqlite: file is not a database"):
         Index.open(tmp_path / "index", verify=False)
+
+
+def test_a_passage_whose_text_was_changed_is_not_shown(build, tmp_path):
+    build()
+    connection = sqlite3.connect(tmp_path / "index/output/ledger.sqlite")
+    connection.execute("UPDATE passages SET body = CAST(replace(body, 'sleeps', 'dances') AS BLOB)")
+    connection.commit()
+    connection.close()
+    with (
+        Index.open(tmp_path / "index", verify=False) as index,
+        pytest.raises(IntegrityError, match="has another text") as caught,
+    ):
+        index.retrieve("purr")
+    assert caught.value.code == "rag.index-damaged"
+
+
+def test_an_index_of_the_older_format_says_to_build_it_again(tmp_path):
+    for name in ("index.json", "passages.jsonl", "documents.jsonl", "vectors.npy"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(IntegrityError, match="an index of an older format") as caught:
+        Index.open(tmp_path)
+    assert "--overwrite" in str(caught.value)
 
 
 def test_another_embedder_is_refused_naming_both(build, tmp_path):
@@ -188,20 +211,18 @@ def test_another_text_analysis_is_refused(build, tmp_path, monkeypatch):
 
 
 def test_the_files_are_never_written_by_reading(index):
-    before = {path.name: path.stat().st_mtime_ns for path in index.folder.iterdir()}
+    def look():
+        return {path: path.stat().st_mtime_ns for path in index.folder.rglob("*")}
+
+    before = look()
     index.retrieve("cat")
-    assert {path.name: path.stat().st_mtime_ns for path in index.folder.iterdir()} == before
+    assert look() == before
 
 
-def test_the_lexicon_is_fts5(index):
-    connection = sqlite3.connect(index.folder / "keyword.sqlite")
-    kinds = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'"))
+def test_the_newest_passages_can_be_read_with_sqlite_alone(index):
+    connection = sqlite3.connect(index.folder / "ledger.sqlite")
+    rows = connection.execute("SELECT id, path, body FROM current_passages").fetchall()
     connection.close()
-    assert "fts5" in kinds["terms"]
-
-
-def test_rows_of_passages_are_readable_json(index):
-    rows = (index.folder / "passages.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(row)["id"] for row in rows] == [
-        index.passage_at(row).id for row in range(len(index))
-    ]
+    assert [row[0] for row in rows] == [index.passage_at(row).id for row in range(len(index))]
+    assert [row[1] for row in rows] == sorted(row[1] for row in rows)
+    assert [json.loads(row[2])["id"] for row in rows] == [row[0] for row in rows]

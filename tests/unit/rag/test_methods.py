@@ -29,7 +29,7 @@ def test_hybrid_is_the_fusion_of_both_legs(index):
     legs = [index.search_keyword(query, 100), index.search_dense(query, 100)]
     expected = [row for row, _ in reciprocal_rank(legs)][:4]
     found = RETRIEVERS.build("hybrid").retrieve(query, 4, index)
-    assert [index.lexicon.row_of(hit.passage.id) for hit in found] == expected
+    assert [index.row_of(hit.passage.id) for hit in found] == expected
 
 
 def test_a_leg_of_weight_zero_changes_no_order(index):

@@ -77,7 +77,7 @@ def test_keyword_settings_alone_keep_passages_and_vectors(build, tmp_path):
 
 def test_a_damaged_previous_index_is_not_used(build, tmp_path):
     first = build()
-    vectors = tmp_path / "index/output/vectors.npy"
+    vectors = tmp_path / "index/output/segments/000001/vectors.npy"
     vectors.write_bytes(vectors.read_bytes()[:-4] + b"\1\2\3\4")
     again = build("again", previous=tmp_path / "index")
     assert again.details["reused"] == 0
@@ -180,8 +180,8 @@ def test_vectors_of_another_width_are_refused(build):
 def test_half_precision_halves_the_vectors(build, tmp_path):
     build("whole")
     build("half", vectors="float16")
-    whole = (tmp_path / "whole/output/vectors.npy").stat().st_size
-    half = (tmp_path / "half/output/vectors.npy").stat().st_size
+    whole = (tmp_path / "whole/output/segments/000001/vectors.npy").stat().st_size
+    half = (tmp_path / "half/output/segments/000001/vectors.npy").stat().st_size
     assert half < whole * 0.55
     with Index.open(tmp_path / "half") as index:
         assert index.retrieve("capital of France", 1)[0].passage.location.path.endswith("paris.txt")

@@ -1,0 +1,61 @@
+"""Description: what shaped an index, and the file index.json that says what it holds now.
+
+``index.json`` follows from the newest snapshot and holds nothing that depends on the clock or on
+how the index came about: of the same documents and settings it has the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from stillroom.jobs import atomic_write
+from stillroom.rag.store.ledger import Snapshot
+from stillroom.rag.store.schema import FORMAT
+
+__all__ = ["INDEX", "Description", "write_index_file"]
+
+INDEX = "index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What shaped an index; ``settings`` are the recipe's, ``preparation`` a digest.
+
+    ``preparation`` covers all that shapes passages and vectors, so that two indexes with the same
+    one may share them.
+    """
+
+    preparation: str
+    settings: Mapping[str, Any]
+    embedder: Mapping[str, Any]
+    analyzer: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "preparation": self.preparation,
+            "settings": dict(self.settings),
+            "embedder": dict(self.embedder),
+            "analyzer": dict(self.analyzer),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Read what ``to_json`` wrote."""
+        return cls(data["preparation"], data["settings"], data["embedder"], data["analyzer"])
+
+
+def write_index_file(folder: Path, description: Description, snapshot: Snapshot) -> None:
+    """Write index.json of a snapshot."""
+    told = {
+        "format": FORMAT,
+        "digest": snapshot.digest,
+        "counts": snapshot.counts,
+        **description.to_json(),
+    }
+    with atomic_write(folder / INDEX) as file:
+        json.dump(told, file, ensure_ascii=False, indent=1)

@@ -1,0 +1,245 @@
+"""Ledger: what an index holds, as one snapshot of it sees it; read only.
+
+Every statement is short and on its own, so that a reader never makes a writer wait; what a snapshot
+sees is said by its number in each. Does not know who asks: a view says which documents count.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stillroom.errors import DataError, IntegrityError
+from stillroom.provenance.ledger import LEDGER, connect_ledger
+from stillroom.rag.store.schema import FORMAT, PASSAGE_BITS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Ledger", "SegmentEntry", "Snapshot", "Table", "damaged"]
+
+_ALIVE = "{0}.born <= :snapshot AND {0}.died > :snapshot"
+_SNAPSHOT = "SELECT number, digest, parent, reason, documents, passages, truncated, made"
+_SHORTEST_DIGEST = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One state of an index: its number, the digest of what it holds, and how it came about."""
+
+    number: int
+    digest: str
+    parent: int
+    reason: str
+    documents: int
+    passages: int
+    truncated: int
+    made: str
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many documents and passages there are, and passages cut by the embedder."""
+        return {
+            "documents": self.documents,
+            "passages": self.passages,
+            "truncated": self.truncated,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentEntry:
+    """A segment: how many rows, and each file's size and digest by its name."""
+
+    number: int
+    rows: int
+    files: Mapping[str, tuple[int, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The documents of a view in order of path: keys, contents, passages, segments, first rows."""
+
+    keys: NDArray[np.int64]
+    contents: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    segments: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+
+class Ledger:
+    """Reads a ledger; every thread has its own connection."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the ledger in ``folder``.
+
+        Raises:
+            IntegrityError: If there is none, or it is damaged or of another format.
+        """
+        self.path = folder / LEDGER
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._connections: list[sqlite3.Connection] = []
+        if not self.path.is_file():
+            raise _missing(folder)
+        try:
+            found = int(self.query("PRAGMA user_version")[0][0])
+            if found != FORMAT:
+                raise damaged(self.path, f"it has format {found}, expected {FORMAT}")
+            told = dict(self.query("SELECT name, value FROM settings"))
+            self.description: dict[str, Any] = json.loads(told["description"])
+        except IntegrityError:
+            self.close()
+            raise
+        except (ValueError, KeyError) as error:
+            self.close()
+            raise damaged(self.path, f"its settings cannot be read: {error}") from error
+
+    def query(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
+        """Return all rows of one statement.
+
+        Raises:
+            IntegrityError: If the ledger is damaged.
+        """
+        try:
+            return self._connect().execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise damaged(self.path, str(error)) from error
+
+    def snapshots(self) -> list[Snapshot]:
+        """Return the snapshots that can be opened, oldest first."""
+        rows = self.query(f"{_SNAPSHOT} FROM snapshots ORDER BY number")
+        return [Snapshot(*row) for row in rows]
+
+    def find_snapshot(self, wanted: int | str | None = None) -> Snapshot:
+        """Return a snapshot by its number or by its digest's beginning; by default the newest.
+
+        Of several with one digest the newest is taken: they hold the same.
+
+        Raises:
+            DataError: If there is none, or none any more.
+        """
+        known = self.snapshots()
+        text = str(wanted)
+        for snapshot in reversed(known):
+            is_digest = len(text) >= _SHORTEST_DIGEST and snapshot.digest.startswith(text)
+            if wanted is None or text == str(snapshot.number) or is_digest:
+                return snapshot
+        if wanted is None:
+            raise damaged(self.path, "it holds no snapshot")
+        numbers = f"{known[0].number} to {known[-1].number}" if known else "none"
+        raise DataError(
+            f"the index holds no snapshot {text!r:.80}",
+            code="rag.no-such-snapshot",
+            where=str(self.path.parent),
+            expected=f"one that is kept: {numbers}, or the beginning of its digest",
+            next="list them: stillroom rag log INDEX; older ones go when newer ones come",
+        )
+
+    def segments(self, snapshot: int) -> list[SegmentEntry]:
+        """Return the segments that a snapshot reads, in order."""
+        rows = self.query(
+            "SELECT number, rows, files FROM segments s "  # noqa: S608
+            f"WHERE {_ALIVE.format('s')} ORDER BY number",
+            {"snapshot": snapshot},
+        )
+        return [SegmentEntry(number, count, _files(files)) for number, count, files in rows]
+
+    def load(
+        self, snapshot: int, where: str = "1", values: Mapping[str, Any] | None = None
+    ) -> Table:
+        """Return the documents that a snapshot sees and that meet a condition.
+
+        Args:
+            snapshot: Its number.
+            where: A condition on ``d``, a row of documents, that this package has compiled.
+            values: What the condition's names stand for.
+        """
+        rows = self.query(
+            "SELECT d.key, d.content, d.passages, p.segment, p.start "  # noqa: S608
+            "FROM documents d "
+            f"JOIN placements p ON p.document = d.key AND {_ALIVE.format('p')} "
+            f"WHERE {_ALIVE.format('d')} AND ({where}) ORDER BY d.path",
+            {"snapshot": snapshot, **(values or {})},
+        )
+        columns = np.array(rows, dtype=np.int64).reshape(-1, 5).T
+        return Table(*(np.ascontiguousarray(column) for column in columns))
+
+    def passage(self, content: int, position: int) -> bytes:
+        """Return a passage as JSON, by its content's key and its place from 0."""
+        key = (content << PASSAGE_BITS) + position
+        rows = self.query("SELECT body FROM passages WHERE key = ?", (key,))
+        if not rows:
+            raise damaged(self.path, f"passage {position} of content {content} is missing")
+        return bytes(rows[0][0])
+
+    def locate_passage(self, passage_id: str) -> tuple[int, int] | None:
+        """Return the content's key and the place of a passage, or None where there is none."""
+        rows = self.query("SELECT key FROM passages WHERE id = ?", (passage_id,))
+        return divmod(int(rows[0][0]), 1 << PASSAGE_BITS) if rows else None
+
+    def locate_document(self, document_id: str) -> int | None:
+        """Return the key of a document's content, or None where there is none."""
+        rows = self.query("SELECT key FROM contents WHERE id = ?", (document_id,))
+        return int(rows[0][0]) if rows else None
+
+    def document(self, content: int) -> bytes:
+        """Return a parsed document as JSON."""
+        rows = self.query("SELECT body FROM contents WHERE key = ?", (content,))
+        try:
+            return zlib.decompress(rows[0][0])
+        except (IndexError, zlib.error) as error:
+            raise damaged(self.path, f"content {content} cannot be read: {error}") from error
+
+    def close(self) -> None:
+        """Close every thread's connection."""
+        with self._lock:
+            for connection in self._connections:
+                connection.close()
+            self._connections.clear()
+            self._local = threading.local()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = connect_ledger(self.path)
+            self._local.connection = connection
+            with self._lock:
+                self._connections.append(connection)
+        return connection
+
+
+def damaged(path: Path, reason: str) -> IntegrityError:
+    """Return the error that says which file of an index is not what was written."""
+    return IntegrityError(
+        f"the index is damaged: {path.name}: {reason}",
+        code="rag.index-damaged",
+        where=str(path),
+        expected="the file that was written",
+        next="stillroom rag verify INDEX --repair, or build the index again with --overwrite",
+    )
+
+
+def _files(text: str) -> dict[str, tuple[int, str]]:
+    return {name: (int(size), str(digest)) for name, (size, digest) in json.loads(text).items()}
+
+
+def _missing(folder: Path) -> IntegrityError:
+    is_old = (folder / "passages.jsonl").is_file() and (folder / "vectors.npy").is_file()
+    what = "an index of an older format" if is_old else "no index, or a half-written one"
+    return IntegrityError(
+        f"{folder} holds no {LEDGER}: it is {what}",
+        code="rag.index-unfinished",
+        where=str(folder),
+        expected=f"{LEDGER} beside its segments",
+        next="build the index again with --overwrite"
+        if is_old
+        else "finish the job with --resume, or give the folder of a finished one",
+    )

@@ -1,0 +1,125 @@
+"""What an index holds already, to be taken over: documents by path, vectors by text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stillroom.rag.store.opening import OpenSnapshot
+from stillroom.rag.store.parts import Entry, Mark
+from stillroom.rag.store.schema import FOREVER, PASSAGE_BITS
+from stillroom.rag.store.segments import Segment
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Held", "Recalled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """A document that an index holds, read where it stands."""
+
+    entry: Entry
+    content: int
+    held: Held
+
+    def document_line(self) -> bytes:
+        """Return the document as a line of JSON, without the line end."""
+        return self.held.ledger.document(self.content)
+
+    def passage_lines(self) -> list[bytes]:
+        """Return the passages as lines of JSON, without the line ends."""
+        rows = self.held.ledger.query(_PASSAGES.format("body"), _range(self.content))
+        return [bytes(body) for (body,) in rows]
+
+    def marks(self) -> Sequence[Mark]:
+        """Return what is known of each passage's vector."""
+        sql = _PASSAGES.format("embedded, truncated")
+        rows = self.held.ledger.query(sql, _range(self.content))
+        return [Mark(bytes(embedded), bool(truncated)) for embedded, truncated in rows]
+
+    def vectors(self) -> NDArray[Any]:
+        """Return the passages' vectors, (N, D)."""
+        return self.held.vectors_of(self.content, self.entry.passages)
+
+
+class Held:
+    """The documents and vectors of an index, the newest snapshot's and those still on the disk."""
+
+    def __init__(self, opened: OpenSnapshot) -> None:
+        """Read an open snapshot, the newest."""
+        self.opened = opened
+        self.ledger = opened.ledger
+        self.segments: dict[int, Segment] = {one.number: one for one in opened.segments}
+
+    def take(self, path: str, digest: str) -> Recalled | None:
+        """Return the newest snapshot's document of that path and digest, if it holds it."""
+        rows = self.ledger.query(
+            "SELECT c.key, c.passages, c.truncated FROM documents d JOIN contents c "
+            "ON c.key = d.content WHERE d.path = ? AND d.died = ? AND c.digest = ?",
+            (path, FOREVER, digest),
+        )
+        return self._recall(path, digest, *rows[0]) if rows else None
+
+    def find_same(self, digest: str) -> list[Recalled]:
+        """Return the newest snapshot's documents of the same bytes, in order of path."""
+        rows = self.ledger.query(
+            "SELECT d.path, c.digest, c.key, c.passages, c.truncated FROM contents c "
+            "JOIN documents d ON d.content = c.key "
+            "WHERE c.digest = ? AND d.died = ? ORDER BY d.path",
+            (digest, FOREVER),
+        )
+        return [self._recall(*row) for row in rows]
+
+    def vector_of(self, embedded: bytes) -> tuple[NDArray[Any], bool] | None:
+        """Return the vector that was made of a text, and whether the text was cut, if there is one.
+
+        Args:
+            embedded: The digest of the text, prefixes included.
+        """
+        rows = self.ledger.query(
+            "SELECT a.key, a.truncated, p.segment, p.start FROM passages a "  # noqa: S608
+            f"JOIN documents d ON d.content = a.key >> {PASSAGE_BITS} "
+            "JOIN placements p ON p.document = d.key WHERE a.embedded = ?",
+            (embedded,),
+        )
+        for key, truncated, segment, start in rows:
+            if segment in self.segments:
+                row = start + (key & ((1 << PASSAGE_BITS) - 1))
+                return self.segments[segment].vectors[row], bool(truncated)
+        return None
+
+    def vectors_of(self, content: int, count: int) -> NDArray[Any]:
+        """Return the vectors of a content's passages, (N, D)."""
+        rows = self.ledger.query(
+            "SELECT p.segment, p.start FROM documents d JOIN placements p "
+            "ON p.document = d.key WHERE d.content = ? ORDER BY p.died DESC",
+            (content,),
+        )
+        for segment, start in rows:
+            if segment in self.segments:
+                matrix: NDArray[Any] = np.asarray(
+                    self.segments[segment].vectors[start : start + count]
+                )
+                return matrix
+        raise KeyError(content)
+
+    def close(self) -> None:
+        """Close the index."""
+        self.opened.close()
+
+    def _recall(
+        self, path: str, digest: str, content: int, passages: int, truncated: int
+    ) -> Recalled:
+        return Recalled(Entry(path, digest, passages, truncated), content, self)
+
+
+_PASSAGES = "SELECT {} FROM passages WHERE key >= ? AND key < ? ORDER BY key"
+
+
+def _range(content: int) -> tuple[int, int]:
+    return content << PASSAGE_BITS, (content + 1) << PASSAGE_BITS

@@ -1,0 +1,224 @@
+"""Segments: folders of immutable files that hold the rows of passages, to be searched.
+
+All of a segment can be made again from the ledger: the postings from its passages, the vectors with
+the embedder. A segment is written under another name, synced and renamed before any snapshot names
+it; what no snapshot names is an orphan, and goes when the next writer comes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stillroom.jobs import atomic_write
+from stillroom.jobs.files import full_disk_as_error, sync_folder
+from stillroom.provenance import digest_file
+from stillroom.rag.postings import Postings, merge_postings, write_postings
+from stillroom.rag.prefixes import keyword_prefixes
+from stillroom.rag.store.ledger import SegmentEntry, damaged
+from stillroom.rag.vectors import VectorCodes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stillroom.rag.analyzer import Analyzer
+    from stillroom.rag.store.parts import Part
+
+__all__ = [
+    "SEGMENTS",
+    "VECTORS",
+    "Merged",
+    "Segment",
+    "check_file",
+    "describe_files",
+    "list_segment_folders",
+    "open_segment",
+    "postings_rows",
+    "segment_folder",
+    "write_segment",
+]
+
+SEGMENTS = "segments"
+VECTORS = "vectors.npy"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """An open segment: its number, its vectors (N, D) mapped into memory, their codes, postings."""
+
+    number: int
+    vectors: NDArray[Any]
+    codes: VectorCodes
+    postings: Postings
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """An older segment whose kept rows go into a new one."""
+
+    segment: Segment
+    kept: NDArray[np.bool_]
+
+
+def segment_folder(folder: Path, number: int) -> Path:
+    """Return where a segment lies."""
+    return folder / SEGMENTS / f"{number:06d}"
+
+
+def list_segment_folders(folder: Path) -> list[Path]:
+    """Return every folder below ``segments``, whether a snapshot names it or not."""
+    place = folder / SEGMENTS
+    return sorted(place.iterdir()) if place.is_dir() else []
+
+
+def write_segment(
+    folder: Path,
+    number: int,
+    merged: Sequence[Merged],
+    parts: Sequence[Part],
+    *,
+    analyzer: Analyzer,
+    dimensions: int,
+    dtype: str,
+    check: Callable[[], None],
+) -> SegmentEntry:
+    """Write a segment: the kept rows of older ones, then the passages of documents, in order.
+
+    Args:
+        folder: The index's.
+        number: The segment's; nothing may lie there.
+        merged: Older segments.
+        parts: Documents.
+        analyzer: What cuts texts into terms.
+        dimensions: Numbers a vector.
+        dtype: ``float32`` or ``float16``.
+        check: Called now and then; raises to stop.
+
+    Raises:
+        ResourceError: If the disk is full.
+    """
+    final = segment_folder(folder, number)
+    draft = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    with full_disk_as_error(folder):
+        draft.mkdir(parents=True)
+        rows = _write_vectors(draft / VECTORS, merged, parts, dimensions, dtype)
+        VectorCodes.encode(np.load(draft / VECTORS, mmap_mode="r")).write(draft)
+        lines = (line for part in parts for line in part.passage_lines())
+        fresh = draft if not merged else draft / "fresh"
+        fresh.mkdir(exist_ok=True)
+        write_postings(fresh, postings_rows(lines, analyzer, check))
+        if merged:
+            opened = [*(one.segment.postings for one in merged), Postings.open(fresh)]
+            merge_postings(draft, opened, [*(one.kept for one in merged), None])
+            shutil.rmtree(fresh)
+        check()
+        sync_folder(draft)
+        shutil.rmtree(final, ignore_errors=True)
+        draft.rename(final)
+        _sync_directory(final.parent)
+    return SegmentEntry(number, rows, describe_files(final))
+
+
+def describe_files(place: Path) -> dict[str, tuple[int, str]]:
+    """Return size and digest of every file of a segment, by name."""
+    return {
+        path.name: (path.stat().st_size, digest_file(path))
+        for path in sorted(place.iterdir())
+        if path.is_file()
+    }
+
+
+def open_segment(folder: Path, entry: SegmentEntry, *, verify: bool) -> Segment:
+    """Open a segment's files.
+
+    Args:
+        folder: The index's.
+        entry: What the ledger says of it.
+        verify: Recompute the files' digests; otherwise only their sizes are compared.
+
+    Raises:
+        IntegrityError: If a file is missing or is not what was written.
+    """
+    place = segment_folder(folder, entry.number)
+    for name, told in entry.files.items():
+        check_file(place / name, told, verify=verify)
+    try:
+        vectors: NDArray[Any] = np.load(place / VECTORS, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise damaged(place / VECTORS, str(error)) from error
+    postings, codes = Postings.open(place), VectorCodes.open(place)
+    if {len(vectors), len(codes), len(postings)} != {entry.rows} or vectors.ndim != 2:
+        raise damaged(place, f"it has {len(vectors)} vectors and {len(postings)} rows of postings")
+    return Segment(entry.number, vectors, codes, postings)
+
+
+def check_file(path: Path, told: tuple[int, str], *, verify: bool) -> None:
+    """Hold a file against what the ledger says of it.
+
+    Raises:
+        IntegrityError: If it is missing or is not what was written.
+    """
+    size, digest = told
+    if not path.is_file():
+        raise damaged(path, "it is missing")
+    if path.stat().st_size != size:
+        raise damaged(path, f"it has {path.stat().st_size} bytes instead of {size}")
+    if verify and digest_file(path) != digest:
+        raise damaged(path, "its bytes are not those that were written")
+
+
+def postings_rows(
+    lines: Iterable[bytes], analyzer: Analyzer, check: Callable[[], None] = lambda: None
+) -> Iterator[tuple[str, Sequence[str], Sequence[str], int, int]]:
+    """Yield what postings are made of for passages given as JSON, in order."""
+    stop = analyzer.stop_words
+    for number, line in enumerate(lines):
+        if number % 256 == 0:
+            check()
+        passage: Mapping[str, Any] = json.loads(line)
+        tongue = passage["language"]
+        names = keyword_prefixes(passage)
+        headings = [term for name in names for term in analyzer.index_terms(name, tongue)]
+        body = analyzer.index_terms(passage["text"], tongue)
+        yield (
+            passage["id"],
+            headings,
+            body,
+            sum(term not in stop for term in headings),
+            sum(term not in stop for term in body),
+        )
+
+
+def _write_vectors(
+    path: Path, merged: Sequence[Merged], parts: Sequence[Part], dimensions: int, dtype: str
+) -> int:
+    """Write one .npy file piece by piece, so that the whole matrix never lies in memory."""
+    rows = sum(int(one.kept.sum()) for one in merged) + sum(part.entry.passages for part in parts)
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": (rows, dimensions),
+    }
+    with atomic_write(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for one in merged:
+            file.write(np.ascontiguousarray(one.segment.vectors[one.kept], dtype=dtype).tobytes())
+        for part in parts:
+            file.write(np.ascontiguousarray(part.vectors(), dtype=dtype).tobytes())
+    return rows
+
+
+def _sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,197 @@
+"""Writer: changes an index from one snapshot to the next, at one commit point.
+
+Order of a change: passages and parsed documents are staged in the ledger, where no snapshot shows
+them; a segment of the new rows is written, synced and renamed; the file of the new snapshot is
+written; then one transaction publishes all of it. A kill before that leaves what the next writer
+removes, a kill after it leaves derived files (index.json, artifact.json) that the next writer
+renews. What only snapshots need that are no longer kept goes when no reader pins one of them.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from stillroom.jobs.files import full_disk_as_error
+from stillroom.provenance.ledger import LEDGER
+from stillroom.rag.analyzer import Analyzer
+from stillroom.rag.store.ledger import Ledger, SegmentEntry, Snapshot, damaged
+from stillroom.rag.store.locking import WriterLock, write_snapshot_file
+from stillroom.rag.store.merging import choose_merged
+from stillroom.rag.store.parts import Part
+from stillroom.rag.store.publishing import Change, Publication
+from stillroom.rag.store.purging import remove_orphans, remove_staged, remove_unneeded
+from stillroom.rag.store.schema import create_ledger, open_ledger
+from stillroom.rag.store.segments import Merged, write_segment
+from stillroom.rag.store.staging import stage_parts, transaction
+
+__all__ = ["KEPT_SNAPSHOTS", "Writer"]
+
+KEPT_SNAPSHOTS = 16
+"""How many snapshots stay open to questions, the newest included."""
+
+
+class Writer:
+    """Changes an index; use ``create`` or ``open``, ``commit`` and ``close``."""
+
+    def __init__(
+        self, folder: Path, connection: sqlite3.Connection, lock: WriterLock | None
+    ) -> None:
+        """Stand over an open ledger; callers use ``create`` or ``open``."""
+        self.folder = folder
+        self.connection = connection
+        self._lock = lock
+        self.ledger = Ledger(folder)
+        self.description = self.ledger.description
+
+    @classmethod
+    def create(cls, folder: Path, description: Mapping[str, Any]) -> Self:
+        """Make an empty index in a folder that nobody else knows of yet.
+
+        Args:
+            folder: Where; what an earlier try left there is replaced.
+            description: Settings, embedder and analyzer; part of the digest of every snapshot.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        connection = create_ledger(folder / LEDGER)
+        connection.execute(
+            "INSERT INTO settings VALUES ('description', ?)", (json.dumps(description),)
+        )
+        remove_orphans(folder, connection)
+        return cls(folder, connection, None)
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open an index for writing, and clear up after a writer that was killed.
+
+        Raises:
+            ResourceError: If another process writes it, or the disk cannot be written.
+            IntegrityError: If it is damaged.
+        """
+        Ledger(folder).close()
+        lock = WriterLock(folder)
+        try:
+            connection = open_ledger(folder / LEDGER)
+            with transaction(connection):
+                remove_staged(connection)
+            remove_orphans(folder, connection)
+            return cls(folder, connection, lock)
+        except sqlite3.Error as error:
+            lock.release()
+            raise damaged(folder / LEDGER, str(error)) from error
+        except BaseException:
+            lock.release()
+            raise
+
+    def __enter__(self) -> Self:
+        """Return the writer itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the writer."""
+        self.close()
+
+    @property
+    def analyzer(self) -> Analyzer:
+        """What cuts texts into terms."""
+        return Analyzer(self.description["analyzer"]["stemming"])
+
+    def commit(
+        self,
+        change: Change,
+        *,
+        reason: str,
+        keep: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> Snapshot:
+        """Publish a change as the next snapshot.
+
+        Args:
+            change: What to do; an empty one still makes a snapshot.
+            reason: What the snapshot's line in the log says.
+            keep: How many snapshots stay, the new one included; 1 or more.
+            check: Called where the change can still be given up; raises to stop.
+
+        Raises:
+            ResourceError: If the disk is full; the index is then as it was.
+        """
+        before = self._latest()
+        number = before + 1
+        publication = Publication(self.connection, change, number)
+        with full_disk_as_error(self.folder):
+            contents = stage_parts(self.connection, change.parts, check, self.ledger.path)
+            fresh = [part for part, _ in change.puts]
+            merged: list[Merged] = []
+            entry: SegmentEntry | None = None
+            if fresh:
+                rows = sum(part.entry.passages for part in fresh)
+                merged = choose_merged(self.folder, self.ledger, publication.list_gone(), rows)
+                entry = self._write_rows(number, merged, fresh, check)
+            check()
+            with transaction(self.connection):
+                digest = publication.publish(contents, entry, merged, self.description, reason)
+                write_snapshot_file(self.folder, number, digest)
+            remove_unneeded(self.folder, self.connection, number, keep)
+        return self.ledger.find_snapshot(number)
+
+    def compact(self, *, check: Callable[[], None] = lambda: None) -> Snapshot:
+        """Merge all segments into one, and let go of all that no reader pins but the newest.
+
+        Args:
+            check: Called where nothing is lost by stopping; raises to stop.
+
+        Raises:
+            ResourceError: If the disk is full; the index is then as it was.
+        """
+        number = self._latest() + 1
+        publication = Publication(self.connection, Change(), number)
+        with full_disk_as_error(self.folder):
+            merged = choose_merged(self.folder, self.ledger, set(), 0, most=1)
+            entry = self._write_rows(number, merged, [], check) if merged else None
+            check()
+            with transaction(self.connection):
+                digest = publication.publish([], entry, merged, self.description, "compacted")
+                write_snapshot_file(self.folder, number, digest)
+            oldest = remove_unneeded(self.folder, self.connection, number, 1)
+            if oldest == number:
+                self.connection.execute("VACUUM")
+        return self.ledger.find_snapshot(number)
+
+    def close(self) -> None:
+        """Close the ledger and give the lock back."""
+        self.ledger.close()
+        self.connection.close()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _latest(self) -> int:
+        found = self.connection.execute("SELECT max(number) FROM snapshots").fetchone()[0]
+        return int(found or 0)
+
+    def _write_rows(
+        self,
+        number: int,
+        merged: Sequence[Merged],
+        parts: Sequence[Part],
+        check: Callable[[], None] = lambda: None,
+    ) -> SegmentEntry:
+        """Write a segment that no snapshot names yet."""
+        return write_segment(
+            self.folder,
+            number,
+            merged,
+            parts,
+            analyzer=self.analyzer,
+            dimensions=int(self.description["embedder"]["dimensions"]),
+            dtype=str(self.description["settings"]["vectors"]),
+            check=check,
+        )
