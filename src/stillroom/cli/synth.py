@@ -18,6 +18,10 @@ __all__ = ["command"]
             "Take what holds a test question out of files of records.",
         ),
         "dedup": ("stillroom.cli.synth_dedup", "Take near duplicates out of files of records."),
+        "monitor": (
+            "stillroom.cli.synth_monitor",
+            "Compare generations of data with the first, which people wrote, and warn of collapse.",
+        ),
         "preview": ("stillroom.cli.synth_preview", "Make a few records and print them."),
     },
     epilog="""
@@ -27,6 +31,7 @@ Examples:
   stillroom synth preview recipes/synth-grounded-qa.yaml --n 10
   stillroom synth dedup records.jsonl --out clean
   stillroom synth decontaminate records.jsonl --against test.jsonl --out clean
+  stillroom synth monitor human.jsonl made.jsonl --out report
 """,
 )
 def command() -> None:

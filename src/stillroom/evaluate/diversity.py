@@ -1,0 +1,252 @@
+"""How varied texts are, and how much of a reference's variety is still in them.
+
+Every figure depends on how much text it is taken of, so samples of one size are compared: whole
+texts drawn without replacement until a budget of words is reached, many times over; the value is
+the mean of the draws and the interval their 2.5 % and 97.5 % points. (Draws of one small set share
+texts: where the budget is near the size of the set, the interval is too narrow, and ``note`` says
+so.)
+
+- ``distinct_n``: distinct word n-grams over all of them (Li et al. 2016, arXiv:1510.03055).
+- ``self_bleu``: BLEU-4 of each text against all the others (Zhu et al. 2018, arXiv:1802.01886),
+  with the closest reference length, and 1 added to both sides of each precision above unigrams.
+- ``compression``: bytes over bytes compressed by zstd with a window over all of them, in the order
+  drawn (Shaib et al. 2024, arXiv:2403.00553, there by gzip, whose window is 32 kB).
+- ``repeated``: share of 4-grams that another text of the draw holds too.
+- ``vendi``: exp of the entropy of the eigenvalues of X X^T / n for L2-normalized rows, at most the
+  number of texts (Friedman and Dieng 2023, arXiv:2210.02410).
+- ``tail``: mass of the reference's rare words (the least frequent ones of one half of it) over what
+  it is in the other half: 1 where the tail is as heavy as in more of the same, 0 where it is gone.
+  It is what collapse takes first (Shumailov et al. 2024, doi:10.1038/s41586-024-07566-y).
+- ``coverage``: share of the reference's vectors that have one of the texts' within the distance of
+  their own 5th neighbour (Naeem et al. 2020, arXiv:2002.09797).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from stillroom.evaluate.metrics import Metric
+from stillroom.text.normalize import words
+
+__all__ = [
+    "Words",
+    "compression",
+    "coverage",
+    "distinct",
+    "find_tail",
+    "measure_diversity",
+    "repeated",
+    "self_bleu",
+    "tail_share",
+    "vendi",
+]
+
+Words = Sequence[str]
+Vectors = npt.NDArray[np.float32]
+
+_DRAWS = 20
+_TAIL = 0.1
+_NEIGHBOR = 5
+_ORDER = 4
+_CROWDED = 0.7
+
+
+def measure_diversity(
+    texts: Sequence[str],
+    *,
+    budget: int,
+    tail: frozenset[str] = frozenset(),
+    tail_mass: float = 0.0,
+    vectors: Vectors | None = None,
+    seed: int = 0,
+    draws: int = _DRAWS,
+) -> dict[str, Metric]:
+    """Return the figures of some texts at a budget of words, by name.
+
+    Args:
+        texts: What is measured.
+        budget: Words of a draw.
+        tail: The reference's rare words, from ``find_tail``; without them there is no ``tail``.
+        tail_mass: Their share of the reference.
+        vectors: One for each text, (N, D), L2-normalized; without them there is no ``vendi``.
+        seed: Of the draws.
+        draws: How many.
+    """
+    cut = [words(text) for text in texts]
+    figures: dict[str, Callable[[list[int]], float]] = {
+        "distinct_1": lambda drawn: distinct([cut[at] for at in drawn], 1),
+        "distinct_3": lambda drawn: distinct([cut[at] for at in drawn], 3),
+        "self_bleu": lambda drawn: self_bleu([cut[at] for at in drawn]),
+        "compression": lambda drawn: compression([texts[at] for at in drawn]),
+        "repeated": lambda drawn: repeated([cut[at] for at in drawn]),
+    }
+    if tail and tail_mass:
+        figures["tail"] = lambda drawn: tail_share([cut[at] for at in drawn], tail) / tail_mass
+    if vectors is not None:
+        rows = vectors
+        figures["vendi"] = lambda drawn: vendi(rows[drawn])
+    values: dict[str, list[float]] = {name: [] for name in figures}
+    total = sum(map(len, cut))
+    for drawn in _draw([len(one) for one in cut], budget, seed, draws):
+        for name, figure in figures.items():
+            values[name].append(figure(drawn))
+    note = "drawn from little more text than the budget" if budget > _CROWDED * total else ""
+    return {
+        name: Metric(
+            name,
+            float(np.mean(found)),
+            float(np.quantile(found, 0.025)),
+            float(np.quantile(found, 0.975)),
+            len(texts),
+            note=note,
+        )
+        for name, found in values.items()
+        if found
+    }
+
+
+def distinct(texts: Sequence[Words], n: int) -> float:
+    """Return distinct word n-grams over all of them; 0 where there is none."""
+    grams = [gram for text in texts for gram in _grams(text, n)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def self_bleu(texts: Sequence[Words]) -> float:
+    """Return the mean BLEU-4 of each text against all the others, 0 to 1; low is varied."""
+    filled = [text for text in texts if text]
+    if len(filled) < 2:
+        return 0.0
+    counts = [[Counter(_grams(text, n)) for text in filled] for n in range(1, _ORDER + 1)]
+    highest = [_two_highest(by_text) for by_text in counts]
+    lengths = np.array([len(text) for text in filled])
+    scores = []
+    for at, text in enumerate(filled):
+        logs = []
+        for n in range(_ORDER):
+            own, known = counts[n][at], highest[n]
+            clipped = sum(min(count, _other(known[gram], count)) for gram, count in own.items())
+            smooth = int(n > 0)
+            precision = (clipped + smooth) / max(sum(own.values()) + smooth, 1)
+            logs.append(math.log(precision) if precision else -math.inf)
+        others = np.delete(lengths, at)
+        closest = others[np.lexsort((others, np.abs(others - len(text))))[0]]
+        brevity = min(0.0, 1 - closest / len(text))
+        scores.append(math.exp(brevity + sum(logs) / _ORDER))
+    return float(np.mean(scores))
+
+
+def compression(texts: Sequence[str]) -> float:
+    """Return the bytes of the texts over their bytes compressed together; high is repetitive."""
+    raw = "\n".join(texts).encode("utf-8", "surrogatepass")
+    if not raw:
+        return 0.0
+    window = max(10, min(27, len(raw).bit_length()))
+    settings = zstandard.ZstdCompressionParameters.from_level(19, window_log=window)
+    return len(raw) / len(zstandard.ZstdCompressor(compression_params=settings).compress(raw))
+
+
+def repeated(texts: Sequence[Words], n: int = 4) -> float:
+    """Return the share of n-grams that another of the texts holds too."""
+    holders = Counter(gram for text in texts for gram in set(_grams(text, n)))
+    grams = [gram for text in texts for gram in _grams(text, n)]
+    return sum(holders[gram] > 1 for gram in grams) / len(grams) if grams else 0.0
+
+
+def vendi(vectors: Vectors) -> float:
+    """Return the Vendi score of L2-normalized vectors, (N, D): how many different ones there are.
+
+    The eigenvalues are those of the smaller of X X^T and X^T X.
+    """
+    if not len(vectors):
+        return 0.0
+    rows = vectors.astype(np.float64)
+    kernel = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
+    values = np.clip(np.linalg.eigvalsh(kernel / len(rows)), 0.0, None)
+    values = values[values > 0]
+    return float(np.exp(-(values * np.log(values)).sum()))
+
+
+def find_tail(texts: Sequence[str]) -> tuple[frozenset[str], float]:
+    """Return rare words of a reference, and the share they have of more of the same.
+
+    The words are the least frequent ones of every other text, that together are a tenth of it;
+    their share is that in the rest, since a word seen once is mostly not seen again.
+    """
+    counts = Counter(word for text in texts[::2] for word in words(text))
+    total = counts.total()
+    tail, mass = set(), 0
+    for word, count in sorted(counts.items(), key=lambda pair: (pair[1], pair[0])):
+        if mass + count > _TAIL * total:
+            break
+        tail.add(word)
+        mass += count
+    return frozenset(tail), tail_share([words(text) for text in texts[1::2]], frozenset(tail))
+
+
+def tail_share(texts: Sequence[Words], tail: frozenset[str]) -> float:
+    """Return which share of the texts' words are of the tail."""
+    total = sum(map(len, texts))
+    return sum(word in tail for text in texts for word in text) / total if total else 0.0
+
+
+def coverage(
+    vectors: Vectors, reference: Vectors, *, neighbor: int = _NEIGHBOR
+) -> npt.NDArray[np.bool_]:
+    """Return which of the reference's vectors have one of the others near them, (M,).
+
+    Their share is the coverage. Near is no further than the reference vector's own ``neighbor``-th
+    neighbour in the reference.
+
+    Args:
+        vectors: (N, D), L2-normalized.
+        reference: (M, D), L2-normalized; M above ``neighbor``.
+        neighbor: Which neighbour gives the distance.
+    """
+    if not len(vectors) or len(reference) <= neighbor:
+        return np.zeros(len(reference), dtype=bool)
+    within = reference @ reference.T
+    np.fill_diagonal(within, -np.inf)
+    least = -np.partition(-within, neighbor - 1, axis=1)[:, neighbor - 1]
+    nearest = (reference @ vectors.T).max(axis=1)
+    covered: npt.NDArray[np.bool_] = nearest >= least - 1e-6
+    return covered
+
+
+def _draw(sizes: Sequence[int], budget: int, seed: int, draws: int) -> Iterator[list[int]]:
+    """Yield draws of whole texts, in order of drawing, that reach the budget (or hold all)."""
+    rng = np.random.default_rng(seed)
+    for _ in range(draws):
+        drawn, held = [], 0
+        for at in rng.permutation(len(sizes)).tolist():
+            if held >= budget:
+                break
+            drawn.append(at)
+            held += sizes[at]
+        yield drawn
+
+
+def _grams(text: Words, n: int) -> list[tuple[str, ...]]:
+    return [tuple(text[at : at + n]) for at in range(len(text) - n + 1)]
+
+
+def _two_highest(
+    counts: Sequence[Counter[tuple[str, ...]]],
+) -> Mapping[tuple[str, ...], tuple[int, int]]:
+    """Return each n-gram's highest and second highest count in one text."""
+    found: dict[tuple[str, ...], tuple[int, int]] = {}
+    for one in counts:
+        for gram, count in one.items():
+            first, second = found.get(gram, (0, 0))
+            found[gram] = (count, first) if count > first else (first, max(second, count))
+    return found
+
+
+def _other(highest: tuple[int, int], own: int) -> int:
+    """Return the highest count in the other texts, given that in one."""
+    return highest[1] if own >= highest[0] else highest[0]

@@ -1,0 +1,120 @@
+"""Figures of variety are what their definitions say, at one size."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stillroom.evaluate.diversity import (
+    compression,
+    coverage,
+    distinct,
+    find_tail,
+    measure_diversity,
+    repeated,
+    self_bleu,
+    tail_share,
+    vendi,
+)
+
+texts = st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=9), max_size=6)
+
+
+def reference_bleu(text, others):
+    """BLEU-4 of the definition: counts clipped by the reference that has most."""
+    logs = 0.0
+    for n in range(1, 5):
+        own = Counter(tuple(text[at : at + n]) for at in range(len(text) - n + 1))
+        tables = [Counter(tuple(o[at : at + n]) for at in range(len(o) - n + 1)) for o in others]
+        clipped = sum(min(count, max(t[gram] for t in tables)) for gram, count in own.items())
+        smooth = int(n > 1)
+        value = (clipped + smooth) / max(sum(own.values()) + smooth, 1)
+        if not value:
+            return 0.0
+        logs += math.log(value) / 4
+    closest = min((abs(len(o) - len(text)), len(o)) for o in others)[1]
+    return math.exp(min(0.0, 1 - closest / len(text)) + logs)
+
+
+@settings(deadline=None)
+@given(texts)
+def test_self_bleu_is_bleu_against_all_the_others(found):
+    if len(found) < 2:
+        assert self_bleu(found) == 0.0
+        return
+    wanted = [reference_bleu(text, found[:at] + found[at + 1 :]) for at, text in enumerate(found)]
+    assert self_bleu(found) == pytest.approx(np.mean(wanted))
+
+
+def test_distinct_and_repeated_count_n_grams():
+    found = ["a b c d e".split(), "a b c d x".split()]
+    assert distinct(found, 1) == 6 / 10
+    assert distinct(found, 3) == 4 / 6
+    assert repeated(found) == 2 / 4
+    assert distinct([], 1) == repeated([]) == 0.0
+
+
+def test_vendi_counts_different_vectors():
+    rows = np.eye(6, dtype=np.float32)[[0, 0, 1, 1, 2, 2]]
+    assert vendi(rows) == pytest.approx(3.0)
+    rng = np.random.default_rng(0)
+    many = rng.normal(size=(40, 5)).astype(np.float32)
+    many /= np.linalg.norm(many, axis=1, keepdims=True)
+    values = np.linalg.eigvalsh(many.astype(float) @ many.T / 40)
+    values = values[values > 1e-12]
+    assert vendi(many) == pytest.approx(math.exp(-(values * np.log(values)).sum()), rel=1e-5)
+    assert vendi(many[:0]) == 0.0
+
+
+def test_coverage_is_full_for_more_of_the_same_and_falls_where_a_part_is_missing():
+    rng = np.random.default_rng(0)
+
+    def draw(count, centers):
+        rows = rng.normal(size=(count, 8)) * 0.3 + np.eye(8)[rng.choice(centers, count)]
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    reference = draw(400, 4)
+    assert coverage(draw(400, 4), reference).mean() == pytest.approx(1 - 0.5**5, abs=0.03)
+    assert coverage(draw(400, 1), reference).mean() < 0.6
+    assert not coverage(reference[:0], reference).any()
+
+
+def test_the_tail_weighs_as_much_in_more_of_the_same():
+    rng = np.random.default_rng(0)
+    words = np.array([f"w{at}" for at in range(3000)])
+    weights = 1 / np.arange(1, 3001)
+    weights /= weights.sum()
+
+    def draw(count):
+        return [" ".join(rng.choice(words, 50, p=weights)) for _ in range(count)]
+
+    tail, mass = find_tail(draw(400))
+    assert "w0" not in tail
+    assert 0.02 < mass < 0.1
+    again = tail_share([text.split() for text in draw(400)], tail)
+    assert again / mass == pytest.approx(1.0, abs=0.15)
+    assert tail_share([["w0"] * 50], tail) == tail_share([], tail) == 0.0
+
+
+def test_repetition_compresses_and_order_within_the_window_does_not_matter_much():
+    varied = [
+        " ".join(f"w{(at * 7919 + n * 104729) % 9973}" for n in range(60)) for at in range(40)
+    ]
+    assert compression(varied[:1] * 40) > 5 * compression(varied)
+    far = [*varied, *(f"{'x' * 40_000}{at}" for at in range(2)), *varied]
+    assert compression(far) > 1.8 * compression(varied)
+
+
+def test_figures_are_of_one_budget_whatever_the_size():
+    rng = np.random.default_rng(0)
+    words = [f"w{at}" for at in range(3000)]
+    many = [" ".join(rng.choice(words, 30)) for _ in range(800)]
+    large = measure_diversity(many, budget=1500)
+    small = measure_diversity(many[:120], budget=1500)
+    assert large["distinct_1"].value == pytest.approx(small["distinct_1"].value, rel=0.03)
+    assert large["distinct_1"].low <= large["distinct_1"].value <= large["distinct_1"].high
+    assert measure_diversity(many[:50], budget=1500)["distinct_1"].note
+    assert not large["distinct_1"].note

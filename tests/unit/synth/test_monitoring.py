@@ -1,0 +1,95 @@
+"""The monitor warns of data made of made data, and not of more of the same."""
+
+import itertools
+import json
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from stillroom.cli import stillroom
+from stillroom.errors import DataError
+from stillroom.records import Message, Record, write_records
+from stillroom.synth.monitoring import Monitoring, monitor
+
+
+def write(path, texts):
+    write_records(path, [Record((Message("assistant", text),)) for text in texts])
+
+
+def people(rng, count):
+    words = [f"w{at}" for at in range(4000)]
+    weights = 1 / np.arange(1, 4001)
+    return [" ".join(rng.choice(words, 40, p=weights / weights.sum())) for _ in range(count)]
+
+
+def imitate(texts, rng, count):
+    """Texts of a bigram model of the texts."""
+    following = defaultdict(list)
+    for text in texts:
+        told = text.split()
+        for one, other in itertools.pairwise(told):
+            following[one].append(other)
+    starts = [text.split()[0] for text in texts]
+    made = []
+    for _ in range(count):
+        told = [rng.choice(starts)]
+        while len(told) < 40 and following[told[-1]]:
+            told.append(rng.choice(following[told[-1]]))
+        made.append(" ".join(told))
+    return made
+
+
+@pytest.fixture
+def generations(tmp_path):
+    rng = np.random.default_rng(0)
+    texts = people(rng, 120)
+    write(tmp_path / "more.jsonl", people(rng, 120))
+    for number in range(4):
+        write(tmp_path / f"g{number}.jsonl", texts)
+        texts = imitate(texts, rng, 120)
+    return tmp_path
+
+
+def test_generations_that_replace_each_other_are_warned_of(generations):
+    words = ["synth", "monitor", *(generations / f"g{at}.jsonl" for at in range(4))]
+    words += ["--out", generations / "out", "--quiet"]
+    done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "Warning: variety is lost" in done.output
+    told = json.loads((generations / "out/artifact.json").read_text())["details"]["warnings"]
+    assert {"distinct_3", "repeated"} <= {
+        one["figure"] for one in told if "g1" in one["generation"]
+    }
+    assert (generations / "out/output/report.html").is_file()
+
+
+def test_more_of_the_same_is_not_warned_of(generations):
+    plan = Monitoring((generations / "g0.jsonl", generations / "more.jsonl"))
+    _, report, warned = monitor(plan, generations / "out", embedder=Spread())
+    assert warned == []
+    assert "No figure is worse" in report.summary
+    assert "coverage" in {section.title for section in report.sections}
+
+
+class Spread:
+    """Vectors that follow from the text and have no pattern."""
+
+    def embed(self, texts, *, kind):
+        rows = np.stack(
+            [np.random.default_rng(len(t) + sum(map(ord, t))).normal(size=6) for t in texts]
+        )
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_one_generation_or_too_little_text_is_refused(generations):
+    write(generations / "few.jsonl", ["a few words"])
+    for paths, code in (
+        (["g0"], "synth.one-generation"),
+        (["g0", "few"], "synth.too-little-text"),
+    ):
+        plan = Monitoring(tuple(generations / f"{name}.jsonl" for name in paths))
+        with pytest.raises(DataError) as caught:
+            monitor(plan, generations / "out")
+        assert caught.value.problems[0].code == code
