@@ -130,7 +130,8 @@ class Inquiry:
         if kept:
             last = kept[:wanted][-1].rank
             self.repeats += last - sum(hit.rank <= last for hit in distinct)
-        self.note("retrieve", query=asked.text, found=len(kept[:wanted]), new=len(fresh))
+        other = {} if retriever is None else {"retriever": _name_of(retriever)}
+        self.note("retrieve", query=asked.text, **other, found=len(kept[:wanted]), new=len(fresh))
         return kept
 
     def grade(self, grader: Grader, hits: Sequence[Hit], query: Query | None = None) -> list[float]:
@@ -193,3 +194,7 @@ class Inquiry:
         """Give no answer; the passages that came nearest are named to whoever asked."""
         self.refusal, self.nearest = why, tuple(nearest[: self.asking.k])
         self.note("abstain", why=why)
+
+
+def _name_of(retriever: str | Retriever) -> str:
+    return retriever if isinstance(retriever, str) else retriever.method_name()

@@ -89,7 +89,9 @@ class SemanticCache:
             self._prepare()
         except sqlite3.DatabaseError as error:
             raise _unusable(
-                f"{path} cannot be used: {error}", "a semantic cache", "remove the file"
+                f"{path} cannot be used: {error}",
+                "a semantic cache of this version, or a path where nothing lies yet",
+                "give another path",
             ) from error
 
     def _prepare(self) -> None:

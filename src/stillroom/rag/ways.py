@@ -26,6 +26,7 @@ from stillroom.rag.method import (
 )
 from stillroom.registry import Method, Seam
 from stillroom.registry.listing import suggest
+from stillroom.registry.method import Choice
 
 __all__ = ["Way", "parse_method", "parse_reading_way", "parse_way"]
 
@@ -92,6 +93,9 @@ def parse_way(text: str) -> Way:
 def parse_method(seam: Seam[M], text: str) -> M:
     """Return the method of a seam that ``NAME[:KEY=VALUE,...]`` describes.
 
+    A setting that is itself a method takes its settings after another colon, with semicolons
+    between them: ``corrective:grader=yes_no:words=80;upper=0.7``.
+
     Raises:
         RecipeError: If the method or a setting is unknown, or a value is out of bounds.
     """
@@ -109,38 +113,37 @@ def parse_method(seam: Seam[M], text: str) -> M:
             )
         chosen[key.strip()] = value.strip()
     try:
-        return seam.build(chosen)
+        return seam.build(_build_inner(seam, chosen))
     except ValidationError as error:
         raise _refuse(seam.get(chosen["name"]), error, text) from error
 
 
+def _build_inner(seam: Seam[M], chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings with those that are themselves methods built from their lines."""
+    built = dict(chosen)
+    for key, field in seam.get(chosen["name"]).model_fields.items():
+        choice = next((one for one in field.metadata if isinstance(one, Choice)), None)
+        if choice is not None and ":" in str(chosen.get(key, "")):
+            built[key] = parse_method(choice.seam, chosen[key].replace(";", ","))
+    return built
+
+
 def _refuse(method: type[Method], error: ValidationError, text: str) -> RecipeError:
     """Return what is wrong with a line's settings, as errors of a recipe are said."""
+    name, known = method.method_name(), sorted(method.model_fields)
     problems = []
     for found in error.errors(include_url=False):
         key = ".".join(map(str, found["loc"]))
-        if found["type"] == "extra_forbidden":
-            known = sorted(method.model_fields)
-            problems.append(
-                Problem(
-                    f"{key!r} is no setting of {method.method_name()}",
-                    code="recipe.unknown-key",
-                    where=text,
-                    expected=f"one of: {', '.join(known)}",
-                    next=suggest(key, known),
-                )
-            )
-        else:
-            value = "" if found["type"] == "missing" else f" {found['input']!r:.60} is refused"
-            problems.append(
-                Problem(
-                    f"{key}:{value or ' is missing'}",
-                    code="recipe.value",
-                    where=text,
-                    expected=found["msg"]
-                    .removeprefix("Input should be ")
-                    .removeprefix("Value error, "),
-                    next=f"stillroom show {method.method_name()}",
-                )
-            )
+        told = found["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+        code, what, expected = "recipe.value", f"{key}: {found['input']!r:.60} is refused", told
+        step = f"stillroom show {name}"
+        if found["type"] == "missing":
+            code, what = "recipe.missing", f"{name} needs {key}"
+            own = method.model_fields.get(key)
+            expected = own.description or "" if own else ""
+            step = f"write {name}:{key.replace('.', '=NAME:')}=VALUE"
+        elif found["type"] == "extra_forbidden":
+            code, what = "recipe.unknown-key", f"{key!r} is no setting of {name}"
+            expected, step = f"one of: {', '.join(known)}", suggest(key, known)
+        problems.append(Problem(what, code=code, where=text, expected=expected, next=step))
     return RecipeError(problems)

@@ -190,8 +190,19 @@ def test_a_settings_line_builds_a_way():
     method = parse_method(ANSWERING, "corrective:grader=similarity,strip=2")
     assert method.grader == GRADERS.build("similarity")
     assert method.strip == 2
-    with pytest.raises(RecipeError):
-        parse_method(ANSWERING, "corrective:strap=2")
+    nested = parse_method(ANSWERING, "corrective:grader=yes_no:words=80;upper=0.7,strip=1")
+    assert nested.grader == GRADERS.build({"name": "yes_no", "words": 80, "upper": 0.7})
+    assert nested.strip == 1
+    for line, code, hint in (
+        ("corrective:strap=2", "recipe.unknown-key", "did you mean 'strip'?"),
+        ("corrective:strip=x", "recipe.value", "stillroom show corrective"),
+        ("corrective:grader=cross_encoder", "recipe.missing", "grader=NAME:checkpoint"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            parse_method(ANSWERING, line)
+        problem = caught.value.problems[0]
+        assert problem.code == code
+        assert hint in f"{problem.next} {problem.what}"
 
 
 def test_the_last_turn_stands_alone_before_it_is_searched_and_read(index):

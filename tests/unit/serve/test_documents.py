@@ -124,7 +124,7 @@ def test_a_request_chooses_its_way(index):
     [
         ({"way": "keywrd"}, "recipe.unknown-method", "way"),
         ({"answering": "direkt"}, "recipe.unknown-method", "answering"),
-        ({"way": "keyword+cross_encoder"}, "recipe.value", "way"),
+        ({"way": "keyword+cross_encoder"}, "recipe.missing", "way"),
         ({"way": "keyword+endpoint:address=http://inner.example"}, "invalid_request", "way"),
         ({"answering": "corrective:grader=x"}, "invalid_request", "answering"),
         ({"unsupported": "keep"}, "invalid_request", "unsupported"),
