@@ -32,6 +32,7 @@ __all__ = ["command"]
             "stillroom.cli.rag_sweep",
             "Try chunkers, embedders and ways on judged questions, and say which is worth it.",
         ),
+        "tree": ("stillroom.cli.rag_tree", "Make a tree of summaries over an index."),
         "tune": (
             "stillroom.cli.rag_tune",
             "Choose on judged queries how words and vectors are fused.",

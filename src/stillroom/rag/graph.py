@@ -5,14 +5,14 @@ not hold any more, or does not let its reader see, is not found by the graph eit
 asked for by its id; an entity or an edge counts where one passage under it is there; a report is
 given only where every passage under it is, since its words come from all of them.
 
-Does not know: what was added to the index since. ``tell_age`` says when that may be.
+Does not know: what was added to the index since. ``meet_index`` says when that may be.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stillroom.rag.index import Index
+    from stillroom.rag.tree import Tree
 
-__all__ = ["Graph", "Sight", "open_graph"]
+__all__ = ["Graph", "Sight", "meet_index", "open_graph"]
 
 _LONGEST_NAME = 6
 
@@ -52,7 +53,7 @@ class Graph:
     def __init__(self, folder: Path, *, verify: bool) -> None:
         """Read the files of ``folder``; callers use ``open``."""
         self.folder = folder
-        self.description = read_graph_description(folder, verify=verify)
+        self.description = read_graph_description(folder, "graph", verify=verify)
         self.sources = [SourcePassage(*row) for row in read_rows(folder / SOURCES)]
         self.entities = [Entity.from_json(row) for row in read_rows(folder / ENTITIES)]
         self.edges = [Edge.from_json(row) for row in read_rows(folder / EDGES)]
@@ -109,29 +110,9 @@ class Graph:
             at += 1
         return list(found)
 
-    def check_embedder(self, index: Index) -> None:
-        """Refuse an index whose vectors cannot be compared with the graph's.
-
-        Raises:
-            IntegrityError: If another embedder made the graph's.
-        """
-        if self.description.embedder != index.embedder.fingerprint:
-            raise IntegrityError(
-                f"the graph was made with embedder {self.description.embedder}, but the index has "
-                f"{index.embedder.fingerprint}",
-                code="rag.graph-embedder",
-                where=str(self.folder),
-                expected="the index that the graph was made from, or a later state of it",
-                next="make the graph again: stillroom rag graph INDEX --out GRAPH --overwrite",
-            )
-
-    def tell_age(self, index: Index) -> None:
-        """Notice that the index is in another state than the one that the graph was made from."""
-        if self.description.index != index.digest:
-            notice(
-                "the index has changed since the graph was made: what was added is not in it "
-                "(stillroom rag graph INDEX --out GRAPH --overwrite brings it up to date)"
-            )
+    def meet(self, index: Index) -> Sight:
+        """Return what of the graph an index lets its reader see; see ``meet_index``."""
+        return meet_index(self, index)
 
     def likeness(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the cosine of a query's vector with every entity's, (E,)."""
@@ -152,18 +133,18 @@ class Graph:
 
 
 class Sight:
-    """What of a graph an index lets its reader see; looks every passage up once."""
+    """What of a graph or tree an index lets its reader see; looks every passage up once."""
 
-    def __init__(self, graph: Graph, index: Index) -> None:
-        """Look at ``graph`` through ``index``."""
-        self._graph, self._index = graph, index
+    def __init__(self, made: Graph | Tree, index: Index) -> None:
+        """Look at what was ``made`` from an index through ``index``."""
+        self._sources, self._index = made.sources, index
         self._rows: dict[int, int | None] = {}
 
     def row(self, source: int) -> int | None:
         """Return the index row of a source, or None where the index has no such passage."""
         if source not in self._rows:
             try:
-                self._rows[source] = self._index.row_of(self._graph.sources[source].passage_id)
+                self._rows[source] = self._index.row_of(self._sources[source].passage_id)
             except DataError:
                 self._rows[source] = None
         return self._rows[source]
@@ -177,21 +158,14 @@ class Sight:
         """Return whether one passage under an entity or an edge can be seen."""
         return any(self.row(row) is not None for row, _, _ in part.mentions)
 
-    def sees_report(self, community: Community) -> bool:
-        """Return whether every passage under a community's report can be seen."""
-        return all(self.row(row) is not None for row in community.rows)
+    def sees_all(self, sources: Iterable[int]) -> bool:
+        """Return whether every one of the passages under a report or summary can be seen."""
+        return all(self.row(source) is not None for source in sources)
 
-    def best_entities(self, scores: NDArray[np.float32], count: int) -> list[tuple[int, float]]:
-        """Return the best entities that can be seen, with their scores above 0."""
-        return list(self._best(scores, self._graph.entities, count))
-
-    def best_edges(self, scores: NDArray[np.float32], count: int) -> list[tuple[int, float]]:
-        """Return the best edges that can be seen, with their scores above 0."""
-        return list(self._best(scores, self._graph.edges, count))
-
-    def _best(
-        self, scores: NDArray[np.float32], parts: list[Entity] | list[Edge], count: int
+    def best(
+        self, scores: NDArray[np.float32], parts: Sequence[Entity] | Sequence[Edge], count: int
     ) -> Iterator[tuple[int, float]]:
+        """Yield the best parts that can be seen, at most ``count``, with their scores above 0."""
         given = 0
         for at in np.lexsort((np.arange(len(scores)), -scores)):
             if given >= count or scores[at] <= 0:
@@ -199,6 +173,33 @@ class Sight:
             if self.sees(parts[int(at)]):
                 given += 1
                 yield int(at), float(scores[at])
+
+
+def meet_index(made: Graph | Tree, index: Index) -> Sight:
+    """Return what an index lets its reader see of a graph or tree.
+
+    That the index is in another state than the one that it was made from is noticed.
+
+    Raises:
+        IntegrityError: If another embedder made its vectors: they would not compare.
+    """
+    what = made.description.what
+    again = f"stillroom rag {what} INDEX --out {what.upper()} --overwrite"
+    if made.description.embedder != index.embedder.fingerprint:
+        raise IntegrityError(
+            f"the {what} was made with embedder {made.description.embedder}, but the index has "
+            f"{index.embedder.fingerprint}",
+            code="rag.graph-embedder",
+            where=str(made.folder),
+            expected=f"the index that the {what} was made from, or a later state of it",
+            next=f"make it again: {again}",
+        )
+    if made.description.index != index.digest:
+        notice(
+            f"the index has changed since the {what} was made: what was added is not in it "
+            f"({again} brings it up to date)"
+        )
+    return Sight(made, index)
 
 
 _OPENING = threading.Lock()

@@ -1,8 +1,8 @@
-"""The files of a graph and the description that ties them together; GraphML for other tools.
+"""The files of a graph or tree and the description that ties them together; GraphML.
 
-``graph.json`` is written last and names the size and digest of every other file. Nothing in it
-depends on the clock or on how the graph came about: one that was brought up to date has the bytes
-of one made from scratch.
+``graph.json`` (``tree.json``) is written last and names the size and digest of every other file.
+Nothing in it depends on the clock or on how it came about: one that was brought up to date has the
+bytes of one made from scratch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -33,10 +33,14 @@ __all__ = [
     "ENTITY_VECTORS",
     "EXTRACTIONS",
     "GRAPH",
+    "NODES",
+    "NODE_VECTORS",
     "REPORT_VECTORS",
     "SOURCES",
+    "TREE",
     "WRITTEN",
     "GraphDescription",
+    "What",
     "read_graph_description",
     "read_rows",
     "write_graph_description",
@@ -56,7 +60,10 @@ ENTITY_VECTORS = "entity_vectors.npy"
 EDGE_VECTORS = "edge_vectors.npy"
 REPORT_VECTORS = "report_vectors.npy"
 _FORMAT = 1
-_FILES = (
+TREE = "tree.json"
+NODES = "nodes.jsonl"
+NODE_VECTORS = "node_vectors.npy"
+_GRAPH_FILES = (
     SOURCES,
     EXTRACTIONS,
     ENTITIES,
@@ -67,12 +74,16 @@ _FILES = (
     EDGE_VECTORS,
     REPORT_VECTORS,
 )
+_TREE_FILES = (SOURCES, NODES, WRITTEN, NODE_VECTORS)
+_LAYOUTS = {"graph": (GRAPH, _GRAPH_FILES), "tree": (TREE, _TREE_FILES)}
+What = Literal["graph", "tree"]
 
 
 @dataclass(frozen=True, slots=True)
 class GraphDescription:
-    """What graph.json says; ``index`` is the digest of the state the graph was made from."""
+    """What graph.json or tree.json says; ``index`` is the digest of the state it was made from."""
 
+    what: What
     index: str
     settings: Mapping[str, Any]
     embedder: str
@@ -81,7 +92,7 @@ class GraphDescription:
 
     @property
     def digest(self) -> str:
-        """The digest of the whole graph: settings and every file's bytes."""
+        """The digest of the whole: settings and every file's bytes."""
         return digest_json(self._body())
 
     def to_json(self) -> dict[str, Any]:
@@ -91,6 +102,7 @@ class GraphDescription:
     def _body(self) -> dict[str, Any]:
         return {
             "format": _FORMAT,
+            "what": self.what,
             "index": self.index,
             "settings": dict(self.settings),
             "embedder": self.embedder,
@@ -126,36 +138,41 @@ def write_vectors(path: Path, vectors: NDArray[np.float32]) -> None:
 
 def write_graph_description(
     folder: Path,
+    what: What,
     *,
     index: str,
     settings: Mapping[str, Any],
     embedder: str,
     counts: Mapping[str, int],
 ) -> GraphDescription:
-    """Write graph.json; the other files must be finished."""
-    files = {name: ((folder / name).stat().st_size, digest_file(folder / name)) for name in _FILES}
-    description = GraphDescription(index, settings, embedder, counts, files)
-    with atomic_write(folder / GRAPH) as file:
+    """Write graph.json or tree.json; the other files must be finished."""
+    mark, names = _LAYOUTS[what]
+    files = {name: ((folder / name).stat().st_size, digest_file(folder / name)) for name in names}
+    description = GraphDescription(what, index, settings, embedder, counts, files)
+    with atomic_write(folder / mark) as file:
         json.dump(description.to_json(), file, ensure_ascii=False, indent=1)
     return description
 
 
-def read_graph_description(folder: Path, *, verify: bool = True) -> GraphDescription:
-    """Read graph.json and hold the other files against it.
+def read_graph_description(folder: Path, what: What, *, verify: bool = True) -> GraphDescription:
+    """Read graph.json or tree.json and hold the other files against it.
 
     Args:
-        folder: The folder that holds graph.json.
+        folder: The folder that holds it.
+        what: Which of the two.
         verify: Recompute the files' digests; otherwise only their sizes are compared.
 
     Raises:
         IntegrityError: If a file is missing or is not what was written.
     """
-    path = folder / GRAPH
+    mark, names = _LAYOUTS[what]
+    path = folder / mark
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.get("format") != _FORMAT:
             raise ValueError(f"format {data.get('format')!r}, expected {_FORMAT}")
         description = GraphDescription(
+            what,
             data["index"],
             data["settings"],
             data["embedder"],
@@ -166,15 +183,15 @@ def read_graph_description(folder: Path, *, verify: bool = True) -> GraphDescrip
             raise ValueError("it was changed after it was written")
     except FileNotFoundError as error:
         raise IntegrityError(
-            f"{folder} holds no {GRAPH}: it is no graph, or a half-written one",
+            f"{folder} holds no {mark}: it is no {what}, or a half-written one",
             code="rag.no-graph",
             where=str(folder),
-            expected="the folder that 'stillroom rag graph INDEX --out GRAPH' wrote",
+            expected=f"the folder that 'stillroom rag {what} INDEX --out {what.upper()}' wrote",
             next="make it, or finish it with --resume",
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, str(error)) from error
-    for name in _FILES:
+    for name in names:
         _check_file(folder / name, description.files.get(name), verify=verify)
     return description
 
@@ -236,9 +253,9 @@ def _check_file(path: Path, entry: tuple[int, str] | None, *, verify: bool) -> N
 
 def _damaged(path: Path, reason: str) -> IntegrityError:
     return IntegrityError(
-        f"the graph is damaged: {path.name}: {reason}",
+        f"the graph or tree is damaged: {path.name}: {reason}",
         code="rag.graph-damaged",
         where=str(path),
         expected="the file that the job wrote",
-        next="make the graph again with --overwrite",
+        next="make it again with --overwrite",
     )

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.jobs import Job, Reporter
@@ -44,12 +42,14 @@ from stillroom.rag.graph_relate import drop_lonely, relate_entities
 from stillroom.rag.graph_reports import write_reports
 from stillroom.rag.graph_resolve import Resolved, resolve_entities
 from stillroom.rag.graph_summaries import describe_entities
+from stillroom.rag.graph_vectors import TextVectors
 from stillroom.rag.graph_writing import Writer
 from stillroom.rag.index import Index
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from stillroom.models import TextModel
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 __all__ = ["GraphPlan", "build_graph", "opened_model"]
 
 _BATCH = 16
-_EMBEDDED_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +126,7 @@ def build_graph(
         with (
             job.interruptible(),
             Index.open(plan.index) as index,
-            opened_model(plan, model) as asked,
+            opened_model(plan.model, model) as asked,
         ):
             return _Builder(plan, job, index, asked).run()
     finally:
@@ -142,8 +141,8 @@ class _Builder:
         self.previous: PreviousGraph = open_previous_graph(job)
         self.writer: Writer | None = None
         self.counts: Counter[str] = Counter()
+        self.vectors = TextVectors(index.embedder, self.previous, job)
         self.fresh = 0
-        self.embedded = 0
 
     def run(self) -> tuple[Artifact, GraphDescription]:
         if self.model is not None:
@@ -212,7 +211,7 @@ class _Builder:
             sources,
             extractions,
             min_count=plan.extractor.min_count,
-            embed=self._embed_names if plan.same_name > 0 else None,
+            embed=self.vectors if plan.same_name > 0 else None,
             similarity=plan.same_name,
         )
         edges = relate_entities(extractions, resolved, plan.extractor)
@@ -279,31 +278,7 @@ class _Builder:
             [one.report.text or one.id for one in communities],
         ]
         with self.job.phase("embed", sum(map(len, texts)), "texts") as progress:
-            return [self._embed_texts(some, progress.advance) for some in texts]
-
-    def _embed_names(self, names: Sequence[str]) -> NDArray[np.float32]:
-        return self._embed_texts(names, lambda count: None)
-
-    def _embed_texts(
-        self, texts: Sequence[str], advance: Callable[[int], None]
-    ) -> NDArray[np.float32]:
-        embedder = self.index.embedder
-        vectors = np.zeros((len(texts), embedder.dimensions), dtype=np.float32)
-        missing = []
-        for at, text in enumerate(texts):
-            known = self.previous.vector(text, embedder.fingerprint)
-            if known is None:
-                missing.append(at)
-            else:
-                vectors[at] = known
-        advance(len(texts) - len(missing))
-        for start in range(0, len(missing), _EMBEDDED_AT_ONCE):
-            self.job.check_cancelled()
-            batch = missing[start : start + _EMBEDDED_AT_ONCE]
-            vectors[batch] = embedder.embed([texts[at] for at in batch], kind="passage")
-            advance(len(batch))
-        self.embedded += len(missing)
-        return vectors
+            return [self.vectors(some, progress.advance) for some in texts]
 
     def _write(
         self,
@@ -327,6 +302,7 @@ class _Builder:
             write_vectors(folder / name, some)
         return write_graph_description(
             folder,
+            "graph",
             index=self.index.digest,
             settings={
                 **self.plan.settings(),
@@ -357,7 +333,7 @@ class _Builder:
                 **description.counts,
                 "extracted": self.fresh,
                 "asked": self.writer.asked if self.writer is not None else 0,
-                "embedded": self.embedded,
+                "embedded": self.vectors.embedded,
                 "index": description.index,
                 "graph": description.digest,
             },
@@ -376,14 +352,14 @@ def _tell(counts: Mapping[str, int]) -> str:
 
 
 @contextmanager
-def opened_model(plan: GraphPlan, model: TextModel | None) -> Iterator[TextModel | None]:
-    """Yield the model that is given, or the plan's own, which is closed afterwards."""
-    if model is not None or not plan.model:
+def opened_model(name: str, model: TextModel | None) -> Iterator[TextModel | None]:
+    """Yield the model that is given, or the one of a name, which is closed afterwards."""
+    if model is not None or not name:
         yield model
         return
     from stillroom.models import open_text_model
 
-    own = open_text_model(plan.model)
+    own = open_text_model(name)
     try:
         yield own
     finally:

@@ -1,4 +1,4 @@
-"""What a graph that is brought up to date takes over from the one before it."""
+"""What a graph or tree that is brought up to date takes over from the one before it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 from stillroom.errors import StillroomError
 from stillroom.rag.graph import Graph
 from stillroom.rag.graph_files import EXTRACTIONS, WRITTEN, read_rows
+from stillroom.rag.tree import Tree
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stillroom.jobs import Job
 
-__all__ = ["PreviousGraph", "open_previous_graph"]
+__all__ = ["PreviousGraph", "open_previous_graph", "open_previous_tree"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +54,17 @@ def open_previous_graph(job: Job) -> PreviousGraph:
     for at, community in enumerate(graph.communities):
         vectors[community.report.text or community.id] = np.asarray(graph.report_vectors[at])
     return PreviousGraph(extractions, written, graph.description.embedder, vectors)
+
+
+def open_previous_tree(job: Job) -> PreviousGraph:
+    """Return what the tree at the job's place holds; see ``open_previous_graph``."""
+    if job.previous is None:
+        return PreviousGraph()
+    try:
+        tree = Tree.open(job.previous)
+        written = dict(read_rows(tree.folder / WRITTEN))
+    except StillroomError as error:
+        job.say(f"nothing is taken over from {job.previous}: {error.problems[0].what}")
+        return PreviousGraph()
+    vectors = {node.text: np.asarray(tree.vectors[at]) for at, node in enumerate(tree.nodes)}
+    return PreviousGraph({}, written, tree.description.embedder, vectors)

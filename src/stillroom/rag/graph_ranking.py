@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from stillroom.rag.graph import Graph, Sight
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from stillroom.rag.graph_parts import Span
 
-__all__ = ["list_passages", "rank_passages", "round_robin", "spread"]
+__all__ = ["best_reports", "list_passages", "rank_passages", "round_robin", "spread"]
 
 
 def spread(
@@ -62,6 +66,28 @@ def rank_passages(
         for row in rows:
             scores[row] += share
     return _visible(sight, scores)
+
+
+def best_reports(
+    graph: Graph, sight: Sight, likeness: NDArray[np.float32], *, level: int, count: int
+) -> list[int]:
+    """Return the communities whose reports are likest a query and may be seen, best first.
+
+    Args:
+        graph: Whose communities.
+        sight: What can be seen.
+        likeness: Of the query with each report, (C,).
+        level: Those of this level, and those above it that are not divided so far.
+        count: How many at most.
+    """
+    parents = {one.parent for one in graph.communities if one.level <= level}
+    usable = [
+        at
+        for at, one in enumerate(graph.communities)
+        if one.level == level or (one.level < level and one.id not in parents)
+    ]
+    usable.sort(key=lambda at: (-float(likeness[at]), at))
+    return list(islice((at for at in usable if sight.sees_all(graph.communities[at].rows)), count))
 
 
 def list_passages(sight: Sight, groups: Iterable[Sequence[Span]]) -> list[int]:

@@ -168,7 +168,7 @@ def test_a_report_is_used_only_where_all_that_it_stands_on_may_be_seen(tmp_path)
     make_graph(make_index(tmp_path, SMALL), tmp_path / "graph")
     graph = Graph.open(tmp_path / "graph")
     with Index.open(tmp_path / "index") as index:
-        whole = [one for one in graph.communities if Sight(graph, index).sees_report(one)]
+        whole = [one for one in graph.communities if Sight(graph, index).sees_all(one.rows)]
     assert len(whole) == len(graph.communities)
     index = make_index(tmp_path, {name: SMALL[name] for name in SMALL if name != "prizes.md"})
     with Index.open(index) as opened:
@@ -176,7 +176,7 @@ def test_a_report_is_used_only_where_all_that_it_stands_on_may_be_seen(tmp_path)
         gone = {at for at in range(len(graph.sources)) if sight.row(at) is None}
         assert len(gone) == 1
         for one in graph.communities:
-            assert sight.sees_report(one) == (not gone & set(one.rows))
+            assert sight.sees_all(one.rows) == (not gone & set(one.rows))
 
 
 def test_nothing_found_is_a_failure_that_says_what_to_do(tmp_path):
@@ -212,7 +212,7 @@ def test_a_graph_of_another_embedder_is_refused(small):
         graph = Graph.open(small / "graph")
         object.__setattr__(graph.description, "embedder", "other")
         with pytest.raises(IntegrityError) as caught:
-            graph.check_embedder(index)
+            graph.meet(index)
     assert caught.value.code == "rag.graph-embedder"
 
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.graph import Sight, open_graph
-from stillroom.rag.graph_ranking import round_robin
+from stillroom.rag.graph import open_graph
+from stillroom.rag.graph_ranking import best_reports, round_robin
 from stillroom.rag.method import Query, Retriever
 
 if TYPE_CHECKING:
@@ -41,25 +40,12 @@ class GraphGlobal(Retriever):
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
         graph = open_graph(self.graph)
-        graph.check_embedder(index)
-        graph.tell_age(index)
-        sight = Sight(graph, index)
+        sight = graph.meet(index)
         likeness = graph.report_likeness(index.embed_query(query))
-        lists = [sight.rows(_rows(graph, at)) for at in self._best(graph, sight, likeness)]
+        best = best_reports(graph, sight, likeness, level=self.level, count=self.reports)
+        lists = [sight.rows(_rows(graph, at)) for at in best]
         rows = round_robin(lists)[:k]
         return index.hits((row, 1.0 / rank) for rank, row in enumerate(rows, start=1))
-
-    def _best(self, graph: Graph, sight: Sight, likeness: np.ndarray) -> list[int]:
-        """Return the communities of the level, or those above it that are not divided so far."""
-        parents = {one.parent for one in graph.communities if one.level <= self.level}
-        usable = [
-            at
-            for at, one in enumerate(graph.communities)
-            if one.level == self.level or (one.level < self.level and one.id not in parents)
-        ]
-        usable.sort(key=lambda at: (-float(likeness[at]), at))
-        seen = (at for at in usable if sight.sees_report(graph.communities[at]))
-        return [at for at, _ in zip(seen, range(self.reports), strict=False)]
 
 
 def _rows(graph: Graph, community: int) -> list[int]:

@@ -43,9 +43,7 @@ class GraphHybrid(Retriever):
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
         graph = open_graph(self.graph)
-        graph.check_embedder(index)
-        graph.tell_age(index)
-        sight = Sight(graph, index)
+        sight = graph.meet(index)
         lists: list[Sequence[int]] = []
         if self.mode in {"local", "hybrid", "mix"}:
             lists.append(self._by_entities(graph, sight, _ask(query, query.keywords), index))
@@ -58,12 +56,12 @@ class GraphHybrid(Retriever):
 
     def _by_entities(self, graph: Graph, sight: Sight, query: Query, index: Index) -> list[int]:
         scores = graph.likeness(index.embed_query(query))
-        best = sight.best_entities(scores, self.depth)
+        best = sight.best(scores, graph.entities, self.depth)
         return list_passages(sight, [graph.entities[at].mentions for at, _ in best])
 
     def _by_edges(self, graph: Graph, sight: Sight, query: Query, index: Index) -> list[int]:
         scores = graph.edge_likeness(index.embed_query(query))
-        best = sight.best_edges(scores, self.depth)
+        best = sight.best(scores, graph.edges, self.depth)
         return list_passages(sight, [graph.edges[at].mentions for at, _ in best])
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.graph import Sight, open_graph
+from stillroom.rag.graph import open_graph
 from stillroom.rag.graph_ranking import rank_passages, spread
 from stillroom.rag.method import Query, Retriever
 
@@ -40,11 +40,9 @@ class GraphLocal(Retriever):
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
         graph = open_graph(self.graph)
-        graph.check_embedder(index)
-        graph.tell_age(index)
-        sight = Sight(graph, index)
+        sight = graph.meet(index)
         likeness = graph.likeness(index.embed_query(query))
-        near = sight.best_entities(likeness, self.entities)
+        near = sight.best(likeness, graph.entities, self.entities)
         seeds = {at: score * score for at, score in near}
         for text in (query.text, *query.keywords):
             named = (at for at in graph.named_in(text) if sight.sees(graph.entities[at]))
