@@ -16,6 +16,11 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from peers import peer_python
+
+from stillroom.rag.analyzer import Analyzer
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(os.environ.get("STILLROOM_BENCH_CORPUS", ROOT / "build" / "bench" / "rag-corpus"))
 PACKAGES = (
@@ -83,6 +88,45 @@ def queries(texts: list[str]) -> list[tuple[int, str]]:
             start = rng.randrange(len(words) - size)
             drawn.append((row, " ".join(words[start : start + size])))
     return drawn
+
+
+def prepare() -> Path:
+    """Return the folder with all that engines and peers are measured over, made on first use.
+
+    ``passages-50000.json`` and ``queries.json`` are texts, ``words.txt`` and ``query-words.txt``
+    their stemmed words without stop words, one a line; ``vectors.npy`` and ``query-vectors.npy``
+    their LSA vectors, (N, 384) float32, normalized.
+    """
+    texts = passages()
+    asked = [query for _, query in queries(texts)]
+    if not (FOLDER / "queries.json").exists():
+        (FOLDER / "queries.json").write_text(json.dumps(asked), encoding="utf-8")
+    if not (FOLDER / "query-words.txt").exists():
+        analyzer = Analyzer("english")
+        for name, several in (("words.txt", texts), ("query-words.txt", asked)):
+            lines = (" ".join(content_words(analyzer, text)) for text in several)
+            (FOLDER / name).write_text("\n".join(lines), "utf-8", "surrogatepass")
+    if not (FOLDER / "query-vectors.npy").exists():
+        worker = Path(__file__).with_name("lsa_worker.py")
+        python = peer_python("scikit-learn", "1.9.1")
+        run_clean([str(python), str(worker), str(FOLDER)])
+    return FOLDER
+
+
+def content_words(analyzer: Analyzer, text: str) -> list[str]:
+    """Return the words that count: all but stop words, even where there are no others."""
+    return [term for term in analyzer.terms(text) if term not in analyzer.stop_words]
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment without this project's own Python path, on one thread."""
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+
+
+def run_clean(command: list[str]) -> None:
+    """Run a peer's command in its own environment."""
+    subprocess.run(command, check=True, env=clean_environment(), stdout=sys.stderr)
 
 
 def _unpack() -> list[Path]:

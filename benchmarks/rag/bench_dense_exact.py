@@ -1,0 +1,82 @@
+"""Exact dense search over 50,000 vectors beside stores in memory, sqlite-vec and LanceDB.
+
+Processor milliseconds a query, k = 10, 384 dimensions (LSA vectors of the passages), one thread.
+Ours is given the vectors memory-mapped and their codes as an index keeps them; the bound is
+NumPy's float32 product of all vectors with the query, without looking for the best. All must find
+the same rows but for ties, which is checked first. STILLROOM_BENCH_PEERS names some of the peers.
+"""
+
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from commands import print_figure
+from corpus import prepare
+from searching import Peer, compare, overlap
+
+from stillroom.rag.vectors import DenseEngine, VectorCodes
+
+REPEATS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "7"))
+K = 10
+PEERS: dict[str, tuple[tuple[str, str], list[str], int, int]] = {
+    # package, what else it needs, queries a round, rounds at most
+    "sqlite_vec": (("sqlite-vec", "0.1.9"), ["apsw", "numpy"], 40, 7),
+    "lancedb": (("lancedb", "0.40.0"), ["numpy"], 20, 7),
+    "llama_index": (("llama-index-core", "0.14.25"), [], 4, 3),
+    "langchain": (("langchain-core", "1.8.3"), ["numpy"], 4, 3),
+}
+
+
+def main() -> None:
+    """Print one line a peer."""
+    folder = prepare()
+    vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+    asked = np.load(folder / "query-vectors.npy")
+    start = time.process_time()
+    codes = VectorCodes.encode(vectors)
+    encoding = time.process_time() - start
+    engine = DenseEngine([vectors], codes=[codes])
+
+    def search(at: int) -> list[int]:
+        return engine.search(asked[at], K)[0].tolist()
+
+    bare = time_bare(np.array(vectors), asked)
+    for name in os.environ.get("STILLROOM_BENCH_PEERS", ",".join(PEERS)).split(","):
+        package, also, count, rounds = PEERS[name]
+        peer = Peer(name, package, also, str(folder), str(K))
+        told = compare(peer, search, count, min(rounds, REPEATS))
+        peer.close()
+        for at in range(count):
+            ours, theirs = (np.sort(told[key][at]) for key in ("our_rows", "their_rows"))
+            scores = [np.sort(engine.score(asked[at], rows)) for rows in (ours, theirs)]
+            np.testing.assert_allclose(*scores, atol=1e-5)
+        print_figure(
+            f"rag/dense_exact/vs_{name}",
+            "CPU ms a query",
+            told["ours"],
+            (peer.name, told["theirs"]),
+            bare,
+            same_rows=round(overlap(told["our_rows"], told["their_rows"]), 4),
+            queries=count,
+            vectors=list(vectors.shape),
+            codes_cpu_s=round(encoding, 3),
+        )
+
+
+def time_bare(vectors: np.ndarray, asked: np.ndarray) -> float:
+    """Return processor milliseconds of multiplying all vectors with a query."""
+    times = []
+    for query in asked[:60]:
+        start = time.process_time()
+        vectors @ query
+        times.append((time.process_time() - start) * 1000)
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    main()
