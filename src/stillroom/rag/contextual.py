@@ -46,6 +46,7 @@ _REQUEST = (
     "stands. Name the subject that the passage itself leaves out. Give only the sentences."
 )
 _OVERHEAD = 160  # tokens of rules, marks and a chat template
+_GROUP = 64  # prompts at once: each may hold thousands of tokens of the document
 _LEAST = 32  # tokens of a document without which nothing can be said of a passage's place
 _START = 0.25  # of what is shown of a long document, its beginning
 _TOKENS_PER_SECOND = 60.0
@@ -119,18 +120,24 @@ class ContextWriter:
             return list(passages)
         ruler = Ruler(document.text, self._model.count_tokens)
         fence = _make_fence(document)
-        prompts = [
-            _render(document, passage, self._excerpt(ruler, passage), fence) for passage in passages
-        ]
+        situated: list[Passage] = []
+        for start in range(0, len(passages), _GROUP):
+            group = passages[start : start + _GROUP]
+            prompts = [
+                _render(document, passage, self._excerpt(ruler, passage), fence)
+                for passage in group
+            ]
+            for passage, completion in zip(group, self._ask(prompts), strict=True):
+                situated.append(replace(passage, context=self._count(completion)))
+        return situated
+
+    def _ask(self, prompts: Sequence[Prompt]) -> list[Completion]:
         cancelled = self._job.is_cancelled if self._job is not None else None
         sampling = Sampling(max_new_tokens=self._settings.max_tokens, stop=("\n\n",))
         completions = self._model.generate(prompts, sampling, is_cancelled=cancelled)
         if self._job is not None:
             self._job.check_cancelled()
-        return [
-            replace(passage, context=self._count(completion))
-            for passage, completion in zip(passages, completions, strict=True)
-        ]
+        return completions
 
     def _excerpt(self, ruler: Ruler, passage: Passage) -> str:
         """Return what is shown of the document: all of it, or its start and the surroundings."""
