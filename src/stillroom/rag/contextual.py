@@ -46,6 +46,7 @@ _REQUEST = (
     "stands. Name the subject that the passage itself leaves out. Give only the sentences."
 )
 _OVERHEAD = 160  # tokens of rules, marks and a chat template
+_WEIGHTS = 400_000_000  # bytes of a small model's, where there is no file to look at
 _GROUP = 64  # prompts at once: each may hold thousands of tokens of the document
 _LEAST = 32  # tokens of a document without which nothing can be said of a passage's place
 _START = 0.25  # of what is shown of a long document, its beginning
@@ -210,7 +211,11 @@ def estimate_contexts(
     shown = min(settings.document_tokens, tokens / max(documents, 1))
     read = passages * (shown + _OVERHEAD) + tokens
     written = passages * settings.max_tokens
+    place = Path(settings.model)
+    is_remote = settings.model.startswith(("http://", "https://"))
+    weights = place.stat().st_size if place.is_file() else _WEIGHTS
     return Estimate(
+        memory_bytes=0 if is_remote else int(1.5 * weights),
         disk_bytes=passages * 6 * settings.max_tokens,
         seconds=read / _PROMPT_TOKENS_PER_SECOND + written / _TOKENS_PER_SECOND,
         basis=f"{passages} contexts by {settings.model}: about {read:,.0f} tokens read and at most "

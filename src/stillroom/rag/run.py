@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError, IntegrityError
@@ -132,7 +133,9 @@ def estimate(recipe: RagRecipe) -> Estimate:
     if recipe.context is None:
         return embedding
     tokens = size / _BYTES_PER_TOKEN
-    return embedding + estimate_contexts(recipe.context, passages, tokens, len(files))
+    contexts = estimate_contexts(recipe.context, passages, tokens, len(files))
+    memory = embedding.memory_bytes + contexts.memory_bytes  # both models are open at once
+    return replace(embedding + contexts, memory_bytes=memory)
 
 
 def _open_previous(job: Job, description: Description) -> Held | None:

@@ -296,6 +296,11 @@ def test_the_estimate_counts_what_is_read_and_written(tools):
     plain = estimate(RagRecipe(documents=documents, embedder="static"))
     more = estimate(RagRecipe(documents=documents, embedder="static", context=CONTEXT))
     assert more.seconds > plain.seconds + 1
+    assert more.memory_bytes > plain.memory_bytes
+    remote = RagRecipe(
+        documents=documents, embedder="static", context={"model": "http://localhost:1/v1#a"}
+    )
+    assert estimate(remote).memory_bytes == plain.memory_bytes
     assert re.search("6 contexts by scripted:none: about [0-9,]+ tokens read", more.basis)
 
 

@@ -32,7 +32,7 @@ class ParentChild(Chunker):
     paper: ClassVar[str] = ""
     size: int = Field(default=64, ge=4, le=100_000, description="most tokens of a passage")
     parent_size: int = Field(
-        default=200, ge=4, le=100_000, description="most tokens of the part that is shown"
+        default=300, ge=4, le=100_000, description="most tokens of the part that is shown"
     )
     overlap: int = Field(
         default=0, ge=0, description="tokens that a passage repeats of the one before in its part"
