@@ -48,7 +48,9 @@ def command(
     """
     from stillroom.cli.talk import print_answer
     from stillroom.flow import open_index
+    from stillroom.rag.tracing import trace_if_asked
 
+    trace_if_asked()
     settings = ask_settings(given)
     with open_index(index, model, say=lambda line: click.echo(line, err=True)) as opened:
         print_answer(opened.ask(question, **settings), as_json=as_json, steps=steps)

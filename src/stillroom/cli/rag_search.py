@@ -34,17 +34,21 @@ Examples:
     default="",
     help="[TRANSFORM>]RETRIEVER[+RERANKER], as 'stillroom rag eval' compares them; default convex.",
 )
+@click.option("--timings", is_flag=True, help="Say what each stage took, in milliseconds.")
 @json_option
 @debug_option
-def command(index: Path, query: str, k: int, way: str, as_json: bool) -> None:
+def command(index: Path, query: str, k: int, way: str, timings: bool, as_json: bool) -> None:
     """List the passages that a query finds."""
     from stillroom.provenance import find_output
     from stillroom.rag.index import Index
     from stillroom.rag.method import DEFAULT_RETRIEVER
+    from stillroom.rag.stages import collect_stages
+    from stillroom.rag.tracing import trace_if_asked
     from stillroom.rag.ways import parse_way
 
+    trace_if_asked()
     chosen = parse_way(way or DEFAULT_RETRIEVER)
-    with Index.open(find_output(index, "index")) as opened:
+    with collect_stages() as times, Index.open(find_output(index, "index")) as opened:
         hits = opened.retrieve(
             query,
             k,
@@ -54,10 +58,13 @@ def command(index: Path, query: str, k: int, way: str, as_json: bool) -> None:
         )
     if as_json:
         rows = [{"rank": h.rank, "score": h.score, "passage": h.passage.to_json()} for h in hits]
-        print_json({"query": query, "hits": rows})
+        spent = {"stage_ms": times.to_json()} if timings else {}
+        print_json({"query": query, "hits": rows, **spent})
         return
     for hit in hits:
         first = " ".join(hit.passage.text.split())[:160]
         click.echo(f"{hit.rank}. {hit.score:.4f}  {hit.passage.location}\n   {first}")
     if not hits:
         click.echo("nothing was found")
+    for name, spent_ms in times.milliseconds.items() if timings else ():
+        click.echo(f"{name:10} {spent_ms:9.2f} ms")

@@ -50,8 +50,10 @@ def command(
     Listens on this machine alone unless told otherwise; another host needs API keys, from
     --api-key-file or the variable STILLROOM_API_KEY.
     """
+    from stillroom.rag.tracing import trace_if_asked
     from stillroom.serve import run_server
 
+    trace_if_asked()
     run_server(
         run,
         host=host,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
@@ -18,12 +19,14 @@ from stillroom.rag.prefixes import readable_text
 from stillroom.rag.prompting import ABSTENTION, PROMPT_VERSION
 from stillroom.rag.semantic_cache import scope_of
 from stillroom.rag.sources import describe_sources
+from stillroom.rag.stages import Span, StageTimes, collect_stages, open_span, tell_asked
 from stillroom.records import Answer, Citation, Hit, Sampling
 from stillroom.registry import Method
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
     from stillroom.rag.index import Index
+    from stillroom.rag.method import Answering
 
 __all__ = ["Asking", "ask", "ask_stream"]
 
@@ -57,7 +60,8 @@ def ask(
         (every span that was found and is not shown), ``repeats``, ``sources`` (each passage that
         was shown: place, origin, flags), ``dropped_statements``, ``removed_citations``,
         ``broken_links``, ``notices`` (what a method had to do otherwise than asked),
-        ``prompt_tokens``, ``cached`` and ``index`` (the digest of its state).
+        ``prompt_tokens``, ``stage_ms`` (what each stage took, in milliseconds), ``cached`` and
+        ``index`` (the digest of its state).
 
     Raises:
         DataError: If k is below 1, the question too long, or the best passage does not fit.
@@ -116,22 +120,38 @@ def _answer(
         is_streamed=is_streamed,
         is_cancelled=is_cancelled,
     )
-    told: list[str] = []
+    span = open_span("ask")
+    try:
+        for item in _work(inquiry, method, span):
+            if isinstance(item, Answer):
+                tell_asked(span, query.text, item.completion.text)
+                if cache is not None:
+                    cache.keep(index, scope, query.text, item)
+            yield item
+    finally:
+        span.end()
+
+
+def _work(inquiry: Inquiry, method: Answering, span: Span) -> Iterator[str | Answer]:
+    """Yield checked pieces of what a method answers, then the Answer."""
 
     def work() -> Iterator[str]:
         inquiry.stand_alone()
         yield from method.answer(inquiry)
 
-    draft = _Draft(inquiry)
-    for raw in _listen(work(), told):
-        if piece := draft.feed(raw):
+    draft, told, times = _Draft(inquiry), list[str](), StageTimes()
+    for raw in _listen(work(), told, times, span):
+        begun = time.perf_counter()
+        piece = draft.feed(raw)
+        times.add("check", time.perf_counter() - begun)
+        if piece:
             yield piece
-    if piece := draft.finish():
+    begun = time.perf_counter()
+    piece = draft.finish()
+    times.add("check", time.perf_counter() - begun)
+    if piece:
         yield piece
-    answer = draft.to_answer(told)
-    if cache is not None:
-        cache.keep(index, scope, query.text, answer)
-    yield answer
+    yield draft.to_answer(told, times)
 
 
 def _scope_of(
@@ -160,13 +180,17 @@ def _plain(setting: Any) -> Any:
     return setting.model_dump(mode="json") if isinstance(setting, Method) else setting
 
 
-def _listen(items: Iterator[str], told: list[str]) -> Iterator[str]:
-    """Yield the items; what methods notice while one is made is added to ``told``."""
+def _listen(items: Iterator[str], told: list[str], times: StageTimes, span: Span) -> Iterator[str]:
+    """Yield the items; what methods notice and take while one is made is added up.
+
+    Nothing is collected while the caller has the item: its time and its context are its own.
+    """
     try:
         while True:
-            with collect_notices() as heard:
+            with collect_notices() as heard, collect_stages() as spent, span.current():
                 item = next(items, None)
             told += heard
+            times.include(spent)
             if item is None:
                 return
             yield item
@@ -207,7 +231,7 @@ class _Draft:
             return rest + self._add(self._refuse(""))
         return rest
 
-    def to_answer(self, told: list[str]) -> Answer:
+    def to_answer(self, told: list[str], times: StageTimes) -> Answer:
         inquiry, composer = self._inquiry, self._composer
         hits = inquiry.shown.hits if inquiry.shown else inquiry.nearest
         numbers = {*self._named, *(composer.numbers if composer else ())}
@@ -215,7 +239,7 @@ class _Draft:
         for number in sorted(numbers):
             passage = hits[number - 1].passage
             citations.append(Citation(number, passage.id, passage.location, passage.text))
-        details = self._describe(hits, told)
+        details = {**self._describe(hits, told), "stage_ms": times.to_json()}
         completion = replace(inquiry.completion, text=self._text)
         return Answer(completion, tuple(citations), hits, details)
 

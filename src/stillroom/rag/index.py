@@ -36,6 +36,7 @@ from stillroom.rag.method import (
     make_query,
 )
 from stillroom.rag.query_vectors import QueryVectors
+from stillroom.rag.stages import rerank_hits, stage, tell_retrieved
 from stillroom.rag.store.description import Description
 from stillroom.rag.store.ledger import damaged
 from stillroom.rag.store.opening import OpenSnapshot, Rows, open_snapshot
@@ -276,12 +277,15 @@ class Index:
         method = RETRIEVERS.build(retriever)
         depth = max(k, RERANK_DEPTH) if reranker is not None else k
         queries = [asked]
-        if transform is not None:
-            queries = TRANSFORMS.build(transform).rewrite(asked, self, model)
-        hits = self._retrieve_all(method, queries, depth)
-        if reranker is not None:
-            hits = RERANKERS.build(reranker).rerank(queries[0], hits, self, model)
-        return hits[:k]
+        with stage("retrieve") as span:
+            if transform is not None:
+                with stage("transform"):
+                    queries = TRANSFORMS.build(transform).rewrite(asked, self, model)
+            hits = self._retrieve_all(method, queries, depth)
+            if reranker is not None:
+                hits = rerank_hits(RERANKERS.build(reranker), queries[0], hits, self, model)
+            tell_retrieved(span, asked.text, hits[:k], self.digest)
+            return hits[:k]
 
     def search_keyword(
         self, query: Query, k: int, *, k1: float | None = None, b: float | None = None

@@ -8,7 +8,8 @@ between questions.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stillroom.rag.drafting import ask_for_texts
@@ -18,6 +19,7 @@ from stillroom.rag.ordering import cap_documents, join_neighbours
 from stillroom.rag.parents import retrieve_to_read
 from stillroom.rag.prefixes import readable_text
 from stillroom.rag.prompting import Shown, drop_repeats, fit_prompt
+from stillroom.rag.stages import add_time, open_span, stage, tell_written
 from stillroom.records import Completion, Hit, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -140,7 +142,8 @@ class Inquiry:
             "\n".join([" > ".join(hit.passage.headings), readable_text(hit.passage)]).strip()
             for hit in hits
         ]
-        grades = grader.grade(query or self.query, texts, self.index, self.model)
+        with stage("grade"):
+            grades = grader.grade(query or self.query, texts, self.index, self.model)
         self.note("grade", grader=grader.method_name(), grades=[round(one, 3) for one in grades])
         return grades
 
@@ -157,14 +160,17 @@ class Inquiry:
             DataError: If not even the best passage fits.
         """
         room = self.model.context_length - self.sampling.max_new_tokens
-        self.shown = fit_prompt(
-            self.query.text,
-            join_neighbours(hits, self.index, self.asking.neighbours),
-            self.model,
-            budget=min(self.asking.budget, room) if self.asking.budget else room,
-            shorten=self.asking.shorten,
-            best_at_ends=self.asking.best_at_ends,
-        )
+        with stage("prompt") as span:
+            self.shown = fit_prompt(
+                self.query.text,
+                join_neighbours(hits, self.index, self.asking.neighbours),
+                self.model,
+                budget=min(self.asking.budget, room) if self.asking.budget else room,
+                shorten=self.asking.shorten,
+                best_at_ends=self.asking.best_at_ends,
+            )
+            shown, dropped = len(self.shown.hits), self.shown.dropped
+            span.tell(stillroom__passages_shown=shown, stillroom__dropped=dropped)
         self.note("read", passages=len(self.shown.hits), prompt_tokens=self.shown.prompt_tokens)
         return self.shown.prompt
 
@@ -175,20 +181,36 @@ class Inquiry:
     def write(self, prompt: Prompt) -> Iterator[str]:
         """Yield what the model writes after a prompt."""
         if not self._is_streamed:
-            (self.completion,) = self.model.generate(
-                [prompt], self.sampling, is_cancelled=self.is_cancelled
-            )
+            with stage("generate") as span:
+                (self.completion,) = self.model.generate(
+                    [prompt], self.sampling, is_cancelled=self.is_cancelled
+                )
+                tell_written(span, self.model, prompt, self.completion)
             if self.completion.text:
                 yield self.completion.text
             return
-        raw = []
-        for piece in self.model.stream(prompt, self.sampling):
+        span = open_span("generate")
+        try:
+            text = yield from self._stream(prompt)
+            size = self.model.count_tokens(text)
+            reason = "length" if size >= self.sampling.max_new_tokens else "stop"
+            read = self.shown.prompt_tokens if self.shown else 0
+            self.completion = Completion("", reason, read, size, self.model.fingerprint)
+            tell_written(span, self.model, prompt, replace(self.completion, text=text))
+        finally:
+            span.end()
+
+    def _stream(self, prompt: Prompt) -> Generator[str, None, str]:
+        """Yield the pieces and return them joined; only the model's own time counts."""
+        pieces, raw = iter(self.model.stream(prompt, self.sampling)), list[str]()
+        while True:
+            begun = time.perf_counter()
+            piece = next(pieces, None)
+            add_time("generate", time.perf_counter() - begun)
+            if piece is None:
+                return "".join(raw)
             raw.append(piece)
             yield piece
-        size = self.model.count_tokens("".join(raw))
-        reason = "length" if size >= self.sampling.max_new_tokens else "stop"
-        read = self.shown.prompt_tokens if self.shown else 0
-        self.completion = Completion("", reason, read, size, self.model.fingerprint)
 
     def abstain(self, why: str, nearest: Sequence[Hit] = ()) -> None:
         """Give no answer; the passages that came nearest are named to whoever asked."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import DataError
 from stillroom.rag.extraction import EXTRACTORS
+from stillroom.rag.stages import stage
 from stillroom.registry import Method, Seam
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ __all__ = [
     "Retriever",
     "Transform",
     "make_query",
+    "search_dense",
+    "search_keyword",
 ]
 
 MAX_QUERY_CHARACTERS = 32_768
@@ -99,8 +102,29 @@ class LegRetriever(Retriever, ABC):
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
         depth = max(self.depth, k)
-        legs = [index.search_keyword(query, depth), index.search_dense(query, depth)]
-        return index.hits(self.fuse(legs)[:k])
+        legs = [search_keyword(index, query, depth), search_dense(index, query, depth)]
+        with stage("fuse"):
+            return index.hits(self.fuse(legs)[:k])
+
+
+def search_keyword(index: Index, query: Query, k: int, **settings: Any) -> Ranked:
+    """Return the best ``k`` rows by words, as a stage of its own; settings as the index takes."""
+    with stage("keyword") as span:
+        found = index.search_keyword(query, k, **settings)
+        span.tell(stillroom__rows=len(found), gen_ai__data_source__id=index.digest)
+        return found
+
+
+def search_dense(index: Index, query: Query, k: int) -> Ranked:
+    """Return the best ``k`` rows by vectors; embedding the query is a stage before it."""
+    with stage("embed") as span:
+        index.embed_query(query)  # the index remembers it
+        if span.is_heard:
+            span.tell(embedding__model_name=index.embedder.fingerprint)
+    with stage("dense") as span:
+        found = index.search_dense(query, k)
+        span.tell(stillroom__rows=len(found), gen_ai__data_source__id=index.digest)
+        return found
 
 
 class Reranker(Method, ABC):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from stillroom.rag.method import Query, Retriever
+from stillroom.rag.method import Query, Retriever, search_dense
 
 if TYPE_CHECKING:
     from stillroom.rag.index import Index
@@ -26,4 +26,4 @@ class Dense(Retriever):
 
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
-        return index.hits(index.search_dense(query, k))
+        return index.hits(search_dense(index, query, k))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.method import Query, Retriever
+from stillroom.rag.method import Query, Retriever, search_keyword
 
 if TYPE_CHECKING:
     from stillroom.rag.index import Index
@@ -32,4 +32,4 @@ class Keyword(Retriever):
 
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
-        return index.hits(index.search_keyword(query, k, k1=self.k1, b=self.b))
+        return index.hits(search_keyword(index, query, k, k1=self.k1, b=self.b))
