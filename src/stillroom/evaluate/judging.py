@@ -1,6 +1,6 @@
 """ModelJudge: yes or no of a model, by its probabilities or under a grammar; every failure counted.
 
-``logprob`` compares how likely the model finds ``yes`` and ``no``: always a verdict, and a
+``logprob`` compares how likely the model finds ``Yes`` and ``No``: always a verdict, and a
 probability that can be calibrated. ``json`` holds the answer to a schema of two words and asks
 again, with another seed, what could not be read. What fails for good is a verdict without a value;
 whoever averages says on how many verdicts of how many a figure stands.
@@ -27,15 +27,16 @@ if TYPE_CHECKING:
 __all__ = ["Counts", "JudgeWay", "ModelJudge", "Verdict", "choose_way"]
 
 JudgeWay = Literal["logprob", "json"]
-_WORDS = ("yes", "no")
+_WORDS = ("Yes", "No")  # as a first word, which models write with a capital
+_VERDICTS = ("yes", "no")
 _SCHEMA = {
     "type": "object",
-    "properties": {"verdict": {"enum": list(_WORDS), "type": "string"}},
+    "properties": {"verdict": {"enum": list(_VERDICTS), "type": "string"}},
     "required": ["verdict"],
     "additionalProperties": False,
 }
 _RULES = {
-    "logprob": "You check statements. You answer with one word: yes or no.",
+    "logprob": "You check statements. You answer with one word: Yes or No.",
     "json": 'You check statements. You answer in JSON: "yes" or "no" under the key "verdict".',
 }
 _ANSWER_TOKENS = 16
@@ -162,4 +163,4 @@ def _verdict_of(text: str) -> str:
         word = value["verdict"]
     except (ValueError, KeyError, TypeError):
         return ""
-    return word if word in _WORDS else ""
+    return word if word in _VERDICTS else ""

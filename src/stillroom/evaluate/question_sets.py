@@ -32,12 +32,16 @@ _NAMES = ("path", "document_id", "passage_id", "doc_id", "corpus-id")
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Where an answer stands: a quote, a name (path or id), a span of that document, or some."""
+    """Where an answer stands: a quote, a name (path or id), a span of that document, or some.
+
+    ``passage_id`` is the passage that a question was made from, where its maker says so.
+    """
 
     quote: str = ""
     name: str = ""
     start: int = -1
     end: int = -1
+    passage_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,7 @@ def _read_evidence(piece: Any, where: str) -> Evidence:
     end = piece.get("end", piece.get("end_index", -1))
     if not isinstance(start, int) or not isinstance(end, int) or not (quote or name):
         raise _bad(where, f"the evidence is {dict(piece)!r:.80}", "{quote, path, start, end}")
-    return Evidence(quote, name, start, end)
+    return Evidence(quote, name, start, end, str(piece.get("passage_id") or ""))
 
 
 def _read_squad(articles: Sequence[Any], where: str) -> Iterator[JudgedQuestion]:
@@ -172,6 +176,7 @@ def _read_records(path: Path) -> Iterator[JudgedQuestion]:
             str(place.get("document_id", "")),
             int(place.get("start", -1)),
             int(place.get("end", -1)),
+            str(place.get("passage_id", "")),
         )
         has_place = bool(evidence.quote or evidence.name)
         yield JudgedQuestion(one.id, one.text, (one.answer,), (evidence,) if has_place else ())

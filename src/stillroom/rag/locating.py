@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import bisect
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stillroom.errors import DataError
+from stillroom.evaluate.leakage import Leak, find_leaks
 from stillroom.rag.collection import collection_id
 from stillroom.text.normalize import normalize_text
 
@@ -64,9 +65,16 @@ class EvidenceMap:
             )
         ]
 
-    def texts_of(self, passage_ids: Iterable[str]) -> dict[str, str]:
-        """Return the texts of passages by id."""
-        return {name: self._index.passage(name).text for name in passage_ids}
+    def find_leaks(
+        self, questions: Sequence[JudgedQuestion], places: Mapping[str, Sequence[Place]]
+    ) -> list[Leak]:
+        """Return what makes the questions easier than people's, as far as this index can tell."""
+        texts = {one.id: one.text for one in self._passages}
+        held = {
+            query: [texts[name] for place in found for name in sorted(place.passages)]
+            for query, found in places.items()
+        }
+        return find_leaks(questions, held, texts)
 
     def _place(self, evidence: Evidence) -> Place:
         rows = self._named.get(evidence.name) if evidence.name else None

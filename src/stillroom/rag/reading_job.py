@@ -28,7 +28,7 @@ from stillroom.rag.locating import EvidenceMap, Place, label_ranking
 from stillroom.rag.method import DEFAULT_RETRIEVER
 from stillroom.rag.notices import collect_notices
 from stillroom.rag.reading import Reading, Stage, blame, read_question
-from stillroom.rag.reading_report import report_readings
+from stillroom.rag.reading_report import add_leaks, report_readings
 from stillroom.rag.ways import parse_reading_way
 from stillroom.records import Sampling
 
@@ -121,6 +121,7 @@ def evaluate_answers(
             graded, bench = _grade_all(plan, ways, questions, places, readings, index, job)
             _write(job, graded, places)
             report = report_readings(plan, graded, places, bench, model, labels, len(index))
+            add_leaks(report, evidence.find_leaks(questions, places), len(questions))
             report.write(job.output)
             artifact = job.finish(
                 "report",

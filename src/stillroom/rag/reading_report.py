@@ -10,6 +10,7 @@ from stillroom.evaluate import Metric, Plot, Report, Table, paired_difference
 from stillroom.evaluate.generation import measure_abstention, measure_shares
 from stillroom.evaluate.judge_agreement import PlattScale, corrected_mean, judge_agreement
 from stillroom.evaluate.judging import Counts
+from stillroom.evaluate.leakage import Leak, tabulate_leaks
 from stillroom.evaluate.metrics import bootstrap, randomization_test
 from stillroom.evaluate.retrieval import score_run
 from stillroom.rag.evaluation import summarize_times
@@ -20,7 +21,7 @@ from stillroom.rag.reading import STAGES
 if TYPE_CHECKING:
     from stillroom.rag.reading_job import Graded, ReadingPlan
 
-__all__ = ["report_readings"]
+__all__ = ["add_leaks", "report_readings"]
 
 _WORST = 20
 _SHOWN = 160
@@ -85,6 +86,14 @@ def report_readings(
     _add_judge(report, graded, bench, labels, plan.seed)
     report.section("Cost", _say_prices(plan), table=_cost(plan, graded, bench))
     return report
+
+
+def add_leaks(report: Report, leaks: Sequence[Leak], count: int) -> None:
+    """Say what makes a question set easier than people's questions, if anything does."""
+    table = tabulate_leaks(leaks, count)
+    if table is not None:
+        text = "Figures on such questions are higher than what people's questions will get."
+        report.section("The questions themselves", text, table=table)
 
 
 def _say_grader(plan: ReadingPlan, bench: Bench, model: str) -> str:

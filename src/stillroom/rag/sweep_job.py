@@ -9,13 +9,14 @@ a configuration) and ``best.yaml`` (the recipe of the best, its way in a comment
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError, RecipeError
+from stillroom.evaluate.leakage import Leak, find_crossing
 from stillroom.evaluate.question_sets import JudgedQuestion, read_question_set
 from stillroom.evaluate.retrieval import parse_measure, score_run
 from stillroom.jobs import Job, Reporter, atomic_write, count_seconds
@@ -31,11 +32,12 @@ from stillroom.rag.evaluation import Qrels, choose_unit, search_one, summarize_t
 from stillroom.rag.evaluation_job import Plan, read_judged
 from stillroom.rag.index import Index
 from stillroom.rag.locating import EvidenceMap, label_ranking
+from stillroom.rag.metering import Meter
+from stillroom.rag.reading_report import add_leaks
 from stillroom.rag.run import run
 from stillroom.rag.sweep_report import report_sweep
 from stillroom.rag.sweep_settings import Configuration, build_variant, list_configurations
-from stillroom.rag.sweeping import Cost, Measured, Outcome, judge_sweep
-from stillroom.rag.token_counts import CountingModel
+from stillroom.rag.sweeping import Cost, Measured, Outcome, deal_questions, judge_sweep
 from stillroom.rag.vector_cache import CachedEmbedder
 from stillroom.rag.ways import parse_way
 from stillroom.recipes import dump_recipe
@@ -133,6 +135,8 @@ def run_sweep(
                 measured, measure=sweep.measure, held_out=sweep.held_out, seed=recipe.seed
             )
             report = report_sweep(outcome, sweep.measure, measured[0])
+            leaks = _find_leaks(recipe, questions, indexes.values())
+            add_leaks(report, leaks, len(questions.texts))
             best = next(
                 variant
                 for one, variant in zip(configurations, variants, strict=True)
@@ -254,7 +258,7 @@ def _measure(
     configuration: Configuration,
     built: _Built,
     questions: _Questions,
-    model: CountingModel | None,
+    model: Meter | None,
     job: Job,
 ) -> Measured:
     """Search one index by one way for every question; times are those of a fresh index.
@@ -334,6 +338,23 @@ class _Judged:
         return [(name, float(len(ranked) - at)) for at, name in enumerate(ranked)]
 
 
+def _find_leaks(recipe: RagRecipe, questions: _Questions, indexes: Iterable[_Built]) -> list[Leak]:
+    """Return what makes the questions too easy for any of the indexes, each leak once."""
+    assert recipe.sweep is not None  # noqa: S101  # checked before the job began
+    found: dict[tuple[str, str], Leak] = {}
+    for built in indexes if questions.asked else ():
+        with Index.open(built.folder, verify=False) as index:
+            evidence = EvidenceMap(index)
+            places = {one.id: evidence.locate(one) for one in questions.asked}
+            for leak in evidence.find_leaks(questions.asked, places):
+                found.setdefault((leak.question, leak.kind), leak)
+    choosing, measuring = (
+        {name: questions.texts[name] for name in side}
+        for side in deal_questions(list(questions.texts), recipe.sweep.held_out, recipe.seed)
+    )
+    return [*found.values(), *find_crossing(choosing, measuring)]
+
+
 def _write(job: Job, outcome: Outcome, best: RagRecipe) -> None:
     with atomic_write(job.output / "leaderboard.jsonl") as file:
         for measured, metric in outcome.leaderboard:
@@ -359,14 +380,14 @@ def _parents(recipe: RagRecipe, sweep: SweepSettings) -> list[Parent]:
 
 
 @contextmanager
-def _opened(reference: str) -> Iterator[CountingModel | None]:
+def _opened(reference: str) -> Iterator[Meter | None]:
     if not reference:
         yield None
         return
     from stillroom.models import open_text_model
 
-    model = CountingModel(open_text_model(reference))
+    model = open_text_model(reference)
     try:
-        yield model
+        yield Meter(model)
     finally:
         model.close()

@@ -19,7 +19,7 @@ from stillroom.evaluate import Metric, bootstrap, paired_difference
 from stillroom.evaluate.metrics import correct_p_values, randomization_test
 from stillroom.rag.sweep_settings import Configuration
 
-__all__ = ["Change", "Cost", "Measured", "Outcome", "judge_sweep"]
+__all__ = ["Change", "Cost", "Measured", "Outcome", "deal_questions", "judge_sweep"]
 
 _FEWEST = 10
 _LEVEL = 0.05
@@ -97,10 +97,7 @@ def judge_sweep(
     Raises:
         DataError: If either part has fewer than ten questions.
     """
-    questions = list(measured[0].values)
-    random.Random(seed).shuffle(questions)
-    count = round(len(questions) * held_out)
-    measuring, choosing = questions[:count], questions[count:]
+    choosing, measuring = deal_questions(list(measured[0].values), held_out, seed)
     if min(len(measuring), len(choosing)) < _FEWEST:
         raise DataError(
             f"{len(choosing)} questions would choose and {len(measuring)} measure",
@@ -127,6 +124,14 @@ def judge_sweep(
         len(choosing),
         len(measuring),
     )
+
+
+def deal_questions(names: Sequence[str], held_out: float, seed: int) -> tuple[list[str], list[str]]:
+    """Return the questions that choose and those that measure."""
+    dealt = list(names)
+    random.Random(seed).shuffle(dealt)
+    count = round(len(dealt) * held_out)
+    return dealt[count:], dealt[:count]
 
 
 def _compare(measured: Sequence[Measured], seed: int) -> tuple[Change, ...]:

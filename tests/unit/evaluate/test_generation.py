@@ -109,7 +109,7 @@ def test_a_judge_under_a_schema_asks_again_and_counts_what_fails():
 
 
 def test_a_judge_by_probabilities_always_has_a_verdict():
-    model = ScriptedModel({"wet": "yes", "*": "no"})
+    model = ScriptedModel({"wet": "Yes", "*": "No"})
     judge = ModelJudge(model)
     assert judge.ask("Is water wet?").is_yes is True
     assert judge.ask("Is water dry?").is_yes is False

@@ -107,7 +107,8 @@ def test_streamed_and_whole_answers_are_equal(index, text):
     assert isinstance(last, Answer)
     assert "".join(pieces) == whole.completion.text == last.completion.text
     assert last.citations == whole.citations
-    assert last.details == whole.details
+    told = [{**one.details, "stage_ms": {}} for one in (last, whole)]  # times differ
+    assert told[0] == told[1]
 
 
 def test_pieces_come_before_the_end(index):

@@ -1,0 +1,112 @@
+"""What makes a question set easier than the questions of people: found, counted, and said.
+
+A question that copies its passage's words is found by any keyword search. One that holds its own
+answer asks nothing. One that was made from a passage of the very index that is measured knows where
+that index's cuts lie, and flatters its chunker. Two that are nearly one, on both sides of a split,
+let what was tuned be measured. Knows texts, no index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from stillroom.evaluate.generation import holds_answer
+from stillroom.evaluate.question_sets import JudgedQuestion
+from stillroom.evaluate.report import Table
+from stillroom.text.normalize import words
+from stillroom.text.similarity import find_near_duplicates, ngram_overlap
+
+__all__ = ["Leak", "LeakKind", "find_crossing", "find_leaks", "tabulate_leaks"]
+
+LeakKind = Literal["copied", "answer-in-question", "boundary", "near-duplicate", "crossing"]
+
+_GRAM = 5
+_COPIED = 0.5
+_NEAR = 0.7
+_SHINGLE_WORDS = 5
+_SAID: Mapping[LeakKind, str] = {
+    "copied": f"half or more of the question's runs of {_GRAM} words stand in its passage: any "
+    "keyword search finds it",
+    "answer-in-question": "the question holds its own answer",
+    "boundary": "made from a passage of this very index: it knows where the cuts lie",
+    "near-duplicate": "nearly the same as an earlier question: it counts twice",
+    "crossing": "nearly the same as a question that chooses: what was tuned is measured",
+}
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """One question that is easier than it looks; ``value`` is the overlap or likeness, 0 to 1."""
+
+    question: str
+    kind: LeakKind
+    value: float
+    other: str = ""
+
+
+def find_leaks(
+    questions: Sequence[JudgedQuestion],
+    held: Mapping[str, Sequence[str]],
+    passages: Container[str],
+) -> list[Leak]:
+    """Return what is wrong with the questions of one set, in their order.
+
+    Args:
+        questions: The set.
+        held: For each question the texts of the passages that hold its evidence.
+        passages: The ids of the index's passages.
+    """
+    found: list[Leak] = []
+    for one in questions:
+        overlap = max((_copied(one.text, text) for text in held.get(one.id, ())), default=0.0)
+        if overlap >= _COPIED:
+            found.append(Leak(one.id, "copied", overlap))
+        if holds_answer(one.text, one.answers):
+            found.append(Leak(one.id, "answer-in-question", 1.0))
+        if any(piece.passage_id in passages for piece in one.evidence if piece.passage_id):
+            found.append(Leak(one.id, "boundary", 1.0))
+    near = find_near_duplicates([one.text for one in questions], threshold=_NEAR)
+    return found + [
+        Leak(questions[one.index].id, "near-duplicate", one.similarity, questions[one.kept].id)
+        for one in near
+    ]
+
+
+def find_crossing(choosing: Mapping[str, str], measuring: Mapping[str, str]) -> list[Leak]:
+    """Return the questions that measure and are nearly one that chooses; texts by id."""
+    names = [*choosing, *measuring]
+    texts = [*choosing.values(), *measuring.values()]
+    near = find_near_duplicates(texts, threshold=_NEAR)
+    return [
+        Leak(names[one.index], "crossing", one.similarity, names[one.kept])
+        for one in near
+        if names[one.index] in measuring and names[one.kept] in choosing
+    ]
+
+
+def tabulate_leaks(leaks: Sequence[Leak], count: int) -> Table | None:
+    """Return what was found by kind, with some ids; nothing where nothing was.
+
+    Args:
+        leaks: What was found.
+        count: How many questions were looked at.
+    """
+    rows = []
+    for kind, said in _SAID.items():
+        ids = [one.question for one in leaks if one.kind == kind]
+        if ids:
+            rows.append((kind, f"{len(ids)} of {count}", said, ", ".join(ids[:_SHOWN])))
+    if not rows:
+        return None
+    columns = ("what", "questions", "why it matters", "for instance")
+    return Table("what makes this set easier than people's questions", columns, tuple(rows))
+
+
+def _copied(question: str, passage: str) -> float:
+    """Return the share of the question's runs of five words that stand in the passage."""
+    if len(words(question)) <= _SHINGLE_WORDS:
+        return 0.0  # one run would be the whole question: too short to tell
+    return ngram_overlap(passage, question, n=_GRAM)
