@@ -27,6 +27,10 @@ __all__ = ["command"]
             "Show a graph or one of its entities, check it, or export it.",
         ),
         "index": ("stillroom.cli.rag_index", "Parse and index a folder of documents."),
+        "score": (
+            "stillroom.cli.rag_score",
+            "Score run files as trec_eval does, with intervals, and compare them with the first.",
+        ),
         "search": ("stillroom.cli.rag_search", "List the passages that a query finds."),
         "sweep": (
             "stillroom.cli.rag_sweep",

@@ -22,7 +22,13 @@ _CUT = {
     "map": "map_cut",
     "mrr": "recip_rank",
 }
-_WHOLE = {"map": "map", "mrr": "recip_rank"}
+_WHOLE = {
+    "map": "map",
+    "mrr": "recip_rank",
+    "ndcg": "ndcg",
+    "rprec": "Rprec",
+    "bpref": "bpref",
+}
 
 Ranking = Sequence[tuple[str, float]] | Mapping[str, float]
 """What was retrieved for one query: ids with scores, in any order."""
@@ -74,7 +80,8 @@ def score_run(
         run: What was retrieved, by query.
         qrels: What is relevant, by query.
         measures: ``ndcg@K``, ``recall@K``, ``precision@K``, ``success@K``, ``map``, ``map@K``,
-            ``mrr`` (trec_eval's recip_rank, of the whole ranking) or ``mrr@K``.
+            ``mrr`` (trec_eval's recip_rank, of the whole ranking), ``mrr@K``, ``ndcg``, ``rprec``
+            or ``bpref``.
         relevance_level: From which grade on an id is relevant, for all but ndcg, whose gain is the
             grade itself (trec_eval's ``-l``); 1 or more.
         depth: How many of each ranking are read (trec_eval's ``-M``); 0 reads all.
@@ -96,13 +103,6 @@ def score_run(
         ) from error
     wanted = {name: parse_measure(name) for name in measures}
     ranked = {query: _cut(_rank(query, run.get(query, ())), depth) for query in qrels}
-    # Grades below -1 (the web tracks' -2 for spam) overrun pytrec_eval's tables and may end the
-    # process; whatever lies below 1 is not relevant to every measure here.
-    judged = {
-        query: {name: max(int(grade), -1) for name, grade in grades.items()}
-        for query, grades in qrels.items()
-        if grades
-    }
     found: dict[str, dict[str, float]] = {}
     for name, (theirs, at) in wanted.items():
         cut = at if theirs == "recip_rank" else 0
@@ -114,6 +114,22 @@ def score_run(
         key = asked.replace(".", "_")
         found[name] = {query: float(scored.get(query, {}).get(key, 0.0)) for query in qrels}
     return found
+
+
+def _judged(qrels: Judgements, measure: str) -> dict[str, dict[str, int]]:
+    """Return the judgements as a measure can take them, queries without any left out.
+
+    What lies below 1 is not relevant to any measure; but grades below -1 (the web tracks' -2 for
+    spam) overrun pytrec_eval's tables and may end the process, and a query with negative grades
+    alone never comes back from ``ndcg``. To ``bpref`` alone -1 and 0 differ: not in the pool, and
+    judged not relevant.
+    """
+    least = -1 if measure == "bpref" else 0
+    return {
+        query: {name: max(int(grade), least) for name, grade in grades.items()}
+        for query, grades in qrels.items()
+        if grades
+    }
 
 
 def parse_measure(name: str) -> tuple[str, int]:
@@ -128,7 +144,8 @@ def parse_measure(name: str) -> tuple[str, int]:
         raise DataError(
             f"'{name}' is not a measure of retrieval",
             code="metric.unknown-measure",
-            expected="ndcg@K, recall@K, precision@K, success@K, map, map@K, mrr or mrr@K",
+            expected="ndcg, ndcg@K, recall@K, precision@K, success@K, map, map@K, mrr, mrr@K, "
+            "rprec or bpref",
             next="write for instance ndcg@10",
         )
     return theirs, int(depth or 0)
