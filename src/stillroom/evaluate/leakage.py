@@ -15,8 +15,9 @@ from typing import Literal
 from stillroom.evaluate.generation import holds_answer
 from stillroom.evaluate.question_sets import JudgedQuestion
 from stillroom.evaluate.report import Table
+from stillroom.text.near_duplicates import find_near_duplicates
 from stillroom.text.normalize import words
-from stillroom.text.similarity import find_near_duplicates, ngram_overlap
+from stillroom.text.similarity import ngram_overlap
 
 __all__ = ["Leak", "LeakKind", "find_crossing", "find_leaks", "tabulate_leaks"]
 

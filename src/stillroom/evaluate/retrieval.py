@@ -107,7 +107,9 @@ def score_run(
     for name, (theirs, at) in wanted.items():
         cut = at if theirs == "recip_rank" else 0
         asked = theirs if cut or not at else f"{theirs}.{at}"
-        evaluator = pytrec_eval.RelevanceEvaluator(judged, {asked}, relevance_level=relevance_level)
+        evaluator = pytrec_eval.RelevanceEvaluator(
+            _judged(qrels, theirs), {asked}, relevance_level=relevance_level
+        )
         scored = evaluator.evaluate(
             {query: _cut(ranks, cut) for query, ranks in ranked.items() if ranks}
         )

@@ -119,7 +119,7 @@ def test_ways_are_written_in_a_line():
 def test_what_cannot_be_evaluated_is_refused_before_a_job_starts(judged, built, tmp_path):
     for changes, code in (
         ({"ways": ("keyword", "keyword")}, "rag.ways"),
-        ({"measures": ("ndcg",)}, "metric.unknown-measure"),
+        ({"measures": ("recall",)}, "metric.unknown-measure"),
     ):
         with pytest.raises(DataError) as caught:
             evaluate_retrieval(plan(judged, built, **changes), tmp_path / "out")
