@@ -112,7 +112,7 @@ class CrossLane(Lane):
         """The teacher's and the student's."""
         context, limit = self.recipe.context, self.recipe.max_tokens
         limits = (context.max_tokens if context is not None else limit, limit)
-        tokenizers = (self.teachers[0].tokenizer, self.tokenizer)
+        tokenizers = (self.first.tokenizer, self.tokenizer)
         teacher, student = (
             Reader(tokenizer, read_token_bytes(tokenizer), most)
             for tokenizer, most in zip(tokenizers, limits, strict=True)
@@ -175,7 +175,7 @@ class CrossLane(Lane):
 
         A crossing of rows needs the teacher in every step; of its own tokens only what is measured.
         """
-        recipe, teacher = self.recipe, self.teachers[0]
+        recipe, teacher = self.recipe, self.first
         folder = Path(recipe.targets.cache) if recipe.targets.cache else self.job.scratch / "cache"
         lessons = [*(self._lessons if self.listens else []), *self._held]
         taught = [lesson.taught for lesson in lessons]
@@ -187,9 +187,9 @@ class CrossLane(Lane):
 
     @override
     def course(self, room: Classroom) -> AbstractContextManager[Course]:
-        teacher = None if self.listens else as_local(self.teachers[0]).lowered(room.precision)
+        teacher = None if self.listens else as_local(self.first).lowered(room.precision)
         if self.listens:
-            self.teachers[0].unload()
+            self.first.unload()
         objective = CrossObjective(
             self.crossing,
             tokens=map_tokens(*(reader.tokens for reader in self._readers)),
@@ -209,7 +209,7 @@ class CrossLane(Lane):
     @override
     def describe(self) -> Mapping[str, Any]:
         return {
-            "teacher": self.teachers[0].fingerprint,
+            "teacher": self.first.fingerprint,
             "crossing": self.crossing.model_dump(mode="json"),
             "alignment": self._alignment,
         }

@@ -28,6 +28,7 @@ __all__ = [
     "Pair",
     "Scored",
     "evaluate",
+    "evaluate_text",
     "forward_terms",
     "mixture",
     "refuse_draws",
@@ -185,6 +186,22 @@ def evaluate(
     slope.addcmul_(q, mean.sub_(objective.ce_weight), value=-1)
     own = torch.full_like(nats, -objective.ce_weight)
     return Scored(loss, slope.scatter_add_(-1, labels.unsqueeze(-1), own), parts)
+
+
+def evaluate_text(ce_weight: float, logits: Tensor, labels: Tensor) -> Scored:
+    """Return the weighted cross-entropy of the tokens that stand there, with gradient and part.
+
+    Args:
+        ce_weight: Its weight.
+        logits: The student's, (n, V).
+        labels: The records' own next tokens, (n,).
+    """
+    log_q = torch.log_softmax(logits, -1)
+    index = labels.unsqueeze(-1)
+    nats = -log_q.gather(-1, index)  # (n, 1)
+    gradient = log_q.exp_().mul_(ce_weight)
+    gradient.scatter_add_(-1, index, torch.full_like(nats, -ce_weight))
+    return Scored(ce_weight * nats.squeeze(-1), gradient, {"cross_entropy": _total(nats)})
 
 
 def refuse_draws(objective: Objective) -> RecipeError:

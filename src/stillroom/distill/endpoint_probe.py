@@ -101,8 +101,8 @@ def probe_server(ask: Ask, address: str, model: str, ids: Sequence[int], wanted:
         where="teacher.endpoint",
         expected="prompt_logprobs (vLLM), echo with logprobs, or logprobs with token ids "
         "(llama.cpp)",
-        next="learn from text that the server writes instead: a local teacher, sequence: {model: "
-        "ADDRESS#NAME} and method: {name: forward_kl, kd_weight: 0, ce_weight: 1}",
+        next="learn from text that the server writes instead: leave teacher.tokenizer out, add "
+        "sequence, and set method: {name: forward_kl, kd_weight: 0, ce_weight: 1}",
     )
 
 

@@ -27,6 +27,7 @@ from stillroom.distill.cache_header import CacheHeader
 from stillroom.distill.cross_capture import own_rows
 from stillroom.distill.encode import Lesson
 from stillroom.distill.endpoint_dialects import Scores, UnfitReply
+from stillroom.distill.endpoint_opening import open_endpoint
 from stillroom.distill.endpoint_probe import (
     PROBE_TEXT,
     Probe,
@@ -41,7 +42,7 @@ from stillroom.errors import BackendError, DataError, RecipeError
 from stillroom.jobs import Job
 from stillroom.models import resolve_checkpoint
 from stillroom.models.causal import load_tokenizer
-from stillroom.models.endpoint import Endpoint, Patience, is_safe_for_keys, only_model
+from stillroom.models.endpoint import Endpoint, only_model
 from stillroom.provenance import digest_json, digest_text
 
 __all__ = ["EndpointTeacher"]
@@ -77,9 +78,9 @@ class EndpointTeacher:
             CheckpointError: If the tokenizer cannot be read, or is not the model's.
             RecipeError: If the key would go over plain http to another machine.
         """
-        path = resolve_checkpoint(settings.tokenizer, say=job.say)
+        path = resolve_checkpoint(str(settings.tokenizer), say=job.say)
         tokenizer = load_tokenizer(dequantize_gguf(path) if path.suffix == ".gguf" else path)
-        endpoint = _open(settings)
+        endpoint = open_endpoint(settings)
         try:
             model = settings.model or only_model(endpoint)
             ids = tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"]
@@ -340,27 +341,6 @@ class EndpointTeacher:
 
 
 _LOOK_S = 0.2
-
-
-def _open(settings: ServerTeacher) -> Endpoint:
-    if settings.api_key is not None and not is_safe_for_keys(settings.endpoint):
-        raise RecipeError(
-            f"{settings.endpoint} is plain http to another machine: a key would be read on the way",
-            code="distill.server-key",
-            where="teacher.api_key",
-            expected="https, or this machine",
-            next="use https, or leave api_key out",
-        )
-    return Endpoint(
-        settings.endpoint,
-        api_key=settings.api_key.reveal() if settings.api_key else "",
-        patience=Patience(
-            tries=settings.tries,
-            read_timeout_s=settings.timeout,
-            max_wait_s=settings.max_wait,
-            concurrency=settings.concurrency,
-        ),
-    )
 
 
 def _is_less(settings: ServerTeacher, probe: Probe) -> bool:

@@ -212,7 +212,7 @@ class DistillObjective:
 
     def _observe_teacher(self, batch: Batch) -> Observed | None:
         """Run the teacher where its states are needed; no gradient flows."""
-        is_spared = batch.target is not None or not self.objective.needs_target
+        is_spared = batch.target is not None or not self.objective.asks_teacher
         if is_spared and self.features is None:
             return None
         if self.teacher is None:
@@ -223,7 +223,7 @@ class DistillObjective:
             return observe(self.teacher, ids, wanted)
 
     def _target(self, batch: Batch, teacher: Observed | None) -> Target | TeacherStates | None:
-        if batch.target is not None or not self.objective.needs_target:
+        if batch.target is not None or not self.objective.asks_teacher:
             return batch.target
         if teacher is None or self._teacher_head is None:
             raise ValueError("a batch without a target needs the teacher")

@@ -70,11 +70,11 @@ def _of_server(sizes: Sizes) -> list[Finding]:
     teacher = recipe.teacher
     shares = [one.teacher for one in teacher] if isinstance(teacher, tuple) else [teacher]
     served = [one for one in shares if isinstance(one, ServerTeacher)]
-    if not served:
+    if not served or recipe.teacher_only_writes:
         return []
     count, written = sizes.rollouts
-    policy, asks = recipe.rollouts, recipe.method.needs_target
-    keeps = policy is None or (asks and policy.learns_from_records)
+    policy, asks = recipe.rollouts, recipe.method.asks_teacher or recipe.crossing is not None
+    keeps = asks and (policy is None or policy.learns_from_records)
     times = 2 if asks and recipe.method.needs_scores else 1
     held = recipe.fidelity.records
     texts = counted.records * keeps + held + count * times

@@ -26,6 +26,7 @@ from stillroom.distill.start import start_student
 from stillroom.distill.teacher import Teacher, common_rows
 from stillroom.distill.teachers import AnyTeacher, Chair, as_local
 from stillroom.distill.teaching import Classroom, Course, open_course
+from stillroom.distill.writing_teacher import WritingTeacher
 from stillroom.distill.yardstick import Yardstick
 from stillroom.jobs import Job
 from stillroom.models import resolve_checkpoint
@@ -53,9 +54,14 @@ class Lane(ABC):
     """Under which name artifact.json keeps what was measured."""
 
     @property
-    def teachers(self) -> list[AnyTeacher]:
+    def teachers(self) -> Sequence[AnyTeacher | WritingTeacher]:
         """The teachers, in order."""
         return [chair.teacher for chair in self.chairs]
+
+    @property
+    def first(self) -> AnyTeacher:
+        """The first teacher, whose tokenizer and template all share."""
+        return self.chairs[0].teacher
 
     @property
     def loss(self) -> str:
@@ -81,7 +87,7 @@ class Lane(ABC):
     @property
     def tokenizer(self) -> Any:
         """The student's."""
-        return self.teachers[0].tokenizer
+        return self.first.tokenizer
 
     def prepare(self, split: Split) -> Prepared:
         """Return what is learned from.
@@ -89,7 +95,7 @@ class Lane(ABC):
         Raises:
             DataError: If nothing is left to learn from.
         """
-        return prepare_lessons(self.recipe, split, self.teachers[0].tokenizer, self.job)
+        return prepare_lessons(self.recipe, split, self.tokenizer, self.job)
 
     def start(self, prepared: Prepared) -> tuple[Path, dict[str, Any]]:
         """Return the folder that the student starts from, and what artifact.json says of it.
@@ -102,7 +108,7 @@ class Lane(ABC):
         if isinstance(student, str):
             path = resolve_checkpoint(student, say=self.job.say)
             return Checkpoint.open(path).folder, {"layers_kept": []}
-        return start_student(student, self.job, as_local(self.teachers[0]), prepared.lessons)
+        return start_student(student, self.job, as_local(self.first), prepared.lessons)
 
     @abstractmethod
     def admit(self, student: Any, tokenizer: Any) -> int:
@@ -144,7 +150,7 @@ class HomeLane(Lane):
 
     @cached_property
     def _teacher(self) -> Teacher:
-        return as_local(self.teachers[0])
+        return as_local(self.first)
 
     @property
     @override

@@ -70,6 +70,11 @@ class Objective(Method):
     )
 
     @property
+    def asks_teacher(self) -> bool:
+        """Whether the teacher's distributions are needed: at weight 0 nothing comes of them."""
+        return self.needs_target and self.kd_weight > 0
+
+    @property
     def takes_samples(self) -> bool:
         """Whether drawn tokens suffice: then ``vanishing`` says what the others come to."""
         return False
@@ -142,7 +147,7 @@ class Objective(Method):
 
         Args:
             student_logits: (n, V).
-            target: What the teacher says.
+            target: What the teacher says; None only where ``kd_weight`` is 0.
             labels: The records' own next tokens, (n,), int64.
             rollout: (n,), True where the position stands in the student's own text.
             where: Names a row in an error.
@@ -153,10 +158,13 @@ class Objective(Method):
             RecipeError: As ``divergence`` does.
             ShapeError: If the target does not fit the logits.
         """
-        from stillroom.distill.divergence import evaluate
+        from stillroom.distill.divergence import evaluate, evaluate_text
 
-        if target is None:
+        if target is None and self.kd_weight:
             raise ValueError("a divergence needs a target")
+        if target is None:
+            scored = evaluate_text(self.ce_weight, student_logits, labels)
+            return scored.loss, scored.gradient, scored.parts
         scored = evaluate(self, student_logits, target, labels, rollout=rollout, where=where)
         return scored.loss, scored.gradient, scored.parts
 

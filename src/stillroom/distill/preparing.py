@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from stillroom.checkpoints import Checkpoint
 from stillroom.distill.context import hear_with_context
 from stillroom.distill.encode import Lesson
+from stillroom.distill.endpoint_opening import refuse_open_key
 from stillroom.distill.lessons import Split, make_lessons
 from stillroom.distill.rationale import Tasks, make_tasks, write_rationales
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.sequence import WriterSettings, write_sequences
-from stillroom.distill.teacher_settings import teacher_reference
+from stillroom.distill.teacher_settings import ServerTeacher, teacher_reference
 from stillroom.jobs import Job
 from stillroom.models import open_text_model, resolve_checkpoint
 from stillroom.provenance import Parent
@@ -126,16 +127,32 @@ def _encode(
 
 @contextmanager
 def _opened(settings: WriterSettings, recipe: DistillRecipe, job: Job) -> Iterator[TextModel]:
+    teacher = recipe.teacher
+    is_served = settings.model is None and isinstance(teacher, ServerTeacher)
     writer = open_text_model(
         _reference(settings, recipe),
         backend=settings.backend,
         num_threads=settings.num_threads,
         say=job.say,
+        **(_patience(teacher) if is_served and isinstance(teacher, ServerTeacher) else {}),
     )
     try:
         yield writer
     finally:
         writer.close()
+
+
+def _patience(teacher: ServerTeacher) -> dict[str, Any]:
+    """Return how a teacher's server is asked, as its backend takes it."""
+    refuse_open_key(teacher)
+    key = {"api_key": teacher.api_key.reveal()} if teacher.api_key else {}
+    return {
+        **key,
+        "concurrency": teacher.concurrency,
+        "tries": teacher.tries,
+        "read_timeout_s": teacher.timeout,
+        "max_wait_s": teacher.max_wait,
+    }
 
 
 def _reference(settings: WriterSettings, recipe: DistillRecipe) -> str:

@@ -288,6 +288,40 @@ class DistillRecipe(Recipe):
         self._refuse_writers()
         return self
 
+    @property
+    def teacher_only_writes(self) -> bool:
+        """Whether text is all that is learned of the teacher: a server without a tokenizer."""
+        return isinstance(self.teacher, ServerTeacher) and self.teacher.tokenizer is None
+
+    @model_validator(mode="after")
+    def _writers_write(self) -> DistillRecipe:
+        shares = self.teacher if isinstance(self.teacher, tuple) else ()
+        for share in shares:
+            if isinstance(share.teacher, ServerTeacher) and share.teacher.tokenizer is None:
+                raise ValueError("among several teachers a server needs its 'tokenizer'")
+        if not self.teacher_only_writes:
+            return self
+        asks = {
+            "crossing": self.crossing is not None,
+            "rollouts": self.rollouts is not None,
+            "context": self.context is not None,
+            f"method.kd_weight {self.method.kd_weight:g}": self.method.kd_weight > 0,
+        }
+        asked = [name for name, is_set in asks.items() if is_set]
+        if asked:
+            raise ValueError(
+                "a server without 'tokenizer' is asked for text alone, and these need its "
+                f"log-probabilities: {', '.join(asked)}. Name teacher.tokenizer, or learn the text "
+                "alone: method: {name: forward_kl, kd_weight: 0, ce_weight: 1}"
+            )
+        has_writer = self.rationale is not None and self.rationale.write is not None
+        if self.sequence is None and not has_writer:
+            raise ValueError(
+                "nothing would be learned from a server without 'tokenizer': add 'sequence', or "
+                "'rationale' with 'write'"
+            )
+        return self
+
     def _refuse_targets(self) -> None:
         """Refuse targets that a server cannot tell, or several teachers cannot keep."""
         mode = self.targets.mode
@@ -307,6 +341,20 @@ class DistillRecipe(Recipe):
         for name, settings in writers.items():
             if isinstance(self.teacher, tuple) and settings is not None and not settings.model:
                 raise ValueError(f"several teachers: name the one that writes as {name}.model")
+
+    @model_validator(mode="after")
+    def _verifiers_can_judge(self) -> DistillRecipe:
+        if self.sequence is None:
+            return self
+        is_served = isinstance(self.teacher, ServerTeacher) and self.sequence.model is None
+        names = [one.method_name() for one in self.sequence.verifiers if one.needs_scores]
+        if names and (is_served or str(self.sequence.model).startswith(("http://", "https://"))):
+            raise ValueError(
+                f"sequence.verifiers '{names[0]}' asks the writer how likely it finds a text, and "
+                "a server does not tell: set verifiers: [agreement], or attempts: 1 and "
+                "verifiers: []"
+            )
+        return self
 
     @model_validator(mode="after")
     def _policy_gradient_has_draws(self) -> DistillRecipe:

@@ -29,6 +29,7 @@ from stillroom.distill.rollout_text import (
 from stillroom.distill.rollout_writing import Author, Writer
 from stillroom.distill.scoring import ModelScorer, TeacherScorer
 from stillroom.distill.server_words import ServerWords
+from stillroom.distill.teachers import as_local
 from stillroom.distill.teaching import Classroom, Course, lesson_source, live_objective
 from stillroom.errors import DataError
 from stillroom.jobs import Journal
@@ -99,7 +100,7 @@ def _heard(room: Classroom, policy: RolloutPolicy, told: TeacherCache | None) ->
     """Give the teacher's voice; a server's connections and bill end with the body."""
     teacher, method = room.teacher, room.recipe.method
     if not isinstance(teacher, EndpointTeacher):
-        model = teacher.lowered(room.precision)
+        model = as_local(teacher).lowered(room.precision)
         author = Author(model, rows=room.rows, precision=room.precision, is_fixed=True)
         scorer = ModelScorer(model, rows=room.rows, precision=room.precision)
         yield _Voice(
@@ -110,7 +111,7 @@ def _heard(room: Classroom, policy: RolloutPolicy, told: TeacherCache | None) ->
         return
     objective = DistillObjective(method, rows=room.rows, precision=room.precision)
     asked = teacher if method.needs_scores else None
-    if not method.needs_target or told is None:
+    if not method.asks_teacher or told is None:
         with teacher.billed(room.job):
             yield _Voice(objective, asked)
         return

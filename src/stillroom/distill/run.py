@@ -31,6 +31,7 @@ from stillroom.distill.writing import (
     write_adapter,
     write_student,
 )
+from stillroom.distill.written_lane import WrittenLane
 from stillroom.jobs import Job
 from stillroom.jobs.processes import refuse_several
 from stillroom.models import load_causal_lm
@@ -104,6 +105,9 @@ def _lane_of(recipe: DistillRecipe) -> type[Lane]:
         return CrossLane
     if isinstance(recipe.teacher, str):
         return HomeLane
+    if recipe.teacher_only_writes:
+        refuse_several("a distillation from a server that writes")
+        return WrittenLane
     refuse_several("a distillation from a server or from several teachers")
     return ToldLane
 

@@ -139,6 +139,8 @@ class Sizes:
         """Of what is kept of the teachers."""
         row, token = self._row_bytes
         counted, policy = self.counted, self.recipe.rollouts
+        if self.recipe.crossing is None and not self.recipe.method.asks_teacher:
+            return 0
         keeps = policy is None or policy.learns_from_records
         kept = (counted.positions * row + counted.tokens * token) * keeps
         teacher = self.recipe.teacher
@@ -183,7 +185,8 @@ class Sizes:
             prompts = max(counted.mean - counted.answer, 0)
             learned = plain - beside * counted.mean + texts * (prompts + written / max(count, 1))
         is_live = recipe.targets.mode == "live" and bool(self.teachers)
-        told = sum(size for size, _, _ in self.teachers) * counted.tokens
+        asks = recipe.crossing is not None or recipe.method.asks_teacher
+        told = asks * sum(size for size, _, _ in self.teachers) * counted.tokens
         return {
             "training": 6 * self.student * learned,
             "the teacher": 2 * (teacher * learned if is_live else told),

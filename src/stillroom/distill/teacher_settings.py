@@ -19,7 +19,10 @@ REST = "*"
 
 
 class ServerTeacher(Settings):
-    """A model behind an OpenAI-compatible server that returns log-probabilities of a prompt."""
+    """A model behind an OpenAI-compatible server.
+
+    With its tokenizer it is asked for log-probabilities of prompts; without one it only writes.
+    """
 
     endpoint: str = Field(
         pattern=r"^https?://[^\s@#]+$", description="the server's address, as http://host:8000/v1"
@@ -27,8 +30,11 @@ class ServerTeacher(Settings):
     model: str = Field(
         default="", description="the model's name there; empty takes the only one that is served"
     )
-    tokenizer: Reference = Field(
-        description="the model's tokenizer: its checkpoint, or a folder with its tokenizer files"
+    tokenizer: Reference | None = Field(
+        default=None,
+        description="the model's tokenizer: its checkpoint, or a folder with its tokenizer files; "
+        "null where the server only writes (sequence, rationale.write) and tells no "
+        "log-probabilities",
     )
     top_logprobs: int = Field(
         default=20,

@@ -16,6 +16,7 @@ from stillroom.distill.endpoint_teacher import EndpointTeacher
 from stillroom.distill.head import Head
 from stillroom.distill.teacher import Teacher, rows_in_common
 from stillroom.distill.teacher_settings import REST, ServerTeacher, TeacherChoice, TeacherShare
+from stillroom.distill.writing_teacher import WritingTeacher
 from stillroom.errors import CheckpointError, DataError, RecipeError
 from stillroom.jobs import Job
 from stillroom.records import Record
@@ -42,7 +43,7 @@ class Chair:
     source: str | None = None
 
 
-def as_local(teacher: AnyTeacher) -> Teacher:
+def as_local(teacher: AnyTeacher | WritingTeacher) -> Teacher:
     """Return a teacher whose weights are here.
 
     Raises:
@@ -74,8 +75,10 @@ def open_teacher(choice: str | ServerTeacher, job: Job) -> Iterator[AnyTeacher]:
 
 @contextmanager
 def open_teachers(choice: TeacherChoice, job: Job) -> Iterator[list[Chair]]:
-    """Open all teachers that a recipe names, in order."""
+    """Open all teachers that a recipe names, in order; none that only writes."""
     shares = choice if isinstance(choice, tuple) else (TeacherShare(teacher=choice),)
+    if isinstance(choice, ServerTeacher) and choice.tokenizer is None:
+        shares = ()
     with _opened(list(shares), job) as chairs:
         yield chairs
 

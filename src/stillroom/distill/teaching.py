@@ -7,7 +7,7 @@ recipe decides which one is opened; each lives in a function of its own and is a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from stillroom.distill.feature_set import FeatureSet
 from stillroom.distill.lessons import record_source
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.teachers import AnyTeacher, as_local
+from stillroom.distill.writing_teacher import WritingTeacher
 from stillroom.jobs import Job
 from stillroom.records import Record
 from stillroom.train.loop import Objective
@@ -38,6 +39,7 @@ __all__ = [
     "live_objective",
     "open_course",
     "refuse_course",
+    "text_course",
 ]
 
 
@@ -62,7 +64,7 @@ class Classroom:
 
     recipe: DistillRecipe
     job: Job
-    teacher: AnyTeacher
+    teacher: AnyTeacher | WritingTeacher
     student: nn.Module
     tokenizer: Any
     records: Sequence[Record]
@@ -123,7 +125,15 @@ def _course_of(room: Classroom) -> AbstractContextManager[Course]:
         from stillroom.distill.rollout_course import rollout_course
 
         return rollout_course(room)
+    if not room.recipe.method.asks_teacher and not room.recipe.features:
+        return nullcontext(text_course(room))
     return _live(room) if room.recipe.targets.mode == "live" else _cached(room)
+
+
+def text_course(room: Classroom) -> Course:
+    """Return the course of a student that learns the text alone: no teacher is asked."""
+    objective = DistillObjective(room.recipe.method, rows=room.rows, precision=room.precision)
+    return Course(lesson_source(room, None), objective, {"cache": None})
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from stillroom.distill.preparing import Prepared
 from stillroom.distill.rollout_course import rollout_course
 from stillroom.distill.teacher import Teacher
 from stillroom.distill.teachers import Chair, assign_records, common_rows_of
-from stillroom.distill.teaching import Classroom, Course
+from stillroom.distill.teaching import Classroom, Course, text_course
 from stillroom.distill.told_fidelity import NOTE
 from stillroom.distill.yardstick import ToldYardstick, Yardstick
 from stillroom.errors import DataError
@@ -99,7 +99,7 @@ class ToldLane(Lane):
     def hear(self, room: Classroom) -> Iterator[list[Yardstick]]:
         if not self._tells():
             self.job.say(
-                f"{self.teachers[0].name} tells log-probabilities of a text's own tokens alone: "
+                f"{self.first.name} tells log-probabilities of a text's own tokens alone: "
                 "how near the student is to it is not measured"
             )
             yield []
@@ -121,9 +121,9 @@ class ToldLane(Lane):
 
     def _tells(self) -> bool:
         """Whether distributions are told; a method of draws alone can do without."""
-        first, recipe = self.teachers[0], self.recipe
-        is_spared = recipe.rollouts is not None and not recipe.method.needs_target
-        return not (is_spared and isinstance(first, EndpointTeacher) and not first.probe.granted)
+        first = self.first
+        is_mute = isinstance(first, EndpointTeacher) and not first.probe.granted
+        return self.recipe.method.asks_teacher or not is_mute
 
     def _make(self, room: Classroom) -> list[tuple[tuple[Path, Any], tuple[Path, Any]]]:
         """Return where each teacher's words of records and of held-out ones are kept, and as what.
@@ -157,8 +157,9 @@ class ToldLane(Lane):
 
     def _learned(self, seat: int, room: Classroom) -> list[Lesson]:
         """Return the lessons whose distributions are learned: with rollouts there may be none."""
-        policy, asks = self.recipe.rollouts, self.recipe.method.needs_target
-        if policy is not None and not (asks and policy.learns_from_records):
+        policy = self.recipe.rollouts
+        is_spared = policy is not None and not policy.learns_from_records
+        if is_spared or not self.recipe.method.asks_teacher:
             return []
         return self._of_seat(seat, room.lessons)
 
@@ -167,6 +168,8 @@ class ToldLane(Lane):
         if self.recipe.rollouts is not None:
             return rollout_course(room, self._caches[0] if self._caches else None)
         method = self.recipe.method
+        if not method.asks_teacher:
+            return nullcontext(text_course(room))
         objective: Any = DistillObjective(method, rows=room.rows, precision=room.precision)
         if self.mixes:
             weights = [chair.weight for chair in self.chairs]

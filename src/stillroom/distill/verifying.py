@@ -34,6 +34,9 @@ class Verifier(Method):
     needs_answer: ClassVar[bool] = False
     """Whether the record must carry an answer of its own to compare with."""
 
+    needs_scores: ClassVar[bool] = False
+    """Whether the writer must tell the log-probability of a given text: no endpoint does."""
+
     @abstractmethod
     def judge(
         self, record: Record, prompt: Prompt, texts: Sequence[str], model: TextModel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,21 +24,26 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree) -> list[
     """Return one problem for everything that is wrong; alternatives of one value are joined.
 
     Errors that methods and validators raised within are taken apart and placed where they belong.
+    Where a value may be of several shapes, and something is wrong within the one that was chosen,
+    it is not told that it could have been of another.
     """
     problems: list[Problem] = []
     refused: dict[Path, int] = {}
-    for found in _flatten(error, ()):
+    every = list(_flatten(error, ()))
+    paths = [
+        clean_path(one.location, tree.data, is_missing=one.details["type"] == "missing")
+        for one in every
+    ]
+    for found, path in zip(every, paths, strict=True):
         problem = found.problem
+        kind = found.details["type"]
         if problem is not None:
             problems.append(_place(problem, found.location, tree))
-            continue
-        kind = found.details["type"]
-        if kind in _UNKNOWN:
+        elif kind in _UNKNOWN:
             problems.append(_unknown(found.location, model, tree))
         elif kind == "missing":
             problems.append(_missing(found.location, model, tree))
-        else:
-            path = clean_path(found.location, tree.data, is_missing=False)
+        elif not _is_other_shape(found.details, path, paths):
             made = _refused(path, found.details, tree)
             if path in refused and made.expected:
                 before = problems[refused[path]]
@@ -49,6 +54,15 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree) -> list[
                 refused[path] = len(problems)
                 problems.append(made)
     return list(dict.fromkeys(problems))
+
+
+def _is_other_shape(details: Any, path: Path, paths: Sequence[Path]) -> bool:
+    """Whether a mapping or a list is only told to be of another shape than it was checked as."""
+    return (
+        str(details["type"]).endswith("_type")
+        and isinstance(details.get("input"), Mapping | list)
+        and any(len(path) < len(other) and other[: len(path)] == path for other in paths)
+    )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
@@ -78,7 +79,7 @@ def find_group(model: type[BaseModel], location: tuple[str | int, ...], data: An
     for part in location[:-1]:
         inside, below = _step(data, part)
         if not inside:
-            named = [target for target in targets if getattr(target, "__name__", "") == part]
+            named = [one for one in targets if _names(getattr(one, "__name__", ""), part)]
             targets = named or targets
             continue
         path.append(part)
@@ -93,6 +94,11 @@ def find_group(model: type[BaseModel], location: tuple[str | int, ...], data: An
         info.alias or name for each in found for name, info in each.model_fields.items()
     )
     return Group(_label(found, data, path), tuple(known), found[0] if found else None)
+
+
+def _names(name: str, tag: str | int) -> bool:
+    """Whether a tag of a union, ``Name`` or ``tuple[Name, ...]``, is that of a model."""
+    return bool(name) and name in re.split(r"\W+", str(tag))
 
 
 def _models(targets: Iterable[Target], data: Any) -> Iterator[type[BaseModel]]:

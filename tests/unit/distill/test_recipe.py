@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from stillroom.distill.prune_settings import PruneSettings
 from stillroom.distill.recipe import DistillRecipe
+from stillroom.errors import RecipeError
 from stillroom.recipes import dump_recipe, parse_recipe
 
 TEXT = "version: 1\nkind: distill\nteacher: ./t\nrecords: ./r.jsonl\n"
@@ -51,3 +52,31 @@ def test_is_checked_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("lines", "wanted"),
+    [
+        (
+            "teacher: {endpont: 'http://h/v1', tokenizer: ./t}\n",
+            ["teacher.endpoint is missing", "teacher.endpont is not a setting of 'teacher'"],
+        ),
+        (
+            "teacher: [{teacher: ./a, weigt: 2}, {teacher: ./b}]\n",
+            ["teacher.0.weigt is not a setting of 'teacher.0'"],
+        ),
+        ("teacher: ./t\nstudent: {layrs: 3}\n", ["student.layrs is not a setting of 'student'"]),
+        ("teacher: ./t\nstudent: {layers: -3}\n", ["student.layers cannot be -3"]),
+        ("teacher: 5\n", ["teacher cannot be 5"]),
+        ("teacher: ./t\nrecords: [a]\n", ["records does not fit"]),
+    ],
+)
+def test_a_slip_within_one_shape_is_told_without_the_others(lines, wanted):
+    text = f"version: 1\nkind: distill\n{lines}"
+    if "records" not in lines:
+        text += "records: ./r.jsonl\n"
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, "r", ())
+    assert [problem.what for problem in caught.value.problems] == wanted
+    if "weigt" in lines:
+        assert caught.value.problems[0].expected == "one of: teacher, weight, source"

@@ -27,6 +27,7 @@ class Likelihood(Verifier):
     """The mean log-probability of the completion's tokens, in nats."""
 
     paper: ClassVar[str] = "arXiv:2001.09977"
+    needs_scores: ClassVar[bool] = True
 
     least: float | None = Field(
         default=None,
