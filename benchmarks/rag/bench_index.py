@@ -1,0 +1,162 @@
+"""A whole index of about 50,000 passages: opening, hybrid questions, building again, deleting.
+
+The passages of corpus.py as 2,500 text files, cut and indexed as `stillroom rag index` does, with
+hashed words of 384 dimensions for vectors: what is measured is everything but a neural embedder.
+
+Opening is of a folder whose pages are in memory, without recomputing digests (and with, beside
+it). A hybrid question is `Index.retrieve` of 10 hits with their texts, its vector known already.
+Building again reads the unchanged folder over the index. A delete is visible once a search by an
+open index, refreshed, does not find it any more: from taking the writer's lock on.
+STILLROOM_BENCH_FILES makes fewer files.
+"""
+
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from commands import print_figure
+from corpus import passages, queries
+
+from stillroom.jobs import Job
+from stillroom.models.embedders.static import Static
+from stillroom.rag.index import Index
+from stillroom.rag.method import make_query
+from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.run import run
+from stillroom.rag.store.publishing import Change
+from stillroom.rag.store.writer import KEPT_SNAPSHOTS, Writer
+
+REPEATS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "7"))
+FILES = int(os.environ.get("STILLROOM_BENCH_FILES", "2500"))
+EACH = 20
+
+
+def main() -> None:
+    """Print one line a figure."""
+    texts = passages()[: FILES * EACH]
+    place = Path(tempfile.mkdtemp())
+    try:
+        folder = place / "documents"
+        folder.mkdir()
+        for at in range(FILES):
+            block = "\n\n".join(texts[at * EACH : (at + 1) * EACH])
+            (folder / f"{at:05d}.txt").write_text(block, encoding="utf-8")
+        building = build(place)
+        out = place / "index"
+        more = {"files": FILES, "passages": building[2], "build_cpu_s": round(building[1], 1)}
+        again = [build(place) for _ in range(3)]
+        assert all(one[3] == 0 for one in again), "unchanged texts were embedded again"
+        seconds = [one[0] for one in again]
+        spent = round(statistics.median(one[1] for one in again), 3)
+        print_figure("rag/reingest_unchanged_s", "wall s", seconds, None, None, cpu_s=spent, **more)
+        measure_opening(out, more)
+        with Index.open(out, embedder=make_embedder(), verify=False) as index:
+            measure_questions(index, [query for _, query in queries(texts)], more)
+            measure_deletes(out, index, more)
+    finally:
+        shutil.rmtree(place)
+
+
+def make_embedder() -> object:
+    """Return hashed words of as many dimensions as MiniLM's vectors have."""
+    return Static(dimensions=384).open("static")
+
+
+def build(place: Path) -> tuple[float, float, int, int]:
+    """Build the index, over the one before; return wall and CPU seconds, passages, embedded."""
+    told = {"name": "recursive", "size": 90}
+    recipe = RagRecipe(documents=str(place / "documents"), embedder="static", chunker=told)
+    start, spent = time.perf_counter(), time.process_time()
+    job = Job.start(place / "index", "recipe\n", overwrite=True)
+    try:
+        artifact = run(recipe, job, embedder=make_embedder())
+    finally:
+        job.close()
+    details = artifact.details
+    return (
+        time.perf_counter() - start,
+        time.process_time() - spent,
+        details["passages"],
+        details["embedded"],
+    )
+
+
+def measure_opening(out: Path, more: dict[str, object]) -> None:
+    """Print how long opening and a first search take, and opening alone with digests."""
+    times: dict[bool, list[float]] = {False: [], True: []}
+    first = []
+    for _ in range(REPEATS):
+        for verify, kept in times.items():
+            start = time.perf_counter()
+            with Index.open(out, embedder=make_embedder(), verify=verify) as index:
+                kept.append((time.perf_counter() - start) * 1000)
+                index.retrieve("memory of a process")
+                first.append((time.perf_counter() - start) * 1000)
+    verified = round(statistics.median(times[True]), 1)
+    print_figure(
+        "rag/open_ms",
+        "wall ms",
+        times[False],
+        None,
+        None,
+        verified=verified,
+        with_first_question=round(statistics.median(first[::2]), 1),
+        **more,
+    )
+
+
+def measure_questions(index: Index, asked: list[str], more: dict[str, object]) -> None:
+    """Print the 95th percentile of a hybrid question's CPU time, and the median."""
+    for query in asked:
+        index.embed_query(make_query(query))
+    rounds: list[float] = []
+    middles: list[float] = []
+    for _ in range(3):
+        each = []
+        for query in asked:
+            start = time.process_time()
+            index.retrieve(query, 10, retriever="hybrid")
+            each.append((time.process_time() - start) * 1000)
+        rounds.append(statistics.quantiles(each, n=20)[-1])
+        middles.append(statistics.median(each))
+    print_figure(
+        "rag/hybrid/p95_ms",
+        "CPU ms",
+        rounds,
+        None,
+        None,
+        median=round(statistics.median(middles), 3),
+        first_round=round(rounds[0], 3),
+        queries=len(asked),
+        **more,
+    )
+
+
+def measure_deletes(out: Path, index: Index, more: dict[str, object]) -> None:
+    """Print how long it takes until a deleted document is not found any more."""
+    times = []
+    for at in range(REPEATS):
+        text = index.passage_at(at * 50).text
+        gone = index.retrieve(text, 1, retriever="keyword")[0].passage.document_id
+        path = index.document(gone).path
+        start = time.perf_counter()
+        with Writer.open(out / "output") as writer:
+            key = writer.connection.execute(
+                "SELECT max(key) FROM documents WHERE path = ?", (path,)
+            ).fetchone()[0]
+            change = Change(removes=[key])
+            writer.commit(change, reason="deleted", keep=KEPT_SNAPSHOTS)
+        index.refresh()
+        found = index.retrieve(text, 10, retriever="keyword")
+        times.append((time.perf_counter() - start) * 1000)
+        assert all(hit.passage.document_id != gone for hit in found), "a deleted one was found"
+    print_figure("rag/delete_visible_ms", "wall ms", times, None, None, **more)
+
+
+if __name__ == "__main__":
+    main()
