@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stillroom.models.method import BACKENDS, EMBEDDERS, Backend, EmbedderMethod
     from stillroom.models.opening import open_embedder, open_reranker, open_text_model
     from stillroom.models.protocols import (
+        ConcurrentModel,
         Embedder,
         Reranker,
         Score,
@@ -32,6 +33,7 @@ __all__ = [
     "EMBEDDERS",
     "Backend",
     "CompletionCache",
+    "ConcurrentModel",
     "Embedder",
     "EmbedderMethod",
     "Reranker",
@@ -53,6 +55,7 @@ _HOMES = {
     "EMBEDDERS": "method",
     "Backend": "method",
     "CompletionCache": "cache",
+    "ConcurrentModel": "protocols",
     "Embedder": "protocols",
     "EmbedderMethod": "method",
     "Reranker": "protocols",

@@ -17,7 +17,7 @@ from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.jobs.files import full_disk_as_error
-from stillroom.models.protocols import Score, TextModel
+from stillroom.models.protocols import ConcurrentModel, Score, TextModel
 from stillroom.models.requests import spread_sampling
 from stillroom.provenance import canonical_json, digest_json
 from stillroom.records import Completion, Prompt, Sampling
@@ -130,6 +130,11 @@ class CachedModel:
     def context_length(self) -> int:
         """The context length of the model behind."""
         return self.model.context_length
+
+    @property
+    def concurrency(self) -> int:
+        """How many requests the model behind takes at once; 1 unless it is a server's."""
+        return self.model.concurrency if isinstance(self.model, ConcurrentModel) else 1
 
     def generate(
         self,

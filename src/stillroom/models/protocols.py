@@ -20,6 +20,7 @@ else:
     Vectors = Any
 
 __all__ = [
+    "ConcurrentModel",
     "Embedder",
     "Reranker",
     "Score",
@@ -104,6 +105,15 @@ class TextModel(Protocol):
 
     def close(self) -> None:
         """Release the engine; closing twice does no harm."""
+
+
+@runtime_checkable
+class ConcurrentModel(TextModel, Protocol):
+    """A TextModel that several threads may ask at once, and gains by it: a server's."""
+
+    @property
+    def concurrency(self) -> int:
+        """How many requests it takes at once; more wait for their turn."""
 
 
 @runtime_checkable

@@ -21,13 +21,17 @@ from stillroom.text.normalize import strip_invisible
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
-__all__ = ["Ask", "Asking", "fence", "is_cut", "one_line", "topic_of"]
+__all__ = ["REFUSED", "Ask", "Asking", "fence", "is_cut", "one_line", "topic_of"]
 
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>")
 _MAX_TOPIC = 100
+REFUSED = "refused by the teacher's server"
 _OWN_FAULTS = {
     "backend.context": "longer than the teacher's context",
     "backend.schema": "not the JSON asked",
+    "backend.refused": REFUSED,
+    "backend.malformed": "no answer that can be read",
+    "backend.answer": "an answer without text",
 }
 """Errors that are one ask's own, by code; any other is the teacher's and ends the job."""
 
@@ -79,13 +83,17 @@ class Asking:
 
     def _complete(self, asks: Sequence[Ask]) -> list[Completion | None]:
         prompts, samplings = [ask.prompt for ask in asks], [ask.sampling for ask in asks]
+        done: dict[int, Completion] = {}
         try:
-            return list(self._model.generate(prompts, samplings))
+            return list(self._model.generate(prompts, samplings, on_done=done.__setitem__))
         except BackendError as error:
             if error.code not in _OWN_FAULTS:
                 raise
-            if len(asks) > 1:
-                return [found for ask in asks for found in self._complete([ask])]
+            if len(asks) > 1:  # what came back is not asked again
+                return [
+                    done[at] if at in done else self._complete([ask])[0]
+                    for at, ask in enumerate(asks)
+                ]
             self.fail(asks[0].seed, _OWN_FAULTS[error.code], error.problems[0].what)
             return [None]
 

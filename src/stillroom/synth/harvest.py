@@ -11,25 +11,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from stillroom.models import ConcurrentModel
 from stillroom.records import Record
+from stillroom.synth.budget import Purse
 from stillroom.synth.method import Context, Draft, Filter, Generator, Judge, Seed, Split, Verdict
+from stillroom.synth.streaming import Shelf, stream_units
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
 __all__ = ["Dropped", "Harvest", "Panel", "Shelf", "draft_units", "gather"]
-
-
-class Shelf(Protocol):
-    """Where finished units are kept: a journal, or a dict that forgets."""
-
-    def get(self, key: str, default: object = None) -> object:
-        """Return a unit's value, or the default."""
-
-    def put(self, key: str, value: object) -> None:
-        """Keep a unit's value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +130,25 @@ def draft_units(
 ) -> Iterator[Draft]:
     """Yield the draft of every unit in order; finished ones come from the shelf.
 
+    A teacher that takes several requests at once is asked unit by unit, on as many threads, with no
+    waiting for the slowest of a group; others are asked in groups.
+
     Args:
         seeds: The units, in order.
         generator: How the teacher is asked.
         model: The teacher.
         shelf: Where finished units are kept.
-        batch_size: How many units are asked about at once.
+        batch_size: How many units are asked about at once, where the teacher works in groups.
         pause: Called where it is safe to stop.
+
+    Raises:
+        BackendError: If the teacher fails, or refuses the first many units one after another.
     """
+    if isinstance(model, ConcurrentModel) and model.concurrency > 1:
+        yield from stream_units(
+            seeds, generator, model, shelf, workers=model.concurrency, pause=pause
+        )
+        return
     remaining = iter(seeds)
     while group := list(islice(remaining, batch_size)):
         pause()
@@ -161,13 +165,18 @@ def gather(
     panel: Panel,
     wanted: int,
     on_unit: Callable[[Harvest], None] = lambda harvest: None,
+    purse: Purse | None = None,
+    share: float = 1.0,
 ) -> Harvest:
-    """Judge drafts in order until ``wanted`` records are kept, or there are no more."""
+    """Judge drafts in order until ``wanted`` records are kept, or the purse's share is spent."""
     harvest = Harvest(split)
-    if wanted:
-        for draft in drafts:
-            harvest.add(draft, panel, wanted)
-            on_unit(harvest)
-            if len(harvest.kept) >= wanted:
-                break
+    if purse is not None:
+        purse.begin(harvest)
+    if not wanted or (purse is not None and purse.reached(share)):
+        return harvest
+    for draft in drafts:
+        harvest.add(draft, panel, wanted)
+        on_unit(harvest)
+        if len(harvest.kept) >= wanted or (purse is not None and purse.reached(share)):
+            break
     return harvest

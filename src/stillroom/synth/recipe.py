@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stillroom.recipes import Recipe, Reference, Settings
 from stillroom.synth.method import FILTERS, GENERATORS, Filter, Generator
 
-__all__ = ["DEFAULT_FILTERS", "DEFAULT_TEACHER", "EngineSettings", "SynthRecipe", "Target"]
+__all__ = [
+    "DEFAULT_FILTERS",
+    "DEFAULT_TEACHER",
+    "BudgetSettings",
+    "EngineSettings",
+    "SynthRecipe",
+    "Target",
+]
 
 DEFAULT_TEACHER = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_FILTERS = (
@@ -44,6 +51,41 @@ class EngineSettings(Settings):
         ge=256,
         description="tokens of prompt and completion together; default the model's",
     )
+    concurrency: int | None = Field(
+        default=None, ge=1, le=1024, description="requests at once to an endpoint; default 16"
+    )
+    requests_per_minute: float | None = Field(
+        default=None, gt=0, description="requests a minute to an endpoint; default no bound"
+    )
+
+
+class BudgetSettings(Settings):
+    """When asking ends although more is wanted; what is kept by then is written.
+
+    The held-out side, which is asked for first, takes no more than its share of the targets.
+    """
+
+    asks: int | None = Field(default=None, ge=1, description="asks; null has no bound")
+    tokens: int | None = Field(
+        default=None, ge=1, description="tokens of prompts and completions; null has no bound"
+    )
+    money: float | None = Field(
+        default=None, gt=0, description="money, by the prices below; null has no bound"
+    )
+    minutes: float | None = Field(
+        default=None,
+        gt=0,
+        description="minutes of this sitting; null has no bound; which records are kept then "
+        "depends on the clock",
+    )
+    input_price: float = Field(default=0.0, ge=0, description="of a million tokens of prompts")
+    output_price: float = Field(default=0.0, ge=0, description="of a million tokens of completions")
+
+    @model_validator(mode="after")
+    def _has_prices(self) -> Self:
+        if self.money is not None and not (self.input_price or self.output_price):
+            raise ValueError("money needs input_price and output_price: nothing else counts it")
+        return self
 
 
 class SynthRecipe(Recipe):
@@ -64,6 +106,9 @@ class SynthRecipe(Recipe):
     )
     filters: tuple[Annotated[Filter, FILTERS.choice()], ...] = Field(
         DEFAULT_FILTERS, validate_default=True, description="what a record must pass, in order"
+    )
+    budget: BudgetSettings = Field(
+        default_factory=BudgetSettings, description="when asking ends although more is wanted"
     )
     target: Target = Field(default_factory=Target, description="how many records are wanted")
     held_out: float = Field(

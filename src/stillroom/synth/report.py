@@ -40,16 +40,20 @@ def refuse_nothing(train: Harvest, recipe: SynthRecipe) -> None:
     )
 
 
-def describe_shortfall(harvest: Harvest, recipe: SynthRecipe) -> str:
-    """Return a warning where fewer records were kept than wanted, or nothing."""
+def describe_shortfall(harvest: Harvest, recipe: SynthRecipe, ended: str = "") -> str:
+    """Return a warning where fewer records were kept than wanted, or nothing.
+
+    ``ended`` says which bound ended the asking.
+    """
     wanted = getattr(recipe.target, harvest.split)
     if len(harvest.kept) >= wanted or (harvest.split == "held_out" and not recipe.held_out):
         return ""
     reasons = list(harvest.count_reasons().items())[:3]
     shown = "; ".join(f"{count} {reason}" for reason, count in reasons) or "nothing to ask about"
+    why = ended or f"all passages were asked about {recipe.attempts} times"
     return (
         f"warning: {len(harvest.kept)} of {wanted} {harvest.split} records kept after "
-        f"{harvest.asked} asks ({shown}); all passages were asked about {recipe.attempts} times"
+        f"{harvest.asked} asks ({shown}); {why}"
     )
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.provenance import LEDGER, Artifact, Parent, digest_json, make_parent
 from stillroom.records import Message, Passage, Record, RecordWriter, combine_origins
+from stillroom.synth.budget import Purse
 from stillroom.synth.harvest import Dropped, Harvest, Panel, draft_units, gather
 from stillroom.synth.method import Context, Filter, Seed, Split, Verdict
 from stillroom.synth.plan import order_passages, plan_seeds, split_documents
@@ -66,10 +67,11 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
     """
     plan = _make_plan(recipe)
     _say_plan(plan, job)
+    purse = Purse(recipe.budget)
     with _open_teacher(recipe, job.say) as model:
-        held_out = _harvest(recipe, plan, "held_out", plan.context(), model, job)
+        held_out = _harvest(recipe, plan, "held_out", plan.context(), model, job, purse)
         context = plan.context(held_out.kept)
-        train = _harvest(recipe, plan, "train", context, model, job)
+        train = _harvest(recipe, plan, "train", context, model, job, purse)
     harvests = (held_out, train)
     refuse_nothing(train, recipe)
     texts, refused = _passage_records(recipe, plan, context)
@@ -79,9 +81,11 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
     report = make_report(
         recipe, plan.source, plan.sides, plan.passages, harvests, len(texts), refused
     )
+    report["spent"] = purse.to_json()
     with atomic_write(job.output / "report.json") as file:
         json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
-    for shortfall in filter(None, (describe_shortfall(one, recipe) for one in harvests)):
+    ended = purse.reached()
+    for shortfall in filter(None, (describe_shortfall(one, recipe, ended) for one in harvests)):
         job.say(shortfall)
     origin = combine_origins(record.origin for record in (*train.kept, *texts, *held_out.kept))
     return job.finish(
@@ -173,7 +177,13 @@ def _seeds(recipe: SynthRecipe, plan: _Plan, split: Split) -> Iterator[Seed]:
 
 
 def _harvest(
-    recipe: SynthRecipe, plan: _Plan, split: Split, context: Context, model: TextModel, job: Job
+    recipe: SynthRecipe,
+    plan: _Plan,
+    split: Split,
+    context: Context,
+    model: TextModel,
+    job: Job,
+    purse: Purse,
 ) -> Harvest:
     wanted = recipe.target.train if split == "train" else recipe.target.held_out
     if not plan.passages[split]:
@@ -193,9 +203,14 @@ def _harvest(
 
         def show(harvest: Harvest) -> None:
             news = len(harvest.kept) - progress.done
-            progress.advance(news, f"{harvest.asked} asked, {len(harvest.dropped)} dropped")
+            progress.advance(
+                news, f"{harvest.asked} asked, {len(harvest.dropped)} dropped, {purse.note()}"
+            )
 
-        return gather(split, drafts, panel, wanted, show)
+        share = 1.0
+        if split == "held_out":  # which comes first, and must leave enough for training
+            share = recipe.target.held_out / (recipe.target.held_out + recipe.target.train)
+        return gather(split, drafts, panel, wanted, show, purse, share)
 
 
 @contextmanager
@@ -205,6 +220,10 @@ def _open_teacher(
     from stillroom.models import open_text_model
 
     engine = recipe.engine
+    told = {
+        "concurrency": engine.concurrency,
+        "requests_per_minute": engine.requests_per_minute,
+    }
     model = open_text_model(
         recipe.model,
         backend=engine.backend,
@@ -212,6 +231,7 @@ def _open_teacher(
         num_threads=engine.num_threads,
         context_length=engine.context_length,
         say=say,
+        **{name: value for name, value in told.items() if value is not None},
     )
     try:
         yield model

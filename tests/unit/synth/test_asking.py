@@ -40,7 +40,7 @@ class Fussy:
         self.code = code
         self.model = scripted_model(lambda prompt: "fine")
 
-    def generate(self, prompts, sampling):
+    def generate(self, prompts, sampling, **_):
         if any("LONG" in prompt.messages[0].content for prompt in prompts):
             raise BackendError("too much", code=self.code)
         return self.model.generate(prompts, sampling)

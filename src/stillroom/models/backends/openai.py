@@ -103,6 +103,7 @@ class _EndpointModel:
         self.name = name
         self.fingerprint = f"endpoint:{endpoint.address}#{name}"
         self.context_length = context_length
+        self.concurrency = endpoint.patience.concurrency
         self._endpoint = endpoint
         self._rung = 0
 

@@ -1,0 +1,124 @@
+"""Units asked about on several threads, given back in order, each kept as soon as it is done.
+
+At most twice as many units as threads are begun beyond the one that is waited for, so memory does
+not grow with their number, and a kill or a reached target wastes no more than those.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import islice
+from typing import TYPE_CHECKING, Protocol
+
+from stillroom.errors import BackendError
+from stillroom.synth.asking import REFUSED
+from stillroom.synth.method import Draft, Generator, Seed
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+
+__all__ = ["Shelf", "stream_units"]
+
+_AHEAD = 2
+_LOOK_S = 0.2
+_REFUSALS = 20
+
+
+class Shelf(Protocol):
+    """Where finished units are kept: a journal, or a dict that forgets."""
+
+    def get(self, key: str, default: object = None) -> object:
+        """Return a unit's value, or the default."""
+
+    def put(self, key: str, value: object) -> None:
+        """Keep a unit's value."""
+
+
+def stream_units(
+    seeds: Iterable[Seed],
+    generator: Generator,
+    model: TextModel,
+    shelf: Shelf,
+    *,
+    workers: int,
+    pause: Callable[[], None] = lambda: None,
+) -> Iterator[Draft]:
+    """Yield the draft of every unit in order; finished ones come from the shelf.
+
+    Args:
+        seeds: The units, in order; taken as they are needed.
+        generator: How the teacher is asked; called from several threads, a unit at a time.
+        model: A teacher that may be asked from several threads.
+        shelf: Where finished units are kept, whatever their order.
+        workers: How many units are asked about at once.
+        pause: Called on the caller's thread several times a second, and where it is safe to stop.
+
+    Raises:
+        BackendError: If the teacher fails, or refuses the first many units one after another.
+    """
+    stream = _Stream(generator, model, shelf)
+    remaining = iter(seeds)
+    begun: deque[Future[Draft | None]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="stillroom-synth")
+    try:
+        while True:
+            ahead = _AHEAD * workers - len(begun)
+            begun.extend(pool.submit(stream.draft, seed) for seed in islice(remaining, ahead))
+            if not begun:
+                return
+            while not wait([begun[0]], _LOOK_S).done:
+                pause()
+            pause()
+            found = begun.popleft().result()
+            if found is not None:
+                stream.watch(found)
+                yield found
+    finally:
+        stream.stopped.set()
+        pool.shutdown(cancel_futures=True)
+
+
+class _Stream:
+    """What the threads share."""
+
+    def __init__(self, generator: Generator, model: TextModel, shelf: Shelf) -> None:
+        self.generator, self.model, self.shelf = generator, model, shelf
+        self.stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._refused = self._records = 0
+
+    def draft(self, seed: Seed) -> Draft | None:
+        """Return the unit's draft, from the shelf or asked for; None once stopped."""
+        with self._lock:
+            known = self.shelf.get(seed.key)
+        if known is not None:
+            return Draft.from_json(known)  # type: ignore[arg-type]  # put below
+        if self.stopped.is_set():
+            return None
+        (made,) = self.generator.generate([seed], self.model)
+        with self._lock:
+            self.shelf.put(made.key, made.to_json())
+            kept = self.shelf.get(made.key)
+        return Draft.from_json(kept)  # type: ignore[arg-type]  # as a resume will read it
+
+    def watch(self, found: Draft) -> None:
+        """Count refusals; a server that takes nothing is not asked for every unit.
+
+        Raises:
+            BackendError: If it refused the first many units and gave no record.
+        """
+        said = [failure.text for failure in found.failures if failure.reason == REFUSED]
+        self._records += len(found.records)
+        self._refused += bool(said)
+        if not self._records and self._refused >= _REFUSALS:
+            raise BackendError(
+                f"the first {self._refused} units were all refused: {said[-1]:.300}"
+                if said
+                else f"{self._refused} of the first units were refused",
+                code="synth.refused",
+                expected="a server that takes what the recipe asks",
+                next="change the recipe as the server says; it was not asked further",
+            )
