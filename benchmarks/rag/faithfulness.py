@@ -8,6 +8,7 @@ with its bootstrap interval (pairs drawn anew), how many of each are called supp
 scores there are: every sentence gets one.
 
     python benchmarks/rag/faithfulness.py
+    python benchmarks/rag/faithfulness.py overlap 7           other pairs
     python benchmarks/rag/faithfulness.py '{"name": "entailment", "checkpoint": "./nli"}'
 """
 
@@ -126,7 +127,7 @@ def main() -> None:
     checker = CHECKERS.build(json.loads(told) if told.startswith("{") else told)
     docs, asked = read_docs_qa()
     squad, _ = read_squad()
-    rng = random.Random(0)
+    rng = random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
     paraphrased = [
         (sentence, tuple(docs[name] for name in one.right))
         for one in asked
