@@ -40,6 +40,7 @@ Examples:
 def command(index: Path, query: str, k: int, way: str, timings: bool, as_json: bool) -> None:
     """List the passages that a query finds."""
     from stillroom.provenance import find_output
+    from stillroom.rag.flags import flag_text
     from stillroom.rag.index import Index
     from stillroom.rag.method import DEFAULT_RETRIEVER
     from stillroom.rag.stages import collect_stages
@@ -57,13 +58,23 @@ def command(index: Path, query: str, k: int, way: str, timings: bool, as_json: b
             transform=chosen.transform,
         )
     if as_json:
-        rows = [{"rank": h.rank, "score": h.score, "passage": h.passage.to_json()} for h in hits]
+        rows = [
+            {
+                "rank": hit.rank,
+                "score": hit.score,
+                "passage": hit.passage.to_json(),
+                "flags": list(flag_text(hit.passage.text)),
+            }
+            for hit in hits
+        ]
         spent = {"stage_ms": times.to_json()} if timings else {}
         print_json({"query": query, "hits": rows, **spent})
         return
     for hit in hits:
         first = " ".join(hit.passage.text.split())[:160]
         click.echo(f"{hit.rank}. {hit.score:.4f}  {hit.passage.location}\n   {first}")
+        if labels := flag_text(hit.passage.text):
+            click.echo(f"   look twice: {', '.join(labels)}")
     if not hits:
         click.echo("nothing was found")
     for name, spent_ms in times.milliseconds.items() if timings else ():
