@@ -19,6 +19,7 @@ __all__ = ["Assembly", "from_source_text", "render_table", "require_text", "spre
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_COLUMNS = 512
+_WIDEST = 64
 
 
 class Assembly:
@@ -166,11 +167,14 @@ def spread_row(cells: Sequence[tuple[str, int]]) -> list[str]:
     """Return a row of one text a column, of cells that span several columns.
 
     A cell is repeated in each column that it spans, so that every column keeps its header; one that
-    spans the whole row stands once.
+    spans the whole row, or more than 64 columns, stands once.
     """
     if len(cells) == 1:
         return [cells[0][0], *[""] * (min(cells[0][1], _MAX_COLUMNS) - 1)]
-    return [text for text, width in cells for _ in range(width)][: _MAX_COLUMNS + 1]
+    row: list[str] = []
+    for text, width in cells:
+        row += [text] * width if width <= _WIDEST else [text, *[""] * (width - 1)]
+    return row[: _MAX_COLUMNS + 1]
 
 
 def render_table(rows: Sequence[Sequence[str]], columns: Sequence[int] | None = None) -> str:

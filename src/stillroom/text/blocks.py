@@ -45,6 +45,7 @@ _CLOSES = {
 _SCOPES = frozenset("ul ol dl table body html".split())  # noqa: SIM905
 _LOOK_BACK = 64
 _MAX_SPAN = 512
+_WIDEST = 64
 _HIDING_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 _WORD = re.compile(r"[a-z]+")
 _CDATA_END = re.compile(r"\]\]>\s*$")
@@ -321,7 +322,7 @@ def _rows(cells: list[Block]) -> list[tuple[str, int, int]]:
         where[row] = (start, block.pieces[-1][2])
     _repeat(grid, spans)
     width = min(max(max(line) for line in grid.values()) + 1, 256)
-    order = sorted(grid)
+    order = [row for row in sorted(grid) if any(column < width for column in grid[row])]
     lines = render_table(
         [[grid[row].get(column, "") for column in range(width)] for row in order]
     ).split("\n")
@@ -334,7 +335,7 @@ def _repeat(grid: dict[int, dict[int, str]], spans: dict[tuple[int, int], tuple[
     for (row, column), (rows, columns) in spans.items():
         text = grid[row][column]
         for below in range(row, row + rows):
-            if below not in grid or (columns > 1 and row in alone):
+            if below not in grid or (columns > 1 and row in alone) or columns > _WIDEST:
                 continue
             for at in range(column, min(column + columns, 256)):
                 grid[below].setdefault(at, text)

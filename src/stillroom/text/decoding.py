@@ -273,7 +273,7 @@ def _try(data: bytes, encoding: str) -> Decoded | None:
     try:
         name = codecs.lookup(encoding).name
         text = data.decode(name)
-    except (LookupError, UnicodeError):
+    except (LookupError, ValueError):  # no such encoding, or a name that is none
         return None
     if not isinstance(text, str) or name in {"utf-16", "utf-32", "utf-8-sig"}:
         return None

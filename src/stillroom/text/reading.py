@@ -17,6 +17,7 @@ from stillroom.records import Document, Origin
 from stillroom.text.language import detect_language
 from stillroom.text.method import Limits, Source
 from stillroom.text.normalize import count_invisible
+from stillroom.text.office import unreadable
 from stillroom.text.sniffing import choose_parser
 from stillroom.text.worker import Worker
 
@@ -31,6 +32,9 @@ __all__ = [
 ]
 
 
+_SMALL = 2**20  # bytes; larger texts are read apart too, where time and memory are bounded
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A file that gave no document: its path below the folder, the error's code, and why."""
@@ -40,8 +44,9 @@ class Failure:
     reason: str
 
     def __str__(self) -> str:
-        """Return one line for a person."""
-        return f"{self.path}: {self.reason}  [{self.code}]"
+        """Return one line for a person, whatever the file is called."""
+        path = "".join(one if one.isprintable() else repr(one)[1:-1] for one in self.path)
+        return f"{path}: {self.reason}  [{self.code}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +169,9 @@ def parse_bytes(
             expected="some text",
             next="leave the file out",
         )
-    if not parser.is_risky:
-        document = parser.parse(data, source)
+    if not parser.is_risky and len(data) <= _SMALL:
+        with unreadable(path):
+            document = parser.parse(data, source)
     elif worker is not None:
         document = worker.parse(parser, data, source)
     else:
@@ -243,9 +249,15 @@ def _check_size(size: int, name: str, limits: Limits) -> None:
 
 def _read(path: Path, name: str, limits: Limits) -> bytes:
     try:
-        with path.open("rb") as file:
-            _check_size(os.fstat(file.fileno()).st_size, name, limits)
-            return file.read(limits.file_bytes + 1)
+        opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(opened, "rb") as file:
+            state = os.fstat(file.fileno())
+            if not stat.S_ISREG(state.st_mode):
+                raise OSError("neither a file nor a link to one")
+            _check_size(state.st_size, name, limits)
+            data = file.read(limits.file_bytes + 1)
+            _check_size(len(data), name, limits)
+            return data
     except MemoryError as error:
         raise ResourceError(
             "the file does not fit into memory",

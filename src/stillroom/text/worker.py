@@ -125,14 +125,17 @@ class Worker:
         data: bytes,
         source: Source,
     ) -> dict[str, Any]:
-        limits, start = source.limits, time.monotonic()
-        deadline = start + limits.timeout_s + (_START_S if self._served == 1 else 0)
+        limits = source.limits
         head = json.dumps(request).encode()
         pending = [memoryview(len(head).to_bytes(8, "big") + head), memoryview(data)]
         try:
+            if self._served == 1:  # what the process loads first is not the file's time
+                _exchange(process, [], time.monotonic() + _START_S)
+            start = time.monotonic()
+            deadline = start + limits.timeout_s
             answer = json.loads(_exchange(process, pending, deadline))
             while answer == _MORE_TIME:
-                last = start + _START_S + limits.timeout_s + limits.ocr_timeout_s
+                last = start + limits.timeout_s + limits.ocr_timeout_s
                 deadline = min(time.monotonic() + limits.timeout_s, last)
                 answer = json.loads(_exchange(process, pending, deadline))
         except TimeoutError as error:
@@ -223,6 +226,7 @@ def serve(memory_bytes: int) -> None:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not mix with replies
     requests = os.fdopen(os.dup(0), "rb")
+    _send_reply(replies, {"ready": True})
     while head := requests.read(8):
         request = json.loads(requests.read(int.from_bytes(head, "big")))
         data = requests.read(request["size"])

@@ -1,4 +1,4 @@
-"""Mail: sender, subject and date, then the body; attachments are named, not opened.
+"""Mail: sender, subject and date, then the body and attached text; other attachments are named.
 
 A plain body that travels as it is keeps its exact bytes; quoted-printable and base64 bodies have
 those of their encoded part. Of alternatives the plain one is read.
@@ -7,9 +7,9 @@ those of their encoded part. Of alternatives the plain one is read.
 from __future__ import annotations
 
 from email import policy
-from email.message import EmailMessage
+from email.message import EmailMessage, Message
 from email.parser import BytesParser
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
@@ -23,7 +23,8 @@ from stillroom.text.webpage import add_page
 __all__ = ["Eml"]
 
 _HEADERS = ("Subject", "From", "To", "Cc", "Date")
-_MAX_PARTS = 1000
+_MAX_PARTS = 20_000
+_MAX_HEADER = 16 * 1024
 
 
 class Eml(Parser):
@@ -45,19 +46,26 @@ class Eml(Parser):
                 next="rename the file to .txt if it is plain text",
             )
         assembly = Assembly(source)
-        headers = {name: _header(message, name) for name in _HEADERS}
+        headers = {name: _header(message, data, name) for name in _HEADERS}
         for name, value in headers.items():
             if value:
                 assembly.gap("\n")
                 assembly.add(f"{name}: {value}", _find_header(data, name))
-        bodies, attachments = _parts(message)
+        bodies, attachments, unseen = _parts(message)
         cursor = _body_start(data)
         for part in bodies:
             cursor = _add_body(part, data, cursor, assembly)
-        return assembly.finish(title=headers["Subject"], metadata={"attachments": attachments})
+        metadata: dict[str, Any] = {"attachments": attachments}
+        if unseen:
+            metadata["parts_left_out"] = unseen
+        return assembly.finish(title=headers["Subject"], metadata=metadata)
 
 
-def _header(message: EmailMessage, name: str) -> str:
+def _header(message: EmailMessage, data: bytes, name: str) -> str:
+    start, end = _find_header(data, name)
+    if end - start > _MAX_HEADER:  # taking thousands of addresses apart takes minutes
+        raw = data[start + len(name) + 1 : start + 2000]
+        return " ".join(raw.decode("utf-8", "replace").split())
     try:
         return " ".join(str(message.get(name, "")).split())[:2000]
     except (ValueError, TypeError, IndexError, AttributeError):  # headers broken beyond the parser
@@ -87,22 +95,40 @@ def _body_start(data: bytes) -> int:
     return min(found, default=len(data))
 
 
-def _parts(message: EmailMessage) -> tuple[list[EmailMessage], list[str]]:
-    """Return the parts to read and the names of attachments."""
+def _parts(message: EmailMessage) -> tuple[list[EmailMessage], list[str], int]:
+    """Return the parts to read, the names of attachments, and how many parts were not looked at.
+
+    Of alternatives the plain one is read; attached text is read as well.
+    """
     bodies: list[EmailMessage] = []
     attachments: list[str] = []
+    instead: set[int] = set()
+    unseen = 0
     for number, part in enumerate(message.walk()):
         if number > _MAX_PARTS:
-            attachments.append("(further parts were not read)")
-            break
+            unseen += 1
+            continue
+        if part.get_content_type() == "multipart/alternative":
+            instead |= _alternatives(part)
         if part.is_multipart() or not isinstance(part, EmailMessage):
             continue
         if part.is_attachment() or part.get_content_maintype() != "text":
             attachments.append(str(part.get_filename() or part.get_content_type()))
-        else:
+        if part.get_content_maintype() == "text" and id(part) not in instead:
             bodies.append(part)
-    plain = [part for part in bodies if part.get_content_subtype() != "html"]
-    return plain or bodies, attachments
+    return bodies, attachments, unseen
+
+
+def _alternatives(part: Message) -> set[int]:
+    """Return which leaves of alternatives are not read: HTML where there is plain text too."""
+    leaves = [one for one in part.get_payload() if isinstance(one, Message)]
+    has_plain = any(
+        one.get_content_type() == "text/plain" and str(one.get_payload()).strip() for one in leaves
+    )
+    if not has_plain:
+        return set()
+    inner = [leaf for one in leaves for leaf in (one.walk() if one.is_multipart() else [one])]
+    return {id(one) for one in inner[:_MAX_PARTS] if one.get_content_subtype() == "html"}
 
 
 def _add_body(part: EmailMessage, data: bytes, cursor: int, assembly: Assembly) -> int:
@@ -113,8 +139,16 @@ def _add_body(part: EmailMessage, data: bytes, cursor: int, assembly: Assembly) 
     span = (start, start + len(raw)) if start >= 0 else (cursor, len(data))
     if not isinstance(content, bytes) or not content.strip():
         return span[1] if start >= 0 else cursor
-    decoded = decode(content, assembly.source.path, declared=str(part.get_content_charset() or ""))
+    try:
+        declared = str(part.get_content_charset() or "")
+    except (LookupError, ValueError):
+        declared = ""
+    decoded = decode(content, assembly.source.path, declared=declared)
     assembly.gap()
+    if part.is_attachment():
+        name = " ".join(str(part.get_filename() or "text").split())[:200]
+        assembly.heading(2, name)
+        assembly.add(f"## {name}\n\n")
     if part.get_content_subtype() == "html":
         add_page(decoded, assembly, span=span, keep_all=True)
     elif content == raw and start >= 0 and decoded.encoding in {"utf-8", "ascii", "latin-1"}:
@@ -131,10 +165,10 @@ def _add_body(part: EmailMessage, data: bytes, cursor: int, assembly: Assembly) 
 
 def _encoded(part: EmailMessage, content: object) -> bytes:
     """Return a part's body as it travels."""
-    encoded = part.get_payload(decode=False)
-    if not isinstance(encoded, str):
-        return b""
     try:
+        encoded = part.get_payload(decode=False)
+        if not isinstance(encoded, str):
+            return b""
         return encoded.encode("ascii", "surrogateescape")
-    except UnicodeEncodeError:  # a body of 8 bits travels as it is
+    except ValueError:  # a body of 8 bits travels as it is; a charset may be no name
         return content if isinstance(content, bytes) else b""

@@ -42,6 +42,8 @@ class Ipynb(Parser):
             notebook = json.loads(decoded.text)
             language = str(notebook["metadata"].get("language_info", {}).get("name", language))
             cells = list(_cells(decoded.text))
+            if not all(isinstance(cell, dict) for cell, _, _ in cells):
+                raise TypeError("a cell is no object")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"the notebook cannot be read: {error}",
@@ -51,7 +53,8 @@ class Ipynb(Parser):
                 next="open and save it in Jupyter, or leave it out",
             ) from error
         for number, (cell, start, end) in enumerate(cells, 1):
-            outputs += len(cell.get("outputs") or ())
+            given = cell.get("outputs")
+            outputs += len(given) if isinstance(given, list) else bool(given)
             _add_cell(cell, assembly, (where.at(start), where.at(end)), f"cell {number}", language)
         title = str(notebook["metadata"].get("title", ""))
         metadata = {**decoded.metadata, "outputs_left_out": outputs}

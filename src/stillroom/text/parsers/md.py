@@ -1,6 +1,7 @@
 """Markdown: the text is the file, byte for byte; headings are found by a CommonMark parser.
 
-A ``#`` within a code fence is no heading; a front matter's ``title`` is the title.
+A ``#`` within a code fence is no heading. The fields of a front matter are in the metadata, under
+``front_matter``, typed; its ``title`` is the title.
 """
 
 from __future__ import annotations
@@ -16,14 +17,11 @@ from typing_extensions import override
 from stillroom.records import Document, Heading
 from stillroom.text.assembly import from_source_text, require_text
 from stillroom.text.decoding import decode, make_anchors
+from stillroom.text.front_matter import read_front_matter
 from stillroom.text.method import Parser, Source
 
 __all__ = ["Md"]
 
-_FRONT = re.compile(
-    r"---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE
-)
-_TITLE = re.compile(r"^title:[ \t]*(.+?)[ \t]*$", re.MULTILINE)
 _LINE = re.compile(r"\r\n|\r|\n")
 _LINK = re.compile(r"!?\[([^\[\]]*)\]\([^()]*\)")
 _MARKS = re.compile(r"[*_`]+(?=\S)|(?<=\S)[*_`]+|<[^<>]{1,200}>|\{#[^{}]*\}$")
@@ -38,16 +36,19 @@ class Md(Parser):
     @override
     def parse(self, data: bytes, source: Source) -> Document:
         decoded = decode(data, source.path)
-        front = _FRONT.match(decoded.text)
-        begin = front.end() if front else 0
-        title = _TITLE.search(front.group(1)) if front else None
+        front = read_front_matter(decoded.text)
+        metadata = dict(decoded.metadata)
+        if front.fields:
+            metadata["front_matter"] = front.fields
+        if front.error:
+            metadata["front_matter_error"] = front.error
         document = from_source_text(
             decoded.text,
             make_anchors(decoded),
             source,
-            headings=list(_headings(decoded.text, begin)),
-            title=title.group(1).strip("\"'") if title else "",
-            metadata=decoded.metadata,
+            headings=list(_headings(decoded.text, front.end)),
+            title=str(front.fields.get("title", "")),
+            metadata=metadata,
         )
         return require_text(document)
 

@@ -28,6 +28,8 @@ __all__ = ["Xlsx"]
 _BLOCK_ROWS = 20
 _MAX_COLUMNS = 512
 _MAX_MERGES = 10_000
+_WIDEST = 64  # columns; a wider merged cell stands once
+_MOST_AT_ONCE = 256
 _MERGE = re.compile(rb'<(?:\w+:)?mergeCell\s+ref="([A-Z]{1,3})(\d{1,7}):([A-Z]{1,3})(\d{1,7})"')
 _VALUELESS = re.compile(
     rb"(?:</(?:\w+:)?f>|<(?:\w+:)?f[^>]*/>)\s*+(?:<(?:\w+:)?v\s*/>|<(?:\w+:)?v></(?:\w+:)?v>)?"
@@ -190,8 +192,8 @@ class _Sheet:
             while waiting and waiting[-1][0] <= number:
                 area = waiting.pop()
                 text = cells[area[2]] if area[2] < len(cells) else ""
-                if text:
-                    self._active.append((area, text))
+                if text and area[3] - area[2] < _WIDEST:
+                    self._active = [*self._active[-_MOST_AT_ONCE:], (area, text)]
             self._merge(number, cells)
             yield number, cells
 

@@ -193,3 +193,45 @@ def test_a_few_accents_in_a_short_text_are_western(parse):
     assert parse("txt", "Zażółć gęślą jaźń. Dziękuję bardzo. ".encode("cp1250") * 4).text[:6] == (
         "Zażółć"
     )
+
+
+def test_front_matter_is_typed_metadata_and_the_text_stays_as_it_is(parse):
+    text = (
+        "---\ntitle: 'A title'\ndate: 2024-05-01\ntags: [a, 2]\ndraft: false\nweight: 1.5\n"
+        "author:\n  name: Ann\n---\n# Heading\n\nText.\n"
+    )
+    document = parse("md", text)
+    assert document.text == text
+    assert document.title == "A title"
+    assert document.metadata["front_matter"] == {
+        "title": "A title",
+        "date": "2024-05-01",
+        "tags": ["a", 2],
+        "draft": False,
+        "weight": 1.5,
+        "author.name": "Ann",
+    }
+    assert document.headings[0].start == text.index("# Heading")
+    toml = parse("md", "+++\ntitle = 'T'\nday = 2024-05-01\n+++\n# Heading\n")
+    assert toml.metadata["front_matter"] == {"title": "T", "day": "2024-05-01"}
+    broken = parse("md", "---\na: [\n---\n# Heading\n")
+    assert "front_matter" not in broken.metadata
+    assert broken.metadata["front_matter_error"]
+
+
+def test_mail_reads_attached_text_and_html_beside_plain_text(parse):
+    mail = (
+        "Subject: s\nMIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=b\n\n"
+        "--b\nContent-Type: multipart/alternative; boundary=c\n\n"
+        "--c\nContent-Type: text/plain\n\nthe plain way\n"
+        "--c\nContent-Type: text/html\n\n<p>the other way</p>\n--c--\n"
+        "--b\nContent-Type: text/html\n\n<p>a page of its own</p>\n"
+        "--b\nContent-Type: text/csv\nContent-Disposition: attachment; filename=t.csv\n\na,b\n"
+        "--b\nContent-Type: image/png\nContent-Disposition: attachment; filename=p.png\n\n"
+        "x\n--b--\n"
+    )
+    document = parse("eml", mail)
+    assert document.text.split() == (
+        "Subject: s the plain way a page of its own ## t.csv a,b".split()
+    )
+    assert document.metadata["attachments"] == ["t.csv", "p.png"]
