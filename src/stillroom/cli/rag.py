@@ -14,6 +14,14 @@ __all__ = ["command"]
     cls=LazyGroup,
     lazy={
         "ask": ("stillroom.cli.rag_ask", "Answer a question from an index, with citations."),
+        "compact": (
+            "stillroom.cli.rag_compact",
+            "Merge an index's segments and remove what only older snapshots need.",
+        ),
+        "delete": (
+            "stillroom.cli.rag_delete",
+            "Delete documents from an index, by path, folder/ or pattern.",
+        ),
         "eval": (
             "stillroom.cli.rag_eval",
             "Measure retrieval on judged queries, with intervals and paired differences.",
@@ -27,6 +35,10 @@ __all__ = ["command"]
             "Show a graph or one of its entities, check it, or export it.",
         ),
         "index": ("stillroom.cli.rag_index", "Parse and index a folder of documents."),
+        "log": (
+            "stillroom.cli.rag_log",
+            "List the snapshots of an index that can be asked, newest first.",
+        ),
         "score": (
             "stillroom.cli.rag_score",
             "Score run files as trec_eval does, with intervals, and compare them with the first.",
@@ -44,6 +56,14 @@ __all__ = ["command"]
         "unpack": (
             "stillroom.cli.rag_unpack",
             "Write each row of a corpus (id, title, text) as a document to be indexed.",
+        ),
+        "update": (
+            "stillroom.cli.rag_update",
+            "Bring an index up to what its folder of documents holds now.",
+        ),
+        "verify": (
+            "stillroom.cli.rag_verify",
+            "Hold an index's segments, counts and texts against its ledger.",
         ),
     },
     epilog="""

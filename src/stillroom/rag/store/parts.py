@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stillroom.provenance import digest_bytes
-from stillroom.records import Document, Passage
+from stillroom.records import Document, Origin, Passage
 from stillroom.text.method import Source
 
 if TYPE_CHECKING:
@@ -94,8 +94,12 @@ class Relabelled:
         lines = []
         for line in self.part.passage_lines():
             passage = Passage.from_json(json.loads(line))
-            place = replace(passage.location, path=self.path)
-            moved = replace(passage, document_id=document_id, location=place)
+            moved = replace(
+                passage,
+                document_id=document_id,
+                location=replace(passage.location, path=self.path),
+                origin=_rename(passage.origin, passage.document_id, document_id),
+            )
             lines.append(to_line(moved.to_json()))
         return lines
 
@@ -122,6 +126,15 @@ def can_relabel(part: Part, path: str) -> bool:
         return False
     before, after = Source(old, "").stem, Source(path, "").stem
     return before == after or json.loads(part.document_line())["title"] != before
+
+
+def _rename(origin: Origin, old: str, new: str) -> Origin:
+    """Return an origin whose chain names a document by another id."""
+    chain = tuple(
+        replace(link, parents=tuple(new if parent == old else parent for parent in link.parents))
+        for link in origin.chain
+    )
+    return replace(origin, chain=chain)
 
 
 def mark_of(document: bytes, passages: Sequence[bytes]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stillroom.rag.store.ledger import Ledger
 from stillroom.rag.store.opening import OpenSnapshot
 from stillroom.rag.store.parts import Entry, Mark
 from stillroom.rag.store.schema import FOREVER, PASSAGE_BITS
@@ -16,7 +17,7 @@ from stillroom.rag.store.segments import Segment
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Held", "Recalled"]
+__all__ = ["Held", "Recalled", "read_marks", "read_passages"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +34,11 @@ class Recalled:
 
     def passage_lines(self) -> list[bytes]:
         """Return the passages as lines of JSON, without the line ends."""
-        rows = self.held.ledger.query(_PASSAGES.format("body"), _range(self.content))
-        return [bytes(body) for (body,) in rows]
+        return read_passages(self.held.ledger, self.content)
 
     def marks(self) -> Sequence[Mark]:
         """Return what is known of each passage's vector."""
-        sql = _PASSAGES.format("embedded, truncated")
-        rows = self.held.ledger.query(sql, _range(self.content))
-        return [Mark(bytes(embedded), bool(truncated)) for embedded, truncated in rows]
+        return read_marks(self.held.ledger, self.content)
 
     def vectors(self) -> NDArray[Any]:
         """Return the passages' vectors, (N, D)."""
@@ -119,6 +117,17 @@ class Held:
 
 
 _PASSAGES = "SELECT {} FROM passages WHERE key >= ? AND key < ? ORDER BY key"
+
+
+def read_passages(ledger: Ledger, content: int) -> list[bytes]:
+    """Return the passages of a content as lines of JSON, in order."""
+    return [bytes(body) for (body,) in ledger.query(_PASSAGES.format("body"), _range(content))]
+
+
+def read_marks(ledger: Ledger, content: int) -> list[Mark]:
+    """Return what is known of the vectors of a content's passages, in order."""
+    rows = ledger.query(_PASSAGES.format("embedded, truncated"), _range(content))
+    return [Mark(bytes(embedded), bool(truncated)) for embedded, truncated in rows]
 
 
 def _range(content: int) -> tuple[int, int]:

@@ -1,0 +1,130 @@
+"""Upkeep of an index beside updates: deleting documents by path, compacting, listing snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from stillroom.errors import DataError
+from stillroom.provenance import find_output
+from stillroom.rag.store.ledger import Ledger, Snapshot
+from stillroom.rag.store.manifest import renew_manifest
+from stillroom.rag.store.publishing import Change
+from stillroom.rag.store.schema import FOREVER
+from stillroom.rag.store.writer import KEPT_SNAPSHOTS, Writer
+
+__all__ = ["Compaction", "compact_index", "delete_documents", "list_snapshots"]
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What compacting an index changed on the disk; ``held`` snapshots are still being read."""
+
+    bytes_before: int
+    bytes_after: int
+    segments_before: int
+    segments_after: int
+    held: int
+    snapshot: int
+
+
+def delete_documents(index: Path, paths: Sequence[str]) -> Snapshot:
+    """Delete documents; no search finds them from the next refresh or opening on.
+
+    Args:
+        index: The artifact's folder or its output.
+        paths: Paths as the index has them, folders with a slash at the end, or patterns with *.
+            None deletes nothing.
+
+    Returns:
+        The newest snapshot.
+
+    Raises:
+        DataError: If a path is none of the index's; nothing is then deleted.
+        ResourceError: If another process writes the index.
+    """
+    output = find_output(index, "index")
+    with Writer.open(output) as writer:
+        rows = writer.ledger.query(
+            "SELECT key, path FROM documents WHERE died = ? ORDER BY path", (FOREVER,)
+        )
+        keys: set[int] = set()
+        for wanted in paths:
+            own = {int(key) for key, path in rows if _matches(path, wanted)}
+            if not own:
+                raise _unknown(output, wanted, [path for _, path in rows])
+            keys |= own
+        if keys:
+            change = Change(removes=sorted(keys))
+            writer.commit(change, reason=f"deleted: {len(keys)}", keep=KEPT_SNAPSHOTS)
+            renew_manifest(output, writer.ledger)
+        return writer.ledger.find_snapshot()
+
+
+def compact_index(index: Path) -> Compaction:
+    """Merge all segments into one and remove what only older snapshots need.
+
+    What a reader still holds stays until the next change after it ends.
+
+    Args:
+        index: The artifact's folder or its output.
+
+    Raises:
+        ResourceError: If another process writes the index, or the disk is full.
+    """
+    output = find_output(index, "index")
+    with Writer.open(output) as writer:
+        before, segments = _measure(output), _count_segments(writer.ledger)
+        snapshot = writer.compact()
+        renew_manifest(output, writer.ledger)
+        return Compaction(
+            before,
+            _measure(output),
+            segments,
+            _count_segments(writer.ledger),
+            len(writer.ledger.snapshots()) - 1,
+            snapshot.number,
+        )
+
+
+def list_snapshots(index: Path) -> list[Snapshot]:
+    """Return the snapshots of an index that can be opened, oldest first.
+
+    Args:
+        index: The artifact's folder or its output.
+
+    Raises:
+        IntegrityError: If the index is unfinished or damaged.
+    """
+    ledger = Ledger(find_output(index, "index"))
+    try:
+        return ledger.snapshots()
+    finally:
+        ledger.close()
+
+
+def _matches(path: str, wanted: str) -> bool:
+    if wanted.endswith("/"):
+        return path.startswith(wanted)
+    return path == wanted or ("*" in wanted and fnmatchcase(path, wanted))
+
+
+def _measure(output: Path) -> int:
+    return sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+
+
+def _count_segments(ledger: Ledger) -> int:
+    return int(ledger.query("SELECT count(*) FROM segments")[0][0])
+
+
+def _unknown(output: Path, wanted: str, paths: Sequence[str]) -> DataError:
+    shown = ", ".join(paths[:3])
+    return DataError(
+        f"the index holds no document at {wanted!r:.120}",
+        code="rag.no-such-path",
+        where=str(output),
+        expected=f"a path as the index has it ({shown}, ...), a folder/ or a pattern",
+        next="stillroom rag search INDEX shows paths",
+    )

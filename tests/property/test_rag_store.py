@@ -1,0 +1,199 @@
+"""Random changes of an index against a dict, and against an index built at once.
+
+Documents are a few words each; vectors follow from the words, so that nothing is embedded. After
+any sequence of changes an index holds what the dict holds, has the digest and gives the rows and
+scores of one that was built from the dict at once, and no search finds a text that is gone.
+"""
+
+import hashlib
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from stillroom.rag.analyzer import ANALYZER_VERSION, Analyzer
+from stillroom.rag.index import Index
+from stillroom.rag.method import Query
+from stillroom.rag.store.parts import Entry, Facts, Mark, to_line
+from stillroom.rag.store.publishing import Change
+from stillroom.rag.store.schema import FOREVER
+from stillroom.rag.store.writer import Writer
+from stillroom.records import Document, Location, Passage
+
+WIDTH = 16
+WORDS = [f"word{number}" for number in range(40)]
+
+
+class Embedder:
+    """Hashed words in a few dimensions."""
+
+    fingerprint, dimensions, max_tokens, truncated = "test", WIDTH, 1000, 0
+
+    def count_tokens(self, text):
+        return len(text.split())
+
+    def embed(self, texts, *, kind):
+        return np.array([vector(text) for text in texts])
+
+
+def vector(text):
+    total = np.zeros(WIDTH)
+    for word in text.split():
+        seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
+        total += np.random.default_rng(seed).normal(size=WIDTH)
+    return (total / np.linalg.norm(total)).astype(np.float32)
+
+
+@dataclass
+class Words:
+    """A document whose lines are its passages."""
+
+    path: str
+    text: str
+
+    @property
+    def document(self):
+        digest = hashlib.sha256(self.text.encode()).hexdigest()
+        return Document(self.path, digest, "text/plain", self.text, title="t")
+
+    @property
+    def entry(self):
+        return Entry(self.path, self.document.digest, len(self.text.split("\n")), 0)
+
+    def passages(self):
+        document, start = self.document, 0
+        for line in self.text.split("\n"):
+            place = Location(self.path, document.digest, start, start + len(line))
+            yield Passage(document.id, start, start + len(line), line, place, title="t")
+            start += len(line) + 1
+
+    def document_line(self):
+        return to_line(self.document.to_json())
+
+    def passage_lines(self):
+        return [to_line(passage.to_json()) for passage in self.passages()]
+
+    def marks(self):
+        lines = self.text.split("\n")
+        return [Mark(hashlib.sha256(line.encode()).digest(), False) for line in lines]
+
+    def vectors(self):
+        return np.array([vector(line) for line in self.text.split("\n")])
+
+
+def describe():
+    analyzer = Analyzer("none")
+    return {
+        "preparation": "test",
+        "settings": {
+            "vectors": "float32",
+            "keyword": {"k1": 1.2, "b": 0.75, "heading_weight": 1.0, "stemming": "none"},
+        },
+        "embedder": {"reference": "test", "fingerprint": "test", "dimensions": WIDTH},
+        "analyzer": {
+            "version": ANALYZER_VERSION,
+            "stemming": "none",
+            "fingerprint": analyzer.fingerprint,
+        },
+    }
+
+
+def build(folder, model):
+    with Writer.create(folder, describe()) as writer:
+        puts = [(Words(path, text), Facts()) for path, text in sorted(model.items())]
+        writer.commit(Change(puts=puts), reason="built", keep=4)
+    return folder
+
+
+def open_index(folder):
+    return Index.open(folder, embedder=Embedder())
+
+
+def keys_of(writer):
+    rows = writer.ledger.query("SELECT path, key FROM documents WHERE died = ?", (FOREVER,))
+    return {path: int(key) for path, key in rows}
+
+
+def make_text(rng):
+    count = rng.randint(1, 4)
+    return "\n".join(" ".join(rng.choices(WORDS, k=rng.randint(2, 8))) for _ in range(count))
+
+
+def change_once(rng, writer, model, marker):
+    """Do one random change to the index and to the dict."""
+    kind = rng.choice(["add", "add", "change", "delete", "rename", "many", "compact"])
+    keys = keys_of(writer)
+    names = sorted(model)
+    if kind == "compact" and rng.random() < 0.2:
+        writer.compact()
+        return
+    if kind in {"change", "delete", "rename"} and names:
+        name = rng.choice(names)
+        if kind == "delete":
+            del model[name]
+            change = Change(removes=[keys[name]])
+        elif kind == "rename":
+            new = f"r/{marker}.txt"
+            model[new] = model.pop(name)
+            change = Change(moves=[(Words(new, model[new]), Facts(), keys[name])])
+        else:
+            model[name] = make_text(rng)
+            change = Change(puts=[(Words(name, model[name]), Facts())])
+    else:
+        fresh = {f"{rng.choice('abc')}/{marker}-{n}.txt": make_text(rng) for n in range(3)}
+        fresh = fresh if kind == "many" else dict(list(fresh.items())[:1])
+        model.update(fresh)
+        gone = [keys[name] for name in rng.sample(names, min(len(names), 1))]
+        gone = gone if kind == "many" else []
+        for name, key in keys.items():
+            if key in gone:
+                del model[name]
+        change = Change(puts=[(Words(*one), Facts()) for one in fresh.items()], removes=gone)
+    writer.commit(change, reason="random", keep=3)
+
+
+def check_against(index, model, rng):
+    """Hold what a reader sees against the dict."""
+    seen = [index.passage_at(row) for row in range(len(index))]
+    expected = [(path, line) for path in sorted(model) for line in model[path].split("\n")]
+    assert [(passage.location.path, passage.text) for passage in seen] == expected
+    word = rng.choice(WORDS)
+    holding = {row for row, (_, line) in enumerate(expected) if word in line.split()}
+    found = index.search_keyword(Query(word), 10_000)
+    assert {row for row, _ in found} == holding
+    assert index.lexicon.document_frequency(word) == len(holding)
+
+
+def search_all(index):
+    queries = [*WORDS[::7], "word1 word2 word3", "word5 word5 word9"]
+    return [
+        (index.search_keyword(Query(text), 7), index.search_dense(Query(text), 7))
+        for text in queries
+    ]
+
+
+def walk(folder, seed, steps, every):
+    rng, model = random.Random(seed), {}
+    build(folder / "live", model)
+    with open_index(folder / "live") as reader:
+        for step in range(steps):
+            with Writer.open(folder / "live") as writer:
+                change_once(rng, writer, model, step)
+            reader.refresh()
+            if step % 10 == 0 or steps < 300:
+                check_against(reader, model, rng)
+            if step % every == every - 1:
+                with open_index(build(folder / f"fresh{step}", model)) as fresh:
+                    assert reader.digest == fresh.digest
+                    assert search_all(reader) == search_all(fresh)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_changes_leave_what_a_dict_has_and_a_fresh_build_gives(tmp_path, seed):
+    walk(tmp_path, seed, steps=75, every=25)
+
+
+@pytest.mark.slow
+def test_ten_thousand_random_changes(tmp_path):
+    walk(tmp_path, 7, steps=10_000, every=1_000)

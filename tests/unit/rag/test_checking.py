@@ -1,0 +1,118 @@
+"""What `stillroom rag verify` finds, and what --repair makes again."""
+
+import json
+import shutil
+import sqlite3
+
+import pytest
+
+from stillroom.flow import run_recipe
+from stillroom.models import open_embedder
+from stillroom.provenance import verify
+from stillroom.rag.index import Index
+from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.repairing import repair_index
+from stillroom.rag.store.checking import check_index
+from stillroom.rag.upkeep import delete_documents
+
+
+@pytest.fixture
+def place(folder, tmp_path):
+    run_recipe(RagRecipe(documents=str(folder), embedder="static"), tmp_path / "index")
+    delete_documents(tmp_path / "index", ["animals/dogs.md"])
+    return tmp_path / "index"
+
+
+def change(place, sql):
+    connection = sqlite3.connect(place / "output/ledger.sqlite")
+    connection.execute(sql)
+    connection.commit()
+    connection.close()
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_sound_index_has_no_damage(place):
+    assert check_index(place) == []
+    assert repair_index(place) == []
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ("UPDATE passages SET body = CAST(replace(body, 'purr', 'bark') AS BLOB)", "own text"),
+        ("UPDATE passages SET id = 'pas-x' WHERE key = (SELECT max(key) FROM passages)", "other"),
+        ("DELETE FROM passages WHERE key = (SELECT max(key) FROM passages)", "other passages"),
+        ("UPDATE contents SET body = x'00' WHERE key = 1", "cannot be read"),
+        ("UPDATE contents SET mark = 'x' WHERE key = 1", "not what was written"),
+        ("UPDATE documents SET labels = '[\"all\"]' WHERE key = 1", "were changed"),
+        ("UPDATE documents SET tenant = 'other' WHERE key = 1", "were changed"),
+        ("DELETE FROM contents WHERE key = 1", "no content"),
+        ("DELETE FROM placements WHERE document = 1", "lies in 0 places"),
+        ("UPDATE placements SET start = 9999 WHERE document = 1", "lie beyond segment"),
+        ("DELETE FROM documents WHERE key = 1", "has another digest"),
+        ("UPDATE snapshots SET passages = 99", "counts"),
+    ],
+)
+def test_damage_to_the_ledger_is_named_and_cannot_be_repaired(place, sql, said):
+    change(place, sql)
+    found = check_index(place)
+    assert any(said in str(one) for one in found), [str(one) for one in found]
+    assert not all(one.is_derived for one in found)
+
+
+def test_damaged_pages_of_the_ledger_are_named(place):
+    path = place / "output/ledger.sqlite"
+    data = bytearray(path.read_bytes())
+    for at in range(8192, len(data) - 4096, 4096):
+        data[at : at + 16] = b"\xff" * 16
+    path.write_bytes(data)
+    found = check_index(place)
+    assert any(one.path == "ledger.sqlite" for one in found)
+    assert not all(one.is_derived for one in found)
+
+
+@pytest.mark.parametrize("name", ["vectors.npy", "postings.safetensors", "codes.safetensors"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
+def test_segments_are_made_again_from_the_ledger(place, name, how):
+    with Index.open(place) as index:
+        digest, hits = index.digest, index.retrieve("cats at night in France", 9)
+    path = place / "output/segments/000001" / name
+    if how == "flipped":
+        flip(path)
+    elif how == "cut":
+        path.write_bytes(path.read_bytes()[:-8])
+    else:
+        path.unlink()
+    assert [one.is_derived for one in check_index(place)] == [True]
+    repair_index(place, embedder=open_embedder("static"))
+    assert check_index(place) == []
+    assert verify(place, parents=False) == []
+    with Index.open(place) as index:
+        assert index.digest == digest
+        assert index.retrieve("cats at night in France", 9) == hits
+
+
+def test_orphans_and_derived_files_are_named_and_mended(place):
+    output = place / "output"
+    shutil.copytree(output / "segments/000001", output / "segments/000077")
+    (output / "snapshots/000099.json").write_text("{}")
+    (output / "snapshots/000002.json").unlink()
+    (output / "index.json").write_text("{}")
+    told = json.loads((place / "artifact.json").read_text())
+    told["details"]["snapshot"] = 1
+    (place / "artifact.json").write_text(json.dumps(told))
+    assert {one.path for one in check_index(place)} == {
+        "segments/000077",
+        "snapshots/000099.json",
+        "snapshots/000002.json",
+        "index.json",
+        "artifact.json",
+    }
+    repair_index(place)
+    assert check_index(place) == []
+    assert verify(place, parents=False) == []
