@@ -29,7 +29,7 @@ from stillroom.rag.arrays import Arrays, map_arrays, write_arrays
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["CODES", "DenseEngine", "VectorCodes"]
+__all__ = ["CODES", "DenseEngine", "VectorCodes", "is_narrow"]
 
 CODES = "codes.safetensors"
 _LEVELS = 127
@@ -164,7 +164,7 @@ class DenseEngine:
             near = near if self._alive is None else near[self._alive[near]]
             near = near if mask is None else near[mask[near]]
         else:
-            near = self._near(query, k, self._allow(mask))
+            near = self._near(query, k, self.allow(mask))
         scores = self.score(query, near)
         order = np.lexsort((near, -scores))[:k]
         return near[order], scores[order]
@@ -185,7 +185,13 @@ class DenseEngine:
                 scores[span] = (block * query).sum(axis=1)
         return scores
 
-    def _allow(self, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    @property
+    def parts(self) -> tuple[NDArray[Any], ...]:
+        """The arrays of vectors, in order."""
+        return self._parts
+
+    def allow(self, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+        """Return which rows may be found within a mask, (N,) bool; None is all."""
         if mask is None or self._alive is None:
             return self._alive if mask is None else mask
         both: NDArray[np.bool_] = mask & self._alive
@@ -196,7 +202,7 @@ class DenseEngine:
     ) -> NDArray[np.int64]:
         """Return ascending rows among which the best ``k`` are."""
         count = len(self) if allowed is None else int(np.count_nonzero(allowed))
-        if count <= max(k, len(self) // _GATHERED_SHARE):
+        if is_narrow(count, len(self), k):
             return np.arange(len(self)) if allowed is None else np.flatnonzero(allowed)
         bounds = [
             codes.bound(query) if _has_integers() else _bound_floats(part, codes, query)
@@ -218,6 +224,11 @@ class DenseEngine:
             if self._codes is None:
                 self._codes = tuple(VectorCodes.encode(part) for part in self._parts)
             return self._codes
+
+
+def is_narrow(count: int, total: int, wanted: int) -> bool:
+    """Return whether so few of all rows may be found that scoring each of them is least work."""
+    return count <= max(wanted, total // _GATHERED_SHARE)
 
 
 def _encode_rows(
