@@ -56,6 +56,11 @@ Examples:
     help="Of --judge: yes against no by their probabilities, or held to a schema.",
 )
 @click.option(
+    "--checker",
+    default="overlap",
+    help="Without --judge: what says that a statement is supported, NAME[:KEY=VALUE,...].",
+)
+@click.option(
     "--labels",
     type=existing_path,
     help="Of --judge: people's verdicts, JSON lines of question, way and right.",
@@ -126,6 +131,7 @@ def _evaluate_answers(out: Path, given: dict[str, Any]) -> tuple[Artifact, Repor
         given["judge"],
         given["judge_way"],
         given["labels"],
+        given["checker"],
         given["k"] or _K_READ,
         given["depth"],
         given["limit"],

@@ -21,6 +21,7 @@ from stillroom.evaluate.retrieval import score_run
 from stillroom.rag.collection import collection_id
 from stillroom.rag.method import make_query
 from stillroom.rag.notices import collect_notices
+from stillroom.rag.stages import collect_stages, rerank_hits
 from stillroom.rag.ways import Way
 from stillroom.records import Hit, Passage
 
@@ -57,7 +58,7 @@ class Searched:
     """Names found for one query, best first, after and before the reranker, and what it took.
 
     ``seconds`` is wall clock, ``cpu_seconds`` the processor's, of all threads; ``notices`` is what
-    a method had to do otherwise than asked.
+    a method had to do otherwise than asked; ``stage_ms`` what each stage took.
     """
 
     ranked: tuple[str, ...]
@@ -65,6 +66,7 @@ class Searched:
     seconds: float
     cpu_seconds: float
     notices: tuple[str, ...] = ()
+    stage_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +167,11 @@ def search_one(
     """
     passages = depth if unit == "passage" else depth * _PASSAGES_PER_NAME
     begun, begun_cpu = time.perf_counter(), time.process_time()
-    with collect_notices() as told:
+    with collect_notices() as told, collect_stages() as times:
         before, after = _search(index, way, text, passages, model)
     taken = time.perf_counter() - begun, time.process_time() - begun_cpu
     first, ranked = (_pool(hits, unit)[:depth] for hits in (before, after))
-    return Searched(ranked, first, *taken, tuple(told))
+    return Searched(ranked, first, *taken, tuple(told), times.to_json())
 
 
 def compare_ways(
@@ -244,7 +246,7 @@ def _search(
     if way.reranker is None or not hits:
         return hits, hits
     read = max(RERANK_DEPTH, 1)
-    head = way.reranker.rerank(asked, hits[:read], index, model)
+    head = rerank_hits(way.reranker, asked, hits[:read], index, model)
     return hits, [*head, *hits[read:]]
 
 

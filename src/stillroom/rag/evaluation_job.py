@@ -8,6 +8,7 @@ lost it.
 from __future__ import annotations
 
 import json
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -230,7 +231,14 @@ def _search_all(
                         search_one(index, each, text, unit=unit, depth=plan.depth, model=model)
                     warm = True
                 one = search_one(index, way, text, unit=unit, depth=plan.depth, model=model)
-                row = [one.ranked, one.first, one.seconds, one.cpu_seconds, one.notices]
+                row = [
+                    one.ranked,
+                    one.first,
+                    one.seconds,
+                    one.cpu_seconds,
+                    one.notices,
+                    one.stage_ms,
+                ]
                 journal.put(key, row)
                 progress.advance()
     return [
@@ -240,7 +248,7 @@ def _search_all(
 
 
 def _read(row: Sequence[Any]) -> Searched:
-    return Searched(tuple(row[0]), tuple(row[1]), row[2], row[3], tuple(row[4]))
+    return Searched(tuple(row[0]), tuple(row[1]), row[2], row[3], tuple(row[4]), row[5])
 
 
 @contextmanager
@@ -283,6 +291,12 @@ def _report(
         table=_table(board, found),
         plot=Plot.of(first, rows, labels=[one.way for one in found]),
     )
+    report.section(
+        "Where the time goes",
+        "Medians over queries, in milliseconds; retrieve holds what is searched and fused. The "
+        "vector of a query is remembered: only the first way that needs it embeds it.",
+        table=_stage_table(found),
+    )
     if board.differences:
         report.section(
             f"Against {found[0].way}",
@@ -318,6 +332,20 @@ def _table(board: Board, found: Sequence[Found]) -> Table:
         rows.append((one.way, *cells, f"{cpu['median_ms']:.1f}", f"{wall['p95_ms']:.1f}"))
     columns = ("way", *board.measures, "CPU ms (median)", "ms (p95)")
     return Table("figures with 95 % intervals", columns, tuple(rows))
+
+
+def _stage_table(found: Sequence[Found]) -> Table:
+    names: dict[str, None] = {}
+    for one in found:
+        for each in one.searched.values():
+            names.update(dict.fromkeys(each.stage_ms))
+    rows = []
+    for one in found:
+        every = list(one.searched.values())
+        spent = ([each.stage_ms[name] for each in every if name in each.stage_ms] for name in names)
+        cells = (f"{statistics.median(times):.2f}" if times else "" for times in spent)
+        rows.append((one.way, *cells))
+    return Table("milliseconds by stage", ("way", *names), tuple(rows))
 
 
 def _differences(board: Board) -> Table:

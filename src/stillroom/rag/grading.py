@@ -27,13 +27,13 @@ from stillroom.evaluate.judging import ModelJudge, Verdict
 from stillroom.provenance import digest_json
 from stillroom.rag.drafting import ask_for_texts
 from stillroom.rag.prompting import quote_text
-from stillroom.rag.support import SUPPORT_THRESHOLD, Evidence
 from stillroom.text.sentences import split_sentences
 
 if TYPE_CHECKING:
     from stillroom.evaluate.question_sets import JudgedQuestion
     from stillroom.rag.index import Index
     from stillroom.rag.locating import Place
+    from stillroom.rag.method import Checker
     from stillroom.rag.reading import Reading
 
 __all__ = ["MEASURES", "Bench", "Grades", "VerdictShelf", "grade", "shown_passages"]
@@ -70,22 +70,23 @@ class VerdictShelf(Protocol):
 
 @dataclass(slots=True)
 class Bench:
-    """What grades: an index for words, a judge if there is one, and what it has said.
+    """What grades: an index and a checker, a judge if there is one, and what it has said.
 
     ``used`` are all verdicts that figures stand on, asked now or before.
     """
 
     index: Index
     judge: ModelJudge | None
+    checker: Checker
     shelf: VerdictShelf
     used: MutableMapping[str, Verdict]
 
     def supports(self, statement: str, texts: Sequence[str]) -> bool | None:
         """Return whether the texts, together, say the statement."""
         if self.judge is None:
-            evidence = Evidence(list(texts), self.index.analyzer, self.index.lexicon)
+            evidence = self.checker.hold(list(texts), self.index)
             numbers = range(1, len(texts) + 1)
-            return evidence.measure_together(statement, numbers) >= SUPPORT_THRESHOLD
+            return evidence.measure_together(statement, numbers) >= evidence.threshold
         shown = "\n\n".join(quote_text(text) for text in texts)
         return self._decide(
             f"Texts:\n{shown}\n\nStatement: {quote_text(statement)}\n\n"

@@ -25,11 +25,11 @@ from stillroom.rag.evaluation_job import parse_ways
 from stillroom.rag.grading import Bench, grade
 from stillroom.rag.index import Index
 from stillroom.rag.locating import EvidenceMap, Place, label_ranking
-from stillroom.rag.method import DEFAULT_RETRIEVER
+from stillroom.rag.method import CHECKERS, DEFAULT_RETRIEVER
 from stillroom.rag.notices import collect_notices
 from stillroom.rag.reading import Reading, Stage, blame, read_question
 from stillroom.rag.reading_report import add_leaks, report_readings
-from stillroom.rag.ways import parse_reading_way
+from stillroom.rag.ways import parse_method, parse_reading_way
 from stillroom.records import Sampling
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ __all__ = ["Graded", "ReadingPlan", "evaluate_answers", "read_labels"]
 class ReadingPlan:
     """What is evaluated: the index, the questions, the ways, who answers and who judges.
 
-    ``judge`` may be empty: then words decide. ``labels`` are people's verdicts on some answers.
+    ``judge`` may be empty: then words decide what is right, and ``checker``, a method of
+    ``stillroom.rag.checkers`` with its settings in a line, what is supported. ``labels`` are
+    people's verdicts on some answers.
     ``prices`` are what a million tokens cost, read and written, in any currency.
     """
 
@@ -55,6 +57,7 @@ class ReadingPlan:
     judge: str = ""
     judge_way: JudgeWay | None = None
     labels: Path | None = None
+    checker: str = "overlap"
     k: int = 3
     depth: int = 50
     limit: int = 0
@@ -206,7 +209,8 @@ def _grade_all(
     job: Job,
 ) -> tuple[dict[str, list[Graded]], Bench]:
     with _judging(plan) as judge:
-        bench = Bench(index, judge, job.journal("verdicts"), {})
+        checker = parse_method(CHECKERS, plan.checker)
+        bench = Bench(index, judge, checker, job.journal("verdicts"), {})
         graded: dict[str, list[Graded]] = {way.name: [] for way in ways}
         with (
             collect_notices() as told,

@@ -100,8 +100,8 @@ def _say_grader(plan: ReadingPlan, bench: Bench, model: str) -> str:
     if bench.judge is None:
         return (
             "No judge: an answer is right where its words hold an accepted one whole or its F1 "
-            "reaches .5, and supported where its words stand in what was shown; other words for "
-            "the same count as wrong."
+            f"reaches .5, and a statement supported where the checker {plan.checker} says so; "
+            "other words for the same count as wrong."
         )
     said = f"Judged by {plan.judge} ({bench.judge.way})."
     if bench.judge.model.fingerprint == model:

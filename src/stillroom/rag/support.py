@@ -118,13 +118,14 @@ class Evidence:
     def measure_together(self, sentence: str, numbers: Sequence[int]) -> float:
         """Return the support of a sentence by several passages read together, from 0 to 1.
 
-        Each passage gives its best window; what one of them lacks another may have.
+        Each passage gives its best window; what one of them lacks another may have. A checker of
+        another kind reads them one by one.
         """
         alone = [self.measure(sentence, number) for number in numbers]
         sentence = _BULLET.sub("", sentence)
         weights = {term: self._lexicon.idf(term) for term in sorted(self._terms(sentence))}
         total = sum(weights.values())
-        if len(numbers) < 2 or not total:
+        if len(numbers) < 2 or not total or type(self).measure is not Evidence.measure:
             return max(alone, default=0.0)
         best = [
             max(

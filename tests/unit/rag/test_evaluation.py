@@ -56,6 +56,7 @@ def test_the_report_holds_figures_differences_and_every_miss(judged, built, tmp_
     assert report.metrics["keyword/recall@10"].value == pytest.approx((1 + 1 + 0.5 + 0) / 4)
     assert [section.title for section in report.sections] == [
         "Ways",
+        "Where the time goes",
         "Against keyword",
         "Where it is lost",
     ]
