@@ -8,6 +8,7 @@ judged is left out. Knows ids and scores only, no passages.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 
 from stillroom.errors import DataError, MissingExtraError
@@ -103,32 +104,38 @@ def score_run(
         ) from error
     wanted = {name: parse_measure(name) for name in measures}
     ranked = {query: _cut(_rank(query, run.get(query, ())), depth) for query in qrels}
-    found: dict[str, dict[str, float]] = {}
+    groups: dict[tuple[int, int], dict[str, str]] = {}
     for name, (theirs, at) in wanted.items():
         cut = at if theirs == "recip_rank" else 0
         asked = theirs if cut or not at else f"{theirs}.{at}"
+        groups.setdefault((-1 if theirs == "bpref" else 0, cut), {})[name] = asked
+    found: dict[str, dict[str, float]] = {}
+    for (least, cut), names in groups.items():
         evaluator = pytrec_eval.RelevanceEvaluator(
-            _judged(qrels, theirs), {asked}, relevance_level=relevance_level
+            _judged(qrels, least), set(names.values()), relevance_level=relevance_level
         )
         scored = evaluator.evaluate(
             {query: _cut(ranks, cut) for query, ranks in ranked.items() if ranks}
         )
-        key = asked.replace(".", "_")
-        found[name] = {query: float(scored.get(query, {}).get(key, 0.0)) for query in qrels}
-    return found
+        for name, asked in names.items():
+            key = asked.replace(".", "_")
+            found[name] = {query: float(scored.get(query, {}).get(key, 0.0)) for query in qrels}
+    return {name: found[name] for name in wanted}
 
 
-def _judged(qrels: Judgements, measure: str) -> dict[str, dict[str, int]]:
-    """Return the judgements as a measure can take them, queries without any left out.
+def _judged(qrels: Judgements, least: int) -> dict[str, dict[str, int]]:
+    """Return the judgements as trec_eval can take them, queries without any left out.
 
     What lies below 1 is not relevant to any measure; but grades below -1 (the web tracks' -2 for
     spam) overrun pytrec_eval's tables and may end the process, and a query with negative grades
     alone never comes back from ``ndcg``. To ``bpref`` alone -1 and 0 differ: not in the pool, and
     judged not relevant.
     """
-    least = -1 if measure == "bpref" else 0
     return {
-        query: {name: max(int(grade), least) for name, grade in grades.items()}
+        query: {
+            name: grade if grade >= least else least
+            for name, grade in zip(grades, map(int, grades.values()), strict=True)
+        }
         for query, grades in qrels.items()
         if grades
     }
@@ -162,6 +169,22 @@ def _cut(ranks: dict[str, float], depth: int) -> dict[str, float]:
 def _rank(query: str, ranking: Ranking) -> dict[str, float]:
     """Return descending whole numbers in place of the scores, ties broken as trec_eval does."""
     pairs = list(ranking.items()) if isinstance(ranking, Mapping) else list(ranking)
+    scores = [score for _, score in pairs]
+    if not all(map(operator.gt, scores, scores[1:])) or any(map(math.isnan, scores)):
+        _check(query, pairs)
+        pairs.sort(key=lambda pair: (pair[1], pair[0].encode()), reverse=True)
+    ranks = {name: float(len(pairs) - at) for at, (name, _) in enumerate(pairs)}
+    if len(ranks) < len(pairs):
+        _check(query, pairs)
+    return ranks
+
+
+def _check(query: str, pairs: Sequence[tuple[str, float]]) -> None:
+    """Refuse what cannot be ordered.
+
+    Raises:
+        DataError: If an id comes twice, or a score is not a number.
+    """
     seen: set[str] = set()
     for name, score in pairs:
         if name in seen:
@@ -179,6 +202,3 @@ def _rank(query: str, ranking: Ranking) -> dict[str, float]:
                 next="find why the retriever scored it so",
             )
         seen.add(name)
-    by_name = sorted(pairs, key=lambda pair: pair[0].encode(), reverse=True)
-    order = sorted(by_name, key=lambda pair: pair[1], reverse=True)
-    return {name: float(len(order) - at) for at, (name, _) in enumerate(order)}

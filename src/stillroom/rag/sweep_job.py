@@ -106,8 +106,8 @@ def run_sweep(
     sweep = _check(recipe, allow_many=allow_many)
     configurations = list_configurations(sweep)
     variants = [build_variant(recipe, one.changes) for one in configurations]
-    for way in sweep.ways:
-        parse_way(way)
+    for configuration in configurations:
+        parse_way(configuration.way)
     questions = _read_questions(sweep)
     job = Job.start(
         out,
@@ -164,7 +164,7 @@ def _check(recipe: RagRecipe, *, allow_many: bool) -> SweepSettings:
     parse_measure(sweep.measure)
     count = len(list_configurations(sweep))
     if count > MANY and not allow_many:
-        sizes = {**sweep.vary, "ways": sweep.ways}
+        sizes = {**sweep.vary, "ways": sweep.ways, "variants": sweep.variants}
         said = ", ".join(f"{name} {len(values)}" for name, values in sizes.items())
         raise RecipeError(
             f"the sweep has {count} configurations ({said})",

@@ -25,6 +25,14 @@ __all__ = [
 ]
 
 
+_AS_IS = "as is"
+
+
+def _resolve_path(value: Any) -> str:
+    reference: TypeAdapter[str] = TypeAdapter(Reference)
+    return reference.validate_python(value)
+
+
 class SweepSettings(Settings):
     """Variations of an index and of ways to search it, measured on judged questions."""
 
@@ -32,6 +40,11 @@ class SweepSettings(Settings):
         default_factory=dict,
         description="settings of this recipe by dotted name, each with the values that are tried, "
         "as {chunker: [heading, {name: recursive, size: 200}]}; the first ones are compared with",
+    )
+    variants: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="single configurations beside those combinations: settings by dotted name, and "
+        "way; what one leaves out is as in the first combination",
     )
     ways: list[str] = Field(
         [DEFAULT_RETRIEVER, "keyword", "dense", "hybrid"],
@@ -61,12 +74,21 @@ class SweepSettings(Settings):
         """Let paths of embedders start where the recipe's other paths do."""
         if not all(vary.values()):
             raise ValueError("give at least one value of each setting")
-        reference: TypeAdapter[str] = TypeAdapter(Reference)
-        resolve = reference.validate_python
         return {
-            name: [resolve(value) for value in values] if name == "embedder" else values
+            name: [_resolve_path(value) for value in values] if name == "embedder" else values
             for name, values in vary.items()
         }
+
+    @field_validator("variants")
+    @classmethod
+    def _resolve_each(cls, variants: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            {
+                name: _resolve_path(value) if name == "embedder" else value
+                for name, value in variant.items()
+            }
+            for variant in variants
+        ]
 
 
 class Configuration(Settings):
@@ -83,19 +105,22 @@ class Configuration(Settings):
 
 
 def list_configurations(sweep: SweepSettings) -> list[Configuration]:
-    """Return every combination, the one that all are compared with first."""
+    """Return every combination and every variant once, the one that all are compared with first."""
     axes: dict[str, Sequence[Any]] = {**sweep.vary, "way": sweep.ways}
-    found = []
-    for values in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, values, strict=True))
-        choices = {
-            axis: say_value(value)
-            for axis, value in chosen.items()
-            if len(axes[axis]) > 1 or axis == "way"
-        }
-        way = str(chosen.pop("way"))
-        found.append(Configuration(choices=choices, changes=chosen, way=way))
-    return found
+    grid = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    chosen = grid + [{**grid[0], **variant} for variant in sweep.variants]
+    touched = {name for variant in sweep.variants for name in variant}
+    shown = list(dict.fromkeys([*axes, *(name for one in chosen for name in one)]))
+    shown = [
+        name for name in shown if name == "way" or name in touched or len(axes.get(name, ())) > 1
+    ]
+    found: dict[str, Configuration] = {}
+    for one in chosen:
+        choices = {name: say_value(one[name]) if name in one else _AS_IS for name in shown}
+        changes = {name: value for name, value in one.items() if name != "way"}
+        configuration = Configuration(choices=choices, changes=changes, way=str(one["way"]))
+        found.setdefault(configuration.name, configuration)
+    return list(found.values())
 
 
 def build_variant(recipe: RagRecipe, changes: dict[str, Any]) -> RagRecipe:

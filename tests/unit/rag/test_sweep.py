@@ -78,6 +78,29 @@ def test_a_sweep_names_the_best_and_leaves_its_recipe(recipe, tmp_path):
     assert len(list((tmp_path / "cache/indexes").glob("*/artifact.json"))) == 2  # ways share them
 
 
+def test_single_variants_stand_beside_the_combinations():
+    sweep = RagRecipe(
+        documents="x",
+        sweep={
+            "questions": "q",
+            "vary": {"chunker": ["heading", "sentence"]},
+            "ways": ["convex"],
+            "variants": [
+                {"way": "keyword"},
+                {"keyword.k1": 0.9, "chunker": "sentence"},
+                {"chunker": "sentence"},  # is there already
+            ],
+        },
+    ).sweep
+    assert [one.name for one in list_configurations(sweep)] == [
+        "heading, convex, as is",
+        "sentence, convex, as is",
+        "heading, keyword, as is",
+        "sentence, convex, 0.9",
+    ]
+    assert list_configurations(sweep)[3].changes == {"chunker": "sentence", "keyword.k1": 0.9}
+
+
 def test_what_two_sweeps_share_is_made_once(recipe, tmp_path):
     cache = tmp_path / "cache"
     run_sweep(recipe(vary={}), tmp_path / "one", cache=cache)
