@@ -6,7 +6,7 @@ Knows one question at a time; ``reading_job`` gathers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -27,6 +27,7 @@ from stillroom.evaluate.judging import ModelJudge, Verdict
 from stillroom.provenance import digest_json
 from stillroom.rag.drafting import ask_for_texts
 from stillroom.rag.prompting import quote_text
+from stillroom.rag.reading import Reading, holds
 from stillroom.text.sentences import split_sentences
 
 if TYPE_CHECKING:
@@ -34,9 +35,8 @@ if TYPE_CHECKING:
     from stillroom.rag.index import Index
     from stillroom.rag.locating import Place
     from stillroom.rag.method import Checker
-    from stillroom.rag.reading import Reading
 
-__all__ = ["MEASURES", "Bench", "Grades", "VerdictShelf", "grade", "shown_passages"]
+__all__ = ["MEASURES", "Bench", "Grades", "VerdictShelf", "grade"]
 
 MEASURES = (
     "right",
@@ -147,7 +147,6 @@ def grade(
     reading: Reading,
     question: JudgedQuestion,
     places: Sequence[Place],
-    texts: Mapping[str, str],
     bench: Bench,
 ) -> tuple[dict[str, float | None], Verdict | None]:
     """Return every measure of one reading, None where it has none, and the judge's verdict.
@@ -159,10 +158,9 @@ def grade(
         reading: What came of the question.
         question: With its accepted answers.
         places: Where its evidence stands.
-        texts: The passages that were shown, by id.
         bench: What grades.
     """
-    shown = [texts[name] for name in reading.shown]
+    shown = [one.text for one in reading.shown]
     grades: dict[str, float | None] = dict.fromkeys(MEASURES)
     plain = reading.plain
     verdict = None
@@ -175,7 +173,7 @@ def grade(
     else:
         grades["right"] = float(reading.abstained)
     if not reading.abstained:
-        grades.update(_grade_claims(reading, question, shown, texts, bench))
+        grades.update(_grade_claims(reading, question, shown, bench))
     if question.is_answerable:
         grades["answer_relevance"] = _relevance(reading, question, bench)
     return grades, verdict
@@ -195,10 +193,9 @@ def _grade_claims(
     reading: Reading,
     question: JudgedQuestion,
     shown: Sequence[str],
-    texts: Mapping[str, str],
     bench: Bench,
 ) -> dict[str, float | None]:
-    claims = reading.claims(texts)
+    claims = reading.claims()
     supports: Supports = bench.supports
     sentences = [one.text for one in claims]
     recall, precision = citation_scores(claims, supports)
@@ -222,19 +219,19 @@ def _grade_context(
 ) -> dict[str, float | None]:
     """Grade what was shown by the evidence, or where none is named by the judge."""
     if question.evidence:
-        holders = frozenset[str]().union(*(place.passages for place in places))
-        found = [bool(place.passages & set(reading.shown)) for place in places]
+        found = [any(holds(one, place) for one in reading.shown) for place in places]
+        relevant = [any(holds(one, place) for place in places) for one in reading.shown]
         return {
-            "context_precision": context_precision([one in holders for one in reading.shown]),
+            "context_precision": context_precision(relevant),
             "context_recall": sum(found) / len(found),
         }
-    relevant = [bench.is_relevant(question.text, text) for text in shown]
-    if bench.judge is None or any(one is None for one in relevant):
+    verdicts = [bench.is_relevant(question.text, text) for text in shown]
+    if bench.judge is None or any(one is None for one in verdicts):
         return {}
     reference = question.answers[0]
     sentences = [reference[start:end] for start, end in split_sentences(reference)]
     return {
-        "context_precision": context_precision([bool(one) for one in relevant]),
+        "context_precision": context_precision([bool(one) for one in verdicts]),
         "context_recall": faithfulness(sentences, shown, bench.supports),
     }
 
@@ -253,8 +250,3 @@ def _relevance(reading: Reading, question: JudgedQuestion, bench: Bench) -> floa
         return None
     vectors = bench.index.embedder.embed([question.text, *asked], kind="query")
     return float(np.mean(vectors[1:] @ vectors[0]))
-
-
-def shown_passages(readings: Iterable[Reading]) -> set[str]:
-    """Return the ids of all passages that were shown in any reading."""
-    return {name for reading in readings for name in reading.shown}

@@ -27,14 +27,21 @@ if TYPE_CHECKING:
 __all__ = ["EvidenceMap", "Place", "label_ranking"]
 
 _BREAK = " \x1f "
+Span = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One piece of evidence: whether a document has it, and which passages hold it whole."""
+    """One piece of evidence: whether a document has it, and which passages hold it whole.
+
+    ``spans`` are those of the passages, or of the evidence itself where it is a span, as document,
+    start and end; ``quotes`` are its words, normalized, where it is a quotation or an answer.
+    """
 
     in_documents: bool
     passages: frozenset[str]
+    spans: frozenset[Span] = frozenset()
+    quotes: tuple[str, ...] = ()
 
 
 class EvidenceMap:
@@ -62,6 +69,8 @@ class EvidenceMap:
             Place(
                 any(one.in_documents for one in found),
                 frozenset[str]().union(*(one.passages for one in found)),
+                frozenset[Span]().union(*(one.spans for one in found)),
+                tuple(quote for one in found for quote in one.quotes),
             )
         ]
 
@@ -88,10 +97,16 @@ class EvidenceMap:
                     for one in spans
                     if one.start <= evidence.start and evidence.end <= one.end
                 )
-                return Place(True, frozenset(held))
+                span = (spans[0].document_id, evidence.start, evidence.end)
+                return Place(True, frozenset(held), frozenset({span}))
         if evidence.quote:
             return self._find_quote(evidence.quote, rows)
-        return Place(True, frozenset(self._passages[row].id for row in rows or ()))
+        return self._at(rows or ())
+
+    def _at(self, rows: Sequence[int], quotes: tuple[str, ...] = ()) -> Place:
+        found = [self._passages[row] for row in rows]
+        spans = frozenset((one.document_id, one.start, one.end) for one in found)
+        return Place(True, frozenset(one.id for one in found), spans, quotes)
 
     def _find_quote(self, quote: str, rows: list[int] | None) -> Place:
         """Look for a quotation in the passages of these rows, or of all, then in the documents."""
@@ -101,8 +116,8 @@ class EvidenceMap:
         among = None if rows is None else set(rows)
         held = [row for row in self._text.find(wanted) if among is None or row in among]
         if held:
-            return Place(True, frozenset(self._passages[row].id for row in held))
-        return Place(self._is_in_documents(wanted, rows), frozenset())
+            return self._at(held, (wanted,))
+        return Place(self._is_in_documents(wanted, rows), frozenset(), quotes=(wanted,))
 
     def _is_in_documents(self, wanted: str, rows: list[int] | None) -> bool:
         if rows is not None:

@@ -22,15 +22,17 @@ from stillroom.evaluate.generation import CitedStatement
 from stillroom.rag.answer import ask
 from stillroom.rag.evaluation import search_one
 from stillroom.rag.locating import Place
+from stillroom.rag.prefixes import readable_text
+from stillroom.text.normalize import normalize_text
 
 if TYPE_CHECKING:
     from stillroom.evaluate.question_sets import JudgedQuestion
     from stillroom.models import TextModel
     from stillroom.rag.index import Index
     from stillroom.rag.ways import Way
-    from stillroom.records import Sampling
+    from stillroom.records import Passage, Sampling
 
-__all__ = ["STAGES", "Reading", "Stage", "blame", "read_question"]
+__all__ = ["STAGES", "Reading", "ShownPassage", "Stage", "blame", "holds", "read_question"]
 
 Stage = Literal["", "parse", "chunk", "retrieve", "rank", "rerank", "show", "read", "cite"]
 STAGES: tuple[Stage, ...] = (
@@ -47,12 +49,23 @@ _MARK = re.compile(r"\s*\[\d{1,3}\]")
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What came of one question by one way; passages by id.
+class ShownPassage:
+    """A passage as the model was shown it, which may be wider than the one that was found."""
 
-    ``first`` and ``ranked`` are the hits before and after the reranker; ``statements`` are the
-    answer's sentences as ``ask`` judged them; ``seconds`` is wall clock of search and reading,
-    ``search_seconds`` of the search alone, done once more for the deeper ranking.
+    id: str
+    document_id: str
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What came of one question by one way.
+
+    ``first`` and ``ranked`` are the ids of the hits before and after the reranker; ``statements``
+    are the answer's sentences as ``ask`` judged them; ``seconds`` is wall clock of search and
+    reading, ``search_seconds`` of the search alone, done once more for the deeper ranking.
     """
 
     text: str
@@ -60,7 +73,7 @@ class Reading:
     finish_reason: str
     first: tuple[str, ...]
     ranked: tuple[str, ...]
-    shown: tuple[str, ...]
+    shown: tuple[ShownPassage, ...]
     statements: tuple[Mapping[str, Any], ...]
     prompt_tokens: int
     completion_tokens: int
@@ -77,27 +90,29 @@ class Reading:
     def from_json(cls, data: Mapping[str, Any]) -> Reading:
         """Read what ``to_json`` wrote."""
         lists = {key: tuple(value) for key, value in data.items() if isinstance(value, list)}
-        return cls(**{**data, **lists})
+        shown = tuple(ShownPassage(**one) for one in data["shown"])
+        return cls(**{**data, **lists, "shown": shown})
 
     @property
     def plain(self) -> str:
         """The answer without citation marks."""
         return _MARK.sub("", self.text)
 
-    def claims(self, texts: Mapping[str, str]) -> list[CitedStatement]:
+    def claims(self) -> list[CitedStatement]:
         """Return the sentences that claim something, with the texts of what they cite."""
         found = []
         for one in self.statements:
             if one["status"] == "no-claim":
                 continue
             sentence = _MARK.sub("", self.text[one["start"] : one["end"]]).strip()
-            cited = tuple(texts[self.shown[number - 1]] for number in one["cited"])
+            cited = tuple(self.shown[number - 1].text for number in one["cited"])
             found.append(CitedStatement(sentence, cited))
         return found
 
-    def cited(self) -> set[str]:
+    def cited(self) -> list[ShownPassage]:
         """Return the passages that the answer cites."""
-        return {self.shown[number - 1] for one in self.statements for number in one["cited"]}
+        numbers = {number for one in self.statements for number in one["cited"]}
+        return [self.shown[number - 1] for number in sorted(numbers)]
 
 
 def read_question(
@@ -143,7 +158,7 @@ def read_question(
         answer.completion.finish_reason,
         found.first,
         found.ranked,
-        tuple(hit.passage.id for hit in answer.hits),
+        tuple(_describe(hit.passage) for hit in answer.hits),
         tuple(details["statements"]),
         answer.completion.prompt_tokens or int(details["prompt_tokens"]),
         answer.completion.completion_tokens,
@@ -152,6 +167,25 @@ def read_question(
         int(details["removed_citations"]),
         tuple(dict.fromkeys([*found.notices, *details["notices"]])),
     )
+
+
+def holds(shown: ShownPassage, place: Place) -> bool:
+    """Return whether a shown passage holds a piece of evidence.
+
+    It does if it is one of the passages that hold it, lies around one (a parent, neighbours joined
+    on), or has the quotation in its text.
+    """
+    if shown.id in place.passages:
+        return True
+    if any(
+        document == shown.document_id and shown.start <= start and end <= shown.end
+        for document, start, end in place.spans
+    ):
+        return True
+    if not place.quotes:
+        return False
+    text = f" {normalize_text(shown.text)} "
+    return any(f" {quote} " in text for quote in place.quotes)
 
 
 def blame(reading: Reading, places: Sequence[Place], *, is_right: bool, k: int) -> Stage:
@@ -164,8 +198,9 @@ def blame(reading: Reading, places: Sequence[Place], *, is_right: bool, k: int) 
         k: How many passages were to be shown.
     """
     if is_right:
-        holders = frozenset[str]().union(*(place.passages for place in places))
-        return "cite" if holders and not reading.cited() & holders else ""
+        held = [place for place in places if place.passages]
+        cited = [one for one in reading.cited() if any(holds(one, place) for place in held)]
+        return "cite" if held and not cited else ""
     if not places:
         return "read"
     reached = [_reached(reading, place, k) for place in places]
@@ -174,10 +209,10 @@ def blame(reading: Reading, places: Sequence[Place], *, is_right: bool, k: int) 
 
 def _reached(reading: Reading, place: Place, k: int) -> Stage:
     """Return the stage at which one piece of evidence was lost; ``read`` where it was shown."""
+    if any(holds(one, place) for one in reading.shown):
+        return "read"
     if not place.passages:
         return "chunk" if place.in_documents else "parse"
-    if place.passages & set(reading.shown):
-        return "read"
     if place.passages & set(reading.ranked[:k]):
         return "show"
     if place.passages & set(reading.first[:k]):
@@ -185,3 +220,9 @@ def _reached(reading: Reading, place: Place, k: int) -> Stage:
     if place.passages & {*reading.first, *reading.ranked}:
         return "rank"
     return "retrieve"
+
+
+def _describe(passage: Passage) -> ShownPassage:
+    return ShownPassage(
+        passage.id, passage.document_id, passage.start, passage.end, readable_text(passage)
+    )

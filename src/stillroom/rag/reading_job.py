@@ -221,7 +221,7 @@ def _grade_all(
                     job.check_cancelled()
                     reading = readings[way.name, question.id]
                     graded[way.name].append(
-                        _grade_one(reading, question, places[question.id], index, bench, plan.k)
+                        _grade_one(reading, question, places[question.id], bench, plan.k)
                     )
                     progress.advance()
         for text in dict.fromkeys(told):
@@ -233,13 +233,12 @@ def _grade_one(
     reading: Reading,
     question: JudgedQuestion,
     places: Sequence[Place],
-    index: Index,
     bench: Bench,
     k: int,
 ) -> Graded:
-    texts = {name: index.passage(name).text for name in reading.shown}
-    grades, verdict = grade(reading, question, places, texts, bench)
-    stage = blame(reading, places, is_right=bool(grades["right"]), k=k)
+    grades, verdict = grade(reading, question, places, bench)
+    is_judged = grades["right"] is not None  # a judge that failed leaves nothing to blame
+    stage = blame(reading, places, is_right=bool(grades["right"]), k=k) if is_judged else ""
     return Graded(question, reading, grades, stage, verdict)
 
 

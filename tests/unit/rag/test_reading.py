@@ -8,10 +8,14 @@ from click.testing import CliRunner
 from stillroom.cli import stillroom
 from stillroom.errors import Cancelled, DataError
 from stillroom.evaluate.question_sets import Evidence, JudgedQuestion, read_question_set
+from stillroom.jobs import Job
+from stillroom.models import open_embedder
 from stillroom.rag import reading_job
 from stillroom.rag.locating import EvidenceMap, Place, label_ranking
-from stillroom.rag.reading import Reading, blame
+from stillroom.rag.reading import Reading, ShownPassage, blame, holds
 from stillroom.rag.reading_job import ReadingPlan, evaluate_answers
+from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.run import run
 from stillroom.records import Message, Record
 
 QUESTIONS = [
@@ -97,6 +101,10 @@ def test_ways_of_answering_are_compared_on_the_same_questions(built, asked, tmp_
     assert metrics[f"{ways[1]}/right"].value >= metrics["dense/right"].value
 
 
+def shown(name, text="", **span):
+    return ShownPassage(name, "d", **{"start": 0, "end": 0, **span}, text=text)
+
+
 def reading(**changes):
     fields = {
         "text": "It is so [1].",
@@ -104,7 +112,7 @@ def reading(**changes):
         "finish_reason": "stop",
         "first": tuple("abcdef"),
         "ranked": tuple("bcadef"),
-        "shown": ("b", "c"),
+        "shown": (shown("b"), shown("c")),
         "statements": ({"start": 0, "end": 13, "status": "supported", "cited": [1]},),
         "prompt_tokens": 1,
         "completion_tokens": 1,
@@ -135,8 +143,34 @@ def test_the_stage_to_blame_is_the_one_that_lost_the_evidence(places, is_right, 
 
 
 def test_a_hit_that_was_left_out_of_the_prompt_is_blamed_on_showing():
-    left_out = reading(shown=("b",), ranked=tuple("bcadef"))
+    left_out = reading(shown=(shown("b"),), ranked=tuple("bcadef"))
     assert blame(left_out, [Place(True, frozenset("c"))], is_right=False, k=2) == "show"
+
+
+def test_a_wider_passage_than_was_found_holds_what_lies_in_it():
+    parent = shown("parent", "A cat sleeps. It purrs.", start=10, end=40)
+    assert holds(parent, Place(True, frozenset("x"), frozenset({("d", 15, 30)})))
+    assert not holds(parent, Place(True, frozenset("x"), frozenset({("d", 15, 41)})))
+    assert not holds(parent, Place(True, frozenset("x"), frozenset({("e", 15, 30)})))
+    cut_apart = Place(True, frozenset(), quotes=("cat sleeps it purrs",))
+    assert holds(parent, cut_apart)
+    assert blame(reading(shown=(parent,)), [cut_apart], is_right=False, k=2) == "read"
+    assert not holds(parent, Place(True, frozenset(), quotes=("at sleeps",)))
+
+
+def test_answers_from_joined_passages_are_graded(tmp_path, asked):
+    (tmp_path / "pages").mkdir()
+    page = "# Cats\n\nA cat sleeps sixteen hours a day. It purrs. It hunts mice at night.\n"
+    (tmp_path / "pages/cats.md").write_text(page)
+    chunker = {"name": "parent_child", "size": 12, "parent_size": 64}
+    recipe = RagRecipe(documents=str(tmp_path / "pages"), embedder="static", chunker=chunker)
+    job = Job.start(tmp_path / "index", "recipe\n")
+    run(recipe, job, embedder=open_embedder("static"))
+    job.close()
+    rows = [{**QUESTIONS[0], "evidence": [{"quote": "a day. It purrs. It hunts"}]}]
+    questions, model = asked(rows)
+    _, report = evaluate_answers(plan(tmp_path / "index", questions, model), tmp_path / "out")
+    assert report.metrics["keyword/context_recall"].value == 1.0  # cut apart, shown whole
 
 
 def test_evidence_is_found_by_span_quotation_name_and_answer(index):
@@ -145,7 +179,8 @@ def test_evidence_is_found_by_span_quotation_name_and_answer(index):
     start = cat.start + cat.text.index("A cat")
 
     def locate(*evidence, answers=("x",)):
-        return found.locate(JudgedQuestion("q", "?", answers, evidence))
+        places = found.locate(JudgedQuestion("q", "?", answers, evidence))
+        return [Place(one.in_documents, one.passages) for one in places]
 
     span = Evidence("", "animals/cats.md", start, start + 10)
     assert locate(span) == [Place(True, frozenset({cat.id}))]
