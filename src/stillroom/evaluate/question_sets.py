@@ -2,7 +2,8 @@
 
 Takes JSON lines (``question``, ``user_input`` or ``query``; ``answers``, ``answer``, ``reference``
 or ``correct_answer``; ``evidence``, ``reference_contexts`` or ``correct_chunks``), SQuAD's JSON
-(2.0's impossible questions have no answer), a list of such rows in one JSON file, and records that
+(2.0's impossible questions have no answer), a list of such rows in one JSON file, a folder in
+BEIR's layout whose queries have answers (the judgements are the evidence), and records that
 ``synth`` or anyone else made, whose evidence names a document and a span. A row that cannot be read
 stops the reading, named by file and line.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
+from stillroom.evaluate.collections import find_collection, read_qrels
 from stillroom.evaluate.questions import find_records, pick_questions
 from stillroom.records import read_records
 from stillroom.text.sentences import split_sentences
@@ -77,6 +79,9 @@ def read_question_set(path: Path) -> list[JudgedQuestion]:
 
 
 def _read(path: Path) -> Iterator[JudgedQuestion]:
+    if path.is_dir() and (path / "queries.jsonl").is_file():
+        yield from _read_collection(path)
+        return
     if path.is_dir() or path.suffix in {".parquet", ".zst"}:
         yield from _read_records(path)
         return
@@ -140,6 +145,23 @@ def _read_evidence(piece: Any, where: str) -> Evidence:
     if not isinstance(start, int) or not isinstance(end, int) or not (quote or name):
         raise _bad(where, f"the evidence is {dict(piece)!r:.80}", "{quote, path, start, end}")
     return Evidence(quote, name, start, end, str(piece.get("passage_id") or ""))
+
+
+def _read_collection(folder: Path) -> Iterator[JudgedQuestion]:
+    """Read BEIR's layout with answers beside the queries, or in their metadata."""
+    found = find_collection(folder)
+    qrels = read_qrels(found.qrels)
+    for number, line in enumerate(found.queries.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{found.queries}:{number}"
+        row = _parse(line, where)
+        if isinstance(row, dict) and isinstance(row.get("metadata"), Mapping):
+            row = {**row["metadata"], **row}
+        one = _read_row(row, where, str(number))
+        judged = (name for name, grade in qrels.get(one.id, {}).items() if grade > 0)
+        evidence = one.evidence or tuple(Evidence(name=name) for name in judged)
+        yield JudgedQuestion(one.id, one.text, one.answers, evidence)
 
 
 def _read_squad(articles: Sequence[Any], where: str) -> Iterator[JudgedQuestion]:

@@ -20,7 +20,14 @@ from stillroom.evaluate.collections import write_run
 from stillroom.evaluate.judging import JudgeWay, ModelJudge, Verdict, choose_way
 from stillroom.evaluate.question_sets import JudgedQuestion, read_question_set
 from stillroom.jobs import Job, Reporter, atomic_write
-from stillroom.provenance import Artifact, Parent, digest_file, digest_json, make_parent
+from stillroom.provenance import (
+    ARTIFACT_FILE,
+    Artifact,
+    Parent,
+    digest_file,
+    digest_json,
+    make_parent,
+)
 from stillroom.rag.evaluation_job import parse_ways
 from stillroom.rag.grading import Bench, grade
 from stillroom.rag.index import Index
@@ -283,16 +290,17 @@ def _goodness(one: Graded) -> tuple[float, float, float, str]:
 
 
 def _parents(plan: ReadingPlan, job: Job) -> list[Parent]:
-    files = {"questions": plan.questions, "labels": plan.labels}
     found = [make_parent("index", plan.index, job.out)]
-    for name, path in files.items():
-        if path is not None:
-            is_file = path.is_file()
-            found.append(
-                Parent(name, str(path), digest_file(path))
-                if is_file
-                else make_parent(name, path, job.out)
-            )
+    for name, path in {"questions": plan.questions, "labels": plan.labels}.items():
+        if path is None:
+            continue
+        if (path / ARTIFACT_FILE).is_file():
+            found.append(make_parent(name, path, job.out))
+            continue
+        files = [path] if path.is_file() else sorted(path.glob("*.jsonl"))
+        digests = [[file.name, digest_file(file)] for file in files]
+        digest = digests[0][1] if path.is_file() else digest_json(digests)
+        found.append(Parent(name, str(path), digest))
     return found
 
 

@@ -341,6 +341,15 @@ def test_question_sets_are_read_as_the_field_keeps_them(tmp_path):
     rows = [{"id": "x", "question": "?", "correct_chunks": ["url#a"], "correct_answer": "yes"}]
     (tmp_path / "list.json").write_text(json.dumps(rows))
     assert read_question_set(tmp_path / "list.json")[0].evidence[0].name == "url#a"
+    beir = tmp_path / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    (beir / "corpus.jsonl").write_text('{"_id": "d1", "title": "", "text": "It is so."}\n')
+    (beir / "queries.jsonl").write_text(
+        '{"_id": "q1", "text": "Why?", "metadata": {"answers": ["So."]}}\n'
+    )
+    (beir / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t0\n")
+    (judged,) = read_question_set(beir)
+    assert (judged.answers, judged.evidence) == (("So.",), (Evidence(name="d1"),))
     fields = {"evidence": {"quote": "It is so.", "start": 3, "end": 12}, "document_id": "d"}
     record = Record((Message("user", "Why?"), Message("assistant", "So.")), fields)
     (tmp_path / "records.jsonl").write_text(json.dumps(record.to_json()) + "\n")
