@@ -72,7 +72,7 @@ def write_recipe(folder: Path, out: Path, fields: dict[str, Any]) -> Path:
                 "records": str(folder / "records.jsonl"),
                 "student": {"max_parameters": 0.9, "choose": "even"},
                 "candidates": 1,
-                "fidelity": {"control": out.name == "controlled", "speed": False},
+                "fidelity": {"control": False, "speed": False},
                 "train": TRAIN,
                 **fields,
             }
@@ -182,6 +182,45 @@ def test_two_processes_make_the_student_of_one(folder: Path, tmp_path: Path, way
     assert two[1][1] == ""  # the first process tells
     check_same(tmp_path / "one", tmp_path / "two")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["cached", "sharded", "rollouts"])
+def test_two_processes_have_the_control_of_one(folder: Path, tmp_path: Path, way: str) -> None:
+    """The main process trains it alone while the other waits; both know the whole budget."""
+    fields = {
+        **WAYS.get(way, WAYS["cached"]),
+        "out": {"dtype": "float32"},
+        "fidelity": {"control": True, "keep_control": True, "speed": False, "answers": 1},
+    }
+    alone(folder, tmp_path / "one", fields)
+    two = finish(
+        start(folder, tmp_path / "two", sharded(fields) if way == "sharded" else fields, 2)
+    )
+    assert [code for code, _ in two] == [0, 0], two[0][1] + two[1][1]
+    check_same(tmp_path / "one", tmp_path / "two")
+    wanted = curve(tmp_path / "one", "control/loss")
+    assert len(wanted) == 6
+    # Its own budget follows from the student's counts; nothing of it depends on the ranks.
+    assert curve(tmp_path / "two", "control/loss") == wanted
+    left, right = (
+        load_file(tmp_path / name / "output" / "control" / "model.safetensors")
+        for name in ("one", "two")
+    )
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    reports = [
+        json.loads((tmp_path / name / "output" / "fidelity.json").read_text())
+        for name in ("one", "two")
+    ]
+    budgets = [report["budget"]["control"] for report in reports]
+    assert budgets[0] == budgets[1]
+    for report in reports:
+        budget = report["budget"]
+        assert budget["control"]["steps"] == budget["final"]["steps"] == 6
+        if way != "rollouts":  # the counts of the student's own text come out equal on the whole
+            assert budget["control"]["positions"] == budget["final"]["positions"]
+    summaries = [report["summary"]["control"]["loss"]["value"] for report in reports]
+    assert summaries[0] == summaries[1]
 
 
 @pytest.mark.slow
