@@ -12,10 +12,13 @@ from stillroom.checkpoints import Checkpoint, dequantize_gguf
 from stillroom.distill.audit_records import audit_duplicates, audit_labels, encode_sample
 from stillroom.distill.audit_tokens import audit_ends, audit_template, audit_vocabulary
 from stillroom.distill.cache_probe import CacheCost, probe_cache
+from stillroom.distill.depth_layers import check_share
 from stillroom.distill.encode import encode_lessons
 from stillroom.distill.fidelity import measure_fidelity
 from stillroom.distill.forecast import forecast
+from stillroom.distill.initialize import student_parameters
 from stillroom.distill.lessons import Split, split_records
+from stillroom.distill.outline import outline_checkpoint
 from stillroom.distill.preflight import Finding, Preflight, judge_teacher
 from stillroom.distill.prune_settings import PruneSettings
 from stillroom.distill.recipe import DistillRecipe
@@ -24,6 +27,7 @@ from stillroom.distill.teacher import Teacher
 from stillroom.jobs import check_fits, describe_machine
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.models.causal import load_tokenizer
+from stillroom.models.hub import find_config
 from stillroom.provenance import find_output
 
 __all__ = ["run_preflight"]
@@ -62,6 +66,9 @@ def run_preflight(
     if room.split is not None:
         split = room.split
         flight.add("held-out records", lambda: audit_duplicates(split))
+    flight.add("student's shape", room.check_shape)
+    if any(one.error for one in flight.findings if one.check == "student's shape"):
+        room.fetch = False  # what cannot be made of the teacher is no reason to fetch it
     flight.add("checkpoints", room.open)
     if room.tokenizer is not None:
         flight.add("vocabulary", room.check_vocabulary)
@@ -95,6 +102,24 @@ class _Room:
             return [Finding("ok", "records", said)]
         more = ", ".join(f"{reason}: {count}" for reason, count in passed_over.items())
         return [Finding("warning", "records", f"{said}; passed over: {more}", "check the file")]
+
+    def check_shape(self) -> list[Finding]:
+        """Plan the student by the teacher's configuration, before its weights are fetched.
+
+        A quantized file's own takes seconds to read, so that only those who fetch wait for it; a
+        folder that is here was looked at for the estimate.
+        """
+        settings, teacher = self.recipe.student, self.recipe.teacher
+        if not isinstance(settings, PruneSettings) or not isinstance(teacher, str):
+            return []
+        config = None if Path(teacher).is_dir() else find_config(teacher, fetch=self.fetch)
+        if config is None or (config.suffix == ".gguf" and not self.fetch):
+            return []
+        with outline_checkpoint(config) as outline:
+            made, whole = student_parameters(outline, settings), outline.parameters
+        check_share(made, whole, settings)
+        said = f"{made:,} parameters, {made / whole:.1%} of the teacher's, by its configuration"
+        return [Finding("ok", "student's shape", said)]
 
     def open(self) -> list[Finding]:
         """Find teacher and student and load their tokenizers, without their weights."""

@@ -21,7 +21,13 @@ from urllib.request import getproxies
 from stillroom.errors import CheckpointError
 from stillroom.provenance import find_output
 
-__all__ = ["DEFAULT_EMBEDDER", "DEFAULT_TEACHER", "list_packaged", "resolve_checkpoint"]
+__all__ = [
+    "DEFAULT_EMBEDDER",
+    "DEFAULT_TEACHER",
+    "find_config",
+    "list_packaged",
+    "resolve_checkpoint",
+]
 
 DEFAULT_TEACHER = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_EMBEDDER = "hub:sentence-transformers/all-MiniLM-L6-v2"
@@ -79,6 +85,56 @@ def resolve_checkpoint(reference: str, *, say: Callable[[str], None] | None = No
             next=f"give its folder: {found.parent}",
         )
     return _single_gguf(found)
+
+
+def find_config(reference: str, *, fetch: bool) -> Path | None:
+    """Return a checkpoint's ``config.json``, or its ``.gguf`` file, without its weights.
+
+    Args:
+        reference: As ``resolve_checkpoint`` takes it.
+        fetch: Whether the file, a few kilobytes, may be fetched from the hub.
+
+    Returns:
+        None where it is not found: ``resolve_checkpoint`` says why.
+    """
+    if not reference.startswith("hub:"):
+        path = Path(reference).expanduser()
+        found = _single_gguf(find_output(path, "checkpoint") if path.is_dir() else path)
+        return _config_in(found)
+    name, _, revision = reference.removeprefix("hub:").partition("@")
+    kept, _ = _look_in_models(name, revision)
+    places = [_config_in(_single_gguf(kept)) if kept else None]
+    places.append(_config_file(name, revision, local_files_only=True))
+    is_offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in _TRUE
+    if not any(places) and fetch and not is_offline and _hub_answers():
+        places.append(_config_file(name, revision, local_files_only=False))
+    packaged = _PACKAGED.get(name.lower())
+    if packaged is not None and not any(places):
+        carried = _find_packaged(packaged)
+        places.append(_config_in(carried) if carried else None)
+    return next((place for place in places if place is not None), None)
+
+
+def _config_in(path: Path) -> Path | None:
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    return path / "config.json" if (path / "config.json").is_file() else None
+
+
+def _config_file(name: str, revision: str, *, local_files_only: bool) -> Path | None:
+    try:
+        from huggingface_hub import hf_hub_download
+
+        found = hf_hub_download(
+            name,
+            "config.json",
+            revision=revision or None,
+            local_files_only=local_files_only,
+            etag_timeout=5,
+        )
+    except (ImportError, OSError, ValueError):  # the hub's errors are all of these
+        return None
+    return Path(found)
 
 
 def _single_gguf(folder: Path) -> Path:
