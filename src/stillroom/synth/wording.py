@@ -62,7 +62,7 @@ _SUFFIXES = (
 )
 _MIN_STEM = 4
 _NAME = re.compile(r"(?<=[^.!?:\n]\s)[“‘\"'(]?([A-Z][\w.'’-]*\w)")
-_NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d.,:/]*\d|(?<![\w.])\d")
+_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d[\d.,:/]*\d|\d)(?:(?:st|nd|rd|th|s)\b)?")
 _SPACE = re.compile(r"\s+")
 
 

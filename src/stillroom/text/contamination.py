@@ -28,6 +28,9 @@ _ALONE = 3
 """An item of at most so many words matches a whole text only."""
 _SHORT = 6
 """An item of at most so many words must stand in the text word for word."""
+_FEW = 12
+_NEAR_OF_FEW = 0.85
+"""Of items of at most ``_FEW`` words so much must be there: a word is a large part of them."""
 _ROOM = 1.5
 _SPARE = 4
 
@@ -118,11 +121,12 @@ class ItemIndex:
             return Match(number, "verbatim", 1.0)
         if len(item) <= _SHORT:
             return None
+        near = max(self.near, _NEAR_OF_FEW) if len(item) <= _FEW else self.near
         best: Match | None = None
         for start, stop in self._stretches(item, found):
             stretch = found[start:stop]
             in_order = self._common(item, stretch) / sum(self._weight[word] for word in item)
-            if in_order >= self.near and (best is None or in_order > best.share):
+            if in_order >= near and (best is None or in_order > best.share):
                 best = Match(number, "near", in_order)
             elif best is None:
                 any_order = self._shared(item, stretch)

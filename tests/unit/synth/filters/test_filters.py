@@ -154,3 +154,29 @@ def test_thresholds_are_settings():
     record = make_record(answer="Worker bees produce wax and shiny candles.")
     assert reason("grounded", record)
     assert reason("grounded", record, min_support=0.5) == ""
+
+
+def test_personal_data_is_dropped_by_kind():
+    record = make_record(answer="Ask the keeper, anna.berg@posteo.de, about wax.")
+    assert reason("personal", record) == "personal data: email"
+    assert reason("personal", record, kinds=["card"]) == ""
+
+
+def test_ordinals_and_decades_are_numbers_of_their_own():
+    text = "Sugar was dear until the 1970s. The 18th hive of 5 kg was sold by Mr Lee in 1970."
+    passage = PASSAGES[0].__class__(
+        "doc", 0, len(text), text, PASSAGES[0].location, origin=PASSAGES[0].origin
+    )
+    context = Context({passage.id: passage})
+
+    def judge(answer):
+        evidence = {"passage_id": passage.id, "quote": text, "start": 0, "end": len(text)}
+        record = Record(
+            (Message("user", "?"), Message("assistant", answer)),
+            {"question": "?", "answer": answer, "evidence": evidence},
+        )
+        return reason("grounded", record, context)
+
+    assert judge("Sugar was dear until the 1970s.") == ""
+    assert judge("The 18th hive of 5 kg was sold by Lee.") == ""
+    assert judge("The 19th hive was sold by Lee.") == "a name or number is not in the passage"
