@@ -125,7 +125,7 @@ def test_without_overlap_the_passages_and_white_space_rebuild_the_text(blocks, n
 @given(
     before=st.lists(BLOCKS, max_size=5).map("\n".join),
     after=st.lists(BLOCKS, max_size=5).map("\n".join),
-    name=st.sampled_from(["heading", "parent_child", "recursive", "sentence", "sentence_window"]),
+    name=st.sampled_from([one for one in CHUNKERS.names() if one != "fixed"]),
 )
 def test_a_fence_that_fits_is_never_cut(before, after, name):
     fence = "```sql\nSELECT one, two\nFROM things\n\nWHERE three = 4;\n```"
