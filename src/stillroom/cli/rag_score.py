@@ -63,7 +63,7 @@ def command(
     from stillroom.rag.evaluation import DEFAULT_MEASURES
 
     scored = compare_runs(
-        {str(path): read_run(path) for path in runs},
+        {name: read_run(path) for name, path in zip(_name(runs), runs, strict=True)},
         read_qrels(qrels),
         measures or DEFAULT_MEASURES,
         relevance_level=relevance_level,
@@ -80,3 +80,9 @@ def command(
     if len(runs) > 1:
         head = ("run", "measure", "less the first", "95 % interval", "p")
         click.echo("\n" + align_columns([head, *scored.list_differences()]))
+
+
+def _name(runs: tuple[Path, ...]) -> list[str]:
+    """Return the files' names without their endings, or whole paths where two are the same."""
+    stems = [path.stem for path in runs]
+    return stems if len(set(stems)) == len(stems) else [str(path) for path in runs]
