@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -150,6 +150,7 @@ class Span:
 
 
 _SILENT = Span()
+_NOBODY = nullcontext(_SILENT)  # shared: it keeps nothing
 _TIMES: ContextVar[StageTimes | None] = ContextVar("stillroom_rag_stages", default=None)
 
 
@@ -166,20 +167,21 @@ def collect_stages() -> Iterator[StageTimes]:
             outer.include(times)
 
 
-@contextmanager
-def stage(name: StageName) -> Iterator[Span]:
+def stage(name: StageName) -> AbstractContextManager[Span]:
     """Time the body as a stage, and make a span of it where OpenTelemetry is set up.
 
     Args:
         name: Which stage.
 
-    Yields:
-        What the body may tell of itself.
+    Returns:
+        A context that gives what the body may tell of itself.
     """
     times, tracer = _TIMES.get(), _tracer()
-    if times is None and tracer is None:
-        yield _SILENT
-        return
+    return _NOBODY if times is None and tracer is None else _run(name, times, tracer)
+
+
+@contextmanager
+def _run(name: StageName, times: StageTimes | None, tracer: Any) -> Iterator[Span]:
     begun = time.perf_counter()
     try:
         if tracer is None:
