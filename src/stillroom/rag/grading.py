@@ -20,6 +20,7 @@ from stillroom.evaluate.generation import (
     context_precision,
     faithfulness,
     holds_answer,
+    measure_shares,
     noise_sensitivity,
     quote_exactness,
 )
@@ -31,12 +32,13 @@ from stillroom.rag.reading import Reading, holds
 from stillroom.text.sentences import split_sentences
 
 if TYPE_CHECKING:
+    from stillroom.evaluate import Metric
     from stillroom.evaluate.question_sets import JudgedQuestion
     from stillroom.rag.index import Index
     from stillroom.rag.locating import Place
     from stillroom.rag.method import Checker
 
-__all__ = ["MEASURES", "Bench", "Grades", "VerdictShelf", "grade"]
+__all__ = ["MEASURES", "Bench", "Grades", "VerdictShelf", "control_judge", "grade"]
 
 MEASURES = (
     "right",
@@ -54,6 +56,7 @@ MEASURES = (
 _RIGHT_F1 = 0.5
 _QUESTIONS = 3
 _ANSWER_TOKENS = 160
+_FEWEST_QUOTATIONS = 2
 
 Grades = Mapping[str, float | None]
 
@@ -72,7 +75,8 @@ class VerdictShelf(Protocol):
 class Bench:
     """What grades: an index and a checker, a judge if there is one, and what it has said.
 
-    ``used`` are all verdicts that figures stand on, asked now or before.
+    ``used`` are all verdicts that figures stand on, asked now or before; ``control`` is how often
+    the judge knew a quotation's own passage.
     """
 
     index: Index
@@ -80,6 +84,7 @@ class Bench:
     checker: Checker
     shelf: VerdictShelf
     used: MutableMapping[str, Verdict]
+    control: Metric | None = None
 
     def supports(self, statement: str, texts: Sequence[str]) -> bool | None:
         """Return whether the texts, together, say the statement."""
@@ -141,6 +146,34 @@ class Bench:
             self.shelf.put(key, kept)
         self.used[key] = Verdict(*kept)
         return self.used[key]
+
+
+def control_judge(
+    bench: Bench, quotations: Sequence[tuple[str, str]], *, seed: int = 0
+) -> Metric | None:
+    """Return how often the judge knows a quotation's own passage from another's; .5 is chance.
+
+    Each quotation is put to it twice: with the passage that it stands in, and with the next one's,
+    unless that has its words, too. Needs nobody's labels; a judge that fails here judges nothing.
+
+    Args:
+        bench: With a judge.
+        quotations: Each with the text of the passage that it stands in.
+        seed: Of the interval, over verdicts.
+
+    Returns:
+        None where there is no judge, or there are fewer than two quotations to tell apart.
+    """
+    if bench.judge is None or len(quotations) < _FEWEST_QUOTATIONS:
+        return None
+    right: dict[str, float | None] = {}
+    for at, (quote, text) in enumerate(quotations):
+        other = quotations[(at + 1) % len(quotations)][1]
+        for is_own, shown in ((True, text), (False, other)):
+            if is_own or not holds_answer(shown, [quote]):
+                said = bench.supports(quote, [shown])
+                right[f"{at}/{is_own}"] = None if said is None else float(said is is_own)
+    return measure_shares(right, "judge/control_accuracy", seed=seed)
 
 
 def grade(

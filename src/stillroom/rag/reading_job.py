@@ -29,7 +29,7 @@ from stillroom.provenance import (
     make_parent,
 )
 from stillroom.rag.evaluation_job import parse_ways
-from stillroom.rag.grading import Bench, grade
+from stillroom.rag.grading import Bench, control_judge, grade
 from stillroom.rag.index import Index
 from stillroom.rag.locating import EvidenceMap, Place, label_ranking
 from stillroom.rag.method import CHECKERS, DEFAULT_RETRIEVER
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from stillroom.rag.ways import Way
 
 __all__ = ["Graded", "ReadingPlan", "evaluate_answers", "read_labels"]
+
+
+_QUOTATIONS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,9 +234,24 @@ def _grade_all(
                         _grade_one(reading, question, places[question.id], bench, plan.k)
                     )
                     progress.advance()
+            bench.control = control_judge(
+                bench, _quotations(questions, places, index), seed=plan.seed
+            )
         for text in dict.fromkeys(told):
             job.say(text)
         return graded, bench
+
+
+def _quotations(
+    questions: Sequence[JudgedQuestion], places: Mapping[str, Sequence[Place]], index: Index
+) -> list[tuple[str, str]]:
+    """Return quotations of the evidence with the passages they stand in, the first twenty."""
+    found: dict[str, str] = {}
+    for question in questions:
+        for evidence, place in zip(question.evidence, places[question.id], strict=False):
+            if evidence.quote and place.passages and len(found) < _QUOTATIONS:
+                found.setdefault(evidence.quote, index.passage(min(place.passages)).text)
+    return list(found.items())
 
 
 def _grade_one(

@@ -28,6 +28,7 @@ _SHOWN = 160
 _COMPARED = ("right", "f1", "faithfulness", "citation_recall")
 _MILLION = 1e6
 _FEWEST_LABELS = 2
+_CHANCE = 0.5
 
 Rows = Mapping[str, Sequence["Graded"]]
 Labels = Mapping[tuple[str, str], bool]
@@ -106,6 +107,11 @@ def _say_grader(plan: ReadingPlan, bench: Bench, model: str) -> str:
     said = f"Judged by {plan.judge} ({bench.judge.way})."
     if bench.judge.model.fingerprint == model:
         said += " The judge is the very model that answered, and such judges favor themselves."
+    if bench.control is not None and not bench.control.low > _CHANCE:
+        said += (
+            " Shown quotations, it did not tell their own passages from others better than chance: "
+            "what it judged means nothing."
+        )
     return said
 
 
@@ -235,7 +241,9 @@ def _add_judge(report: Report, graded: Rows, bench: Bench, labels: Labels, seed:
     report.section(
         "Judge",
         "Verdicts that could not be read were asked again; what failed for good is left out of the "
-        "figures, which say on how many they stand.",
+        "figures, which say on how many they stand. As a control, quotations were put to it with "
+        "the passage that they stand in and with another; half right is chance.",
+        metrics=[bench.control] if bench.control is not None else [],
         table=Table(
             "verdicts",
             ("what", "count"),

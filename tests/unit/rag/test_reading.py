@@ -7,11 +7,17 @@ from click.testing import CliRunner
 
 from stillroom.cli import stillroom
 from stillroom.errors import Cancelled, DataError
+from stillroom.evaluate.judging import ModelJudge
 from stillroom.evaluate.question_sets import Evidence, JudgedQuestion, read_question_set
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
+from stillroom.models.protocols import Score
+from stillroom.models.script import ScriptedModel
 from stillroom.rag import reading_job
+from stillroom.rag.grading import Bench, control_judge
+from stillroom.rag.index import Index
 from stillroom.rag.locating import EvidenceMap, Place, label_ranking
+from stillroom.rag.method import CHECKERS
 from stillroom.rag.reading import Reading, ShownPassage, blame, holds
 from stillroom.rag.reading_job import ReadingPlan, evaluate_answers
 from stillroom.rag.recipe import RagRecipe
@@ -236,6 +242,50 @@ def test_a_judge_that_is_the_reader_is_said(built, asked, tmp_path):
     _, report = evaluate_answers(same, tmp_path / "out")
     assert "the very model that answered" in report.summary
     assert report.metrics["keyword/right"].n == 5  # by probabilities there is always a verdict
+
+
+@pytest.mark.parametrize("can_judge", [True, False])
+def test_a_judge_is_controlled_with_quotations(built, asked, tmp_path, can_judge):
+    facts = {
+        "cats": "A cat sleeps sixteen hours a day.",
+        "dogs": "Dogs guard the house at night.",
+        "python": "It does not need a compiler.",
+    }
+    rows = [
+        {"id": name, "question": f"What of {name}?", "answer": "x", "evidence": [{"quote": quote}]}
+        for name, quote in facts.items()
+    ]
+    questions, model = asked(rows)
+
+    class Judge(ScriptedModel):
+        def score(self, prompts, completions):
+            return [Score((self.chance(*pair),)) for pair in zip(prompts, completions, strict=True)]
+
+        def chance(self, prompt, word):
+            shown, _, rest = prompt.messages[-1].content.partition("\n\nStatement: ")
+            holds = rest.split("\n")[0] in shown
+            return -1.0 if (holds or not can_judge) == (word == "Yes") else -2.0
+
+    judge = ModelJudge(Judge({"*": ""}))
+    with Index.open(built) as opened:
+        bench = Bench(opened, judge, CHECKERS.build("overlap"), {}, {})
+        bench.shelf = Shelf()
+        evidence = EvidenceMap(opened)
+        found = []
+        for one in read_question_set(questions):
+            (place,) = evidence.locate(one)
+            found.append((one.evidence[0].quote, opened.passage(min(place.passages)).text))
+        metric = control_judge(bench, found)
+        assert metric.n == 6
+        assert metric.value == (1.0 if can_judge else 0.5)
+        assert control_judge(bench, found[:1]) is None
+    same = plan(built, questions, model, ways=("keyword",), judge=model, judge_way="json")
+    _, report = evaluate_answers(same, tmp_path / "out")
+    assert "means nothing" in report.summary  # it writes no verdicts at all
+
+
+class Shelf(dict):
+    put = dict.__setitem__
 
 
 def test_a_stopped_evaluation_goes_on_to_the_same_answers(built, asked, tmp_path, monkeypatch):
