@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["join_parents", "retrieve_to_read"]
 
+_PROBES = 8
 _PASSAGES_IN_PARENT = 4  # how many times as deep is looked, so that enough parents are found
 
 
@@ -56,10 +57,19 @@ def retrieve_to_read(
             query, depth, retriever=retriever, reranker=reranker, transform=transform, model=model
         )
 
-    hits = find(k)
+    deep = k * _PASSAGES_IN_PARENT if k > 0 and _has_parents(index) else k
+    hits = find(deep)
     if not any(hit.passage.parent for hit in hits):
-        return hits
-    return join_parents(find(k * _PASSAGES_IN_PARENT), index, share)[:k]
+        return hits[:k]
+    if deep == k:  # few passages have parents, and the probe met none
+        hits = find(k * _PASSAGES_IN_PARENT)
+    return join_parents(hits, index, share)[:k]
+
+
+def _has_parents(index: Index) -> bool:
+    """Say whether any of a few passages has a parent, so that no search is made in vain."""
+    step = max(len(index) // _PROBES, 1)
+    return any(index.passage_at(row).parent for row in range(0, len(index), step))
 
 
 def join_parents(hits: Sequence[Hit], index: Index, share: float = 0.0) -> list[Hit]:

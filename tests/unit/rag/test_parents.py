@@ -83,6 +83,19 @@ def test_as_many_parts_are_read_as_are_asked_for(small):
     assert all(hit.passage.parent == (hit.passage.start, hit.passage.end) for hit in read[:2])
 
 
+def test_an_index_of_parts_is_searched_once(small, monkeypatch):
+    depths = []
+    retrieve = small.retrieve
+
+    def count(query, k, **how):
+        depths.append(k)
+        return retrieve(query, k, **how)
+
+    monkeypatch.setattr(small, "retrieve", count)
+    assert len(retrieve_to_read(small, "the kettle must stand steps away", 3)) == 3
+    assert depths == [12]
+
+
 def test_an_index_without_parts_gives_what_it_found(index):
     question = "a cat or a dog at night in Paris"
     assert retrieve_to_read(index, question, 3) == index.retrieve(question, 3)
