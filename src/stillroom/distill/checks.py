@@ -24,6 +24,7 @@ from stillroom.distill.prune_settings import PruneSettings
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.sizing import count_parameters, estimate
 from stillroom.distill.teacher import Teacher
+from stillroom.distill.teacher_settings import ServerTeacher
 from stillroom.jobs import check_fits, describe_machine
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.models.causal import load_tokenizer
@@ -70,14 +71,17 @@ def run_preflight(
     if any(one.error for one in flight.findings if one.check == "student's shape"):
         room.fetch = False  # what cannot be made of the teacher is no reason to fetch it
     flight.add("checkpoints", room.open)
+    is_here = isinstance(recipe.teacher, str)
     if room.tokenizer is not None:
-        flight.add("vocabulary", room.check_vocabulary)
-        flight.add("chat template", lambda: audit_template(room.tokenizer, room.others))
+        if not recipe.teacher_only_writes:
+            flight.add("vocabulary", room.check_vocabulary)
+            flight.add("chat template", lambda: audit_template(room.tokenizer, room.others))
         flight.add("records", room.check_records)
-        flight.add("capacity gap", room.check_sizes)
-        if loads:
+        if is_here:
+            flight.add("capacity gap", room.check_sizes)
+        if loads and is_here:
             flight.add("teacher on this data", room.compare)
-    probe = room.probe if loads and room.tokenizer is not None else lambda: None
+    probe = room.probe if loads and is_here and room.tokenizer is not None else lambda: None
     flight.add("teacher cache", lambda: forecast(recipe, probe))
     return flight
 
@@ -123,18 +127,8 @@ class _Room:
 
     def open(self) -> list[Finding]:
         """Find teacher and student and load their tokenizers, without their weights."""
-        recipe = self.recipe
-        if not isinstance(recipe.teacher, str):
-            return [
-                Finding(
-                    "note", "teacher", "a server or several teachers: asked when the job starts"
-                )
-            ]
-        student = None if isinstance(recipe.student, PruneSettings) else recipe.student
         found = []
-        for name, reference in (("teacher", recipe.teacher), ("student", student)):
-            if reference is None:
-                continue
+        for name, reference in self._references():
             if not self.fetch and not _exists(reference):
                 return [
                     Finding(
@@ -148,8 +142,25 @@ class _Room:
             self.folders.append(dequantize_gguf(path) if path.suffix == ".gguf" else path)
             found.append(Finding("ok", name, str(reference)))
         self.tokenizer = load_tokenizer(self.folders[0])
-        self.others = load_tokenizer(self.folders[1]) if student is not None else None
+        self.others = load_tokenizer(self.folders[1]) if len(self.folders) > 1 else None
+        if not isinstance(self.recipe.teacher, str):
+            asked = "a server, or others of several, are asked when the job starts"
+            found.append(Finding("note", "teacher", asked))
         return found
+
+    def _references(self) -> list[tuple[str, str]]:
+        """Return what is opened: the teacher or its tokenizer, of several the first; the student.
+
+        A teacher that only writes has no tokenizer that matters.
+        """
+        student, teacher = self.recipe.student, self.recipe.teacher
+        first: object = teacher[0].teacher if isinstance(teacher, tuple) else teacher
+        found = []
+        if isinstance(first, ServerTeacher):
+            found += [("teacher.tokenizer", str(first.tokenizer))] if first.tokenizer else []
+        else:
+            found.append(("teacher", str(first)))
+        return found + ([("student", student)] if isinstance(student, str) else [])
 
     def check_vocabulary(self) -> list[Finding]:
         rows = [_rows(folder) for folder in self.folders]

@@ -37,6 +37,7 @@ class Counted:
         tokens: Of all of them, as they are cut.
         positions: That bear loss.
         answer: Tokens of an assistant's last message, on average.
+        held_out: Records that are only measured.
         basis: What the numbers stand on, in words.
     """
 
@@ -44,6 +45,7 @@ class Counted:
     tokens: int
     positions: int
     answer: float
+    held_out: int
     basis: str
 
     @property
@@ -62,7 +64,7 @@ def count_tokens(recipe: DistillRecipe) -> Counted:
     if not path.exists():
         records, each = _UNKNOWN[0], min(_UNKNOWN[1], recipe.max_tokens)
         told = f"about {records * each} tokens (the file is not there yet)"
-        return Counted(records, records * each, records * each, each / 2, told)
+        return Counted(records, records * each, records * each, each / 2, records // 10, told)
     read = list(itertools.islice(read_records(path, on_drop=lambda row, why: None), _READ_WHOLE))
     has_splits = any("split" in record.fields for record in read)
     learned = [record for record in read if is_learned(record, has_splits=has_splits)]
@@ -70,7 +72,7 @@ def count_tokens(recipe: DistillRecipe) -> Counted:
     count = round(whole * len(learned) / max(len(read), 1))
     sample = learned[:: max(len(learned) // _SAMPLE, 1)]
     if not sample:
-        return Counted(0, 0, 0, 0.0, "no record to learn from")
+        return Counted(0, 0, 0, 0.0, whole, "no record to learn from")
     tokenizer = _tokenizer_of(recipe)
     try:
         measured = [_measure(recipe, record, tokenizer) for record in sample]
@@ -84,8 +86,14 @@ def count_tokens(recipe: DistillRecipe) -> Counted:
         round(tokens * scale),
         round(positions * scale),
         answers / len(sample),
+        round(whole * sum(_is_held_out(one, has_splits) for one in read) / len(read)),
         f"about {round(tokens * scale)} tokens (by {by})",
     )
+
+
+def _is_held_out(record: Record, has_splits: bool) -> bool:
+    is_named = not has_splits or record.fields.get("split") == "held_out"
+    return is_named and not is_learned(record, has_splits=has_splits)
 
 
 def _measure(recipe: DistillRecipe, record: Record, tokenizer: Any | None) -> Sequence[float]:

@@ -235,8 +235,13 @@ class Examiner:
         return {told[name]: points for name, points in found.items() if points}
 
     def _near(self) -> list[Near]:
+        names = [one.name for one in self.yardsticks]
         return [
-            Near(one.name, {name: found[at] for name, found in self.near.items()}, one.note)
+            Near(
+                one.name if names.count(one.name) == 1 else f"{one.name} ({at + 1})",
+                {name: found[at] for name, found in self.near.items()},
+                one.note,
+            )
             for at, one in enumerate(self.yardsticks)
         ]
 

@@ -361,7 +361,7 @@ def _say_nearness(near: Near, seed: int) -> str:
         return ""
     said = (
         f"On {len(counted)} held-out records the student's divergence from {near.teacher} went "
-        f"from {near.found[INITIAL].mean(key):.3f} to {final.mean(key):.3f} {unit}."
+        f"from {near.found[INITIAL].mean(key):.3g} to {final.mean(key):.3g} {unit}."
     )
     if CONTROL not in near.found:
         return said

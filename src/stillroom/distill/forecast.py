@@ -76,7 +76,7 @@ def _of_server(sizes: Sizes) -> list[Finding]:
     policy, asks = recipe.rollouts, recipe.method.asks_teacher or recipe.crossing is not None
     keeps = asks and (policy is None or policy.learns_from_records)
     times = 2 if asks and recipe.method.needs_scores else 1
-    held = recipe.fidelity.records
+    held = min(recipe.fidelity.records, counted.held_out)
     texts = counted.records * keeps + held + count * times
     tokens = round(
         counted.tokens * keeps

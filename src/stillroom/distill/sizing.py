@@ -230,8 +230,9 @@ class Sizes:
         """Return the work of measuring: each side reads the records, and some write answers."""
         settings, teacher, student = self.recipe.fidelity, self.teacher, self.student
         students = 3 if settings.control else 2
-        read = settings.records * self.counted.mean * 2 * (teacher + students * student)
-        answered = min(settings.answers, settings.records)
+        records = min(settings.records, self.counted.held_out)
+        read = records * self.counted.mean * 2 * (teacher + students * student)
+        answered = min(settings.answers, records)
         written = 2 * answered * settings.max_new_tokens * 2
         return read + _WRITING * written * (teacher + (students - 1) * student)
 

@@ -7,8 +7,10 @@ from pydantic import ValidationError
 from tests.unit.distill.conftest import make_records
 from tests.unit.distill.teacher_servers import TeacherServer, serving
 
+from stillroom.distill.checks import run_preflight
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.run import run
+from stillroom.errors import CheckpointError
 from stillroom.jobs import Job
 from stillroom.records import Record, read_records, write_records
 from stillroom.testing import tiny_checkpoint
@@ -124,6 +126,29 @@ def test_every_kind_of_teacher_leaves_the_whole_report(make_recipe, do, kind):
         assert {"teacher 1/decode_ms", "teacher 2/decode_ms", "student/decode_ms"} <= found
     told = (folder / "events.jsonl").read_text()
     assert "held-out records the student's divergence from" in told
+
+
+def test_two_teachers_of_one_name_are_told_apart(make_recipe, do, tmp_path):
+    both = [
+        {"teacher": str(tiny_checkpoint(tmp_path / place / "model", layers=1, seed=seed))}
+        for place, seed in (("a", 31), ("b", 32))
+    ]
+    _, folder = do(make_recipe("several", teacher=both))
+    report = json.loads((folder / "output" / "fidelity.json").read_text())["report"]
+    names = {metric["name"] for metric in report["metrics"]}
+    assert {"student/model (1)/kl", "student/model (2)/kl"} <= names
+
+
+@pytest.mark.parametrize("kind", ["served", "several"])
+def test_another_vocabulary_is_found_before_a_teacher_is_asked(
+    make_recipe, tmp_path, folders, server, kind
+):
+    recipe = make_recipe(kind, student=str(folders["narrow"]))
+    flight = run_preflight(recipe, tmp_path, fetch=False)
+    with pytest.raises(CheckpointError) as caught:
+        flight.raise_errors()
+    assert caught.value.code == "distill.vocabulary"
+    assert server.bodies == []
 
 
 @pytest.mark.parametrize("kind", NEAR)

@@ -153,6 +153,7 @@ def test_a_server_is_asked_for_as_much_as_was_said(make_recipe, do, loaded, tmp_
         recipe = make_recipe(
             teacher={**teacher, "tokenizer": str(tmp_path / "student")},
             student=str(student),
+            fidelity={"control": False, "answers": 0, "records": 32, "speed": False},
         )
         (found,) = find(run_preflight(recipe, tmp_path), "server")
         do(recipe)
