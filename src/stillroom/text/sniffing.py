@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import zipfile
 from functools import lru_cache
@@ -24,13 +25,13 @@ _MAIL = re.compile(
     rb"(?:(?:Return-Path|Received|Delivered-To|From|To|Subject|Date|Message-ID|MIME-Version): "
     rb"[^\r\n]*\r?\n(?:[ \t][^\n]*\n)*){2}"
 )
+_READ_ME = re.compile(r"read_?me|changelog|changes|contributing|history|news|todo", re.I)
+_MARKED = re.compile(rb"^(?:#{1,6} |```|\* |- )", re.M)
+_SNIFFED = 2**20
+_PICTURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*")
 _FOREIGN = {
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a file of Office before 2007 or Outlook",
-    b"\x89PNG": "a PNG picture",
-    b"\xff\xd8\xff": "a JPEG picture",
     b"GIF8": "a GIF picture",
-    b"II*\x00": "a TIFF picture",
-    b"MM\x00*": "a TIFF picture",
     b"ID3": "an MP3 recording",
     b"\x1f\x8b": "a gzip archive",
     b"7z\xbc\xaf": "a 7z archive",
@@ -52,7 +53,9 @@ def choose_parser(path: str, data: bytes) -> Parser:
     """
     by_suffix = _by_suffix(path)
     by_bytes = _by_bytes(data)
-    if by_suffix and not (by_bytes in {"pdf", *_ZIP_MARKS.values()} and by_suffix in _TEXTUAL):
+    if by_suffix and not (
+        by_bytes in {"pdf", "image", *_ZIP_MARKS.values()} and by_suffix in _TEXTUAL
+    ):
         return PARSERS.build(by_suffix)
     if by_bytes:
         return PARSERS.build(by_bytes)
@@ -69,7 +72,8 @@ def choose_parser(path: str, data: bytes) -> Parser:
         )
     if not data.startswith((b"\xff\xfe", b"\xfe\xff")):
         _check_wide(data, path)
-    return PARSERS.build("txt")
+    is_markdown = _READ_ME.fullmatch(path.rsplit("/", 1)[-1]) and _MARKED.search(data[:4096])
+    return PARSERS.build("md" if is_markdown else "txt")
 
 
 @lru_cache(maxsize=1)
@@ -91,11 +95,24 @@ def _by_bytes(data: bytes) -> str:
     head = data[:1024]
     if b"%PDF-" in head:
         return "pdf"
+    if head.startswith(_PICTURES):
+        return "image"
     if data.startswith(b"PK\x03\x04"):
         return _by_members(data)
     if _PAGE.match(head.removeprefix(b"\xef\xbb\xbf")):
         return "html"
+    if head.lstrip()[:1] in {b"{", b"["} and len(data) <= _SNIFFED:
+        return _by_json(data)
     return "eml" if _MAIL.match(head) else ""
+
+
+def _by_json(data: bytes) -> str:
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return ""
+    is_notebook = isinstance(content, dict) and "nbformat" in content and "cells" in content
+    return "ipynb" if is_notebook else "json"
 
 
 def _by_members(data: bytes) -> str:

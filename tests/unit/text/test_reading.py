@@ -76,7 +76,7 @@ def test_every_suffix_belongs_to_one_parser():
 @pytest.mark.parametrize(
     ("name", "data", "code", "words"),
     [
-        ("a.bin", b"\x89PNG\r\n\x1a\n", "document.unknown-format", "PNG"),
+        ("a.bin", b"GIF89a", "document.unknown-format", "GIF"),
         ("a.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "document.unknown-format", "before 2007"),
         ("a.zip", b"PK\x03\x04" + bytes(40), "document.unknown-format", "zip"),
         ("a", bytes(range(32)) * 9, "document.binary", "binary"),

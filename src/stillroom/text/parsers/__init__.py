@@ -9,8 +9,12 @@ Why these libraries (license; size on disk with what they pull in; what 104 mixe
   that a node came from, which a citation needs. trafilatura (Apache-2.0, 60 MB with babel and
   lxml) took 1.2 to 2.7 times as long on three real pages, 94-99 % of its words are in ours too,
   and its 2.3.1 did not import against lxml 6.1 without one more package.
-- PDF: pypdfium2 (Apache-2.0 or BSD-3; 8 MB; Chrome's engine): every word of four invoices and
-  tables with known text was found, and 97 % of a paper's page. PyMuPDF is AGPL.
+- PDF: pypdfium2 (Apache-2.0 or BSD-3; 8 MB; Chrome's engine) gives each character's place and
+  type; columns, tables and headings are found from these here. PyMuPDF is AGPL. markitdown, on
+  pdfminer and pdfplumber (MIT), found fewer cells and no headings in several times the time.
+- OCR: RapidOCR (Apache-2.0) has its models in the wheel (27 MB), so it works offline; with
+  onnxruntime and opencv it takes 195 MB, so it is an extra of its own. easyocr (Apache-2.0) and
+  docling (MIT) download theirs.
 - Word, PowerPoint, Excel: python-docx, python-pptx, openpyxl (MIT), behind a check of the archive.
 - Everything at once: docling (MIT) pulls in torch models that must be downloaded; markitdown (MIT,
   80 MB of onnxruntime for guessing file types) and kreuzberg (76 MB) give Markdown without offsets.

@@ -1,6 +1,7 @@
 """Plain text and source code: the text is the file, byte for byte.
 
-The encoding is told by a byte order mark, else UTF-8, else statistics; see ``decoding``.
+The encoding is told by a byte order mark, else UTF-8, else statistics; see ``decoding``. The
+functions and classes of code are its sections, so that it can be cut between them.
 """
 
 from __future__ import annotations
@@ -11,29 +12,38 @@ from typing_extensions import override
 
 from stillroom.records import Document
 from stillroom.text.assembly import from_source_text, require_text
+from stillroom.text.code import CODE_SUFFIXES, find_definitions, is_code, language_of
 from stillroom.text.decoding import decode, make_anchors
 from stillroom.text.method import Parser, Source
 
 __all__ = ["Txt"]
 
-_CODE = (
-    ".py .pyi .js .mjs .ts .tsx .jsx .c .h .cc .cpp .hpp .cs .java .kt .go .rs .rb .php .swift"
-    " .scala .lua .pl .r .jl .sh .bash .sql .css .scss .yaml .yml .toml .ini .cfg .conf .xml .xsl"
-    " .svg .tex .bib .proto .graphql .cmake .mk .diff .patch"
-)
-
 
 class Txt(Parser):
     """Text files of any encoding, and source code."""
 
-    suffixes: ClassVar[tuple[str, ...]] = (".txt", ".text", ".log", ".srt", ".vtt", *_CODE.split())
+    suffixes: ClassVar[tuple[str, ...]] = (".txt", ".text", ".log", ".srt", ".vtt", *CODE_SUFFIXES)
     media_type: ClassVar[str] = "text/plain"
 
     @override
     def parse(self, data: bytes, source: Source) -> Document:
         decoded = decode(data, source.path)
         metadata = dict(decoded.metadata)
-        if source.path.lower().endswith(tuple(_CODE.split())):
+        headings = []
+        title = ""
+        if is_code(source.path, decoded.text):
             metadata["is_code"] = True
-        document = from_source_text(decoded.text, make_anchors(decoded), source, metadata=metadata)
+            language = language_of(source.path, decoded.text)
+            if language:
+                metadata["programming_language"] = language
+                headings = list(find_definitions(decoded.text, language))
+            title = source.stem
+        document = from_source_text(
+            decoded.text,
+            make_anchors(decoded),
+            source,
+            headings=headings,
+            title=title,
+            metadata=metadata,
+        )
         return require_text(document)

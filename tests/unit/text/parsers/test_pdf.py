@@ -1,5 +1,7 @@
 """PDF pages: columns, headings, tables, running heads, cut words, turned pages, forms, notes."""
 
+import io
+
 import pytest
 from tests.unit.text.papers import Paper
 
@@ -260,3 +262,30 @@ def test_pictures_that_take_too_long_are_counted(monkeypatch):
     document = read(paper, ocr_timeout_s=60)
     assert document.metadata["pages_needing_ocr"] == [3]
     assert "ocr_timeout_s" in document.metadata["notices"][0]
+
+
+def test_a_photograph_of_a_page_is_read_by_ocr(monkeypatch):
+    pytest.importorskip("rapidocr")
+    pytest.importorskip("onnxruntime")
+    from stillroom.text import parse_bytes
+    from stillroom.text.parsers import image as image_parser
+
+    buffer = io.BytesIO()
+    image = pytest.importorskip("PIL.Image")
+    image.fromarray(picture(SCANNED)).save(buffer, "PNG")
+    document = parse_bytes(buffer.getvalue(), "scan")
+    for line in SCANNED:
+        assert line in document.text
+    assert document.metadata["ocr_confidence"] > 0.8
+    assert document.locate(0, 5).label.startswith("OCR, confidence ")
+    with pytest.raises(DataError) as caught:
+        parse_bytes(buffer.getvalue(), "scan.png", limits=Limits(ocr="never"))
+    assert caught.value.code == "document.no-text"
+    monkeypatch.setattr(image_parser, "has_ocr", lambda: False)
+    with pytest.raises(MissingExtraError, match="rapidocr"):
+        image_parser.Image().parse(buffer.getvalue(), Source("scan.png", "0" * 64))
+    empty = io.BytesIO()
+    image.new("L", (200, 200), 255).save(empty, "TIFF")
+    with pytest.raises(DataError) as caught:
+        parse_bytes(empty.getvalue(), "empty.tiff")
+    assert caught.value.code == "document.no-text"

@@ -1,6 +1,7 @@
 """Formats whose text is the file: every span must lead to its own bytes."""
 
 import json
+import time
 
 import pytest
 
@@ -235,3 +236,55 @@ def test_mail_reads_attached_text_and_html_beside_plain_text(parse):
         "Subject: s the plain way a page of its own ## t.csv a,b".split()
     )
     assert document.metadata["attachments"] == ["t.csv", "p.png"]
+
+
+PYTHON = """#!/usr/bin/env python3
+import os
+
+# What a kettle is.
+@decorated
+class Kettle:
+    def boil(self):
+        return 100
+
+
+async def pour():
+    pass
+"""
+
+
+def test_functions_and_classes_of_code_are_its_sections(parse):
+    document = parse("txt", PYTHON, "src/kettle")
+    assert document.text == PYTHON
+    assert document.metadata["programming_language"] == "python"
+    assert [(one.level, one.title) for one in document.headings] == [
+        (1, "Kettle"),
+        (2, "boil"),
+        (1, "pour"),
+    ]
+    assert document.headings[0].start == PYTHON.index("# What")
+    assert document.heading_path(PYTHON.index("return")) == ("Kettle", "boil")
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "titles"),
+    [
+        ("a.c", "static int add(int a,\n    int b) {\n}\nint x = f(3);\n", ["add"]),
+        ("a.cpp", "void Pot::boil() const\n{\n}\n", ["Pot::boil"]),
+        ("a.sql", "create table if not exists s.t (a int);\nCREATE VIEW v AS x;", ["s.t", "v"]),
+        ("a.ts", "export class A {\n}\nexport default async function b() {}\n", ["A", "b"]),
+        ("a.rs", "pub(crate) fn f() {}\nimpl Pot {\n    fn g() {}\n}", ["f", "Pot", "g"]),
+        ("a.go", "func (p *Pot) Boil() {}\ntype Pot struct {}\n", ["Boil", "Pot"]),
+        ("a.yaml", "def: class\n", []),
+    ],
+)
+def test_definitions_of_many_languages(parse, name, code, titles):
+    assert [one.title for one in parse("txt", code, name).headings] == titles
+
+
+@pytest.mark.parametrize("line", ["static\n", "static ", " ", "a b(", "int a(int b\n", "(", "@\n"])
+def test_definitions_are_found_in_linear_time(parse, line):
+    start = time.monotonic()
+    for name in ("a.c", "a.js", "a.sql", "a.rs", "a.py"):
+        parse("txt", line * (300_000 // len(line)) + "x", name)
+    assert time.monotonic() - start < 10

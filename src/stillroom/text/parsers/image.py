@@ -1,0 +1,109 @@
+"""Pictures of text (scans, photographs of pages, screenshots), read by OCR: the extra ``ocr``.
+
+Each frame of a TIFF is a page. Tables and columns are found as on a PDF page; the reader's
+confidence is told on every passage. Bytes are those of the whole file.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from typing_extensions import override
+
+from stillroom.errors import DataError, MissingExtraError
+from stillroom.records import Document
+from stillroom.text.assembly import Assembly, render_table
+from stillroom.text.layout import arrange
+from stillroom.text.method import Parser, Source
+from stillroom.text.ocr import has_ocr, read_picture, require_language
+from stillroom.text.office import unreadable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Image"]
+
+_MOST_PIXELS = 100_000_000
+_SIDE = 2000
+
+
+class Image(Parser):
+    """PNG, JPEG, TIFF, WebP and BMP pictures, with the extra ``ocr``."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".bmp",
+    )
+    media_type: ClassVar[str] = "image/png"
+    is_risky: ClassVar[bool] = True
+
+    @override
+    def parse(self, data: bytes, source: Source) -> Document:
+        if source.limits.ocr == "never":
+            raise DataError(
+                "the file is a picture, and the limit ocr is 'never'",
+                code="document.no-text",
+                where=source.path,
+                expected="ocr: auto",
+                next="set the limit ocr to 'auto', or leave the file out",
+            )
+        if not has_ocr():
+            raise MissingExtraError.of("rapidocr", "ocr", "reading pictures of text")
+        require_language(source.limits.ocr_language, source.path)
+        with unreadable(source.path):
+            return _read(data, source)
+
+
+def _read(data: bytes, source: Source) -> Document:
+    from PIL import Image as Pictures
+
+    picture = Pictures.open(io.BytesIO(data))
+    frames = int(getattr(picture, "n_frames", 1))
+    if picture.width * picture.height > _MOST_PIXELS or frames > source.limits.pages:
+        raise DataError(
+            f"the picture has {picture.width} by {picture.height} pixels and {frames} frames",
+            code="document.too-large",
+            where=source.path,
+            expected=f"at most {_MOST_PIXELS} pixels and {source.limits.pages} frames",
+            next="make it smaller, or split it",
+        )
+    assembly = Assembly(source)
+    sure: list[float] = []
+    for number in range(frames):
+        picture.seek(number)
+        source.more_time()
+        found = read_picture(_pixels(picture))
+        place: dict[str, Any] = {"span": (0, len(data)), "page": number + 1}
+        place["label"] = f"OCR, confidence {found.confidence:.2f}"
+        for block in arrange(found.runs):
+            text = render_table(block.rows) if block.kind == "table" else block.text
+            if text:
+                assembly.gap()
+                assembly.add(text, **place)
+        if found.runs:
+            sure.append(found.confidence)
+    confidence = round(sum(sure) / len(sure), 3) if sure else 0.0
+    return assembly.finish(
+        metadata={"pages": frames, "ocr_confidence": confidence},
+        expected="a picture of text (OCR read none)",
+    )
+
+
+def _pixels(picture: Any) -> NDArray[np.uint8]:
+    """Return blue, green, red, (Y, X, 3), upright, no larger than OCR reads."""
+    import numpy as np
+    from PIL import Image as Pictures
+    from PIL import ImageOps
+
+    upright = ImageOps.exif_transpose(picture).convert("RGBA")
+    paper = Pictures.new("RGBA", upright.size, "white")
+    paper.alpha_composite(upright)
+    paper.thumbnail((_SIDE, _SIDE))
+    return np.ascontiguousarray(np.asarray(paper.convert("RGB"))[:, :, ::-1])
