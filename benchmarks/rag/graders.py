@@ -19,12 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks.rag.question_sets import build_index, hold_out, read_docs_qa, read_squad
+from benchmarks.rag.question_sets import (
+    BUILD,
+    Asked,
+    build_index,
+    hold_out,
+    read_docs_qa,
+    read_squad,
+)
 
-from stillroom.models import open_text_model
+from stillroom.models import TextModel, open_text_model
 from stillroom.models.hub import DEFAULT_TEACHER
 from stillroom.rag.index import Index
-from stillroom.rag.method import GRADERS, Query
+from stillroom.rag.method import GRADERS, Grader, Query
 
 FOUND, READ, DRAWS = 10, 5, 2_000
 
@@ -59,6 +66,17 @@ def best_threshold(grades: NDArray[np.float64], labels: NDArray[np.bool_]) -> fl
     return float(middles[int(np.argmax(scores))])
 
 
+def grade(
+    one: Asked, index: Index, grader: Grader, model: TextModel | None, depth: int
+) -> tuple[list[float], list[bool]]:
+    """Return the grades of what is found for a question, and whether each passage answers it."""
+    query = Query(one.text)
+    hits = index.retrieve(query, depth)
+    shown = ["\n".join([*hit.passage.headings, hit.passage.text]) for hit in hits]
+    right = [Path(hit.passage.location.path).stem in one.right for hit in hits]
+    return grader.grade(query, shown, index, model), right
+
+
 def main() -> None:
     """Measure the graders that are named on one set."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -66,22 +84,31 @@ def main() -> None:
     parser.add_argument("graders", nargs="+")
     parser.add_argument("--most", type=int, default=10_000)
     parser.add_argument("--model", default=DEFAULT_TEACHER)
+    parser.add_argument("--seconds", type=float, default=1e9, help="then what is graded is told")
     given = parser.parse_args()
     read = read_docs_qa if given.set == "docs-qa" else lambda: read_squad(every=5)
     texts, questions = hold_out(*read())
     questions = questions[: given.most]
-    model = open_text_model(given.model) if "yes_no" in given.graders else None
+    end = time.monotonic() + given.seconds
+    model = open_text_model(given.model, num_threads=2) if "yes_no" in given.graders else None
     with Index.open(build_index(given.set, texts)) as index:
         for name in given.graders:
             grader = GRADERS.build(json.loads(name) if name.startswith("{") else name)
             best, labels, rows = [], [], []
             begun = time.process_time()
+            kept = BUILD / f"grades-{given.set}-{name.split(':')[0]}-{index.digest[:12]}.jsonl"
+            rows_kept = kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else []
+            known = dict(json.loads(row) for row in rows_kept)
             for one in questions:
-                query = Query(one.text)
-                hits = index.retrieve(query, FOUND if model is None else READ)
-                shown = ["\n".join([*hit.passage.headings, hit.passage.text]) for hit in hits]
-                grades = grader.grade(query, shown, index, model)
-                right = [Path(hit.passage.location.path).stem in one.right for hit in hits]
+                if one.id not in known:
+                    if time.monotonic() > end:
+                        break
+                    known[one.id] = grade(
+                        one, index, grader, model, FOUND if model is None else READ
+                    )
+                    with kept.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps([one.id, known[one.id]]) + "\n")
+                grades, right = known[one.id]
                 rows += [(grade, ok) for grade, ok in zip(grades, right, strict=True) if one.right]
                 best.append(max(grades[:READ], default=0.0))
                 labels.append(one.is_answerable)
