@@ -1,8 +1,10 @@
 """Grades by the share of the question's rare words that stand close together; needs no model.
 
 Source: no paper; the idf-weighted coverage that BM25 begins with, over windows of three sentences
-and the headings above them, so that words scattered through a long passage count less. Does not
-know: synonyms; a passage that shares the question's words and not its meaning gets a high grade.
+and the headings above them, so that words scattered through a long passage count less. English
+words that only ask ("what", "how", "does") do not count: in a small index they would be rare. Does
+not know: synonyms; a passage that shares the question's words and not its meaning gets a high
+grade.
 """
 
 from __future__ import annotations
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
 __all__ = ["Overlap"]
 
 
+_ASKING = (
+    "what which who whom whose when where why how do does did can could should would may might will"
+    " is are was were be been has have had"
+)
+
+
 class Overlap(Grader):
     """Coverage of the question's terms by the best window of a passage."""
 
@@ -33,7 +41,7 @@ class Overlap(Grader):
         0.6, ge=0, le=1, description="grade from which a passage is taken to hold the answer"
     )
     lower: float = Field(
-        0.4, ge=0, le=1, description="grade below which a passage is taken to miss it"
+        0.45, ge=0, le=1, description="grade below which a passage is taken to miss it"
     )
 
     @override
@@ -45,9 +53,9 @@ class Overlap(Grader):
         model: TextModel | None = None,
     ) -> list[float]:
         idf = index.lexicon.idf
-        weights = {
-            term: idf(term) for term in sorted(set(index.analyzer.content_terms(query.text)))
-        }
+        asking = set(index.analyzer.terms(_ASKING))
+        terms = set(index.analyzer.content_terms(query.text)) - asking
+        weights = {term: idf(term) for term in sorted(terms)}
         total = sum(weights.values())
         if not total:
             return [0.0] * len(texts)
