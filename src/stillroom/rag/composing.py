@@ -30,7 +30,8 @@ class Statement:
     """One sentence of an answer: where it stands, what it cites, and how well that bears it.
 
     ``status`` is ``supported`` (a cited passage says it), ``unsupported`` (no passage says it),
-    ``unverified`` (the model cites a passage that does not seem to say it) or ``no-claim``.
+    ``unverified`` (the model cites a passage that does not seem to say it) or ``no-claim``, as a
+    question is: small models repeat what they were asked.
     """
 
     start: int
@@ -86,15 +87,20 @@ class Composer:
         self.dropped: list[tuple[str, Statement]] = []
         """Sentences that were left out, with what was found of them."""
         self._held = 0, 0, dict[int, None]()
+        self._has_code = False
 
     @property
     def is_refused(self) -> bool:
-        """Whether sentences were left out and none that is supported is left."""
-        if not self.dropped:
+        """Whether the answer has to be a refusal: nothing that is left is supported.
+
+        Code is not checked, so that an answer of code alone is none.
+        """
+        if self._unsupported == "mark":
             return False
-        return self._unsupported == "refuse" or not any(
-            one.status == "supported" for one in self.statements
-        )
+        if self.dropped and self._unsupported == "refuse":
+            return True
+        is_supported = any(one.status == "supported" for one in self.statements)
+        return not is_supported and not self._has_code
 
     @property
     def broken(self) -> int:
@@ -161,6 +167,7 @@ class Composer:
 
     def _take_code(self, text: str) -> None:
         self._close()
+        self._has_code = True
         self._write((self._space if self._length else "") + text)
         self._space = ""
 
@@ -203,7 +210,8 @@ class Composer:
 
     def _judge(self, sentence: str, cited: tuple[int, ...]) -> Statement:
         blank = Statement(self._start, 0, "no-claim", 0.0, cited)
-        if sentence == ABSTENTION or not self._evidence.has_claim(sentence):
+        is_asking = sentence.rstrip(_AFTER_END).endswith(("?", "？"))
+        if is_asking or sentence == ABSTENTION or not self._evidence.has_claim(sentence):
             return blank
         if cited:
             score = max(self._evidence.measure(sentence, number) for number in cited)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Inquiry"]
 
 _SPARE = 3
+_MOST_STOPS = 4
 
 
 class Inquiry:
@@ -183,7 +184,7 @@ class Inquiry:
         if not self._is_streamed:
             with stage("generate") as span:
                 (self.completion,) = self.model.generate(
-                    [prompt], self.sampling, is_cancelled=self.is_cancelled
+                    [prompt], self._stop_at_fence(), is_cancelled=self.is_cancelled
                 )
                 tell_written(span, self.model, prompt, self.completion)
             if self.completion.text:
@@ -202,7 +203,7 @@ class Inquiry:
 
     def _stream(self, prompt: Prompt) -> Generator[str, None, str]:
         """Yield the pieces and return them joined; only the model's own time counts."""
-        pieces, raw = iter(self.model.stream(prompt, self.sampling)), list[str]()
+        pieces, raw = iter(self.model.stream(prompt, self._stop_at_fence())), list[str]()
         while True:
             begun = time.perf_counter()
             piece = next(pieces, None)
@@ -211,6 +212,16 @@ class Inquiry:
                 return "".join(raw)
             raw.append(piece)
             yield piece
+
+    def _stop_at_fence(self) -> Sampling:
+        """Return the sampling with a stop where the model goes on as if it were a passage's end.
+
+        Endpoints take four stops at most.
+        """
+        stops = self.sampling.stop
+        if self.shown is None or len(stops) >= _MOST_STOPS:
+            return self.sampling
+        return replace(self.sampling, stop=(*stops, f"</{self.shown.fence}>"))
 
     def abstain(self, why: str, nearest: Sequence[Hit] = ()) -> None:
         """Give no answer; the passages that came nearest are named to whoever asked."""

@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 ABSTENTION = "The documents do not answer this."
-PROMPT_VERSION = 1
+PROMPT_VERSION = 2
 """Raised whenever the prompt's wording changes: answers that were kept before are not used."""
 _RULES = (
     "You answer questions from numbered passages and cite them like [1]. "

@@ -10,7 +10,7 @@ from stillroom.rag.answer import ask, ask_stream
 from stillroom.rag.method import ANSWERING, GRADERS, Grader, Query
 from stillroom.rag.prompting import ABSTENTION
 from stillroom.rag.ways import parse_method, parse_reading_way, parse_way
-from stillroom.records import Answer, Message, Prompt
+from stillroom.records import Answer, Message, Prompt, Sampling
 from stillroom.testing import scripted_model
 
 QUESTION = "What is the capital of France?"
@@ -318,3 +318,29 @@ def test_a_way_may_end_in_how_questions_are_answered():
             parse_reading_way(line)
     with pytest.raises(RecipeError):
         parse_way("keyword=>direct")
+
+
+def test_a_question_claims_nothing_and_is_no_answer(index):
+    echo = "Question: What is the capital of France?"
+    found = ask(index, model_of(echo), QUESTION)
+    assert found.details["support"] == {"no-claim": 1}
+    assert found.citations == ()
+    for unsupported in ("drop", "refuse"):
+        refused = ask(index, model_of(echo), QUESTION, unsupported=unsupported)
+        assert refused.details["refusal"] == "unsupported"
+
+
+def test_code_alone_is_an_answer(index):
+    code = "```\nx = 1\n```"
+    found = ask(index, model_of(code), QUESTION, unsupported="drop", sampling=Sampling())
+    assert found.completion.text == code
+
+
+@pytest.mark.parametrize("name", ["direct", "corrective"])
+def test_an_answer_ends_where_the_model_goes_on_as_a_passage(index, name):
+    def script(prompt):
+        fence = prompt.messages[-1].content.split("<", 1)[1].split(">", 1)[0]
+        return f"The capital of France is Paris.\n</{fence}>\n\nQuestion: more?"
+
+    found = ask(index, scripted_model(script), QUESTION, answering=name, sampling=Sampling())
+    assert found.completion.text == "The capital of France is Paris. [1]"
