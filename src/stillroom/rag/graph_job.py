@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stillroom.models import TextModel
+    from stillroom.records import Passage
 
 __all__ = ["GraphPlan", "build_graph", "opened_model"]
 
@@ -142,6 +143,8 @@ class _Builder:
         self.writer: Writer | None = None
         self.counts: Counter[str] = Counter()
         self.vectors = TextVectors(index.embedder, self.previous, job)
+        self.rows: list[int] = []
+        """The index row of each source."""
         self.fresh = 0
 
     def run(self) -> tuple[Artifact, GraphDescription]:
@@ -168,12 +171,20 @@ class _Builder:
         return self._finish(description), description
 
     def _list_sources(self) -> list[SourcePassage]:
+        """Return the passages by path and place, whatever order the index holds them in."""
         mark = self.plan.extractor.fingerprint(self.model)
-        rows = (self.index.passage_at(row) for row in range(len(self.index)))
-        return [
-            SourcePassage(one.id, one.document_id, digest_json([mark, one.text, one.language])[:32])
-            for one in rows
-        ]
+        found = []
+        for row in range(len(self.index)):
+            one = self.index.passage_at(row)
+            key = digest_json([mark, one.text, one.language])[:32]
+            place = (one.location.path, one.start, one.end, one.id)
+            found.append((place, row, SourcePassage(one.id, one.document_id, key)))
+        found.sort(key=lambda item: item[0])
+        self.rows = [row for _, row, _ in found]
+        return [source for _, _, source in found]
+
+    def _passage(self, source: int) -> Passage:
+        return self.index.passage_at(self.rows[source])
 
     def _extract(self, sources: Sequence[SourcePassage]) -> dict[str, Extraction]:
         """Return the extraction of every text by key, taking over what there is."""
@@ -192,7 +203,7 @@ class _Builder:
             for start in range(0, len(missing), _BATCH):
                 batch = missing[start : start + _BATCH]
                 given = self.plan.extractor.extract(
-                    [self.index.passage_at(wanted[key]) for key in batch],
+                    [self._passage(wanted[key]) for key in batch],
                     asked,
                     is_cancelled=self.job.is_cancelled,
                 )
@@ -254,7 +265,7 @@ class _Builder:
                 groups,
                 entities,
                 edges,
-                lambda row: self.index.passage_at(row).text,
+                lambda source: self._passage(source).text,
                 writer,
                 is_cancelled=self.job.is_cancelled,
             )

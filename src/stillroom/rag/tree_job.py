@@ -128,6 +128,8 @@ class _Builder:
         self.plan, self.job, self.index, self.model = plan, job, index, model
         previous = open_previous_tree(job)
         self.vectors = TextVectors(index.embedder, previous, job)
+        self.rows: list[int] = []
+        """The index row of each source."""
         self.writer: Writer | None = None
         if model is not None:
             path = job.scratch / "completions.sqlite"
@@ -141,7 +143,8 @@ class _Builder:
                 self.writer.close()
 
     def _run(self) -> tuple[Artifact, GraphDescription]:
-        rows = range(len(self.index))
+        self.rows = self._order()
+        rows = range(len(self.rows))
         if len(rows) < 2:
             raise DataError(
                 f"the index has {len(rows)} passages, which need no tree",
@@ -152,18 +155,24 @@ class _Builder:
             )
         with self.job.phase("read", len(rows), "passages") as progress:
             summarizer = Summarizer(len(rows), self._text_of, self.index.analyzer)
-            passages = [self.index.passage_at(row) for row in progress.over(rows)]
+            passages = [self.index.passage_at(self.rows[row]) for row in progress.over(rows)]
         sources = [SourcePassage(one.id, one.document_id, "") for one in passages]
         items = [
             _Item(one.id, one.text, (row,), tuple(summarizer.sentences(row)))
             for row, one in enumerate(passages)
         ]
-        nodes, vectors = self._grow(items, self.index.vectors_of(list(rows)), summarizer)
+        nodes, vectors = self._grow(items, self.index.vectors_of(self.rows), summarizer)
         description = self._write(sources, nodes, vectors)
         return self._finish(description), description
 
+    def _order(self) -> list[int]:
+        """Return the index's rows by path and place, whatever order it holds them in."""
+        passages = ((row, self.index.passage_at(row)) for row in range(len(self.index)))
+        places = [((one.location.path, one.start, one.end, one.id), row) for row, one in passages]
+        return [row for _, row in sorted(places)]
+
     def _text_of(self, row: int) -> str:
-        return self.index.passage_at(row).text
+        return self.index.passage_at(self.rows[row]).text
 
     def _grow(
         self, items: list[_Item], vectors: NDArray[np.float32], summarizer: Summarizer

@@ -307,3 +307,17 @@ def test_vectors_are_the_embedders_of_the_texts(small):
     graph = Graph.open(small / "graph")
     own = open_embedder("static").embed([one.text for one in graph.entities], kind="passage")
     assert np.array_equal(own, graph.entity_vectors)
+
+
+def test_a_graph_follows_from_the_documents_and_not_from_how_the_index_came_about(tmp_path):
+    """An index that grew and one that was built at once give the same parts."""
+    (tmp_path / "grown").mkdir()
+    (tmp_path / "whole").mkdir()
+    first = dict(list(SMALL.items())[:2])
+    make_index(tmp_path / "grown", {**first, "gone.md": "Nothing stays here.\n"})
+    make_graph(make_index(tmp_path / "grown", SMALL), tmp_path / "grown" / "graph")
+    make_graph(make_index(tmp_path / "whole", SMALL), tmp_path / "whole" / "graph")
+    parts = [bytes_of(tmp_path / name / "graph") for name in ("grown", "whole")]
+    for name in parts[0]:
+        if name != "graph.json":
+            assert parts[0][name] == parts[1][name], name
