@@ -43,13 +43,18 @@ def command(index: Path, query: str, k: int, way: str, timings: bool, as_json: b
     from stillroom.rag.flags import flag_text
     from stillroom.rag.index import Index
     from stillroom.rag.method import DEFAULT_RETRIEVER
+    from stillroom.rag.notices import collect_notices
     from stillroom.rag.stages import collect_stages
     from stillroom.rag.tracing import trace_if_asked
     from stillroom.rag.ways import parse_way
 
     trace_if_asked()
     chosen = parse_way(way or DEFAULT_RETRIEVER)
-    with collect_stages() as times, Index.open(find_output(index, "index")) as opened:
+    with (
+        collect_stages() as times,
+        collect_notices() as told,
+        Index.open(find_output(index, "index")) as opened,
+    ):
         hits = opened.retrieve(
             query,
             k,
@@ -68,8 +73,10 @@ def command(index: Path, query: str, k: int, way: str, timings: bool, as_json: b
             for hit in hits
         ]
         spent = {"stage_ms": times.to_json()} if timings else {}
-        print_json({"query": query, "hits": rows, **spent})
+        print_json({"query": query, "hits": rows, "notices": told, **spent})
         return
+    for line in told:
+        click.echo(line, err=True)
     for hit in hits:
         first = " ".join(hit.passage.text.split())[:160]
         click.echo(f"{hit.rank}. {hit.score:.4f}  {hit.passage.location}\n   {first}")

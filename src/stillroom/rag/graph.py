@@ -66,6 +66,12 @@ class Graph:
         for number, edge in enumerate(self.edges):
             self.edges_of[edge.source].append(number)
             self.edges_of[edge.target].append(number)
+        self.entities_of: dict[int, list[int]] = defaultdict(list)
+        """The numbers of the entities that a source mentions."""
+        for number, entity in enumerate(self.entities):
+            for row in entity.rows:
+                self.entities_of[row].append(number)
+        self._rows = {source.passage_id: row for row, source in enumerate(self.sources)}
         self._names: dict[str, int] = {}
         for number, entity in enumerate(self.entities):
             for name in (*entity.aliases, entity.name):
@@ -94,6 +100,10 @@ class Graph:
     def find(self, name: str) -> int | None:
         """Return the number of the entity that has a name or alias, in any case and number."""
         return self._names.get(merge_key(name))
+
+    def source_of(self, passage_id: str) -> int | None:
+        """Return the row of the source that is a passage, None for one that is newer."""
+        return self._rows.get(passage_id)
 
     def named_in(self, text: str) -> list[int]:
         """Return the entities that a text names, in order; of overlapping names the longest."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from stillroom.rag.graph import Graph, Sight
@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
     from stillroom.rag.graph_parts import Span
 
-__all__ = ["best_reports", "list_passages", "rank_passages", "round_robin", "spread"]
+__all__ = [
+    "best_reports",
+    "lend_entities",
+    "list_passages",
+    "rank_passages",
+    "round_robin",
+    "specificity",
+    "spread",
+]
 
 
 def spread(
@@ -52,20 +60,60 @@ def spread(
 
 
 def rank_passages(
-    graph: Graph, sight: Sight, activation: Mapping[int, float]
+    graph: Graph,
+    sight: Sight,
+    activation: Mapping[int, float],
+    own: Mapping[int, float] = MappingProxyType({}),
 ) -> list[tuple[int, float]]:
     """Return the index rows that mention activated entities, best first.
 
-    A passage's score is the sum of its entities' activation, each divided by the logarithm of how
-    many passages mention it: what everything speaks of points nowhere.
+    A passage's score is the sum of its entities' activation, each divided by how many passages
+    mention it: what everything speaks of points nowhere. ``own`` is added, by index
+    row.
     """
     scores: dict[int, float] = defaultdict(float)
     for number in sorted(activation):
         rows = graph.entities[number].rows
-        share = activation[number] / math.log(math.e + len(rows) - 1)
+        share = activation[number] * specificity(graph, number)
         for row in rows:
             scores[row] += share
-    return _visible(sight, scores)
+    total: dict[int, float] = defaultdict(float, own)
+    for source, score in scores.items():
+        place = sight.row(source)
+        if place is not None:
+            total[place] += score
+    return sorted(total.items(), key=lambda pair: (-pair[1], pair[0]))
+
+
+def specificity(graph: Graph, entity: int) -> float:
+    """Return how much an entity says of a passage: 1 over how many mention it.
+
+    Source: Gutierrez et al. 2024, arXiv:2405.14831, section 2.3 (node specificity).
+    """
+    return 1.0 / len(graph.entities[entity].rows)
+
+
+def lend_entities(graph: Graph, sources: Mapping[int, float]) -> dict[int, float]:
+    """Return what passages lend their entities: each its weight, shared by their specificity.
+
+    An entity that no other passage mentions leads nowhere else, neither itself nor by its edges:
+    what it were lent would only come back.
+
+    Args:
+        graph: Whose sources and entities.
+        sources: Weight of each source.
+    """
+    lent: dict[int, float] = defaultdict(float)
+    for source, weight in sources.items():
+        numbers = [at for at in graph.entities_of.get(source, ()) if _leads_on(graph, at)]
+        shares = [specificity(graph, number) for number in numbers]
+        for number, share in zip(numbers, shares, strict=True):
+            lent[number] += weight * share / sum(shares)
+    return lent
+
+
+def _leads_on(graph: Graph, entity: int) -> bool:
+    return len(graph.entities[entity].rows) > 1
 
 
 def best_reports(
@@ -109,9 +157,3 @@ def round_robin(lists: Sequence[Sequence[int]]) -> list[int]:
     longest = max(map(len, lists), default=0)
     turns = (rows[at] for at in range(longest) for rows in lists if at < len(rows))
     return list(dict.fromkeys(turns))
-
-
-def _visible(sight: Sight, scores: Mapping[int, float]) -> list[tuple[int, float]]:
-    found = ((sight.row(row), score) for row, score in scores.items())
-    ranked = [(row, score) for row, score in found if row is not None]
-    return sorted(ranked, key=lambda pair: (-pair[1], pair[0]))

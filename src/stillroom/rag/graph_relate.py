@@ -55,8 +55,12 @@ def relate_entities(
 
 
 def drop_lonely(resolved: Resolved, edges: Sequence[Edge]) -> tuple[Resolved, list[Edge]]:
-    """Return entities and edges without the entities that no edge names."""
-    named = sorted({end for edge in edges for end in (edge.source, edge.target)})
+    """Return entities and edges without the entities that lead nowhere.
+
+    Those are named by no edge and mentioned in one passage alone.
+    """
+    ends = {end for edge in edges for end in (edge.source, edge.target)}
+    named = [at for at, one in enumerate(resolved.entities) if at in ends or len(one.rows) > 1]
     new = {old: number for number, old in enumerate(named)}
 
     def number_of(row: int, key: str) -> int | None:

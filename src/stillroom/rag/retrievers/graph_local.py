@@ -1,28 +1,35 @@
-"""Passages around the entities that a query names or means, edge by edge through a graph.
+"""Passages around what a query names, means and finds, edge by edge through a graph.
 
 Source: the local search of Edge et al. 2024, arXiv:2404.16130, with the spreading of HippoRAG
-(Gutierrez et al. 2024, arXiv:2405.14831). Entities named in the query start with 1, those near its
-vector with the square of their cosine; each passes a share on along its edges, and passages are
-ranked by the entities they mention. Differs from both: no model is asked, the spreading ends after
-a fixed number of hops, and only passages come back, never a description.
+(Gutierrez et al. 2024, arXiv:2405.14831; passages as starting points: 2025, arXiv:2502.14802).
+Entities that the query names start with 1, those near its vector with the square of their cosine;
+the passages that it finds by words and vectors lend theirs a weight of 1 over the rank. Each passes
+a share on along its edges, and passages are ranked by the entities they mention and by their own
+weight. Differs from both: no model is asked, the spreading ends after a fixed number of hops, and
+only passages come back, never a description.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.rag.fusion import reciprocal_rank
 from stillroom.rag.graph import open_graph
-from stillroom.rag.graph_ranking import rank_passages, spread
+from stillroom.rag.graph_ranking import lend_entities, rank_passages, spread
 from stillroom.rag.method import Query, Retriever
 
 if TYPE_CHECKING:
+    from stillroom.rag.graph import Graph, Sight
     from stillroom.rag.index import Index
     from stillroom.records import Hit
 
 __all__ = ["GraphLocal"]
+
+_DEPTH = 100
 
 
 class GraphLocal(Retriever):
@@ -34,6 +41,9 @@ class GraphLocal(Retriever):
     entities: int = Field(
         10, ge=1, le=1000, description="how many entities near the query's vector are taken"
     )
+    passages: int = Field(
+        5, ge=0, le=1000, description="how many passages that the query finds lend their entities"
+    )
     hops: int = Field(2, ge=0, le=5, description="how many edges far from them is looked")
     damping: float = Field(0.5, ge=0, le=1, description="what share goes on from hop to hop")
 
@@ -41,11 +51,39 @@ class GraphLocal(Retriever):
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
         graph = open_graph(self.graph)
         sight = graph.meet(index)
+        own = self._find(query, index)
+        active = spread(
+            graph,
+            sight,
+            self._seed(query, graph, sight, index, own),
+            hops=self.hops,
+            damping=self.damping,
+        )
+        return index.hits(rank_passages(graph, sight, active, own)[:k])
+
+    def _find(self, query: Query, index: Index) -> dict[int, float]:
+        """Return the first passages by words and vectors, with 1 over their rank, by index row."""
+        if not self.passages:
+            return {}
+        legs = [index.search_keyword(query, _DEPTH), index.search_dense(query, _DEPTH)]
+        found = reciprocal_rank(legs)[: self.passages]
+        return {row: 1.0 / rank for rank, (row, _) in enumerate(found, start=1)}
+
+    def _seed(
+        self, query: Query, graph: Graph, sight: Sight, index: Index, own: Mapping[int, float]
+    ) -> dict[int, float]:
+        """Return the activation that entities start with."""
         likeness = graph.likeness(index.embed_query(query))
         near = sight.best(likeness, graph.entities, self.entities)
         seeds = {at: score * score for at, score in near}
         for text in (query.text, *query.keywords):
             named = (at for at in graph.named_in(text) if sight.sees(graph.entities[at]))
             seeds.update((at, 1.0) for at in named)
-        active = spread(graph, sight, seeds, hops=self.hops, damping=self.damping)
-        return index.hits(rank_passages(graph, sight, active)[:k])
+        sources = {
+            source: weight
+            for row, weight in own.items()
+            if (source := graph.source_of(index.passage_at(row).id)) is not None
+        }
+        for at, weight in lend_entities(graph, sources).items():
+            seeds[at] = seeds.get(at, 0.0) + weight
+        return seeds
