@@ -7,7 +7,7 @@ Stretches that overlap are shown as one. Many vectors: one for each sentence.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -46,18 +46,12 @@ class SentenceWindow(Chunker):
             document, Ruler(document.text, count), self.size, min_size=self.min_size
         )
         headings = [heading.start for heading in document.headings]
-        parents = {span: self._widen(at, spans, headings) for at, span in enumerate(spans)}
+        sections = [bisect_right(headings, end - 1) for _, end in spans]
+        parents = {span: self._widen(at, spans, sections) for at, span in enumerate(spans)}
         yield from make_passages(document, spans, "text.chunkers.sentence_window", parents)
 
-    def _widen(self, at: int, spans: Sequence[Span], headings: Sequence[int]) -> Span:
+    def _widen(self, at: int, spans: Sequence[Span], sections: Sequence[int]) -> Span:
         """Return the stretch around a passage, up to the headings before and after it."""
-
-        def section(number: int) -> int:
-            return bisect_right(headings, spans[number][1] - 1)
-
-        first = last = at
-        while first > max(at - self.window, 0) and section(first - 1) == section(at):
-            first -= 1
-        while last < min(at + self.window, len(spans) - 1) and section(last + 1) == section(at):
-            last += 1
+        first = max(at - self.window, bisect_left(sections, sections[at]))
+        last = min(at + self.window, bisect_right(sections, sections[at]) - 1)
         return spans[first][0], spans[last][1]
