@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.rag.keyword_engine import KeywordEngine, TermCache
+from stillroom.rag.impacts import TermCache
+from stillroom.rag.keyword_engine import KeywordEngine
 from stillroom.rag.postings import Postings, write_postings
 
 VARIANTS = ["lucene", "robertson", "atire", "bm25l", "bm25+"]

@@ -17,19 +17,19 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from stillroom.rag.impacts import Impacts, TermCache, rank_rows
 from stillroom.rag.postings import Field, Postings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Bm25Variant", "KeywordEngine", "TermCache"]
+__all__ = ["Bm25Variant", "KeywordEngine"]
 
 Bm25Variant = Literal["lucene", "robertson", "atire", "bm25l", "bm25+"]
 _CACHED_LENGTHS = 4
@@ -46,52 +46,6 @@ class _Weighing:
     body: float
     variant: Bm25Variant
     delta: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Impacts:
-    """What a term adds to the rows that hold it: rows ascending (N,), values (N,), their maximum.
-
-    ``absent`` is what it adds to the others; ``values`` are above it by what they say.
-    """
-
-    rows: NDArray[np.int64]
-    values: NDArray[np.float64]
-    most: float
-    absent: float
-
-    @property
-    def nbytes(self) -> int:
-        return self.rows.nbytes + self.values.nbytes + 512
-
-
-class TermCache:
-    """What terms add, by last use, up to a number of bytes; shared by engines and threads."""
-
-    def __init__(self, limit_bytes: int = 96 << 20) -> None:
-        """Keep at most ``limit_bytes``, and always the last one asked for."""
-        self.limit_bytes = limit_bytes
-        self.size_bytes = 0
-        self._kept: OrderedDict[Any, _Impacts] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Any) -> _Impacts | None:
-        """Return what is kept under a key, or None."""
-        with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
-                self._kept.move_to_end(key)
-            return found
-
-    def put(self, key: Any, value: _Impacts) -> None:
-        """Keep a value and let go of those that were not used for longest."""
-        with self._lock:
-            if key in self._kept:
-                return
-            self._kept[key] = value
-            self.size_bytes += value.nbytes
-            while self.size_bytes > self.limit_bytes and len(self._kept) > 1:
-                self.size_bytes -= self._kept.popitem(last=False)[1].nbytes
 
 
 class KeywordEngine:
@@ -177,23 +131,13 @@ class KeywordEngine:
         headings = 0.0 if field == "body" else 1.0 if field == "headings" else heading_weight
         body = 0.0 if field == "headings" else 1.0
         weighing = _Weighing(k1, b, headings, body, variant, delta)
-        found = [
-            (weight * one.most, term, weight, one)
+        weighted = [
+            (term, weight, one)
             for term, weight in terms.items()
-            if (one := self._impacts(term, weighing)) is not None
+            if len((one := self._impacts(term, weighing)).rows)
         ]
-        if not found:
-            return np.zeros(0, dtype=np.int64), np.zeros(0)
-        # The one order in which every row's score is summed: what can add most comes first.
-        found.sort(key=lambda item: (-item[0], item[1]))
-        weighted = [(weight, one) for _, _, weight, one in found]
-        base = sum(weight * one.absent for weight, one in weighted)
-        if mask is not None and (rows := _narrow(mask, weighted)) is not None:
-            scores = _score_rows(rows, weighted)
-        else:
-            rows, scores = _score_all(len(self), weighted, k, mask)
-        rows, scores = _best(rows, scores, k)
-        return rows, scores + base
+        rows, scores = rank_rows(weighted, len(self), k, mask)
+        return rows, scores + sum(weight * one.absent for _, weight, one in weighted)
 
     def phrase(self, terms: Sequence[str], *, field: Field = "body") -> NDArray[np.int64]:
         """Return the allowed rows that hold the terms one after another in a field, ascending.
@@ -227,27 +171,27 @@ class KeywordEngine:
             rows, headings, body = rows[keep], headings[keep], body[keep]
         return rows, headings, body
 
-    def _impacts(self, term: str, weighing: _Weighing) -> _Impacts | None:
+    def _impacts(self, term: str, weighing: _Weighing) -> Impacts:
         key = (self._mark, term, weighing)
         known = self._cache.get(key)
         if known is None:
             known = self._weigh(term, weighing)
             self._cache.put(key, known)
-        return known if len(known.rows) else None
+        return known
 
-    def _weigh(self, term: str, how: _Weighing) -> _Impacts:
+    def _weigh(self, term: str, how: _Weighing) -> Impacts:
         rows, headings, body = self._gather(term)
         frequency = headings * how.headings + body * how.body
         if not (how.headings > 0 and how.body > 0):
             rows, frequency = rows[frequency > 0], frequency[frequency > 0]
         idf = _idf(how.variant, len(rows), self.population)
         if not len(rows) or idf <= 0:
-            return _Impacts(np.zeros(0, dtype=np.int64), np.zeros(0), 0.0, 0.0)
+            return Impacts(np.zeros(0, dtype=np.int64), np.zeros(0), 0.0, 0.0)
         lengths, mean = self._relative_lengths(how)
         values = _saturate(how, frequency, 1 - how.b + how.b * lengths[rows] / mean)
         absent = idf * _at_zero(how)
         values = idf * values - absent
-        return _Impacts(rows, values, float(values.max()), absent)
+        return Impacts(rows, values, float(values.max()), absent)
 
     def _relative_lengths(self, how: _Weighing) -> tuple[NDArray[np.float64], float]:
         key = (how.headings, how.body)
@@ -298,58 +242,3 @@ def _at_zero(how: _Weighing) -> float:
     if how.variant == "bm25l" and how.delta:
         return (how.k1 + 1) * how.delta / (how.k1 + how.delta)
     return 0.0
-
-
-Weighted = Sequence[tuple[float, _Impacts]]
-
-
-def _narrow(mask: NDArray[np.bool_], weighted: Weighted) -> NDArray[np.int64] | None:
-    """Return the mask's rows where looking each of them up is less work than scoring all."""
-    allowed = int(np.count_nonzero(mask))
-    touched = sum(len(one.rows) for _, one in weighted) + len(mask) // 3
-    # A binary search takes about as long as adding sixteen postings.
-    return np.flatnonzero(mask) if allowed * 16 * len(weighted) < touched else None
-
-
-def _score_rows(rows: NDArray[np.int64], weighted: Weighted) -> NDArray[np.float64]:
-    """Return the scores of rows, ascending, by looking each up in every term's rows."""
-    scores = np.zeros(len(rows))
-    for weight, one in weighted:
-        at = np.searchsorted(one.rows, rows)
-        at[at == len(one.rows)] = 0
-        held = one.rows[at] == rows
-        scores[held] += weight * one.values[at[held]]
-    return scores
-
-
-def _score_all(
-    count: int, weighted: Weighted, k: int, mask: NDArray[np.bool_] | None
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return rows and scores of all that may be among the best ``k``."""
-    scores = np.zeros(count)
-    for weight, one in weighted:
-        scores[one.rows] += one.values if weight == 1.0 else weight * one.values
-    if mask is not None:
-        np.multiply(scores, mask, out=scores)
-    limit = 0.0
-    for _, one in weighted:
-        if len(one.rows) >= k:
-            some = scores[one.rows]
-            limit = float(np.partition(some, len(some) - k)[len(some) - k])
-            break
-    rows = np.flatnonzero(scores >= limit if limit > 0 else scores > 0)
-    return rows, scores[rows]
-
-
-def _best(
-    rows: NDArray[np.int64], scores: NDArray[np.float64], k: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the best ``k`` with a score above 0, best first, ties by row."""
-    if len(rows) > k:
-        limit = max(float(np.partition(scores, len(rows) - k)[len(rows) - k]), 0.0)
-        near = scores >= limit
-        rows, scores = rows[near], scores[near]
-    order = np.lexsort((rows, -scores))[:k]
-    rows, scores = rows[order], scores[order]
-    above = scores > 0
-    return rows[above], scores[above]

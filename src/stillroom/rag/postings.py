@@ -14,17 +14,16 @@ Does not know: passages, documents, who may read what, or how terms are scored.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
 from stillroom.rag.arrays import Arrays, map_arrays, shrink, write_arrays
+from stillroom.rag.term_table import TermTable, sort_terms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,7 +76,7 @@ def write_postings(folder: Path, rows: Iterable[PostingsRow]) -> int:
             ids[field].extend(map(vocabulary.__getitem__, terms))
             sizes[field].append(len(terms))
         lengths.extend((heading_count, body_count))
-    words, ranks = _sort_terms(list(vocabulary))
+    words, ranks = sort_terms(list(vocabulary))
     occurrences = {
         field: _locate(ranks[_integers(ids[field])], _integers(sizes[field])) for field in FIELDS
     }
@@ -112,7 +111,7 @@ def merge_postings(
     vocabulary: defaultdict[bytes, int] = defaultdict()
     vocabulary.default_factory = vocabulary.__len__
     for at, (part, mask) in enumerate(zip(parts, masks, strict=True)):
-        names = np.array([vocabulary[word] for word in part._words()], dtype=np.int64)
+        names = np.array([vocabulary[word] for word in part._table.words()], dtype=np.int64)
         numbers = offset + np.cumsum(mask) - 1
         for field in FIELDS:
             one = found[field][at]
@@ -144,8 +143,7 @@ class Postings:
         """Hold the arrays of the file at ``path``; callers use ``open``."""
         self.path = path
         self._arrays = arrays
-        self._terms = arrays["terms"].data
-        self._term_starts = arrays["term_starts"]
+        self._table = TermTable(arrays["terms"], arrays["term_starts"])
         self._starts = arrays["starts"]
         self._rows = arrays["rows"]
 
@@ -175,9 +173,7 @@ class Postings:
 
     def find(self, term: str) -> int | None:
         """Return the number of a term, or None where no row holds it."""
-        wanted = term.encode("utf-8", "surrogatepass")
-        at = bisect_left(range(self.term_count), wanted, key=self._word)
-        return at if at < self.term_count and self._word(at) == wanted else None
+        return self._table.find(term)
 
     def look_up(self, number: int) -> tuple[NDArray[np.int32], NDArray[Any], NDArray[Any]]:
         """Return the rows that hold a term, ascending, and its counts in headings and in text."""
@@ -219,15 +215,6 @@ class Postings:
         fits = positions >= at
         return (rows[fits] << 32) + positions[fits] - at
 
-    def _word(self, number: int) -> bytes:
-        return bytes(
-            self._terms[int(self._term_starts[number]) : int(self._term_starts[number + 1])]
-        )
-
-    def _words(self) -> list[bytes]:
-        blob, starts = bytes(self._terms), self._term_starts.tolist()
-        return [blob[start:stop] for start, stop in pairwise(starts)]
-
     def _occurrences(self, field: Field) -> _Occurrences:
         counts = self._arrays[f"{field}_counts"]
         terms = np.repeat(np.arange(self.term_count), np.diff(self._starts))
@@ -249,14 +236,6 @@ def _holds(ordered: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.
 
 def _integers(values: array[int]) -> NDArray[np.int64]:
     return np.frombuffer(values, dtype=np.int32).astype(np.int64)
-
-
-def _sort_terms(vocabulary: Sequence[str]) -> tuple[list[bytes], NDArray[np.int64]]:
-    words = [term.encode("utf-8", "surrogatepass") for term in vocabulary]
-    order = sorted(range(len(words)), key=words.__getitem__)
-    ranks = np.zeros(len(words), dtype=np.int64)
-    ranks[order] = np.arange(len(words))
-    return [words[at] for at in order], ranks
 
 
 def _locate(terms: NDArray[np.int64], sizes: NDArray[np.int64]) -> _Occurrences:
@@ -284,8 +263,7 @@ def _write(
     keys = {field: one.terms * count + one.rows for field, one in occurrences.items()}
     pairs = np.unique(np.concatenate(list(keys.values())))
     arrays: dict[str, NDArray[Any]] = {
-        "terms": np.frombuffer(b"".join(words), dtype=np.uint8),
-        "term_starts": np.cumsum([0, *map(len, words)], dtype=np.int64),
+        **TermTable.pack(words),
         "starts": np.searchsorted(pairs, np.arange(len(words) + 1) * count),
         "rows": (pairs % count).astype(np.int32),
         "lengths": lengths.astype(np.int32),
