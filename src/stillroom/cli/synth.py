@@ -18,6 +18,10 @@ __all__ = ["command"]
             "Take what holds a test question out of files of records.",
         ),
         "dedup": ("stillroom.cli.synth_dedup", "Take near duplicates out of files of records."),
+        "export": (
+            "stillroom.cli.synth_export",
+            "Write records as a dataset with a card and Croissant metadata.",
+        ),
         "monitor": (
             "stillroom.cli.synth_monitor",
             "Compare generations of data with the first, which people wrote, and warn of collapse.",
@@ -32,6 +36,7 @@ Examples:
   stillroom synth dedup records.jsonl --out clean
   stillroom synth decontaminate records.jsonl --against test.jsonl --out clean
   stillroom synth monitor human.jsonl made.jsonl --out report
+  stillroom synth export records --out dataset
 """,
 )
 def command() -> None:
