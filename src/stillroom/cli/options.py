@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["debug_option", "existing_path", "job_options", "json_option", "print_json"]
+__all__ = [
+    "debug_option",
+    "existing_path",
+    "job_options",
+    "json_option",
+    "print_json",
+    "view_options",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,6 +35,23 @@ def job_options(function: F) -> F:
         click.option("--quiet", is_flag=True, help="Draw no progress."),
         click.option("--overwrite", is_flag=True, help="Replace what lies at --out."),
         click.option("--resume", is_flag=True, help="Go on where a stopped run left off."),
+    ):
+        function = option(function)
+    return function
+
+
+def view_options(function: F) -> F:
+    """Add --where, --snapshot, --tenant and --principal: what of an index is asked, and by whom."""
+    for option in (
+        click.option(
+            "--principal",
+            "principals",
+            multiple=True,
+            help="With --tenant: a user or group that labels may name; may be repeated.",
+        ),
+        click.option("--tenant", default="", help="Who asks, where the index has tenants."),
+        click.option("--snapshot", default=None, help="An older state, by number or digest."),
+        click.option("--where", default="", help="Only documents of these fields: year >= 2020."),
     ):
         function = option(function)
     return function

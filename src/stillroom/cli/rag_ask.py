@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from stillroom.cli.asking import ask_options, ask_settings
-from stillroom.cli.options import debug_option, existing_path, json_option
+from stillroom.cli.options import debug_option, existing_path, json_option, view_options
 
 __all__ = ["command"]
 
@@ -37,10 +37,20 @@ Examples:
 )
 @ask_options
 @click.option("--steps", is_flag=True, help="Print every step of finding and judging.")
+@view_options
 @json_option
 @debug_option
 def command(
-    index: Path, question: str, model: str, steps: bool, as_json: bool, **given: Any
+    index: Path,
+    question: str,
+    model: str,
+    steps: bool,
+    where: str,
+    snapshot: str | None,
+    tenant: str,
+    principals: tuple[str, ...],
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Answer a question from an index, with citations.
 
@@ -48,9 +58,17 @@ def command(
     """
     from stillroom.cli.talk import print_answer
     from stillroom.flow import open_index
+    from stillroom.rag.access import Access
     from stillroom.rag.tracing import trace_if_asked
 
     trace_if_asked()
     settings = ask_settings(given)
-    with open_index(index, model, say=lambda line: click.echo(line, err=True)) as opened:
+    with open_index(
+        index,
+        model,
+        say=lambda line: click.echo(line, err=True),
+        where=where,
+        snapshot=snapshot,
+        access=Access(tenant, principals) if tenant or principals else None,
+    ) as opened:
         print_answer(opened.ask(question, **settings), as_json=as_json, steps=steps)

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from stillroom.cli.options import debug_option, existing_path, json_option, print_json
+from stillroom.cli.options import (
+    debug_option,
+    existing_path,
+    json_option,
+    print_json,
+    view_options,
+)
 
 __all__ = ["command"]
 
@@ -18,6 +24,7 @@ __all__ = ["command"]
 Examples:
   stillroom rag search index "context manager"
   stillroom rag search index "context manager" --way keyword+proximity --k 10 --json
+  stillroom rag search index "context manager" --where "path ~ 'library/*' and not language = de"
 """,
 )
 @click.argument("index", type=existing_path)
@@ -35,11 +42,23 @@ Examples:
     help="[TRANSFORM>]RETRIEVER[+RERANKER], as 'stillroom rag eval' compares them; default convex.",
 )
 @click.option("--timings", is_flag=True, help="Say what each stage took, in milliseconds.")
+@view_options
 @json_option
 @debug_option
-def command(index: Path, query: str, k: int, way: str, timings: bool, as_json: bool) -> None:
+def command(
+    index: Path,
+    query: str,
+    k: int,
+    way: str,
+    timings: bool,
+    where: str,
+    snapshot: str | None,
+    tenant: str,
+    principals: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """List the passages that a query finds."""
-    from stillroom.provenance import find_output
+    from stillroom.rag.access import Access
     from stillroom.rag.flags import flag_text
     from stillroom.rag.index import Index
     from stillroom.rag.method import DEFAULT_RETRIEVER
@@ -50,12 +69,14 @@ def command(index: Path, query: str, k: int, way: str, timings: bool, as_json: b
 
     trace_if_asked()
     chosen = parse_way(way or DEFAULT_RETRIEVER)
+    access = Access(tenant, principals) if tenant or principals else None
     with (
         collect_stages() as times,
         collect_notices() as told,
-        Index.open(find_output(index, "index")) as opened,
+        Index.open(index, snapshot=snapshot, access=access) as opened,
     ):
-        hits = opened.retrieve(
+        shown = opened.restrict(where) if where else opened
+        hits = shown.retrieve(
             query,
             k,
             retriever=chosen.retriever,

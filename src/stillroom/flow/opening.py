@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from typing_extensions import Unpack
 
 from stillroom.errors import DataError
-from stillroom.provenance import find_output, read_artifact
+from stillroom.provenance import read_artifact
 from stillroom.records import Answer
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
+    from stillroom.rag.access import Access
     from stillroom.rag.asking import AskSettings
     from stillroom.rag.index import Index
 
@@ -77,20 +78,35 @@ def open_run(
 
 @contextmanager
 def open_index(
-    index: Path, model: str, *, say: Callable[[str], None] | None = None
+    index: Path,
+    model: str,
+    *,
+    say: Callable[[str], None] | None = None,
+    where: str = "",
+    snapshot: str | None = None,
+    access: Access | None = None,
 ) -> Iterator[OpenedRun]:
     """Open an index and a model until the body ends.
 
+    Args:
+        index: The index's folder.
+        model: What answers.
+        say: Told what takes long.
+        where: A filter of documents.
+        snapshot: An older state of the index, by number or digest.
+        access: Who asks, where the index has tenants.
+
     Raises:
-        DataError: If the index is missing or no index.
+        DataError: If the index is missing or no index, or the filter cannot be used.
         CheckpointError: If the model cannot be found.
     """
     from stillroom.models import open_text_model
     from stillroom.rag.index import Index
 
-    with Index.open(find_output(index, "index")) as opened:
+    with Index.open(index, snapshot=snapshot, access=access) as opened:
+        shown = opened.restrict(where) if where else opened
         text_model = open_text_model(model, say=say)
         try:
-            yield OpenedRun(opened, text_model, text_model.name)
+            yield OpenedRun(shown, text_model, text_model.name)
         finally:
             text_model.close()

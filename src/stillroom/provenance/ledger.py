@@ -62,12 +62,14 @@ def read_ledger(
         ids: Only these; by default all.
 
     Raises:
-        DataError: If the ledger is damaged.
+        DataError: If the ledger is damaged, or has tenants: it is then read through an index that
+            knows who asks.
     """
     path = output / LEDGER
     try:
         connection = connect_ledger(path)
         try:
+            _refuse_tenants(connection, path)
             for body in _read_bodies(connection, view, None if ids is None else sorted(set(ids))):
                 row = json.loads(zlib.decompress(body) if view == "documents" else body)
                 if not isinstance(row, dict):
@@ -75,7 +77,9 @@ def read_ledger(
                 yield row
         finally:
             connection.close()
-    except (sqlite3.Error, zlib.error, ValueError, TypeError, RecursionError) as error:
+    except DataError:
+        raise
+    except (sqlite3.Error, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path} is damaged: {error}",
             code="data.damaged",
@@ -83,6 +87,18 @@ def read_ledger(
             expected="what a finished job wrote",
             next=f"stillroom verify {output.parent}",
         ) from error
+
+
+def _refuse_tenants(connection: sqlite3.Connection, path: Path) -> None:
+    found = connection.execute("SELECT value FROM settings WHERE name = 'description'").fetchone()
+    if json.loads(found[0])["settings"].get("access", "open") != "open":
+        raise DataError(
+            "the index has tenants: its passages are not read without saying who asks",
+            code="data.restricted",
+            where=str(path),
+            expected="an index that is open to all",
+            next="open it by stillroom.rag.Index with an Access",
+        )
 
 
 def _read_bodies(

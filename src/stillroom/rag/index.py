@@ -12,16 +12,18 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from stillroom.errors import DataError, IntegrityError
+from stillroom.errors import DataError
 from stillroom.provenance import find_output
-from stillroom.rag.analyzer import Analyzer
+from stillroom.rag.access import Access, Audit, admit
+from stillroom.rag.filters import Filter
 from stillroom.rag.fusion import reciprocal_rank
 from stillroom.rag.keyword_engine import KeywordEngine
 from stillroom.rag.method import (
@@ -37,10 +39,10 @@ from stillroom.rag.method import (
 )
 from stillroom.rag.query_vectors import QueryVectors
 from stillroom.rag.stages import rerank_hits, stage, tell_retrieved
-from stillroom.rag.store.description import Description
+from stillroom.rag.store.description import Description, open_analyzer
 from stillroom.rag.store.ledger import damaged
-from stillroom.rag.store.opening import OpenSnapshot, Rows, open_snapshot
-from stillroom.rag.vectors import DenseEngine
+from stillroom.rag.store.opening import open_snapshot
+from stillroom.rag.view import Ranking, View, best_positions
 from stillroom.records import Document, Hit, Passage
 
 if TYPE_CHECKING:
@@ -50,39 +52,29 @@ if TYPE_CHECKING:
 
 __all__ = ["Index", "best_positions"]
 
-Ranking = list[tuple[int, float]]
-_SLACK = 16
 RERANK_DEPTH = 50
-
-
-class _State:
-    """What an index shows: a snapshot, the rows that may be seen, and what searches them."""
-
-    def __init__(self, opened: OpenSnapshot) -> None:
-        self.opened = opened
-        self.rows = Rows(opened.ledger.load(opened.snapshot.number), opened)
-        mask = self.rows.mask
-        self.mask = None if mask.all() else mask
-        parts = opened.segments
-        self.keywords = KeywordEngine([part.postings for part in parts], self.mask)
-        self.dense = DenseEngine(
-            [part.vectors for part in parts], self.mask, codes=[part.codes for part in parts]
-        )
 
 
 class Index:
     """A snapshot of an index; use ``open``, ``retrieve``, ``passage`` and ``close``."""
 
     def __init__(
-        self, folder: Path, opened: OpenSnapshot, description: Description, vectors: QueryVectors
+        self,
+        folder: Path,
+        description: Description,
+        view: View,
+        vectors: QueryVectors,
+        audit: Audit | None,
     ) -> None:
-        """Stand over an open snapshot; callers use ``open``."""
+        """Show a view; callers use ``open``."""
         self.folder = folder
         self.description = description
-        self.analyzer = _open_analyzer(description, folder)
+        self.analyzer = open_analyzer(description, folder)
         self._query_vectors = vectors
-        self._state = _State(opened)
+        self._state = view
+        self._audit = audit
         self._lock = threading.Lock()
+        self._inside = threading.local()
 
     @classmethod
     def open(
@@ -92,6 +84,8 @@ class Index:
         embedder: Embedder | None = None,
         verify: bool = True,
         snapshot: int | str | None = None,
+        access: Access | None = None,
+        audit: bool | None = None,
     ) -> Self:
         """Open the index of a finished job, or a folder that holds a ledger.
 
@@ -102,10 +96,12 @@ class Index:
             verify: Recompute every file's digest (about a second for a gigabyte).
             snapshot: An older state, by its number or the beginning of its digest (an answer keeps
                 it); by default the newest.
+            access: Who asks; must be given for an index with tenants, and for no other.
+            audit: Note every query in ``audit.jsonl``; by default where there are tenants.
 
         Raises:
-            DataError: If the path is missing or another kind of artifact, or the snapshot is not
-                kept any more.
+            DataError: If the path is missing or another kind of artifact, the snapshot is not kept
+                any more, or nobody is named who asks an index with tenants.
             IntegrityError: If a file is missing, half-written or changed, or the embedder is not
                 the one that made the vectors.
         """
@@ -113,7 +109,11 @@ class Index:
         opened = open_snapshot(folder, snapshot, verify=verify)
         try:
             description = Description.from_json(opened.ledger.description)
-            return cls(folder, opened, description, QueryVectors(description, folder, embedder))
+            rule = str(description.settings.get("access", "open"))
+            view = View(opened, admit(rule, access, folder))
+            notes = Audit(folder.parent, access) if audit or (audit is None and access) else None
+            vectors = QueryVectors(description, folder, embedder)
+            return cls(folder, description, view, vectors, notes)
         except BaseException:
             opened.close()
             raise
@@ -169,8 +169,27 @@ class Index:
             old = self._state.opened
             if old.ledger.find_snapshot().number == old.snapshot.number:
                 return False
-            self._state = _State(old.follow())
+            self._state = self._state.follow()
             return True
+
+    def restrict(self, wanted: str | Filter) -> Index:
+        """Return an index that shows of this one only the documents that a filter leaves.
+
+        It can be restricted further and never widened, and is closed with the one it came from.
+
+        Args:
+            wanted: A filter, or its text: ``year >= 2020 and language = en``.
+
+        Raises:
+            DataError: If the filter cannot be read, or names a field that no document has.
+        """
+        view = self._state.narrow(wanted)
+        return Index(self.folder, self.description, view, self._query_vectors, self._audit)
+
+    @property
+    def fields(self) -> dict[str, list[str]]:
+        """The fields that documents have, with the kinds of their values."""
+        return {name: sorted(kinds) for name, kinds in sorted(self._state.fields.items())}
 
     def passage(self, passage_id: str) -> Passage:
         """Return a passage by its id.
@@ -178,7 +197,9 @@ class Index:
         Raises:
             DataError: If the index holds no such passage.
         """
-        return self.passage_at(self.row_of(passage_id))
+        passage = self.passage_at(self.row_of(passage_id))
+        self._note("read", passage_id, [passage_id])
+        return passage
 
     def row_of(self, passage_id: str) -> int:
         """Return the row of a passage by its id.
@@ -277,7 +298,7 @@ class Index:
         method = RETRIEVERS.build(retriever)
         depth = max(k, RERANK_DEPTH) if reranker is not None else k
         queries = [asked]
-        with stage("retrieve") as span:
+        with stage("retrieve") as span, self._as_one_query():
             if transform is not None:
                 with stage("transform"):
                     queries = TRANSFORMS.build(transform).rewrite(asked, self, model)
@@ -285,7 +306,8 @@ class Index:
             if reranker is not None:
                 hits = rerank_hits(RERANKERS.build(reranker), queries[0], hits, self, model)
             tell_retrieved(span, asked.text, hits[:k], self.digest)
-            return hits[:k]
+        self._note("query", asked.text, [hit.passage.id for hit in hits[:k]])
+        return hits[:k]
 
     def search_keyword(
         self, query: Query, k: int, *, k1: float | None = None, b: float | None = None
@@ -305,14 +327,14 @@ class Index:
                 mask=state.mask,
             )
 
-        return _rank(search, state.rows, k)
+        return self._noted(query, state.rank(search, k))
 
     def search_dense(self, query: Query, k: int) -> Ranking:
         """Return the best ``k`` rows by cosine with their scores; those not above 0 never."""
         state = self._state
         vector = self.embed_query(query)
-        found = _rank(lambda depth: state.dense.search(vector, depth), state.rows, k)
-        return [(row, score) for row, score in found if score > 0]
+        found = state.rank(lambda depth: state.dense.search(vector, depth, mask=state.mask), k)
+        return self._noted(query, [(row, score) for row, score in found if score > 0])
 
     def embed_query(self, query: Query) -> NDArray[np.float32]:
         """Return the query's vector, (D,), averaged with its drafts'; remembered by text."""
@@ -329,6 +351,27 @@ class Index:
         """Close the files; the index cannot be used afterwards."""
         self._state.opened.close()
 
+    @contextmanager
+    def _as_one_query(self) -> Iterator[None]:
+        """Within the body searches of this thread are one query, noted when it is done."""
+        outer = getattr(self._inside, "retrieving", False)
+        self._inside.retrieving = True
+        try:
+            yield
+        finally:
+            self._inside.retrieving = outer
+
+    def _noted(self, query: Query, ranking: Ranking) -> Ranking:
+        if self._audit is not None and not getattr(self._inside, "retrieving", False):
+            ids = [self.passage_at(row).id for row, _ in ranking]
+            self._note("query", query.text, ids)
+        return ranking
+
+    def _note(self, kind: str, text: str, ids: Sequence[str]) -> None:
+        if self._audit is not None and not getattr(self._inside, "retrieving", False):
+            snapshot = self._state.opened.snapshot
+            self._audit.note(kind, text, snapshot.number, snapshot.digest, ids)
+
     def _retrieve_all(self, method: Retriever, queries: Sequence[Query], depth: int) -> list[Hit]:
         if len(queries) == 1:
             return method.retrieve(queries[0], depth, self)
@@ -342,49 +385,3 @@ class Index:
             lists.append(ranked)
         fused = reciprocal_rank(lists)[:depth]
         return [Hit(passages[row], score, at) for at, (row, score) in enumerate(fused, start=1)]
-
-
-def _rank(
-    search: Callable[[int], tuple[NDArray[np.int64], NDArray[np.floating[Any]]]],
-    rows: Rows,
-    k: int,
-) -> Ranking:
-    """Return the best ``k`` rows of a search over the segments' rows, ties by row.
-
-    The search breaks ties by the segments' order, so it is asked for more until the last score is
-    below that of place ``k``: all that tie are then known.
-    """
-    depth = k + _SLACK
-    while True:
-        found, scores = search(depth)
-        if len(found) < depth or scores[-1] < scores[k - 1]:
-            break
-        depth *= 4
-    seen = rows.rows[found]
-    order = np.lexsort((seen, -scores))[:k]
-    return [(int(seen[at]), float(scores[at])) for at in order]
-
-
-def _open_analyzer(description: Description, folder: Path) -> Analyzer:
-    told = description.analyzer
-    analyzer = Analyzer(told["stemming"])
-    if analyzer.fingerprint != told["fingerprint"]:
-        raise IntegrityError(
-            "the installed text analysis differs from the one that made the index",
-            code="rag.analyzer-mismatch",
-            where=str(folder),
-            expected=f"analyzer {told['fingerprint'][:16]}",
-            next="build the index again, or install the versions named in its artifact.json",
-        )
-    return analyzer
-
-
-def best_positions(scores: NDArray[Any], k: int) -> NDArray[np.int64]:
-    """Return the positions of the ``k`` highest scores, best first, ties by position."""
-    if k < len(scores):
-        limit = np.partition(scores, len(scores) - k)[len(scores) - k]
-        found = np.flatnonzero(scores >= limit)
-    else:
-        found = np.arange(len(scores))
-    order = np.lexsort((found, -scores[found]))
-    return found[order][:k]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,8 @@ from stillroom.provenance import Parent, digest_file, digest_json, find_output
 from stillroom.rag.analyzer import ANALYZER_VERSION, Analyzer
 from stillroom.rag.ingest import Failed
 from stillroom.rag.store.description import Description
+from stillroom.rag.store.fields import read_metadata
+from stillroom.rag.store.parts import Facts
 from stillroom.text.reading import Scan, scan_folder
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ __all__ = [
     "digest_files",
     "documents_parent",
     "find_documents",
+    "read_facts",
 ]
 
 _SHOWN_FAILURES = 20
@@ -102,7 +105,7 @@ def describe_index(
     return Description(
         preparation=preparation,
         settings={
-            **{name: told[name] for name in sorted({*_PREPARATION, "keyword"})},
+            **{name: told[name] for name in sorted({*_PREPARATION, "access", "keyword"})},
             "context": contexts.settings if contexts else None,
         },
         embedder={
@@ -116,6 +119,21 @@ def describe_index(
             "fingerprint": analyzer.fingerprint,
         },
     )
+
+
+def read_facts(recipe: RagRecipe, paths: Collection[str], job: Job) -> dict[str, Facts]:
+    """Return what the recipe's metadata says of documents, by path.
+
+    Raises:
+        DataError: If the file cannot be used.
+    """
+    if recipe.metadata is None:
+        return {}
+    facts = read_metadata(Path(recipe.metadata))
+    unknown = len(facts.keys() - set(paths))
+    if unknown:
+        job.say(f"{unknown} of {len(facts)} paths in {recipe.metadata} are no document's")
+    return facts
 
 
 def check_failures(failures: Sequence[Failed], total: int, max_failed: float, root: str) -> None:

@@ -104,6 +104,16 @@ class RagRecipe(Recipe):
     sweep: SweepSettings | None = Field(
         None, description="what 'stillroom rag sweep' varies and how it measures; 'run' refuses it"
     )
+    metadata: Reference | None = Field(
+        None,
+        description="JSON lines of path, fields, tenant and labels: what is said of documents "
+        "beside their bytes",
+    )
+    access: Literal["open", "tenants"] = Field(
+        "open",
+        description="open shows all to whoever opens the index; tenants shows a document only to "
+        "its tenant's principals that its labels name, and to nobody where none is named",
+    )
     max_failed: float = Field(
         0.5, ge=0, le=1, description="share of documents that may fail before the job does"
     )

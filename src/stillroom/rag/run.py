@@ -21,6 +21,7 @@ from stillroom.rag.listing import (
     digest_files,
     documents_parent,
     find_documents,
+    read_facts,
 )
 from stillroom.rag.pooling import check_pooling
 from stillroom.rag.store.description import Description, write_index_file
@@ -80,7 +81,10 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
         parts, failures, reused = _ingest(found, ingester, held, description, job)
     failures = sorted([*unread, *failures], key=lambda failed: failed.path)
     check_failures(failures, len(parts) + len(failures), recipe.max_failed, str(root))
-    snapshot = _write(job, description, parts, failures)
+    facts = read_facts(recipe, [one.path for one in found], job)
+    snapshot = _write(
+        job, description, [(part, facts.get(part.entry.path, Facts())) for part in parts], failures
+    )
     if held is not None:
         held.close()
     details: dict[str, Any] = {
@@ -192,20 +196,23 @@ def _ingest(
 
 
 def _write(
-    job: Job, description: Description, parts: Sequence[Part], failures: Sequence[Failed]
+    job: Job,
+    description: Description,
+    puts: Sequence[tuple[Part, Facts]],
+    failures: Sequence[Failed],
 ) -> Snapshot:
-    with job.phase("write", len(parts), "documents") as progress:
+    with job.phase("write", len(puts), "documents") as progress:
         writer = Writer.create(job.output, description.to_json())
         with writer:
             change = Change(
-                puts=[(part, Facts()) for part in parts],
+                puts=puts,
                 failures=[failed.to_json() for failed in failures],
             )
             snapshot = writer.commit(
                 change, reason="built", keep=KEPT_SNAPSHOTS, check=job.check_cancelled
             )
         write_index_file(job.output, description, snapshot)
-        progress.advance(len(parts))
+        progress.advance(len(puts))
     return snapshot
 
 

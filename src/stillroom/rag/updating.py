@@ -11,6 +11,7 @@ The work is journaled beside the index and goes on after a kill; the index chang
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from stillroom.rag.listing import (
     digest_files,
     documents_parent,
     find_documents,
+    read_facts,
 )
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.store.manifest import renew_manifest
@@ -53,12 +55,16 @@ __all__ = ["Update", "find_home", "update_index"]
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What an update did: documents by what became of them, and what it cost."""
+    """What an update did: documents by what became of them, and what it cost.
+
+    ``told`` are those of which only something else is said: fields, tenant or labels.
+    """
 
     added: int = 0
     changed: int = 0
     renamed: int = 0
     deleted: int = 0
+    told: int = 0
     unchanged: int = 0
     failed: int = 0
     parsed: int = 0
@@ -77,6 +83,7 @@ class _Plan:
 
     puts: list[tuple[Part, Facts]] = field(default_factory=list)
     moves: list[tuple[Part, Facts, int]] = field(default_factory=list)
+    told: dict[int, Facts] = field(default_factory=dict)
     ingests: list[Found] = field(default_factory=list)
     removes: list[int] = field(default_factory=list)
     failures: list[Failed] = field(default_factory=list)
@@ -166,6 +173,7 @@ class _Updating:
         self.recipe, self.output, self.writer, self.job = recipe, output, writer, job
         self.embedder = embedder
         self.held = Held(open_snapshot(output, verify=False))
+        self.facts: dict[str, Facts] = {}
         self.embedded = self.parsed = 0
 
     def run(self) -> Update:
@@ -174,9 +182,11 @@ class _Updating:
             root, scan = find_documents(self.recipe.documents)
             _check_listing(root)
             found, unread = digest_files(root, scan, self.job)
+            self.facts = read_facts(self.recipe, [one.path for one in found], self.job)
             plan, before = self._plan(found, unread)
             self._ingest(root, plan)
-            total = plan.unchanged + len(plan.puts) + len(plan.moves) + len(plan.failures)
+            kept = plan.unchanged + len(plan.told)
+            total = kept + len(plan.puts) + len(plan.moves) + len(plan.failures)
             check_failures(plan.failures, total, self.recipe.max_failed, str(root))
             done = self._commit(plan, before)
         finally:
@@ -188,7 +198,7 @@ class _Updating:
             details={
                 "parsed": self.parsed,
                 "embedded": self.embedded,
-                "reused": done.unchanged + done.renamed,
+                "reused": done.unchanged + done.renamed + done.told,
                 "hidden": scan.hidden,
                 "updated": {name: n for name, n in done.to_json().items() if name != "digest"},
             },
@@ -211,10 +221,20 @@ class _Updating:
         for item in found:
             held = before.get(item.path)
             if held is not None and held[1] == item.digest:
-                plan.unchanged += 1
+                self._compare_facts(item.path, held[0], held[2], plan)
             elif not self._take_over(item, gone, before, plan):
                 plan.ingests.append(item)
         return plan, before
+
+    def _compare_facts(self, path: str, key: int, before: Facts, plan: _Plan) -> None:
+        now = self._facts_of(path)
+        if now == before:
+            plan.unchanged += 1
+        else:
+            plan.told[key] = now
+
+    def _facts_of(self, path: str) -> Facts:
+        return self.facts.get(path, Facts())
 
     def _take_over(
         self,
@@ -228,24 +248,32 @@ class _Updating:
             if not can_relabel(part, item.path):
                 continue
             old = part.entry.path
-            key, _, facts = before[old]
+            key = before[old][0]
+            facts = self._facts_of(item.path)
             if item.path not in before and old in gone.get(item.digest, ()):
                 gone[item.digest].remove(old)
                 plan.removes.remove(key)
                 plan.moves.append((Relabelled(part, item.path), facts, key))
             else:
-                plan.puts.append((Relabelled(part, item.path), Facts()))
+                plan.puts.append((Relabelled(part, item.path), facts))
             return True
         return False
 
     def _list_documents(self) -> dict[str, tuple[int, str, Facts]]:
         """Return key, digest and facts of every document, by path."""
         rows = self.writer.ledger.query(
-            "SELECT d.path, d.key, c.digest FROM documents d JOIN contents c ON c.key = d.content "
-            "WHERE d.died = ? ORDER BY d.path",
+            "SELECT d.path, d.key, c.digest, d.fields, d.tenant, d.labels FROM documents d "
+            "JOIN contents c ON c.key = d.content WHERE d.died = ? ORDER BY d.path",
             (FOREVER,),
         )
-        return {path: (int(key), str(digest), Facts()) for path, key, digest in rows}
+        return {
+            path: (
+                int(key),
+                str(digest),
+                Facts(json.loads(fields), tenant, tuple(json.loads(labels))),
+            )
+            for path, key, digest, fields, tenant, labels in rows
+        }
 
     def _ingest(self, root: Path, plan: _Plan) -> None:
         """Parse, cut and embed what is new; what cannot be used becomes a failure."""
@@ -268,7 +296,7 @@ class _Updating:
                     plan.failures.append(part)
                     self.job.say(f"left out: {part.path}: {part.reason}  [{part.code}]")
                 else:
-                    plan.puts.append((part, Facts()))
+                    plan.puts.append((part, self._facts_of(item.path)))
                 progress.advance(note=item.path)
         self.parsed, self.embedded = ingester.parsed, ingester.embedded
 
@@ -317,16 +345,17 @@ class _Updating:
             changed=changed,
             renamed=len(plan.moves),
             deleted=len(removes),
+            told=len(plan.told),
             unchanged=plan.unchanged,
             failed=len(failures),
             parsed=self.parsed,
             embedded=self.embedded,
         )
-        if plan.puts or plan.moves or removes or told != known:
+        if plan.puts or plan.moves or plan.told or removes or told != known:
             change = Change(
                 sorted(plan.puts, key=lambda put: put[0].entry.path),
                 plan.moves,
-                {},
+                plan.told,
                 removes,
                 [one.to_json() for one in failures],
             )
@@ -363,4 +392,4 @@ def _describe(done: Update) -> str:
     return ", ".join(f"{n} {name}" for n, name in counts) or "failures alone"
 
 
-_SAID = ("added", "changed", "renamed", "deleted")
+_SAID = ("added", "changed", "renamed", "deleted", "told")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
 from stillroom.provenance.ledger import connect_ledger
 from stillroom.rag.store.description import INDEX
 from stillroom.rag.store.digests import bucket_of, digest_bucket, digest_snapshot, mark_document
+from stillroom.rag.store.fields import derive_fields, list_values
 from stillroom.rag.store.ledger import Ledger
 from stillroom.rag.store.locking import SNAPSHOTS, snapshot_file
 from stillroom.rag.store.parts import Facts, mark_of
@@ -63,7 +65,8 @@ def check_index(index: Path) -> list[Damage]:
         found = [*_check_pages(ledger)]
         if found:  # nothing that such a ledger says can be relied on
             return found
-        found += [*_check_contents(ledger), *_check_documents(ledger), *_check_digest(ledger)]
+        found += [*_check_contents(ledger), *_check_documents(ledger)]
+        found += [*_check_facts(ledger), *_check_digest(ledger)]
         found += [*_check_segments(folder, ledger), *_check_orphans(folder, ledger)]
         return [*found, *_check_manifest(folder, ledger)]
     finally:
@@ -88,20 +91,24 @@ def _check_pages(ledger: Ledger) -> Iterator[Damage]:
 
 def _check_contents(ledger: Ledger) -> Iterator[Damage]:
     """Recompute what each document became: spans, ids, digests."""
-    keys = ledger.query("SELECT key, path, mark, passages FROM contents ORDER BY key")
-    for key, path, mark, count in keys:
+    keys = ledger.query("SELECT key, path, mark, passages, fields FROM contents ORDER BY key")
+    for key, path, mark, count, fields in keys:
         rows = ledger.query(
             "SELECT id, body FROM passages WHERE key >= ? AND key < ? ORDER BY key",
             (key << PASSAGE_BITS, (key + 1) << PASSAGE_BITS),
         )
         try:
             line = ledger.document(key)
-            text = json.loads(line)["text"]
+            document = json.loads(line)
+            text = document["text"]
+            is_told = derive_fields(document) == json.loads(fields)
             passages = [json.loads(body) for _, body in rows]
             is_cut = all(text[one["start"] : one["end"]] == one["text"] for one in passages)
         except (StillroomError, zlib.error, ValueError, KeyError, TypeError) as error:
             yield _ledger_damage(ledger, f"{path}: cannot be read: {error}".split("\n", 1)[0])
             continue
+        if not is_told:
+            yield _ledger_damage(ledger, f"{path}: has other fields than its document gives")
         if not is_cut:
             yield _ledger_damage(ledger, f"{path}: a passage is not the document's own text")
         if len(rows) != count or [one["id"] for one in passages] != [name for name, _ in rows]:
@@ -126,6 +133,27 @@ def _check_documents(ledger: Ledger) -> Iterator[Damage]:
             yield _ledger_damage(ledger, f"{path}: its fields, tenant or labels were changed")
         if placed != 1:
             yield _ledger_damage(ledger, f"{path}: lies in {placed} places")
+
+
+def _check_facts(ledger: Ledger) -> Iterator[Damage]:
+    """Hold what filters and access read against what each document's mark covers."""
+    rows = ledger.query(
+        "SELECT d.key, d.path, d.labels, d.fields, c.fields FROM documents d "
+        "JOIN contents c ON c.key = d.content ORDER BY d.key"
+    )
+    labels: dict[int, set[str]] = {}
+    for key, label in ledger.query("SELECT document, label FROM labels"):
+        labels.setdefault(key, set()).add(label)
+    values: dict[int, list[Any]] = {}
+    for key, *value in ledger.query("SELECT document, name, kind, value FROM fields"):
+        values.setdefault(key, []).append(tuple(value))
+    for key, path, own, fields, derived in rows:
+        merged = {**json.loads(derived), **json.loads(fields)}
+        is_same = Counter(values.pop(key, [])) == Counter(list_values(merged))
+        if labels.pop(key, set()) != set(json.loads(own)) or not is_same:
+            yield _ledger_damage(ledger, f"{path}: its rows of labels or fields were changed")
+    if labels or values:
+        yield _ledger_damage(ledger, "there are labels or fields of no document")
 
 
 def _check_digest(ledger: Ledger) -> Iterator[Damage]:

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from stillroom.errors import IntegrityError
 from stillroom.jobs import atomic_write
+from stillroom.rag.analyzer import Analyzer
 from stillroom.rag.store.ledger import Snapshot
 from stillroom.rag.store.schema import FORMAT
 
-__all__ = ["INDEX", "Description", "write_index_file"]
+__all__ = ["INDEX", "Description", "open_analyzer", "write_index_file"]
 
 INDEX = "index.json"
 
@@ -59,3 +61,22 @@ def write_index_file(folder: Path, description: Description, snapshot: Snapshot)
     }
     with atomic_write(folder / INDEX) as file:
         json.dump(told, file, ensure_ascii=False, indent=1)
+
+
+def open_analyzer(description: Description, where: Path) -> Analyzer:
+    """Return the text analysis that made an index.
+
+    Raises:
+        IntegrityError: If the installed one gives other terms.
+    """
+    told = description.analyzer
+    analyzer = Analyzer(told["stemming"])
+    if analyzer.fingerprint != told["fingerprint"]:
+        raise IntegrityError(
+            "the installed text analysis differs from the one that made the index",
+            code="rag.analyzer-mismatch",
+            where=str(where),
+            expected=f"analyzer {told['fingerprint'][:16]}",
+            next="build the index again, or install the versions named in its artifact.json",
+        )
+    return analyzer

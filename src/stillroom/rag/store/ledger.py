@@ -172,6 +172,15 @@ class Ledger:
         columns = np.array(rows, dtype=np.int64).reshape(-1, 5).T
         return Table(*(np.ascontiguousarray(column) for column in columns))
 
+    def list_fields(self, snapshot: int, where: str, values: Mapping[str, Any]) -> list[Any]:
+        """Return names and kinds of the fields of documents that meet a condition; see ``load``."""
+        return self.query(
+            "SELECT DISTINCT f.name, f.kind FROM fields f "  # noqa: S608
+            "JOIN documents d ON d.key = f.document "
+            f"WHERE {_ALIVE.format('d')} AND ({where})",
+            {"snapshot": snapshot, **values},
+        )
+
     def passage(self, content: int, position: int) -> bytes:
         """Return a passage as JSON, by its content's key and its place from 0."""
         key = (content << PASSAGE_BITS) + position

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from stillroom.rag.store.digests import bucket_of, digest_bucket, digest_snapshot, mark_document
+from stillroom.rag.store.fields import list_values
 from stillroom.rag.store.ledger import SegmentEntry
 from stillroom.rag.store.merging import merge_starts
 from stillroom.rag.store.parts import Facts, Part
@@ -138,8 +139,8 @@ class Publication:
         return int(segment), int(start)
 
     def _insert(self, one: _Placed) -> None:
-        count, truncated, mark = self.connection.execute(
-            "SELECT passages, truncated, mark FROM contents WHERE key = ?", (one.content,)
+        count, truncated, mark, derived = self.connection.execute(
+            "SELECT passages, truncated, mark, fields FROM contents WHERE key = ?", (one.content,)
         ).fetchone()
         cursor = self.connection.execute(
             "INSERT INTO documents(content, path, passages, truncated, bucket, mark, tenant, "
@@ -161,6 +162,11 @@ class Publication:
         self.connection.execute(
             "INSERT INTO placements(document, segment, start, born) VALUES (?, ?, ?, ?)",
             (key, one.segment, one.start, self.number),
+        )
+        fields = {**json.loads(derived), **one.facts.fields}
+        self.connection.executemany(
+            "INSERT INTO fields VALUES (?, ?, ?, ?)",
+            [(key, name, kind, value) for name, kind, value in list_values(fields)],
         )
         self.connection.executemany(
             "INSERT INTO labels VALUES (?, ?)",

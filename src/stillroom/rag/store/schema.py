@@ -37,7 +37,8 @@ CREATE TABLE segments(
   born INTEGER NOT NULL, died INTEGER NOT NULL DEFAULT {FOREVER});
 CREATE TABLE contents(
   key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, path TEXT NOT NULL, digest TEXT NOT NULL,
-  mark TEXT NOT NULL, passages INTEGER NOT NULL, truncated INTEGER NOT NULL, body BLOB NOT NULL);
+  mark TEXT NOT NULL, passages INTEGER NOT NULL, truncated INTEGER NOT NULL,
+  fields TEXT NOT NULL, body BLOB NOT NULL);
 CREATE INDEX contents_by_digest ON contents(digest);
 CREATE TABLE passages(
   key INTEGER PRIMARY KEY, id TEXT NOT NULL, embedded BLOB NOT NULL, truncated INTEGER NOT NULL,
@@ -55,6 +56,7 @@ CREATE INDEX documents_by_bucket ON documents(bucket, died);
 CREATE INDEX documents_by_content ON documents(content);
 CREATE TABLE labels(document INTEGER NOT NULL, label TEXT NOT NULL,
   PRIMARY KEY(document, label)) WITHOUT ROWID;
+CREATE INDEX labels_by_label ON labels(label, document);
 CREATE TABLE fields(document INTEGER NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, value);
 CREATE INDEX fields_by_value ON fields(name, value, document);
 CREATE INDEX fields_by_document ON fields(document);

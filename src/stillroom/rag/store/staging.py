@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from stillroom.rag.store.fields import derive_fields
 from stillroom.rag.store.ledger import damaged
 from stillroom.rag.store.parts import Part, mark_of
 from stillroom.rag.store.schema import PASSAGE_BITS
@@ -78,7 +79,8 @@ def _stage_some(connection: sqlite3.Connection, parts: Sequence[Part], where: Pa
 
 def _stage_one(connection: sqlite3.Connection, part: Part, where: Path) -> int:
     line, passages, entry = part.document_line(), part.passage_lines(), part.entry
-    document_id = json.loads(line)["id"]
+    document = json.loads(line)
+    document_id = document["id"]
     mark = mark_of(line, passages)
     known = connection.execute(
         "SELECT key, mark FROM contents WHERE id = ?", (document_id,)
@@ -88,8 +90,8 @@ def _stage_one(connection: sqlite3.Connection, part: Part, where: Path) -> int:
     if known is not None:
         raise damaged(where, f"{entry.path} gives other passages than before")
     cursor = connection.execute(
-        "INSERT INTO contents(id, path, digest, mark, passages, truncated, body) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO contents(id, path, digest, mark, passages, truncated, fields, body) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
             document_id,
             entry.path,
@@ -97,6 +99,7 @@ def _stage_one(connection: sqlite3.Connection, part: Part, where: Path) -> int:
             mark,
             len(passages),
             entry.truncated,
+            json.dumps(derive_fields(document), ensure_ascii=False),
             zlib.compress(line, _LEVEL),
         ),
     )

@@ -1,0 +1,131 @@
+"""View: the passages of a snapshot that somebody may see, and what searches them.
+
+Two sets of documents: the *population*, which whoever asks may know of, and of these the ones that
+a filter leaves. Both searches look at the filter's rows alone, at any selectivity; statistics of
+words are counted over the population, so that a filter changes no score, and nothing that may not
+be seen shows in one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stillroom.rag.filters import Condition, Filter, compile_filter, parse_filter
+from stillroom.rag.keyword_engine import KeywordEngine
+from stillroom.rag.store.opening import OpenSnapshot, Rows
+from stillroom.rag.vectors import DenseEngine
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stillroom.rag.store.fields import Kind
+
+__all__ = ["Ranking", "View", "best_positions"]
+
+Ranking = list[tuple[int, float]]
+_SLACK = 16
+
+
+class View:
+    """Rows of an open snapshot, in order of path and position, and what searches them."""
+
+    def __init__(
+        self,
+        opened: OpenSnapshot,
+        population: Condition,
+        filters: tuple[Filter, ...] = (),
+        wider: View | None = None,
+    ) -> None:
+        """Load what a condition and filters leave of a snapshot.
+
+        Args:
+            opened: The snapshot.
+            population: What a document must meet to be known of.
+            filters: What it must meet to be found.
+            wider: A view of the same snapshot and population, whose engines are shared.
+
+        Raises:
+            DataError: If a filter names an unknown field, or another kind of value.
+        """
+        self.opened, self.population, self.filters = opened, population, filters
+        if wider is None:
+            everyone = Rows(self._load(population), opened)
+            mask = None if everyone.mask.all() else everyone.mask
+            parts = opened.segments
+            self.keywords = KeywordEngine([part.postings for part in parts], mask)
+            self.dense = DenseEngine(
+                [part.vectors for part in parts], mask, codes=[part.codes for part in parts]
+            )
+            self._fields: Mapping[str, frozenset[Kind]] | None = None
+        else:
+            self.keywords, self.dense, self._fields = wider.keywords, wider.dense, wider._fields
+        condition = population
+        for number, one in enumerate(filters):
+            condition = condition.join(compile_filter(one, self.fields, f"f{number}_"))
+        self.rows = (
+            everyone if wider is None and not filters else Rows(self._load(condition), opened)
+        )
+        self.mask = self.rows.mask if filters else None
+
+    @property
+    def fields(self) -> Mapping[str, frozenset[Kind]]:
+        """The fields that documents of the population have, with the kinds of their values."""
+        if self._fields is None:
+            found: dict[str, set[Kind]] = {}
+            for name, kind in self.opened.ledger.list_fields(
+                self.opened.snapshot.number, self.population.sql, dict(self.population.values)
+            ):
+                found.setdefault(name, set()).add(kind)
+            self._fields = {name: frozenset(kinds) for name, kinds in found.items()}
+        return self._fields
+
+    def narrow(self, wanted: str | Filter) -> View:
+        """Return the view that a further filter leaves of this one.
+
+        Raises:
+            DataError: If the filter cannot be read, or names an unknown field.
+        """
+        one = parse_filter(wanted) if isinstance(wanted, str) else wanted
+        return View(self.opened, self.population, (*self.filters, one), self)
+
+    def follow(self) -> View:
+        """Return the newest snapshot's view of the same population and filters."""
+        return View(self.opened.follow(), self.population, self.filters)
+
+    def rank(
+        self,
+        search: Callable[[int], tuple[NDArray[np.int64], NDArray[np.floating[Any]]]],
+        k: int,
+    ) -> Ranking:
+        """Return the best ``k`` rows of a search over the segments' rows, ties by row.
+
+        The search breaks ties by the segments' order, so it is asked for more until the last score
+        is below that of place ``k``: all that tie are then known.
+        """
+        depth = k + _SLACK
+        while True:
+            found, scores = search(depth)
+            if len(found) < depth or scores[-1] < scores[k - 1]:
+                break
+            depth *= 4
+        seen = self.rows.rows[found]
+        order = np.lexsort((seen, -scores))[:k]
+        return [(int(seen[at]), float(scores[at])) for at in order]
+
+    def _load(self, condition: Condition) -> Any:
+        number = self.opened.snapshot.number
+        return self.opened.ledger.load(number, condition.sql, dict(condition.values))
+
+
+def best_positions(scores: NDArray[Any], k: int) -> NDArray[np.int64]:
+    """Return the positions of the ``k`` highest scores, best first, ties by position."""
+    if k < len(scores):
+        limit = np.partition(scores, len(scores) - k)[len(scores) - k]
+        found = np.flatnonzero(scores >= limit)
+    else:
+        found = np.arange(len(scores))
+    order = np.lexsort((found, -scores[found]))
+    return found[order][:k]
