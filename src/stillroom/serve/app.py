@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from stillroom.errors import RecipeError
 from stillroom.models.protocols import Vectors
 from stillroom.records import Answer, Citation, Completion, Prompt, Sampling
+from stillroom.serve.counters import CONTENT_TYPE, Counters, Counting
 from stillroom.serve.guard import Guard
 from stillroom.serve.limits import Limits
 from stillroom.serve.refusals import Refusal, add_handlers, explain
@@ -39,14 +40,20 @@ def create_app(
         limits: What a client may ask for at most.
     """
     bounds = limits or Limits()
-    desk = _Desk(served, bounds)
+    counters = Counters()
+    desk = _Desk(served, bounds, counters)
     app = FastAPI(title="Stillroom", docs_url=None, redoc_url=None)
     add_handlers(app)
     app.add_middleware(Guard, api_keys=api_keys, limits=bounds)
+    app.add_middleware(Counting, counters=counters)  # the last one added is the outermost
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(counters.render(), media_type=CONTENT_TYPE)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -76,8 +83,8 @@ def create_app(
 class _Desk:
     """Answers the three kinds of request."""
 
-    def __init__(self, served: Served, limits: Limits) -> None:
-        self.served, self.limits = served, limits
+    def __init__(self, served: Served, limits: Limits, counters: Counters) -> None:
+        self.served, self.limits, self.counters = served, limits, counters
         self._slots = Slots(limits)
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
@@ -190,6 +197,7 @@ class _Desk:
                     heard.take(item)
             if await request.is_disconnected():
                 raise Refusal(499, "the client left", code="client_left")
+            self.counters.count_reply(heard.usage, heard.details)
             return JSONResponse(
                 reply.whole(
                     heard.text,
@@ -201,7 +209,7 @@ class _Desk:
             )
         # The first item is awaited here, so that what fails at once fails with a status.
         first = await anext(items, None)
-        events = _events(first, items, reply, heard, wants_usage=body.wants_usage)
+        events = _events(first, items, reply, heard, self.counters, wants_usage=body.wants_usage)
         return StreamingResponse(events, media_type="text/event-stream")
 
     def _check_name(self, name: str, known: Sequence[str]) -> None:
@@ -249,6 +257,7 @@ async def _events(
     items: AsyncIterator[_Item],
     reply: Reply,
     heard: _Heard,
+    counters: Counters,
     *,
     wants_usage: bool,
 ) -> AsyncIterator[bytes]:
@@ -269,6 +278,7 @@ async def _events(
         except Exception as error:  # noqa: BLE001  # the status is sent: only an event is left
             yield event(explain(error).to_json())
             return
+    counters.count_reply(heard.usage, heard.details)
     if heard.citations is not None:
         yield reply.cited(heard.text, heard.citations, heard.details)
     yield reply.last(heard.finish_reason)

@@ -1,0 +1,125 @@
+"""What a server has done, as Prometheus reads it: requests, tokens, and the time of every stage.
+
+Counts and times only; no name that a client chose becomes a label, so that nobody can fill the
+memory or write into what is read. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["CONTENT_TYPE", "Counters", "Counting"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_HELP = {
+    "stillroom_requests_total": ("counter", "requests by route, method and status"),
+    "stillroom_request_seconds": ("histogram", "time until the last byte, by route"),
+    "stillroom_tokens_total": ("counter", "tokens by kind: prompt or completion"),
+    "stillroom_answers_total": ("counter", "answers from documents by outcome"),
+    "stillroom_stage_seconds": ("summary", "time of answers from documents by stage"),
+}
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Counters:
+    """Sums that only grow; safe from several threads."""
+
+    def __init__(self) -> None:
+        """Begin at zero."""
+        self._lock = threading.Lock()
+        self._sums: dict[tuple[str, Labels], float] = defaultdict(float)
+        self._buckets: dict[Labels, list[int]] = {}
+
+    def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count one request that is over."""
+        by = (("route", route), ("method", method), ("status", str(status)))
+        where = (("route", route),)
+        with self._lock:
+            self._sums["stillroom_requests_total", by] += 1
+            self._sums["stillroom_request_seconds_sum", where] += seconds
+            buckets = self._buckets.setdefault(where, [0] * (len(_BOUNDS) + 1))
+            buckets[bisect.bisect_left(_BOUNDS, seconds)] += 1
+
+    def count_reply(self, usage: Mapping[str, int], details: Mapping[str, Any]) -> None:
+        """Count the tokens of a reply, and of an answer from documents its outcome and stages."""
+        with self._lock:
+            for kind in ("prompt", "completion"):
+                self._sums["stillroom_tokens_total", (("kind", kind),)] += usage[f"{kind}_tokens"]
+            if not details:
+                return
+            outcome = "abstained" if details.get("abstained") else "answered"
+            self._sums["stillroom_answers_total", (("outcome", outcome),)] += 1
+            if details.get("cached"):
+                return  # its stages are those of the answer that was kept
+            for name, spent_ms in details.get("stage_ms", {}).items():
+                stage = (("stage", name),)
+                self._sums["stillroom_stage_seconds_sum", stage] += spent_ms / 1000
+                self._sums["stillroom_stage_seconds_count", stage] += 1
+
+    def render(self) -> str:
+        """Return everything in Prometheus' text format."""
+        with self._lock:
+            sums = dict(self._sums)
+            buckets = {where: list(counts) for where, counts in self._buckets.items()}
+        lines = []
+        for name, (kind, said) in _HELP.items():
+            lines += [f"# HELP {name} {said}", f"# TYPE {name} {kind}"]
+            lines += [
+                _line(full, labels, value)
+                for (full, labels), value in sorted(sums.items())
+                if full in {name, f"{name}_sum", f"{name}_count"}
+            ]
+            if kind == "histogram":
+                lines += _histogram(name, buckets)
+        return "\n".join(lines) + "\n"
+
+
+class Counting:
+    """Counts every request that passes, refused ones too."""
+
+    def __init__(self, app: ASGIApp, *, counters: Counters) -> None:
+        """Stand before ``app``."""
+        self.app, self.counters = app, counters
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and count it when it is over."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status, begun = 500, time.perf_counter()
+
+        async def send_counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_counted)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            method = scope["method"] if scope["method"] in {"GET", "POST"} else "other"
+            self.counters.count_request(route, method, status, time.perf_counter() - begun)
+
+
+def _histogram(name: str, buckets: Mapping[Labels, list[int]]) -> Iterator[str]:
+    for where, counts in sorted(buckets.items()):
+        total = 0
+        for bound, count in zip([*map(str, _BOUNDS), "+Inf"], counts, strict=True):
+            total += count
+            yield _line(f"{name}_bucket", (*where, ("le", bound)), total)
+        yield _line(f"{name}_count", where, total)
+
+
+def _line(name: str, labels: Labels, value: float) -> str:
+    shown = ",".join(f'{key}="{text}"' for key, text in labels)
+    return f"{name}{{{shown}}} {value:.10g}"
