@@ -3,7 +3,8 @@
 Source: Asai et al. 2023, "Self-RAG", arXiv:2310.11511 (the reflection ISREL). Differs from the
 paper: the model is not trained for it; the probability of "Yes" against "No" is the grade, with the
 model's leaning where it is shown no passage taken out, so that a model that likes to say yes grades
-as well as one that does not.
+as well as one that does not: 0.5 is what no passage gives. An engine without probabilities answers
+in words, and grades are 0 or 1.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ __all__ = ["YesNo"]
 
 _REQUEST = "Text: {text}\n\nQuestion: {query}\n\nDoes the text hold the answer to the question?"
 _NOTHING = "(no text)"
+_IN_WORDS = (0.0, 0.5, 1.0)
 
 
 class YesNo(Grader):
@@ -39,10 +41,10 @@ class YesNo(Grader):
         True, description="take out the model's leaning, for one more question to it"
     )
     upper: float = Field(
-        0.6, ge=0, le=1, description="grade from which a passage is taken to hold the answer"
+        0.75, ge=0, le=1, description="grade from which a passage is taken to hold the answer"
     )
     lower: float = Field(
-        0.4, ge=0, le=1, description="grade below which a passage is taken to miss it"
+        0.55, ge=0, le=1, description="grade below which a passage is taken to miss it"
     )
 
     @override
@@ -65,4 +67,6 @@ class YesNo(Grader):
         if not self.is_calibrated:
             return verdicts
         *verdicts, leaning = verdicts
+        if leaning in _IN_WORDS:  # an engine without probabilities: nothing to take out
+            return verdicts
         return [lean_out(verdict, leaning) for verdict in verdicts]
