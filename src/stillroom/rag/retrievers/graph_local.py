@@ -12,12 +12,13 @@ only passages come back, never a description.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.fusion import reciprocal_rank
+from stillroom.rag.fusion import combine_scores
 from stillroom.rag.graph import open_graph
 from stillroom.rag.graph_ranking import lend_entities, rank_passages, spread
 from stillroom.rag.method import Query, Retriever
@@ -62,12 +63,12 @@ class GraphLocal(Retriever):
         return index.hits(rank_passages(graph, sight, active, own)[:k])
 
     def _find(self, query: Query, index: Index) -> dict[int, float]:
-        """Return the first passages by words and vectors, with 1 over their rank, by index row."""
+        """Return what words and vectors find, with 1 over the rank, by index row, best first."""
         if not self.passages:
             return {}
         legs = [index.search_keyword(query, _DEPTH), index.search_dense(query, _DEPTH)]
-        found = reciprocal_rank(legs)[: self.passages]
-        return {row: 1.0 / rank for rank, (row, _) in enumerate(found, start=1)}
+        fused = combine_scores(legs, [0.5, 0.5], normalization="minmax", floors=[0.0, 0.0])
+        return {row: 1.0 / rank for rank, (row, _) in enumerate(fused, start=1)}
 
     def _seed(
         self, query: Query, graph: Graph, sight: Sight, index: Index, own: Mapping[int, float]
@@ -81,7 +82,7 @@ class GraphLocal(Retriever):
             seeds.update((at, 1.0) for at in named)
         sources = {
             source: weight
-            for row, weight in own.items()
+            for row, weight in islice(own.items(), self.passages)
             if (source := graph.source_of(index.passage_at(row).id)) is not None
         }
         for at, weight in lend_entities(graph, sources).items():
