@@ -93,6 +93,6 @@ def map_arrays(
     return arrays
 
 
-def shrink(values: NDArray[np.int64]) -> NDArray[Any]:
+def shrink(values: NDArray[np.integer[Any]]) -> NDArray[Any]:
     """Return values, none below 0, in the smallest unsigned type that holds them."""
     return values.astype(np.min_scalar_type(int(values.max(initial=0))))
