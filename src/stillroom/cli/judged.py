@@ -13,8 +13,9 @@ from stillroom.cli.options import existing_path, print_json
 if TYPE_CHECKING:
     from stillroom.evaluate import Report
     from stillroom.provenance import Artifact
+    from stillroom.rag.access import Access
 
-__all__ = ["align_columns", "find_judged", "judged_options", "print_report"]
+__all__ = ["align_columns", "find_access", "find_judged", "judged_options", "print_report"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _WIDEST = 60
@@ -54,6 +55,13 @@ def find_judged(
     if queries is None or qrels is None:
         raise click.UsageError("give --collection, or --queries and --qrels")
     return queries, qrels
+
+
+def find_access(tenant: str, principals: Sequence[str]) -> Access | None:
+    """Return who asks, or nobody where no tenant is named."""
+    from stillroom.rag.access import Access
+
+    return Access(tenant, principals) if tenant or principals else None
 
 
 def print_report(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 __all__ = [
+    "access_options",
     "debug_option",
     "existing_path",
     "job_options",
@@ -40,8 +41,8 @@ def job_options(function: F) -> F:
     return function
 
 
-def view_options(function: F) -> F:
-    """Add --where, --snapshot, --tenant and --principal: what of an index is asked, and by whom."""
+def access_options(function: F) -> F:
+    """Add --tenant and --principal: who asks."""
     for option in (
         click.option(
             "--principal",
@@ -50,6 +51,15 @@ def view_options(function: F) -> F:
             help="With --tenant: a user or group that labels may name; may be repeated.",
         ),
         click.option("--tenant", default="", help="Who asks, where the index has tenants."),
+    ):
+        function = option(function)
+    return function
+
+
+def view_options(function: F) -> F:
+    """Add --where, --snapshot, --tenant and --principal: what of an index is asked, and by whom."""
+    function = access_options(function)
+    for option in (
         click.option("--snapshot", default=None, help="An older state, by number or digest."),
         click.option("--where", default="", help="Only documents of these fields: year >= 2020."),
     ):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stillroom.cli.judged import find_judged, judged_options, print_report
-from stillroom.cli.options import existing_path, job_options, json_option
+from stillroom.cli.judged import find_access, find_judged, judged_options, print_report
+from stillroom.cli.options import access_options, existing_path, job_options, json_option
 
 if TYPE_CHECKING:
     from stillroom.evaluate import Report
@@ -79,6 +79,7 @@ Examples:
     "--k", type=click.IntRange(1), help="Hits that a reader sees; default 10, of --answers 3."
 )
 @click.option("--seed", type=int, default=0, help="Of the intervals.")
+@access_options
 @click.option("--out", type=existing_path, required=True, help="The folder of the report.")
 @json_option
 @job_options
@@ -111,6 +112,7 @@ def _evaluate_retrieval(out: Path, given: dict[str, Any]) -> tuple[Artifact, Rep
         given["k"] or _K_FOUND,
         given["seed"],
         given["model"],
+        find_access(given["tenant"], given["principals"]),
     )
     return evaluate_retrieval(plan, out, **_job_settings(given))
 
@@ -137,6 +139,7 @@ def _evaluate_answers(out: Path, given: dict[str, Any]) -> tuple[Artifact, Repor
         given["limit"],
         given["seed"],
         prices=given["price"],
+        access=find_access(given["tenant"], given["principals"]),
     )
     return evaluate_answers(plan, out, **_job_settings(given))
 

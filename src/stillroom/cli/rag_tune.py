@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from stillroom.cli.judged import find_judged, judged_options, print_report
-from stillroom.cli.options import existing_path, job_options, json_option
+from stillroom.cli.judged import find_access, find_judged, judged_options, print_report
+from stillroom.cli.options import access_options, existing_path, job_options, json_option
 
 __all__ = ["command"]
 
@@ -32,6 +32,7 @@ Examples:
 @click.option("--measure", default="ndcg@10", show_default=True, help="What is made high.")
 @click.option("--folds", type=click.IntRange(2, 100), default=5, help="Parts of the queries.")
 @click.option("--seed", type=int, default=0, help="Of the folds and the intervals.")
+@access_options
 @click.option("--out", type=existing_path, required=True, help="The folder of the report.")
 @json_option
 @job_options
@@ -45,6 +46,8 @@ def command(
     measure: str,
     folds: int,
     seed: int,
+    tenant: str,
+    principals: tuple[str, ...],
     out: Path,
     as_json: bool,
     resume: bool,
@@ -62,7 +65,15 @@ def command(
 
     found, judged = find_judged(collection, split, queries, qrels)
     artifact, report, tuned = tune_fusion(
-        Plan(index, found, judged, ways, (measure,), seed=seed),
+        Plan(
+            index,
+            found,
+            judged,
+            ways,
+            (measure,),
+            seed=seed,
+            access=find_access(tenant, principals),
+        ),
         out,
         folds=folds,
         resume=resume,

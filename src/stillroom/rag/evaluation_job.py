@@ -22,6 +22,7 @@ from stillroom.evaluate.collections import read_qrels, read_queries, write_run
 from stillroom.evaluate.retrieval import parse_measure
 from stillroom.jobs import Job, Reporter, atomic_write
 from stillroom.provenance import Artifact, Parent, digest_file, digest_json, make_parent
+from stillroom.rag.access import Access
 from stillroom.rag.evaluation import (
     Board,
     Found,
@@ -51,7 +52,8 @@ _SHOWN = 160
 class Plan:
     """What is evaluated: the index, the judged queries, the ways, and how it is measured.
 
-    ``model`` is what transforms and rerankers may ask, by reference.
+    ``model`` is what transforms and rerankers may ask, by reference; ``access`` is who asks an
+    index with tenants.
     """
 
     index: Path
@@ -63,6 +65,7 @@ class Plan:
     k: int = 10
     seed: int = 0
     model: str = ""
+    access: Access | None = None
 
     def to_text(self) -> str:
         """Return what the job's recipe.yaml holds: a note, since no recipe runs it."""
@@ -77,6 +80,9 @@ class Plan:
         ]
         lines += [f"depth: {self.depth}", f"k: {self.k}", f"seed: {self.seed}"]
         lines += [f"model: {json.dumps(self.model)}"] if self.model else []
+        if self.access is not None:
+            who = [self.access.tenant, *sorted(self.access.principals)]
+            lines.append(f"access: {json.dumps(who)}")
         return "\n".join(lines) + "\n"
 
 
@@ -117,7 +123,7 @@ def evaluate_retrieval(
     try:
         with (
             job.interruptible(),
-            Index.open(plan.index) as index,
+            Index.open(plan.index, access=plan.access) as index,
             _opened(plan.model) as model,
         ):
             return _evaluate(plan, ways, queries, qrels, index, job, model)

@@ -28,6 +28,7 @@ from stillroom.provenance import (
     digest_json,
     make_parent,
 )
+from stillroom.rag.access import Access
 from stillroom.rag.evaluation_job import parse_ways
 from stillroom.rag.grading import Bench, control_judge, grade
 from stillroom.rag.index import Index
@@ -74,10 +75,13 @@ class ReadingPlan:
     seed: int = 0
     max_new_tokens: int = 128
     prices: tuple[float, float] = (0.0, 0.0)
+    access: Access | None = None
 
     def to_text(self) -> str:
         """Return what the job's recipe.yaml holds: a note, since no recipe runs it."""
         told = {key: value for key, value in asdict(self).items() if value not in (None, "")}
+        if self.access is not None:
+            told["access"] = [self.access.tenant, *sorted(self.access.principals)]
         lines = [f"{key}: {json.dumps(value, default=str)}" for key, value in told.items()]
         return "\n".join(["# stillroom rag eval --answers", *lines]) + "\n"
 
@@ -127,7 +131,7 @@ def evaluate_answers(
         reporter=reporter,
     )
     try:
-        with job.interruptible(), Index.open(plan.index) as index:
+        with job.interruptible(), Index.open(plan.index, access=plan.access) as index:
             evidence = EvidenceMap(index)
             places = {one.id: evidence.locate(one) for one in questions}
             readings, model = _read_all(plan, ways, questions, index, job)

@@ -64,7 +64,7 @@ def tune_fusion(
         reporter=reporter,
     )
     try:
-        with job.interruptible(), Index.open(plan.index) as index:
+        with job.interruptible(), Index.open(plan.index, access=plan.access) as index:
             passages = [index.passage_at(row) for row in range(len(index))]
             unit, _ = choose_unit(passages, qrels)
             names = [name_of(passage, unit) for passage in passages]

@@ -9,6 +9,7 @@ from stillroom.cli import stillroom
 from stillroom.errors import Cancelled, DataError
 from stillroom.evaluate.judging import ModelJudge
 from stillroom.evaluate.question_sets import Evidence, JudgedQuestion, read_question_set
+from stillroom.flow import run_recipe
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.models.protocols import Score
@@ -406,3 +407,36 @@ def test_question_sets_are_read_as_the_field_keeps_them(tmp_path):
     found = read_question_set(tmp_path / "records.jsonl")[0]
     assert (found.text, found.answers) == ("Why?", ("So.",))
     assert found.evidence == (Evidence("It is so.", "d", 3, 12),)
+
+
+def test_an_index_with_tenants_is_evaluated_as_one_of_them(asked, tmp_path):
+    place = tmp_path / "pages"
+    place.mkdir()
+    (place / "cats.md").write_text("A cat sleeps sixteen hours a day.\n")
+    (place / "dogs.md").write_text("A dog barks at strangers.\n")
+    told = [
+        {"path": f"{name}.md", "tenant": name, "labels": ["public"]} for name in ("cats", "dogs")
+    ]
+    (tmp_path / "told.jsonl").write_text("".join(json.dumps(one) + "\n" for one in told))
+    recipe = RagRecipe(
+        documents=str(place),
+        embedder="builtin:static",
+        access="tenants",
+        metadata=str(tmp_path / "told.jsonl"),
+    )
+    run_recipe(recipe, tmp_path / "index")
+    rows = [{**QUESTIONS[0], "evidence": [{"quote": "sleeps sixteen hours a day"}]}]
+    questions, model = asked(rows)
+    words = ["rag", "eval", tmp_path / "index", "--answers", questions, "--model", model, "--quiet"]
+
+    def evaluate(name, *more):
+        command = [*words, "--way", "keyword", "--out", tmp_path / name, "--json", *more]
+        return CliRunner().invoke(stillroom, [str(word) for word in command])
+
+    assert isinstance(evaluate("nobody").exception, DataError)
+    own = json.loads(evaluate("own", "--tenant", "cats").stdout)
+    right = {one["name"]: one["value"] for one in own["metrics"]}
+    assert right["keyword/context_recall"] == 1.0
+    other = json.loads(evaluate("other", "--tenant", "dogs").stdout)
+    right = {one["name"]: one["value"] for one in other["metrics"]}
+    assert right["keyword/context_recall"] == 0.0  # the other tenant's page is not there
