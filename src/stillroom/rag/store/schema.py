@@ -21,7 +21,7 @@ from stillroom.provenance.ledger import connect_ledger
 
 __all__ = ["FOREVER", "FORMAT", "PASSAGE_BITS", "create_ledger", "open_ledger"]
 
-FORMAT = 2
+FORMAT = 3
 FOREVER = 2**62
 PASSAGE_BITS = 24
 """A passage's key is its content's key shifted by this many bits, plus its position."""
