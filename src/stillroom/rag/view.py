@@ -53,7 +53,8 @@ class View:
         self.opened, self.population, self.filters = opened, population, filters
         if wider is None:
             everyone = Rows(self._load(population), opened)
-            mask = None if everyone.mask.all() else everyone.mask
+            seen = everyone.mask
+            mask = None if seen.all() else seen
             parts = opened.segments
             self.keywords = KeywordEngine([part.postings for part in parts], mask)
             self.dense = DenseEngine(

@@ -1,0 +1,110 @@
+"""Two readers go on while writers are killed: never half a change, never a text that is gone.
+
+A writer replaces every document by one of the next turn, in one commit, and is killed in the midst
+again and again. What a reader sees is always of one turn, whichever way it looks.
+"""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.property.rag_words import build
+
+from stillroom.rag.store.checking import check_index
+from stillroom.rag.store.writer import Writer
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = 12
+KILLS = 8
+
+WRITE = """
+import sys
+from pathlib import Path
+from stillroom.rag.store.parts import Facts
+from stillroom.rag.store.publishing import Change
+from stillroom.rag.store.writer import Writer
+from tests.property.rag_words import Words
+
+folder, turn = Path(sys.argv[1]), int(sys.argv[2])
+while True:
+    turn += 1
+    with Writer.open(folder) as writer:
+        puts = [
+            (Words(f"d{n}.txt", f"turn{turn} word{n}\\nsecond turn{turn} word{n + 1}"), Facts())
+            for n in range(12)
+        ]
+        writer.commit(Change(puts=puts), reason=f"turn {turn}", keep=2)
+        if turn % 7 == 0:
+            writer.compact()
+    print(turn, flush=True)
+"""
+
+READ = """
+import sys
+from pathlib import Path
+from stillroom.rag.index import Index
+from stillroom.rag.method import Query
+from tests.property.rag_words import Embedder
+
+folder, stop = Path(sys.argv[1]), Path(sys.argv[2])
+looked, moved, last = 0, 0, 0
+with Index.open(folder, embedder=Embedder(), verify=False) as index:
+    while not stop.exists():
+        moved += index.refresh()
+        texts = [index.passage_at(row).text for row in range(len(index))]
+        turns = {word for text in texts for word in text.split() if word.startswith("turn")}
+        assert len(texts) == 24 and len(turns) == 1, (len(texts), turns)
+        turn = int(turns.pop()[4:])
+        assert turn >= last, (turn, last)
+        found = index.search_keyword(Query(f"turn{turn} turn{turn - 1} turn{turn + 1}"), 50)
+        assert sorted(row for row, _ in found) == list(range(24)), len(found)
+        assert index.lexicon.document_frequency(f"turn{turn - 1}") == 0
+        dense = index.search_dense(Query(f"turn{turn}"), 50)
+        assert all(f"turn{turn}" in texts[row] for row, _ in dense)
+        last, looked = turn, looked + 1
+print(looked, moved)
+"""
+
+
+def start(program, *arguments):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def test_readers_see_whole_turns_while_writers_are_killed(tmp_path):
+    folder, stop = tmp_path / "index", tmp_path / "stop"
+    build(
+        folder, {f"d{n}.txt": f"turn0 word{n}\nsecond turn0 word{n + 1}" for n in range(DOCUMENTS)}
+    )
+    readers = [start(READ, folder, stop) for _ in range(2)]
+    rng, turn = random.Random(4), 0
+    for _ in range(KILLS):
+        writer = start(WRITE, folder, turn)
+        line = writer.stdout.readline()
+        assert line.strip(), writer.stderr.read()
+        try:
+            writer.wait(timeout=rng.random() * 0.4)
+        except subprocess.TimeoutExpired:
+            writer.kill()
+        rest, complaint = writer.communicate()
+        assert writer.returncode == -9, complaint
+        turn = int([line, *rest.splitlines()][-1])
+    stop.touch()
+    for reader in readers:
+        told, complaint = reader.communicate(timeout=120)
+        assert reader.returncode == 0, complaint
+        looked, moved = map(int, told.split())
+        assert looked >= KILLS
+        assert moved >= 2
+    with Writer.open(folder) as writer:
+        assert writer.ledger.find_snapshot().documents == DOCUMENTS
+    left = [one for one in check_index(folder) if one.path != "index.json"]
+    assert left == []
