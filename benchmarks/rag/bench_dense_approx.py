@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch  # as with any embedder: without it small indexes are scanned in float32
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from commands import print_figure
@@ -23,6 +24,9 @@ from stillroom.rag.vectors import DenseEngine, VectorCodes
 
 REPEATS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "7"))
 K = 10
+
+
+torch.set_num_threads(1)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch  # as with any embedder: without it small indexes are scanned in float32
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from commands import print_figure
@@ -30,6 +31,9 @@ PEERS: dict[str, tuple[tuple[str, str], list[str], int, int]] = {
     "llama_index": (("llama-index-core", "0.14.25"), [], 4, 3),
     "langchain": (("langchain-core", "1.8.3"), ["numpy"], 4, 3),
 }
+
+
+torch.set_num_threads(1)
 
 
 def main() -> None:

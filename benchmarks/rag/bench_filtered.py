@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import torch  # as with any embedder: without it small indexes are scanned in float32
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench_keyword import make_engine
@@ -30,6 +31,9 @@ REPEATS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "7"))
 TENANTS = 100
 K = 10
 DEPTH = 100
+
+
+torch.set_num_threads(1)
 
 
 def main() -> None:

@@ -1,5 +1,7 @@
 """The dense engine against scoring every row in float64."""
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -61,6 +63,7 @@ def test_the_best_rows_are_those_of_scoring_all(kind, integers, data):
     engine = DenseEngine(parts, alive)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_has_integers", lambda: integers)
+        patch.setattr(module, "_WORTH_LOADING", 0)
         patch.setattr(module, "_GATHERED_SHARE", data.draw(st.sampled_from([1, 24, 1000])))
         found, scores = engine.search(query, k, mask=mask)
     assert (found.tolist(), scores.tolist()) == best_of(vectors, query, allowed, k)
@@ -142,6 +145,16 @@ def test_threads_make_codes_once_and_see_what_one_thread_sees():
     for thread in threads:
         thread.join()
     assert found == [expected] * 4
+
+
+def test_a_lone_question_to_a_small_index_loads_no_torch():
+    code = (
+        "import sys, numpy as np\n"
+        "from stillroom.rag.vectors import DenseEngine\n"
+        "rows = DenseEngine([np.eye(64, dtype='f4')]).search(np.eye(64, dtype='f4')[5], 1)[0]\n"
+        "assert rows.tolist() == [5] and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_nothing_is_found_in_no_rows():

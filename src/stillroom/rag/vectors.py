@@ -15,6 +15,7 @@ vectors that are), embedders.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ _LEVELS = 127
 _BLOCK_ROWS = 4096
 _SLACK = 1e-6
 _GATHERED_SHARE = 24
+_WORTH_LOADING = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +206,10 @@ class DenseEngine:
         count = len(self) if allowed is None else int(np.count_nonzero(allowed))
         if is_narrow(count, len(self), k):
             return np.arange(len(self)) if allowed is None else np.flatnonzero(allowed)
+        # Loading torch takes a second: a lone question to a small index goes without.
+        is_integer = ("torch" in sys.modules or len(self) >= _WORTH_LOADING) and _has_integers()
         bounds = [
-            codes.bound(query) if _has_integers() else _bound_floats(part, codes, query)
+            codes.bound(query) if is_integer else _bound_floats(part, codes, query)
             for part, codes in zip(self._parts, self._all_codes(), strict=True)
         ]
         about, radius = (np.concatenate(each) for each in zip(*bounds, strict=True))
