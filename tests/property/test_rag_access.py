@@ -12,11 +12,14 @@ from tests.property.rag_words import WORDS, Embedder, Words, build, describe
 
 from stillroom.errors import DataError, ResourceError
 from stillroom.rag.access import Access
+from stillroom.rag.answer import ask
 from stillroom.rag.index import Index
 from stillroom.rag.method import Query
+from stillroom.rag.semantic_cache import SemanticCache
 from stillroom.rag.store.parts import Facts
 from stillroom.rag.store.publishing import Change
 from stillroom.rag.store.writer import Writer
+from stillroom.testing import scripted_model
 
 TENANTS = [f"tenant{number}" for number in range(8)]
 LABELS = ["public", "staff", "group:a", "user:x"]
@@ -215,3 +218,37 @@ def test_what_cannot_be_noted_is_not_answered(shared):
     finally:
         audit.rmdir()
     assert caught.value.problems[0].code == "rag.audit"
+
+
+def test_kept_answers_are_kept_apart_as_the_documents_are(shared):
+    folder, model = shared
+    cache = SemanticCache()
+    asked = scripted_model(lambda prompt: prompt.messages[-1].content[:400], fingerprint="one")
+    rng = random.Random(11)
+    question = "Which canary is here?"
+    for _ in range(24):
+        access = random_access(rng)
+        own = {path for path, (_, facts) in model.items() if grants(facts, access)}
+        with open_as(folder, access) as index:
+            found = ask(index, asked, question, cache=cache, retriever="dense")
+            again = ask(index, asked, question, cache=cache, retriever="dense")
+            assert {hit.passage.location.path for hit in (*found.hits, *again.hits)} <= own
+            if found.hits:
+                assert again.details["cached"]["kind"] == "exact"
+    assert cache.hits >= 8
+
+
+def test_a_filter_is_part_of_what_a_kept_answer_depends_on(shared):
+    folder, _ = shared
+    cache = SemanticCache()
+    asked = scripted_model(lambda prompt: "x", fingerprint="one")
+    with open_as(folder, Access(TENANTS[0])) as index:
+        scopes = {
+            index.scope,
+            index.restrict("year >= 2005").scope,
+            index.restrict("year < 2005").scope,
+        }
+        assert len(scopes) == 3
+        ask(index, asked, "Which canary?", cache=cache, retriever="dense")
+        narrow = index.restrict("year >= 2005")
+        assert ask(narrow, asked, "Which canary?", cache=cache).details["cached"] is None

@@ -25,8 +25,8 @@ _OPTIONS = (
         "--answering",
         default="direct",
         show_default=True,
-        help="What is judged before reading: METHOD[:KEY=VALUE,...], one of direct, corrective, "
-        "iterative, adaptive, reflective.",
+        help="What is judged before reading: METHOD[:KEY=VALUE,...]; "
+        "'stillroom list methods rag.answering' shows which.",
     ),
     click.option(
         "--checker",

@@ -167,9 +167,10 @@ def _scope_of(
     }
     return scope_of(
         index=index.digest,
+        scope=index.scope,
         model=model.fingerprint,
         prompt=PROMPT_VERSION,
-        history=[turn.to_json() for turn in query.history],
+        query={name: value for name, value in asdict(query).items() if name != "text"},
         sampling=asdict(sampling),
         **settings,
     )

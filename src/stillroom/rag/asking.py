@@ -50,8 +50,8 @@ class Asking:
     cache: SemanticCache | None = None
     """Where answers are kept and looked for; none by default."""
     access: str = ""
-    """Who may read what was searched, as a digest of tenant and principals; part of a cache's
-    key, so that nobody is answered from what another may read."""
+    """What else an answer depends on, where a caller knows more than the index of who asks; part of
+    a cache's key beside the index's own scope (tenant, principals and filters)."""
 
 
 class AskSettings(TypedDict, total=False):

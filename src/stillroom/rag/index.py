@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from stillroom.errors import DataError
-from stillroom.provenance import find_output
+from stillroom.provenance import digest_json, find_output
 from stillroom.rag.access import Access, Audit, admit
 from stillroom.rag.filters import Filter
 from stillroom.rag.fusion import reciprocal_rank
@@ -139,6 +139,11 @@ class Index:
     def digest(self) -> str:
         """The digest of this state of the index; answers keep it."""
         return self._state.opened.snapshot.digest
+
+    @property
+    def scope(self) -> str:
+        """A digest of who asks and by which filters: views that share it show the same."""
+        return digest_json([repr(self._state.population), repr(self._state.filters)])
 
     @property
     def snapshot(self) -> int:
