@@ -29,6 +29,7 @@ _ANSWERS = ("answers", "answer", "reference", "correct_answer", "expected")
 _EVIDENCE = ("evidence", "reference_contexts", "references", "correct_chunks", "citations")
 _IDS = ("id", "_id", "query_id", "qid")
 _QUOTES = ("quote", "text", "content")
+_MEND = "mend the file; nothing is left out in silence"
 _NAMES = ("path", "document_id", "passage_id", "doc_id", "corpus-id")
 
 
@@ -88,7 +89,12 @@ def _read(path: Path) -> Iterator[JudgedQuestion]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise _bad(str(path), f"{path} cannot be read: {error}", "a UTF-8 text file") from error
+        raise _bad(
+            str(path),
+            f"the questions cannot be read: {error}",
+            "a UTF-8 text file, or a folder of records or in BEIR's layout",
+            help="check the path",
+        ) from error
     if path.suffix == ".json":
         whole = _parse(text, str(path))
         if isinstance(whole, dict) and isinstance(whole.get("data"), list):
@@ -211,11 +217,11 @@ def _parse(text: str, where: str) -> Any:
         raise _bad(where, f"it is no JSON: {error}", "JSON") from error
 
 
-def _bad(where: str, what: str, expected: str) -> DataError:
+def _bad(where: str, what: str, expected: str, help: str = _MEND) -> DataError:
     return DataError(
         what,
         code="data.question-set",
         where=where,
         expected=expected,
-        next="mend the file; nothing is left out in silence",
+        next=help,
     )
