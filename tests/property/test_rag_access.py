@@ -198,10 +198,26 @@ def test_every_query_leaves_a_line_without_its_text(shared):
             index.passage(hits[0].passage.id)
         lines = [json.loads(line) for line in audit.read_text().splitlines()]
         assert len(lines) == 3 + bool(hits)
-        assert lines[0]["passages"] == [hit.passage.id for hit in hits]
+        assert lines[0]["given"] == [hit.passage.id for hit in hits]
         assert (lines[0]["tenant"], lines[0]["principals"]) == ("tenant1", ["staff"])
         assert (lines[0]["snapshot"], lines[0]["index"]) == (1, index.digest)
     assert "confidential" not in audit.read_text()
+
+
+def test_no_kept_answer_crosses_tenants_or_filters(shared):
+    folder, _ = shared
+    cache, model = SemanticCache(), scripted_model(lambda prompt: "It is so [1].", fingerprint="m")
+    askers = [Access("tenant1", ["staff"]), Access("tenant1", ["user:x"]), Access("tenant2")]
+    scopes = set()
+    for access in askers:
+        with open_as(folder, access) as index:
+            for view in (index, index.restrict("year > 2003"), index.restrict("year > 2004")):
+                scopes.add(view.scope)
+                assert ask(view, model, "What is word1?", cache=cache).details["cached"] is None
+    assert len(scopes) == 9
+    assert "" not in scopes
+    with open_as(folder, askers[0]) as index:
+        assert ask(index, model, "What is word1?", cache=cache).details["cached"] or not len(index)
 
 
 def test_what_cannot_be_noted_is_not_answered(shared):

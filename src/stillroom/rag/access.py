@@ -115,7 +115,7 @@ class Audit:
             text: What was asked; its digest is kept.
             snapshot: The number of the snapshot that was asked.
             digest: And its digest.
-            ids: Of the passages that were given.
+            ids: Of the passages that were given, or of the document.
 
         Raises:
             ResourceError: If it cannot be written: what cannot be noted is not given.
@@ -129,7 +129,7 @@ class Audit:
             "index": digest,
             "query": digest_text(text),
             **({"text": text} if self.with_text else {}),
-            "passages": list(ids),
+            "given": list(ids),
         }
         data = json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
         try:

@@ -241,6 +241,7 @@ class Index:
                 expected="the document_id of a passage of this index",
                 next="ids change when a document changes: retrieve again",
             )
+        self._note("read", document_id, [document_id])
         return Document.from_json(json.loads(state.opened.ledger.document(content)))
 
     def passage_at(self, row: int) -> Passage:
