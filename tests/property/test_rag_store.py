@@ -13,7 +13,7 @@ from tests.property.rag_words import WORDS, Words, build, open_index
 from stillroom.rag.method import Query
 from stillroom.rag.store.parts import Facts
 from stillroom.rag.store.publishing import Change
-from stillroom.rag.store.schema import FOREVER
+from stillroom.rag.store.schema import FOREVER, open_ledger
 from stillroom.rag.store.writer import Writer
 
 
@@ -102,5 +102,13 @@ def test_random_changes_leave_what_a_dict_has_and_a_fresh_build_gives(tmp_path, 
 
 
 @pytest.mark.slow
-def test_ten_thousand_random_changes(tmp_path):
+@pytest.mark.timeout(3_600)
+def test_ten_thousand_random_changes(tmp_path, monkeypatch):
+    def open_unsynced(path):  # what is tested is not power loss, and the disk would take hours
+        connection = open_ledger(path)
+        connection.execute("PRAGMA synchronous=OFF")
+        return connection
+
+    monkeypatch.setattr("stillroom.rag.store.writer.open_ledger", open_unsynced)
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     walk(tmp_path, 7, steps=10_000, every=1_000)
