@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from stillroom.cli.options import existing_path, job_options, json_option, print_json
+from stillroom.cli.options import (
+    access_options,
+    existing_path,
+    job_options,
+    json_option,
+    print_json,
+)
 
 __all__ = ["command"]
 
@@ -45,6 +51,7 @@ Examples:
     help="Communities with more entities are divided.",
 )
 @click.option("--estimate", is_flag=True, help="Say calls, tokens and time; make nothing.")
+@access_options
 @json_option
 @job_options
 def command(
@@ -56,6 +63,8 @@ def command(
     same_name: float,
     community_size: int,
     estimate: bool,
+    tenant: str,
+    principals: tuple[str, ...],
     as_json: bool,
     resume: bool,
     overwrite: bool,
@@ -67,11 +76,13 @@ def command(
     are read again, and what is gone from the index is gone from the graph.
     """
     from stillroom.jobs import choose_reporter
+    from stillroom.rag.access import Access
     from stillroom.rag.extraction import EXTRACTORS
     from stillroom.rag.graph_estimate import estimate_graph
     from stillroom.rag.graph_job import GraphPlan, build_graph
     from stillroom.rag.ways import parse_method
 
+    access = Access(tenant, principals) if tenant or principals else None
     plan = GraphPlan(
         index,
         parse_method(EXTRACTORS, extractor),
@@ -79,6 +90,7 @@ def command(
         reports=not quoted_reports,
         same_name=same_name,
         community_size=community_size,
+        access=access,
     )
     if estimate:
         cost = estimate_graph(plan, out)

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stillroom.cli.options import debug_option, existing_path, json_option, print_json
+from stillroom.cli.options import (
+    access_options,
+    debug_option,
+    existing_path,
+    json_option,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from stillroom.rag.graph import Graph
@@ -33,12 +39,21 @@ Examples:
 @click.option("--index", type=existing_path, help="Whose passages are quoted, and checked against.")
 @click.option("--check", is_flag=True, help="Hold every span against the index's passages.")
 @click.option("--graphml", type=existing_path, help="Write entities and relations for other tools.")
+@access_options
 @json_option
 @debug_option
 def command(
-    graph: Path, entity: str, index: Path | None, check: bool, graphml: Path | None, as_json: bool
+    graph: Path,
+    entity: str,
+    index: Path | None,
+    check: bool,
+    graphml: Path | None,
+    tenant: str,
+    principals: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Show a graph or one of its entities, check it, or export it."""
+    from stillroom.rag.access import Access
     from stillroom.rag.graph import Graph
     from stillroom.rag.graph_show import describe_entity, describe_graph
     from stillroom.rag.index import Index
@@ -46,7 +61,8 @@ def command(
     if check and index is None:
         raise click.UsageError("--check needs --index")
     opened = Graph.open(graph)
-    passages = Index.open(index) if index is not None else None
+    access = Access(tenant, principals) if tenant or principals else None
+    passages = Index.open(index, access=access) if index is not None else None
     try:
         if graphml is not None:
             _export(opened, graphml)

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from stillroom.cli.options import existing_path, job_options, json_option, print_json
+from stillroom.cli.options import (
+    access_options,
+    existing_path,
+    job_options,
+    json_option,
+    print_json,
+)
 
 __all__ = ["command"]
 
@@ -39,6 +45,7 @@ Examples:
     show_default=True,
     help="How often summaries are summarized at most.",
 )
+@access_options
 @json_option
 @job_options
 def command(
@@ -47,6 +54,8 @@ def command(
     model: str,
     cluster_size: int,
     layers: int,
+    tenant: str,
+    principals: tuple[str, ...],
     as_json: bool,
     resume: bool,
     overwrite: bool,
@@ -58,10 +67,12 @@ def command(
     are summarized again.
     """
     from stillroom.jobs import choose_reporter
+    from stillroom.rag.access import Access
     from stillroom.rag.tree_job import TreePlan, build_tree
 
+    access = Access(tenant, principals) if tenant or principals else None
     artifact, description = build_tree(
-        TreePlan(index, model, cluster_size=cluster_size, layers=layers),
+        TreePlan(index, model, cluster_size=cluster_size, layers=layers, access=access),
         out,
         resume=resume,
         overwrite=overwrite,

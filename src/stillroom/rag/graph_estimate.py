@@ -70,7 +70,10 @@ def estimate_graph(plan: GraphPlan, out: Path, *, model: TextModel | None = None
     """
     from stillroom.rag.graph_job import opened_model
 
-    with Index.open(plan.index) as index, opened_model(plan.model, model) as asked:
+    with (
+        Index.open(plan.index, access=plan.access) as index,
+        opened_model(plan.model, model) as asked,
+    ):
         known = _known(out)
         mark = plan.extractor.fingerprint(asked)
         rows: dict[str, int] = {}

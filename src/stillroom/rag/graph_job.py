@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import DataError
 from stillroom.jobs import Job, Reporter
 from stillroom.provenance import Artifact, Parent, digest_json, make_parent
+from stillroom.rag.access import Access
 from stillroom.rag.extraction import Extraction, Extractor
 from stillroom.rag.graph_communities import find_communities
 from stillroom.rag.graph_files import (
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from stillroom.models import TextModel
     from stillroom.records import Passage
 
-__all__ = ["GraphPlan", "build_graph", "opened_model"]
+__all__ = ["GraphPlan", "build_graph", "opened_model", "tell_access"]
 
 _BATCH = 16
 
@@ -66,7 +67,8 @@ class GraphPlan:
 
     ``reports`` says whether the model also writes the community reports; ``same_name`` is the
     cosine from which two names are one entity, 0 for none; ``community_size`` and ``resolution``
-    are Leiden's.
+    are Leiden's; ``access`` says by whom an index with tenants is read: only what they may see is
+    in the graph.
     """
 
     index: Path
@@ -77,6 +79,7 @@ class GraphPlan:
     community_size: int = 10
     resolution: float = 1.0
     seed: int = 0
+    access: Access | None = None
 
     def settings(self) -> dict[str, Any]:
         """Return what shapes the graph beside the index and the model."""
@@ -87,6 +90,7 @@ class GraphPlan:
             "community_size": self.community_size,
             "resolution": self.resolution,
             "seed": self.seed,
+            **tell_access(self.access),
         }
 
     def to_text(self) -> str:
@@ -126,7 +130,7 @@ def build_graph(
     try:
         with (
             job.interruptible(),
-            Index.open(plan.index) as index,
+            Index.open(plan.index, access=plan.access) as index,
             opened_model(plan.model, model) as asked,
         ):
             return _Builder(plan, job, index, asked).run()
@@ -360,6 +364,13 @@ def _tell(counts: Mapping[str, int]) -> str:
     return ", ".join(
         f"{name.removeprefix('dropped_')} {count}" for name, count in sorted(counts.items())
     )
+
+
+def tell_access(access: Access | None) -> dict[str, Any]:
+    """Return by whom an index is read, for settings; nothing where it has no tenants."""
+    if access is None:
+        return {}
+    return {"tenant": access.tenant, "principals": sorted(access.principals)}
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import numpy as np
 from stillroom.errors import DataError
 from stillroom.jobs import Job, Reporter
 from stillroom.provenance import Artifact, Parent, make_parent
+from stillroom.rag.access import Access
 from stillroom.rag.graph_files import (
     NODE_VECTORS,
     NODES,
@@ -27,7 +28,7 @@ from stillroom.rag.graph_files import (
     write_rows,
     write_vectors,
 )
-from stillroom.rag.graph_job import opened_model
+from stillroom.rag.graph_job import opened_model, tell_access
 from stillroom.rag.graph_parts import SourcePassage, Span
 from stillroom.rag.graph_previous import open_previous_tree
 from stillroom.rag.graph_vectors import TextVectors
@@ -51,7 +52,8 @@ class TreePlan:
     """What a tree is made from and how; ``model`` writes the summaries, by reference, or none does.
 
     ``cluster_size`` is the most members of a cluster, ``neighbours`` to how many each text is tied,
-    ``layers`` how often clusters are clustered at most.
+    ``layers`` how often clusters are clustered at most; ``access`` says by whom an index with
+    tenants is read.
     """
 
     index: Path
@@ -59,6 +61,7 @@ class TreePlan:
     cluster_size: int = 8
     neighbours: int = 8
     layers: int = 5
+    access: Access | None = None
 
     def settings(self) -> dict[str, Any]:
         """Return what shapes the tree beside the index and the model."""
@@ -66,12 +69,13 @@ class TreePlan:
             "cluster_size": self.cluster_size,
             "neighbours": self.neighbours,
             "layers": self.layers,
+            **tell_access(self.access),
         }
 
     def to_text(self) -> str:
         """Return what the job's recipe.yaml holds: a note, since no recipe runs it."""
         lines = ["# stillroom rag tree", f"index: {json.dumps(str(self.index))}"]
-        lines += [f"{name}: {value}" for name, value in self.settings().items()]
+        lines += [f"{name}: {json.dumps(value)}" for name, value in self.settings().items()]
         lines += [f"model: {json.dumps(self.model)}"] if self.model else []
         return "\n".join(lines) + "\n"
 
@@ -103,7 +107,7 @@ def build_tree(
     try:
         with (
             job.interruptible(),
-            Index.open(plan.index) as index,
+            Index.open(plan.index, access=plan.access) as index,
             opened_model(plan.model, model) as asked,
         ):
             return _Builder(plan, job, index, asked).run()

@@ -1,0 +1,104 @@
+"""Graphs over an index with tenants: nobody finds, through any, what they may not read."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from tests.unit.rag.graphs import write_pages
+
+from stillroom.cli import stillroom
+from stillroom.errors import DataError
+from stillroom.flow import run_recipe
+from stillroom.rag.access import Access
+from stillroom.rag.extractors.noun_phrases import NounPhrases
+from stillroom.rag.graph_job import GraphPlan, build_graph
+from stillroom.rag.index import Index
+from stillroom.rag.notices import collect_notices
+from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.tree_job import TreePlan, build_tree
+
+TENANTS = ("acme", "bolt", "crux")
+PROJECTS = ("Falcon", "Heron", "Kestrel", "Merlin")
+PAGES = {
+    f"{tenant}/{at}.md": f"Project {PROJECTS[at // 2]} of {tenant.title()} has canary{tenant}{at}. "
+    f"The team of Project {PROJECTS[at // 2]} met Mister {PROJECTS[at // 2]}son.\n"
+    for tenant in TENANTS
+    for at in range(8)
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    place = tmp_path_factory.mktemp("tenants")
+    write_pages(place / "documents", PAGES)
+    told = [{"path": path, "tenant": path.split("/")[0], "labels": ["public"]} for path in PAGES]
+    (place / "told.jsonl").write_text("".join(json.dumps(one) + "\n" for one in told))
+    recipe = RagRecipe(
+        documents=str(place / "documents"),
+        embedder="static",
+        access="tenants",
+        metadata=str(place / "told.jsonl"),
+    )
+    run_recipe(recipe, place / "index")
+    for tenant in TENANTS:
+        access = Access(tenant)
+        plan = GraphPlan(place / "index", NounPhrases(min_count=1, prune=0), access=access)
+        build_graph(plan, place / f"graph-{tenant}")
+        build_tree(
+            TreePlan(place / "index", cluster_size=3, access=access), place / f"tree-{tenant}"
+        )
+    return place
+
+
+@pytest.mark.parametrize("tenant", TENANTS)
+def test_a_graph_holds_what_its_tenant_may_see_and_nothing_else(shared, tenant):
+    for what in ("graph", "tree"):
+        files = sorted((shared / f"{what}-{tenant}" / "output").rglob("*"))
+        everything = b"".join(path.read_bytes() for path in files)
+        assert f"canary{tenant}".encode() in everything
+        for other in set(TENANTS) - {tenant}:
+            assert f"canary{other}".encode() not in everything
+            assert other.title().encode() not in everything
+
+
+@pytest.mark.parametrize("asker", TENANTS)
+@pytest.mark.parametrize("owner", TENANTS)
+def test_no_way_finds_what_another_tenant_owns(shared, asker, owner):
+    ways = [
+        {"name": name, "graph": str(shared / f"graph-{owner}")}
+        for name in ("graph_local", "graph_global", "graph_hybrid")
+    ]
+    ways.append({"name": "raptor", "tree": str(shared / f"tree-{owner}")})
+    with Index.open(shared / "index", access=Access(asker)) as index, collect_notices():
+        for way in ways:
+            hits = index.retrieve("Project Falcon", 50, retriever=way)
+            assert all(hit.passage.location.path.startswith(asker) for hit in hits)
+            if asker == owner:
+                assert hits
+
+
+def test_a_filter_holds_within_a_graph_too(shared):
+    with Index.open(shared / "index", access=Access("acme")) as index:
+        some = index.restrict("path ~ 'acme/0*'")
+        way = {"name": "graph_local", "graph": str(shared / "graph-acme")}
+        hits = some.retrieve("Project Falcon", 50, retriever=way)
+    assert [hit.passage.location.path for hit in hits] == ["acme/0.md"]
+
+
+def test_without_a_tenant_no_graph_is_made(shared, tmp_path):
+    with pytest.raises(DataError) as caught:
+        build_graph(GraphPlan(shared / "index", NounPhrases()), tmp_path / "graph")
+    assert caught.value.code == "rag.access-needed"
+
+
+def test_by_the_command_line(shared, tmp_path):
+    index = str(shared / "index")
+    words = ["rag", "graph", index, "--out", str(tmp_path / "g"), "--tenant", "bolt", "--quiet"]
+    done = CliRunner().invoke(stillroom, words, catch_exceptions=False)
+    assert "8 of 8 passages" in done.output
+    words = ["rag", "graph-show", str(tmp_path / "g"), "--check", "--index", index]
+    done = CliRunner().invoke(stillroom, [*words, "--tenant", "bolt"], catch_exceptions=False)
+    assert "every span is what its passage says" in done.output
+    words = ["rag", "tree", index, "--out", str(tmp_path / "t"), "--tenant", "bolt", "--quiet"]
+    done = CliRunner().invoke(stillroom, words, catch_exceptions=False)
+    assert "over 8 passages" in done.output
