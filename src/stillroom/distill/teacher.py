@@ -23,6 +23,7 @@ from stillroom.distill.scoring import ModelScorer
 from stillroom.errors import CheckpointError, ShapeError
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.models.causal import load_tokenizer
 from stillroom.provenance import digest_text
 
 __all__ = ["Teacher", "common_rows", "rows_in_common"]
@@ -37,7 +38,7 @@ class Teacher:
     checkpoint: Checkpoint
     name: str
     reference: str = ""
-    _loaded: tuple[Any, Any] | None = field(default=None, repr=False)
+    _loaded: Any | None = field(default=None, repr=False)
 
     @classmethod
     def find(cls, reference: str, job: Job) -> Teacher:
@@ -82,12 +83,15 @@ class Teacher:
     @property
     def model(self) -> Any:
         """The model in float32, in evaluation mode; no parameter takes a gradient."""
-        return self._load()[0]
+        if self._loaded is None:
+            self._loaded, _ = load_causal_lm(self.checkpoint.folder, dtype="float32")
+            self._loaded.requires_grad_(False)
+        return self._loaded
 
-    @property
+    @cached_property
     def tokenizer(self) -> Any:
-        """Its tokenizer."""
-        return self._load()[1]
+        """Its tokenizer; the weights are not loaded for it, and it outlives them."""
+        return load_tokenizer(self.checkpoint.folder)
 
     def lowered(self, precision: str) -> Any:
         """The model with its layers' products in ``precision``: cast once, not in every call.
@@ -177,12 +181,6 @@ class Teacher:
         precision = cache.header.precision
         scorer = ModelScorer(self.lowered(precision), precision=precision)
         return capture_own(scorer, missing, cache, job)
-
-    def _load(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            self._loaded = load_causal_lm(self.checkpoint.folder, dtype="float32")
-            self._loaded[0].requires_grad_(False)
-        return self._loaded
 
 
 def common_rows(teacher: Teacher, student: Any, student_tokenizer: Any) -> int:

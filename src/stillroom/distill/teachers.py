@@ -94,6 +94,8 @@ def common_rows_of(chairs: Sequence[Chair], student: Any, student_tokenizer: Any
         teacher = chair.teacher
         if isinstance(teacher, Teacher):
             rows = min(rows, teacher.head_rows)
+            if len(chairs) > 1:
+                teacher.unload()  # no two are in memory together
         try:
             rows_in_common(teacher.tokenizer, student_tokenizer, rows)
         except CheckpointError as error:

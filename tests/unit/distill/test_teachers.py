@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from tests.unit.distill.conftest import make_records
 from tests.unit.distill.teacher_servers import TeacherServer, serving
 
+from stillroom.distill import run as run_module
 from stillroom.distill.encode import make_batch
 from stillroom.distill.method import METHODS
 from stillroom.distill.mixing import MixedBatch, MixedObjective
@@ -251,3 +252,31 @@ def test_weights_of_a_quantized_file_are_named(folders, tmp_path, job):
     assert teacher.about["weights"] == "dequantized from Q4_1 (GGUF)"
     header = teacher.own_header("float32")
     assert header.about["weights"] == teacher.about["weights"]
+
+
+def test_no_two_teachers_are_in_memory_together_and_none_while_the_student_learns(
+    make_recipe, do, folders, monkeypatch
+):
+    loaded, most, while_training = set(), [], []
+    real_model, real_unload, real_train = Teacher.model.fget, Teacher.unload, run_module.train
+
+    def model(self):
+        found = real_model(self)
+        loaded.add(self.name)
+        most.append(len(loaded))
+        return found
+
+    def unload(self):
+        real_unload(self)
+        loaded.discard(self.name)
+
+    def train(*arguments, **settings):
+        while_training.append(set(loaded))
+        return real_train(*arguments, **settings)
+
+    monkeypatch.setattr(Teacher, "model", property(model))
+    monkeypatch.setattr(Teacher, "unload", unload)
+    monkeypatch.setattr(run_module, "train", train)
+    do(make_recipe(shares(folders, weight=(1.0, 1.0)), train={**FAST, "steps": 2}))
+    assert max(most) == 1
+    assert while_training == [set()]
