@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
-from stillroom.evaluate import Metric, Plot, Report, Table
+from stillroom.evaluate import Report
 from stillroom.evaluate.collections import read_qrels, read_queries, write_run
 from stillroom.evaluate.retrieval import parse_measure
 from stillroom.jobs import Job, Reporter, atomic_write
@@ -34,18 +34,17 @@ from stillroom.rag.evaluation import (
     compare_ways,
     list_misses,
     search_one,
-    summarize_times,
 )
+from stillroom.rag.evaluation_report import report_retrieval
 from stillroom.rag.index import Index
+from stillroom.rag.method import LegRetriever, make_query
+from stillroom.rag.retrievers.dense import Dense
 from stillroom.rag.ways import Way, parse_way
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
 __all__ = ["Plan", "evaluate_retrieval", "parse_ways", "read_judged"]
-
-_WORST = 20
-_SHOWN = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +163,15 @@ def _evaluate(
     model: TextModel | None,
 ) -> tuple[Artifact, Report]:
     unit, known = choose_unit((index.passage_at(row) for row in range(len(index))), qrels)
-    found = _search_all(plan, ways, queries, unit, index, job, model)
+    embedding = _Embedding(ways, index, job)
+    found = _search_all(plan, ways, queries, unit, index, job, model, embedding)
     board = compare_ways(found, qrels, plan.measures, seed=plan.seed)
     misses = list_misses(found[0], qrels, known, k=plan.k)
     for number, one in enumerate(found):
         write_run(job.output / "runs" / f"{number}-{_file_name(one.way)}.trec", one.run())
     _write_queries(job.output / "queries.jsonl", queries, board, found[0], misses)
-    report = _report(plan, unit, queries, index, board, found, misses)
+    said = embedding.say(queries.values())
+    report = report_retrieval(plan, unit, queries, index, board, found, misses, said)
     report.write(job.output)
     artifact = job.finish(
         "report",
@@ -204,6 +205,33 @@ def read_judged(plan: Plan) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
     return {query: texts[query] for query in judged}, judged
 
 
+class _Embedding:
+    """Embeds each query before any way is timed, so that none pays for the others."""
+
+    def __init__(self, ways: Sequence[Way], index: Index, job: Job) -> None:
+        self._index, self._journal = index, job.journal("embedded")
+        self._is_needed = any(isinstance(way.retriever, (LegRetriever, Dense)) for way in ways)
+
+    def prepare(self, text: str) -> None:
+        """Let the index remember a query's vector; how long that took is kept."""
+        if not self._is_needed:
+            return
+        begun = time.perf_counter()
+        self._index.embed_query(make_query(text))
+        if (key := self._key(text)) not in self._journal:
+            self._journal.put(key, (time.perf_counter() - begun) * 1000)
+
+    def say(self, texts: Iterable[str]) -> str:
+        """Return the end of the sentence that says what is timed."""
+        if not self._is_needed:
+            return "."
+        middle = statistics.median(self._journal[self._key(text)] for text in texts)
+        return f", without the query's embedding, which took {middle:.1f} ms (median)."
+
+    def _key(self, text: str) -> str:
+        return digest_json([text, self._index.digest])
+
+
 def _search_all(
     plan: Plan,
     ways: Sequence[Way],
@@ -212,6 +240,7 @@ def _search_all(
     index: Index,
     job: Job,
     model: TextModel | None,
+    embedding: _Embedding,
 ) -> list[Found]:
     """Search by every way in turn for each query, so that no way has the warmer machine."""
     journal = job.journal("searches")
@@ -236,6 +265,7 @@ def _search_all(
                     for each in ways:
                         search_one(index, each, text, unit=unit, depth=plan.depth, model=model)
                     warm = True
+                embedding.prepare(text)
                 one = search_one(index, way, text, unit=unit, depth=plan.depth, model=model)
                 row = [
                     one.ranked,
@@ -272,115 +302,6 @@ def _opened(reference: str) -> Iterator[TextModel | None]:
         model.close()
 
 
-def _report(
-    plan: Plan,
-    unit: Unit,
-    queries: Mapping[str, str],
-    index: Index,
-    board: Board,
-    found: Sequence[Found],
-    misses: Mapping[str, Sequence[Miss]],
-) -> Report:
-    first = plan.measures[0]
-    report = Report(
-        "Retrieval",
-        f"{len(queries)} judged queries on {len(index)} passages, judged by {unit}. Intervals are "
-        "95 % bootstrap over queries; a difference counts where its interval leaves out 0.",
-    )
-    for one in found:
-        for measure, metric in board.metrics[one.way].items():
-            report.add(metric, is_headline=measure == first)
-    rows = [metrics[first] for metrics in board.metrics.values()]
-    report.section(
-        "Ways",
-        f"What each way finds. Times are a query's, the embedding included, at depth {plan.depth}.",
-        table=_table(board, found),
-        plot=Plot.of(first, rows, labels=[one.way for one in found]),
-    )
-    report.section(
-        "Where the time goes",
-        "Medians over queries, in milliseconds; retrieve holds what is searched and fused. The "
-        "vector of a query is remembered: only the first way that needs it embeds it.",
-        table=_stage_table(found),
-    )
-    if board.differences:
-        report.section(
-            f"Against {found[0].way}",
-            "On the same queries; p by Fisher's randomization, not corrected for their number.",
-            table=_differences(board),
-        )
-    told = Counter(
-        (one.way, text) for one in found for each in one.searched.values() for text in each.notices
-    )
-    if told:
-        rows_told = tuple((way, text, str(count)) for (way, text), count in told.most_common())
-        report.section(
-            "Done otherwise than asked",
-            "The figures hold these queries too.",
-            table=Table("notices", ("way", "what", "times"), rows_told),
-        )
-    stages: Counter[str] = Counter(miss.stage for own in misses.values() for miss in own)
-    report.section(
-        "Where it is lost",
-        f"Relevant ones that are not among the first {plan.k} of {found[0].way}, by the stage that "
-        "lost them; queries.jsonl lists every one.",
-        table=_worst(queries, board.values[found[0].way][first], misses, stages),
-    )
-    return report
-
-
-def _table(board: Board, found: Sequence[Found]) -> Table:
-    rows = []
-    for one in found:
-        cpu = summarize_times([each.cpu_seconds for each in one.searched.values()])
-        wall = summarize_times([each.seconds for each in one.searched.values()])
-        cells = [_say(board.metrics[one.way][measure]) for measure in board.measures]
-        rows.append((one.way, *cells, f"{cpu['median_ms']:.1f}", f"{wall['p95_ms']:.1f}"))
-    columns = ("way", *board.measures, "CPU ms (median)", "ms (p95)")
-    return Table("figures with 95 % intervals", columns, tuple(rows))
-
-
-def _stage_table(found: Sequence[Found]) -> Table:
-    names: dict[str, None] = {}
-    for one in found:
-        for each in one.searched.values():
-            names.update(dict.fromkeys(each.stage_ms))
-    rows = []
-    for one in found:
-        every = list(one.searched.values())
-        spent = ([each.stage_ms[name] for each in every if name in each.stage_ms] for name in names)
-        cells = (f"{statistics.median(times):.2f}" if times else "" for times in spent)
-        rows.append((one.way, *cells))
-    return Table("milliseconds by stage", ("way", *names), tuple(rows))
-
-
-def _differences(board: Board) -> Table:
-    rows = [
-        (way, measure, _say(metric, sign=True), f"{p:.4f}")
-        for way, by_measure in board.differences.items()
-        for measure, (metric, p) in by_measure.items()
-    ]
-    return Table("way less the first", ("way", "measure", "difference", "p"), tuple(rows))
-
-
-def _worst(
-    queries: Mapping[str, str],
-    values: Mapping[str, float],
-    misses: Mapping[str, Sequence[Miss]],
-    stages: Counter[str],
-) -> Table:
-    order = sorted(queries, key=lambda query: (values[query], query))
-    rows = [
-        (query, queries[query][:_SHOWN], f"{values[query]:.3f}", _say_misses(misses[query]))
-        for query in order[:_WORST]
-        if misses[query]
-    ]
-    said = ", ".join(f"{count} {stage}" for stage, count in stages.most_common()) or "none"
-    return Table(
-        f"lost by stage: {said}; worst queries", ("id", "query", "value", "lost"), tuple(rows)
-    )
-
-
 def _write_queries(
     path: Path,
     queries: Mapping[str, str],
@@ -402,18 +323,6 @@ def _write_queries(
                 ],
             }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _say(metric: Metric, *, sign: bool = False) -> str:
-    style = "+.4f" if sign else ".4f"
-    return f"{metric.value:{style}} [{metric.low:{style}}, {metric.high:{style}}]"
-
-
-def _say_misses(misses: Sequence[Miss]) -> str:
-    return "; ".join(
-        f"{miss.name[:60]} ({miss.stage}{f', rank {miss.rank}' if miss.rank else ''})"
-        for miss in misses[:3]
-    )
 
 
 def _file_name(way: str) -> str:
