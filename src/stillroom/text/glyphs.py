@@ -28,7 +28,7 @@ _BOLD = re.compile(r"bold|black|heavy|semibold|demi|cmbx|cmssbx|medi$", re.IGNOR
 _FIXED = re.compile(r"mono|courier|consolas|typewriter|cmtt|menlo", re.IGNORECASE)
 _BOLD_WEIGHT = 600
 _SMALLEST = 1.0  # points; nobody reads smaller print, but a model would
-_NEAR_PAGE = 36.0  # points; what hangs over the paper's edge is careless, not hidden
+_OVERFLOW = 0.5  # of the page: tables and lines too long for it are careless, not hidden
 _WIDE_GAP = 1.0  # of the characters' height; wider ends the run
 _SPACE = 0x20
 
@@ -100,14 +100,17 @@ def read_glyphs(raw: Any, box: Box) -> Glyphs:
             if last >= 0:
                 by_turn[last].append(glyph)
             continue
-        if _is_hidden(glyph, box):
-            found.hidden += 1
-            continue
         last = glyph.turn
         by_turn.setdefault(last, []).append(glyph)
     counts = Counter({turn: len(glyphs) for turn, glyphs in by_turn.items()})
     for turn, _ in counts.most_common():
-        runs = list(_runs(by_turn[turn], turn, raw))
+        seen = turn_box((box[0], -box[3], box[2], -box[1]), turn)
+        runs: list[Run] = []
+        for run in _runs(by_turn[turn], turn, raw):
+            if _is_hidden(run, seen) and not (runs and _goes_on(runs[-1], run)):
+                found.hidden += sum(len(word[0]) for word in run.words)
+            else:
+                runs.append(run)
         if not found.runs:
             found.runs, found.turn = runs, turn
         elif runs:
@@ -149,18 +152,25 @@ def _glyphs(raw: Any) -> Iterator[_Glyph]:
         )
 
 
-def _is_hidden(glyph: _Glyph, box: Box) -> bool:
-    """Say whether a character is off the page or too small for anybody to read."""
-    height, width = glyph.top - glyph.bottom, glyph.right - glyph.left
-    is_tiny = max(height, width) < _SMALLEST
-    left, bottom, right, top = box
+def _is_hidden(run: Run, box: Box) -> bool:
+    """Say whether a whole run is far off the page or too small for anybody to read."""
+    left, top, right, bottom = box
+    is_tiny = max(run.bottom - run.top, (run.right - run.left) / 50) < _SMALLEST
+    across, down = _OVERFLOW * (right - left), _OVERFLOW * (bottom - top)
     is_off = (
-        glyph.right < left - _NEAR_PAGE
-        or glyph.left > right + _NEAR_PAGE
-        or glyph.top < bottom - _NEAR_PAGE
-        or glyph.bottom > top + _NEAR_PAGE
+        run.right < left - across
+        or run.left > right + across
+        or run.bottom < top - down
+        or run.top > bottom + down
     )
     return is_tiny or is_off
+
+
+def _goes_on(before: Run, run: Run) -> bool:
+    """Say whether a run goes on a line that is too long for its page."""
+    overlap = min(before.bottom, run.bottom) - max(before.top, run.top)
+    is_level = overlap >= 0.5 * min(before.size, run.size) and run.size >= _SMALLEST
+    return is_level and 0 <= run.left - before.right <= 4 * run.size
 
 
 def _runs(glyphs: Iterable[_Glyph], turn: int, raw: Any) -> Iterator[Run]:

@@ -26,7 +26,9 @@ __all__ = [
 
 _MARGIN = 0.11  # of the page's height, at its top and its foot
 _LEAST_PAGES = 3
+_SURELY = 10  # pages; more need not agree, since a book has parts with heads of their own
 _NUMBER = re.compile(r"\d+")
+_ROMAN = re.compile(r"^[ivxl]{1,7}(?=\s)|(?<=\s)[ivxl]{1,7}$")
 _PAGE_NUMBER = re.compile(
     r"[\W_]*(?:page|seite|p\.|pg\.?)?\s*(?:\d{1,4}|[ivxlc]{1,6})(?:\s*(?:/|of|von|de|sur)\s*\d{1,4})?[\W_]*",
     re.IGNORECASE,
@@ -59,7 +61,7 @@ class Page:
 def drop_repeated(pages: Sequence[Page]) -> int:
     """Take out running heads and feet and page numbers; return how many lines were taken out.
 
-    A line in the margin that stands on at least three pages and a third of them, but for its
+    A line in the margin that stands on at least three pages and a third of them or ten, but for its
     digits, is kept once, where it first stands. A document of fewer pages keeps all.
     """
     if len(pages) < _LEAST_PAGES:
@@ -67,7 +69,7 @@ def drop_repeated(pages: Sequence[Page]) -> int:
     on_pages: Counter[str] = Counter()
     for page in pages:
         on_pages.update({_mark(block) for block in page.blocks if _may_run(block, page)})
-    least = max(_LEAST_PAGES, len(pages) / 3)
+    least = max(_LEAST_PAGES, min(len(pages) / 3, _SURELY))
     running = {mark for mark, count in on_pages.items() if count >= least}
     seen: set[str] = set()
     dropped = 0
@@ -92,7 +94,8 @@ def _may_run(block: Block, page: Page) -> bool:
 
 
 def _mark(block: Block) -> str:
-    return _NUMBER.sub("#", " ".join(block.text.split()).casefold())
+    text = _NUMBER.sub("#", " ".join(block.text.split()).casefold())
+    return _ROMAN.sub("#", text)
 
 
 def body_size(pages: Sequence[Page]) -> float:
@@ -141,9 +144,12 @@ def _levels_of_styles(found: list[tuple[Block, Style]], known: dict[int, int]) -
     if known:
         votes: dict[Style, Counter[int]] = {}
         for block, style in found:
-            if id(block) in known:
-                votes.setdefault(style, Counter())[known[id(block)]] += 1
-        return {style: count.most_common(1)[0][0] for style, count in votes.items()}
+            votes.setdefault(style, Counter())[known.get(id(block), 0)] += 1
+        return {
+            style: next(level for level, _ in count.most_common() if level)
+            for style, count in votes.items()
+            if 2 * count[0] <= count.total()  # half of that look are named by the outline
+        }
     larger = sorted({size for _, (size, _) in found if size >= _LARGER}, reverse=True)
     ranks: dict[float, int] = {}
     first = 0.0
