@@ -15,6 +15,7 @@ import numpy as np
 
 from stillroom.rag.filters import Condition, Filter, compile_filter, parse_filter
 from stillroom.rag.keyword_engine import KeywordEngine
+from stillroom.rag.store.ledger import Table
 from stillroom.rag.store.opening import OpenSnapshot, Rows
 from stillroom.rag.vectors import DenseEngine
 
@@ -32,12 +33,19 @@ _SLACK = 16
 class View:
     """Rows of an open snapshot, in order of path and position, and what searches them."""
 
+    everyone: Rows
+    keywords: KeywordEngine
+    dense: DenseEngine
+    _fields: Mapping[str, frozenset[Kind]] | None
+
     def __init__(
         self,
         opened: OpenSnapshot,
         population: Condition,
         filters: tuple[Filter, ...] = (),
+        *,
         wider: View | None = None,
+        older: View | None = None,
     ) -> None:
         """Load what a condition and filters leave of a snapshot.
 
@@ -46,30 +54,43 @@ class View:
             population: What a document must meet to be known of.
             filters: What it must meet to be found.
             wider: A view of the same snapshot and population, whose engines are shared.
+            older: A view of the same population and filters: where since then documents have gone
+                and nothing else has happened, its tables are taken over without them.
 
         Raises:
             DataError: If a filter names an unknown field, or another kind of value.
         """
         self.opened, self.population, self.filters = opened, population, filters
+        gone = older.opened.list_deleted(opened) if older is not None else None
         if wider is None:
-            everyone = Rows(self._load(population), opened)
-            seen = everyone.mask
-            mask = None if seen.all() else seen
-            parts = opened.segments
-            self.keywords = KeywordEngine([part.postings for part in parts], mask)
-            self.dense = DenseEngine(
-                [part.vectors for part in parts], mask, codes=[part.codes for part in parts]
-            )
-            self._fields: Mapping[str, frozenset[Kind]] | None = None
+            self._share(older.everyone.table.without(gone) if older and gone is not None else None)
         else:
-            self.keywords, self.dense, self._fields = wider.keywords, wider.dense, wider._fields
-        condition = population
-        for number, one in enumerate(filters):
-            condition = condition.join(compile_filter(one, self.fields, f"f{number}_"))
-        self.rows = (
-            everyone if wider is None and not filters else Rows(self._load(condition), opened)
-        )
+            self.everyone, self._fields = wider.everyone, wider._fields
+            self.keywords, self.dense = wider.keywords, wider.dense
+        if not filters:
+            self.rows = self.everyone
+        elif older is not None and gone is not None:
+            self.rows = Rows(older.rows.table.without(gone), opened)
+        else:
+            self.rows = Rows(self._load(self._join_filters()), opened)
         self.mask = self.rows.mask if filters else None
+
+    def _share(self, table: Table | None) -> None:
+        """Make what views of this population have in common."""
+        self.everyone = Rows(table or self._load(self.population), self.opened)
+        seen, parts = self.everyone.mask, self.opened.segments
+        mask = None if seen.all() else seen
+        self.keywords = KeywordEngine([part.postings for part in parts], mask)
+        self.dense = DenseEngine(
+            [part.vectors for part in parts], mask, codes=[part.codes for part in parts]
+        )
+        self._fields = None
+
+    def _join_filters(self) -> Condition:
+        condition = self.population
+        for number, one in enumerate(self.filters):
+            condition = condition.join(compile_filter(one, self.fields, f"f{number}_"))
+        return condition
 
     @property
     def fields(self) -> Mapping[str, frozenset[Kind]]:
@@ -90,11 +111,11 @@ class View:
             DataError: If the filter cannot be read, or names an unknown field.
         """
         one = parse_filter(wanted) if isinstance(wanted, str) else wanted
-        return View(self.opened, self.population, (*self.filters, one), self)
+        return View(self.opened, self.population, (*self.filters, one), wider=self)
 
     def follow(self) -> View:
         """Return the newest snapshot's view of the same population and filters."""
-        return View(self.opened.follow(), self.population, self.filters)
+        return View(self.opened.follow(), self.population, self.filters, older=self)
 
     def rank(
         self,
@@ -116,7 +137,7 @@ class View:
         order = np.lexsort((seen, -scores))[:k]
         return [(int(seen[at]), float(scores[at])) for at in order]
 
-    def _load(self, condition: Condition) -> Any:
+    def _load(self, condition: Condition) -> Table:
         number = self.opened.snapshot.number
         return self.opened.ledger.load(number, condition.sql, dict(condition.values))
 

@@ -12,6 +12,7 @@ from stillroom.rag.index import Index
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.store.fields import read_metadata
 from stillroom.rag.updating import update_index
+from stillroom.rag.upkeep import delete_documents
 
 FRONT = "---\nyear: 2021\ntags: [pets, night]\ndraft: true\nwritten: 2021-05-30\n---\n"
 METADATA = [
@@ -77,6 +78,21 @@ def test_a_view_can_be_narrowed_and_never_widened(place):
         assert len(index) == 6
         assert index.fields["year"] == ["number"]
         assert index.fields["tags"] == ["text"]
+
+
+def test_a_narrowed_view_follows_deletes_and_additions(place, folder):
+    with Index.open(place) as index:
+        night = index.restrict("tags = night")
+        delete_documents(place, ["animals/cats.md", "code/cpp.md"])
+        assert night.refresh()
+        assert paths(night, "exists(path)") == {"tokyo.txt"}
+        assert [hit.passage.location.path for hit in night.retrieve("日本 cat", 5)] == [
+            "places/tokyo.txt"
+        ]
+        assert len(index) == 6
+        update_index(place)
+        assert night.refresh()
+        assert paths(night, "exists(path)") == {"tokyo.txt", "cats.md"}
 
 
 @pytest.mark.parametrize(

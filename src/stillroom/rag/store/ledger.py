@@ -73,6 +73,12 @@ class Table:
     segments: NDArray[np.int64]
     starts: NDArray[np.int64]
 
+    def without(self, keys: Sequence[int]) -> Table:
+        """Return the table without the documents of some keys."""
+        stays = ~np.isin(self.keys, np.array(keys, dtype=np.int64))
+        columns = (self.keys, self.contents, self.counts, self.segments, self.starts)
+        return Table(*(column[stays] for column in columns))
+
 
 class Ledger:
     """Reads a ledger; every thread has its own connection."""
@@ -171,6 +177,19 @@ class Ledger:
         )
         columns = np.array(rows, dtype=np.int64).reshape(-1, 5).T
         return Table(*(np.ascontiguousarray(column) for column in columns))
+
+    def list_deleted(self, before: int, after: int) -> list[int] | None:
+        """Return the keys of documents that ended between two snapshots.
+
+        None where that is not all that happened: where documents came, or their rows were moved.
+        """
+        span = {"before": before, "after": after}
+        for table in ("documents", "placements"):
+            sql = f"SELECT 1 FROM {table} WHERE born > :before AND born <= :after LIMIT 1"  # noqa: S608
+            if self.query(sql, span):
+                return None
+        rows = self.query("SELECT key FROM documents WHERE died > :before AND died <= :after", span)
+        return [int(key) for (key,) in rows]
 
     def list_fields(self, snapshot: int, where: str, values: Mapping[str, Any]) -> list[Any]:
         """Return names and kinds of the fields of documents that meet a condition; see ``load``."""

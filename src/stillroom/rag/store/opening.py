@@ -56,6 +56,12 @@ class OpenSnapshot:
             found[own] = segment.vectors[places[own] - first]
         return found
 
+    def list_deleted(self, newer: OpenSnapshot) -> list[int] | None:
+        """Return the documents that ended since this snapshot, if that is all that happened."""
+        if [one.number for one in self.segments] != [one.number for one in newer.segments]:
+            return None
+        return self.ledger.list_deleted(self.snapshot.number, newer.snapshot.number)
+
     def follow(self) -> OpenSnapshot:
         """Return the newest snapshot, opened beside this one; open segments are shared.
 

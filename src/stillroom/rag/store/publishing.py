@@ -235,15 +235,27 @@ class Publication:
             )
         buckets = dict(self.connection.execute("SELECT number, digest FROM buckets"))
         digest = digest_snapshot(description, buckets)
-        counts = self.connection.execute(
-            "SELECT count(*), coalesce(sum(passages), 0), coalesce(sum(truncated), 0) "
-            "FROM documents WHERE died = ?",
-            (FOREVER,),
-        ).fetchone()
         made = datetime.now(UTC).isoformat(timespec="milliseconds")
         self.connection.execute(
             "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (self.number, digest, self.number - 1, reason, *counts, made),
+            (self.number, digest, self.number - 1, reason, *self._count(), made),
         )
         self.connection.execute("DELETE FROM settings WHERE name = 'staged'")
         return digest
+
+    def _count(self) -> list[int]:
+        """Return how many documents, passages and cut ones there are: as before, and the change."""
+        before = self.connection.execute(
+            "SELECT documents, passages, truncated FROM snapshots WHERE number = ?",
+            (self.number - 1,),
+        ).fetchone() or (0, 0, 0)
+        changes = [
+            self.connection.execute(
+                "SELECT count(*), coalesce(sum(passages), 0), "  # noqa: S608
+                "coalesce(sum(truncated), 0) "
+                f"FROM documents WHERE {column} = ?",
+                (self.number,),
+            ).fetchone()
+            for column in ("born", "died")
+        ]
+        return [int(n + more - less) for n, more, less in zip(before, *changes, strict=True)]

@@ -17,8 +17,8 @@ from stillroom.rag.store.segments import list_segment_folders, segment_folder
 __all__ = ["remove_orphans", "remove_staged", "remove_unneeded"]
 
 _PURGE = (
-    "DELETE FROM placements WHERE died <= :oldest "
-    "OR document IN (SELECT key FROM documents WHERE died <= :oldest)",
+    "DELETE FROM placements WHERE died <= :oldest",
+    "DELETE FROM placements WHERE document IN (SELECT key FROM documents WHERE died <= :oldest)",
     "DELETE FROM labels WHERE document IN (SELECT key FROM documents WHERE died <= :oldest)",
     "DELETE FROM fields WHERE document IN (SELECT key FROM documents WHERE died <= :oldest)",
     "DELETE FROM documents WHERE died <= :oldest",

@@ -54,6 +54,8 @@ CREATE TABLE documents(
 CREATE INDEX documents_by_path ON documents(path, died);
 CREATE INDEX documents_by_bucket ON documents(bucket, died);
 CREATE INDEX documents_by_content ON documents(content);
+CREATE INDEX documents_by_birth ON documents(born);
+CREATE INDEX documents_by_death ON documents(died);
 CREATE TABLE labels(document INTEGER NOT NULL, label TEXT NOT NULL,
   PRIMARY KEY(document, label)) WITHOUT ROWID;
 CREATE INDEX labels_by_label ON labels(label, document);
@@ -65,6 +67,8 @@ CREATE TABLE placements(
   born INTEGER NOT NULL, died INTEGER NOT NULL DEFAULT {FOREVER},
   PRIMARY KEY(document, born)) WITHOUT ROWID;
 CREATE INDEX placements_by_segment ON placements(segment);
+CREATE INDEX placements_by_birth ON placements(born);
+CREATE INDEX placements_by_death ON placements(died);
 CREATE TABLE failures(
   path TEXT NOT NULL, code TEXT NOT NULL, reason TEXT NOT NULL,
   born INTEGER NOT NULL, died INTEGER NOT NULL DEFAULT {FOREVER});
