@@ -122,6 +122,17 @@ def test_gleanings_add_what_was_missed():
     assert "missed" in model.asked[1].messages[-1].content
 
 
+def test_the_end_of_a_relation_that_stands_in_the_passage_is_an_entity():
+    told = scripted_model([answer(["Pier 9"], [("Pier 9", "Harbour Trust")])])
+    found = FREE.extract([passage("Harbour Trust owns Pier 9.")], told)[0]
+    assert {one.name: one.type for one in found.mentions} == {
+        "Harbour Trust": "",
+        "Pier 9": "thing",
+    }
+    assert len(found.relations) == 1
+    assert not found.dropped
+
+
 def test_without_a_model_it_says_so():
     with pytest.raises(DataError) as caught:
         Model().extract([passage("x")])

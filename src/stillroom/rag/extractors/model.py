@@ -138,20 +138,28 @@ class _Found:
         if not places:
             self._dropped["ungrounded"] += 1
             return
-        kind, description = _line(told.get("type")).lower(), _line(told.get("description"))
+        self._mention(places, _line(told.get("type")).lower(), _line(told.get("description")))
+
+    def _mention(self, places: Sequence[Span], kind: str = "", description: str = "") -> None:
+        """Note every place of an entity; what was told of one before stays."""
         for start, end in places[:_MOST_MENTIONS]:
             name = " ".join(self._text[start:end].split())
             sentence = max(bisect.bisect_right(self._starts, start) - 1, 0)
-            self._mentions.setdefault(
-                (start, end), Mention(name, start, end, sentence, kind, description)
-            )
+            known = self._mentions.get((start, end))
+            if known is None or not (known.type or known.description):
+                mention = Mention(name, start, end, sentence, kind, description)
+                self._mentions[start, end] = mention
 
     def _take_relation(self, told: Mapping[str, Any]) -> None:
         names = [_line(told.get(end)) for end in ("source", "target")]
-        spans = [[span for span in self._find(name) if span in self._mentions] for name in names]
+        spans = [self._find(name)[:_MOST_MENTIONS] for name in names]
         if not all(spans) or spans[0] == spans[1]:
             self._dropped["ungrounded"] += 1
             return
+        for (
+            places
+        ) in spans:  # an end that the model did not list stands in the passage all the same
+            self._mention(places)
         pairs = [(one, other) for one in spans[0] for other in spans[1]]
         near = min(pairs, key=self._distance)
         start, end = min(span[0] for span in near), max(span[1] for span in near)
