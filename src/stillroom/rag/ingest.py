@@ -157,6 +157,8 @@ class Ingester:
         except StillroomError as error:
             return self._fail(path, digest, error)
         self.parsed += 1
+        for notice in document.metadata.get("notices", ()):
+            self.job.say(f"{path}: {notice}")
         try:
             return self._store(document, path, digest)
         except DataError as error:

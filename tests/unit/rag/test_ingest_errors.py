@@ -1,5 +1,7 @@
 import os
 
+import pytest
+
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag.recipe import RagRecipe
@@ -63,3 +65,17 @@ def test_a_document_without_a_passage_is_left_out_and_counted(folder, tmp_path):
     artifact = run(recipe, job, embedder=open_embedder("static"))
     job.close()
     assert failures(artifact) == {"animals/dogs.md": "rag.no-text"}
+
+
+def test_pages_that_are_pictures_are_told_while_an_index_is_built(build, folder, tmp_path):
+    np = pytest.importorskip("numpy")
+    pytest.importorskip("pypdfium2")
+    from tests.unit.text.papers import Paper
+
+    paper = Paper().page().text(72, 700, "A page of text that can be read without any reader.")
+    paper.page().image(np.full((400, 600), 200, np.uint8), 0, 0, 612, 792)
+    (folder / "scan.pdf").write_bytes(paper.save())
+    build(limits={"ocr": "never"})
+    events = (tmp_path / "index" / "events.jsonl").read_text()
+    assert "scan.pdf" in events
+    assert "1 page is a picture and left out" in events
