@@ -167,15 +167,22 @@ class Index:
     def refresh(self) -> bool:
         """Show the newest snapshot from now on; return whether that is another one.
 
-        Raises:
-            IntegrityError: If a new file is missing or half-written.
+        Not while another thread asks, whose rows would be of two snapshots: see ``newest``.
         """
         with self._lock:
-            old = self._state.opened
-            if old.ledger.find_snapshot().number == old.snapshot.number:
-                return False
-            self._state = self._state.follow()
-            return True
+            before, self._state = self._state, self.newest()._state
+            return self._state is not before
+
+    def newest(self) -> Index:
+        """Return an index of the newest snapshot, which is this one where it shows that.
+
+        For servers: one for each question, so that none changes beneath one. Closed with this one.
+        """
+        old = self._state.opened
+        if old.ledger.find_snapshot().number == old.snapshot.number:
+            return self
+        view = self._state.follow()
+        return Index(self.folder, self.description, view, self._query_vectors, self._audit)
 
     def restrict(self, wanted: str | Filter) -> Index:
         """Return an index that shows of this one only the documents that a filter leaves.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,6 +105,13 @@ def open_run(
     own: AskSettings = settings or {}
     with Index.open(folder) as index:
         text_model = open_text_model(reference, say=say)
+        shown, lock = [index], threading.Lock()
+
+        def newest() -> Index:
+            """Return the index as it is now: what was deleted is in no answer from then on."""
+            with lock:
+                shown[0] = shown[0].newest()
+                return shown[0]
 
         def ask(
             messages: Sequence[Message],
@@ -116,7 +124,7 @@ def open_run(
             query = Query(messages[-1].content, history=tuple(messages[:-1]))
             wanted: AskSettings = {**own, **read_settings(settings), "k": k}
             return ask_stream(
-                index, text_model, query, sampling=sampling, is_cancelled=is_cancelled, **wanted
+                newest(), text_model, query, sampling=sampling, is_cancelled=is_cancelled, **wanted
             )
 
         try:

@@ -175,3 +175,16 @@ def _query(text):
     from stillroom.rag.method import Query
 
     return Query(text)
+
+
+def test_a_question_that_is_being_answered_keeps_its_snapshot(place):
+    with Index.open(place) as first:
+        assert first.newest() is first
+        remove(place, "animals/cats.md")
+        second = first.newest()
+        assert "animals/cats.md" in paths_of(first)
+        assert "animals/cats.md" not in paths_of(second)
+        assert second.newest() is second
+        remove(place, "animals/dogs.md", keep=1)
+        assert "animals/dogs.md" in paths_of(second)
+        assert paths_of(first.newest()) == paths_of(second.newest())
