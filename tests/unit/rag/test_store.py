@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from stillroom.errors import DataError, ResourceError
+from stillroom.errors import DataError, IntegrityError, ResourceError
 from stillroom.rag.index import Index
 from stillroom.rag.store.publishing import Change
 from stillroom.rag.store.segments import segment_folder
@@ -188,3 +189,23 @@ def test_a_question_that_is_being_answered_keeps_its_snapshot(place):
         remove(place, "animals/dogs.md", keep=1)
         assert "animals/dogs.md" in paths_of(second)
         assert paths_of(first.newest()) == paths_of(second.newest())
+
+
+def test_an_index_that_was_replaced_is_not_mixed_with_the_one_that_is_open(place, folder, build):
+    with Index.open(place) as index:
+        hit = index.retrieve("purr", 1)[0]
+        (folder / "animals/cats.md").unlink()
+        build()
+        caught = []
+
+        def look():
+            try:
+                index.passage(hit.passage.id)
+            except IntegrityError as error:
+                caught.append(error.problems[0].code)
+
+        thread = threading.Thread(target=look)  # a new thread opens the file anew
+        thread.start()
+        thread.join()
+        assert caught == ["rag.index-replaced"]
+        assert index.passage(hit.passage.id) == hit.passage

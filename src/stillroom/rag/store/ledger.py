@@ -95,6 +95,7 @@ class Ledger:
         self._connections: list[sqlite3.Connection] = []
         if not self.path.is_file():
             raise _missing(folder)
+        self._identity = _identify(self.path)
         try:
             found = int(self.query("PRAGMA user_version")[0][0])
             if found != FORMAT:
@@ -238,6 +239,9 @@ class Ledger:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = connect_ledger(self.path)
+            if _identify(self.path) != self._identity:  # another index, whose keys mean other rows
+                connection.close()
+                raise _replaced(self.path)
             self._local.connection = connection
             with self._lock:
                 self._connections.append(connection)
@@ -252,6 +256,21 @@ def damaged(path: Path, reason: str) -> IntegrityError:
         where=str(path),
         expected="the file that was written",
         next="stillroom rag verify INDEX --repair, or build the index again with --overwrite",
+    )
+
+
+def _identify(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+def _replaced(path: Path) -> IntegrityError:
+    return IntegrityError(
+        "another index was built in the place of the one that is open",
+        code="rag.index-replaced",
+        where=str(path.parent),
+        expected="the index that was opened; 'stillroom rag update' changes one in place",
+        next="open the index again",
     )
 
 
