@@ -69,11 +69,15 @@ def test_damage_to_the_ledger_is_named_and_cannot_be_repaired(place, sql, said):
     assert not all(one.is_derived for one in found)
 
 
-def test_damaged_pages_of_the_ledger_are_named(place):
+@pytest.mark.parametrize("name", ["passages_by_id", "passages", "documents"])
+def test_damaged_pages_of_the_ledger_are_named(place, name):
     path = place / "output/ledger.sqlite"
+    connection = sqlite3.connect(path)
+    root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (name,))
+    start = (root.fetchone()[0] - 1) * 4096
+    connection.close()
     data = bytearray(path.read_bytes())
-    for at in range(len(data) // 8192 * 4096, len(data) - 4096, 4096):
-        data[at : at + 16] = b"\xff" * 16
+    data[start : start + 64] = b"\xff" * 64
     path.write_bytes(data)
     found = check_index(place)
     assert any(one.path == "ledger.sqlite" for one in found)
