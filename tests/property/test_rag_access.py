@@ -198,6 +198,10 @@ def test_every_query_leaves_a_line_without_its_text(shared):
             index.passage(hits[0].passage.id)
         lines = [json.loads(line) for line in audit.read_text().splitlines()]
         assert len(lines) == 3 + bool(hits)
+    with open_as(folder, Access("nobody")) as index:
+        assert index.retrieve("word1 confidential", 3) == []
+        last = json.loads(audit.read_text().splitlines()[-1])
+        assert (last["tenant"], last["given"]) == ("nobody", [])
         assert lines[0]["given"] == [hit.passage.id for hit in hits]
         assert (lines[0]["tenant"], lines[0]["principals"]) == ("tenant1", ["staff"])
         assert (lines[0]["snapshot"], lines[0]["index"]) == (1, index.digest)

@@ -307,15 +307,15 @@ class Index:
             )
         asked = make_query(query)
         if not asked.text.strip() or not len(self):
+            self._note("query", asked.text, [])
             return []
-        method = RETRIEVERS.build(retriever)
         depth = max(k, RERANK_DEPTH) if reranker is not None else k
         queries = [asked]
         with stage("retrieve") as span, self._as_one_query():
             if transform is not None:
                 with stage("transform"):
                     queries = TRANSFORMS.build(transform).rewrite(asked, self, model)
-            hits = self._retrieve_all(method, queries, depth)
+            hits = self._retrieve_all(RETRIEVERS.build(retriever), queries, depth)
             if reranker is not None:
                 hits = rerank_hits(RERANKERS.build(reranker), queries[0], hits, self, model)
             tell_retrieved(span, asked.text, hits[:k], self.digest)
