@@ -30,6 +30,7 @@ __all__ = [
     "describe_index",
     "digest_files",
     "documents_parent",
+    "embedder_parent",
     "find_documents",
     "read_facts",
 ]
@@ -86,6 +87,17 @@ def digest_files(root: Path, scan: Scan, job: Job) -> tuple[list[Found], list[Fa
 def documents_parent(root: Path, found: Sequence[Found]) -> Parent:
     """Return the entry of artifact.json that says which files an index was made from."""
     return Parent("documents", str(root), digest_json([[one.path, one.digest] for one in found]))
+
+
+def embedder_parent(reference: str, fingerprint: str) -> Parent:
+    """Return the entry of artifact.json that says what made the vectors.
+
+    A method of the house (``static``) is no file beside the index, and is named as a reference.
+    """
+    is_name = ":" not in reference and not Path(reference).exists()
+    return Parent(
+        "embedder", f"embedder:{reference}" if is_name else reference, fingerprint, "checkpoint"
+    )
 
 
 def describe_index(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import Estimate
-from stillroom.provenance import Parent, digest_text, find_output
+from stillroom.provenance import digest_text, find_output
 from stillroom.rag.contextual import estimate_contexts, open_context_writer
 from stillroom.rag.cutting import fit_chunker
 from stillroom.rag.ingest import Failed, Ingester
@@ -20,6 +20,7 @@ from stillroom.rag.listing import (
     describe_index,
     digest_files,
     documents_parent,
+    embedder_parent,
     find_documents,
     read_facts,
 )
@@ -103,7 +104,7 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
         "index",
         parents=[
             documents_parent(root, found),
-            Parent("embedder", recipe.embedder, embedder.fingerprint, "checkpoint"),
+            embedder_parent(recipe.embedder, embedder.fingerprint),
             *(contexts.parents if contexts else []),
         ],
         origin=Origin(recipe.origin.kind, (), recipe.origin.license).to_json(),

@@ -64,7 +64,7 @@ def test_an_unchanged_folder_opens_no_embedder_and_makes_no_snapshot(place, monk
     monkeypatch.setattr("stillroom.models.open_embedder", refuse)
     done = update_index(place)
     assert (done.unchanged, done.parsed, done.embedded, done.snapshot) == (6, 0, 0, 1)
-    assert verify(place, parents=False) == []
+    assert verify(place) == []
 
 
 def test_each_kind_of_change_is_counted_and_gives_what_a_fresh_build_gives(place, folder, tmp_path):
@@ -78,7 +78,7 @@ def test_each_kind_of_change_is_counted_and_gives_what_a_fresh_build_gives(place
     assert (done.unchanged, done.parsed, done.embedded) == (3, 2, 2)
     assert look(place) == look(build_in(folder, tmp_path / "fresh"))
     assert read_artifact(place).digest == read_artifact(tmp_path / "fresh").digest
-    assert verify(place, parents=False) == []
+    assert verify(place) == []
     assert list_snapshots(place)[-1].reason == "updated: 1 added, 1 changed, 1 renamed, 1 deleted"
 
 
@@ -288,7 +288,7 @@ def test_documents_are_deleted_by_path_folder_and_pattern(place, folder):
         delete_documents(place, ["code/cpp.md", "animals/cats.md"])
     assert caught.value.code == "rag.no-such-path"
     assert list_snapshots(place)[-1].number == snapshot.number
-    assert verify(place, parents=False) == []
+    assert verify(place) == []
     assert update_index(place).added == 4
 
 
@@ -304,7 +304,7 @@ def test_many_updates_keep_few_segments_and_snapshots(place, folder, tmp_path):
     assert done.segments_after == 1
     assert done.bytes_after < done.bytes_before
     assert look(place) == look(build_in(folder, tmp_path / "fresh"))
-    assert verify(place, parents=False) == []
+    assert verify(place) == []
 
 
 def test_compaction_says_when_a_reader_holds_older_snapshots(place):
