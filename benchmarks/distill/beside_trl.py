@@ -35,7 +35,7 @@ WORK = ROOT / "build" / "bench" / "distill" / "beside_trl"
 WORKER = Path(__file__).with_name("trl_worker.py")
 STILLROOM = str(Path(sys.executable).parent / "stillroom")
 TEACHER = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
-TRAIN, HELD_OUT, CHARACTERS, MAX_TOKENS = 240, 40, 600, 192
+TRAIN, HELD_OUT, CHARACTERS, SAID, MAX_TOKENS = 240, 40, 600, 360, 256
 STEPS, BATCH, RATE = 60, 8, 1.0e-3
 RECIPE = """version: 1
 kind: distill
@@ -65,7 +65,7 @@ def make_records(path: Path) -> list[tuple[str, str]]:
             if len(piece) >= CHARACTERS:
                 part = 1 + sum(f'"{name}"' in asked for asked, _ in pieces[split])
                 asked = f'What does the Python language reference say of "{name}" (part {part})?'
-                pieces[split].append((asked, piece[: 2 * CHARACTERS]))
+                pieces[split].append((asked, piece[:SAID]))
                 piece = ""
     chosen = {
         split: sorted(found, key=lambda pair: digest_text(" ".join(pair)))[:count]
