@@ -28,7 +28,7 @@ from benchmarks.rag.question_sets import BUILD, Asked, build_index, hold_out, re
 from stillroom.errors import Cancelled
 from stillroom.models import open_text_model
 from stillroom.models.hub import DEFAULT_TEACHER
-from stillroom.rag.reading_job import ReadingPlan, evaluate_answers
+from stillroom.rag.measuring.reading_job import ReadingPlan, evaluate_answers
 
 WAYS = ("convex", "convex=>direct!drop", "convex=>corrective:queries=0!drop")
 SHOWN = (

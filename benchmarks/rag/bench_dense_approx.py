@@ -19,8 +19,8 @@ from commands import print_figure
 from corpus import prepare
 from searching import time_queries
 
-from stillroom.rag.sketches import ApproximateEngine, Sketches
-from stillroom.rag.vectors import DenseEngine, VectorCodes
+from stillroom.rag.engines.sketches import ApproximateEngine, Sketches
+from stillroom.rag.engines.vectors import DenseEngine, VectorCodes
 
 REPEATS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "7"))
 K = 10

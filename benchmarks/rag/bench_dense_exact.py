@@ -20,7 +20,7 @@ from commands import print_figure
 from corpus import prepare
 from searching import Peer, compare, overlap
 
-from stillroom.rag.vectors import DenseEngine, VectorCodes
+from stillroom.rag.engines.vectors import DenseEngine, VectorCodes
 
 REPEATS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "7"))
 K = 10

@@ -23,9 +23,9 @@ from commands import print_figure
 from corpus import passages, prepare, queries
 from searching import time_queries
 
+from stillroom.rag.engines.keyword_engine import KeywordEngine
+from stillroom.rag.engines.vectors import DenseEngine, VectorCodes
 from stillroom.rag.fusion import reciprocal_rank
-from stillroom.rag.keyword_engine import KeywordEngine
-from stillroom.rag.vectors import DenseEngine, VectorCodes
 
 REPEATS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "7"))
 TENANTS = 100

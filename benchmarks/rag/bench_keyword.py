@@ -22,8 +22,8 @@ from corpus import content_words, passages, prepare, queries
 from searching import Peer, compare, hit_rate, overlap, time_queries
 
 from stillroom.rag.analyzer import Analyzer
-from stillroom.rag.keyword_engine import KeywordEngine
-from stillroom.rag.postings import Postings, write_postings
+from stillroom.rag.engines.keyword_engine import KeywordEngine
+from stillroom.rag.engines.postings import Postings, write_postings
 
 REPEATS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "7"))
 K = 10

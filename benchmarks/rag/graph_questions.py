@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from stillroom.evaluate import bootstrap
 from stillroom.flow import run_recipe
 from stillroom.rag.extractors.noun_phrases import NounPhrases
-from stillroom.rag.graph_job import GraphPlan, build_graph
+from stillroom.rag.graphs.job import GraphPlan, build_graph
+from stillroom.rag.graphs.tree_job import TreePlan, build_tree
 from stillroom.rag.index import Index
-from stillroom.rag.tree_job import TreePlan, build_tree
 from stillroom.rag.ways import parse_way
 from stillroom.recipes import parse_recipe
 

@@ -23,9 +23,9 @@ from pathlib import Path
 from stillroom.evaluate.collections import CorpusRow
 from stillroom.flow import run_recipe
 from stillroom.jobs import choose_reporter
-from stillroom.rag.collection import unpack_corpus
-from stillroom.rag.evaluation_job import Plan, evaluate_retrieval
 from stillroom.rag.index import Index
+from stillroom.rag.measuring.collection import unpack_corpus
+from stillroom.rag.measuring.evaluation_job import Plan, evaluate_retrieval
 from stillroom.rag.method import DEFAULT_RETRIEVER
 from stillroom.rag.recipe import RagRecipe
 

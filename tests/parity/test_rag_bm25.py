@@ -10,8 +10,8 @@ import sqlite3
 
 import pytest
 
-from stillroom.rag.keyword_engine import KeywordEngine
-from stillroom.rag.postings import Postings, write_postings
+from stillroom.rag.engines.keyword_engine import KeywordEngine
+from stillroom.rag.engines.postings import Postings, write_postings
 
 
 @pytest.fixture(scope="module")

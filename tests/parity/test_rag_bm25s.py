@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stillroom.rag.keyword_engine import KeywordEngine
-from stillroom.rag.postings import Postings, write_postings
+from stillroom.rag.engines.keyword_engine import KeywordEngine
+from stillroom.rag.engines.postings import Postings, write_postings
 
 pytestmark = pytest.mark.peer
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from stillroom.errors import IntegrityError
 from stillroom.rag import sketches as module
-from stillroom.rag.sketches import SKETCHES, ApproximateEngine, Sketches
-from stillroom.rag.vectors import DenseEngine
+from stillroom.rag.engines.sketches import SKETCHES, ApproximateEngine, Sketches
+from stillroom.rag.engines.vectors import DenseEngine
 
 
 def make_topics(count, width, seed=0):

@@ -6,8 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import IntegrityError
-from stillroom.rag.impacts import TermCache
-from stillroom.rag.sparse_engine import WEIGHTS, SparseEngine, TermWeights, write_term_weights
+from stillroom.rag.engines.impacts import TermCache
+from stillroom.rag.engines.sparse_engine import (
+    WEIGHTS,
+    SparseEngine,
+    TermWeights,
+    write_term_weights,
+)
 
 WORDS = [f"w{at}" for at in range(9)]
 weights = st.sampled_from([0.0, -1.0, 0.25, 0.5, 1.0, 1.5, 0.1])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from stillroom.errors import IntegrityError
 from stillroom.rag import token_engine as module
-from stillroom.rag.token_engine import TOKENS, TokenEngine, TokenVectors
+from stillroom.rag.engines.token_engine import TOKENS, TokenEngine, TokenVectors
 
 
 def make_passages(rng, count, width, *, twins):

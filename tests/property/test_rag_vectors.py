@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stillroom.errors import IntegrityError
 from stillroom.rag import vectors as module
-from stillroom.rag.vectors import CODES, DenseEngine, VectorCodes
+from stillroom.rag.engines.vectors import CODES, DenseEngine, VectorCodes
 
 KINDS = ("spread", "twins", "zeros", "spikes", "levels", "huge", "tiny", "half")
 
@@ -150,7 +150,7 @@ def test_threads_make_codes_once_and_see_what_one_thread_sees():
 def test_a_lone_question_to_a_small_index_loads_no_torch():
     code = (
         "import sys, numpy as np\n"
-        "from stillroom.rag.vectors import DenseEngine\n"
+        "from stillroom.rag.engines.vectors import DenseEngine\n"
         "rows = DenseEngine([np.eye(64, dtype='f4')]).search(np.eye(64, dtype='f4')[5], 1)[0]\n"
         "assert rows.tolist() == [5] and 'torch' not in sys.modules"
     )

@@ -96,8 +96,8 @@ def command(out: Path, as_json: bool, **given: Any) -> None:
 
 
 def _evaluate_retrieval(out: Path, given: dict[str, Any]) -> tuple[Artifact, Report]:
-    from stillroom.rag.evaluation import DEFAULT_MEASURES
-    from stillroom.rag.evaluation_job import Plan, evaluate_retrieval
+    from stillroom.rag.measuring.evaluation import DEFAULT_MEASURES
+    from stillroom.rag.measuring.evaluation_job import Plan, evaluate_retrieval
     from stillroom.rag.method import DEFAULT_RETRIEVER
 
     places = (given[name] for name in ("collection", "split", "queries", "qrels"))
@@ -118,8 +118,8 @@ def _evaluate_retrieval(out: Path, given: dict[str, Any]) -> tuple[Artifact, Rep
 
 
 def _evaluate_answers(out: Path, given: dict[str, Any]) -> tuple[Artifact, Report]:
+    from stillroom.rag.measuring.reading_job import ReadingPlan, evaluate_answers
     from stillroom.rag.method import DEFAULT_RETRIEVER
-    from stillroom.rag.reading_job import ReadingPlan, evaluate_answers
 
     if not given["model"]:
         raise click.UsageError("--answers needs --model: who is to answer?")

@@ -78,8 +78,8 @@ def command(
     from stillroom.jobs import choose_reporter
     from stillroom.rag.access import Access
     from stillroom.rag.extraction import EXTRACTORS
-    from stillroom.rag.graph_estimate import estimate_graph
-    from stillroom.rag.graph_job import GraphPlan, build_graph
+    from stillroom.rag.graphs.estimate import estimate_graph
+    from stillroom.rag.graphs.job import GraphPlan, build_graph
     from stillroom.rag.ways import parse_method
 
     access = Access(tenant, principals) if tenant or principals else None

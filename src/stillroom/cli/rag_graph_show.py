@@ -16,7 +16,7 @@ from stillroom.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from stillroom.rag.graph import Graph
+    from stillroom.rag.graphs.graph import Graph
     from stillroom.rag.index import Index
 
 __all__ = ["command"]
@@ -54,8 +54,8 @@ def command(
 ) -> None:
     """Show a graph or one of its entities, check it, or export it."""
     from stillroom.rag.access import Access
-    from stillroom.rag.graph import Graph
-    from stillroom.rag.graph_show import describe_entity, describe_graph
+    from stillroom.rag.graphs.graph import Graph
+    from stillroom.rag.graphs.show import describe_entity, describe_graph
     from stillroom.rag.index import Index
 
     if check and index is None:
@@ -82,7 +82,7 @@ def command(
 
 def _export(graph: Graph, path: Path) -> None:
     from stillroom.jobs import atomic_write
-    from stillroom.rag.graph_files import write_graphml
+    from stillroom.rag.graphs.files import write_graphml
 
     with atomic_write(path) as file:
         write_graphml(file, graph.entities, graph.edges)
@@ -91,7 +91,7 @@ def _export(graph: Graph, path: Path) -> None:
 
 def _check(graph: Graph, index: Index) -> None:
     from stillroom.errors import IntegrityError, Problem
-    from stillroom.rag.graph_show import check_graph
+    from stillroom.rag.graphs.show import check_graph
 
     flaws = check_graph(graph, index)
     if flaws:

@@ -60,7 +60,7 @@ def command(
     """
     from stillroom.evaluate.collections import read_qrels, read_run
     from stillroom.evaluate.scoring import compare_runs
-    from stillroom.rag.evaluation import DEFAULT_MEASURES
+    from stillroom.rag.measuring.evaluation import DEFAULT_MEASURES
 
     scored = compare_runs(
         {name: read_run(path) for name, path in zip(_name(runs), runs, strict=True)},

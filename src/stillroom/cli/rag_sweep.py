@@ -48,8 +48,8 @@ def command(
     """
     from stillroom.errors import RecipeError
     from stillroom.jobs import choose_reporter
+    from stillroom.rag.measuring.sweep_job import run_sweep
     from stillroom.rag.recipe import RagRecipe
-    from stillroom.rag.sweep_job import run_sweep
     from stillroom.recipes import load_recipe
 
     loaded = load_recipe(recipe, overrides)

@@ -68,7 +68,7 @@ def command(
     """
     from stillroom.jobs import choose_reporter
     from stillroom.rag.access import Access
-    from stillroom.rag.tree_job import TreePlan, build_tree
+    from stillroom.rag.graphs.tree_job import TreePlan, build_tree
 
     access = Access(tenant, principals) if tenant or principals else None
     artifact, description = build_tree(

@@ -60,8 +60,8 @@ def command(
     so, the default stays. output/retriever.json names the retriever to use.
     """
     from stillroom.jobs import choose_reporter
-    from stillroom.rag.evaluation_job import Plan
-    from stillroom.rag.tuning_job import tune_fusion
+    from stillroom.rag.measuring.evaluation_job import Plan
+    from stillroom.rag.measuring.tuning_job import tune_fusion
 
     found, judged = find_judged(collection, split, queries, qrels)
     artifact, report, tuned = tune_fusion(

@@ -27,7 +27,7 @@ Examples:
 def command(corpus: Path, out: Path, overwrite: bool) -> None:
     """Write each row of a corpus (id, title, text) as a document to be indexed."""
     from stillroom.evaluate.collections import read_corpus
-    from stillroom.rag.collection import unpack_corpus
+    from stillroom.rag.measuring.collection import unpack_corpus
 
     count = unpack_corpus(read_corpus(corpus), out, overwrite=overwrite)
     click.echo(f"{out}: {count} documents")

@@ -27,15 +27,15 @@ from stillroom.evaluate.generation import (
 from stillroom.evaluate.judging import ModelJudge, Verdict
 from stillroom.provenance import digest_json
 from stillroom.rag.drafting import ask_for_texts
+from stillroom.rag.measuring.reading import Reading, holds
 from stillroom.rag.prompting import quote_text
-from stillroom.rag.reading import Reading, holds
 from stillroom.text.sentences import split_sentences
 
 if TYPE_CHECKING:
     from stillroom.evaluate import Metric
     from stillroom.evaluate.question_sets import JudgedQuestion
     from stillroom.rag.index import Index
-    from stillroom.rag.locating import Place
+    from stillroom.rag.measuring.locating import Place
     from stillroom.rag.method import Checker
 
 __all__ = ["MEASURES", "Bench", "Grades", "VerdictShelf", "control_judge", "grade"]

@@ -23,9 +23,9 @@ import numpy as np
 from stillroom.errors import DataError
 from stillroom.provenance import digest_json, find_output
 from stillroom.rag.access import Access, Audit, admit
+from stillroom.rag.engines.keyword_engine import KeywordEngine
 from stillroom.rag.filters import Filter
 from stillroom.rag.fusion import reciprocal_rank
-from stillroom.rag.keyword_engine import KeywordEngine
 from stillroom.rag.method import (
     DEFAULT_RETRIEVER,
     RERANKERS,

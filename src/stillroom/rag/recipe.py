@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from stillroom.rag.analyzer import Stemming
-from stillroom.rag.sweep_settings import SweepSettings
+from stillroom.rag.measuring.sweep_settings import SweepSettings
 from stillroom.recipes import Recipe, Reference, Settings
 from stillroom.text.method import CHUNKERS, Chunker, Limits
 

@@ -24,6 +24,7 @@ from stillroom.rag.listing import (
     find_documents,
     read_facts,
 )
+from stillroom.rag.measuring.sweep_settings import refuse_sweep
 from stillroom.rag.pooling import check_pooling
 from stillroom.rag.store.description import Description, write_index_file
 from stillroom.rag.store.ledger import Snapshot
@@ -33,7 +34,6 @@ from stillroom.rag.store.parts import Facts, Part
 from stillroom.rag.store.publishing import Change
 from stillroom.rag.store.recalled import Held
 from stillroom.rag.store.writer import KEPT_SNAPSHOTS, Writer
-from stillroom.rag.sweep_settings import refuse_sweep
 from stillroom.records import Origin
 from stillroom.text.worker import Worker
 

@@ -24,7 +24,7 @@ from stillroom.text.sentences import split_sentences
 
 if TYPE_CHECKING:
     from stillroom.rag.analyzer import Analyzer
-    from stillroom.rag.keyword_engine import KeywordEngine
+    from stillroom.rag.engines.keyword_engine import KeywordEngine
 
 __all__ = ["SUPPORT_THRESHOLD", "Evidence", "Support", "is_negated", "names_of", "numbers_of"]
 

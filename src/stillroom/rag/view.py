@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stillroom.rag.engines.keyword_engine import KeywordEngine
+from stillroom.rag.engines.vectors import DenseEngine
 from stillroom.rag.filters import Condition, Filter, compile_filter, parse_filter
-from stillroom.rag.keyword_engine import KeywordEngine
 from stillroom.rag.store.ledger import Table
 from stillroom.rag.store.opening import OpenSnapshot, Rows
-from stillroom.rag.vectors import DenseEngine
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -6,9 +6,9 @@ from click.testing import CliRunner
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, RecipeError
 from stillroom.evaluate.collections import CorpusRow, read_run
-from stillroom.rag.collection import collection_id, unpack_corpus
-from stillroom.rag.evaluation import Found, Searched, choose_unit, list_misses, search_one
-from stillroom.rag.evaluation_job import Plan, evaluate_retrieval
+from stillroom.rag.measuring.collection import collection_id, unpack_corpus
+from stillroom.rag.measuring.evaluation import Found, Searched, choose_unit, list_misses, search_one
+from stillroom.rag.measuring.evaluation_job import Plan, evaluate_retrieval
 from stillroom.rag.ways import parse_way
 from stillroom.text.reading import scan_folder
 

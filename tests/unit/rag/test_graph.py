@@ -13,10 +13,10 @@ from stillroom.errors import DataError, IntegrityError
 from stillroom.models import open_embedder
 from stillroom.provenance import render_tree, verify, walk_lineage
 from stillroom.rag.extractors.noun_phrases import NounPhrases
-from stillroom.rag.graph import Graph, Sight, open_graph
-from stillroom.rag.graph_communities import find_communities
-from stillroom.rag.graph_parts import Edge, Entity
-from stillroom.rag.graph_show import check_graph
+from stillroom.rag.graphs.communities import find_communities
+from stillroom.rag.graphs.graph import Graph, Sight, open_graph
+from stillroom.rag.graphs.parts import Edge, Entity
+from stillroom.rag.graphs.show import check_graph
 from stillroom.rag.index import Index
 from stillroom.rag.notices import collect_notices
 

@@ -11,11 +11,11 @@ from stillroom.errors import DataError
 from stillroom.flow import run_recipe
 from stillroom.rag.access import Access
 from stillroom.rag.extractors.noun_phrases import NounPhrases
-from stillroom.rag.graph_job import GraphPlan, build_graph
+from stillroom.rag.graphs.job import GraphPlan, build_graph
+from stillroom.rag.graphs.tree_job import TreePlan, build_tree
 from stillroom.rag.index import Index
 from stillroom.rag.notices import collect_notices
 from stillroom.rag.recipe import RagRecipe
-from stillroom.rag.tree_job import TreePlan, build_tree
 
 TENANTS = ("acme", "bolt", "crux")
 PROJECTS = ("Falcon", "Heron", "Kestrel", "Merlin")

@@ -10,10 +10,10 @@ from tests.unit.rag.graphs import bytes_of, make_graph, make_index
 
 from stillroom.errors import Cancelled, DataError
 from stillroom.rag.extractors.model import Model
-from stillroom.rag.graph import Graph
-from stillroom.rag.graph_estimate import estimate_graph
-from stillroom.rag.graph_job import GraphPlan
-from stillroom.rag.graph_show import check_graph
+from stillroom.rag.graphs.estimate import estimate_graph
+from stillroom.rag.graphs.graph import Graph
+from stillroom.rag.graphs.job import GraphPlan
+from stillroom.rag.graphs.show import check_graph
 from stillroom.rag.index import Index
 from stillroom.records import Location, Passage
 from stillroom.testing import scripted_model

@@ -3,9 +3,9 @@ import pytest
 
 from stillroom.rag.extraction import Extraction, Mention, Relation
 from stillroom.rag.extractors.noun_phrases import NounPhrases
-from stillroom.rag.graph_parts import SourcePassage
-from stillroom.rag.graph_relate import drop_lonely, relate_entities
-from stillroom.rag.graph_resolve import merge_key, resolve_entities
+from stillroom.rag.graphs.parts import SourcePassage
+from stillroom.rag.graphs.relate import drop_lonely, relate_entities
+from stillroom.rag.graphs.resolve import merge_key, resolve_entities
 
 
 def made(*rows, aliases=None, documents=None):

@@ -5,7 +5,7 @@ from tests.unit.rag.graphs import THEMES, TOPICS, make_graph, make_index
 
 from stillroom.rag.answer import ask, ask_stream
 from stillroom.rag.answering.map_reduce import MapReduce
-from stillroom.rag.graph import Graph
+from stillroom.rag.graphs.graph import Graph
 from stillroom.rag.index import Index
 from stillroom.records import Answer
 from stillroom.testing import scripted_model

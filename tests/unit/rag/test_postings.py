@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 
 from stillroom.errors import IntegrityError
-from stillroom.rag.arrays import write_arrays
-from stillroom.rag.postings import FIELDS, POSTINGS, Postings, merge_postings, write_postings
+from stillroom.rag.engines.arrays import write_arrays
+from stillroom.rag.engines.postings import (
+    FIELDS,
+    POSTINGS,
+    Postings,
+    merge_postings,
+    write_postings,
+)
 
 WORDS = ["a", "b", "naïve", "日本", "c++", "\ud800", "z" * 64, "the", ""]
 

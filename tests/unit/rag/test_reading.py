@@ -14,13 +14,13 @@ from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.models.protocols import Score
 from stillroom.models.script import ScriptedModel
-from stillroom.rag import reading_job
 from stillroom.rag.grading import Bench, control_judge
 from stillroom.rag.index import Index
-from stillroom.rag.locating import EvidenceMap, Place, label_ranking
+from stillroom.rag.measuring import reading_job
+from stillroom.rag.measuring.locating import EvidenceMap, Place, label_ranking
+from stillroom.rag.measuring.reading import Reading, ShownPassage, blame, holds
+from stillroom.rag.measuring.reading_job import ReadingPlan, evaluate_answers
 from stillroom.rag.method import CHECKERS
-from stillroom.rag.reading import Reading, ShownPassage, blame, holds
-from stillroom.rag.reading_job import ReadingPlan, evaluate_answers
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.run import run
 from stillroom.records import Message, Record

@@ -15,11 +15,11 @@ from stillroom.cli import stillroom
 from stillroom.errors import DataError, RecipeError
 from stillroom.evaluate.metrics import correct_p_values
 from stillroom.models import open_embedder
+from stillroom.rag.measuring.sweep_job import run_sweep
+from stillroom.rag.measuring.sweep_settings import build_variant, list_configurations
+from stillroom.rag.measuring.sweeping import Cost, Measured, judge_sweep
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.run import run
-from stillroom.rag.sweep_job import run_sweep
-from stillroom.rag.sweep_settings import build_variant, list_configurations
-from stillroom.rag.sweeping import Cost, Measured, judge_sweep
 from stillroom.rag.vector_cache import CachedEmbedder
 
 TOPICS = ["otter", "heron", "badger", "lynx", "weasel", "marten", "beaver", "stoat", "raven", "owl"]

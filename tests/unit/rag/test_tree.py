@@ -8,10 +8,10 @@ from tests.unit.rag.graphs import THEMES, TOPICS, bytes_of, make_index
 
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, IntegrityError
+from stillroom.rag.graphs.tree import Tree, open_tree
+from stillroom.rag.graphs.tree_job import TreePlan, build_tree
+from stillroom.rag.graphs.tree_layers import cluster_vectors
 from stillroom.rag.index import Index
-from stillroom.rag.tree import Tree, open_tree
-from stillroom.rag.tree_job import TreePlan, build_tree
-from stillroom.rag.tree_layers import cluster_vectors
 from stillroom.testing import scripted_model
 
 

@@ -6,9 +6,9 @@ from click.testing import CliRunner
 
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, RecipeError
-from stillroom.rag.evaluation_job import Plan
-from stillroom.rag.tuning import cross_validate, list_settings, rank_names
-from stillroom.rag.tuning_job import tune_fusion
+from stillroom.rag.measuring.evaluation_job import Plan
+from stillroom.rag.measuring.tuning import cross_validate, list_settings, rank_names
+from stillroom.rag.measuring.tuning_job import tune_fusion
 from stillroom.rag.ways import parse_way
 
 

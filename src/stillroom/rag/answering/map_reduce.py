@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.graph import Sight, open_graph
-from stillroom.rag.graph_ranking import best_reports
+from stillroom.rag.graphs.graph import Sight, open_graph
+from stillroom.rag.graphs.ranking import best_reports
 from stillroom.rag.method import Answering
 from stillroom.rag.notices import notice
 from stillroom.rag.prompting import quote_text
@@ -27,8 +27,8 @@ from stillroom.rag.strips import join_strips
 from stillroom.records import Hit, Message, Prompt, Sampling
 
 if TYPE_CHECKING:
-    from stillroom.rag.graph import Graph
-    from stillroom.rag.graph_parts import Community, Finding
+    from stillroom.rag.graphs.graph import Graph
+    from stillroom.rag.graphs.parts import Community, Finding
     from stillroom.rag.inquiry import Inquiry
 
 __all__ = ["MapReduce"]

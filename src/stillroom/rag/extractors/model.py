@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from stillroom.rag.drafting import require_model
 from stillroom.rag.extraction import Extraction, Extractor, Mention, Relation
-from stillroom.rag.phrases import find_acronyms, find_phrases
+from stillroom.rag.graphs.phrases import find_acronyms, find_phrases
 from stillroom.rag.prompting import quote_text
 from stillroom.records import Message, Prompt, Sampling
 from stillroom.text.normalize import strip_invisible

@@ -17,7 +17,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.rag.extraction import Extraction, Extractor, Mention
-from stillroom.rag.phrases import find_acronyms, find_phrases
+from stillroom.rag.graphs.phrases import find_acronyms, find_phrases
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel

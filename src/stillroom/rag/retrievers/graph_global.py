@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.graph import open_graph
-from stillroom.rag.graph_ranking import best_reports, round_robin
+from stillroom.rag.graphs.graph import open_graph
+from stillroom.rag.graphs.ranking import best_reports, round_robin
 from stillroom.rag.method import Query, Retriever
 
 if TYPE_CHECKING:
-    from stillroom.rag.graph import Graph
+    from stillroom.rag.graphs.graph import Graph
     from stillroom.rag.index import Index
     from stillroom.records import Hit
 

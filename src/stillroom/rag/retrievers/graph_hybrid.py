@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.graph import Graph, Sight, open_graph
-from stillroom.rag.graph_ranking import list_passages, round_robin
+from stillroom.rag.graphs.graph import Graph, Sight, open_graph
+from stillroom.rag.graphs.ranking import list_passages, round_robin
 from stillroom.rag.method import Query, Retriever
 
 if TYPE_CHECKING:

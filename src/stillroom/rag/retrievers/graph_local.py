@@ -19,12 +19,12 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.rag.fusion import combine_scores
-from stillroom.rag.graph import open_graph
-from stillroom.rag.graph_ranking import lend_entities, rank_passages, spread
+from stillroom.rag.graphs.graph import open_graph
+from stillroom.rag.graphs.ranking import lend_entities, rank_passages, spread
 from stillroom.rag.method import Query, Retriever
 
 if TYPE_CHECKING:
-    from stillroom.rag.graph import Graph, Sight
+    from stillroom.rag.graphs.graph import Graph, Sight
     from stillroom.rag.index import Index
     from stillroom.records import Hit
 

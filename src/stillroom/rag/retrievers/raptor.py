@@ -15,16 +15,16 @@ import numpy as np
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.graph import meet_index
+from stillroom.rag.graphs.graph import meet_index
+from stillroom.rag.graphs.tree import open_tree
 from stillroom.rag.method import Query, Retriever
-from stillroom.rag.tree import open_tree
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stillroom.rag.graph import Sight
+    from stillroom.rag.graphs.graph import Sight
+    from stillroom.rag.graphs.tree import Tree
     from stillroom.rag.index import Index
-    from stillroom.rag.tree import Tree
     from stillroom.records import Hit
 
 __all__ = ["Raptor"]

@@ -20,10 +20,10 @@ import numpy as np
 from stillroom.jobs import atomic_write
 from stillroom.jobs.files import full_disk_as_error, sync_folder
 from stillroom.provenance import digest_file
-from stillroom.rag.postings import Postings, merge_postings, write_postings
+from stillroom.rag.engines.postings import Postings, merge_postings, write_postings
+from stillroom.rag.engines.vectors import VectorCodes
 from stillroom.rag.prefixes import keyword_prefixes
 from stillroom.rag.store.ledger import SegmentEntry, damaged
-from stillroom.rag.vectors import VectorCodes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

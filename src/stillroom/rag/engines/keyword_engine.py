@@ -1,0 +1,244 @@
+"""Keyword engine: exact BM25 top-k over several files of postings.
+
+The idf of a term and the average length come from the allowed rows alone, so that no statistic of
+a row that must not be seen shows in a score. What a term adds to every row is computed when it is
+first asked for, and kept while memory allows. Scores do not depend on how rows are spread over
+files, on the mask or on what was asked before: a row's score is one sum in one order.
+
+Source: Robertson and Zaragoza 2009, doi:10.1561/1500000019; the variants as Kamphuis et al. 2020
+("Which BM25 Do You Mean?", ECIR) and the library bm25s state them. Of BM25L and BM25+ a term that a
+row lacks adds what zero occurrences score, so that, as in bm25s, all rows have the same number of
+summands.
+
+Does not know: passages, documents, queries' syntax, who asks.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from stillroom.rag.engines.impacts import Impacts, TermCache, rank_rows
+from stillroom.rag.engines.postings import Field, Postings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Bm25Variant", "KeywordEngine"]
+
+Bm25Variant = Literal["lucene", "robertson", "atire", "bm25l", "bm25+"]
+_CACHED_LENGTHS = 4
+_CACHED_FREQUENCIES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Weighing:
+    """How occurrences become scores; a key of the cache."""
+
+    k1: float
+    b: float
+    headings: float
+    body: float
+    variant: Bm25Variant
+    delta: float
+
+
+class KeywordEngine:
+    """Searches a view: files of postings one after another, and which of their rows are allowed."""
+
+    def __init__(
+        self,
+        postings: Sequence[Postings],
+        alive: NDArray[np.bool_] | None = None,
+        *,
+        cache: TermCache | None = None,
+    ) -> None:
+        """Make a view; cheap until it is asked.
+
+        Args:
+            postings: Files of postings; the rows of the second follow those of the first.
+            alive: Which rows there are as far as anybody who uses this view may know, (N,) bool;
+                None for all. Document frequencies and lengths are counted over these.
+            cache: Where to keep what terms add; by default one of its own.
+        """
+        self._postings = tuple(postings)
+        self._offsets = np.cumsum([0, *map(len, self._postings)]).tolist()
+        self._alive = None if alive is None or alive.all() else np.array(alive, dtype=bool)
+        self._cache = cache if cache is not None else TermCache()
+        self._frequencies: dict[str, int] = {}
+        self._lengths: dict[tuple[float, float], tuple[NDArray[np.float64], float]] = {}
+        self._lock = threading.Lock()
+        self._mark = object()  # unlike id(), never another view's
+
+    def __len__(self) -> int:
+        """Return how many rows the view spans, those that are not allowed included."""
+        return int(self._offsets[-1])
+
+    @property
+    def population(self) -> int:
+        """How many rows are allowed."""
+        return len(self) if self._alive is None else int(np.count_nonzero(self._alive))
+
+    def document_frequency(self, term: str) -> int:
+        """Return how many allowed rows hold the term in any field."""
+        known = self._frequencies.get(term)
+        if known is None:
+            known = len(self._gather(term)[0])
+            with self._lock:
+                if len(self._frequencies) >= _CACHED_FREQUENCIES:
+                    self._frequencies.clear()
+                self._frequencies[term] = known
+        return known
+
+    def idf(self, term: str) -> float:
+        """Return the term's inverse document frequency as Lucene has it, in nats; above 0."""
+        return _idf("lucene", self.document_frequency(term), self.population)
+
+    def search(
+        self,
+        terms: Mapping[str, float],
+        k: int,
+        *,
+        k1: float = 1.2,
+        b: float = 0.75,
+        heading_weight: float = 1.0,
+        variant: Bm25Variant = "lucene",
+        delta: float = 0.5,
+        field: Field | None = None,
+        mask: NDArray[np.bool_] | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the best ``k`` rows and their scores, best first, ties by row.
+
+        Exact: the same as scoring every row and sorting. Rows that hold none of the terms, or only
+        terms whose idf is 0 (Robertson's, of terms in more than half of the rows), are never found.
+
+        Args:
+            terms: Each term's weight, above 0; a plain query gives each term its count.
+            k: How many rows; 1 or more.
+            k1: How soon more occurrences stop counting; 0 or more.
+            b: How much a row's length counts; 0 to 1.
+            heading_weight: How many occurrences in the text one in a heading is worth.
+            variant: Which BM25.
+            delta: The lower bound that BM25L and BM25+ put under an occurrence.
+            field: Search one field alone, by its own lengths and frequencies; None for both.
+            mask: Which rows may be found, (N,) bool; unlike ``alive`` it changes no score.
+        """
+        headings = 0.0 if field == "body" else 1.0 if field == "headings" else heading_weight
+        body = 0.0 if field == "headings" else 1.0
+        weighing = _Weighing(k1, b, headings, body, variant, delta)
+        weighted = [
+            (term, weight, one)
+            for term, weight in terms.items()
+            if len((one := self._impacts(term, weighing)).rows)
+        ]
+        rows, scores = rank_rows(weighted, len(self), k, mask)
+        return rows, scores + sum(weight * one.absent for _, weight, one in weighted)
+
+    def phrase(self, terms: Sequence[str], *, field: Field = "body") -> NDArray[np.int64]:
+        """Return the allowed rows that hold the terms one after another in a field, ascending.
+
+        Args:
+            terms: As the analyzer cuts the phrase, stop words included; none find nothing.
+            field: Where to look.
+        """
+        kept: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
+        for part, offset in zip(self._postings, self._offsets, strict=False):
+            kept.append(part.phrase(terms, field) + offset)
+        rows = np.concatenate(kept)
+        return rows if self._alive is None else rows[self._alive[rows]]
+
+    def _gather(self, term: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return the allowed rows that hold a term, and its counts in headings and in text."""
+        found = []
+        for part, offset in zip(self._postings, self._offsets, strict=False):
+            number = part.find(term)
+            if number is not None:
+                held, *counts = part.look_up(number)
+                found.append((held.astype(np.int64) + offset, *counts))
+        if not found:
+            nothing = np.zeros(0, dtype=np.int64)
+            return nothing, nothing, nothing
+        rows, headings, body = (
+            np.concatenate(each, dtype=np.int64) for each in zip(*found, strict=True)
+        )
+        if self._alive is not None:
+            keep = self._alive[rows]
+            rows, headings, body = rows[keep], headings[keep], body[keep]
+        return rows, headings, body
+
+    def _impacts(self, term: str, weighing: _Weighing) -> Impacts:
+        key = (self._mark, term, weighing)
+        known = self._cache.get(key)
+        if known is None:
+            known = self._weigh(term, weighing)
+            self._cache.put(key, known)
+        return known
+
+    def _weigh(self, term: str, how: _Weighing) -> Impacts:
+        rows, headings, body = self._gather(term)
+        frequency = headings * how.headings + body * how.body
+        if not (how.headings > 0 and how.body > 0):
+            rows, frequency = rows[frequency > 0], frequency[frequency > 0]
+        idf = _idf(how.variant, len(rows), self.population)
+        if not len(rows) or idf <= 0:
+            return Impacts(np.zeros(0, dtype=np.int64), np.zeros(0), 0.0, 0.0)
+        lengths, mean = self._relative_lengths(how)
+        values = _saturate(how, frequency, 1 - how.b + how.b * lengths[rows] / mean)
+        absent = idf * _at_zero(how)
+        values = idf * values - absent
+        return Impacts(rows, values, float(values.max()), absent)
+
+    def _relative_lengths(self, how: _Weighing) -> tuple[NDArray[np.float64], float]:
+        key = (how.headings, how.body)
+        with self._lock:
+            if key not in self._lengths:
+                if len(self._lengths) >= _CACHED_LENGTHS:
+                    self._lengths.clear()
+                parts = [part.lengths @ np.array(key) for part in self._postings]
+                lengths = np.concatenate([np.zeros(0), *parts])
+                counted = lengths if self._alive is None else lengths[self._alive]
+                mean = float(counted.mean()) if len(counted) else 1.0
+                self._lengths[key] = lengths, mean or 1.0
+            return self._lengths[key]
+
+
+def _idf(variant: Bm25Variant, frequency: int, population: int) -> float:
+    if variant == "lucene":
+        return math.log1p((population - frequency + 0.5) / (frequency + 0.5))
+    if not frequency:
+        return 0.0
+    if variant == "robertson":
+        return max(0.0, math.log((population - frequency + 0.5) / (frequency + 0.5)))
+    if variant == "atire":
+        return math.log(population / frequency)
+    if variant == "bm25l":
+        return math.log((population + 1) / (frequency + 0.5))
+    return math.log((population + 1) / frequency)
+
+
+def _saturate(
+    how: _Weighing, frequency: NDArray[np.float64], norm: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return what occurrences score before the idf; ``norm`` is 1 for a row of average length."""
+    if how.variant in {"lucene", "robertson"}:
+        return frequency / (frequency + how.k1 * norm)
+    if how.variant == "bm25l":
+        # tf / norm + delta, multiplied through by norm, which is 0 for an empty row at b = 1.
+        lifted = frequency + how.delta * norm
+        return (how.k1 + 1) * lifted / (how.k1 * norm + lifted)
+    scores = (how.k1 + 1) * frequency / (frequency + how.k1 * norm)
+    return scores + how.delta if how.variant == "bm25+" else scores
+
+
+def _at_zero(how: _Weighing) -> float:
+    """Return what no occurrence scores before the idf."""
+    if how.variant == "bm25+":
+        return how.delta
+    if how.variant == "bm25l" and how.delta:
+        return (how.k1 + 1) * how.delta / (how.k1 + how.delta)
+    return 0.0

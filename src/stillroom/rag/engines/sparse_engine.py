@@ -1,0 +1,172 @@
+"""Sparse engine: exact top-k over passages whose terms have weights that a model learned.
+
+A passage is a few hundred terms with weights, a query too; the score is their dot product. The
+terms may be a model's vocabulary (SPLADE) or anything else; weights are kept as float32. There is
+no statistic over passages, so none can tell of one that must not be seen.
+
+Source: SPLADE, Formal et al. 2021, arXiv:2107.05720.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from stillroom.rag.engines.arrays import Arrays, map_arrays, write_arrays
+from stillroom.rag.engines.impacts import Impacts, TermCache, rank_rows
+from stillroom.rag.engines.term_table import TermTable, sort_terms
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["WEIGHTS", "SparseEngine", "TermWeights", "write_term_weights"]
+
+WEIGHTS = "term_weights.safetensors"
+_ARRAYS = ("terms", "term_starts", "starts", "rows", "weights", "size")
+
+
+def write_term_weights(folder: Path, passages: Iterable[Mapping[str, float]]) -> int:
+    """Write the weights of passages' terms in their order; return how many rows there are.
+
+    Equal passages give equal bytes, whatever the order of a passage's terms.
+
+    Args:
+        folder: Where ``term_weights.safetensors`` is written, atomically.
+        passages: Each one's terms with finite weights; those not above 0 are left out.
+
+    Raises:
+        ResourceError: If the disk is full.
+    """
+    vocabulary: defaultdict[str, int] = defaultdict()
+    vocabulary.default_factory = vocabulary.__len__
+    ids, rows, weights = array("q"), array("q"), array("f")
+    count = 0
+    for row, passage in enumerate(passages):
+        count = row + 1
+        for term, weight in passage.items():
+            if weight > 0:
+                ids.append(vocabulary[term])
+                rows.append(row)
+                weights.append(weight)
+    words, ranks = sort_terms(list(vocabulary))
+    numbers = ranks[np.frombuffer(ids, dtype=np.int64)]
+    at = np.frombuffer(rows, dtype=np.int64)
+    order = np.lexsort((at, numbers))
+    arrays = {
+        **TermTable.pack(words),
+        "starts": np.searchsorted(numbers[order], np.arange(len(words) + 1)).astype(np.int64),
+        "rows": at[order].astype(np.int32),
+        "weights": np.frombuffer(weights, dtype=np.float32)[order],
+        "size": np.array([count], dtype=np.int64),
+    }
+    write_arrays(folder / WEIGHTS, arrays)
+    return count
+
+
+class TermWeights:
+    """One file of term weights, memory-mapped; reads from any thread."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        """Hold the arrays of a file; callers use ``open``."""
+        self._table = TermTable(arrays["terms"], arrays["term_starts"])
+        self._arrays = arrays
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open the term weights of a folder; nothing but the header is read.
+
+        Raises:
+            IntegrityError: If the file is missing, cut off or not made of the arrays it must have.
+        """
+        return cls(map_arrays(folder / WEIGHTS, _ARRAYS, _fits))
+
+    def __len__(self) -> int:
+        """Return how many rows there are."""
+        return int(self._arrays["size"][0])
+
+    def look_up(self, term: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Return the rows that a term has a weight in, ascending, and the weights."""
+        number = self._table.find(term)
+        span = slice(0, 0)
+        if number is not None:
+            starts = self._arrays["starts"]
+            span = slice(int(starts[number]), int(starts[number + 1]))
+        return self._arrays["rows"][span], self._arrays["weights"][span]
+
+
+class SparseEngine:
+    """Searches a view: files of term weights one after another, and which rows are allowed."""
+
+    def __init__(
+        self,
+        parts: Sequence[TermWeights],
+        alive: NDArray[np.bool_] | None = None,
+        *,
+        cache: TermCache | None = None,
+    ) -> None:
+        """Make a view; cheap until it is asked.
+
+        Args:
+            parts: Files of term weights; the rows of the second follow those of the first.
+            alive: Which rows may be found, (N,) bool; None for all.
+            cache: Where to keep what was looked up; by default one of its own.
+        """
+        self._parts = tuple(parts)
+        self._offsets = np.cumsum([0, *map(len, self._parts)]).tolist()
+        self._alive = None if alive is None or alive.all() else np.array(alive, dtype=bool)
+        self._cache = cache if cache is not None else TermCache()
+        self._mark = object()
+
+    def __len__(self) -> int:
+        """Return how many rows the view spans, those that are not allowed included."""
+        return int(self._offsets[-1])
+
+    def search(
+        self, terms: Mapping[str, float], k: int, *, mask: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the best ``k`` rows and their scores, best first, ties by row; exact.
+
+        Args:
+            terms: The query's terms with their weights; those not above 0 are left out.
+            k: How many rows; 1 or more. Rows that share no term with the query are never found.
+            mask: Which rows may be found, (N,) bool.
+        """
+        weighted = [
+            (term, weight, one)
+            for term, weight in terms.items()
+            if weight > 0 and len((one := self._impacts(term)).rows)
+        ]
+        return rank_rows(weighted, len(self), k, mask)
+
+    def _impacts(self, term: str) -> Impacts:
+        key = (self._mark, term)
+        known = self._cache.get(key)
+        if known is None:
+            found = [
+                (rows.astype(np.int64) + offset, weights)
+                for part, offset in zip(self._parts, self._offsets, strict=False)
+                for rows, weights in (part.look_up(term),)
+            ]
+            rows = np.concatenate([np.zeros(0, dtype=np.int64), *(each for each, _ in found)])
+            values = np.concatenate([np.zeros(0), *(each for _, each in found)])
+            if self._alive is not None:
+                keep = self._alive[rows]
+                rows, values = rows[keep], values[keep]
+            known = Impacts(rows, values, float(values.max(initial=0)), 0.0)
+            self._cache.put(key, known)
+        return known
+
+
+def _fits(arrays: Arrays) -> bool:
+    ends = {"term_starts": len(arrays["terms"]), "starts": len(arrays["rows"])}
+    return (
+        all(len(arrays[name]) and arrays[name][-1] == end for name, end in ends.items())
+        and len(arrays["term_starts"]) == len(arrays["starts"])
+        and len(arrays["rows"]) == len(arrays["weights"])
+        and len(arrays["size"]) == 1
+    )
