@@ -54,9 +54,11 @@ def saturated(variant, tf, norm, k1, delta):
     return (k1 + 1) * tf / (k1 * norm + tf) + delta
 
 
-def score_all(rows, alive, query, variant, field, k1=1.2, b=0.75, delta=0.5):
+def score_all(rows, alive, query, variant, field, k1=1.2, b=0.75, delta=None):
     """Return the score of every allowed row that some term adds to."""
     weigh = FIELD[field]
+    if delta is None:
+        delta = 1.0 if variant == "bm25+" else 0.5
     tf = [{w: weigh[0] * h.count(w) + weigh[1] * t.count(w) for w in query} for h, t in rows]
     length = [weigh[0] * len(h) + weigh[1] * len(t) for h, t in rows]
     seen = [at for at in range(len(rows)) if alive[at]]

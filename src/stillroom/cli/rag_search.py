@@ -24,6 +24,7 @@ __all__ = ["command"]
 Examples:
   stillroom rag search index "context manager"
   stillroom rag search index "context manager" --way keyword+proximity --k 10 --json
+  stillroom rag search index '"context manager" headings:library'
   stillroom rag search index "context manager" --where "path ~ 'library/*' and not language = de"
 """,
 )
@@ -57,7 +58,12 @@ def command(
     principals: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """List the passages that a query finds."""
+    """List the passages that a query finds.
+
+    What stands in quotation marks must stand so in a passage, one word after another;
+    headings:WORD and body:WORD must stand there. Where no passage has it, that is said, and the
+    words alone are searched.
+    """
     from stillroom.rag.access import Access
     from stillroom.rag.flags import flag_text
     from stillroom.rag.index import Index

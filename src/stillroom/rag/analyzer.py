@@ -116,6 +116,12 @@ class Analyzer:
         every = list(found.elements())
         return [term for term in every if term not in self.stop_words] or every
 
+    def phrases(self, text: str) -> list[list[str]]:
+        """Return the terms of a phrase in order, once for each language that they differ in."""
+        tongues = self._tongues.values() or [self._tongue]
+        found = {tuple(self._terms(text, tongue)) for tongue in tongues}
+        return sorted(list(terms) for terms in found if terms)
+
     def content_terms(self, text: str) -> list[str]:
         """Return the terms without stop words; all of them where there are only stop words."""
         terms = self.terms(text)

@@ -14,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -37,6 +38,8 @@ from stillroom.rag.method import (
     Transform,
     make_query,
 )
+from stillroom.rag.notices import notice
+from stillroom.rag.query_syntax import find_rows, parse_query
 from stillroom.rag.query_vectors import QueryVectors
 from stillroom.rag.stages import rerank_hits, stage, tell_retrieved
 from stillroom.rag.store.description import Description, open_analyzer
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stillroom.models import Embedder, TextModel
+    from stillroom.rag.engines.weighing import Bm25Variant
 
 __all__ = ["Index", "best_positions"]
 
@@ -287,7 +291,8 @@ class Index:
         """Return at most ``k`` hits, best first.
 
         Args:
-            query: What to look for; any text, taken as words and never as query syntax.
+            query: What to look for; any text. What stands in quotation marks, or after
+                ``headings:`` or ``body:``, must stand so in a hit (``rag.query_syntax``).
             k: How many hits; 1 or more.
             retriever: A method of ``stillroom.rag.retrievers``.
             reranker: A method of ``stillroom.rag.rerankers``; reads the first 50 hits or k, and of
@@ -310,25 +315,35 @@ class Index:
             self._note("query", asked.text, [])
             return []
         depth = max(k, RERANK_DEPTH) if reranker is not None else k
-        queries = [asked]
         with stage("retrieve") as span, self._as_one_query():
+            plain, view = self._apply_syntax(asked)
+            queries = [plain]
             if transform is not None:
                 with stage("transform"):
-                    queries = TRANSFORMS.build(transform).rewrite(asked, self, model)
-            hits = self._retrieve_all(RETRIEVERS.build(retriever), queries, depth)
+                    queries = TRANSFORMS.build(transform).rewrite(plain, view, model)
+            hits = view._retrieve_all(RETRIEVERS.build(retriever), queries, depth)
             if reranker is not None:
-                hits = rerank_hits(RERANKERS.build(reranker), queries[0], hits, self, model)
+                hits = rerank_hits(RERANKERS.build(reranker), queries[0], hits, view, model)
             tell_retrieved(span, asked.text, hits[:k], self.digest)
         self._note("query", asked.text, [hit.passage.id for hit in hits[:k]])
         return hits[:k]
 
     def search_keyword(
-        self, query: Query, k: int, *, k1: float | None = None, b: float | None = None
+        self,
+        query: Query,
+        k: int,
+        *,
+        k1: float | None = None,
+        b: float | None = None,
+        variant: Bm25Variant | None = None,
+        delta: float | None = None,
     ) -> Ranking:
         """Return the best ``k`` rows by BM25 with their scores; rows without any term never."""
         state = self._state
         terms = query.terms or Counter(self.analyzer.query_terms(query.text))
         keyword = self.description.settings["keyword"]
+        own = variant or keyword.get("variant", "lucene")
+        lower = keyword.get("delta") if delta is None and variant is None else delta
 
         def search(depth: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
             return state.keywords.search(
@@ -337,6 +352,8 @@ class Index:
                 k1=float(keyword["k1"] if k1 is None else k1),
                 b=float(keyword["b"] if b is None else b),
                 heading_weight=float(keyword["heading_weight"]),
+                variant=own,
+                delta=lower,
                 mask=state.mask,
             )
 
@@ -385,16 +402,40 @@ class Index:
             snapshot = self._state.opened.snapshot
             self._audit.note(kind, text, snapshot.number, snapshot.digest, ids)
 
+    def _apply_syntax(self, asked: Query) -> tuple[Query, Index]:
+        """Return a query's words, and an index that shows the passages that stand as it says."""
+        text, clauses = parse_query(asked.text)
+        if not clauses:
+            return asked, self
+        state = self._state
+        found = find_rows(clauses, state.keywords, self.analyzer)
+        plain = replace(asked, text=text)
+        if not (found & state.rows.mask).any():
+            notice("no passage holds what the query has in quotes or names fields for: words alone")
+            return plain, self
+        view = Index(
+            self.folder, self.description, state.within(found), self._query_vectors, self._audit
+        )
+        view._inside = self._inside
+        return plain, view
+
     def _retrieve_all(self, method: Retriever, queries: Sequence[Query], depth: int) -> list[Hit]:
         if len(queries) == 1:
-            return method.retrieve(queries[0], depth, self)
+            return self._keep_seen(method.retrieve(queries[0], depth, self))
         lists, passages = [], {}
         for query in queries:
             ranked = []
-            for hit in method.retrieve(query, depth, self):
+            for hit in self._keep_seen(method.retrieve(query, depth, self)):
                 row = self.row_of(hit.passage.id)
                 passages[row] = hit.passage
                 ranked.append((row, hit.score))
             lists.append(ranked)
         fused = reciprocal_rank(lists)[:depth]
         return [Hit(passages[row], score, at) for at, (row, score) in enumerate(fused, start=1)]
+
+    def _keep_seen(self, hits: list[Hit]) -> list[Hit]:
+        """Return the hits that stand as a query says, whatever way they were found."""
+        if self._state.standing is None:
+            return hits
+        kept = [hit for hit in hits if self._state.stands(self.row_of(hit.passage.id))]
+        return [Hit(hit.passage, hit.score, rank) for rank, hit in enumerate(kept, start=1)]

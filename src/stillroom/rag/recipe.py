@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from stillroom.rag.analyzer import Stemming
+from stillroom.rag.engines.weighing import Bm25Variant
 from stillroom.rag.measuring.sweep_settings import SweepSettings
 from stillroom.recipes import Recipe, Reference, Settings
 from stillroom.text.method import CHUNKERS, Chunker, Limits
@@ -36,10 +37,21 @@ class OriginSettings(Settings):
 class KeywordSettings(Settings):
     """BM25 over words and headings."""
 
+    variant: Bm25Variant = Field(
+        default="lucene",
+        description="which BM25: Lucene's, Robertson's, ATIRE's, BM25L or BM25+",
+    )
     k1: float = Field(
         default=1.2, ge=0, le=10, description="how soon more occurrences stop counting"
     )
     b: float = Field(default=0.75, ge=0, le=1, description="how much a passage's length counts")
+    delta: float | None = Field(
+        default=None,
+        ge=0,
+        le=10,
+        description="what BM25L and BM25+ put under an occurrence; null takes their papers' 0.5 "
+        "and 1.0",
+    )
     heading_weight: float = Field(
         default=1.0,
         ge=0,

@@ -9,6 +9,7 @@ be seen shows in one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,6 +75,7 @@ class View:
         else:
             self.rows = Rows(self._load(self._join_filters()), opened)
         self.mask = self.rows.mask if filters else None
+        self.standing: NDArray[np.bool_] | None = None
 
     def _share(self, table: Table | None) -> None:
         """Make what views of this population have in common."""
@@ -112,6 +114,20 @@ class View:
         """
         one = parse_filter(wanted) if isinstance(wanted, str) else wanted
         return View(self.opened, self.population, (*self.filters, one), wider=self)
+
+    def within(self, standing: NDArray[np.bool_]) -> View:
+        """Return this view with fewer passages to be found: of the segments' rows those set, (P,).
+
+        Rows keep their numbers.
+        """
+        narrower = copy(self)
+        narrower.standing = standing & self.rows.mask
+        narrower.mask = narrower.standing
+        return narrower
+
+    def stands(self, row: int) -> bool:
+        """Return whether a row may be found by the query that this view is for."""
+        return self.standing is None or bool(self.standing[self.rows.places[row]])
 
     def follow(self) -> View:
         """Return the newest snapshot's view of the same population and filters."""

@@ -15,37 +15,30 @@ Does not know: passages, documents, queries' syntax, who asks.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stillroom.rag.engines.impacts import Impacts, TermCache, rank_rows
 from stillroom.rag.engines.postings import Field, Postings
+from stillroom.rag.engines.weighing import (
+    Bm25Variant,
+    Weighing,
+    at_zero,
+    default_delta,
+    idf_of,
+    saturate,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Bm25Variant", "KeywordEngine"]
+__all__ = ["KeywordEngine"]
 
-Bm25Variant = Literal["lucene", "robertson", "atire", "bm25l", "bm25+"]
 _CACHED_LENGTHS = 4
 _CACHED_FREQUENCIES = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class _Weighing:
-    """How occurrences become scores; a key of the cache."""
-
-    k1: float
-    b: float
-    headings: float
-    body: float
-    variant: Bm25Variant
-    delta: float
 
 
 class KeywordEngine:
@@ -97,7 +90,7 @@ class KeywordEngine:
 
     def idf(self, term: str) -> float:
         """Return the term's inverse document frequency as Lucene has it, in nats; above 0."""
-        return _idf("lucene", self.document_frequency(term), self.population)
+        return idf_of("lucene", self.document_frequency(term), self.population)
 
     def search(
         self,
@@ -108,7 +101,7 @@ class KeywordEngine:
         b: float = 0.75,
         heading_weight: float = 1.0,
         variant: Bm25Variant = "lucene",
-        delta: float = 0.5,
+        delta: float | None = None,
         field: Field | None = None,
         mask: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -124,13 +117,15 @@ class KeywordEngine:
             b: How much a row's length counts; 0 to 1.
             heading_weight: How many occurrences in the text one in a heading is worth.
             variant: Which BM25.
-            delta: The lower bound that BM25L and BM25+ put under an occurrence.
+            delta: The lower bound that BM25L and BM25+ put under an occurrence; None for what their
+                papers have, 0.5 and 1.
             field: Search one field alone, by its own lengths and frequencies; None for both.
             mask: Which rows may be found, (N,) bool; unlike ``alive`` it changes no score.
         """
         headings = 0.0 if field == "body" else 1.0 if field == "headings" else heading_weight
         body = 0.0 if field == "headings" else 1.0
-        weighing = _Weighing(k1, b, headings, body, variant, delta)
+        lower = default_delta(variant) if delta is None else delta
+        weighing = Weighing(k1, b, headings, body, variant, lower)
         weighted = [
             (term, weight, one)
             for term, weight in terms.items()
@@ -171,7 +166,7 @@ class KeywordEngine:
             rows, headings, body = rows[keep], headings[keep], body[keep]
         return rows, headings, body
 
-    def _impacts(self, term: str, weighing: _Weighing) -> Impacts:
+    def _impacts(self, term: str, weighing: Weighing) -> Impacts:
         key = (self._mark, term, weighing)
         known = self._cache.get(key)
         if known is None:
@@ -179,21 +174,21 @@ class KeywordEngine:
             self._cache.put(key, known)
         return known
 
-    def _weigh(self, term: str, how: _Weighing) -> Impacts:
+    def _weigh(self, term: str, how: Weighing) -> Impacts:
         rows, headings, body = self._gather(term)
         frequency = headings * how.headings + body * how.body
         if not (how.headings > 0 and how.body > 0):
             rows, frequency = rows[frequency > 0], frequency[frequency > 0]
-        idf = _idf(how.variant, len(rows), self.population)
+        idf = idf_of(how.variant, len(rows), self.population)
         if not len(rows) or idf <= 0:
             return Impacts(np.zeros(0, dtype=np.int64), np.zeros(0), 0.0, 0.0)
         lengths, mean = self._relative_lengths(how)
-        values = _saturate(how, frequency, 1 - how.b + how.b * lengths[rows] / mean)
-        absent = idf * _at_zero(how)
+        values = saturate(how, frequency, 1 - how.b + how.b * lengths[rows] / mean)
+        absent = idf * at_zero(how)
         values = idf * values - absent
         return Impacts(rows, values, float(values.max()), absent)
 
-    def _relative_lengths(self, how: _Weighing) -> tuple[NDArray[np.float64], float]:
+    def _relative_lengths(self, how: Weighing) -> tuple[NDArray[np.float64], float]:
         key = (how.headings, how.body)
         with self._lock:
             if key not in self._lengths:
@@ -205,40 +200,3 @@ class KeywordEngine:
                 mean = float(counted.mean()) if len(counted) else 1.0
                 self._lengths[key] = lengths, mean or 1.0
             return self._lengths[key]
-
-
-def _idf(variant: Bm25Variant, frequency: int, population: int) -> float:
-    if variant == "lucene":
-        return math.log1p((population - frequency + 0.5) / (frequency + 0.5))
-    if not frequency:
-        return 0.0
-    if variant == "robertson":
-        return max(0.0, math.log((population - frequency + 0.5) / (frequency + 0.5)))
-    if variant == "atire":
-        return math.log(population / frequency)
-    if variant == "bm25l":
-        return math.log((population + 1) / (frequency + 0.5))
-    return math.log((population + 1) / frequency)
-
-
-def _saturate(
-    how: _Weighing, frequency: NDArray[np.float64], norm: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return what occurrences score before the idf; ``norm`` is 1 for a row of average length."""
-    if how.variant in {"lucene", "robertson"}:
-        return frequency / (frequency + how.k1 * norm)
-    if how.variant == "bm25l":
-        # tf / norm + delta, multiplied through by norm, which is 0 for an empty row at b = 1.
-        lifted = frequency + how.delta * norm
-        return (how.k1 + 1) * lifted / (how.k1 * norm + lifted)
-    scores = (how.k1 + 1) * frequency / (frequency + how.k1 * norm)
-    return scores + how.delta if how.variant == "bm25+" else scores
-
-
-def _at_zero(how: _Weighing) -> float:
-    """Return what no occurrence scores before the idf."""
-    if how.variant == "bm25+":
-        return how.delta
-    if how.variant == "bm25l" and how.delta:
-        return (how.k1 + 1) * how.delta / (how.k1 + how.delta)
-    return 0.0

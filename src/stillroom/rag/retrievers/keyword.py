@@ -1,7 +1,8 @@
 """BM25 over analyzed words and identifiers; finds names, numbers and rare terms exactly.
 
 Source: Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM25 and Beyond".
-Differs from the paper: Lucene's idf, which is never negative; headings count as weighted words.
+Differs from the paper: no idf is negative, of no variant; headings count as weighted words. The
+five variants are stated in ``stillroom.rag.engines.weighing``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.rag.engines.weighing import Bm25Variant
 from stillroom.rag.method import Query, Retriever, search_keyword
 
 if TYPE_CHECKING:
@@ -29,7 +31,14 @@ class Keyword(Retriever):
         None, ge=0, le=10, description="how soon more occurrences stop counting"
     )
     b: float | None = Field(None, ge=0, le=1, description="how much a passage's length counts")
+    variant: Bm25Variant | None = Field(
+        None, description="which BM25: lucene, robertson, atire, bm25l or bm25+"
+    )
+    delta: float | None = Field(
+        None, ge=0, le=10, description="what bm25l and bm25+ put under an occurrence"
+    )
 
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
-        return index.hits(search_keyword(index, query, k, k1=self.k1, b=self.b))
+        settings = {name: getattr(self, name) for name in ("k1", "b", "variant", "delta")}
+        return index.hits(search_keyword(index, query, k, **settings))
