@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.synth.conftest import make_passages
 
-from stillroom.synth.plan import order_passages, split_documents
+from stillroom.synth.plan import order_items, split_documents
 
 IDS = st.sets(st.text(min_size=1, max_size=12), min_size=2, max_size=40)
 SHARES = st.floats(0.05, 0.95)
@@ -34,4 +34,4 @@ def test_both_sides_are_filled_and_order_does_not_matter(ids, share, seed):
 @settings(deadline=None)
 @given(st.permutations(make_passages()), SEEDS)
 def test_passages_are_ordered_the_same_from_any_order(passages, seed):
-    assert order_passages(passages, seed) == order_passages(make_passages(), seed)
+    assert order_items(passages, seed) == order_items(make_passages(), seed)

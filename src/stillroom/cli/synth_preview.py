@@ -31,7 +31,7 @@ Examples:
     default=5,
     type=click.IntRange(min=1),
     show_default=True,
-    help="How many passages to ask about.",
+    help="How many units to ask about.",
 )
 @json_option
 @debug_option
@@ -68,7 +68,7 @@ def command(recipe: Path, overrides: tuple[str, ...], n: int, as_json: bool) -> 
 
 def _to_json(unit: Preview) -> dict[str, Any]:
     return {
-        "passage": unit.seed.passage.id,
+        "seed": unit.seed.item.id,
         "records": [
             {"record": record.to_json(), "dropped_by": dropped_by, "reason": verdict.reason}
             for record, dropped_by, verdict in unit.records

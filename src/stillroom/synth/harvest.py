@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from stillroom.models import ConcurrentModel
 from stillroom.records import Record
 from stillroom.synth.budget import Purse
-from stillroom.synth.method import Context, Draft, Filter, Generator, Judge, Seed, Split, Verdict
+from stillroom.synth.method import Context, Draft, Filter, Judge, Seed, Split, Verdict, Writer
 from stillroom.synth.streaming import Shelf, stream_units
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Harvest:
     parsed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
 
     def count_reasons(self) -> dict[str, int]:
         """Return how many fell to each ``filter: reason``, commonest first."""
@@ -75,6 +76,7 @@ class Harvest:
         self.prompt_tokens += draft.prompt_tokens
         self.completion_tokens += draft.completion_tokens
         self.parsed += len(draft.records)
+        self.counts.update(draft.counts)
         for failure in draft.failures:
             self.dropped.append(
                 Dropped(self.split, "generator", failure.reason, draft.key, text=failure.text)
@@ -121,7 +123,7 @@ class Panel:
 
 def draft_units(
     seeds: Iterable[Seed],
-    generator: Generator,
+    writer: Writer,
     model: TextModel,
     shelf: Shelf,
     *,
@@ -131,29 +133,47 @@ def draft_units(
     """Yield the draft of every unit in order; finished ones come from the shelf.
 
     A teacher that takes several requests at once is asked unit by unit, on as many threads, with no
-    waiting for the slowest of a group; others are asked in groups.
+    waiting for the slowest of a group; others are asked in groups. Where the writer remembers, a
+    round of units is drafted before the first of it is settled.
 
     Args:
         seeds: The units, in order.
-        generator: How the teacher is asked.
+        writer: How the teacher is asked.
         model: The teacher.
-        shelf: Where finished units are kept.
+        shelf: Where finished units are kept, as they were drafted: before they are settled.
         batch_size: How many units are asked about at once, where the teacher works in groups.
         pause: Called where it is safe to stop.
 
     Raises:
         BackendError: If the teacher fails, or refuses the first many units one after another.
     """
-    if isinstance(model, ConcurrentModel) and model.concurrency > 1:
-        yield from stream_units(
-            seeds, generator, model, shelf, workers=model.concurrency, pause=pause
-        )
+
+    def draft(units: Iterable[Seed]) -> Iterator[Draft]:
+        if isinstance(model, ConcurrentModel) and model.concurrency > 1:
+            return stream_units(units, writer, model, shelf, workers=model.concurrency, pause=pause)
+        return _draft_groups(units, writer, model, shelf, batch_size, pause)
+
+    if not writer.round_size:
+        yield from map(writer.settle, draft(seeds))
         return
+    remaining = iter(seeds)
+    while units := list(islice(remaining, writer.round_size)):
+        yield from map(writer.settle, list(draft(units)))
+
+
+def _draft_groups(
+    seeds: Iterable[Seed],
+    writer: Writer,
+    model: TextModel,
+    shelf: Shelf,
+    batch_size: int,
+    pause: Callable[[], None],
+) -> Iterator[Draft]:
     remaining = iter(seeds)
     while group := list(islice(remaining, batch_size)):
         pause()
         missing = [seed for seed in group if shelf.get(seed.key) is None]
-        for draft in generator.generate(missing, model) if missing else ():
+        for draft in writer.generate(missing, model) if missing else ():
             shelf.put(draft.key, draft.to_json())
         for seed in group:
             yield Draft.from_json(shelf.get(seed.key))  # type: ignore[arg-type]  # put above

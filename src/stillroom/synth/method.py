@@ -1,7 +1,8 @@
 """``Generator`` and ``Filter``: what the methods of this room are given and must give back.
 
-A generator is given seeds (a passage, a split, a number to draw by) and gives one draft for each;
-a filter is given one record and gives a verdict. Neither reads files nor knows the job.
+A generator is given seeds (an item, a split, a number to draw by) and gives one draft for each; an
+item is a passage, a record, a topic of a taxonomy, or nothing. A filter is given one record and
+gives a verdict. Neither reads files nor knows the job.
 """
 
 from __future__ import annotations
@@ -12,9 +13,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from typing_extensions import override
+
 from stillroom.provenance import digest_json
 from stillroom.records import Passage, Record
 from stillroom.registry import Method, Seam
+from stillroom.synth.items import (
+    Blank,
+    Item,
+    SeedKind,
+    Topic,
+    document_of,
+    kind_of,
+    passage_of_record,
+)
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -22,19 +34,50 @@ if TYPE_CHECKING:
 __all__ = [
     "FILTERS",
     "GENERATORS",
+    "PASSAGE_FILTERS",
+    "RECORD_FILTERS",
+    "Blank",
     "Context",
+    "Corpus",
     "Draft",
     "Failure",
     "Filter",
     "Generator",
+    "Item",
     "Judge",
     "Seed",
+    "SeedKind",
     "Split",
+    "Topic",
     "Verdict",
+    "Writer",
     "derive_seed",
 ]
 
 Split = Literal["train", "held_out"]
+PASSAGE_FILTERS = (
+    "shape",
+    "language",
+    "refusal",
+    "injection",
+    "repetition",
+    "question_form",
+    "standalone",
+    "grounded",
+    "answerable",
+    "duplicate",
+    "decontaminate",
+)
+"""For questions about passages, whose answers must stand on them."""
+RECORD_FILTERS = (
+    "shape",
+    "refusal",
+    "injection",
+    "repetition",
+    "duplicate",
+    "decontaminate",
+)
+"""For records that no passage bears out, in whatever form."""
 _SEED_BITS = 31
 
 
@@ -45,29 +88,72 @@ def derive_seed(*parts: object) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """One unit of work: a passage, on which side of the split it is, and which attempt this is.
+    """One unit of work: an item, on which side of the split it is, and which attempt this is.
 
-    Whatever is drawn for it follows from ``seed`` (the recipe's), the passage's id and the attempt:
+    Whatever is drawn for it follows from ``seed`` (the recipe's), the item's id and the attempt:
     never from what was drawn before.
     """
 
-    passage: Passage
+    item: Item
     split: Split
     attempt: int = 0
     seed: int = 0
 
     @property
+    def kind(self) -> SeedKind:
+        """Which kind of item this is."""
+        return kind_of(self.item)
+
+    @property
+    def passage(self) -> Passage:
+        """The passage, or a record's text as one.
+
+        Raises:
+            TypeError: If the item has no text of a document; ``Generator.takes`` prevents it.
+        """
+        if isinstance(self.item, Passage):
+            return self.item
+        return passage_of_record(self.record)
+
+    @property
+    def record(self) -> Record:
+        """The record.
+
+        Raises:
+            TypeError: If the item is none.
+        """
+        if not isinstance(self.item, Record):
+            raise TypeError(f"{self.item.id} is not a record")
+        return self.item
+
+    @property
+    def topic(self) -> Topic:
+        """The topic.
+
+        Raises:
+            TypeError: If the item is none.
+        """
+        if not isinstance(self.item, Topic):
+            raise TypeError(f"{self.item.id} is not a topic")
+        return self.item
+
+    @property
+    def document_id(self) -> str:
+        """The unit of the split that the item belongs to."""
+        return document_of(self.item)
+
+    @property
     def key(self) -> str:
         """The unit's name in the journal."""
-        return f"{self.passage.id}#{self.attempt}"
+        return f"{self.item.id}#{self.attempt}"
 
     def derive(self, *purpose: object) -> int:
         """Return a sampling seed for one ask of this unit."""
-        return derive_seed(self.seed, self.passage.id, self.attempt, *purpose)
+        return derive_seed(self.seed, self.item.id, self.attempt, *purpose)
 
     def make_rng(self, *purpose: object) -> random.Random:
         """Return a generator of random numbers that is the same for every attempt."""
-        return random.Random(derive_seed(self.seed, self.passage.id, *purpose))
+        return random.Random(derive_seed(self.seed, self.item.id, *purpose))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +166,11 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What one unit gave, before any filter."""
+    """What one unit gave, before any filter.
+
+    ``counts`` are a generator's own tallies (JSON that was repaired, tests that passed), by name;
+    they are added up in the report.
+    """
 
     key: str
     records: tuple[Record, ...] = ()
@@ -88,6 +178,7 @@ class Draft:
     asked: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, for the journal."""
@@ -98,6 +189,7 @@ class Draft:
             "asked": self.asked,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
+            **({"counts": dict(self.counts)} if self.counts else {}),
         }
 
     @classmethod
@@ -110,34 +202,107 @@ class Draft:
             data["asked"],
             data["prompt_tokens"],
             data["completion_tokens"],
+            data.get("counts", {}),
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Every item of one side of the split, in the plan's order, for generators that compare."""
+
+    split: Split
+    items: Sequence[Item] = ()
+    seed: int = 0
+
+
+class Writer(Protocol):
+    """A generator at work on one side of the split: it may remember what it gave."""
+
+    @property
+    def round_size(self) -> int:
+        """How many units are drafted before any is settled; 0 if nothing is remembered."""
+
+    def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
+        """Yield one draft for each seed, in order."""
+
+    def settle(self, draft: Draft) -> Draft:
+        """Return what is left of a draft beside those before it, and remember it."""
+
+
 class Generator(Method, ABC):
-    """Asks a teacher for records about passages."""
+    """Asks a teacher for records: about passages, after records, on topics, or out of nothing.
+
+    A generator that needs no memory overrides ``generate`` only. One whose later asks follow from
+    what earlier ones gave (a pool that grows) overrides ``begin`` and returns a Writer: units are
+    then drafted in rounds of fixed size and settled in the plan's order, so that neither the number
+    of threads nor a kill changes what is asked.
+    """
 
     paper: ClassVar[str] = ""
+    takes: ClassVar[tuple[SeedKind, ...]] = ("passages",)
+    """Which kinds of items it can start from; ``nothing`` means that it needs none."""
+    draws: ClassVar[bool] = False
+    """Whether units are numbered draws, and the items only what is drawn from."""
+    default_filters: ClassVar[tuple[str, ...]] = PASSAGE_FILTERS
+    """What a recipe that names no filters judges by."""
 
     @property
     @abstractmethod
     def asks(self) -> int:
-        """How many asks one passage costs, at most."""
+        """How many asks one unit costs, at most."""
 
     @property
     @abstractmethod
     def longest(self) -> int:
         """How many tokens one ask may generate."""
 
+    @property
+    def gives(self) -> int:
+        """How many records one unit gives, at most."""
+        return int(getattr(self, "questions", 1))
+
+    @property
+    def round_size(self) -> int:
+        """How many units are drafted before any is settled; 0 if nothing is remembered."""
+        return 0
+
+    @classmethod
+    @override
+    def recipe_needs(cls) -> dict[str, int]:
+        """Return what a recipe must say to start from: index or seeds, or nothing."""
+        return {} if cls.takes[0] == "nothing" else {cls.recipe_key(): 1}
+
+    @classmethod
+    @override
+    def recipe_sets(cls) -> dict[str, Any]:
+        """Return the filters that fit, where they are not the recipe's own default."""
+        if cls.default_filters == PASSAGE_FILTERS:
+            return {}
+        return {"filters": list(cls.default_filters)}
+
+    @classmethod
+    def recipe_key(cls) -> str:
+        """Return which setting of a recipe names what the generator starts from first of all."""
+        return "index" if cls.takes[0] == "passages" else "seeds"
+
+    def begin(self, corpus: Corpus) -> Writer:
+        """Return what writes one side of the split."""
+        return self
+
     @abstractmethod
     def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
         """Yield one draft for each seed, in order.
 
-        A draft depends on its seed and the model alone, not on the seeds beside it; seeds come in
-        groups only so that the teacher is kept busy.
+        A draft depends on its seed, the model and what was settled before its round, not on the
+        seeds beside it; seeds come in groups only so that the teacher is kept busy.
 
         Raises:
             BackendError: If the teacher fails.
         """
+
+    def settle(self, draft: Draft) -> Draft:
+        """Return what is left of a draft beside those before it; here all of it."""
+        return draft
 
 
 @dataclass(frozen=True, slots=True)

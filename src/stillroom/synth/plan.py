@@ -1,4 +1,4 @@
-"""Which documents are held out, and in which order passages are asked about.
+"""Which documents are held out, and in which order items are asked about.
 
 Both follow from hashes of ids and the seed: not from the order of files, nor from the number of
 documents. Knows nothing of models.
@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import zip_longest
 
 from stillroom.provenance import digest_json
-from stillroom.records import Passage
+from stillroom.synth.items import Blank, Item, document_of
 from stillroom.synth.method import Seed, Split
 
-__all__ = ["order_passages", "plan_seeds", "split_documents"]
+__all__ = ["order_items", "plan_draws", "plan_seeds", "split_documents"]
 
 _WHOLE = 1 << 64
 
@@ -40,30 +40,34 @@ def split_documents(ids: Collection[str], held_out: float, seed: int) -> dict[st
     return split
 
 
-def order_passages(passages: Iterable[Passage], seed: int) -> list[Passage]:
-    """Return the passages so that every prefix is spread over documents and over their length.
+def order_items(items: Iterable[Item], seed: int) -> list[Item]:
+    """Return the items so that every prefix is spread over documents and over their length.
 
-    Documents and the passages of each stand in hashed order; one passage of every document comes
-    before a second of any.
+    Documents and the items of each stand in hashed order; one item of every document comes before a
+    second of any.
     """
-    by_document: dict[str, list[Passage]] = {}
-    for passage in passages:
-        by_document.setdefault(passage.document_id, []).append(passage)
+    by_document: dict[str, list[Item]] = {}
+    for item in items:
+        by_document.setdefault(document_of(item), []).append(item)
     columns = [
-        sorted(by_document[document], key=lambda passage: (_position(passage.id, seed), passage.id))
+        sorted(by_document[document], key=lambda item: (_position(item.id, seed), item.id))
         for document in sorted(by_document, key=lambda name: (_position(name, seed, "order"), name))
     ]
     rounds = zip_longest(*columns)
-    return [passage for row in rounds for passage in row if passage is not None]
+    return [item for row in rounds for item in row if item is not None]
 
 
-def plan_seeds(
-    passages: Sequence[Passage], split: Split, *, seed: int, attempts: int
-) -> Iterator[Seed]:
-    """Yield every unit of one side in order: all passages once, then all again, and so on."""
+def plan_seeds(items: Sequence[Item], split: Split, *, seed: int, attempts: int) -> Iterator[Seed]:
+    """Yield every unit of one side in order: all items once, then all again, and so on."""
     for attempt in range(attempts):
-        for passage in passages:
-            yield Seed(passage, split, attempt, seed)
+        for item in items:
+            yield Seed(item, split, attempt, seed)
+
+
+def plan_draws(split: Split, *, seed: int, count: int) -> Iterator[Seed]:
+    """Yield ``count`` numbered draws of one side."""
+    for number in range(count):
+        yield Seed(Blank(split, number), split, 0, seed)
 
 
 def _position(*parts: object) -> float:

@@ -1,13 +1,14 @@
-"""SynthRecipe: which passages, which teacher, how it is asked and what is kept."""
+"""SynthRecipe: what to start from, which teacher, how it is asked and what is kept."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from stillroom.errors import RecipeError
 from stillroom.recipes import Recipe, Reference, Settings
-from stillroom.synth.method import FILTERS, GENERATORS, Filter, Generator
+from stillroom.synth.method import FILTERS, GENERATORS, PASSAGE_FILTERS, Filter, Generator
 
 __all__ = [
     "DEFAULT_FILTERS",
@@ -19,19 +20,7 @@ __all__ = [
 ]
 
 DEFAULT_TEACHER = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
-DEFAULT_FILTERS = (
-    "shape",
-    "language",
-    "refusal",
-    "injection",
-    "repetition",
-    "question_form",
-    "standalone",
-    "grounded",
-    "answerable",
-    "duplicate",
-    "decontaminate",
-)
+DEFAULT_FILTERS = PASSAGE_FILTERS
 
 
 class Target(Settings):
@@ -89,11 +78,18 @@ class BudgetSettings(Settings):
 
 
 class SynthRecipe(Recipe):
-    """Ask a teacher for questions and answers about passages, and keep what holds."""
+    """Ask a teacher for records, about passages or after other seeds, and keep what holds."""
 
-    kind: Literal["synth"] = Field("synth", description="write records about passages")
-    index: Reference = Field(
-        description="an index artifact, or a file of passages (JSONL) or of records"
+    kind: Literal["synth"] = Field("synth", description="write records with a teacher")
+    index: Reference | None = Field(
+        None,
+        description="documents to write about: an index artifact, or a file of passages (JSONL) or "
+        "of records, whose texts are then passages",
+    )
+    seeds: Reference | None = Field(
+        None,
+        description="what else to start from: a file of records (tasks, personas, solutions), or a "
+        "taxonomy (YAML, or a folder of qna.yaml)",
     )
     model: Reference = Field(
         DEFAULT_TEACHER, description="the teacher: a checkpoint, a .gguf file or an endpoint"
@@ -118,7 +114,8 @@ class SynthRecipe(Recipe):
         3,
         ge=1,
         le=100,
-        description="how often a passage may be asked about",
+        description="how often a seed may be asked about; without seeds, units for every record "
+        "wanted",
     )
     include_passages: int = Field(
         200, ge=0, description="most train passages that become records of plain text; 0 is none"
@@ -129,3 +126,44 @@ class SynthRecipe(Recipe):
     cache: Reference | None = Field(
         None, description="file that keeps completions, so that edited recipes ask only what is new"
     )
+
+    @property
+    def start(self) -> str:
+        """What items are read from; empty where the generator starts from nothing."""
+        return self.index or self.seeds or ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_filters(cls, data: Any) -> Any:
+        """Judge by the generator's own filters where the recipe names none."""
+        if not isinstance(data, dict) or "filters" in data or "generator" not in data:
+            return data
+        chosen = data["generator"]
+        name = chosen.get("name") if isinstance(chosen, dict) else chosen
+        if isinstance(chosen, Generator):
+            return {**data, "filters": chosen.default_filters}
+        if not isinstance(name, str) or name not in GENERATORS.names():
+            return data  # said where the generator itself is read
+        return {**data, "filters": GENERATORS.get(name).default_filters}
+
+    @model_validator(mode="after")
+    def _fits_its_generator(self) -> Self:
+        takes, name = self.generator.takes, self.generator.method_name()
+        if self.index and self.seeds:
+            raise _misfit("index and seeds are both given", "one of them", "leave one out")
+        if not self.start and "nothing" not in takes:
+            key = self.generator.recipe_key()
+            raise _misfit(
+                f"{name} starts from {' or '.join(takes)}, and the recipe names none",
+                f"{key}: a path",
+                f"name it under {key}",
+            )
+        if self.start and takes == ("nothing",):
+            raise _misfit(
+                f"{name} starts from nothing", "neither index nor seeds", "leave both out"
+            )
+        return self
+
+
+def _misfit(what: str, expected: str, next_step: str) -> RecipeError:
+    return RecipeError(what, code="synth.seeds", expected=expected, next=next_step)

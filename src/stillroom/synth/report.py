@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stillroom.errors import DataError
-from stillroom.records import Passage
 from stillroom.synth.harvest import Dropped, Harvest
+from stillroom.synth.items import Item
 from stillroom.synth.method import Split
 from stillroom.synth.recipe import SynthRecipe
 from stillroom.synth.source import Source
@@ -30,10 +30,10 @@ def refuse_nothing(train: Harvest, recipe: SynthRecipe) -> None:
         return
     reasons = "; ".join(f"{count} {reason}" for reason, count in train.count_reasons().items())
     raise DataError(
-        f"of {train.asked} asks about {train.units} passages no training record is kept"
+        f"of {train.asked} asks about {train.units} seeds no training record is kept"
         + (f" ({reasons})" if reasons else ""),
         code="synth.nothing-kept",
-        where=recipe.index,
+        where=recipe.start,
         expected="at least one record that passes every filter",
         next="look at some with: stillroom synth preview RECIPE; then loosen the filter or change "
         "the teacher",
@@ -50,7 +50,11 @@ def describe_shortfall(harvest: Harvest, recipe: SynthRecipe, ended: str = "") -
         return ""
     reasons = list(harvest.count_reasons().items())[:3]
     shown = "; ".join(f"{count} {reason}" for reason, count in reasons) or "nothing to ask about"
-    why = ended or f"all passages were asked about {recipe.attempts} times"
+    why = ended or (
+        f"all seeds were asked about {recipe.attempts} times"
+        if recipe.start and not recipe.generator.draws
+        else f"there were {recipe.attempts} units for each wanted"
+    )
     return (
         f"warning: {len(harvest.kept)} of {wanted} {harvest.split} records kept after "
         f"{harvest.asked} asks ({shown}); {why}"
@@ -59,9 +63,9 @@ def describe_shortfall(harvest: Harvest, recipe: SynthRecipe, ended: str = "") -
 
 def make_report(
     recipe: SynthRecipe,
-    source: Source,
+    source: Source | None,
     sides: Mapping[str, Split],
-    passages: Mapping[Split, Sequence[Passage]],
+    items: Mapping[Split, Sequence[Item]],
     harvests: Sequence[Harvest],
     texts: int,
     refused: Sequence[Dropped],
@@ -70,9 +74,9 @@ def make_report(
 
     Args:
         recipe: What was asked for.
-        source: The passages read, and what fell out in reading.
+        source: The items read, and what fell out in reading; None where nothing was.
         sides: The split of documents.
-        passages: The passages of each side.
+        items: The items of each side.
         harvests: What each side gave.
         texts: How many passages became records of plain text.
         refused: Passages that a filter refused.
@@ -81,7 +85,7 @@ def make_report(
     for harvest in harvests:
         splits[harvest.split] = {
             "documents": sum(side == harvest.split for side in sides.values()),
-            "passages": len(passages[harvest.split]),
+            "seeds": len(items[harvest.split]),
             "wanted": getattr(recipe.target, harvest.split),
             "units": harvest.units,
             "asked": harvest.asked,
@@ -91,12 +95,16 @@ def make_report(
             "dropped": harvest.count_reasons(),
             "prompt_tokens": harvest.prompt_tokens,
             "completion_tokens": harvest.completion_tokens,
+            "counts": dict(sorted(harvest.counts.items())),
         }
     reasons = Counter(f"{drop.filter}: {drop.reason}" for drop in refused)
     return {
         "splits": splits,
         "passage_records": {"kept": texts, "dropped": dict(sorted(reasons.items()))},
-        "source": {"passages": len(source.passages), "dropped": dict(source.dropped)},
+        "source": {
+            "seeds": len(source.items) if source else 0,
+            "dropped": dict(source.dropped) if source else {},
+        },
         "generator": recipe.generator.model_dump(mode="json"),
         "filters": [chosen.model_dump(mode="json") for chosen in recipe.filters],
     }

@@ -1,4 +1,4 @@
-"""The job: split documents, ask and judge the held-out side, then the training side, write.
+"""The job: split what is started from, ask and judge the held-out side, then the training side.
 
 The held-out side comes first, so that training records can be kept clear of it. Every finished unit
 is journaled; a killed run goes on with ``--resume`` and ends with the same bytes.
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,12 @@ from stillroom.provenance import LEDGER, Artifact, Parent, digest_json, make_par
 from stillroom.records import Message, Passage, Record, RecordWriter, combine_origins
 from stillroom.synth.budget import Purse
 from stillroom.synth.harvest import Dropped, Harvest, Panel, draft_units, gather
-from stillroom.synth.method import Context, Filter, Seed, Split, Verdict
-from stillroom.synth.plan import order_passages, plan_seeds, split_documents
+from stillroom.synth.items import Item, document_of, kind_of, text_of_item
+from stillroom.synth.method import Context, Corpus, Filter, Seed, Split, Verdict, Writer
+from stillroom.synth.plan import order_items, plan_draws, plan_seeds, split_documents
 from stillroom.synth.recipe import SynthRecipe
 from stillroom.synth.report import describe_shortfall, make_report, refuse_nothing
-from stillroom.synth.source import Source, read_source
+from stillroom.synth.source import Source, read_items
 from stillroom.synth.wording import content_stems
 
 if TYPE_CHECKING:
@@ -35,6 +37,11 @@ _TOKENS_A_SECOND = 60.0
 _PROMPT_TOKENS_A_SECOND = 250.0
 _KEPT_SHARE = 0.5
 _SPLITS: tuple[Split, ...] = ("held_out", "train")
+_NAMES = {
+    "passages": ("passages", "documents"),
+    "records": ("records", "records"),
+    "topics": ("topics", "topics"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +55,13 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    source: Source
+    source: Source | None
     sides: Mapping[str, Split]
-    passages: Mapping[Split, list[Passage]]
+    items: Mapping[Split, list[Item]]
     frequency: Mapping[str, int]
 
     def context(self, held_out: Sequence[Record] = ()) -> Context:
-        by_id = {passage.id: passage for passage in self.source.passages}
+        by_id = {passage.id: passage for passage in self.source.passages} if self.source else {}
         return Context(by_id, self.frequency, held_out)
 
 
@@ -78,9 +85,7 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
     dropped = [*held_out.dropped, *train.dropped, *refused]
     _write_records(job.output / "records.jsonl", [*train.kept, *texts, *held_out.kept])
     _write_rows(job.output / "dropped.jsonl", (drop.to_json() for drop in dropped))
-    report = make_report(
-        recipe, plan.source, plan.sides, plan.passages, harvests, len(texts), refused
-    )
+    report = make_report(recipe, plan.source, plan.sides, plan.items, harvests, len(texts), refused)
     report["spent"] = purse.to_json()
     with atomic_write(job.output / "report.json") as file:
         json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
@@ -100,13 +105,15 @@ def estimate(recipe: SynthRecipe) -> Estimate:
     """Return what the job will need, from its targets and the size of the teacher's file."""
     wanted = recipe.target.train + (recipe.target.held_out if recipe.held_out else 0)
     generator = recipe.generator
-    asks = wanted / _KEPT_SHARE * max(1.0, generator.asks / getattr(generator, "questions", 1))
+    asks = wanted / _KEPT_SHARE * max(1.0, generator.asks / generator.gives)
     seconds = asks * (generator.longest / 4 / _TOKENS_A_SECOND + 100 / _PROMPT_TOKENS_A_SECOND)
     model = Path(recipe.model)
     weights = model.stat().st_size if model.is_file() else 400_000_000
-    index = Path(recipe.index)
-    names = ("passages.jsonl", LEDGER)
-    files = [index] if index.is_file() else [f for name in names for f in index.rglob(name)]
+    start = Path(recipe.start) if recipe.start else None
+    names = ("passages.jsonl", "records.jsonl", LEDGER)
+    files = [start] if start and start.is_file() else []
+    if start and not files:
+        files = [file for name in names for file in start.rglob(name)]
     passages = sum(file.stat().st_size for file in files)
     return Estimate(
         memory_bytes=int(weights * 1.5 + passages * 4 + 300_000_000),
@@ -125,12 +132,11 @@ def preview(recipe: SynthRecipe, n: int = 5) -> Iterator[Preview]:
     """
     plan = _make_plan(recipe)
     panel = Panel(recipe.filters, plan.context())
-    seeds = list(_seeds(recipe, plan, "train"))[:n]
+    seeds = list(islice(_seeds(recipe, plan, "train"), n))
+    writer = _begin(recipe, plan, "train")
     with _open_teacher(recipe) as model:
         shelf: dict[str, Any] = {}
-        drafts = draft_units(
-            seeds, recipe.generator, model, _Forgetting(shelf), batch_size=recipe.batch_size
-        )
+        drafts = draft_units(seeds, writer, model, _Forgetting(shelf), batch_size=recipe.batch_size)
         for seed, draft in zip(seeds, drafts, strict=True):
             judged = []
             for record in draft.records:
@@ -156,24 +162,40 @@ class _Forgetting:
 
 
 def _make_plan(recipe: SynthRecipe) -> _Plan:
-    source = read_source(recipe.index)
-    documents = {passage.document_id for passage in source.passages}
-    sides = split_documents(documents, recipe.held_out, recipe.seed)
-    passages: dict[Split, list[Passage]] = {
-        side: order_passages(
-            (passage for passage in source.passages if sides[passage.document_id] == side),
-            recipe.seed,
+    if not recipe.start:
+        return _Plan(None, {}, {side: [] for side in _SPLITS}, {})
+    source = read_items(recipe.start, recipe.generator.takes)
+    sides = split_documents({document_of(i) for i in source.items}, recipe.held_out, recipe.seed)
+    items = {
+        side: order_items(
+            (item for item in source.items if sides[document_of(item)] == side), recipe.seed
         )
         for side in _SPLITS
     }
     frequency: Counter[str] = Counter()
-    for passage in source.passages:
-        frequency.update(set(content_stems(passage.text)))
-    return _Plan(source, sides, passages, frequency)
+    for item in source.items:
+        frequency.update(set(content_stems(text_of_item(item))))
+    return _Plan(source, sides, items, frequency)
+
+
+def _begin(recipe: SynthRecipe, plan: _Plan, split: Split) -> Writer:
+    return recipe.generator.begin(Corpus(split, plan.items[split], recipe.seed))
+
+
+def _wanted(recipe: SynthRecipe, plan: _Plan, split: Split) -> int:
+    """Return how many records a side is to give; none where it has nothing to start from."""
+    if split == "held_out" and not recipe.held_out:
+        return 0
+    if plan.source is not None and not plan.items[split]:
+        return 0
+    return recipe.target.train if split == "train" else recipe.target.held_out
 
 
 def _seeds(recipe: SynthRecipe, plan: _Plan, split: Split) -> Iterator[Seed]:
-    return plan_seeds(plan.passages[split], split, seed=recipe.seed, attempts=recipe.attempts)
+    if plan.source is None or recipe.generator.draws:
+        count = _wanted(recipe, plan, split) * recipe.attempts
+        return plan_draws(split, seed=recipe.seed, count=count)
+    return plan_seeds(plan.items[split], split, seed=recipe.seed, attempts=recipe.attempts)
 
 
 def _harvest(
@@ -185,15 +207,13 @@ def _harvest(
     job: Job,
     purse: Purse,
 ) -> Harvest:
-    wanted = recipe.target.train if split == "train" else recipe.target.held_out
-    if not plan.passages[split]:
-        wanted = 0
+    wanted = _wanted(recipe, plan, split)
     # The shelf is named by the model: a resume with another teacher must not mix the two.
     journal = job.journal(f"units-{digest_json(model.fingerprint)[:12]}")
     panel = Panel(recipe.filters, context)
     drafts = draft_units(
         _seeds(recipe, plan, split),
-        recipe.generator,
+        _begin(recipe, plan, split),
         model,
         journal,
         batch_size=recipe.batch_size,
@@ -247,7 +267,9 @@ def _passage_records(
     panel = Panel(filters, context)
     kept: list[Record] = []
     dropped: list[Dropped] = []
-    for passage in plan.passages["train"]:
+    for passage in plan.items["train"]:
+        if not isinstance(passage, Passage):
+            break  # what is no document is not trained on as it stands
         if len(kept) >= recipe.include_passages:
             break
         record = Record(
@@ -283,15 +305,23 @@ def _write_rows(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
 
 
 def _say_plan(plan: _Plan, job: Job) -> None:
+    if plan.source is None:
+        job.say("nothing to start from but the teacher")
+        return
     held_out = sum(side == "held_out" for side in plan.sides.values())
-    job.say(
-        f"{len(plan.sides)} documents, {held_out} held out; {len(plan.passages['train'])} passages "
-        f"to train on, {len(plan.passages['held_out'])} held out"
-    )
+    kind, whole = _NAMES[kind_of(plan.source.items[0])]
+    first = f"{len(plan.sides)} {whole}, {held_out} held out"
+    train, kept = len(plan.items["train"]), len(plan.items["held_out"])
+    if kind != whole or train + kept != len(plan.sides):
+        first += f"; {train} {kind} to train on, {kept} held out"
+    job.say(first)
     for reason, count in plan.source.dropped.items():
         job.say(f"{count} rows of {plan.source.path} left out: {reason}")
 
 
 def _parents(recipe: SynthRecipe, plan: _Plan, model: TextModel, job: Job) -> list[Parent]:
-    parent = make_parent("passages", Path(recipe.index), job.out)
-    return [parent, Parent("teacher", recipe.model, model.fingerprint, "checkpoint")]
+    teacher = Parent("teacher", recipe.model, model.fingerprint, "checkpoint")
+    if plan.source is None:
+        return [teacher]
+    role = kind_of(plan.source.items[0])
+    return [make_parent(role, Path(recipe.start), job.out), teacher]

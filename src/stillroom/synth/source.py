@@ -1,4 +1,4 @@
-"""Passages to write about: from an index, a passages file, or records of any format.
+"""What to write about: passages of an index or a file, records of any format, or a taxonomy.
 
 Knows files and their rows. Hidden characters and empty texts are handled where prompts are made.
 """
@@ -6,16 +6,18 @@ Knows files and their rows. Hidden characters and empty texts are handled where 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.provenance import LEDGER, find_output, read_ledger
-from stillroom.records import Location, Passage, Record, content_id, read_records
+from stillroom.records import Passage, Record, read_records
+from stillroom.synth.items import Item, SeedKind, kind_of, passage_of_record
+from stillroom.synth.taxonomy import is_taxonomy, read_taxonomy
 
-__all__ = ["Source", "passage_of_record", "read_source"]
+__all__ = ["Source", "passage_of_record", "read_items", "read_source"]
 
 _PASSAGES_FILE = "passages.jsonl"
 _RECORDS_FILE = "records.jsonl"
@@ -23,15 +25,20 @@ _RECORDS_FILE = "records.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The distinct passages of one input, in the order of its file, and how many rows fell out."""
+    """The distinct items of one input, in the order of its file, and how many rows fell out."""
 
     path: Path
-    passages: tuple[Passage, ...]
+    items: tuple[Item, ...]
     dropped: Mapping[str, int]
+
+    @property
+    def passages(self) -> tuple[Passage, ...]:
+        """The items that are passages of documents."""
+        return tuple(item for item in self.items if isinstance(item, Passage))
 
 
 def read_source(reference: str) -> Source:
-    """Read the passages that a recipe names.
+    """Read the passages that a recipe names; records are read as passages of their own.
 
     Args:
         reference: An index or records artifact, a folder with passages.jsonl, or a file.
@@ -39,51 +46,77 @@ def read_source(reference: str) -> Source:
     Raises:
         DataError: If there is no such file, a row of passages is broken, or nothing is left.
     """
-    path = _find_file(Path(reference))
+    return read_items(reference, ("passages",))
+
+
+def read_items(reference: str, takes: Sequence[SeedKind]) -> Source:
+    """Read what a generator is to start from, as the first kind it takes that the file can be.
+
+    A taxonomy gives topics; passages give passages; records give records, or passages where the
+    generator takes no records.
+
+    Args:
+        reference: An index or records artifact, a folder with passages.jsonl, a taxonomy, a file.
+        takes: The kinds of items that the generator takes.
+
+    Raises:
+        DataError: If there is no such file, a row is broken, nothing is left, or the generator
+            takes nothing of the kind.
+    """
+    path = Path(reference)
+    if is_taxonomy(path):
+        topics = read_taxonomy(path)
+        return _distinct(path, iter(topics), {}, takes)
+    file = _find_file(path)
     dropped: dict[str, int] = {}
-    unique: dict[str, Passage] = {}
-    rows = _read_rows(path, dropped)
-    for passage in rows:
-        if not passage.text.strip():
+    return _distinct(file, _read_rows(file, dropped, takes), dropped, takes)
+
+
+def _distinct(
+    path: Path, rows: Iterator[Item], dropped: dict[str, int], takes: Sequence[SeedKind]
+) -> Source:
+    unique: dict[str, Item] = {}
+    for item in rows:
+        if kind_of(item) not in takes:
+            raise _unfit(path, kind_of(item), takes)
+        if isinstance(item, Passage) and not item.text.strip():
             dropped["empty"] = dropped.get("empty", 0) + 1
-        elif passage.id in unique:
+        elif item.id in unique:
             dropped["repeated"] = dropped.get("repeated", 0) + 1
         else:
-            unique[passage.id] = passage
+            unique[item.id] = item
     if not unique:
         raise DataError(
-            f"{path} holds no passage to ask about",
+            f"{path} holds no {'passage' if 'passages' in takes else 'seed'} to ask about",
             code="synth.no-passages",
             where=str(path),
-            expected="at least one passage with text",
+            expected="at least one passage with text, record or topic",
             next="build an index from documents: stillroom rag index FOLDER",
         )
     return Source(path, tuple(unique.values()), dict(sorted(dropped.items())))
 
 
-def passage_of_record(record: Record) -> Passage:
-    """Return a record's text as a passage; its ``document_id`` field, or its id, is the document.
-
-    What user and assistant say is taken, in order; system and tool messages are not.
-    """
-    texts = [
-        message.content for message in record.messages if message.role in {"user", "assistant"}
-    ]
-    text = "\n\n".join(texts)
-    name = record.fields.get("document_id")
-    document = name if isinstance(name, str) and name else content_id("doc", record.id)
-    place = Location("", "", 0, 0)
-    return Passage(document, 0, len(text), text, place, origin=record.origin)
+def _unfit(path: Path, kind: SeedKind, takes: Sequence[SeedKind]) -> DataError:
+    wanted = " or ".join(one for one in takes if one != "nothing")
+    return DataError(
+        f"{path} holds {kind}, which the generator does not start from",
+        code="synth.wrong-seeds",
+        where=str(path),
+        expected=wanted or "no seeds at all: the generator needs none",
+        next=f"name a file of {wanted}" if wanted else "leave index and seeds out of the recipe",
+    )
 
 
-def _read_rows(path: Path, dropped: dict[str, int]) -> Iterator[Passage]:
+def _read_rows(path: Path, dropped: dict[str, int], takes: Sequence[SeedKind]) -> Iterator[Item]:
     if path.name == LEDGER:
         for number, row in enumerate(read_ledger(path.parent, "passages"), 1):
             yield _make_passage(row, path, number)
     elif _holds_passages(path):
         yield from _read_passages(path)
-    else:
+    elif "records" in takes or "passages" not in takes:
         yield from _read_records(path, dropped)
+    else:
+        yield from map(passage_of_record, _read_records(path, dropped))
 
 
 def _find_file(path: Path) -> Path:
@@ -143,12 +176,11 @@ def _make_passage(data: dict[str, Any], path: Path, number: int) -> Passage:
     return passage
 
 
-def _read_records(path: Path, dropped: dict[str, int]) -> Iterator[Passage]:
+def _read_records(path: Path, dropped: dict[str, int]) -> Iterator[Record]:
     def count(row: int, reason: str) -> None:
         dropped["unreadable"] = dropped.get("unreadable", 0) + 1
 
-    for record in read_records(path, on_drop=count):
-        yield passage_of_record(record)
+    return read_records(path, on_drop=count)
 
 
 def _broken(path: Path, number: int, why: str) -> DataError:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from stillroom.errors import BackendError
 from stillroom.synth.asking import REFUSED
-from stillroom.synth.method import Draft, Generator, Seed
+from stillroom.synth.method import Draft, Seed, Writer
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -39,7 +39,7 @@ class Shelf(Protocol):
 
 def stream_units(
     seeds: Iterable[Seed],
-    generator: Generator,
+    writer: Writer,
     model: TextModel,
     shelf: Shelf,
     *,
@@ -50,7 +50,7 @@ def stream_units(
 
     Args:
         seeds: The units, in order; taken as they are needed.
-        generator: How the teacher is asked; called from several threads, a unit at a time.
+        writer: How the teacher is asked; called from several threads, a unit at a time.
         model: A teacher that may be asked from several threads.
         shelf: Where finished units are kept, whatever their order.
         workers: How many units are asked about at once.
@@ -59,7 +59,7 @@ def stream_units(
     Raises:
         BackendError: If the teacher fails, or refuses the first many units one after another.
     """
-    stream = _Stream(generator, model, shelf)
+    stream = _Stream(writer, model, shelf)
     remaining = iter(seeds)
     begun: deque[Future[Draft | None]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="stillroom-synth")
@@ -84,8 +84,8 @@ def stream_units(
 class _Stream:
     """What the threads share."""
 
-    def __init__(self, generator: Generator, model: TextModel, shelf: Shelf) -> None:
-        self.generator, self.model, self.shelf = generator, model, shelf
+    def __init__(self, writer: Writer, model: TextModel, shelf: Shelf) -> None:
+        self.writer, self.model, self.shelf = writer, model, shelf
         self.stopped = threading.Event()
         self._lock = threading.Lock()
         self._refused = self._records = 0
@@ -98,7 +98,7 @@ class _Stream:
             return Draft.from_json(known)  # type: ignore[arg-type]  # put below
         if self.stopped.is_set():
             return None
-        (made,) = self.generator.generate([seed], self.model)
+        (made,) = self.writer.generate([seed], self.model)
         with self._lock:
             self.shelf.put(made.key, made.to_json())
             kept = self.shelf.get(made.key)

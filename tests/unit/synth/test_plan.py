@@ -2,7 +2,7 @@ from collections import Counter
 
 from tests.unit.synth.conftest import make_passages
 
-from stillroom.synth.plan import order_passages, plan_seeds, split_documents
+from stillroom.synth.plan import order_items, plan_seeds, split_documents
 
 
 def test_share_of_documents_is_held_out():
@@ -27,7 +27,7 @@ def test_another_seed_splits_otherwise():
 
 def test_every_document_comes_before_a_second_passage_of_any():
     passages = make_passages()
-    documents = [passage.document_id for passage in order_passages(passages, 0)]
+    documents = [passage.document_id for passage in order_items(passages, 0)]
     distinct = len(set(documents))
     assert len(set(documents[:distinct])) == distinct
     assert sorted(documents) == sorted(passage.document_id for passage in passages)
@@ -35,7 +35,7 @@ def test_every_document_comes_before_a_second_passage_of_any():
 
 def test_order_does_not_depend_on_the_order_of_the_file():
     passages = make_passages()
-    assert order_passages(passages, 3) == order_passages(passages[::-1], 3)
+    assert order_items(passages, 3) == order_items(passages[::-1], 3)
 
 
 def test_units_repeat_all_passages_per_attempt_with_distinct_keys():

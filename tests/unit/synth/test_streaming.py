@@ -172,6 +172,8 @@ def test_what_is_waited_for_can_be_cancelled():
         def close(self): ...
 
     class Waiting:
+        round_size = 0
+
         def generate(self, seeds, model):
             begun.set()
             left.wait(20)
