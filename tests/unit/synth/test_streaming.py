@@ -172,7 +172,7 @@ def test_what_is_waited_for_can_be_cancelled():
         def close(self): ...
 
     class Waiting:
-        round_size = 0
+        round_size, settle = 0, staticmethod(lambda draft: draft)
 
         def generate(self, seeds, model):
             begun.set()
