@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -17,6 +18,7 @@ from stillroom.errors import CheckpointError
 from stillroom.models.quiet import quiet_transformers
 
 __all__ = [
+    "build_causal_lm",
     "choose_device",
     "choose_dtype",
     "end_tokens",
@@ -98,6 +100,72 @@ def load_causal_lm(path: Path, *, dtype: str = "auto", device: str = "auto") -> 
     return model.to(place), tokenizer
 
 
+def build_causal_lm(
+    config: Mapping[str, Any],
+    names: Iterable[str],
+    tensor: Callable[[str], torch.Tensor],
+    *,
+    where: str,
+    head_bias: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> Any:
+    """Build a stock model by its config and fill it with tensors that were named otherwise on disk.
+
+    Args:
+        config: As config.json says it, ``model_type`` included.
+        names: The tensors there are, by the stock model's names; the output embedding is
+            ``lm_head`` whatever this version of transformers calls it.
+        tensor: Returns one of them, any float type.
+        where: Named in errors.
+        head_bias: Give the output embedding a bias, where the stock model has none.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        CheckpointError: If a tensor is missing, left over or of another shape; every one is named.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    place, builder = choose_device(device), cast("Any", AutoModelForCausalLM)
+    with quiet_transformers():
+        try:
+            made = AutoConfig.for_model(**config)
+            model: Any = builder.from_config(made, dtype=choose_dtype(dtype, place))
+            if head_bias:
+                head = model.get_output_embeddings()
+                model.set_output_embeddings(_with_bias(head))
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise _unloadable(Path(where), error) from error
+    own = _by_stock_name(model)
+    given = set(names)
+    problems = [f"'{name}' is missing" for name in sorted(set(own) - given)]
+    problems += [f"'{name}' has no place" for name in sorted(given - set(own))]
+    with torch.no_grad():
+        for name in sorted(given & set(own)):
+            found = tensor(name)
+            if found.shape != own[name].shape:
+                shapes = f"{tuple(found.shape)}, not {tuple(own[name].shape)}"
+                problems.append(f"'{name}' has shape {shapes}")
+            elif not problems:
+                own[name].copy_(found)
+    if problems:
+        shown = ", ".join(problems[:6])
+        more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise CheckpointError(
+            f"the tensors do not fit the architecture: {shown}{more}",
+            code="checkpoint.tensors",
+            where=where,
+            expected="every tensor of the architecture, once, and no other",
+            next="check that the download is complete and that its config.json belongs to it",
+        )
+    model.eval()
+    return model.to(place)
+
+
 def load_tokenizer(folder: Path) -> Any:
     """Load a folder's tokenizer; it pads on the left and always has a padding token.
 
@@ -149,6 +217,25 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
         elif isinstance(given, list | tuple):
             found.update(int(token) for token in given)
     return frozenset(found)
+
+
+def _by_stock_name(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Return a model's parameters by name, tied ones once; those of the head as ``lm_head``."""
+    head = model.get_output_embeddings()
+    own = next((name for name, module in model.named_modules() if module is head), "lm_head")
+    return {
+        f"lm_head{name.removeprefix(own)}" if name.startswith(f"{own}.") else name: parameter
+        for name, parameter in model.named_parameters()
+    }
+
+
+def _with_bias(head: torch.nn.Linear) -> torch.nn.Linear:
+    """Return an output embedding like this one, with a bias of 0."""
+    made = torch.nn.Linear(head.in_features, head.out_features, dtype=head.weight.dtype)
+    with torch.no_grad():
+        made.weight.copy_(head.weight)
+        made.bias.zero_()
+    return made
 
 
 def _check_folder(folder: Path) -> None:
