@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch.nn import functional as F
+from torch.nn import functional
 
 from stillroom.diffusion.model import Reading
 from stillroom.diffusion.opening import open_diffusion
@@ -119,15 +119,21 @@ def llada_forward(tensors, ids, kv_heads=HEADS):
     for layer in range(LAYERS):
         w = {k.split(".")[4]: v for k, v in tensors.items() if f".blocks.{layer}." in k}
         h = rms(x, w["attn_norm"], 1e-5)
-        q = rotate(heads(F.linear(h, w["q_proj"]), HEADS), 500000.0)
-        k = rotate(heads(F.linear(h, w["k_proj"]), kv_heads), 500000.0)
-        v = heads(F.linear(h, w["v_proj"]), kv_heads)
+        q = rotate(heads(functional.linear(h, w["q_proj"]), HEADS), 500000.0)
+        k = rotate(heads(functional.linear(h, w["k_proj"]), kv_heads), 500000.0)
+        v = heads(functional.linear(h, w["v_proj"]), kv_heads)
         k, v = (each.repeat_interleave(HEADS // kv_heads, 1) for each in (k, v))
-        a = F.scaled_dot_product_attention(q, k, v, is_causal=False)
-        x = x + F.linear(a.transpose(1, 2).reshape(1, len(ids), D), w["attn_out"])
+        a = functional.scaled_dot_product_attention(q, k, v, is_causal=False)
+        x = x + functional.linear(a.transpose(1, 2).reshape(1, len(ids), D), w["attn_out"])
         h = rms(x, w["ff_norm"], 1e-5)
-        x = x + F.linear(F.silu(F.linear(h, w["ff_proj"])) * F.linear(h, w["up_proj"]), w["ff_out"])
-    return F.linear(rms(x, tensors[f"{at}.ln_f.weight"], 1e-5), tensors[f"{at}.ff_out.weight"])[0]
+        x = x + functional.linear(
+            functional.silu(functional.linear(h, w["ff_proj"]))
+            * functional.linear(h, w["up_proj"]),
+            w["ff_out"],
+        )
+    return functional.linear(
+        rms(x, tensors[f"{at}.ln_f.weight"], 1e-5), tensors[f"{at}.ff_out.weight"]
+    )[0]
 
 
 def test_llada_gives_the_published_forward_bit_for_bit(tmp_path):
@@ -297,35 +303,41 @@ def dit_forward(tensors, ids, mask, adaptive=True):
     """The diffusion transformer as its paper describes it, its time embedding at 0."""
     w = {name.removeprefix("backbone."): value for name, value in tensors.items()}
     time = torch.cat([torch.ones(128), torch.zeros(128)])
-    c = F.linear(time, w["sigma_map.mlp.0.weight"], w["sigma_map.mlp.0.bias"])
-    c = F.linear(F.silu(c), w["sigma_map.mlp.2.weight"], w["sigma_map.mlp.2.bias"])
-    c = F.silu(c)
+    c = functional.linear(time, w["sigma_map.mlp.0.weight"], w["sigma_map.mlp.0.bias"])
+    c = functional.linear(
+        functional.silu(c), w["sigma_map.mlp.2.weight"], w["sigma_map.mlp.2.bias"]
+    )
+    c = functional.silu(c)
 
     def modulation(at, parts):
         if not adaptive:
             return (0.0, 0.0, 1.0) * 2 if parts == 6 else (0.0, 0.0)
-        return F.linear(
+        return functional.linear(
             c, w[f"{at}.adaLN_modulation.weight"], w[f"{at}.adaLN_modulation.bias"]
         ).chunk(parts)
 
     def norm(x, weight, shift, scale):
-        return F.layer_norm(x, [D]) * weight * (1 + scale) + shift
+        return functional.layer_norm(x, [D]) * weight * (1 + scale) + shift
 
     x = w["vocab_embed.embedding"][ids][None]
     for layer in range(LAYERS):
         at = f"blocks.{layer}"
         s1, c1, g1, s2, c2, g2 = modulation(at, 6)
-        qkv = F.linear(norm(x, w[f"{at}.norm1.weight"], s1, c1), w[f"{at}.attn_qkv.weight"])
+        qkv = functional.linear(
+            norm(x, w[f"{at}.norm1.weight"], s1, c1), w[f"{at}.attn_qkv.weight"]
+        )
         q, k, v = qkv.view(1, len(ids), 3, HEADS, D // HEADS).permute(2, 0, 3, 1, 4)
         q, k = rotate(q, 10000.0), rotate(k, 10000.0)
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        a = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         a = a.transpose(1, 2).reshape(1, len(ids), D)
-        x = x + g1 * F.linear(a, w[f"{at}.attn_out.weight"])
+        x = x + g1 * functional.linear(a, w[f"{at}.attn_out.weight"])
         h = norm(x, w[f"{at}.norm2.weight"], s2, c2)
-        h = F.gelu(F.linear(h, w[f"{at}.mlp.0.weight"], w[f"{at}.mlp.0.bias"]), approximate="tanh")
-        x = x + g2 * F.linear(h, w[f"{at}.mlp.2.weight"], w[f"{at}.mlp.2.bias"])
+        h = functional.gelu(
+            functional.linear(h, w[f"{at}.mlp.0.weight"], w[f"{at}.mlp.0.bias"]), approximate="tanh"
+        )
+        x = x + g2 * functional.linear(h, w[f"{at}.mlp.2.weight"], w[f"{at}.mlp.2.bias"])
     x = norm(x, w["output_layer.norm_final.weight"], *modulation("output_layer", 2))
-    return F.linear(x, w["output_layer.linear.weight"], w["output_layer.linear.bias"])[0]
+    return functional.linear(x, w["output_layer.linear.weight"], w["output_layer.linear.bias"])[0]
 
 
 MDLM = {"model_type": "mdlm", "vocab_size": VOCAB, "model_length": 64, "n_heads": HEADS}
