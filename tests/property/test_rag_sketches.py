@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import IntegrityError
-from stillroom.rag import sketches as module
+from stillroom.rag.engines import sketches as module
 from stillroom.rag.engines.sketches import SKETCHES, ApproximateEngine, Sketches
 from stillroom.rag.engines.vectors import DenseEngine
 

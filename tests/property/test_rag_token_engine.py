@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import IntegrityError
-from stillroom.rag import token_engine as module
+from stillroom.rag.engines import token_engine as module
 from stillroom.rag.engines.token_engine import TOKENS, TokenEngine, TokenVectors
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import IntegrityError
-from stillroom.rag import vectors as module
+from stillroom.rag.engines import vectors as module
 from stillroom.rag.engines.vectors import CODES, DenseEngine, VectorCodes
 
 KINDS = ("spread", "twins", "zeros", "spikes", "levels", "huge", "tiny", "half")

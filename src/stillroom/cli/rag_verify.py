@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,19 +29,31 @@ def command(index: Path, repair: bool, as_json: bool) -> None:
     """Hold an index's segments, counts and texts against its ledger.
 
     What --repair makes again: segments (vectors that are damaged by the embedder), index.json and
-    artifact.json. The ledger itself cannot be made again.
+    artifact.json, and what approximate search needs to find enough. The ledger itself cannot be
+    made again.
     """
     from stillroom.errors import IntegrityError, Problem
+    from stillroom.rag.approximation import check_recall, describe_recall, renew_recall
     from stillroom.rag.repairing import repair_index
     from stillroom.rag.store.checking import check_index
 
     findings = repair_index(index) if repair else check_index(index)
     left = check_index(index) if repair else findings
+    recall: dict[str, Any] | None = None
+    if not left:
+        recall, doubts = check_recall(index)
+        if doubts and repair:
+            renew_recall(index)
+            recall, left = check_recall(index)
+            findings = [*findings, *doubts]
+        elif doubts:
+            findings = left = [*findings, *doubts]
     if as_json:
         print_json(
             {
                 "findings": [finding.to_json() for finding in findings],
                 "left": [finding.to_json() for finding in left],
+                **({"approximate": recall} if recall else {}),
             }
         )
     elif repair:
@@ -63,3 +76,5 @@ def command(index: Path, repair: bool, as_json: bool) -> None:
         )
     if not as_json:
         click.echo(f"{index}: ledger, segments and texts agree")
+        if recall is not None:
+            click.echo(describe_recall(recall))

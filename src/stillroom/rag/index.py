@@ -4,7 +4,7 @@ An index is opened as one of its snapshots and shows nothing else until ``refres
 writer does meanwhile, no half of it is seen. A passage is known by its row: documents by path,
 passages by position, from 0; equal scores are ordered by row, so that what is found does not depend
 on how rows are spread over segments. Vectors and postings are memory-mapped, texts are read from
-the ledger where they stand. Both searches are exact.
+the ledger where they stand. Searches are exact, but for approximate ones that are asked for.
 """
 
 from __future__ import annotations
@@ -359,11 +359,17 @@ class Index:
 
         return self._noted(query, state.rank(search, k))
 
-    def search_dense(self, query: Query, k: int) -> Ranking:
-        """Return the best ``k`` rows by cosine with their scores; those not above 0 never."""
+    def search_dense(self, query: Query, k: int, *, search: str | None = None) -> Ranking:
+        """Return the best ``k`` rows by cosine with their scores; those not above 0 never.
+
+        Args:
+            query: What to look for.
+            k: How many.
+            search: ``exact`` or ``approximate``; None for what the index's recipe says.
+        """
         state = self._state
         vector = self.embed_query(query)
-        found = state.rank(lambda depth: state.dense.search(vector, depth, mask=state.mask), k)
+        found = state.rank(lambda depth: state.search_dense(vector, depth, search), k)
         return self._noted(query, [(row, score) for row, score in found if score > 0])
 
     def embed_query(self, query: Query) -> NDArray[np.float32]:

@@ -117,7 +117,7 @@ def describe_index(
     return Description(
         preparation=preparation,
         settings={
-            **{name: told[name] for name in sorted({*_PREPARATION, "access", "keyword"})},
+            **{name: told[name] for name in sorted({*_PREPARATION, "access", "dense", "keyword"})},
             "context": contexts.settings if contexts else None,
         },
         embedder={

@@ -115,14 +115,14 @@ def search_keyword(index: Index, query: Query, k: int, **settings: Any) -> Ranke
         return found
 
 
-def search_dense(index: Index, query: Query, k: int) -> Ranked:
+def search_dense(index: Index, query: Query, k: int, **settings: Any) -> Ranked:
     """Return the best ``k`` rows by vectors; embedding the query is a stage before it."""
     with stage("embed") as span:
         index.embed_query(query)  # the index remembers it
         if span.is_heard:
             span.tell(embedding__model_name=index.embedder.fingerprint)
     with stage("dense") as span:
-        found = index.search_dense(query, k)
+        found = index.search_dense(query, k, **settings)
         span.tell(stillroom__rows=len(found), gen_ai__data_source__id=index.digest)
         return found
 

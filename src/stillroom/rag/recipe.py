@@ -15,6 +15,7 @@ from stillroom.text.method import CHUNKERS, Chunker, Limits
 __all__ = [
     "DEFAULT_EMBEDDER",
     "ContextSettings",
+    "DenseSettings",
     "KeywordSettings",
     "OriginSettings",
     "RagRecipe",
@@ -65,6 +66,27 @@ class KeywordSettings(Settings):
     )
 
 
+class DenseSettings(Settings):
+    """How vectors are searched; every score is that of the full vectors, either way."""
+
+    search: Literal["exact", "approximate", "auto"] = Field(
+        default="auto",
+        description="exact compares 8-bit codes and loses nothing; approximate compares codes of "
+        "one bit a dimension and scores the nearest in full; auto changes to approximate at "
+        "from_passages",
+    )
+    from_passages: int = Field(
+        default=200_000, ge=1, description="from how many passages on auto is approximate"
+    )
+    least_recall: float = Field(
+        default=0.95,
+        gt=0,
+        le=1,
+        description="share of the exact best ten that approximate search must find, measured when "
+        "an index is built and by 'rag verify'; where none reaches it, search is exact",
+    )
+
+
 class ContextSettings(Settings):
     """A model writes where each passage stands in its document; for finding, never shown."""
 
@@ -112,6 +134,9 @@ class RagRecipe(Recipe):
     )
     keyword: KeywordSettings = Field(
         default=KeywordSettings(), description="how words are matched and weighted"
+    )
+    dense: DenseSettings = Field(
+        default=DenseSettings(), description="how vectors are searched: exactly or approximately"
     )
     sweep: SweepSettings | None = Field(
         None, description="what 'stillroom rag sweep' varies and how it measures; 'run' refuses it"

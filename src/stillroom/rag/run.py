@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import Estimate
 from stillroom.provenance import digest_text, find_output
+from stillroom.rag.approximation import describe_recall, keep_recall
 from stillroom.rag.contextual import estimate_contexts, open_context_writer
 from stillroom.rag.cutting import fit_chunker
 from stillroom.rag.ingest import Failed, Ingester
@@ -83,8 +84,12 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
     failures = sorted([*unread, *failures], key=lambda failed: failed.path)
     check_failures(failures, len(parts) + len(failures), recipe.max_failed, str(root))
     facts = read_facts(recipe, [one.path for one in found], job)
-    snapshot = _write(
-        job, description, [(part, facts.get(part.entry.path, Facts())) for part in parts], failures
+    snapshot, recall = _write(
+        job,
+        description,
+        embedder,
+        [(part, facts.get(part.entry.path, Facts())) for part in parts],
+        failures,
     )
     if held is not None:
         held.close()
@@ -98,6 +103,7 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
         "failed": [failed.to_json() for failed in failures],
         "index": snapshot.digest,
         "snapshot": snapshot.number,
+        **({"approximate": recall} if recall else {}),
         **({"synthetic_context": contexts.details} if contexts else {}),
     }
     return job.finish(
@@ -199,9 +205,10 @@ def _ingest(
 def _write(
     job: Job,
     description: Description,
+    embedder: Embedder,
     puts: Sequence[tuple[Part, Facts]],
     failures: Sequence[Failed],
-) -> Snapshot:
+) -> tuple[Snapshot, dict[str, Any] | None]:
     with job.phase("write", len(puts), "documents") as progress:
         writer = Writer.create(job.output, description.to_json())
         with writer:
@@ -212,9 +219,12 @@ def _write(
             snapshot = writer.commit(
                 change, reason="built", keep=KEPT_SNAPSHOTS, check=job.check_cancelled
             )
+            recall = keep_recall(writer, embedder)
         write_index_file(job.output, description, snapshot)
         progress.advance(len(puts))
-    return snapshot
+    if recall is not None:
+        job.say(describe_recall(recall))
+    return snapshot, recall
 
 
 def _count_duplicates(parts: Sequence[Part]) -> int:

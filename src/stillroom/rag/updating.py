@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import Job
 from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
+from stillroom.rag.approximation import keep_recall
 from stillroom.rag.contextual import open_context_writer
 from stillroom.rag.cutting import fit_chunker
 from stillroom.rag.ingest import Failed, Ingester
@@ -175,6 +176,7 @@ class _Updating:
         self.held = Held(open_snapshot(output, verify=False))
         self.facts: dict[str, Facts] = {}
         self.embedded = self.parsed = 0
+        self.recall: dict[str, Any] | None = None
 
     def run(self) -> Update:
         """Do it, and say what was done."""
@@ -200,6 +202,7 @@ class _Updating:
                 "embedded": self.embedded,
                 "reused": done.unchanged + done.renamed + done.told,
                 "hidden": scan.hidden,
+                **({"approximate": self.recall} if self.recall else {}),
                 "updated": {name: n for name, n in done.to_json().items() if name != "digest"},
             },
         )
@@ -363,6 +366,7 @@ class _Updating:
             self.writer.commit(
                 change, reason=reason, keep=KEPT_SNAPSHOTS, check=self.job.check_cancelled
             )
+            self.recall = keep_recall(self.writer, self.embedder)
         latest = self.writer.ledger.find_snapshot()
         return replace(done, snapshot=latest.number, digest=latest.digest)
 

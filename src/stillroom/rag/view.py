@@ -15,17 +15,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom.rag.engines.keyword_engine import KeywordEngine
+from stillroom.rag.engines.sketches import DEFAULT_OVERSAMPLING, ApproximateEngine
 from stillroom.rag.engines.vectors import DenseEngine
 from stillroom.rag.filters import Condition, Filter, compile_filter, parse_filter
 from stillroom.rag.store.ledger import Table
 from stillroom.rag.store.opening import OpenSnapshot, Rows
+from stillroom.rag.store.structures import is_approximate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stillroom.rag.store.fields import Kind
 
-__all__ = ["Ranking", "View", "best_positions"]
+__all__ = ["MEASURED", "Ranking", "View", "best_positions"]
+
+MEASURED = "approximate"
+"""The name under which a ledger keeps the recall of approximate search."""
 
 Ranking = list[tuple[int, float]]
 _SLACK = 16
@@ -37,6 +42,7 @@ class View:
     everyone: Rows
     keywords: KeywordEngine
     dense: DenseEngine
+    approximate: ApproximateEngine
     _fields: Mapping[str, frozenset[Kind]] | None
 
     def __init__(
@@ -68,6 +74,7 @@ class View:
         else:
             self.everyone, self._fields = wider.everyone, wider._fields
             self.keywords, self.dense = wider.keywords, wider.dense
+            self.approximate = wider.approximate
         if not filters:
             self.rows = self.everyone
         elif older is not None and gone is not None:
@@ -85,6 +92,12 @@ class View:
         self.keywords = KeywordEngine([part.postings for part in parts], mask)
         self.dense = DenseEngine(
             [part.vectors for part in parts], mask, codes=[part.codes for part in parts]
+        )
+        measured = self.opened.ledger.recall(MEASURED)
+        self.approximate = ApproximateEngine(
+            self.dense,
+            sketches=[part.sketches for part in parts],
+            oversampling=measured["oversampling"] if measured else DEFAULT_OVERSAMPLING,
         )
         self._fields = None
 
@@ -105,6 +118,21 @@ class View:
                 found.setdefault(name, set()).add(kind)
             self._fields = {name: frozenset(kinds) for name, kinds in found.items()}
         return self._fields
+
+    def search_dense(
+        self, vector: NDArray[np.float32], k: int, search: str | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return the best ``k`` of the segments' rows and their scores, best first.
+
+        Args:
+            vector: The query's, (D,).
+            k: How many.
+            search: ``exact`` or ``approximate``; None for what the index's settings say.
+        """
+        settings = self.opened.ledger.description["settings"]
+        is_near = is_approximate(settings, len(self.everyone), search)
+        engine = self.approximate if is_near else self.dense
+        return engine.search(vector, k, mask=self.mask)
 
     def narrow(self, wanted: str | Filter) -> View:
         """Return the view that a further filter leaves of this one.

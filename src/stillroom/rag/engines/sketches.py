@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -28,9 +28,16 @@ from stillroom.rag.engines.vectors import DenseEngine, is_narrow
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["SKETCHES", "ApproximateEngine", "MeasuredRecall", "Sketches"]
+__all__ = [
+    "DEFAULT_OVERSAMPLING",
+    "SKETCHES",
+    "ApproximateEngine",
+    "MeasuredRecall",
+    "Sketches",
+]
 
 SKETCHES = "sketches.safetensors"
+DEFAULT_OVERSAMPLING = 16
 _BLOCK = 64
 _BLOCK_ROWS = 4096
 _OVERSAMPLINGS = (4, 6, 10, 16, 25, 40, 64, 100)
@@ -97,6 +104,10 @@ class MeasuredRecall:
     queries: int
     oversampling: int | None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
 
 class ApproximateEngine:
     """Searches sketches and scores what they find, or all rows exactly where that is surer.
@@ -109,21 +120,21 @@ class ApproximateEngine:
         self,
         exact: DenseEngine,
         *,
-        sketches: Sequence[Sketches] | None = None,
-        oversampling: int | None = 16,
+        sketches: Sequence[Sketches | None] | None = None,
+        oversampling: int | None = DEFAULT_OVERSAMPLING,
     ) -> None:
         """Stand beside an exact engine.
 
         Args:
             exact: What scores, and answers where sketches do not.
-            sketches: One for each of the engine's parts; by default made when first needed (half a
-                second for 50,000 rows of 384).
+            sketches: One for each of the engine's parts; by default, and where one is None, made
+                when first needed (half a second for 50,000 rows of 384).
             oversampling: How many rows are scored for each that is wanted; None searches exactly.
         """
         self.oversampling = oversampling
         self.measured: MeasuredRecall | None = None
         self._exact = exact
-        self._sketches = None if sketches is None else tuple(sketches)
+        self._sketches: list[Sketches | None] = list(sketches or [None] * len(exact.parts))
         self._lock = threading.Lock()
 
     def search(
@@ -145,20 +156,22 @@ class ApproximateEngine:
     ) -> MeasuredRecall:
         """Measure recall against exact search, and use the smallest oversampling that reaches it.
 
+        A row that scores as high as the last of the exact best is as good as that one.
+
         Args:
             queries: Vectors of questions such as will be asked, (Q, D); passages' own are easier.
             k: At which depth.
             least: The mean recall to reach, 0 to 1, a little above what other queries must have;
                 where none does, all search is exact from here.
         """
-        best = [self._exact.search(query, k)[0] for query in queries]
+        best = [self._exact.search(query, k)[1] for query in queries]
         recall = 1.0
         found: int | None = None
         for oversampling in _OVERSAMPLINGS:
             shares = [
-                len(np.intersect1d(rows, self._search(query, k, oversampling, None)[0])) / len(rows)
-                for query, rows in zip(queries, best, strict=True)
-                if len(rows)
+                float((self._search(query, k, oversampling, None)[1] >= scores[-1]).mean())
+                for query, scores in zip(queries, best, strict=True)
+                if len(scores)
             ]
             recall = float(np.mean(shares)) if shares else 1.0
             if recall >= least:
@@ -188,11 +201,14 @@ class ApproximateEngine:
         near = apart <= limit
         return self._exact.search(query, k, rows=np.flatnonzero(near))
 
-    def _all_sketches(self) -> tuple[Sketches, ...]:
+    def _all_sketches(self) -> list[Sketches]:
         with self._lock:
-            if self._sketches is None:
-                self._sketches = tuple(Sketches.make(part) for part in self._exact.parts)
-            return self._sketches
+            found = [
+                own if own is not None else Sketches.make(part)
+                for own, part in zip(self._sketches, self._exact.parts, strict=True)
+            ]
+            self._sketches[:] = found
+            return found
 
 
 def _sketch(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:

@@ -1,13 +1,15 @@
-"""Exact nearest vectors by cosine; finds passages that say the same in other words.
+"""Nearest vectors by cosine; finds passages that say the same in other words.
 
 Source: Karpukhin et al. 2020, "Dense Passage Retrieval", arXiv:2004.04906. Differs from the paper:
-the encoder is any embedder, and the scan is exact (every vector is compared), never approximate.
+the encoder is any embedder; and what is approximate scans codes of one bit a dimension and scores
+the nearest in full, so that a filter costs it nothing.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+from pydantic import Field
 from typing_extensions import override
 
 from stillroom.rag.method import Query, Retriever, search_dense
@@ -24,6 +26,10 @@ class Dense(Retriever):
 
     paper: ClassVar[str] = "arXiv:2004.04906"
 
+    search: Literal["exact", "approximate", "auto"] | None = Field(
+        None, description="exact, approximate or auto; left out, what the index's recipe says"
+    )
+
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
-        return index.hits(search_dense(index, query, k))
+        return index.hits(search_dense(index, query, k, search=self.search))

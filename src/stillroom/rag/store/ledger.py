@@ -227,6 +227,11 @@ class Ledger:
         except (IndexError, zlib.error) as error:
             raise damaged(self.path, f"content {content} cannot be read: {error}") from error
 
+    def recall(self, name: str) -> Any:
+        """Return what was measured under a name, or None."""
+        rows = self.query("SELECT value FROM settings WHERE name = ?", (f"measured {name}",))
+        return json.loads(rows[0][0]) if rows else None
+
     def close(self) -> None:
         """Close every thread's connection."""
         with self._lock:

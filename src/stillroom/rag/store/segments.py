@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,11 @@ from stillroom.jobs import atomic_write
 from stillroom.jobs.files import full_disk_as_error, sync_folder
 from stillroom.provenance import digest_file
 from stillroom.rag.engines.postings import Postings, merge_postings, write_postings
+from stillroom.rag.engines.sketches import SKETCHES, Sketches
 from stillroom.rag.engines.vectors import VectorCodes
 from stillroom.rag.prefixes import keyword_prefixes
 from stillroom.rag.store.ledger import SegmentEntry, damaged
+from stillroom.rag.store.structures import Structures
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,12 +53,16 @@ VECTORS = "vectors.npy"
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """An open segment: its number, its vectors (N, D) mapped into memory, their codes, postings."""
+    """An open segment: its number, its vectors (N, D) mapped into memory, their codes, postings.
+
+    Beside them what the index's settings ask for, None where it is not there.
+    """
 
     number: int
     vectors: NDArray[Any]
     codes: VectorCodes
     postings: Postings
+    sketches: Sketches | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,7 @@ def write_segment(
     analyzer: Analyzer,
     dimensions: int,
     dtype: str,
+    structures: Structures,
     check: Callable[[], None],
 ) -> SegmentEntry:
     """Write a segment: the kept rows of older ones, then the passages of documents, in order.
@@ -99,6 +106,7 @@ def write_segment(
         analyzer: What cuts texts into terms.
         dimensions: Numbers a vector.
         dtype: ``float32`` or ``float16``.
+        structures: What is kept beside postings and vectors.
         check: Called now and then; raises to stop.
 
     Raises:
@@ -110,7 +118,10 @@ def write_segment(
     with full_disk_as_error(folder):
         draft.mkdir(parents=True)
         rows = _write_vectors(draft / VECTORS, merged, parts, dimensions, dtype)
-        VectorCodes.encode(np.load(draft / VECTORS, mmap_mode="r")).write(draft)
+        vectors = np.load(draft / VECTORS, mmap_mode="r")
+        VectorCodes.encode(vectors).write(draft)
+        if structures.sketches:
+            Sketches.make(vectors).write(draft)
         lines = (line for part in parts for line in part.passage_lines())
         fresh = draft if not merged else draft / "fresh"
         fresh.mkdir(exist_ok=True)
@@ -155,9 +166,11 @@ def open_segment(folder: Path, entry: SegmentEntry, *, verify: bool) -> Segment:
     except (OSError, ValueError) as error:
         raise damaged(place / VECTORS, str(error)) from error
     postings, codes = Postings.open(place), VectorCodes.open(place)
-    if {len(vectors), len(codes), len(postings)} != {entry.rows} or vectors.ndim != 2:
+    sketches = Sketches.open(place) if SKETCHES in entry.files else None
+    parts: list[Sized] = [vectors, codes, postings, *([sketches] if sketches is not None else [])]
+    if {len(part) for part in parts} != {entry.rows} or vectors.ndim != 2:
         raise damaged(place, f"it has {len(vectors)} vectors and {len(postings)} rows of postings")
-    return Segment(entry.number, vectors, codes, postings)
+    return Segment(entry.number, vectors, codes, postings, sketches)
 
 
 def check_file(path: Path, told: tuple[int, str], *, verify: bool) -> None:

@@ -28,6 +28,7 @@ from stillroom.rag.store.purging import remove_orphans, remove_staged, remove_un
 from stillroom.rag.store.schema import create_ledger, open_ledger
 from stillroom.rag.store.segments import Merged, write_segment
 from stillroom.rag.store.staging import stage_parts, transaction
+from stillroom.rag.store.structures import Structures
 
 __all__ = ["KEPT_SNAPSHOTS", "Writer"]
 
@@ -177,6 +178,23 @@ class Writer:
         found = self.connection.execute("SELECT max(number) FROM snapshots").fetchone()[0]
         return int(found or 0)
 
+    def remember(self, name: str, value: Any) -> None:
+        """Keep something that was measured of the newest snapshot, as JSON; see ``Ledger.recall``.
+
+        It is no part of what the index holds, nor of any digest.
+        """
+        with transaction(self.connection):
+            self.connection.execute(
+                "INSERT OR REPLACE INTO settings VALUES (?, ?)",
+                (f"measured {name}", json.dumps(value)),
+            )
+
+    def _count_rows(self, parts: Sequence[Part]) -> int:
+        """Return about how many passages there will be."""
+        known = self.ledger.snapshots()
+        held = known[-1].passages if known else 0
+        return held + sum(part.entry.passages for part in parts)
+
     def _write_rows(
         self,
         number: int,
@@ -193,5 +211,6 @@ class Writer:
             analyzer=self.analyzer,
             dimensions=int(self.description["embedder"]["dimensions"]),
             dtype=str(self.description["settings"]["vectors"]),
+            structures=Structures.of(self.description["settings"], self._count_rows(parts)),
             check=check,
         )
