@@ -127,7 +127,7 @@ def test_what_readers_use_and_is_not_enough_is_found_and_mended(folder, tmp_path
     ledger.close()
     said = CliRunner().invoke(stillroom, ["rag", "verify", str(out)])
     assert said.exit_code != 0
-    assert "never measured" in said.output
+    assert "never measured" in str(said.exception)
     mended = CliRunner().invoke(stillroom, ["rag", "verify", str(out), "--repair"])
     assert mended.exit_code == 0, mended.output
     assert check_recall(out)[1] == []
