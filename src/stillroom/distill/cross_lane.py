@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,12 +33,16 @@ from stillroom.distill.cross_lessons import (
     make_cross_batch,
 )
 from stillroom.distill.cross_loss import CrossObjective, rows_of
+from stillroom.distill.cross_rollouts import CrossReading, CrossRollout
 from stillroom.distill.crossing import ChunkCrossing, Crossing
+from stillroom.distill.endpoint_teacher import EndpointTeacher
 from stillroom.distill.figures import Figures
 from stillroom.distill.head import Head
 from stillroom.distill.lane import Lane
 from stillroom.distill.lessons import Split, record_source
 from stillroom.distill.preparing import Prepared, write_tasks
+from stillroom.distill.rollout_course import Voice, written_course
+from stillroom.distill.scoring import ModelScorer, TeacherScorer
 from stillroom.distill.teachers import as_local
 from stillroom.distill.teaching import Classroom, Course
 from stillroom.distill.token_bytes import read_token_bytes
@@ -188,8 +192,6 @@ class CrossLane(Lane):
     @override
     def course(self, room: Classroom) -> AbstractContextManager[Course]:
         teacher = None if self.listens else as_local(self.first).lowered(room.precision)
-        if self.listens:
-            self.first.unload()
         objective = CrossObjective(
             self.crossing,
             tokens=map_tokens(*(reader.tokens for reader in self._readers)),
@@ -197,9 +199,47 @@ class CrossLane(Lane):
             teacher=teacher,
         )
         names = [f"{lesson.key} {lesson.record_id}" for lesson in self._lessons]
+        if self.recipe.rollouts is not None:
+            return self._write(room, objective, names)
+        if self.listens:
+            self.first.unload()
         load = partial(self._load, device=room.device)
         source = record_source(self.recipe, room.lessons, self._lessons, load, names)
         return nullcontext(Course(source, objective))
+
+    @contextmanager
+    def _write(
+        self, room: Classroom, objective: CrossObjective, names: Sequence[str]
+    ) -> Iterator[Course]:
+        """Prepare a course on text that the student writes: the teacher hears each text once.
+
+        A crossing of rows needs the teacher in every step instead.
+        """
+        readers, is_live = self._readers, not self.listens
+        reading = CrossReading(readers, self.crossing, is_live=is_live)
+
+        def item(lesson: CrossLesson, heard: Heard) -> CrossRollout:
+            return CrossRollout(lesson, None if is_live else heard[lesson.key])
+
+        def read_records(records: Sequence[Record]) -> Sequence[CrossRollout]:
+            lessons, _ = encode_cross(*readers, records, include_prompt=False)
+            if is_live:
+                return [item(lesson, {}) for lesson in lessons]
+            told = scorer.score_tokens([lesson.taught for lesson in lessons])
+            heard = dict(zip((lesson.key for lesson in lessons), told, strict=True))
+            return [item(lesson, heard) for lesson in lessons]
+
+        with ExitStack() as stack:
+            scorer: TeacherScorer
+            if isinstance(self.first, EndpointTeacher):
+                scorer = self.first
+                stack.enter_context(self.first.billed(self.job))
+            else:
+                model = as_local(self.first).lowered(room.precision)
+                scorer = ModelScorer(model, precision=room.precision)
+            voice = Voice(objective, reading, read_records, None if is_live else scorer)
+            items = [item(lesson, self._heard) for lesson in self._lessons]
+            yield stack.enter_context(written_course(room, items, names, voice))
 
     def _load(self, chosen: Sequence[CrossLesson], *, device: torch.device) -> CrossBatch:
         known = [self._heard[lesson.key] for lesson in chosen] if self.listens else None

@@ -30,7 +30,15 @@ from stillroom.distill.token_spans import Placed, place_tokens
 from stillroom.evaluate.spans import assistant_spans
 from stillroom.records import Record
 
-__all__ = ["CrossBatch", "CrossLesson", "Reader", "encode_cross", "make_cross_batch"]
+__all__ = [
+    "CrossBatch",
+    "CrossLesson",
+    "Reader",
+    "encode_cross",
+    "make_cross_batch",
+    "make_lesson",
+    "read_record",
+]
 
 _SPACE = 0x20
 
@@ -62,6 +70,7 @@ class CrossLesson:
         teacher_chunk_of: Their chunks, (M,).
         kinds: Kind of each chunk, (C,), uint8; every chunk has positions on both sides.
         sizes: Bytes of text of each chunk, (C,), int64; 0 for a pair of special tokens.
+        is_own: Whether the student wrote the text itself: no cross-entropy is taken with it.
     """
 
     record_id: str
@@ -73,6 +82,7 @@ class CrossLesson:
     teacher_chunk_of: Ints
     kinds: npt.NDArray[np.uint8]
     sizes: Ints
+    is_own: bool = False
 
     @property
     def taught(self) -> Lesson:
@@ -130,6 +140,7 @@ class CrossBatch:
         teacher_chunk_of: Chunk of each, (M,).
         rows: Index into the N positions of each compared row, (R,); in step with ``teacher_flat``.
         chunks: How many chunks there are.
+        own: Whether each of the N positions stands in the student's own text, (N,).
         teacher_logprobs: The teacher's log-probabilities of ``teacher_labels``, (M,), where they
             were captured before; None where the teacher is run.
     """
@@ -144,6 +155,7 @@ class CrossBatch:
     teacher_chunk_of: Tensor
     rows: Tensor
     chunks: int
+    own: Tensor
     record_ids: tuple[str, ...]
     tokens: int
     teacher_logprobs: Tensor | None = None
@@ -188,8 +200,8 @@ def encode_cross(
         if told is None:
             counts["without_context"] += 1
             continue
-        text, spans, placed = _read(student, record)
-        teacher_text, _, taught = _read(teacher, told)
+        text, spans, placed = read_record(student, record)
+        teacher_text, _, taught = read_record(teacher, told)
         contents = [message.content for message in record.messages]
         regions, missed = find_regions(teacher_text, text, contents)
         found = align(taught, placed, regions)
@@ -198,7 +210,7 @@ def encode_cross(
         counts["messages_missed"] += missed
         counts["records_by_offsets"] += not found.is_exact
         marks = _targets(placed, text, None if include_prompt else spans)
-        lesson = _make_lesson(record.id, taught, placed, found, marks, (teacher, student), counts)
+        lesson = make_lesson(record.id, taught, placed, found, marks, (teacher, student), counts)
         if len(lesson.kinds) == 0:
             counts["records_left_out"] += 1
             continue
@@ -230,7 +242,7 @@ def make_cross_batch(
         _pad([getattr(lesson, name) for lesson in lessons])
         for name in ("student_ids", "teacher_ids")
     )
-    parts: dict[str, list[Ints]] = {}
+    parts: dict[str, list[npt.NDArray[Any]]] = {}
     chunks = positions = 0
     for at, lesson in enumerate(lessons):
         chosen, taught = (np.zeros(0, np.int64), lesson.teacher_positions)
@@ -246,6 +258,7 @@ def make_cross_batch(
             ("teacher_labels", lesson.teacher_ids[taught + 1]),
             ("teacher_chunk_of", teacher_chunk_of),
             ("rows", chosen + positions),
+            ("own", np.full(len(lesson.positions), lesson.is_own)),
         ):
             parts.setdefault(name, []).append(value)
         chunks, positions = chunks + len(lesson.kinds), positions + len(lesson.positions)
@@ -253,10 +266,7 @@ def make_cross_batch(
     return CrossBatch(
         student_ids=torch.from_numpy(student).to(device),
         teacher_ids=torch.from_numpy(teacher).to(device),
-        **{
-            name: torch.from_numpy(np.concatenate(values).astype(np.int64)).to(device)
-            for name, values in parts.items()
-        },
+        **{name: torch.from_numpy(_join(values)).to(device) for name, values in parts.items()},
         chunks=chunks,
         record_ids=tuple(lesson.record_id for lesson in lessons),
         tokens=sum(len(lesson.student_ids) for lesson in lessons),
@@ -264,7 +274,11 @@ def make_cross_batch(
     )
 
 
-def _read(reader: Reader, record: Record) -> tuple[str, list[tuple[int, int]], Placed]:
+def read_record(reader: Reader, record: Record) -> tuple[str, list[tuple[int, int]], Placed]:
+    """Return a record as one side renders it, the spans of its assistant's turns, and its tokens.
+
+    Spans are in characters.
+    """
     text, spans = assistant_spans(reader.tokenizer, record.messages)
     is_plain = [message.role for message in record.messages] == ["assistant"]
     placed = place_tokens(reader.tokenizer, reader.tokens, text, add_special_tokens=is_plain)
@@ -288,7 +302,7 @@ def _targets(
     return marks
 
 
-def _make_lesson(
+def make_lesson(
     record_id: str,
     teacher: Placed,
     student: Placed,
@@ -296,7 +310,21 @@ def _make_lesson(
     marks: npt.NDArray[np.bool_],
     readers: tuple[Reader, Reader],
     counts: Counter[str],
+    *,
+    is_own: bool = False,
 ) -> CrossLesson:
+    """Return the lesson of one text as both sides read it.
+
+    Args:
+        record_id: The record's.
+        teacher: The teacher's tokens.
+        student: The student's.
+        found: Which of them stand for the same bytes.
+        marks: Which of the student's tokens bear loss.
+        readers: The teacher's and the student's, for their limits.
+        counts: Of what falls out; see ``encode_cross``.
+        is_own: Whether the student wrote the text.
+    """
     limits = [reader.max_tokens for reader in readers]
     is_cut = (found.teacher[:, 1] > limits[0]) | (found.student[:, 1] > limits[1])
     is_first = (found.teacher[:, 0] == 0) | (found.student[:, 0] == 0)
@@ -322,6 +350,7 @@ def _make_lesson(
         teacher_chunk_of[taught],
         found.kinds[keep],
         np.where(found.kinds == SPECIAL_PAIR, 0, found.spans[:, 1] - found.spans[:, 0])[keep],
+        is_own,
     )
 
 
@@ -332,6 +361,11 @@ def _number(runs: Ints, size: int) -> Ints:
     places = np.repeat(runs[:, 0] - (lengths.cumsum() - lengths), lengths)
     numbers[places + np.arange(len(places))] = np.repeat(np.arange(len(runs)), lengths)
     return numbers
+
+
+def _join(parts: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    whole = np.concatenate(parts)
+    return whole if whole.dtype == np.bool_ else whole.astype(np.int64)
 
 
 def _pad(rows: Sequence[Ints]) -> Ints:

@@ -92,7 +92,7 @@ class CrossObjective:
         slopes = slope.new_zeros(batch.valid)
         slopes[inside] = slope[chosen]
         sums = {"divergence": float(loss.double().sum()), "chunks": float(batch.chunks), **parts}
-        return _Chunks(crossing, batch.labels, loss, slopes, sums)
+        return _Chunks(crossing, batch, loss, slopes, sums)
 
     def _taught(self, batch: CrossBatch) -> Tensor:
         """Return the teacher's log-probabilities of its own tokens, (M,)."""
@@ -192,12 +192,18 @@ class _Chunks:
     def __init__(
         self,
         crossing: ChunkCrossing,
-        labels: Tensor,
+        batch: CrossBatch,
         loss: Tensor,
         slopes: Tensor,
         parts: Mapping[str, float],
     ) -> None:
-        self.crossing, self.labels, self.slopes, self.parts = crossing, labels, slopes, dict(parts)
+        self.crossing, self.labels, self.slopes, self.parts = (
+            crossing,
+            batch.labels,
+            slopes,
+            dict(parts),
+        )
+        self.ce_weights = _ce_weights(crossing, batch)
         self._unsaid = loss.double().sum() * crossing.kd_weight
 
     prepare = None
@@ -208,11 +214,12 @@ class _Chunks:
         labels = self.labels[start:stop].unsqueeze(-1)
         log_q = torch.log_softmax(logits, -1)
         nats = -log_q.gather(-1, labels).squeeze(-1)
-        weight = self.crossing.kd_weight * self.slopes[start:stop] - self.crossing.ce_weight
+        ce_weight = self.ce_weights[start:stop]
+        weight = self.crossing.kd_weight * self.slopes[start:stop] - ce_weight.to(nats.dtype)
         # d log q(label) / d logits = onehot - q
         gradient = log_q.exp_().mul_(-weight.unsqueeze(-1))
         gradient.scatter_add_(-1, labels, weight.unsqueeze(-1).to(gradient.dtype))
-        loss = nats.double() * self.crossing.ce_weight
+        loss = nats.double() * ce_weight
         loss[0] += self._unsaid  # the chunks' whole loss, said once
         self._unsaid = self._unsaid * 0
         return loss, gradient, {"cross_entropy": float(nats.double().sum())}
@@ -232,6 +239,7 @@ class _Rows:
     ) -> None:
         self.crossing, self.batch, self.hidden, self.head = crossing, batch, hidden, head
         self.tokens, self.operand = tokens, head.operand(dtype)
+        self.ce_weights = _ce_weights(crossing, batch)
         self.rows = batch.rows.cpu().numpy()
         self.parts = {"rows": float(len(self.rows))}
         self._log_p, self._first = hidden.new_zeros(0, 0), 0
@@ -255,11 +263,11 @@ class _Rows:
         at = self.batch.rows[first:last] - start
         taught = self._log_p[first - self._first : last - self._first].to(log_q.dtype)
         compared, by_row = crossing.compare(log_q[at], taught, self.tokens)
-        gradient = log_q.exp_().mul_(crossing.ce_weight)
-        own = torch.full_like(nats, -crossing.ce_weight).unsqueeze(-1)
-        gradient.scatter_add_(-1, labels, own)
+        ce_weight = self.ce_weights[start:stop].to(nats.dtype)
+        gradient = log_q.exp_().mul_(ce_weight.unsqueeze(-1))
+        gradient.scatter_add_(-1, labels, -ce_weight.unsqueeze(-1))
         gradient.index_add_(0, at, by_row.to(gradient.dtype), alpha=crossing.kd_weight)
-        loss = crossing.ce_weight * nats
+        loss = ce_weight * nats
         loss = loss.index_add(0, at, compared.to(loss.dtype), alpha=crossing.kd_weight)
         sums = {
             "divergence": float(compared.double().sum()),
@@ -271,6 +279,12 @@ class _Rows:
         """Return which of the compared rows lie among the positions from start to stop."""
         first, last = np.searchsorted(self.rows, (start, stop))
         return int(first), int(last)
+
+
+def _ce_weights(crossing: Crossing, batch: CrossBatch) -> Tensor:
+    """Return what each position's cross-entropy counts, (N,): nothing in the student's own text."""
+    whole = torch.full(batch.own.shape, crossing.ce_weight, dtype=torch.float64)
+    return whole.to(batch.own.device).masked_fill(batch.own, 0.0)
 
 
 def _check_finite(logprobs: Tensor, batch: CrossBatch, first: int = 0) -> None:

@@ -261,12 +261,17 @@ class DistillRecipe(Recipe):
                 "by token, and a server scores finished text: use on_policy with rest: records, "
                 "or replay"
             )
-        if not is_served and self.targets.mode != "live":
+        if self.crossing is not None and policy.may_need_teacher:
+            raise ValueError(
+                f"rollouts '{policy.method_name()}' have the teacher write too, and its tokens are "
+                "not the student's: use on_policy with rest: records, or replay"
+            )
+        if not is_served and self.crossing is None and self.targets.mode != "live":
             raise ValueError(
                 f"targets.mode '{self.targets.mode}' keeps what the teacher says of the records; "
                 "rollouts are new text: set targets.mode to live"
             )
-        for name in ("context", "crossing", "rationale"):
+        for name in ("context", "rationale"):
             if getattr(self, name) is not None:
                 raise ValueError(f"'rollouts' and '{name}' cannot be combined: leave one out")
         return self

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,9 +17,10 @@ from stillroom.distill.cache import TeacherCache
 from stillroom.distill.encode import Lesson, encode_lessons
 from stillroom.distill.endpoint_teacher import EndpointTeacher
 from stillroom.distill.engine import DistillObjective
+from stillroom.distill.lessons import record_source
 from stillroom.distill.policy_method import PolicyObjective
 from stillroom.distill.rollout import RolloutPolicy
-from stillroom.distill.rollout_batch import make_rollout_batch
+from stillroom.distill.rollout_reading import PlainReading, RolloutReading
 from stillroom.distill.rollout_source import Block, RolloutSource
 from stillroom.distill.rollout_text import (
     RolloutPrompt,
@@ -30,28 +32,40 @@ from stillroom.distill.rollout_writing import Author, Writer
 from stillroom.distill.scoring import ModelScorer, TeacherScorer
 from stillroom.distill.server_words import ServerWords
 from stillroom.distill.teachers import as_local
-from stillroom.distill.teaching import Classroom, Course, lesson_source, live_objective
+from stillroom.distill.teaching import Classroom, Course, live_objective
 from stillroom.errors import DataError
 from stillroom.jobs import Journal
 from stillroom.models.causal import end_tokens
 from stillroom.records import Link, Record, write_records
+from stillroom.train.loop import Objective
 from stillroom.train.lora import plain_model
 from stillroom.train.precision import body_precision
 from stillroom.train.ranks import Ranks
 
-__all__ = ["ROLLOUT_FILE", "rollout_course"]
+__all__ = ["ROLLOUT_FILE", "Voice", "rollout_course", "written_course"]
 
 ROLLOUT_FILE = "rollouts.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class _Voice:
-    """How the teacher is heard: the loss, and what it is asked for beside or in place of states."""
+class Voice:
+    """How the teacher is heard.
 
-    objective: DistillObjective
-    scorer: TeacherScorer | None
+    Args:
+        objective: The loss of a micro-batch.
+        reading: Makes what is learned from of each rollout.
+        read_records: The same of records that are validated on.
+        scorer: What tells how likely the teacher finds each text, where that is needed.
+        author: The teacher as a writer, where it may write.
+        beside: What is trained with the student (``Course``).
+    """
+
+    objective: Objective[Any]
+    reading: RolloutReading
+    read_records: Callable[[Sequence[Record]], Sequence[Any]]
+    scorer: TeacherScorer | None = None
     author: Author | None = None
-    words: ServerWords | None = None
+    beside: nn.Module | None = None
 
 
 @contextmanager
@@ -66,61 +80,106 @@ def rollout_course(room: Classroom, told: TeacherCache | None = None) -> Iterato
         BackendError: If a server fails.
         DataError: If no record can prompt for a text.
     """
-    policy = room.recipe.rollouts
-    if policy is None:
-        raise ValueError("the recipe has no rollouts")
-    size = len(room.lessons)
-    room, prompts = _with_prompts(room, policy)
-    method, journal = room.recipe.method, room.job.journal("rollouts")
-    with _heard(room, policy, told) as voice:
-        source = RolloutSource(
-            lesson_source(room, None),
-            room.lessons,
-            prompts,
-            policy,
-            _make_writer(room, policy, voice.author),
-            journal,
-            size=size,
-            steps=room.recipe.train.count_steps(size),
-            say=room.job.say,
-            scorer=voice.scorer,
-            words=voice.words,
-            credit=method.credit if isinstance(method, PolicyObjective) else None,
-            validate=_validator(room, policy, voice),
-            level=policy.start_level,
-        )
-        try:
-            yield Course(source, voice.objective, {"cache": None}, voice.objective.features)
-        finally:
-            _write_rollouts(room, policy, journal, prompts)
+    names = [lesson.name for lesson in room.lessons]
+    with (
+        _heard(room, policy_of(room), told) as voice,
+        written_course(room, room.lessons, names, voice) as course,
+    ):
+        yield course
 
 
 @contextmanager
-def _heard(room: Classroom, policy: RolloutPolicy, told: TeacherCache | None) -> Iterator[_Voice]:
+def written_course(
+    room: Classroom, items: Sequence[Any], names: Sequence[str], voice: Voice
+) -> Iterator[Course]:
+    """Prepare a course on rollouts of any reading.
+
+    Args:
+        room: Of the job.
+        items: What the reading's micro-batches are made of, one for each of the room's lessons.
+        names: What each item's loss follows from, likewise.
+        voice: How the teacher is heard.
+
+    Raises:
+        DataError: If no record can prompt for a text, or none is there to validate on.
+    """
+    policy, size = policy_of(room), len(room.lessons)
+    kept = _find_prompts(room, policy)
+    lessons, chosen = [room.lessons[at] for at in kept], [items[at] for at in kept]
+    method, journal = room.recipe.method, room.job.journal("rollouts")
+    device, prompts = room.device, list(kept.values())
+    source = RolloutSource(
+        record_source(
+            room.recipe,
+            lessons,
+            chosen,
+            lambda some: voice.reading.batch(some, device),
+            [names[at] for at in kept],
+        ),
+        chosen,
+        prompts,
+        policy,
+        _make_writer(room, policy, voice.author),
+        journal,
+        reading=voice.reading,
+        size=size,
+        steps=room.recipe.train.count_steps(size),
+        say=room.job.say,
+        scorer=voice.scorer,
+        credit=method.credit if isinstance(method, PolicyObjective) else None,
+        validate=_validator(room, policy, voice),
+        level=policy.start_level,
+    )
+    try:
+        yield Course(source, voice.objective, {"cache": None}, voice.beside)
+    finally:
+        _write_rollouts(room, policy, journal, prompts)
+
+
+def policy_of(room: Classroom) -> RolloutPolicy:
+    """Return the recipe's policy."""
+    if room.recipe.rollouts is None:
+        raise ValueError("the recipe has no rollouts")
+    return room.recipe.rollouts
+
+
+@contextmanager
+def _heard(room: Classroom, policy: RolloutPolicy, told: TeacherCache | None) -> Iterator[Voice]:
     """Give the teacher's voice; a server's connections and bill end with the body."""
     teacher, method = room.teacher, room.recipe.method
+
+    def read_records(records: Sequence[Record]) -> Sequence[Lesson]:
+        limit, with_prompt = room.recipe.max_tokens, room.recipe.include_prompt
+        return encode_lessons(
+            room.tokenizer, records, max_tokens=limit, include_prompt=with_prompt
+        )[0]
+
     if not isinstance(teacher, EndpointTeacher):
         model = as_local(teacher).lowered(room.precision)
         author = Author(model, rows=room.rows, precision=room.precision, is_fixed=True)
         scorer = ModelScorer(model, rows=room.rows, precision=room.precision)
-        yield _Voice(
-            live_objective(room),
+        live = live_objective(room)
+        yield Voice(
+            live,
+            PlainReading(),
+            read_records,
             scorer if method.needs_scores else None,
             author if policy.may_need_teacher else None,
+            live.features,
         )
         return
     objective = DistillObjective(method, rows=room.rows, precision=room.precision)
     asked = teacher if method.needs_scores else None
     if not method.asks_teacher or told is None:
         with teacher.billed(room.job):
-            yield _Voice(objective, asked)
+            yield Voice(objective, PlainReading(), read_records, asked)
         return
     with ServerWords.open(teacher, room.job, told) as words:
-        yield _Voice(objective, asked, words=words)
+        yield Voice(objective, PlainReading(words), read_records, asked)
 
 
-def _with_prompts(room: Classroom, policy: RolloutPolicy) -> tuple[Classroom, list[RolloutPrompt]]:
-    """Return the classroom with the lessons that can prompt, and their prompts."""
+def _find_prompts(room: Classroom, policy: RolloutPolicy) -> dict[int, RolloutPrompt]:
+    """Return the prompts of the lessons that have one, by the lesson's number."""
     found = make_prompts(
         room.tokenizer,
         room.records,
@@ -128,13 +187,8 @@ def _with_prompts(room: Classroom, policy: RolloutPolicy) -> tuple[Classroom, li
         opening_tokens=policy.opening_tokens,
         max_tokens=room.recipe.max_tokens,
     )
-    kept: list[Lesson] = []
-    prompts: list[RolloutPrompt] = []
-    for lesson, prompt in zip(room.lessons, found, strict=True):
-        if prompt is not None:
-            kept.append(lesson)
-            prompts.append(prompt)
-    lost = len(room.lessons) - len(kept)
+    kept = {at: prompt for at, prompt in enumerate(found) if prompt is not None}
+    lost = len(found) - len(kept)
     if not kept:
         raise DataError(
             f"none of {lost} records can prompt for a text",
@@ -150,7 +204,7 @@ def _with_prompts(room: Classroom, policy: RolloutPolicy) -> tuple[Classroom, li
             f"{lost} records have no prompt that leaves room within {room.recipe.max_tokens} "
             "tokens: they take no part"
         )
-    return replace(room, lessons=kept), prompts
+    return kept
 
 
 def _make_writer(room: Classroom, policy: RolloutPolicy, author: Author | None) -> Writer:
@@ -165,7 +219,7 @@ def _make_writer(room: Classroom, policy: RolloutPolicy, author: Author | None) 
 
 
 def _validator(
-    room: Classroom, policy: RolloutPolicy, voice: _Voice
+    room: Classroom, policy: RolloutPolicy, voice: Voice
 ) -> Callable[[nn.Module, Ranks], float] | None:
     """Return what gives the mean loss on held-out records, where the policy learns of it.
 
@@ -174,13 +228,8 @@ def _validator(
     """
     if not policy.learns_of_loss:
         return None
-    lessons, _ = encode_lessons(
-        room.tokenizer,
-        room.held_out[: policy.validated],
-        max_tokens=room.recipe.max_tokens,
-        include_prompt=room.recipe.include_prompt,
-    )
-    if not lessons:
+    items, reading = voice.read_records(room.held_out[: policy.validated]), voice.reading
+    if not items:
         raise DataError(
             f"'{policy.method_name()}' validates on held-out records, and there is none",
             code="distill.no-held-out",
@@ -191,14 +240,12 @@ def _validator(
 
     def validate(model: nn.Module, ranks: Ranks) -> float:
         sums = [0.0, 0.0]
-        if voice.words is not None:
-            voice.words.hear(lessons)
+        reading.hear(items)
         was_training = model.training
         model.eval()
         with torch.no_grad(), body_precision(room.precision, room.device):
-            for lesson in lessons[ranks.rank :: ranks.count]:  # one at a time: see capture
-                target = voice.words.target([lesson], room.device) if voice.words else None
-                batch = make_rollout_batch([lesson], room.device, target)
+            for item in items[ranks.rank :: ranks.count]:  # one at a time: see capture
+                batch = reading.batch([item], room.device)
                 sums[0] += float(voice.objective(model, batch).total)
                 sums[1] += batch.valid
         model.train(was_training)

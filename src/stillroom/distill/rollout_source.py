@@ -16,14 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from stillroom.distill.encode import Batch, Lesson
 from stillroom.distill.rollout import Moment, RolloutPolicy, TextFrom
-from stillroom.distill.rollout_batch import make_rollout_batch
+from stillroom.distill.rollout_reading import RolloutReading
 from stillroom.distill.rollout_text import Rollout, RolloutPrompt
 from stillroom.distill.rollout_watch import CollapseWatch, describe_rollouts
 from stillroom.distill.rollout_writing import Writer
 from stillroom.distill.scoring import TeacherScorer
-from stillroom.distill.server_words import ServerWords
 from stillroom.errors import IntegrityError, StillroomError
 from stillroom.jobs import Journal
 from stillroom.provenance import digest_json
@@ -98,18 +96,18 @@ class RolloutSource:
 
     def __init__(
         self,
-        records: RecordSource[Lesson, Batch],
-        lessons: Sequence[Lesson],
+        records: RecordSource[Any, Any],
+        lessons: Sequence[Any],
         prompts: Sequence[RolloutPrompt],
         policy: RolloutPolicy,
         writer: Writer,
         journal: Journal,
         *,
+        reading: RolloutReading,
         size: int,
         steps: int,
         say: Callable[[str], None],
         scorer: TeacherScorer | None = None,
-        words: ServerWords | None = None,
         credit: Credit | None = None,
         validate: Callable[[nn.Module, Ranks], float] | None = None,
         level: float = 0.0,
@@ -123,13 +121,12 @@ class RolloutSource:
             policy: Decides, and chooses tokens.
             writer: Writes.
             journal: Keeps the blocks; used on the main rank.
+            reading: Makes what is learned from of a rollout, and micro-batches of both kinds.
             size: Records of an epoch, those that cannot prompt included: they take no part, but the
                 number of steps does not depend on them.
             steps: Of the whole run.
             say: Tells the user.
             scorer: Tells the teacher's log-probabilities, where the method asks for them.
-            words: Tells the teacher's distributions, where it does not run in every step and the
-                method asks for them.
             credit: Turns gains into credits, likewise.
             validate: Gives the mean loss on held-out records, where the policy asks for it.
             level: What an adaptive policy begins with.
@@ -139,13 +136,13 @@ class RolloutSource:
         self.policy, self.writer, self.journal = policy, writer, journal
         self._size, self._steps, self._say = size, steps, say
         self._scorer, self._credit, self._validate = scorer, credit, validate
-        self._words = words
+        self._reading = reading
         self.identity = digest_json([records.identity, policy.model_dump(mode="json"), steps])
         self._memory = _Memory(level)
         self._watch = CollapseWatch()
         self._at = -1  # first step of the newest block in memory
         self._block = Block("records", level)
-        self._now: list[Lesson] = []
+        self._now: list[Any] = []
 
     def __len__(self) -> int:
         """Return how many records one epoch has."""
@@ -169,32 +166,32 @@ class RolloutSource:
                 self.journal.put(str(first), self._block.to_json())
                 self.journal.sync()
         notes = self._choose_lessons(step)
-        if self._words is not None:
-            self._words.hear(self._now)
+        self._reading.hear(self._now)
         return notes
 
     def plan(self, step: int) -> list[list[int]]:
         """Return the micro-batches of the step that was begun, as numbers of its lessons."""
-        lengths = [len(lesson.ids) for lesson in self._now]
+        lengths = [len(self._reading.learned(one).ids) for one in self._now]
         return group_by_length(range(len(lengths)), lengths, self._records.micro_tokens)
 
-    def load(self, group: Sequence[int]) -> Batch:
+    def load(self, group: Sequence[int]) -> Any:
         """Return one micro-batch of the plan."""
-        device, chosen = self.writer.student.device, [self._now[number] for number in group]
-        target = self._words.target(chosen, device) if self._words else None
-        return make_rollout_batch(chosen, device, target)
+        chosen = [self._now[number] for number in group]
+        return self._reading.batch(chosen, self.writer.student.device)
 
     def valid(self, group: Sequence[int]) -> int:
         """Return how many positions of a planned micro-batch bear loss: after writing."""
-        return sum(len(self._now[number].positions) for number in group)
+        return sum(len(self._reading.learned(self._now[number]).positions) for number in group)
 
     def _choose_lessons(self, step: int) -> dict[str, float]:
         block = self._block
         texts = self._memory.find(block.again) if block.again else block.rollouts
-        self._now = list(self._as_lessons(texts))
-        if block.text_from == "records" or (self.policy.beside_records and texts):
+        found = self._as_lessons(texts)
+        self._now = [one for one in found if one is not None]
+        is_empty = not self._now  # no rollout can be read: the step learns from its records
+        if is_empty or (self.policy.beside_records and texts):
             self._now += [self._lessons[number] for number in self._records.chosen(step)]
-        numbers = describe_rollouts(texts)
+        numbers = {**describe_rollouts(texts), **self._reading.describe(found)}
         is_fresh = bool(block.rollouts) and step == self._at
         warning = self._watch.see(numbers) if is_fresh and block.text_from == "student" else ""
         if warning:
@@ -202,12 +199,13 @@ class RolloutSource:
         from_student = float(block.text_from in ("student", "replay"))
         return {**numbers, "from_student": from_student, "rollout_level": block.level}
 
-    def _as_lessons(self, texts: Sequence[Rollout]) -> list[Lesson]:
+    def _as_lessons(self, texts: Sequence[Rollout]) -> list[Any]:
         credits: Sequence[Any] = [None] * len(texts)
         if self._credit is not None and texts:
             credits = self._credit([_gains(one) for one in texts])
         return [
-            one.lesson(
+            self._reading.read(
+                one,
                 self._by_id[one.record_id],
                 None if credit is None else np.asarray(credit, np.float32),
             )
@@ -301,10 +299,14 @@ class RolloutSource:
         texts = self.writer.write(prompts, step, share, by_teacher=by_teacher)
         if self._scorer is None:
             return texts
-        lessons = [one.lesson(prompt) for one, prompt in zip(texts, prompts, strict=True)]
+        pairs = zip(texts, prompts, strict=True)
+        heard = [self._reading.for_teacher(one, prompt) for one, prompt in pairs]
         with torch.no_grad():
-            scores = self._scorer.score_tokens(lessons)
-        return [one.scored(score) for one, score in zip(texts, scores, strict=True)]
+            told = iter(self._scorer.score_tokens([one for one in heard if one is not None]))
+        return [
+            text if one is None else text.scored(next(told))
+            for text, one in zip(texts, heard, strict=True)
+        ]
 
 
 def _gains(one: Rollout) -> Any:

@@ -184,9 +184,16 @@ class Sizes:
             beside = 0 if recipe.rollouts.beside_records else texts
             prompts = max(counted.mean - counted.answer, 0)
             learned = plain - beside * counted.mean + texts * (prompts + written / max(count, 1))
-        is_live = recipe.targets.mode == "live" and bool(self.teachers)
+        is_live = bool(self.teachers) and (
+            recipe.targets.mode == "live"
+            if recipe.crossing is None
+            else recipe.crossing.compares == "rows"
+        )
         asks = recipe.crossing is not None or recipe.method.asks_teacher
-        told = asks * sum(size for size, _, _ in self.teachers) * counted.tokens
+        heard = counted.tokens
+        if recipe.crossing is not None and recipe.rollouts is not None:  # each text once
+            heard += round(count * counted.mean + written)
+        told = asks * sum(size for size, _, _ in self.teachers) * heard
         return {
             "training": 6 * self.student * learned,
             "the teacher": 2 * (teacher * learned if is_live else told),

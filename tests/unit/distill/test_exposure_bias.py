@@ -10,6 +10,7 @@ import transformers
 from stillroom.distill.encode import Lesson, make_batch
 from stillroom.distill.engine import DistillObjective
 from stillroom.distill.method import METHODS, ROLLOUTS
+from stillroom.distill.rollout_reading import PlainReading
 from stillroom.distill.rollout_source import RolloutSource
 from stillroom.distill.rollout_text import RolloutPrompt
 from stillroom.distill.rollout_writing import Author, Writer
@@ -123,7 +124,7 @@ def learn(teacher, job, seed, share, count=48):
         source = RolloutSource(
             records, lessons, prompts_of(texts), writer.policy, writer,
             Journal(job.scratch / f"own-{seed}.jsonl"),
-            size=len(lessons), steps=STEPS, say=job.say,
+            reading=PlainReading(), size=len(lessons), steps=STEPS, say=job.say,
         )  # fmt: skip
     objective = DistillObjective(METHODS.build("forward_kl"), rows=LETTERS, teacher=teacher)
     seen = [0]

@@ -15,6 +15,7 @@ from stillroom.distill.method import METHODS, ROLLOUTS
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.rollout import Moment, Turn
 from stillroom.distill.rollout_batch import make_rollout_batch
+from stillroom.distill.rollout_reading import PlainReading
 from stillroom.distill.rollout_source import Block, RolloutSource
 from stillroom.distill.rollout_text import Rollout, make_prompts, turn_end
 from stillroom.distill.rollout_watch import CollapseWatch, describe_rollouts, repetition
@@ -220,7 +221,8 @@ def make_source(loaded, lessons, prompts, make_writer, job):
         opened.append(Journal(job.scratch / f"{journal}.jsonl"))
         return RolloutSource(
             records, lessons, prompts, writer.policy, writer, opened[-1],
-            size=len(lessons), steps=steps, say=job.say, level=writer.policy.start_level,
+            reading=PlainReading(), size=len(lessons), steps=steps, say=job.say,
+            level=writer.policy.start_level,
         )  # fmt: skip
 
     yield make
