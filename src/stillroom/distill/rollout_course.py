@@ -82,7 +82,7 @@ def rollout_course(room: Classroom, told: TeacherCache | None = None) -> Iterato
     """
     names = [lesson.name for lesson in room.lessons]
     with (
-        _heard(room, policy_of(room), told) as voice,
+        _heard(room, _policy_of(room), told) as voice,
         written_course(room, room.lessons, names, voice) as course,
     ):
         yield course
@@ -103,7 +103,7 @@ def written_course(
     Raises:
         DataError: If no record can prompt for a text, or none is there to validate on.
     """
-    policy, size = policy_of(room), len(room.lessons)
+    policy, size = _policy_of(room), len(room.lessons)
     kept = _find_prompts(room, policy)
     lessons, chosen = [room.lessons[at] for at in kept], [items[at] for at in kept]
     method, journal = room.recipe.method, room.job.journal("rollouts")
@@ -136,7 +136,7 @@ def written_course(
         _write_rollouts(room, policy, journal, prompts)
 
 
-def policy_of(room: Classroom) -> RolloutPolicy:
+def _policy_of(room: Classroom) -> RolloutPolicy:
     """Return the recipe's policy."""
     if room.recipe.rollouts is None:
         raise ValueError("the recipe has no rollouts")
