@@ -221,7 +221,9 @@ class _Walker:
             "document",
             place.digest,
             str(file) if file else "",
-            notes=notes if place.is_exact else (*notes, "the bytes contain the text, encoded"),
+            notes=notes
+            if place.is_exact
+            else (*notes, "the bytes hold the text, within markup or encoded"),
         )
         text = " ".join(passage.text.split())
         excerpt = text if len(text) <= 80 else f"{text[:79]}…"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from stillroom.records.origin import Origin, content_id
@@ -62,7 +63,11 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a range of text stands in its source file."""
+    """Where a range of text stands in its source file.
+
+    ``is_exact`` says that the bytes, decoded, are the text one to one; otherwise they contain it,
+    within markup, in another encoding or compressed.
+    """
 
     path: str
     digest: str
@@ -121,18 +126,36 @@ class Document:
                 touched.append(anchor)
         if not touched:
             return Location(self.path, self.digest, 0, 0)
-        head, tail = touched[0], touched[-1]
-        byte_start, byte_end = head.byte_start, tail.byte_end
-        if head.is_exact and start > head.start:
-            byte_start += _width(self.text[head.start : start], head, self._encoding)
-        if tail.is_exact and end < tail.end:
-            byte_end -= _width(self.text[end : tail.end], tail, self._encoding)
+        spans = [self._narrow(anchor, start, end) for anchor in touched]
         pages = tuple(sorted({anchor.page for anchor in touched if anchor.page}))
         labels = list(dict.fromkeys(anchor.label for anchor in touched if anchor.label))
-        exact = all(anchor.is_exact for anchor in touched)
-        return Location(
-            self.path, self.digest, byte_start, byte_end, pages, ", ".join(labels), exact
+        exact = (
+            all(anchor.is_exact for anchor in touched)
+            and touched[0].start <= start
+            and touched[-1].end >= end
+            and all(
+                one.end == after.start and one.byte_end == after.byte_start
+                for one, after in pairwise(touched)
+            )
         )
+        return Location(
+            self.path,
+            self.digest,
+            min(span[0] for span in spans),  # parts of a file may be read in another order
+            max(span[1] for span in spans),
+            pages,
+            ", ".join(labels),
+            exact,
+        )
+
+    def _narrow(self, anchor: Anchor, start: int, end: int) -> tuple[int, int]:
+        """Return the bytes of the part of an anchor that lies within text[start:end]."""
+        byte_start, byte_end = anchor.byte_start, anchor.byte_end
+        if anchor.is_exact and start > anchor.start:
+            byte_start += _width(self.text[anchor.start : start], anchor, self._encoding)
+        if anchor.is_exact and end < anchor.end:
+            byte_end -= _width(self.text[end : anchor.end], anchor, self._encoding)
+        return byte_start, byte_end
 
     def heading_path(self, position: int) -> tuple[str, ...]:
         """Return the titles of the sections that enclose a position, outermost first."""

@@ -23,9 +23,9 @@ _BLOCK = frozenset(
 )
 _HIDDEN = frozenset(
     "script style noscript template svg math button select option datalist iframe object canvas"  # noqa: SIM905
-    " audio video map textarea head xmp noembed noframes".split()
+    " audio video map textarea head xmp noembed".split()
 )
-_ASIDE = frozenset("nav footer aside menu dialog".split())  # noqa: SIM905
+_ASIDE = frozenset("nav footer aside menu dialog noframes".split())  # noqa: SIM905
 _ASIDE_ROLES = frozenset("navigation banner contentinfo search complementary dialog menu".split())  # noqa: SIM905
 _ASIDE_WORDS = frozenset(
     "nav navbar navigation menu breadcrumb breadcrumbs sidebar footer cookie cookies consent advert"  # noqa: SIM905
@@ -43,6 +43,7 @@ _CLOSES = {
     "tfoot": frozenset(["tr", "td", "th", "thead", "tbody"]),
 }
 _SCOPES = frozenset("ul ol dl table body html".split())  # noqa: SIM905
+_UNTOLD = frozenset({"script", "style", "title", "head"})
 _LOOK_BACK = 64
 _MAX_SPAN = 512
 _WIDEST = 64
@@ -106,7 +107,7 @@ class _Table:
 
 
 class BlockReader:
-    """Reads the blocks of a page, its title and its language."""
+    """Reads the blocks of a page, its title and its language, and counts what is not shown."""
 
     def __init__(self, text: str, is_xml: bool) -> None:
         self.text = text
@@ -114,6 +115,7 @@ class BlockReader:
         self.blocks: list[Block] = []
         self.title = ""
         self.language = ""
+        self.hidden = 0
         self._stack = [_Open()]
         self._open: Counter[str] = Counter()
         self._tables: list[_Table] = []
@@ -139,6 +141,8 @@ class BlockReader:
                 piece[0] for piece in pieces_of(self.text, token.start, token.end, keep_space=False)
             )
         if token.name or top.hidden:
+            if token.name not in _UNTOLD and top.name not in _UNTOLD:
+                self.hidden += len(self.text[token.start : token.end].strip())
             return
         if self._block is None and self.text[token.start : token.end].isspace():
             return

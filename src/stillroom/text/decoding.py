@@ -1,6 +1,6 @@
 """Bytes to text, with offsets that lead back.
 
-A byte order mark decides, then UTF-8, then the zero bytes of UTF-16, then statistics. What cannot
+A byte order mark decides, then the zero bytes of UTF-16 and UTF-32, then UTF-8, then statistics. What cannot
 be decoded becomes U+FFFD, and is counted. Line ends stay as they are: the text is the bytes.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import codecs
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from charset_normalizer import from_bytes
 from stillroom.errors import DataError
 from stillroom.records import Anchor
 
-__all__ = ["ByteMap", "Decoded", "check_not_binary", "decode", "make_anchors"]
+__all__ = ["ByteMap", "Decoded", "check_not_binary", "decode", "guess_wide", "make_anchors"]
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -76,13 +77,13 @@ def decode(data: bytes, where: str, *, declared: str = "") -> Decoded:
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return _decode_as(data, encoding, len(mark))
+    wide = guess_wide(data)  # first: letters of ASCII in UTF-16 are valid UTF-8 with zero bytes
+    if wide:
+        return _decode_as(data, wide, 0)
     try:
         return _clean(data.decode("utf-8"), "utf-8")
     except UnicodeDecodeError:
         pass
-    wide = _guess_wide(data)
-    if wide:
-        return _decode_as(data, wide, 0)
     check_not_binary(data, where)
     if _is_nearly_utf8(data):
         return _decode_as(data, "utf-8", 0)
@@ -224,9 +225,21 @@ def _clean(
     return Decoded(text, encoding, skip, tuple(broken or ()), True, zeros)
 
 
-def _guess_wide(data: bytes) -> str:
-    """Return utf-16-le or utf-16-be if every other byte is mostly zero, else an empty string."""
+def guess_wide(data: bytes) -> str:
+    """Return the wide encoding whose zero bytes the data has, or an empty string.
+
+    UTF-32 has two in each four, always the same two, and decodes; UTF-16 has every other one in
+    most.
+    """
     sample = data[:_SAMPLE_BYTES]
+    quarter = len(sample) // 4
+    if quarter and len(data) % 4 == 0:
+        high = {"utf-32-be": (0, 1), "utf-32-le": (3, 2)}
+        for encoding, (top, upper) in high.items():
+            if sample[top::4].count(0) == quarter and sample[upper::4].count(0) > 0.9 * quarter:
+                with contextlib.suppress(UnicodeDecodeError):
+                    data.decode(encoding)
+                    return encoding
     if len(sample) < 4 or len(data) % 2:
         return ""
     half = len(sample) // 2

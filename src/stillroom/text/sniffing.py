@@ -9,7 +9,7 @@ import zipfile
 from functools import lru_cache
 
 from stillroom.errors import DataError
-from stillroom.text.decoding import check_not_binary
+from stillroom.text.decoding import check_not_binary, guess_wide
 from stillroom.text.method import PARSERS, Parser
 
 __all__ = ["choose_parser", "parser_suffixes"]
@@ -22,8 +22,10 @@ _ZIP_MARKS = {
 }
 _PAGE = re.compile(rb"\s*(?:<!--.{0,500}?-->\s*)?<(?:!doctype html|html|head|body)\b", re.I | re.S)
 _MAIL = re.compile(
-    rb"(?:(?:Return-Path|Received|Delivered-To|From|To|Subject|Date|Message-ID|MIME-Version): "
-    rb"[^\r\n]*\r?\n(?:[ \t][^\n]*\n)*){2}"
+    rb"(?:From \S[^\n]*\d{4}[^\n]*\n)?(?:(?:Return-Path|Received|Delivered-To|From|To|Subject|Date|Message-ID|MIME-Version|Sender"
+    rb"|Reply-To|Content-[\w-]+|X-[\w-]+|DKIM-Signature"
+    rb"|ARC-[\w-]+): [^\r\n]*\r?\n(?:[ \t][^\n]*\n)*){2}",
+    re.I,
 )
 _READ_ME = re.compile(r"read_?me|changelog|changes|contributing|history|news|todo", re.I)
 _MARKED = re.compile(rb"^(?:#{1,6} |```|\* |- )", re.M)
@@ -70,8 +72,8 @@ def choose_parser(path: str, data: bytes) -> Parser:
             expected="one of: " + ", ".join(sorted(parser_suffixes())[:60]),
             next="convert it (save as .docx, .pdf or .txt), or leave it out",
         )
-    if not data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        _check_wide(data, path)
+    if not data.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")) and not guess_wide(data):
+        check_not_binary(data[:4096], path)
     is_markdown = _READ_ME.fullmatch(path.rsplit("/", 1)[-1]) and _MARKED.search(data[:4096])
     return PARSERS.build("md" if is_markdown else "txt")
 
@@ -103,7 +105,7 @@ def _by_bytes(data: bytes) -> str:
         return "html"
     if head.lstrip()[:1] in {b"{", b"["} and len(data) <= _SNIFFED:
         return _by_json(data)
-    return "eml" if _MAIL.match(head) else ""
+    return "eml" if _MAIL.match(head.removeprefix(b"\xef\xbb\xbf")) else ""
 
 
 def _by_json(data: bytes) -> str:
@@ -124,12 +126,3 @@ def _by_members(data: bytes) -> str:
         if any(name.startswith(mark) for name in names):
             return parser
     return ""
-
-
-def _check_wide(data: bytes, path: str) -> None:
-    """Let UTF-16 without a byte order mark pass; refuse other bytes with zeros."""
-    sample = data[:4096]
-    half = len(sample) // 2
-    even, odd = sample[0::2].count(0), sample[1::2].count(0)
-    if max(even, odd) <= 0.3 * half or min(even, odd) >= 0.02 * half + 1:
-        check_not_binary(data, path)

@@ -18,11 +18,12 @@ __all__ = ["PageFacts", "add_page"]
 
 @dataclass(frozen=True, slots=True)
 class PageFacts:
-    """What a page says of itself, and how much of it was left out as boilerplate."""
+    """What a page says of itself, and how much was left out: as boilerplate, or not shown."""
 
     title: str = ""
     language: str = ""
     boilerplate_characters: int = 0
+    hidden_characters: int = 0
 
 
 def add_page(
@@ -46,7 +47,8 @@ def add_page(
         is_xml: The page is XHTML, where ``<p/>`` is an empty paragraph.
 
     Returns:
-        The page's title and language, and how many characters were left out.
+        The page's title and language, and how many characters were left out: as boilerplate, and
+        within elements that are not shown (formulas, forms, hidden ones; not scripts).
     """
     reader = BlockReader(decoded.text, is_xml)
     reader.read()
@@ -56,7 +58,7 @@ def add_page(
     for block in chosen:
         write(block)
     dropped = sum(block.size for block in visible) - sum(block.size for block in chosen)
-    return PageFacts(" ".join(reader.title.split()), reader.language, dropped)
+    return PageFacts(" ".join(reader.title.split()), reader.language, dropped, reader.hidden)
 
 
 def _choose(visible: list[Block]) -> list[Block]:

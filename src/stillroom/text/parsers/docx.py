@@ -1,4 +1,4 @@
-"""Word documents: paragraphs, headings, lists, tables, equations, notes and comments.
+"""Word documents: paragraphs, headings, lists, tables, equations, charts, notes and comments.
 
 Bytes are those of the archive's member that holds the text. Tracked deletions and hidden text are
 left out and counted, insertions kept; headers, footers and pictures are left out and counted. A
@@ -19,6 +19,7 @@ from stillroom.errors import MissingExtraError
 from stillroom.records import Document
 from stillroom.text.archives import Archive, open_archive
 from stillroom.text.assembly import Assembly, render_table, spread_row
+from stillroom.text.drawings import read_drawings
 from stillroom.text.method import Parser, Source
 from stillroom.text.office import text_of, unreadable
 
@@ -53,7 +54,7 @@ class Docx(Parser):
             word = docx.Document(io.BytesIO(data))
             main = str(word.part.partname).lstrip("/")
             assembly = Assembly(source)
-            body = _Body(word, assembly, archive.span(main), main)
+            body = _Body(word, assembly, archive, main)
             for element in _elements(word.element.body, 0):
                 if str(element.tag) == f"{_W}tbl":
                     body.add_table(element)
@@ -92,20 +93,23 @@ def _elements(parent: Any, depth: int) -> Iterator[Any]:
 class _Body:
     """Adds the blocks of a document's body."""
 
-    def __init__(self, word: Any, assembly: Assembly, span: tuple[int, int], label: str) -> None:
-        self._word, self._assembly = word, assembly
-        self._place: dict[str, Any] = {"span": span, "label": label}
+    def __init__(self, word: Any, assembly: Assembly, archive: Archive, label: str) -> None:
+        self._word, self._assembly, self._archive = word, assembly, archive
+        self._place: dict[str, Any] = {"span": archive.span(label), "label": label}
         self._was_item = False
         self._numbering = _Numbering(word)
         self.title = ""
         self.counts: Counter[str] = Counter()
 
     def add_paragraph(self, element: Any) -> None:
+        text = text_of(element, self.counts).strip()
+        if text:
+            self._add_text(element, text)
+        self._add_drawings(element)
+
+    def _add_text(self, element: Any, text: str) -> None:
         from docx.text.paragraph import Paragraph
 
-        text = text_of(element, self.counts).strip()
-        if not text:
-            return
         style = Paragraph(element, self._word).style
         name = str(getattr(style, "name", "") or "")
         level = _level(style, name)
@@ -136,6 +140,16 @@ class _Body:
         if rendered:
             self._assembly.gap()
             self._assembly.add(rendered, **self._place)
+            self._was_item = False
+        self._add_drawings(element)
+
+    def _add_drawings(self, element: Any) -> None:
+        """Add what charts and diagrams say, with the bytes of their own members."""
+        for text, part in read_drawings(element, self._word.part):
+            name = str(part.partname).lstrip("/")
+            self._assembly.gap()
+            self._assembly.add(text, self._archive.span(name), label=name)
+            self.counts["pictures"] -= 1
             self._was_item = False
 
 

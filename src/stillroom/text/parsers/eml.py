@@ -1,11 +1,15 @@
-"""Mail: sender, subject and date, then the body and attached text; other attachments are named.
+"""Mail and saved web pages: sender, subject and date, then the body and attached text; other attachments are named.
 
 A plain body that travels as it is keeps its exact bytes; quoted-printable and base64 bodies have
-those of their encoded part. Of alternatives the plain one is read.
+those of their encoded part. Of alternatives the plain one is read. The messages of a mailbox are
+sections of one document.
 """
 
 from __future__ import annotations
 
+import codecs
+import re
+from collections.abc import Sequence
 from email import policy
 from email.message import EmailMessage, Message
 from email.parser import BytesParser
@@ -24,20 +28,31 @@ __all__ = ["Eml"]
 
 _HEADERS = ("Subject", "From", "To", "Cc", "Date")
 _MAX_PARTS = 20_000
+_FROM_LINE = re.compile(rb"(?:(?<=\n\n)|(?<=\n\r\n)|\A)From \S[^\n]*\d{4}[^\n]*\n")
 _MAX_HEADER = 16 * 1024
 
 
 class Eml(Parser):
-    """Mail messages (RFC 5322 and MIME)."""
+    """Mail messages, mailboxes and archived web pages (RFC 5322, mbox, MHTML)."""
 
-    suffixes: ClassVar[tuple[str, ...]] = (".eml",)
+    suffixes: ClassVar[tuple[str, ...]] = (".eml", ".mbox", ".mht", ".mhtml")
     media_type: ClassVar[str] = "message/rfc822"
     is_risky: ClassVar[bool] = True
 
     @override
     def parse(self, data: bytes, source: Source) -> Document:
-        message = BytesParser(policy=policy.default).parsebytes(data)
-        if not isinstance(message, EmailMessage) or not message.keys():
+        assembly = Assembly(source)
+        spans = _messages(data)
+        metadata: dict[str, Any] = {"attachments": []}
+        title = ""
+        for start, end in spans:
+            message = BytesParser(policy=policy.default).parsebytes(data[start:end])
+            if isinstance(message, EmailMessage) and message.keys():
+                subject = _Mail(message, data[start:end], start).write(assembly, metadata, spans)
+                title = title or subject
+            else:
+                metadata["messages_left_out"] = metadata.get("messages_left_out", 0) + 1
+        if metadata.get("messages_left_out", 0) == len(spans):
             raise DataError(
                 "the file has no mail headers",
                 code="document.unreadable",
@@ -45,20 +60,52 @@ class Eml(Parser):
                 expected="a message as RFC 5322 has it: headers, an empty line, a body",
                 next="rename the file to .txt if it is plain text",
             )
-        assembly = Assembly(source)
-        headers = {name: _header(message, data, name) for name in _HEADERS}
+        if len(spans) > 1:
+            metadata["messages"] = len(spans)
+            title = source.stem
+        return assembly.finish(title=title, metadata=metadata)
+
+
+def _messages(data: bytes) -> list[tuple[int, int]]:
+    """Return where each message stands: one, or those of a mailbox (RFC 4155)."""
+    begin = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
+    if not data.startswith(b"From ", begin):
+        return [(begin, len(data))]
+    starts = [match.start() for match in _FROM_LINE.finditer(data)] or [begin]
+    return list(zip(starts, [*starts[1:], len(data)], strict=True))
+
+
+class _Mail:
+    """One message and its bytes, which begin at ``offset`` in the file."""
+
+    def __init__(self, message: EmailMessage, data: bytes, offset: int) -> None:
+        self._message, self._data, self._offset = message, data, offset
+
+    def write(
+        self, assembly: Assembly, metadata: dict[str, Any], all_of_them: Sequence[object]
+    ) -> str:
+        """Add headers and bodies to the document; return the subject."""
+        headers = {name: _header(self._message, self._data, name) for name in _HEADERS}
+        assembly.gap()
+        if len(all_of_them) > 1:
+            assembly.heading(1, headers["Subject"] or "(no subject)")
+        is_first = True
         for name, value in headers.items():
             if value:
-                assembly.gap("\n")
-                assembly.add(f"{name}: {value}", _find_header(data, name))
-        bodies, attachments, unseen = _parts(message)
-        cursor = _body_start(data)
+                if not is_first:
+                    assembly.gap("\n")
+                is_first = False
+                start, end = _find_header(self._data, name)
+                span = (start + self._offset, end + self._offset)
+                assembly.add(f"{name}: {value}", span)
+        bodies, attachments, unseen = _parts(self._message)
+        cursor = _body_start(self._data)
         for part in bodies:
-            cursor = _add_body(part, data, cursor, assembly)
-        metadata: dict[str, Any] = {"attachments": attachments}
+            cursor = _add_body(part, self._data, cursor, assembly, self._offset)
+        metadata["attachments"] += attachments
         if unseen:
-            metadata["parts_left_out"] = unseen
-        return assembly.finish(title=headers["Subject"], metadata=metadata)
+            metadata["parts_left_out"] = metadata.get("parts_left_out", 0) + unseen
+        return headers["Subject"]
 
 
 def _header(message: EmailMessage, data: bytes, name: str) -> str:
@@ -131,8 +178,8 @@ def _alternatives(part: Message) -> set[int]:
     return {id(one) for one in inner[:_MAX_PARTS] if one.get_content_subtype() == "html"}
 
 
-def _add_body(part: EmailMessage, data: bytes, cursor: int, assembly: Assembly) -> int:
-    """Add one part; return where its bytes end."""
+def _add_body(part: EmailMessage, data: bytes, cursor: int, assembly: Assembly, offset: int) -> int:
+    """Add one part of the message whose bytes begin at ``offset``; return where its own end."""
     content = part.get_payload(decode=True)
     raw = _encoded(part, content)
     start = data.find(raw.rstrip(b"\r\n"), cursor) if raw.strip() else -1
@@ -150,16 +197,16 @@ def _add_body(part: EmailMessage, data: bytes, cursor: int, assembly: Assembly) 
         assembly.heading(2, name)
         assembly.add(f"## {name}\n\n")
     if part.get_content_subtype() == "html":
-        add_page(decoded, assembly, span=span, keep_all=True)
+        add_page(decoded, assembly, span=(span[0] + offset, span[1] + offset), keep_all=True)
     elif content == raw and start >= 0 and decoded.encoding in {"utf-8", "ascii", "latin-1"}:
-        where = ByteMap(decoded, offset=start)
+        where = ByteMap(decoded, offset=start + offset)
         text = decoded.text
         for piece in range(0, len(text), 4096):
             stop = min(piece + 4096, len(text))
             exact = where.is_exact(piece, stop)
             assembly.add(text[piece:stop], (where.at(piece), where.at(stop)), is_exact=exact)
     else:
-        assembly.add(decoded.text, span)
+        assembly.add(decoded.text, (span[0] + offset, span[1] + offset))
     return span[1] if start >= 0 else cursor
 
 

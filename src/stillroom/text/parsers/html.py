@@ -42,6 +42,8 @@ class Html(Parser):
         assembly = Assembly(source)
         facts = add_page(decoded, assembly)
         metadata = {**decoded.metadata, "boilerplate_characters": facts.boilerplate_characters}
+        if facts.hidden_characters:
+            metadata["hidden_characters_left_out"] = facts.hidden_characters
         if facts.language:
             metadata["declared_language"] = facts.language
         return assembly.finish(

@@ -26,7 +26,7 @@ _FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 
 
 class Ipynb(Parser):
-    """Jupyter notebooks, format 4."""
+    """Jupyter notebooks, formats 3 and 4."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".ipynb",)
     media_type: ClassVar[str] = "application/x-ipynb+json"
@@ -40,7 +40,8 @@ class Ipynb(Parser):
         language = "python"
         try:
             notebook = json.loads(decoded.text)
-            language = str(notebook["metadata"].get("language_info", {}).get("name", language))
+            facts = notebook.get("metadata", {})
+            language = str(facts.get("language_info", {}).get("name", language))
             cells = list(_cells(decoded.text))
             if not all(isinstance(cell, dict) for cell, _, _ in cells):
                 raise TypeError("a cell is no object")
@@ -49,14 +50,14 @@ class Ipynb(Parser):
                 f"the notebook cannot be read: {error}",
                 code="document.unreadable",
                 where=source.path,
-                expected="a notebook of format 4",
+                expected="a notebook of format 3 or 4",
                 next="open and save it in Jupyter, or leave it out",
             ) from error
         for number, (cell, start, end) in enumerate(cells, 1):
             given = cell.get("outputs")
             outputs += len(given) if isinstance(given, list) else bool(given)
             _add_cell(cell, assembly, (where.at(start), where.at(end)), f"cell {number}", language)
-        title = str(notebook["metadata"].get("title", ""))
+        title = str(facts.get("title") or facts.get("name") or "")
         metadata = {**decoded.metadata, "outputs_left_out": outputs}
         return assembly.finish(title=title, metadata=metadata)
 
@@ -64,11 +65,17 @@ class Ipynb(Parser):
 def _add_cell(
     cell: dict[str, Any], assembly: Assembly, span: tuple[int, int], label: str, language: str
 ) -> None:
-    content = cell.get("source", "")
+    content = cell.get("source", cell.get("input", ""))  # format 3 calls code its input
     text = "".join(map(str, content)) if isinstance(content, list) else str(content)
     if not text.strip():
         return
     assembly.gap()
+    if cell.get("cell_type") == "heading":
+        level = cell.get("level")
+        text = " ".join(text.split())
+        assembly.heading(level if isinstance(level, int) and 1 <= level <= 6 else 1, text)
+        assembly.add("# " + text, span, label=label)
+        return
     if cell.get("cell_type") == "code":
         text = f"```{language}\n{text}\n```"
         assembly.add(text, span, label=label)
@@ -85,22 +92,35 @@ def _add_cell(
 
 
 def _cells(text: str) -> Iterator[tuple[dict[str, Any], int, int]]:
-    """Yield every cell with where it stands in the notebook's text."""
+    """Yield every cell with where it stands in the notebook's text.
+
+    Format 3 has cells within worksheets.
+    """
     decoder = json.JSONDecoder()
-    position = text.index("{") + 1
+    yield from _cells_of(text, text.index("{"), decoder)
+
+
+def _cells_of(
+    text: str, opening: int, decoder: json.JSONDecoder
+) -> Iterator[tuple[dict[str, Any], int, int]]:
+    """Yield the cells of the object that begins there."""
+    position = opening + 1
     while True:
         position = _skip(text, position)
         if text[position] == "}":
             return
         key, position = decoder.raw_decode(text, position)
         position = _skip(text, text.index(":", position) + 1)
-        if key != "cells":
+        if key not in {"cells", "worksheets"} or text[position] != "[":
             position = decoder.raw_decode(text, position)[1]
             continue
         position = _skip(text, position + 1)
         while text[position] != "]":
             cell, end = decoder.raw_decode(text, position)
-            yield cell, position, end
+            if key == "cells":
+                yield cell, position, end
+            elif isinstance(cell, dict):
+                yield from _cells_of(text, position, decoder)
             position = _skip(text, end)
         position += 1
 

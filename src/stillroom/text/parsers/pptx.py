@@ -1,7 +1,7 @@
 """PowerPoint: each slide's title, text, tables and notes, labeled by the slide's number.
 
-Shapes are read from top to bottom. Charts give their titles and categories' values; pictures give
-nothing.
+Shapes are read from top to bottom. Charts give their titles and values, diagrams their words;
+pictures are left out and counted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from stillroom.errors import DataError, MissingExtraError
 from stillroom.records import Document
 from stillroom.text.archives import open_archive
 from stillroom.text.assembly import Assembly, render_table
+from stillroom.text.drawings import read_drawings
 from stillroom.text.method import Parser, Source
 from stillroom.text.office import text_of, unreadable
 
@@ -41,6 +42,7 @@ class Pptx(Parser):
             raise MissingExtraError.of("python-pptx", "documents", "reading slides") from error
         archive = open_archive(data, source.path, source.limits, required="[Content_Types].xml")
         assembly = Assembly(source)
+        pictures = 0
         with unreadable(source.path):
             deck = pptx.Presentation(io.BytesIO(data))
             if len(deck.slides) > source.limits.pages:
@@ -53,18 +55,22 @@ class Pptx(Parser):
                 )
             for number, slide in enumerate(deck.slides, 1):
                 part = str(slide.part.partname).lstrip("/")
-                _add_slide(slide, number, archive.span(part), assembly)
+                pictures += _add_slide(slide, number, archive.span(part), assembly)
             title = str(deck.core_properties.title or "")
         if title.lower() in {"powerpoint presentation", "presentation"}:
             title = ""
         return assembly.finish(
             title=title or assembly.first_heading,
-            metadata={"slides": len(deck.slides)},
+            metadata={
+                "slides": len(deck.slides),
+                **({"pictures_left_out": pictures} if pictures else {}),
+            },
             expected="text beside pictures",
         )
 
 
-def _add_slide(slide: Any, number: int, span: tuple[int, int], assembly: Assembly) -> None:
+def _add_slide(slide: Any, number: int, span: tuple[int, int], assembly: Assembly) -> int:
+    """Add one slide; return how many pictures it has."""
     place: dict[str, Any] = {"span": span, "page": number, "label": f"slide {number}"}
     title = slide.shapes.title
     if title is not None and title.has_text_frame and title.text_frame.text.strip():
@@ -76,15 +82,17 @@ def _add_slide(slide: Any, number: int, span: tuple[int, int], assembly: Assembl
     for shape in shapes:
         if title is not None and shape.shape_id == title.shape_id:
             continue
-        text = _shape_text(shape)
-        if text:
-            assembly.gap()
-            assembly.add(text, **place)
+        drawn = [text for text, _ in read_drawings(shape._element, slide.part)]
+        for text in (_shape_text(shape), *drawn):
+            if text:
+                assembly.gap()
+                assembly.add(text, **place)
     if slide.has_notes_slide and slide.notes_slide.notes_text_frame is not None:
         notes = slide.notes_slide.notes_text_frame.text.strip()
         if notes:
             assembly.gap()
             assembly.add(f"Notes: {notes}", **place)
+    return sum(str(shape._element.tag).endswith("}pic") for shape in shapes)
 
 
 def _shapes(shapes: Any, depth: int) -> Iterator[Any]:
@@ -99,8 +107,6 @@ def _shapes(shapes: Any, depth: int) -> Iterator[Any]:
 def _shape_text(shape: Any) -> str:
     if getattr(shape, "has_table", False):
         return render_table(_table_rows(shape.table))
-    if getattr(shape, "has_chart", False):
-        return _chart_text(shape.chart)
     if not getattr(shape, "has_text_frame", False):
         return ""
     lines = []
@@ -127,22 +133,3 @@ def _table_rows(table: Any) -> list[list[str]]:
                 texts.append(cell.text)
         rows.append(texts if widest < len(texts) else [texts[0], *[""] * (len(texts) - 1)])
     return rows
-
-
-def _chart_text(chart: Any) -> str:
-    title = ""
-    if chart.has_title and chart.chart_title.has_text_frame:
-        title = chart.chart_title.text_frame.text.strip()
-    rows = [["", *(str(series.name or "") for series in chart.series)]]
-    columns = [list(series.values) for series in chart.series]
-    for plot in list(chart.plots)[:1]:
-        for index, category in enumerate(plot.categories):
-            rows.append([str(category), *(_number(values[index]) for values in columns)])
-    return "\n\n".join(part for part in (title, render_table(rows)) if part)
-
-
-def _number(value: object) -> str:
-    """Return a chart's value as a person would write it; charts keep whole numbers as fractions."""
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        return str(int(value))
-    return "" if value is None else str(value)

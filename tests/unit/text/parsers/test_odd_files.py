@@ -1,0 +1,134 @@
+"""Files as other projects' test suites hold them: every one of these once lost something."""
+
+import io
+import json
+
+import pytest
+
+from stillroom.text.drawings import chart_text
+from stillroom.text.reading import parse_bytes
+
+MAILBOX = (
+    b"From a@b.c Tue Apr 15 20:24:47 2003\nSubject: One\nFrom: a@b.c\n\nFirst body.\n"
+    b">From the year 2003 on\n\n"
+    b"From x@y.z Wed Apr 16 20:24:47 2003\nSubject: Two\nContent-Transfer-Encoding: base64\n\n"
+    b"U2Vjb25kIGJvZHku\n"
+)
+FRAMES = "<html><title>t</title><frameset><noframes><body>Words for old browsers.</body></noframes>"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("name", ["a.txt", "a.html", "a.csv", "no suffix"])
+def test_wide_letters_are_told_without_a_mark(encoding, name, bytes_of):
+    data = "Plain words in wide letters, größer.\n".encode(encoding)
+    document = parse_bytes(data, name)
+    assert document.metadata["encoding"] == encoding
+    assert document.text.startswith("Plain words")
+    assert bytes_of(document, data, "größer")[0].decode(encoding) == "größer"
+
+
+def test_binary_data_is_no_wide_text():
+    data = bytes([0, 0, 1, 200] * 50) + b"\xff\xff\xff\xff"
+    with pytest.raises(ValueError, match="binary"):
+        parse_bytes(data, "a.txt")
+
+
+def test_text_for_browsers_without_frames_is_kept():
+    assert parse_bytes(FRAMES.encode(), "a.html").text == "Words for old browsers."
+
+
+def test_what_a_page_does_not_show_is_counted():
+    page = "<p>Shown.</p><p hidden>Not shown.</p><math><mi>x</mi></math><script>no</script>"
+    document = parse_bytes(page.encode(), "a.html")
+    assert document.text == "Shown."
+    assert document.metadata["hidden_characters_left_out"] == len("Not shown.x")
+
+
+def test_a_mailbox_is_read_message_by_message(bytes_of):
+    for name in ("a.mbox", "a.eml", "no suffix"):
+        document = parse_bytes(MAILBOX, name)
+        assert [one.title for one in document.headings] == ["One", "Two"]
+        assert document.metadata["messages"] == 2
+        assert bytes_of(document, MAILBOX, "First body.")[0] == b"First body."
+        assert bytes_of(document, MAILBOX, "Second body.")[0] == b"U2Vjb25kIGJvZHku\n"
+
+
+def test_mail_is_told_by_its_first_headers_whatever_they_are():
+    mail = b"Content-Type: text/plain\nContent-Transfer-Encoding: base64\n\nV29yZHMu\n"
+    assert parse_bytes(mail, "message").text == "Words."
+
+
+def test_old_notebooks_have_cells_within_worksheets(bytes_of):
+    cells = [
+        {"cell_type": "heading", "level": 2, "source": ["A title"]},
+        {"cell_type": "code", "input": "x = 1", "outputs": []},
+        {"cell_type": "markdown", "source": "Words."},
+    ]
+    book = {"nbformat": 3, "worksheets": [{"cells": cells}, {"metadata": {}}]}
+    data = json.dumps(book).encode()
+    document = parse_bytes(data, "old.ipynb")
+    assert document.text == "# A title\n\n```python\nx = 1\n```\n\nWords."
+    assert document.headings[0].level == 2
+    assert json.loads(bytes_of(document, data, "Words.")[0]) == cells[2]
+
+
+def test_a_range_over_parts_out_of_order_is_still_a_range():
+    mail = b"Date: Thu, 1 Jan 2026 00:00:00 +0000\nSubject: Last comes first\n\nBody.\n"
+    document = parse_bytes(mail, "a.eml")
+    assert document.text.startswith("Subject")
+    place = document.locate(0, len(document.text))
+    assert mail[place.byte_start : place.byte_end] == mail
+
+
+def test_bytes_with_markup_between_are_not_called_exact():
+    page = b"<p>one <b>two</b> three</p>"
+    document = parse_bytes(page, "a.html")
+    assert document.text == "one two three"
+    whole = document.locate(0, 13)
+    assert page[whole.byte_start : whole.byte_end] == b"one <b>two</b> three"
+    assert not whole.is_exact
+    assert document.locate(4, 7).is_exact
+
+
+def test_charts_of_every_kind_and_diagrams_are_read():
+    pytest.importorskip("lxml")
+    from lxml import etree
+
+    space = "http://schemas.openxmlformats.org/drawingml/2006/chart"
+    point = '<c:pt idx="{}"><c:v>{}</c:v></c:pt>'.format
+    xml = (
+        f'<c:chartSpace xmlns:c="{space}"><c:chart><c:plotArea><c:area3DChart><c:ser>'
+        f"<c:tx><c:v>Sold</c:v></c:tx><c:cat><c:numRef><c:numCache>"
+        f"<c:formatCode>d/m/yyyy</c:formatCode>{point(0, 37261)}{point(1, 37262)}"
+        f"</c:numCache></c:numRef></c:cat>"
+        f"<c:val>{point(0, '8.1999999999999993')}{point(1, 3)}</c:val>"
+        "</c:ser></c:area3DChart></c:plotArea></c:chart></c:chartSpace>"
+    )
+    assert chart_text(etree.fromstring(xml)) == (
+        "|  | Sold |\n| --- | --- |\n| 2002-01-05 | 8.2 |\n| 2002-01-06 | 3 |"
+    )
+
+
+def test_slides_with_charts_keep_their_values_and_count_pictures():
+    pptx = pytest.importorskip("pptx")
+    from pptx.chart.data import CategoryChartData
+    from pptx.enum.chart import XL_CHART_TYPE
+
+    deck = pptx.Presentation()
+    slide = deck.slides.add_slide(deck.slide_layouts[6])
+    data = CategoryChartData()
+    data.categories = ["East", "West"]
+    data.add_series("Sales", (1.5, 2.25))
+    slide.shapes.add_chart(XL_CHART_TYPE.COLUMN_CLUSTERED, 0, 0, 999, 999, data)
+    slide.shapes.add_picture(io.BytesIO(PIXEL), 0, 0)
+    buffer = io.BytesIO()
+    deck.save(buffer)
+    document = parse_bytes(buffer.getvalue(), "a.pptx")
+    assert document.text.endswith("|  | Sales |\n| --- | --- |\n| East | 1.5 |\n| West | 2.25 |")
+    assert document.metadata["pictures_left_out"] == 1
+
+
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360"
+    "00000000050001a5f645400000000049454e44ae426082"
+)
