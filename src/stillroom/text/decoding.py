@@ -1,7 +1,8 @@
 """Bytes to text, with offsets that lead back.
 
-A byte order mark decides, then the zero bytes of UTF-16 and UTF-32, then UTF-8, then statistics. What cannot
-be decoded becomes U+FFFD, and is counted. Line ends stay as they are: the text is the bytes.
+A byte order mark decides, then the zero bytes of UTF-16 and UTF-32, then UTF-8, then statistics.
+What cannot be decoded becomes U+FFFD, and is counted. Line ends stay as they are: the text is the
+bytes.
 """
 
 from __future__ import annotations

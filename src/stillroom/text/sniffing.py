@@ -22,9 +22,9 @@ _ZIP_MARKS = {
 }
 _PAGE = re.compile(rb"\s*(?:<!--.{0,500}?-->\s*)?<(?:!doctype html|html|head|body)\b", re.I | re.S)
 _MAIL = re.compile(
-    rb"(?:From \S[^\n]*\d{4}[^\n]*\n)?(?:(?:Return-Path|Received|Delivered-To|From|To|Subject|Date|Message-ID|MIME-Version|Sender"
-    rb"|Reply-To|Content-[\w-]+|X-[\w-]+|DKIM-Signature"
-    rb"|ARC-[\w-]+): [^\r\n]*\r?\n(?:[ \t][^\n]*\n)*){2}",
+    rb"(?:From \S[^\n]*\d{4}[^\n]*\n)?(?:(?:Return-Path|Received|Delivered-To|From|To|Subject|Date"
+    rb"|Message-ID|MIME-Version|Sender|Reply-To|Content-[\w-]+|X-[\w-]+|DKIM-Signature|ARC-[\w-]+)"
+    rb": [^\r\n]*\r?\n(?:[ \t][^\n]*\n)*){2}",
     re.I,
 )
 _READ_ME = re.compile(r"read_?me|changelog|changes|contributing|history|news|todo", re.I)
