@@ -1,8 +1,8 @@
 """Mail and saved web pages: sender, subject and date, then the body and attached text.
 
 A plain body that travels as it is keeps its exact bytes; quoted-printable and base64 bodies have
-those of their encoded part. Attachments that are no text are named. Of alternatives the plain one is read. The messages of a mailbox are
-sections of one document.
+those of their encoded part. Of alternatives the plain one is read; attachments that are no text are
+named. The messages of a mailbox are sections of one document.
 """
 
 from __future__ import annotations
