@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.property.rag_words import build
 
-from stillroom.rag.store.checking import check_index
+from stillroom.rag.upkeep import check_index
 from stillroom.rag.store.writer import Writer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -35,7 +35,7 @@ def command(index: Path, repair: bool, as_json: bool) -> None:
     from stillroom.errors import IntegrityError, Problem
     from stillroom.rag.approximation import check_recall, describe_recall, renew_recall
     from stillroom.rag.repairing import repair_index
-    from stillroom.rag.store.checking import check_index
+    from stillroom.rag.upkeep import check_index
 
     findings = repair_index(index) if repair else check_index(index)
     left = check_index(index) if repair else findings

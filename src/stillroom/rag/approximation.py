@@ -16,19 +16,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom.provenance import find_output
-from stillroom.provenance.ledger import LEDGER
-from stillroom.rag.engines.sketches import ApproximateEngine, MeasuredRecall
+from stillroom.rag.engines.sketches import MeasuredRecall
 from stillroom.rag.filters import Condition
 from stillroom.rag.method import Query
 from stillroom.rag.query_vectors import QueryVectors
 from stillroom.rag.store.checking import Damage
 from stillroom.rag.store.description import Description
-from stillroom.rag.store.ledger import Ledger
 from stillroom.rag.store.manifest import renew_manifest
-from stillroom.rag.store.opening import OpenSnapshot, open_snapshot
+from stillroom.rag.store.protocol import MEASURED, Reading, StoreWriter
 from stillroom.rag.store.structures import is_approximate
-from stillroom.rag.store.writer import Writer
-from stillroom.rag.view import MEASURED, View
+from stillroom.rag.storing import open_store
+from stillroom.rag.view import View
 
 if TYPE_CHECKING:
     from stillroom.models import Embedder
@@ -56,32 +54,30 @@ def measure_recall(
     Raises:
         IntegrityError: If the index is damaged.
     """
-    opened = open_snapshot(find_output(index, "index"), verify=False)
+    folder = find_output(index, "index")
+    opened = open_store(folder).read(verify=False)
     try:
-        settings = opened.ledger.description["settings"]
+        settings = opened.description["settings"]
         view = View(opened, Condition())
         if not len(view.rows) or not is_approximate(settings, len(view.rows)):
             return None
-        description = Description.from_json(opened.ledger.description)
-        vectors = QueryVectors(description, opened.folder, embedder)
+        description = Description.from_json(opened.description)
+        vectors = QueryVectors(description, folder, embedder)
         asked = _draw_questions(opened, view, seed)
         queries = np.stack([vectors.embed(Query(text)) for text in asked])
-        engine = ApproximateEngine(
-            view.dense, sketches=[segment.sketches for segment in opened.segments]
-        )
         least = min(1.0, float(settings["dense"]["least_recall"]) + _MARGIN)
-        return engine.calibrate(queries, k=_DEPTH, least=least)
+        return view.dense.calibrate(queries, k=_DEPTH, least=least)
     finally:
         opened.close()
 
 
-def _draw_questions(opened: OpenSnapshot, view: View, seed: int) -> list[str]:
+def _draw_questions(opened: Reading, view: View, seed: int) -> list[str]:
     """Return some words of some passages each, in order of the passages."""
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(len(view.rows), min(_QUERIES, len(view.rows)), replace=False))
     asked = []
     for row in rows:
-        words = json.loads(opened.ledger.passage(*view.rows.locate(int(row))))["text"].split()
+        words = json.loads(opened.passage(*view.rows.locate(int(row))))["text"].split()
         size = int(rng.integers(_FEWEST_WORDS, _MOST_WORDS + 1))
         start = int(rng.integers(0, max(1, len(words) - size)))
         asked.append(" ".join(words[start : start + size])[:_MOST_CHARACTERS])
@@ -89,7 +85,7 @@ def _draw_questions(opened: OpenSnapshot, view: View, seed: int) -> list[str]:
 
 
 def keep_recall(
-    writer: Writer, embedder: Embedder | None, *, again: bool = False
+    writer: StoreWriter, embedder: Embedder | None, *, again: bool = False
 ) -> dict[str, Any] | None:
     """Measure where it is due, and let readers use what was found; return it as plain JSON.
 
@@ -101,11 +97,10 @@ def keep_recall(
     Raises:
         IntegrityError: If the index is damaged.
     """
-    ledger = writer.ledger
-    passages = ledger.find_snapshot().passages
-    if not is_approximate(ledger.description["settings"], passages):
+    passages = writer.find_snapshot().passages
+    if not is_approximate(writer.description["settings"], passages):
         return None
-    before = ledger.recall(MEASURED)
+    before = writer.recall(MEASURED)
     if embedder is None:
         return dict(before) if before else None
     if before and not again and abs(passages - before["passages"]) <= _CHANGED * passages:
@@ -129,10 +124,10 @@ def renew_recall(index: Path) -> None:
         IntegrityError: If it is damaged.
     """
     output = find_output(index, "index")
-    with Writer.open(output) as writer:
+    with open_store(output).write() as writer:
         told = Description.from_json(writer.description)
         keep_recall(writer, QueryVectors(told, output, None).embedder, again=True)
-        renew_manifest(output, writer.ledger)
+        renew_manifest(writer)
 
 
 def describe_recall(told: dict[str, Any]) -> str:
@@ -164,20 +159,20 @@ def check_recall(index: Path) -> tuple[dict[str, Any] | None, list[Damage]]:
     found = measure_recall(folder, seed=1)  # other questions than those that chose the oversampling
     if found is None:
         return None, []
-    ledger = Ledger(folder)
+    opened = open_store(folder).read(verify=False)
     try:
-        kept = ledger.recall(MEASURED)
+        kept = opened.recall(MEASURED)
     finally:
-        ledger.close()
+        opened.close()
     told = {**found.to_json(), "used": kept["oversampling"] if kept else None}
     if kept is None:
         what = "the recall of approximate search was never measured"
-        return told, [Damage(LEDGER, what, is_derived=True)]
+        return told, [Damage("recall", what, is_derived=True)]
     needs = found.oversampling
     if kept["oversampling"] is not None and (needs is None or needs > 2 * kept["oversampling"]):
         what = (
             f"approximate search scores {kept['oversampling']} rows for each that is wanted, and "
             f"now needs {needs or 'all'}"
         )
-        return told, [Damage(LEDGER, what, is_derived=True)]
+        return told, [Damage("recall", what, is_derived=True)]
     return told, []

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stillroom.models import Embedder
-    from stillroom.rag.store.recalled import Held
+    from stillroom.rag.store.protocol import Holdings
     from stillroom.records import Document, Passage
 
 __all__ = ["TextVectors"]
@@ -37,7 +37,7 @@ class TextVectors:
         embedder: Embedder,
         dtype: str,
         check: Callable[[], None],
-        held: Held | None = None,
+        held: Holdings | None = None,
     ) -> None:
         """Embed for one index.
 

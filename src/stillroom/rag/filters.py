@@ -12,14 +12,14 @@ missing); ``<``, ``<=``, ``>``, ``>=`` compare numbers, dates or texts; ``~`` ma
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from stillroom.errors import DataError
 from stillroom.rag.store.fields import Kind, name_kind
 
-__all__ = ["Condition", "Filter", "compile_filter", "parse_filter"]
+__all__ = ["SQLITE", "Condition", "Dialect", "Filter", "compile_filter", "parse_filter"]
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">=", "~", "in", "exists", "and", "or", "not"]
 _TOKEN = re.compile(
@@ -58,12 +58,36 @@ class Filter:
 class Condition:
     """A condition on ``d``, a row of documents, and what its names stand for."""
 
-    sql: str = "1"
+    sql: str = "1 = 1"
     values: tuple[tuple[str, Any], ...] = ()
 
     def join(self, other: Condition) -> Condition:
         """Return the condition that both meet."""
         return Condition(f"({self.sql}) AND ({other.sql})", (*self.values, *other.values))
+
+
+def _glob(pattern: str) -> str:
+    """Return a pattern in which only * and ? mean something."""
+    return pattern.replace("[", "[[]")
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a store's statements compare the value of a field, a row of ``fields``.
+
+    ``words`` and ``number`` are the columns that hold texts and numbers; ``match`` is the operator
+    of patterns and ``pattern`` what makes its pattern of ours; ``clean`` makes of a text what the
+    column holds of it.
+    """
+
+    words: str = "value"
+    number: str = "value"
+    match: str = "GLOB"
+    pattern: Callable[[str], str] = _glob
+    clean: Callable[[str], str] = str
+
+
+SQLITE = Dialect()
 
 
 def parse_filter(text: str) -> Filter:
@@ -81,13 +105,19 @@ def parse_filter(text: str) -> Filter:
     return found
 
 
-def compile_filter(wanted: Filter, known: Mapping[str, frozenset[Kind]], prefix: str) -> Condition:
+def compile_filter(
+    wanted: Filter,
+    known: Mapping[str, frozenset[Kind]],
+    prefix: str,
+    dialect: Dialect = SQLITE,
+) -> Condition:
     """Return the condition that a filter is, with its values bound.
 
     Args:
         wanted: The filter.
         known: The fields there are, with the kinds of their values.
         prefix: What the names of values begin with; different for filters that are joined.
+        dialect: How the store compares.
 
     Raises:
         DataError: If a field is unknown, or compared with another kind of value.
@@ -96,42 +126,41 @@ def compile_filter(wanted: Filter, known: Mapping[str, frozenset[Kind]], prefix:
 
     def bind(value: Any) -> str:
         name = f"{prefix}{len(values)}"
-        values.append((name, float(value) if isinstance(value, bool | int) else value))
+        is_number = isinstance(value, bool | int | float)
+        values.append((name, float(value) if is_number else dialect.clean(str(value))))
         return f":{name}"
 
     def compile_node(node: Filter) -> str:
         if node.operator in {"and", "or"}:
             inner = [f"({compile_node(part)})" for part in node.parts]
-            return f" {node.operator.upper()} ".join(inner) or "1"
+            return f" {node.operator.upper()} ".join(inner) or "1 = 1"
         if node.operator == "not":
             return f"NOT ({compile_node(node.parts[0])})"
         if node.operator == "!=":
             return f"NOT ({compile_node(Filter('=', node.field, node.values))})"
         _check_field(node, known)
-        test = f"name = {bind(node.field)}{_test(node, bind)}"
+        test = f"name = {bind(node.field)}{_test(node, bind, dialect)}"
         return f"d.key IN (SELECT document FROM fields WHERE {test})"  # noqa: S608
 
     sql = compile_node(wanted)
     return Condition(sql, tuple(values))
 
 
-def _test(node: Filter, bind: Any) -> str:
+def _test(node: Filter, bind: Any, dialect: Dialect) -> str:
     """Return the rest of a comparison's condition; the operator is one of ours."""
     if node.operator == "exists":
         return ""
     if node.operator == "~":
-        return f" AND kind IN ('text', 'date') AND value GLOB {bind(_glob(str(node.values[0])))}"
+        pattern = bind(dialect.pattern(str(node.values[0])))
+        return f" AND kind IN ('text', 'date') AND {dialect.words} {dialect.match} {pattern}"
     tests = []
     operator = "=" if node.operator == "in" else node.operator
     for value in node.values:
-        kinds = ", ".join(f"'{kind}'" for kind in _ALIKE[name_kind(value)])
-        tests.append(f"(kind IN ({kinds}) AND value {operator} {bind(value)})")
-    return f" AND ({' OR '.join(tests) or '0'})"
-
-
-def _glob(pattern: str) -> str:
-    """Return a pattern in which only * and ? mean something."""
-    return pattern.replace("[", "[[]")
+        alike = _ALIKE[name_kind(value)]
+        column = dialect.words if "text" in alike else dialect.number
+        kinds = ", ".join(f"'{kind}'" for kind in alike)
+        tests.append(f"(kind IN ({kinds}) AND {column} {operator} {bind(value)})")
+    return f" AND ({' OR '.join(tests) or '1 = 0'})"
 
 
 def _check_field(node: Filter, known: Mapping[str, frozenset[Kind]]) -> None:

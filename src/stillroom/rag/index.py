@@ -43,8 +43,8 @@ from stillroom.rag.query_syntax import find_rows, parse_query
 from stillroom.rag.query_vectors import QueryVectors
 from stillroom.rag.stages import rerank_hits, stage, tell_retrieved
 from stillroom.rag.store.description import Description, open_analyzer
-from stillroom.rag.store.ledger import damaged
-from stillroom.rag.store.opening import open_snapshot
+from stillroom.rag.store.snapshots import damaged
+from stillroom.rag.storing import open_store
 from stillroom.rag.view import Ranking, View, best_positions
 from stillroom.records import Document, Hit, Passage
 
@@ -110,9 +110,9 @@ class Index:
                 the one that made the vectors.
         """
         folder = find_output(Path(path), "index")
-        opened = open_snapshot(folder, snapshot, verify=verify)
+        opened = open_store(folder).read(snapshot, verify=verify)
         try:
-            description = Description.from_json(opened.ledger.description)
+            description = Description.from_json(opened.description)
             rule = str(description.settings.get("access", "open"))
             view = View(opened, admit(rule, access, folder))
             notes = Audit(folder.parent, access) if audit or (audit is None and access) else None
@@ -183,7 +183,7 @@ class Index:
         For servers: one for each question, so that none changes beneath one. Closed with this one.
         """
         old = self._state.opened
-        if old.ledger.find_snapshot().number == old.snapshot.number:
+        if old.is_newest():
             return self
         view = self._state.follow()
         return Index(self.folder, self.description, view, self._query_vectors, self._audit)
@@ -224,7 +224,7 @@ class Index:
             DataError: If the index holds no such passage.
         """
         state = self._state
-        place = state.opened.ledger.locate_passage(passage_id)
+        place = state.opened.locate_passage(passage_id)
         row = state.rows.find(*place) if place is not None else None
         if row is None:
             raise DataError(
@@ -243,7 +243,7 @@ class Index:
             DataError: If the index holds no such document.
         """
         state = self._state
-        content = state.opened.ledger.locate_document(document_id)
+        content = state.opened.locate_document(document_id)
         if content is None or state.rows.find(content) is None:
             raise DataError(
                 f"the index holds no document {document_id!r:.80}",
@@ -253,7 +253,7 @@ class Index:
                 next="ids change when a document changes: retrieve again",
             )
         self._note("read", document_id, [document_id])
-        return Document.from_json(json.loads(state.opened.ledger.document(content)))
+        return Document.from_json(json.loads(state.opened.document(content)))
 
     def passage_at(self, row: int) -> Passage:
         """Return the passage of a row, from 0.
@@ -264,13 +264,13 @@ class Index:
         state = self._state
         content, position = state.rows.locate(row)
         try:
-            data = json.loads(state.opened.ledger.passage(content, position))
+            data = json.loads(state.opened.passage(content, position))
             passage = Passage.from_json(data)
             is_sound = passage.id == data["id"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise damaged(state.opened.ledger.path, f"passage {row} is no passage") from error
+            raise damaged(state.opened.where, f"passage {row} is no passage") from error
         if not is_sound:
-            raise damaged(state.opened.ledger.path, f"passage {data['id']} has another text")
+            raise damaged(state.opened.where, f"passage {data['id']} has another text")
         return passage
 
     def vectors_of(self, rows: Sequence[int]) -> NDArray[np.float32]:

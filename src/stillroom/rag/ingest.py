@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from stillroom.models import Embedder
     from stillroom.rag.contextual import ContextWriter
     from stillroom.rag.recipe import RagRecipe
-    from stillroom.rag.store.recalled import Held
+    from stillroom.rag.store.protocol import Holdings
     from stillroom.text.worker import Worker
 
 __all__ = ["Failed", "Ingester", "Stored"]
@@ -98,7 +98,7 @@ class Ingester:
         embedder: Embedder,
         worker: Worker,
         job: Job,
-        held: Held | None = None,
+        held: Holdings | None = None,
         contexts: ContextWriter | None = None,
     ) -> None:
         """Work on the documents below ``root``.

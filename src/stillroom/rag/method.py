@@ -18,6 +18,7 @@ from typing_extensions import override
 from stillroom.errors import DataError
 from stillroom.rag.extraction import EXTRACTORS
 from stillroom.rag.stages import stage
+from stillroom.rag.storing import STORES
 from stillroom.registry import Method, Seam
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "MAX_QUERY_CHARACTERS",
     "RERANKERS",
     "RETRIEVERS",
+    "STORES",
     "TRANSFORMS",
     "Answering",
     "Checker",

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from stillroom.rag.analyzer import Stemming
 from stillroom.rag.engines.weighing import Bm25Variant
 from stillroom.rag.measuring.sweep_settings import SweepSettings
+from stillroom.rag.storing import STORES, IndexStore
 from stillroom.recipes import Recipe, Reference, Settings
 from stillroom.text.method import CHUNKERS, Chunker, Limits
 
@@ -137,6 +138,9 @@ class RagRecipe(Recipe):
     )
     dense: DenseSettings = Field(
         default=DenseSettings(), description="how vectors are searched: exactly or approximately"
+    )
+    store: Annotated[IndexStore, STORES.choice("folder")] = Field(
+        "folder", validate_default=True, description="where the index lies"
     )
     sweep: SweepSettings | None = Field(
         None, description="what 'stillroom rag sweep' varies and how it measures; 'run' refuses it"

@@ -19,7 +19,7 @@ from stillroom.errors import IntegrityError
 from stillroom.provenance import find_output
 from stillroom.rag.embedding import TextVectors
 from stillroom.rag.prefixes import passage_texts
-from stillroom.rag.store.checking import Damage, check_index
+from stillroom.rag.store.checking import Damage, check_folder
 from stillroom.rag.store.ledger import Ledger
 from stillroom.rag.store.locking import write_snapshot_file
 from stillroom.rag.store.manifest import renew_manifest
@@ -51,7 +51,7 @@ def repair_index(index: Path, *, embedder: Embedder | None = None) -> list[Damag
         IntegrityError: If the ledger cannot be read, or the embedder is another one.
     """
     folder = find_output(index, "index")
-    found = check_index(index)
+    found = check_folder(folder)
     if not found:
         return []
     with Writer.open(folder) as writer:  # clears up after a writer that was killed
@@ -60,7 +60,7 @@ def repair_index(index: Path, *, embedder: Embedder | None = None) -> list[Damag
         damaged = sorted({one.segment for one in found if one.segment})
         if damaged:
             _rewrite(writer, damaged, embedder)
-        renew_manifest(folder, writer.ledger)
+        renew_manifest(writer)
     return found
 
 

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError, IntegrityError
+from stillroom.errors import StillroomError
 from stillroom.jobs import Estimate
 from stillroom.provenance import digest_text, find_output
 from stillroom.rag.approximation import describe_recall, keep_recall
@@ -28,13 +28,13 @@ from stillroom.rag.listing import (
 from stillroom.rag.measuring.sweep_settings import refuse_sweep
 from stillroom.rag.pooling import check_pooling
 from stillroom.rag.store.description import Description, write_index_file
-from stillroom.rag.store.ledger import Snapshot
 from stillroom.rag.store.manifest import is_timed
-from stillroom.rag.store.opening import open_snapshot
 from stillroom.rag.store.parts import Facts, Part
+from stillroom.rag.store.protocol import Holdings
 from stillroom.rag.store.publishing import Change
-from stillroom.rag.store.recalled import Held
-from stillroom.rag.store.writer import KEPT_SNAPSHOTS, Writer
+from stillroom.rag.store.snapshots import Snapshot
+from stillroom.rag.store.writer import KEPT_SNAPSHOTS
+from stillroom.rag.storing import open_store
 from stillroom.records import Origin
 from stillroom.text.worker import Worker
 
@@ -85,6 +85,7 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
     check_failures(failures, len(parts) + len(failures), recipe.max_failed, str(root))
     facts = read_facts(recipe, [one.path for one in found], job)
     snapshot, recall = _write(
+        recipe,
         job,
         description,
         embedder,
@@ -149,24 +150,25 @@ def estimate(recipe: RagRecipe) -> Estimate:
     return replace(embedding + contexts, memory_bytes=memory)
 
 
-def _open_previous(job: Job, description: Description) -> Held | None:
+def _open_previous(job: Job, description: Description) -> Holdings | None:
     """Return the job's previous index, or None, saying why, where it cannot be used."""
     if job.previous is None:
         return None
-    opened = None
+    held = None
     try:
-        opened = open_snapshot(find_output(job.previous, "index"), verify=True)
-        told = Description.from_json(opened.ledger.description)
-        if _vector_kind(told) != _vector_kind(description):
+        store = open_store(find_output(job.previous, "index"))
+        store.read(verify=True).close()
+        held = store.hold()
+        if _vector_kind(Description.from_json(held.description)) != _vector_kind(description):
             job.say("the previous index is not used: its vectors are of another kind")
-            opened.close()
+            held.close()
             return None
-    except (DataError, IntegrityError) as error:
-        if opened is not None:
-            opened.close()
+    except StillroomError as error:
+        if held is not None:
+            held.close()
         job.say(f"the previous index is not used: {error.problems[0].what}")
         return None
-    return Held(opened)
+    return held
 
 
 def _vector_kind(description: Description) -> tuple[str, str]:
@@ -176,14 +178,14 @@ def _vector_kind(description: Description) -> tuple[str, str]:
 def _ingest(
     found: Sequence[Found],
     ingester: Ingester,
-    held: Held | None,
+    held: Holdings | None,
     description: Description,
     job: Job,
 ) -> tuple[list[Part], list[Failed], int]:
     parts: list[Part] = []
     failures: list[Failed] = []
     reused = 0
-    same = held is not None and held.ledger.description["preparation"] == description.preparation
+    same = held is not None and held.description["preparation"] == description.preparation
     with job.phase("index", len(found), "documents") as progress:
         for item in found:
             job.check_cancelled()
@@ -203,6 +205,7 @@ def _ingest(
 
 
 def _write(
+    recipe: RagRecipe,
     job: Job,
     description: Description,
     embedder: Embedder,
@@ -210,7 +213,7 @@ def _write(
     failures: Sequence[Failed],
 ) -> tuple[Snapshot, dict[str, Any] | None]:
     with job.phase("write", len(puts), "documents") as progress:
-        writer = Writer.create(job.output, description.to_json())
+        writer = recipe.store.create(job.output, description.to_json())
         with writer:
             change = Change(
                 puts=puts,

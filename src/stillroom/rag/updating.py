@@ -11,7 +11,6 @@ The work is journaled beside the index and goes on after a kill; the index chang
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -38,12 +37,11 @@ from stillroom.rag.listing import (
 )
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.store.manifest import renew_manifest
-from stillroom.rag.store.opening import open_snapshot
 from stillroom.rag.store.parts import Facts, Part, Relabelled, can_relabel
+from stillroom.rag.store.protocol import Store, StoreWriter, Told
 from stillroom.rag.store.publishing import Change
-from stillroom.rag.store.recalled import Held
-from stillroom.rag.store.schema import FOREVER
-from stillroom.rag.store.writer import KEPT_SNAPSHOTS, Writer
+from stillroom.rag.store.writer import KEPT_SNAPSHOTS
+from stillroom.rag.storing import open_store
 from stillroom.recipes import parse_recipe
 from stillroom.text.worker import Worker
 
@@ -115,12 +113,13 @@ def update_index(
     """
     home, output = find_home(index)
     recipe = _read_recipe(home, folder)
-    with Writer.open(output) as writer:
+    store = open_store(output)
+    with store.write() as writer:
         text = f"{writer.description['preparation']}\n{recipe.documents}\n"
         job = _start_job(home, text, reporter)
         try:
             with job.interruptible():
-                done = _Updating(recipe, output, writer, job, embedder).run()
+                done = _Updating(recipe, store, writer, job, embedder).run()
         finally:
             job.close()
         shutil.rmtree(job.work)
@@ -169,11 +168,16 @@ class _Updating:
     """One update from listing to commit."""
 
     def __init__(
-        self, recipe: RagRecipe, output: Path, writer: Writer, job: Job, embedder: Embedder | None
+        self,
+        recipe: RagRecipe,
+        store: Store,
+        writer: StoreWriter,
+        job: Job,
+        embedder: Embedder | None,
     ) -> None:
-        self.recipe, self.output, self.writer, self.job = recipe, output, writer, job
+        self.recipe, self.output, self.writer, self.job = recipe, writer.folder, writer, job
         self.embedder = embedder
-        self.held = Held(open_snapshot(output, verify=False))
+        self.held = store.hold()
         self.facts: dict[str, Facts] = {}
         self.embedded = self.parsed = 0
         self.recall: dict[str, Any] | None = None
@@ -194,8 +198,7 @@ class _Updating:
         finally:
             self.held.close()
         renew_manifest(
-            self.output,
-            self.writer.ledger,
+            self.writer,
             parents=[documents_parent(root, found)],
             details={
                 "parsed": self.parsed,
@@ -210,9 +213,9 @@ class _Updating:
 
     def _plan(
         self, found: Sequence[Found], unread: Sequence[Failed]
-    ) -> tuple[_Plan, dict[str, tuple[int, str, Facts]]]:
+    ) -> tuple[_Plan, dict[str, Told]]:
         """Decide by digests alone what is to be done with each file."""
-        before = self._list_documents()
+        before = self.writer.list_documents()
         known = {one.path: one.digest for one in found}
         unreadable = {one.path for one in unread if one.code == "rag.unreadable"}
         plan = _Plan(failures=list(unread))
@@ -243,7 +246,7 @@ class _Updating:
         self,
         item: Found,
         gone: dict[str, list[str]],
-        before: dict[str, tuple[int, str, Facts]],
+        before: dict[str, Told],
         plan: _Plan,
     ) -> bool:
         """Rename or copy a document of the same bytes, where it would be parsed to the same."""
@@ -261,22 +264,6 @@ class _Updating:
                 plan.puts.append((Relabelled(part, item.path), facts))
             return True
         return False
-
-    def _list_documents(self) -> dict[str, tuple[int, str, Facts]]:
-        """Return key, digest and facts of every document, by path."""
-        rows = self.writer.ledger.query(
-            "SELECT d.path, d.key, c.digest, d.fields, d.tenant, d.labels FROM documents d "
-            "JOIN contents c ON c.key = d.content WHERE d.died = ? ORDER BY d.path",
-            (FOREVER,),
-        )
-        return {
-            path: (
-                int(key),
-                str(digest),
-                Facts(json.loads(fields), tenant, tuple(json.loads(labels))),
-            )
-            for path, key, digest, fields, tenant, labels in rows
-        }
 
     def _ingest(self, root: Path, plan: _Plan) -> None:
         """Parse, cut and embed what is new; what cannot be used becomes a failure."""
@@ -332,16 +319,14 @@ class _Updating:
                 next="build the index again with --overwrite: vectors of equal texts are kept",
             )
 
-    def _commit(self, plan: _Plan, before: dict[str, tuple[int, str, Facts]]) -> Update:
+    def _commit(self, plan: _Plan, before: dict[str, Told]) -> Update:
         """Publish the plan where it changes anything."""
         failed = {one.path for one in plan.failures if one.code != "rag.unreadable"}
         # A file whose new bytes cannot be used is not what the index says any more.
         removes = [*plan.removes, *(key for path, (key, *_) in before.items() if path in failed)]
         failures = sorted(plan.failures, key=lambda one: one.path)
         told = [(one.path, one.code, one.reason) for one in failures]
-        known = self.writer.ledger.query(
-            "SELECT path, code, reason FROM failures WHERE died = ? ORDER BY path", (FOREVER,)
-        )
+        known = self.writer.list_failures()
         changed = sum(part.entry.path in before for part, _ in plan.puts)
         done = Update(
             added=len(plan.puts) - changed,
@@ -367,7 +352,7 @@ class _Updating:
                 change, reason=reason, keep=KEPT_SNAPSHOTS, check=self.job.check_cancelled
             )
             self.recall = keep_recall(self.writer, self.embedder)
-        latest = self.writer.ledger.find_snapshot()
+        latest = self.writer.find_snapshot()
         return replace(done, snapshot=latest.number, digest=latest.digest)
 
 

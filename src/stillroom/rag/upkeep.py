@@ -9,13 +9,14 @@ from pathlib import Path
 
 from stillroom.errors import DataError
 from stillroom.provenance import find_output
-from stillroom.rag.store.ledger import Ledger, Snapshot
+from stillroom.rag.store.checking import Damage
 from stillroom.rag.store.manifest import renew_manifest
 from stillroom.rag.store.publishing import Change
-from stillroom.rag.store.schema import FOREVER
-from stillroom.rag.store.writer import KEPT_SNAPSHOTS, Writer
+from stillroom.rag.store.snapshots import Snapshot
+from stillroom.rag.store.writer import KEPT_SNAPSHOTS
+from stillroom.rag.storing import open_store
 
-__all__ = ["Compaction", "compact_index", "delete_documents", "list_snapshots"]
+__all__ = ["Compaction", "check_index", "compact_index", "delete_documents", "list_snapshots"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +47,19 @@ def delete_documents(index: Path, paths: Sequence[str]) -> Snapshot:
         ResourceError: If another process writes the index.
     """
     output = find_output(index, "index")
-    with Writer.open(output) as writer:
-        rows = writer.ledger.query(
-            "SELECT key, path FROM documents WHERE died = ? ORDER BY path", (FOREVER,)
-        )
+    with open_store(output).write() as writer:
+        known = {path: told.key for path, told in writer.list_documents().items()}
         keys: set[int] = set()
         for wanted in paths:
-            own = {int(key) for key, path in rows if _matches(path, wanted)}
+            own = {key for path, key in known.items() if _matches(path, wanted)}
             if not own:
-                raise _unknown(output, wanted, [path for _, path in rows])
+                raise _unknown(output, wanted, list(known))
             keys |= own
         if keys:
             change = Change(removes=sorted(keys))
             writer.commit(change, reason=f"deleted: {len(keys)}", keep=KEPT_SNAPSHOTS)
-            renew_manifest(output, writer.ledger)
-        return writer.ledger.find_snapshot()
+            renew_manifest(writer)
+        return writer.find_snapshot()
 
 
 def compact_index(index: Path) -> Compaction:
@@ -75,16 +74,18 @@ def compact_index(index: Path) -> Compaction:
         ResourceError: If another process writes the index, or the disk is full.
     """
     output = find_output(index, "index")
-    with Writer.open(output) as writer:
-        before, segments = _measure(output), _count_segments(writer.ledger)
+    store = open_store(output)
+    with store.write() as writer:
+        before = store.measure()
         snapshot = writer.compact()
-        renew_manifest(output, writer.ledger)
+        renew_manifest(writer)
+        after = store.measure()
         return Compaction(
-            before,
-            _measure(output),
-            segments,
-            _count_segments(writer.ledger),
-            len(writer.ledger.snapshots()) - 1,
+            before.bytes,
+            after.bytes,
+            before.pieces,
+            after.pieces,
+            len(writer.snapshots()) - 1,
             snapshot.number,
         )
 
@@ -98,25 +99,26 @@ def list_snapshots(index: Path) -> list[Snapshot]:
     Raises:
         IntegrityError: If the index is unfinished or damaged.
     """
-    ledger = Ledger(find_output(index, "index"))
-    try:
-        return ledger.snapshots()
-    finally:
-        ledger.close()
+    return open_store(find_output(index, "index")).snapshots()
+
+
+def check_index(index: Path) -> list[Damage]:
+    """Return everything in an index that does not agree; none means sound.
+
+    Args:
+        index: The artifact's folder or its output.
+
+    Raises:
+        DataError: If there is no such index.
+        IntegrityError: If it is unfinished, or cannot be read at all.
+    """
+    return open_store(find_output(index, "index")).check()
 
 
 def _matches(path: str, wanted: str) -> bool:
     if wanted.endswith("/"):
         return path.startswith(wanted)
     return path == wanted or ("*" in wanted and fnmatchcase(path, wanted))
-
-
-def _measure(output: Path) -> int:
-    return sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-
-
-def _count_segments(ledger: Ledger) -> int:
-    return int(ledger.query("SELECT count(*) FROM segments")[0][0])
 
 
 def _unknown(output: Path, wanted: str, paths: Sequence[str]) -> DataError:

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from stillroom.rag.engines.keyword_engine import KeywordEngine
-from stillroom.rag.engines.sketches import DEFAULT_OVERSAMPLING, ApproximateEngine
-from stillroom.rag.engines.vectors import DenseEngine
 from stillroom.rag.filters import Condition, Filter, compile_filter, parse_filter
-from stillroom.rag.store.ledger import Table
-from stillroom.rag.store.opening import OpenSnapshot, Rows
+from stillroom.rag.store.protocol import DenseSearch, Reading
+from stillroom.rag.store.rows import Rows, Table
 from stillroom.rag.store.structures import is_approximate
 
 if TYPE_CHECKING:
@@ -27,10 +26,7 @@ if TYPE_CHECKING:
 
     from stillroom.rag.store.fields import Kind
 
-__all__ = ["MEASURED", "Ranking", "View", "best_positions"]
-
-MEASURED = "approximate"
-"""The name under which a ledger keeps the recall of approximate search."""
+__all__ = ["Ranking", "View", "best_positions"]
 
 Ranking = list[tuple[int, float]]
 _SLACK = 16
@@ -41,13 +37,12 @@ class View:
 
     everyone: Rows
     keywords: KeywordEngine
-    dense: DenseEngine
-    approximate: ApproximateEngine
+    dense: DenseSearch
     _fields: Mapping[str, frozenset[Kind]] | None
 
     def __init__(
         self,
-        opened: OpenSnapshot,
+        opened: Reading,
         population: Condition,
         filters: tuple[Filter, ...] = (),
         *,
@@ -74,37 +69,29 @@ class View:
         else:
             self.everyone, self._fields = wider.everyone, wider._fields
             self.keywords, self.dense = wider.keywords, wider.dense
-            self.approximate = wider.approximate
         if not filters:
             self.rows = self.everyone
         elif older is not None and gone is not None:
-            self.rows = Rows(older.rows.table.without(gone), opened)
+            self.rows = self._number(older.rows.table.without(gone))
         else:
-            self.rows = Rows(self._load(self._join_filters()), opened)
+            self.rows = self._number(opened.load(self.condition, self.everyone.table))
         self.mask = self.rows.mask if filters else None
         self.standing: NDArray[np.bool_] | None = None
 
     def _share(self, table: Table | None) -> None:
         """Make what views of this population have in common."""
-        self.everyone = Rows(table or self._load(self.population), self.opened)
-        seen, parts = self.everyone.mask, self.opened.segments
-        mask = None if seen.all() else seen
-        self.keywords = KeywordEngine([part.postings for part in parts], mask)
-        self.dense = DenseEngine(
-            [part.vectors for part in parts], mask, codes=[part.codes for part in parts]
-        )
-        measured = self.opened.ledger.recall(MEASURED)
-        self.approximate = ApproximateEngine(
-            self.dense,
-            sketches=[part.sketches for part in parts],
-            oversampling=measured["oversampling"] if measured else DEFAULT_OVERSAMPLING,
-        )
+        self.everyone = self._number(table or self.opened.load(self.population))
+        self.keywords = self.opened.open_keywords(self.everyone, self.population)
+        self.dense = self.opened.open_dense(self.everyone, self.population)
         self._fields = None
 
-    def _join_filters(self) -> Condition:
+    @cached_property
+    def condition(self) -> Condition:
+        """What a document must meet to be found: population and filters."""
         condition = self.population
         for number, one in enumerate(self.filters):
-            condition = condition.join(compile_filter(one, self.fields, f"f{number}_"))
+            own = compile_filter(one, self.fields, f"f{number}_", self.opened.dialect)
+            condition = condition.join(own)
         return condition
 
     @property
@@ -112,27 +99,25 @@ class View:
         """The fields that documents of the population have, with the kinds of their values."""
         if self._fields is None:
             found: dict[str, set[Kind]] = {}
-            for name, kind in self.opened.ledger.list_fields(
-                self.opened.snapshot.number, self.population.sql, dict(self.population.values)
-            ):
-                found.setdefault(name, set()).add(kind)
+            for name, kind in self.opened.list_fields(self.population):
+                found.setdefault(name, set()).add(cast("Kind", kind))
             self._fields = {name: frozenset(kinds) for name, kinds in found.items()}
         return self._fields
 
     def search_dense(
         self, vector: NDArray[np.float32], k: int, search: str | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return the best ``k`` of the segments' rows and their scores, best first.
+        """Return the best ``k`` places and their scores, best first.
 
         Args:
             vector: The query's, (D,).
             k: How many.
             search: ``exact`` or ``approximate``; None for what the index's settings say.
         """
-        settings = self.opened.ledger.description["settings"]
-        is_near = is_approximate(settings, len(self.everyone), search)
-        engine = self.approximate if is_near else self.dense
-        return engine.search(vector, k, mask=self.mask)
+        is_near = is_approximate(self.opened.description["settings"], len(self.everyone), search)
+        return self.dense.search(
+            vector, k, mask=self.mask, condition=self.condition, is_near=is_near
+        )
 
     def narrow(self, wanted: str | Filter) -> View:
         """Return the view that a further filter leaves of this one.
@@ -144,7 +129,7 @@ class View:
         return View(self.opened, self.population, (*self.filters, one), wider=self)
 
     def within(self, standing: NDArray[np.bool_]) -> View:
-        """Return this view with fewer passages to be found: of the segments' rows those set, (P,).
+        """Return this view with fewer passages to be found: of the places those set, (P,).
 
         Rows keep their numbers.
         """
@@ -181,9 +166,8 @@ class View:
         order = np.lexsort((seen, -scores))[:k]
         return [(int(seen[at]), float(scores[at])) for at in order]
 
-    def _load(self, condition: Condition) -> Table:
-        number = self.opened.snapshot.number
-        return self.opened.ledger.load(number, condition.sql, dict(condition.values))
+    def _number(self, table: Table) -> Rows:
+        return Rows(table, self.opened.size, self.opened.where)
 
 
 def best_positions(scores: NDArray[Any], k: int) -> NDArray[np.int64]:

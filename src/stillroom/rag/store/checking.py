@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import IntegrityError, StillroomError
-from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
+from stillroom.provenance import ARTIFACT_FILE, read_artifact
 from stillroom.provenance.ledger import connect_ledger
 from stillroom.rag.store.description import INDEX
 from stillroom.rag.store.digests import bucket_of, digest_bucket, digest_snapshot, mark_document
@@ -27,8 +27,9 @@ from stillroom.rag.store.locking import SNAPSHOTS, snapshot_file
 from stillroom.rag.store.parts import Facts, mark_of
 from stillroom.rag.store.schema import FOREVER, PASSAGE_BITS
 from stillroom.rag.store.segments import list_segment_folders, open_segment, segment_folder
+from stillroom.rag.store.snapshots import Snapshot
 
-__all__ = ["Damage", "check_index"]
+__all__ = ["Damage", "check_folder", "check_manifest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +50,15 @@ class Damage:
         return {"path": self.path, "what": self.what, "is_derived": self.is_derived}
 
 
-def check_index(index: Path) -> list[Damage]:
-    """Return everything in an index that does not agree; none means sound.
+def check_folder(folder: Path) -> list[Damage]:
+    """Return everything in an index's folder that does not agree; none means sound.
 
     Args:
-        index: The artifact's folder or its output.
+        folder: Of the artifact's own files.
 
     Raises:
-        DataError: If there is no such index.
         IntegrityError: If it is unfinished, or its ledger cannot be read at all.
     """
-    folder = find_output(index, "index")
     ledger = Ledger(folder)
     try:
         found = [*_check_pages(ledger)]
@@ -68,7 +67,7 @@ def check_index(index: Path) -> list[Damage]:
         found += [*_check_contents(ledger), *_check_documents(ledger)]
         found += [*_check_facts(ledger), *_check_digest(ledger)]
         found += [*_check_segments(folder, ledger), *_check_orphans(folder, ledger)]
-        return [*found, *_check_manifest(folder, ledger)]
+        return [*found, *check_manifest(folder, ledger.find_snapshot())]
     finally:
         ledger.close()
 
@@ -219,9 +218,8 @@ def _check_orphans(folder: Path, ledger: Ledger) -> Iterator[Damage]:
         yield Damage(ledger.path.name, "a writer was killed and left passages unseen", True)
 
 
-def _check_manifest(folder: Path, ledger: Ledger) -> Iterator[Damage]:
-    """Hold index.json and artifact.json against the newest snapshot."""
-    latest = ledger.find_snapshot()
+def check_manifest(folder: Path, latest: Snapshot) -> Iterator[Damage]:
+    """Yield where index.json and artifact.json do not agree with the newest snapshot."""
     try:
         told = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         if told["digest"] != latest.digest:

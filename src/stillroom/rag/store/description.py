@@ -15,8 +15,8 @@ from typing import Any, Self
 from stillroom.errors import IntegrityError
 from stillroom.jobs import atomic_write
 from stillroom.rag.analyzer import Analyzer
-from stillroom.rag.store.ledger import Snapshot
 from stillroom.rag.store.schema import FORMAT
+from stillroom.rag.store.snapshots import Snapshot
 
 __all__ = ["INDEX", "Description", "open_analyzer", "write_index_file"]
 

@@ -17,41 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stillroom.errors import DataError, IntegrityError
+from stillroom.errors import IntegrityError
 from stillroom.provenance.ledger import LEDGER, connect_ledger
 from stillroom.rag.store.schema import FORMAT, PASSAGE_BITS
+from stillroom.rag.store.snapshots import Snapshot, damaged, pick_snapshot
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Ledger", "SegmentEntry", "Snapshot", "Table", "damaged"]
+__all__ = ["Ledger", "SegmentEntry"]
 
 _ALIVE = "{0}.born <= :snapshot AND {0}.died > :snapshot"
 _SNAPSHOT = "SELECT number, digest, parent, reason, documents, passages, truncated, made"
-_SHORTEST_DIGEST = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """One state of an index: its number, the digest of what it holds, and how it came about."""
-
-    number: int
-    digest: str
-    parent: int
-    reason: str
-    documents: int
-    passages: int
-    truncated: int
-    made: str
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many documents and passages there are, and passages cut by the embedder."""
-        return {
-            "documents": self.documents,
-            "passages": self.passages,
-            "truncated": self.truncated,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +38,6 @@ class SegmentEntry:
     number: int
     rows: int
     files: Mapping[str, tuple[int, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """The documents of a view in order of path: keys, contents, passages, segments, first rows."""
-
-    keys: NDArray[np.int64]
-    contents: NDArray[np.int64]
-    counts: NDArray[np.int64]
-    segments: NDArray[np.int64]
-    starts: NDArray[np.int64]
-
-    def without(self, keys: Sequence[int]) -> Table:
-        """Return the table without the documents of some keys."""
-        stays = ~np.isin(self.keys, np.array(keys, dtype=np.int64))
-        columns = (self.keys, self.contents, self.counts, self.segments, self.starts)
-        return Table(*(column[stays] for column in columns))
 
 
 class Ledger:
@@ -128,27 +88,10 @@ class Ledger:
     def find_snapshot(self, wanted: int | str | None = None) -> Snapshot:
         """Return a snapshot by its number or by its digest's beginning; by default the newest.
 
-        Of several with one digest the newest is taken: they hold the same.
-
         Raises:
             DataError: If there is none, or none any more.
         """
-        known = self.snapshots()
-        text = str(wanted)
-        for snapshot in reversed(known):
-            is_digest = len(text) >= _SHORTEST_DIGEST and snapshot.digest.startswith(text)
-            if wanted is None or text == str(snapshot.number) or is_digest:
-                return snapshot
-        if wanted is None:
-            raise damaged(self.path, "it holds no snapshot")
-        numbers = f"{known[0].number} to {known[-1].number}" if known else "none"
-        raise DataError(
-            f"the index holds no snapshot {text!r:.80}",
-            code="rag.no-such-snapshot",
-            where=str(self.path.parent),
-            expected=f"one that is kept: {numbers}, or the beginning of its digest",
-            next="list them: stillroom rag log INDEX; older ones go when newer ones come",
-        )
+        return pick_snapshot(self.snapshots(), wanted, self.path)
 
     def segments(self, snapshot: int) -> list[SegmentEntry]:
         """Return the segments that a snapshot reads, in order."""
@@ -160,9 +103,11 @@ class Ledger:
         return [SegmentEntry(number, count, _files(files)) for number, count, files in rows]
 
     def load(
-        self, snapshot: int, where: str = "1", values: Mapping[str, Any] | None = None
-    ) -> Table:
-        """Return the documents that a snapshot sees and that meet a condition.
+        self, snapshot: int, where: str = "1 = 1", values: Mapping[str, Any] | None = None
+    ) -> NDArray[np.int64]:
+        """Return the documents that a snapshot sees and that meet a condition, (5, N).
+
+        Key, content, number of passages, segment and first row there; in order of path.
 
         Args:
             snapshot: Its number.
@@ -176,8 +121,7 @@ class Ledger:
             f"WHERE {_ALIVE.format('d')} AND ({where}) ORDER BY d.path",
             {"snapshot": snapshot, **(values or {})},
         )
-        columns = np.array(rows, dtype=np.int64).reshape(-1, 5).T
-        return Table(*(np.ascontiguousarray(column) for column in columns))
+        return np.array(rows, dtype=np.int64).reshape(-1, 5).T
 
     def list_deleted(self, before: int, after: int) -> list[int] | None:
         """Return the keys of documents that ended between two snapshots.
@@ -251,17 +195,6 @@ class Ledger:
             with self._lock:
                 self._connections.append(connection)
         return connection
-
-
-def damaged(path: Path, reason: str) -> IntegrityError:
-    """Return the error that says which file of an index is not what was written."""
-    return IntegrityError(
-        f"the index is damaged: {path.name}: {reason}",
-        code="rag.index-damaged",
-        where=str(path),
-        expected="the file that was written",
-        next="stillroom rag verify INDEX --repair, or build the index again with --overwrite",
-    )
 
 
 def _identify(path: Path) -> tuple[int, int]:

@@ -13,19 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.jobs import atomic_write
 from stillroom.provenance import ARTIFACT_FILE, FileEntry, Parent, digest_file, read_artifact
 from stillroom.provenance.artifact import describe_host, installed_versions
-from stillroom.provenance.ledger import LEDGER
 from stillroom.rag.store.description import INDEX, Description, write_index_file
-from stillroom.rag.store.ledger import Ledger, Snapshot
-from stillroom.rag.store.locking import snapshot_file
-from stillroom.rag.store.schema import FOREVER
-from stillroom.rag.store.segments import segment_folder
 
-__all__ = ["is_timed", "renew_manifest"]
+if TYPE_CHECKING:
+    from stillroom.rag.store.protocol import StoreWriter
+
+__all__ = ["entry_of", "is_timed", "renew_manifest"]
 
 
 def is_timed(path: str) -> bool:
@@ -34,8 +32,7 @@ def is_timed(path: str) -> bool:
 
 
 def renew_manifest(
-    folder: Path,
-    ledger: Ledger,
+    writer: StoreWriter,
     *,
     parents: Sequence[Parent] = (),
     details: Mapping[str, Any] | None = None,
@@ -43,13 +40,13 @@ def renew_manifest(
     """Write index.json and artifact.json of the newest snapshot.
 
     Args:
-        folder: The index's; without an artifact.json above it, only index.json is written.
-        ledger: Open over the same folder.
+        writer: Open over the index; without an artifact.json above its folder, only index.json is
+            written.
         parents: What the index is now made from in these roles; others stay as they were.
         details: What to say beside counts, digest and number of the snapshot.
     """
-    snapshot = ledger.find_snapshot()
-    write_index_file(folder, Description.from_json(ledger.description), snapshot)
+    folder, snapshot = writer.folder, writer.find_snapshot()
+    write_index_file(folder, Description.from_json(writer.description), snapshot)
     home = folder.parent
     if not (home / ARTIFACT_FILE).is_file():
         return
@@ -57,8 +54,8 @@ def renew_manifest(
     roles = {parent.role: parent for parent in parents}
     artifact = replace(
         before,
-        files=(_entry(home, folder / INDEX),),
-        timed_files=tuple(_list_files(home, folder, ledger, snapshot)),
+        files=(entry_of(home, folder / INDEX),),
+        timed_files=tuple(sorted(writer.list_files(home), key=lambda entry: entry.path)),
         parents=tuple(roles.get(parent.role, parent) for parent in before.parents),
         details={
             **before.details,
@@ -68,10 +65,7 @@ def renew_manifest(
             "snapshot": snapshot.number,
             "failed": [
                 {"path": path, "code": code, "reason": reason}
-                for path, code, reason in ledger.query(
-                    "SELECT path, code, reason FROM failures WHERE died = ? ORDER BY path",
-                    (FOREVER,),
-                )
+                for path, code, reason in writer.list_failures()
             ],
         },
         versions=installed_versions(),
@@ -82,20 +76,6 @@ def renew_manifest(
         json.dump(artifact.to_json(), file, ensure_ascii=False, indent=1)
 
 
-def _list_files(home: Path, folder: Path, ledger: Ledger, snapshot: Snapshot) -> list[FileEntry]:
-    """Return the entries of all that the ledger names; a segment's digests it knows itself."""
-    entries = [_entry(home, folder / LEDGER)]
-    for number, files in ledger.query("SELECT number, files FROM segments ORDER BY number"):
-        place = segment_folder(folder, number).relative_to(home).as_posix()
-        entries += [
-            FileEntry(f"{place}/{name}", int(size), str(digest))
-            for name, (size, digest) in sorted(json.loads(files).items())
-        ]
-    for known in ledger.snapshots():
-        if known.number <= snapshot.number:
-            entries.append(_entry(home, snapshot_file(folder, known.number)))
-    return sorted(entries, key=lambda entry: entry.path)
-
-
-def _entry(home: Path, path: Path) -> FileEntry:
+def entry_of(home: Path, path: Path) -> FileEntry:
+    """Return the entry of a file below ``home``, with its digest."""
     return FileEntry(path.relative_to(home).as_posix(), path.stat().st_size, digest_file(path))

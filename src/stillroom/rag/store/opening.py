@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.provenance import ARTIFACT_FILE, digest_file, read_artifact
 from stillroom.provenance.ledger import LEDGER
-from stillroom.rag.store.ledger import Ledger, Snapshot, Table, damaged
+from stillroom.rag.engines.keyword_engine import KeywordEngine
+from stillroom.rag.engines.sketches import (
+    DEFAULT_OVERSAMPLING,
+    ApproximateEngine,
+    MeasuredRecall,
+)
+from stillroom.rag.engines.vectors import DenseEngine
+from stillroom.rag.filters import SQLITE, Condition, Dialect
+from stillroom.rag.store.ledger import Ledger
 from stillroom.rag.store.locking import Pin, is_being_written, snapshot_file
+from stillroom.rag.store.protocol import MEASURED
+from stillroom.rag.store.rows import Rows, Table
 from stillroom.rag.store.segments import Segment, open_segment
+from stillroom.rag.store.snapshots import Snapshot, damaged
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["OpenSnapshot", "Rows", "open_snapshot"]
+__all__ = ["OpenSnapshot", "SegmentVectors", "open_snapshot"]
 
 _ATTEMPTS = 5
 
@@ -34,6 +46,21 @@ class OpenSnapshot:
     segments: tuple[Segment, ...]
 
     @property
+    def where(self) -> Path:
+        """What errors name: the ledger."""
+        return self.ledger.path
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """What shaped the index."""
+        return self.ledger.description
+
+    @property
+    def dialect(self) -> Dialect:
+        """How conditions are written."""
+        return SQLITE
+
+    @property
     def offsets(self) -> dict[int, int]:
         """The first row of each segment, by its number, when they lie one after another."""
         offsets, first = {}, 0
@@ -46,6 +73,41 @@ class OpenSnapshot:
     def size(self) -> int:
         """How many rows the segments have, those that no document needs included."""
         return sum(len(segment.vectors) for segment in self.segments)
+
+    def load(self, condition: Condition, within: Table | None = None) -> Table:
+        """Return the documents that meet a condition, in order of path.
+
+        Raises:
+            IntegrityError: If a document lies in no segment.
+        """
+        found = self.ledger.load(self.snapshot.number, condition.sql, dict(condition.values))
+        keys, contents, counts, segments, starts = (np.ascontiguousarray(one) for one in found)
+        return Table(keys, contents, counts, starts + _look_up(segments, self))
+
+    def list_fields(self, condition: Condition) -> Sequence[tuple[str, str]]:
+        """Return name and kind of every field of documents that meet a condition."""
+        return self.ledger.list_fields(self.snapshot.number, condition.sql, dict(condition.values))
+
+    def open_keywords(self, everyone: Rows, population: Condition) -> KeywordEngine:
+        """Return what searches the words of a population."""
+        return KeywordEngine([one.postings for one in self.segments], everyone.mask)
+
+    def open_dense(self, everyone: Rows, population: Condition) -> SegmentVectors:
+        """Return what searches the vectors of a population."""
+        parts = [one.vectors for one in self.segments]
+        codes = [one.codes for one in self.segments]
+        exact = DenseEngine(parts, everyone.mask, codes=codes)
+        measured = self.recall(MEASURED)
+        near = ApproximateEngine(
+            exact,
+            sketches=[one.sketches for one in self.segments],
+            oversampling=measured["oversampling"] if measured else DEFAULT_OVERSAMPLING,
+        )
+        return SegmentVectors(exact, near)
+
+    def recall(self, name: str) -> Any:
+        """Return what was measured under a name, or None."""
+        return self.ledger.recall(name)
 
     def vectors_at(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the vectors of the segments' rows, put one after another, (N, D) float32."""
@@ -61,6 +123,10 @@ class OpenSnapshot:
         if [one.number for one in self.segments] != [one.number for one in newer.segments]:
             return None
         return self.ledger.list_deleted(self.snapshot.number, newer.snapshot.number)
+
+    def is_newest(self) -> bool:
+        """Return whether no newer snapshot was committed."""
+        return self.ledger.find_snapshot().number == self.snapshot.number
 
     def follow(self) -> OpenSnapshot:
         """Return the newest snapshot, opened beside this one; open segments are shared.
@@ -80,67 +146,51 @@ class OpenSnapshot:
             raise
         return OpenSnapshot(self.folder, self.ledger, snapshot, pin, segments)
 
+    def passage(self, content: int, position: int) -> bytes:
+        """Return a passage as JSON, by its content's key and its place from 0."""
+        return self.ledger.passage(content, position)
+
+    def locate_passage(self, passage_id: str) -> tuple[int, int] | None:
+        """Return the content's key and the position of a passage, or None."""
+        return self.ledger.locate_passage(passage_id)
+
+    def document(self, content: int) -> bytes:
+        """Return a parsed document as JSON."""
+        return self.ledger.document(content)
+
+    def locate_document(self, document_id: str) -> int | None:
+        """Return the key of a document's content, or None."""
+        return self.ledger.locate_document(document_id)
+
     def close(self) -> None:
         """Let the snapshot go."""
         self.ledger.close()
         self.pin.release()
 
 
-class Rows:
-    """The passages of a view in order: documents by path, passages by position.
+@dataclass(frozen=True, slots=True)
+class SegmentVectors:
+    """Searches the vectors of segments; by masks, which conditions have become."""
 
-    A row is a number from 0 in that order. The segments know other rows, as they were written:
-    ``places`` (N,) gives the segments' row of each row, ``rows`` (P,) the reverse, -1 where the
-    view sees no passage.
-    """
+    exact: DenseEngine
+    near: ApproximateEngine
 
-    def __init__(self, table: Table, opened: OpenSnapshot) -> None:
-        """Order the passages of a table's documents.
+    def search(
+        self,
+        vector: NDArray[Any],
+        k: int,
+        *,
+        mask: NDArray[Any] | None,
+        condition: Condition,
+        is_near: bool = False,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the best ``k`` places and their scores, best first."""
+        engine = self.near if is_near else self.exact
+        return engine.search(vector, k, mask=mask)
 
-        Raises:
-            IntegrityError: If a document lies in no segment, or two in one place.
-        """
-        self.table = table
-        self.firsts: NDArray[np.int64] = np.concatenate([[0], np.cumsum(table.counts)])
-        count = int(self.firsts[-1])
-        starts = table.starts + _look_up(table.segments, opened)
-        steps = np.arange(count) - np.repeat(self.firsts[:-1], table.counts)
-        self.places: NDArray[np.int64] = np.repeat(starts, table.counts) + steps
-        self.rows: NDArray[np.int64] = np.full(opened.size, -1, dtype=np.int64)
-        if count and int(self.places.max()) >= opened.size:
-            raise damaged(opened.ledger.path, "a document lies beyond its segment")
-        self.rows[self.places] = np.arange(count)
-        if int((self.rows >= 0).sum()) != count:
-            raise damaged(opened.ledger.path, "two documents lie in one place")
-        self._order = np.argsort(table.contents, kind="stable")
-
-    def __len__(self) -> int:
-        """Return how many passages the view sees."""
-        return int(self.firsts[-1])
-
-    @property
-    def mask(self) -> NDArray[np.bool_]:
-        """Which of the segments' rows the view sees, (P,)."""
-        return self.rows >= 0
-
-    def locate(self, row: int) -> tuple[int, int]:
-        """Return the key of a row's content, and the passage's position in it."""
-        if not 0 <= row < len(self):
-            raise IndexError(row)
-        at = int(np.searchsorted(self.firsts, row, side="right")) - 1
-        return int(self.table.contents[at]), row - int(self.firsts[at])
-
-    def find(self, content: int, position: int = 0) -> int | None:
-        """Return the row of a content's passage, or None where the view does not see it."""
-        if not len(self._order):
-            return None
-        at = int(np.searchsorted(self.table.contents, content, sorter=self._order))
-        if at == len(self._order):
-            return None
-        document = int(self._order[at])
-        if int(self.table.contents[document]) != content:
-            return None
-        return int(self.firsts[document]) + position
+    def calibrate(self, queries: NDArray[Any], *, k: int, least: float) -> MeasuredRecall:
+        """Measure what sketches find of the best ``k``, and search so from here."""
+        return self.near.calibrate(queries, k=k, least=least)
 
 
 def open_snapshot(folder: Path, wanted: int | str | None = None, *, verify: bool) -> OpenSnapshot:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from stillroom.rag.store.ledger import Ledger
 from stillroom.rag.store.opening import OpenSnapshot
-from stillroom.rag.store.parts import Entry, Mark
+from stillroom.rag.store.parts import Entry, Facts, Mark
 from stillroom.rag.store.schema import FOREVER, PASSAGE_BITS
 from stillroom.rag.store.segments import Segment
 
@@ -53,6 +54,27 @@ class Held:
         self.opened = opened
         self.ledger = opened.ledger
         self.segments: dict[int, Segment] = {one.number: one for one in opened.segments}
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """What shaped the index."""
+        return self.ledger.description
+
+    def list_parts(self) -> list[tuple[Recalled, Facts]]:
+        """Return every document of the newest snapshot with its facts, in order of path."""
+        rows = self.ledger.query(
+            "SELECT d.path, c.digest, c.key, c.passages, c.truncated, d.tenant, d.labels, d.fields "
+            "FROM documents d JOIN contents c ON c.key = d.content WHERE d.died = ? "
+            "ORDER BY d.path",
+            (FOREVER,),
+        )
+        return [
+            (
+                self._recall(*row),
+                Facts(json.loads(fields), tenant, tuple(json.loads(labels))),
+            )
+            for *row, tenant, labels, fields in rows
+        ]
 
     def take(self, path: str, digest: str) -> Recalled | None:
         """Return the newest snapshot's document of that path and digest, if it holds it."""

@@ -24,7 +24,8 @@ from stillroom.rag.engines.postings import Postings, merge_postings, write_posti
 from stillroom.rag.engines.sketches import SKETCHES, Sketches
 from stillroom.rag.engines.vectors import VectorCodes
 from stillroom.rag.prefixes import keyword_prefixes
-from stillroom.rag.store.ledger import SegmentEntry, damaged
+from stillroom.rag.store.ledger import SegmentEntry
+from stillroom.rag.store.snapshots import damaged
 from stillroom.rag.store.structures import Structures
 
 if TYPE_CHECKING:

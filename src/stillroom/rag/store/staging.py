@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stillroom.rag.store.fields import derive_fields
-from stillroom.rag.store.ledger import damaged
 from stillroom.rag.store.parts import Part, mark_of
 from stillroom.rag.store.schema import PASSAGE_BITS
+from stillroom.rag.store.snapshots import damaged
 
 __all__ = ["stage_parts", "transaction"]
 

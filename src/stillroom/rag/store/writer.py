@@ -17,16 +17,20 @@ from types import TracebackType
 from typing import Any, Self
 
 from stillroom.jobs.files import full_disk_as_error
+from stillroom.provenance import FileEntry
 from stillroom.provenance.ledger import LEDGER
 from stillroom.rag.analyzer import Analyzer
-from stillroom.rag.store.ledger import Ledger, SegmentEntry, Snapshot, damaged
-from stillroom.rag.store.locking import WriterLock, write_snapshot_file
+from stillroom.rag.store.ledger import Ledger, SegmentEntry
+from stillroom.rag.store.locking import WriterLock, snapshot_file, write_snapshot_file
+from stillroom.rag.store.manifest import entry_of
 from stillroom.rag.store.merging import choose_merged
-from stillroom.rag.store.parts import Part
+from stillroom.rag.store.parts import Facts, Part
+from stillroom.rag.store.protocol import Told
 from stillroom.rag.store.publishing import Change, Publication
 from stillroom.rag.store.purging import remove_orphans, remove_staged, remove_unneeded
-from stillroom.rag.store.schema import create_ledger, open_ledger
-from stillroom.rag.store.segments import Merged, write_segment
+from stillroom.rag.store.schema import FOREVER, create_ledger, open_ledger
+from stillroom.rag.store.segments import Merged, segment_folder, write_segment
+from stillroom.rag.store.snapshots import Snapshot, damaged
 from stillroom.rag.store.staging import stage_parts, transaction
 from stillroom.rag.store.structures import Structures
 
@@ -100,6 +104,57 @@ class Writer:
     ) -> None:
         """Close the writer."""
         self.close()
+
+    def list_documents(self) -> dict[str, Told]:
+        """Return what the newest snapshot says of every document, by path, in order."""
+        rows = self.ledger.query(
+            "SELECT d.path, d.key, c.digest, d.fields, d.tenant, d.labels FROM documents d "
+            "JOIN contents c ON c.key = d.content WHERE d.died = ? ORDER BY d.path",
+            (FOREVER,),
+        )
+        return {
+            path: Told(
+                int(key),
+                str(digest),
+                Facts(json.loads(fields), tenant, tuple(json.loads(labels))),
+            )
+            for path, key, digest, fields, tenant, labels in rows
+        }
+
+    def list_failures(self) -> list[tuple[str, str, str]]:
+        """Return path, code and reason of every file that could not be used, in order."""
+        return self.ledger.query(
+            "SELECT path, code, reason FROM failures WHERE died = ? ORDER BY path", (FOREVER,)
+        )
+
+    def snapshots(self) -> list[Snapshot]:
+        """Return the snapshots that can be opened, oldest first."""
+        return self.ledger.snapshots()
+
+    def find_snapshot(self, wanted: int | str | None = None) -> Snapshot:
+        """Return a snapshot by number or digest, by default the newest.
+
+        Raises:
+            DataError: If there is none, or none any more.
+        """
+        return self.ledger.find_snapshot(wanted)
+
+    def list_files(self, home: Path) -> list[FileEntry]:
+        """Return the entries of all that the ledger names; a segment's digests it knows itself."""
+        entries = [entry_of(home, self.folder / LEDGER)]
+        for number, files in self.ledger.query("SELECT number, files FROM segments"):
+            place = segment_folder(self.folder, number).relative_to(home).as_posix()
+            entries += [
+                FileEntry(f"{place}/{name}", int(size), str(digest))
+                for name, (size, digest) in json.loads(files).items()
+            ]
+        newest = self.find_snapshot().number
+        entries += [
+            entry_of(home, snapshot_file(self.folder, known.number))
+            for known in self.snapshots()
+            if known.number <= newest
+        ]
+        return entries
 
     @property
     def analyzer(self) -> Analyzer:
@@ -177,6 +232,10 @@ class Writer:
     def _latest(self) -> int:
         found = self.connection.execute("SELECT max(number) FROM snapshots").fetchone()[0]
         return int(found or 0)
+
+    def recall(self, name: str) -> Any:
+        """Return what was measured under a name, or None."""
+        return self.ledger.recall(name)
 
     def remember(self, name: str, value: Any) -> None:
         """Keep something that was measured of the newest snapshot, as JSON; see ``Ledger.recall``.
