@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tests.property.rag_words import build
 
-from stillroom.rag.upkeep import check_index
 from stillroom.rag.store.writer import Writer
+from stillroom.rag.upkeep import check_index
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = 12

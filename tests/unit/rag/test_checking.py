@@ -12,8 +12,7 @@ from stillroom.provenance import verify
 from stillroom.rag.index import Index
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.repairing import repair_index
-from stillroom.rag.upkeep import check_index
-from stillroom.rag.upkeep import delete_documents
+from stillroom.rag.upkeep import check_index, delete_documents
 
 
 @pytest.fixture
