@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from stillroom.errors import IntegrityError
 from stillroom.rag.engines import sketches as module
+from stillroom.rag.engines.mixing import hadamard, mixing_of
 from stillroom.rag.engines.sketches import SKETCHES, ApproximateEngine, Sketches
 from stillroom.rag.engines.vectors import DenseEngine
 
@@ -45,10 +46,10 @@ def test_what_is_found_is_allowed_scored_exactly_and_in_order(seed, count, width
 def test_a_sketch_counts_the_signs_of_a_rotation():
     vectors = make_topics(200, 128)
     made = Sketches.make(vectors)
-    order, signs = module._mixing(128)
+    order, signs = mixing_of(128)
     mixing = np.zeros((128, 128))
     mixing[order, np.arange(128)] = signs
-    blocks = np.kron(np.eye(2), module._hadamard()) / 8
+    blocks = np.kron(np.eye(2), hadamard()) / 8
     rotation = mixing @ blocks
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(128), atol=1e-6)
     turned = vectors @ rotation > 0

@@ -11,6 +11,7 @@ from stillroom.rag.engines.sparse_engine import (
     WEIGHTS,
     SparseEngine,
     TermWeights,
+    merge_term_weights,
     write_term_weights,
 )
 
@@ -79,3 +80,41 @@ def test_a_damaged_file_is_named(tmp_path):
     with pytest.raises(IntegrityError) as caught:
         TermWeights.open(tmp_path / "0")
     assert caught.value.code == "rag.index-damaged"
+
+
+@given(st.lists(passages, min_size=1, max_size=4), st.data())
+@settings(max_examples=60, deadline=None)
+def test_merged_files_have_the_bytes_of_one(tmp_path_factory, told, data):
+    folder = tmp_path_factory.mktemp("merge")
+    parts = open_parts(folder, told)
+    kept = [
+        data.draw(st.none() | st.lists(st.booleans(), min_size=len(one), max_size=len(one)))
+        for one in told
+    ]
+    masks = [None if mask is None else np.array(mask, dtype=bool) for mask in kept]
+    rows = [
+        row
+        for one, mask in zip(told, kept, strict=True)
+        for at, row in enumerate(one)
+        if mask is None or mask[at]
+    ]
+    for name in ("merged", "written"):
+        (folder / name).mkdir()
+    assert merge_term_weights(folder / "merged", parts, masks) == len(rows)
+    write_term_weights(folder / "written", rows)
+    merged, written = (folder / name / WEIGHTS for name in ("merged", "written"))
+    assert merged.read_bytes() == written.read_bytes()
+
+
+@given(passages, st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_span_has_the_weights_of_its_rows(tmp_path_factory, told, data):
+    folder = tmp_path_factory.mktemp("span")
+    (part,) = open_parts(folder, [told])
+    first = data.draw(st.integers(0, len(told)))
+    last = data.draw(st.integers(first, len(told)))
+    for name in ("span", "own"):
+        (folder / name).mkdir()
+    merge_term_weights(folder / "span", [part.span(first, last)], [None])
+    write_term_weights(folder / "own", told[first:last])
+    assert (folder / "span" / WEIGHTS).read_bytes() == (folder / "own" / WEIGHTS).read_bytes()

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from stillroom.errors import IntegrityError
 from stillroom.rag.engines import token_engine as module
-from stillroom.rag.engines.token_engine import TOKENS, TokenEngine, TokenVectors
+from stillroom.rag.engines.token_engine import TokenEngine
+from stillroom.rag.engines.token_vectors import TOKENS, TokenVectors, merge_token_vectors
 
 
 def make_passages(rng, count, width, *, twins):
@@ -62,14 +63,13 @@ def test_few_passages_are_scored_twice():
 def test_token_vectors_come_back_from_their_file_and_damage_is_named(tmp_path):
     rng = np.random.default_rng(0)
     passages = make_passages(rng, 30, 16, twins=False)
-    for kind in (np.float32, np.float16):
-        made = TokenVectors.join([own.astype(kind) for own in passages], 16)
-        half = TokenVectors(made.tokens.astype(kind), made.starts)
-        half.write(tmp_path)
+    for bits in (4, 8, 16, 32):
+        made = TokenVectors.join(passages, 16, bits=bits)
+        made.write(tmp_path)
         opened = TokenVectors.open(tmp_path)
         assert len(opened) == 30
         query = rng.standard_normal((3, 16)).astype(np.float32)
-        one, other = TokenEngine([half]).search(query, 5), TokenEngine([opened]).search(query, 5)
+        one, other = TokenEngine([made]).search(query, 5), TokenEngine([opened]).search(query, 5)
         assert [each.tolist() for each in one] == [each.tolist() for each in other]
     (tmp_path / TOKENS).write_bytes((tmp_path / TOKENS).read_bytes()[:-1])
     with pytest.raises(IntegrityError) as caught:
@@ -82,3 +82,57 @@ def test_nothing_is_found_among_passages_without_tokens():
     for engine in (TokenEngine([]), TokenEngine([empty]), TokenEngine([TokenVectors.join([], 4)])):
         rows, scores = engine.search(np.ones((2, 4), dtype=np.float32), 3)
         assert (rows.tolist(), scores.tolist()) == ([], [])
+
+
+@pytest.mark.parametrize(("bits", "least"), [(4, 0.985), (8, 0.9998), (16, 0.99999)])
+@pytest.mark.parametrize("width", [96, 128, 384])
+def test_codes_read_back_as_nearly_the_tokens(bits, least, width):
+    rng = np.random.default_rng(0)
+    tokens = rng.standard_normal((300, width)).astype(np.float32)
+    tokens[:, 0] *= 20  # one number that outweighs the others, as some models have
+    tokens /= np.linalg.norm(tokens, axis=1, keepdims=True)
+    made = TokenVectors.join([tokens], width, bits=bits)
+    cosines = (made.read(slice(None)) * made.prepare(tokens)).sum(axis=1)
+    norms = np.linalg.norm(made.read(slice(None)), axis=1)
+    assert (cosines / norms).min() >= least
+    assert made.tokens.nbytes <= 300 * (width + 63) * bits // 8
+
+
+@given(st.integers(0, 2**32), st.sampled_from([4, 8, 16, 32]), st.integers(1, 40))
+@settings(max_examples=40, deadline=None)
+def test_of_codes_the_best_rows_are_those_of_what_they_read_back_as(seed, bits, count):
+    rng = np.random.default_rng(seed)
+    passages = make_passages(rng, count, 20, twins=False)
+    query = rng.standard_normal((3, 20)).astype(np.float32)
+    cut = int(rng.integers(0, count + 1))
+    parts = [TokenVectors.join(some, 20, bits=bits) for some in (passages[:cut], passages[cut:])]
+    read = [part.of(row) for part in parts for row in range(len(part))]
+    asked = query if bits > 8 else parts[0].prepare(query)
+    expected = best_of(read, asked, np.ones(count, dtype=bool), 5)
+    rows, scores = TokenEngine(parts).search(query, 5)
+    assert (rows.tolist(), scores.tolist()) == expected
+
+
+@given(st.integers(0, 2**32), st.sampled_from([4, 8, 16, 32]))
+@settings(max_examples=40, deadline=None)
+def test_merged_files_have_the_bytes_of_one(tmp_path_factory, seed, bits):
+    rng = np.random.default_rng(seed)
+    folder = tmp_path_factory.mktemp("merge")
+    told = [make_passages(rng, int(rng.integers(1, 12)), 20, twins=False) for _ in range(3)]
+    masks = [None, rng.random(len(told[1])) < 0.5, rng.random(len(told[2])) < 0.5]
+    parts = [TokenVectors.join(one, 20, bits=bits) for one in told]
+    first = int(rng.integers(0, len(told[0]) + 1))
+    parts[0] = parts[0].span(first, len(told[0]))
+    rows = told[0][first:]
+    for one, mask in zip(told[1:], masks[1:], strict=True):
+        rows += [row for row, stays in zip(one, mask, strict=True) if stays]
+    for name in ("merged", "own"):
+        (folder / name).mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stillroom.rag.engines.token_vectors._BLOCK_TOKENS", 5)
+        assert merge_token_vectors(folder / "merged", parts, masks) == len(rows)
+    TokenVectors.join(rows, 20, bits=bits).write(folder / "own")
+    merged, own = (TokenVectors.open(folder / name) for name in ("merged", "own"))
+    for name in ("tokens", "starts", "scales"):
+        assert np.array_equal(getattr(merged, name), getattr(own, name))
+    assert merged.largest >= own.largest

@@ -12,7 +12,6 @@ permutation and Hadamard blocks after Ailon and Chazelle 2006, doi:10.1145/11325
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from stillroom.rag.engines.arrays import map_arrays, write_arrays
+from stillroom.rag.engines.mixing import BLOCK, mix_rows, mixed_width
 from stillroom.rag.engines.vectors import DenseEngine, is_narrow
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ __all__ = [
 
 SKETCHES = "sketches.safetensors"
 DEFAULT_OVERSAMPLING = 16
-_BLOCK = 64
 _BLOCK_ROWS = 4096
 _OVERSAMPLINGS = (4, 6, 10, 16, 25, 40, 64, 100)
 _FARTHEST = np.uint16(2**16 - 1)
@@ -53,7 +52,7 @@ class Sketches:
     @classmethod
     def make(cls, vectors: NDArray[Any]) -> Self:
         """Return the sketches of vectors, (N, D) float."""
-        words = -(-vectors.shape[1] // _BLOCK)
+        words = mixed_width(vectors.shape[1]) // BLOCK
         bits = np.empty((words, len(vectors)), dtype=np.uint64)
         for start in range(0, len(vectors), _BLOCK_ROWS):
             rows = slice(start, start + _BLOCK_ROWS)
@@ -213,31 +212,8 @@ class ApproximateEngine:
 
 def _sketch(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:
     """Return the signs of mixed vectors (N, D) as words (N, W)."""
-    count, width = vectors.shape
-    order, signs = _mixing(width)
-    padded = np.zeros((count, len(order)), dtype=np.float32)
-    padded[:, :width] = vectors
-    mixed = (padded[:, order] * signs).reshape(count, -1, _BLOCK) @ _hadamard()
-    packed = np.packbits(mixed.reshape(count, -1) > 0, axis=1)
+    packed = np.packbits(mix_rows(vectors) > 0, axis=1)
     return np.asarray(packed.view(np.uint64))
-
-
-@lru_cache(maxsize=8)
-def _mixing(width: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return a permutation and signs that depend on the width alone, on any machine."""
-    padded = -(-width // _BLOCK) * _BLOCK
-    drawn = hashlib.shake_128(f"stillroom sketch {width}".encode()).digest(8 * padded)
-    numbers = np.frombuffer(drawn, dtype="<u8")
-    signs = np.where(numbers & 1, 1.0, -1.0).astype(np.float32)
-    return np.argsort(numbers, kind="stable"), signs
-
-
-@lru_cache(maxsize=1)
-def _hadamard() -> NDArray[np.float32]:
-    matrix = np.ones((1, 1), dtype=np.float32)
-    while len(matrix) < _BLOCK:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return matrix
 
 
 def _count_bits(words: NDArray[np.uint64]) -> NDArray[np.uint8]:

@@ -12,8 +12,9 @@ from __future__ import annotations
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from stillroom.rag.engines.term_table import TermTable, sort_terms
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["WEIGHTS", "SparseEngine", "TermWeights", "write_term_weights"]
+__all__ = ["WEIGHTS", "SparseEngine", "TermWeights", "merge_term_weights", "write_term_weights"]
 
 WEIGHTS = "term_weights.safetensors"
 _ARRAYS = ("terms", "term_starts", "starts", "rows", "weights", "size")
@@ -56,16 +57,70 @@ def write_term_weights(folder: Path, passages: Iterable[Mapping[str, float]]) ->
     words, ranks = sort_terms(list(vocabulary))
     numbers = ranks[np.frombuffer(ids, dtype=np.int64)]
     at = np.frombuffer(rows, dtype=np.int64)
-    order = np.lexsort((at, numbers))
-    arrays = {
+    told = np.frombuffer(weights, dtype=np.float32)
+    write_arrays(folder / WEIGHTS, _arrange(words, numbers, at, told, count))
+    return count
+
+
+def merge_term_weights(
+    folder: Path, parts: Sequence[TermWeights], kept: Sequence[NDArray[np.bool_] | None]
+) -> int:
+    """Write the weights of several files' kept rows, one after another, as one file.
+
+    The bytes are those that ``write_term_weights`` gives for the same rows.
+
+    Args:
+        folder: Where ``term_weights.safetensors`` is written; none of the parts' own folders.
+        parts: What to join, in order.
+        kept: For each part which rows to keep, (N,) bool, or None for all.
+
+    Returns:
+        How many rows there are.
+
+    Raises:
+        ResourceError: If the disk is full.
+    """
+    vocabulary: defaultdict[bytes, int] = defaultdict()
+    vocabulary.default_factory = vocabulary.__len__
+    ids, rows = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    weights = [np.zeros(0, dtype=np.float32)]
+    count = 0
+    for part, mask in zip(parts, kept, strict=True):
+        stays = np.ones(len(part), dtype=bool) if mask is None else mask
+        names = np.array([vocabulary[word] for word in part.words()], dtype=np.int64)
+        numbers, own, values = part.postings()
+        keep = stays[own]
+        ids.append(names[numbers[keep]])
+        rows.append((count + np.cumsum(stays) - 1)[own[keep]])
+        weights.append(values[keep])
+        count += int(stays.sum())
+    joined = np.concatenate(ids)
+    used = np.zeros(len(vocabulary), dtype=bool)
+    used[joined] = True
+    words = sorted(word for word, number in vocabulary.items() if used[number])
+    ranks = np.zeros(len(vocabulary), dtype=np.int64)
+    ranks[[vocabulary[word] for word in words]] = np.arange(len(words))
+    told = _arrange(words, ranks[joined], np.concatenate(rows), np.concatenate(weights), count)
+    write_arrays(folder / WEIGHTS, told)
+    return count
+
+
+def _arrange(
+    words: Sequence[bytes],
+    numbers: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    count: int,
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a file: sorted terms, and by term the rows with their weights."""
+    order = np.lexsort((rows, numbers))
+    return {
         **TermTable.pack(words),
         "starts": np.searchsorted(numbers[order], np.arange(len(words) + 1)).astype(np.int64),
-        "rows": at[order].astype(np.int32),
-        "weights": np.frombuffer(weights, dtype=np.float32)[order],
+        "rows": rows[order].astype(np.int32),
+        "weights": weights[order],
         "size": np.array([count], dtype=np.int64),
     }
-    write_arrays(folder / WEIGHTS, arrays)
-    return count
 
 
 class TermWeights:
@@ -88,6 +143,33 @@ class TermWeights:
     def __len__(self) -> int:
         """Return how many rows there are."""
         return int(self._arrays["size"][0])
+
+    def words(self) -> list[bytes]:
+        """Return all terms as bytes, in order."""
+        return self._table.words()
+
+    def postings(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Return of every weight its term's number, its row and itself, by term, then row."""
+        sizes = np.diff(self._arrays["starts"])
+        numbers = np.repeat(np.arange(len(sizes), dtype=np.int64), sizes)
+        return numbers, self._arrays["rows"].astype(np.int64), self._arrays["weights"]
+
+    def span(self, first: int, last: int) -> TermWeights:
+        """Return the rows from ``first`` up to ``last`` as a file's worth of their own."""
+        order, borders = self._by_row
+        chosen = order[borders[first] : borders[last]]
+        numbers, rows, weights = self.postings()
+        used, own = np.unique(numbers[chosen], return_inverse=True)
+        words = [self._table.word(int(number)) for number in used]
+        told = _arrange(words, own, rows[chosen] - first, weights[chosen], last - first)
+        return TermWeights(told)
+
+    @cached_property
+    def _by_row(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The places of weights in order of rows, and where each row's begin."""
+        rows = self._arrays["rows"]
+        order = np.argsort(rows, kind="stable")
+        return order, np.searchsorted(rows[order], np.arange(len(self) + 1))
 
     def look_up(self, term: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         """Return the rows that a term has a weight in, ascending, and the weights."""

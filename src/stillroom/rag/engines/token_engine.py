@@ -8,79 +8,27 @@ vectors: over a large index give the rows that a cheaper search found, or a mask
 As in the dense engine a float32 pass with a bound on its rounding leaves few rows for float64, so
 that what is found, and its scores, do not depend on how rows are spread over files.
 
-Source: ColBERT, Khattab and Zaharia 2020, arXiv:2004.12832. Does not know: centroids and residuals
-(PLAID), which a cheaper first search replaces here.
+Of tokens that are kept as codes the search is exact over what they read back as.
+
+Source: ColBERT, Khattab and Zaharia 2020, arXiv:2004.12832. Does not know: centroids (PLAID), which
+a cheaper first search replaces here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stillroom.rag.engines.arrays import Arrays, map_arrays, write_arrays
+from stillroom.rag.engines.token_vectors import TokenVectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["TOKENS", "TokenEngine", "TokenVectors"]
+__all__ = ["TokenEngine"]
 
-TOKENS = "token_vectors.safetensors"
 _BLOCK_TOKENS = 8192
-
-
-@dataclass(frozen=True)
-class TokenVectors:
-    """The vectors of passages' tokens: ``tokens`` (T, D) float, ``starts`` (N + 1,) int64."""
-
-    tokens: NDArray[Any]
-    starts: NDArray[np.int64]
-
-    @classmethod
-    def join(cls, passages: Iterable[NDArray[Any]], width: int) -> Self:
-        """Return the vectors of passages, (n, width) float each, one after another."""
-        several = list(passages)
-        starts = np.cumsum([0, *map(len, several)], dtype=np.int64)
-        return cls(np.concatenate([np.zeros((0, width), dtype=np.float32), *several]), starts)
-
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Map what ``write`` left in a folder.
-
-        Raises:
-            IntegrityError: If the file is missing, cut off or not made of the arrays it must have.
-        """
-        arrays = map_arrays(folder / TOKENS, ("tokens", "starts"), _fits)
-        return cls(arrays["tokens"], arrays["starts"])
-
-    def write(self, folder: Path) -> None:
-        """Write the vectors into a folder, atomically; equal vectors give equal bytes.
-
-        Raises:
-            ResourceError: If the disk is full.
-        """
-        write_arrays(folder / TOKENS, {"tokens": self.tokens, "starts": self.starts})
-
-    def __len__(self) -> int:
-        """Return how many passages there are."""
-        return len(self.starts) - 1
-
-    def of(self, row: int) -> NDArray[Any]:
-        """Return the vectors of one passage, (n, D)."""
-        return self.tokens[int(self.starts[row]) : int(self.starts[row + 1])]
-
-    @cached_property
-    def largest(self) -> float:
-        """The largest norm of any vector; computed once."""
-        most = 0.0
-        for start in range(0, len(self.tokens), _BLOCK_TOKENS):
-            block = np.asarray(self.tokens[start : start + _BLOCK_TOKENS], dtype=np.float32)
-            most = max(most, float(np.linalg.norm(block, axis=1).max(initial=0)))
-        return most
 
 
 class TokenEngine:
@@ -92,7 +40,8 @@ class TokenEngine:
         """Make a view; cheap until it is asked.
 
         Args:
-            parts: Token vectors of one width; the rows of the second follow those of the first.
+            parts: Token vectors of one width and kind; the rows of the second follow those of the
+                first.
             alive: Which rows may be found, (N,) bool; None for all.
         """
         self._parts = tuple(parts)
@@ -120,6 +69,8 @@ class TokenEngine:
             rows: Or these alone, different and in any order.
         """
         asked = np.asarray(query, dtype=np.float32)
+        if self._parts:
+            asked = self._parts[0].prepare(asked)
         near = self._nearest(asked, k, self._list_rows(mask, rows))
         scores = np.array([self._score(asked, int(row)) for row in near], dtype=np.float32)
         order = np.lexsort((near, -scores))[:k]
@@ -180,11 +131,6 @@ def _scan(
         places = shifts + np.arange(int(ends[last - 1]) - done)
         is_run = int(places[-1]) - int(places[0]) + 1 == len(places)
         chosen = slice(int(places[0]), int(places[-1]) + 1) if is_run else places
-        near = np.asarray(part.tokens[chosen], dtype=np.float32) @ query.T  # (tokens, Q)
+        near = part.read(chosen) @ query.T  # (tokens, Q)
         yield np.maximum.reduceat(near, begins, axis=0).sum(axis=1)
         first = last
-
-
-def _fits(arrays: Arrays) -> bool:
-    tokens, starts = arrays["tokens"], arrays["starts"]
-    return tokens.ndim == 2 and starts.ndim == 1 and len(starts) > 0 and starts[-1] == len(tokens)
