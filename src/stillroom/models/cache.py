@@ -17,6 +17,7 @@ from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.jobs.files import full_disk_as_error
+from stillroom.models.choosing import Chosen, weigh_given
 from stillroom.models.protocols import ConcurrentModel, Score, TextModel
 from stillroom.models.requests import spread_sampling
 from stillroom.provenance import canonical_json, digest_json
@@ -197,6 +198,14 @@ class CachedModel:
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
         """Score with the model behind; scores are not kept."""
         return self.model.score(prompts, completions)
+
+    def choose(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[Chosen]:
+        """Weigh options with the model behind; chances are not kept.
+
+        Raises:
+            BackendError: If its engine tells none.
+        """
+        return weigh_given(self.model, prompts, options)
 
     def count_tokens(self, text: str) -> int:
         """Count with the model behind."""

@@ -27,6 +27,7 @@ from stillroom.synth.items import (
     kind_of,
     passage_of_record,
 )
+from stillroom.synth.lending import Lending
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -307,11 +308,20 @@ class Generator(Method, ABC):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a record is kept; ``reason`` is a short fixed phrase, ``score`` its measure."""
+    """Whether a record is kept; ``reason`` is a short fixed phrase, ``score`` its measure.
+
+    ``limit`` is the bound that the score was held against, ``against`` what the record was compared
+    with (another record's or an item's words), ``told`` what else a reader of the dropped rows
+    should know. ``changed`` is the record as it goes on, where the filter mended it.
+    """
 
     keep: bool
     reason: str = ""
     score: float = 1.0
+    limit: float | None = None
+    against: str = ""
+    told: Mapping[str, Any] = field(default_factory=dict)
+    changed: Record | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,12 +329,15 @@ class Context:
     """What a filter may know beside the record.
 
     ``passages`` by id; ``frequency`` counts the passages each word occurs in; ``held_out`` are the
-    records already kept for evaluation (empty while those are judged).
+    records already kept for evaluation (empty while those are judged); ``models`` opens models for
+    the filters that measure with one; ``seed`` is the recipe's.
     """
 
     passages: Mapping[str, Passage] = field(default_factory=dict)
     frequency: Mapping[str, int] = field(default_factory=dict)
     held_out: Sequence[Record] = ()
+    models: Lending = field(default_factory=Lending)
+    seed: int = 0
 
 
 class Judge(Protocol):
@@ -347,6 +360,8 @@ class Filter(Method, ABC):
     paper: ClassVar[str] = ""
     judges_passages: ClassVar[bool] = False
     """Whether plain-text records of passages are judged too."""
+    remembers: ClassVar[bool] = False
+    """Whether a verdict depends on what was admitted before."""
 
     @abstractmethod
     def judge(self, record: Record) -> Verdict:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["split_sentences"]
+__all__ = ["cut_windows", "split_sentences"]
 
 _ABBREVIATIONS = frozenset(
     "mr mrs ms dr prof sr jr st rev hon gen col capt lt sgt maj adm gov sen rep pres"  # noqa: SIM905
@@ -43,6 +43,16 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
         start = match.end()
     _append(text, start, len(text), spans)
     return spans
+
+
+def cut_windows(text: str, size: int) -> list[str]:
+    """Return windows of so many sentences, each beginning in the middle of the one before."""
+    spans = split_sentences(text)
+    if not spans:
+        return []
+    step = max(1, size // 2)
+    starts = [0, *range(step, max(len(spans) - size + step, 1), step)]
+    return [text[spans[at][0] : spans[min(at + size, len(spans)) - 1][1]] for at in starts]
 
 
 def _append(text: str, start: int, end: int, spans: list[tuple[int, int]]) -> None:

@@ -18,6 +18,7 @@ from pydantic import Field, SecretStr
 from typing_extensions import override
 
 from stillroom.errors import BackendError, Cancelled
+from stillroom.models.choosing import Chosen
 from stillroom.models.endpoint import (
     Endpoint,
     Patience,
@@ -29,6 +30,7 @@ from stillroom.models.method import Backend
 from stillroom.models.parallel import work_through
 from stillroom.models.protocols import Score, TextModel
 from stillroom.models.requests import spread_sampling
+from stillroom.models.token_chances import choose_by_tokens
 from stillroom.records import Completion, Prompt, Sampling
 
 __all__ = ["Openai"]
@@ -156,6 +158,16 @@ class _EndpointModel:
             piece = (choice.get("delta") or {}).get("content") or choice.get("text") or ""
             if piece:
                 yield str(piece)
+
+    def choose(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[Chosen]:
+        """Return the options' chances by the server's likeliest first tokens.
+
+        Raises:
+            BackendError: If the server tells none (``backend.no-score``).
+        """
+        return choose_by_tokens(
+            self._endpoint, self.name, prompts, options, self._endpoint.patience.concurrency
+        )
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
         """Refuse: the dialect has no dependable way to ask for a given text's log-probabilities."""

@@ -17,7 +17,7 @@ from typing_extensions import override
 from stillroom.rag.method import Checker
 from stillroom.rag.readers import open_entailment
 from stillroom.rag.support import Evidence
-from stillroom.text.sentences import split_sentences
+from stillroom.text.sentences import cut_windows
 
 if TYPE_CHECKING:
     from stillroom.models.entailment import EntailmentModel
@@ -58,7 +58,7 @@ class _Entailed(Evidence):
         super().__init__(passages, index.analyzer, index.lexicon)
         self.threshold = threshold
         self._model = model
-        self._texts = [_cut(text, window) for text in passages]
+        self._texts = [cut_windows(text, window) for text in passages]
         self._known: dict[tuple[str, int], float] = {}
 
     @override
@@ -69,13 +69,3 @@ class _Entailed(Evidence):
             chances = self._model.entail(parts, [sentence] * len(parts))
             self._known[mark] = max(chances, default=0.0)
         return self._known[mark]
-
-
-def _cut(text: str, window: int) -> list[str]:
-    """Return windows of sentences, each beginning in the middle of the one before."""
-    spans = split_sentences(text)
-    if not spans:
-        return []
-    step = max(1, window // 2)
-    starts = [0, *range(step, max(len(spans) - window + step, 1), step)]
-    return [text[spans[at][0] : spans[min(at + window, len(spans)) - 1][1]] for at in starts]

@@ -25,6 +25,7 @@ class Duplicate(Filter):
 
     paper: ClassVar[str] = "Broder 1997"
     judges_passages: ClassVar[bool] = True
+    remembers: ClassVar[bool] = True
 
     threshold: float = Field(
         0.8, gt=0, le=1, description="Jaccard similarity of word n-grams from which it is a repeat"

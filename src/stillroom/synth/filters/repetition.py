@@ -1,7 +1,8 @@
 """Repetition: a message that says the same again and again.
 
-Source: Rae et al. 2021, arXiv:2112.11446, table A1 (duplicate n-grams). Differs: shares count
-words, not characters, and thresholds are for short answers.
+Source: Rae et al. 2021, arXiv:2112.11446, table A1. The paper's thirteen rules are applied to
+messages long enough for them; to shorter ones a bound on the share of repeated n-grams, which is
+the room's own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Record
+from stillroom.synth.looping import GOPHER_LIMITS, measure_loops
 from stillroom.synth.method import Filter, Verdict
 from stillroom.text.normalize import words
 
@@ -28,7 +30,16 @@ class Repetition(Filter):
     paper: ClassVar[str] = "arXiv:2112.11446"
 
     max_share: float = Field(
-        0.25, ge=0, le=1, description="largest share of a message's n-grams that are repeats"
+        0.25,
+        ge=0,
+        le=1,
+        description="largest share of a short message's n-grams that are repeats",
+    )
+    long_words: int = Field(
+        100, ge=20, description="words from which a message is judged by Gopher's rules"
+    )
+    strictness: float = Field(
+        1.0, gt=0, le=10, description="Gopher's bounds are divided by this; above 1 drops more"
     )
 
     @override
@@ -36,15 +47,28 @@ class Repetition(Filter):
         worst = 0.0
         for message in record.messages:
             found = words(message.content)
-            if len(found) >= _MIN_WORDS:
+            if len(found) >= self.long_words:
+                verdict = self._apply_rules(message.content)
+                if not verdict.keep:
+                    return verdict
+            elif len(found) >= _MIN_WORDS:
                 worst = max(worst, *(_repeated(found, size) for size in _SIZES))
         if worst > self.max_share:
-            return Verdict(False, "repeats itself", worst)
+            return Verdict(False, "repeats itself", worst, self.max_share)
         if len(record.messages) > 1:
             asked, said = (words(message.content) for message in record.messages[-2:])
             if asked == said:
                 return Verdict(False, "answer is the question", 1.0)
         return Verdict(True, score=worst)
+
+    def _apply_rules(self, text: str) -> Verdict:
+        measured = measure_loops(text)
+        for rule, bound in GOPHER_LIMITS.items():
+            if measured[rule] > bound / self.strictness:
+                told = {"rule": rule}
+                limit = bound / self.strictness
+                return Verdict(False, "repeats itself", measured[rule], limit, told=told)
+        return Verdict(True)
 
 
 def _repeated(found: list[str], size: int) -> float:

@@ -1,0 +1,167 @@
+"""DEITA: how complex an instruction is and how good its answer, by scorer checkpoints or a judge.
+
+Source: Liu et al. 2023, arXiv:2312.15685. With ``complexity_scorer`` and ``quality_scorer`` (the
+authors' checkpoints, or others trained in their form) a score is the expected mark of 1 to 6 under
+the checkpoint's own probabilities, after the form it was trained on. With ``judge`` a model places
+the record on a ladder of evolved examples instead: that is in the spirit of the paper's evolved
+comparisons and not its scorer, and every score says which of the two it is. A record without a mark
+is dropped as unmeasured, never given a middling one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
+
+from pydantic import Field, model_validator
+from typing_extensions import override
+
+from stillroom.models.choosing import weigh_options
+from stillroom.provenance import digest_json
+from stillroom.recipes import Reference
+from stillroom.records import Message, Prompt, Record
+from stillroom.synth.asking import fence
+from stillroom.synth.measured import Measured, Meter, each_by_itself
+from stillroom.synth.method import Context, Verdict
+from stillroom.synth.turns import answer_of, instruction_of
+
+__all__ = ["Deita"]
+
+_MARKS = tuple("123456")
+_COMPLEXITY_FORM = (
+    "You are a helpful assistant. Please identify the complexity score of the following user "
+    "query. \n##Query: {asked}  \n##Complexity: "
+)
+_QUALITY_FORM = (
+    "You are a helpful assistant. Please identify the quality score of the Response corresponding "
+    "to the Question. \n #Question#:\n{asked}\n#Response#:\n{said} \n##Quality: "
+)
+_LADDER = (
+    "Name a fruit.",
+    "Name three fruits that grow in cool climates.",
+    "Compare apples and pears as crops for a cool climate, in two sentences.",
+    "Compare apples and pears as crops for a cool climate: frost, pollination and storage, with "
+    "one number for each.",
+    "Plan an orchard of one hectare in a cool climate: choose varieties by frost and pollination, "
+    "give spacing, and say what you would change if the soil were wet.",
+    "Plan an orchard of one hectare in a cool climate under a budget of 20,000, show the layout, "
+    "prove that every tree has a pollinator within 30 m, and estimate the yield over ten years "
+    "with the losses that a frost every fourth year brings.",
+)
+_STEPS = (
+    "1: does not answer, or is wrong throughout",
+    "2: answers in part, with errors that matter",
+    "3: answers, but vaguely or with gaps",
+    "4: answers correctly",
+    "5: answers correctly and completely, and is clear",
+    "6: could not be better in content, order and wording",
+)
+
+
+class Deita(Measured):
+    """Drops plain instructions and poor answers, each scored from 1 to 6."""
+
+    paper: ClassVar[str] = "arXiv:2312.15685"
+
+    complexity_scorer: Reference | None = Field(
+        None, description="causal checkpoint trained to score complexity, as the authors' is"
+    )
+    quality_scorer: Reference | None = Field(
+        None, description="causal checkpoint trained to score quality, as the authors' is"
+    )
+    judge: Reference | None = Field(
+        None, description="model that scores what no scorer is given for"
+    )
+    min_complexity: float = Field(1.0, ge=1, le=6, description="less is dropped")
+    min_quality: float = Field(1.0, ge=1, le=6, description="less is dropped")
+    min_product: float = Field(1.0, ge=1, le=36, description="of both; the paper ranks by it")
+
+    @model_validator(mode="after")
+    def _has_a_scorer(self) -> Self:
+        if self.judge is None and not (self.complexity_scorer and self.quality_scorer):
+            raise ValueError("deita needs both scorers, or a judge for what has none")
+        return self
+
+    @override
+    def begin(self, context: Context) -> Meter:
+        return _Scored(self, context)
+
+
+class _Scored(Meter):
+    def __init__(self, chosen: Deita, context: Context) -> None:
+        self._chosen = chosen
+        lend = context.models.text_model
+        self._by = {
+            "complexity": "scorer" if chosen.complexity_scorer else "judge",
+            "quality": "scorer" if chosen.quality_scorer else "judge",
+        }
+        named = {
+            "complexity": chosen.complexity_scorer or chosen.judge,
+            "quality": chosen.quality_scorer or chosen.judge,
+        }
+        self._models = {name: lend(place) for name, place in named.items() if place is not None}
+        self._seed = context.seed
+        prints = [model.fingerprint for model in self._models.values()]
+        self.fingerprint = digest_json([prints, self._by, 1])
+
+    @override
+    def measure(self, records: Sequence[Record]) -> list[Any]:
+        return each_by_itself(records, self._measure)
+
+    def _measure(self, record: Record) -> Any:
+        asked, said = instruction_of(record), answer_of(record)
+        if not asked.strip() or not said.strip():
+            return {"failed": "there is no question, or no answer"}
+        forms: dict[str, Callable[[str, str], Prompt]] = {
+            "complexity": _place_question if self._by["complexity"] == "judge" else _form_question,
+            "quality": _place_answer if self._by["quality"] == "judge" else _form_answer,
+        }
+        found: dict[str, Any] = {}
+        for name, model in self._models.items():
+            (chosen,) = weigh_options(model, [forms[name](asked, said)], _MARKS, seed=self._seed)
+            score = chosen.expect([float(mark) for mark in _MARKS])
+            if score is None:
+                return {"failed": f"no mark for {name}"}
+            found[name] = score
+            found[f"{name}_by"] = f"{self._by[name]}, {chosen.way}"
+        return found
+
+    @override
+    def weigh(self, record: Record, value: Any) -> Verdict:
+        chosen = self._chosen
+        product = value["complexity"] * value["quality"]
+        for name, score, least in (
+            ("complexity", value["complexity"], chosen.min_complexity),
+            ("quality", value["quality"], chosen.min_quality),
+            ("complexity times quality", product, chosen.min_product),
+        ):
+            if score < least:
+                return Verdict(False, f"{name} too low", score, least, told=value)
+        return Verdict(True, score=product, told=value)
+
+
+def _form_question(asked: str, said: str) -> Prompt:
+    return Prompt(text=_COMPLEXITY_FORM.format(asked=asked))
+
+
+def _form_answer(asked: str, said: str) -> Prompt:
+    return Prompt(text=_QUALITY_FORM.format(asked=asked, said=said))
+
+
+def _place_question(asked: str, said: str) -> Prompt:
+    rungs = "\n".join(f"{at}: {text}" for at, text in enumerate(_LADDER, 1))
+    words = (
+        f"A ladder of tasks, each made from the one before by asking for more:\n{rungs}\n\n"
+        f"Another task:\n{fence(asked)}\n\nWhich rung is as demanding as this task, whatever it is "
+        "about? Answer with the number only, 1 to 6."
+    )
+    return Prompt((Message("user", words),))
+
+
+def _place_answer(asked: str, said: str) -> Prompt:
+    steps = "\n".join(_STEPS)
+    words = (
+        f"Task:\n{fence(asked)}\n\nAnswer:\n{fence(said)}\n\nSteps of quality:\n{steps}\n\n"
+        "On which step does the answer stand? Answer with the number only, 1 to 6."
+    )
+    return Prompt((Message("user", words),))

@@ -1,0 +1,78 @@
+"""Entailment: every sentence of the answer follows from the passage, by a model of inference.
+
+Source: Honovich et al. 2022, arXiv:2204.04991 (TRUE), and Laban et al. 2022, arXiv:2111.09525
+(SummaC: sentence by sentence against windows of the source, the best window counts). The words
+alone are what the filter ``grounded`` looks at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.provenance import digest_json
+from stillroom.recipes import Reference
+from stillroom.records import Record
+from stillroom.synth.evidence import passage_of, quote_of
+from stillroom.synth.measured import Measured, Meter, each_by_itself
+from stillroom.synth.method import Context, Verdict
+from stillroom.synth.turns import answer_of
+from stillroom.text.sentences import cut_windows, split_sentences
+
+__all__ = ["Entailment"]
+
+
+class Entailment(Measured):
+    """Drops answers with a sentence that does not follow from their passage."""
+
+    paper: ClassVar[str] = "arXiv:2204.04991"
+
+    checkpoint: Reference = Field(
+        description="sequence-classification checkpoint, one of whose labels is 'entailment'"
+    )
+    min_chance: float = Field(
+        0.5, gt=0, lt=1, description="probability from which a sentence follows"
+    )
+    window: int = Field(4, ge=1, le=100, description="sentences of the passage read at once")
+
+    @override
+    def begin(self, context: Context) -> Meter:
+        return _Inferred(self, context)
+
+
+class _Inferred(Meter):
+    def __init__(self, chosen: Entailment, context: Context) -> None:
+        self._chosen, self._context = chosen, context
+        self._model = context.models.entailment(chosen.checkpoint)
+        self.fingerprint = digest_json([self._model.fingerprint, chosen.window])
+
+    @override
+    def measure(self, records: Sequence[Record]) -> list[Any]:
+        return each_by_itself(records, self._measure)
+
+    def _measure(self, record: Record) -> Any:
+        passage = passage_of(record, self._context)
+        source = passage.text if passage is not None else quote_of(record)
+        answer = answer_of(record)
+        if not source.strip():
+            return {"failed": "it names no passage"}
+        parts = cut_windows(source, self._chosen.window)
+        worst, sentence = 1.0, ""
+        for start, end in split_sentences(answer):
+            said = answer[start:end]
+            chance = max(self._model.entail(parts, [said] * len(parts)), default=0.0)
+            if chance < worst or not sentence:
+                worst, sentence = chance, said
+        return {"chance": worst, "sentence": sentence}
+
+    @override
+    def weigh(self, record: Record, value: Any) -> Verdict:
+        chance = value["chance"]
+        if chance < self._chosen.min_chance:
+            told = {"sentence": value["sentence"]}
+            limit = self._chosen.min_chance
+            return Verdict(False, "does not follow from the passage", chance, limit, told=told)
+        return Verdict(True, score=chance)

@@ -1,0 +1,89 @@
+"""Gopher quality: texts that look like running prose of a language.
+
+Source: Rae et al. 2021, arXiv:2112.11446, section A1.1 (quality filtering). Differs: the bounds on
+words are for records, not for web pages, and the stop words are asked of English only.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.records import Record
+from stillroom.synth.method import Filter, Verdict
+from stillroom.synth.turns import answer_of
+from stillroom.text.language import detect_language
+from stillroom.text.normalize import words
+
+__all__ = ["GopherQuality"]
+
+_STOP_WORDS = frozenset("the be to of and that have with".split())  # noqa: SIM905
+_SYMBOL = re.compile(r"#|\.\.\.|…")
+_BULLET = re.compile(r"^\s*[•\-*‣▪●]")
+_LETTER = re.compile(r"[^\W\d_]")
+_LONG = 50
+
+
+class GopherQuality(Filter):
+    """Drops answers of symbols, bullets, ellipses or no words."""
+
+    paper: ClassVar[str] = "arXiv:2112.11446"
+    judges_passages: ClassVar[bool] = True
+
+    min_words: int = Field(3, ge=0, description="fewest words of an answer (the paper: 50)")
+    max_words: int = Field(100_000, ge=1, description="most words of an answer")
+    min_mean_length: float = Field(3.0, ge=0, description="shortest mean length of a word")
+    max_mean_length: float = Field(10.0, gt=0, description="longest mean length of a word")
+    max_symbols: float = Field(0.1, ge=0, description="most hashes and ellipses for a word")
+    max_bullets: float = Field(0.9, ge=0, le=1, description="most lines that begin with a bullet")
+    max_ellipses: float = Field(0.3, ge=0, le=1, description="most lines that end in an ellipsis")
+    min_alphabetic: float = Field(0.8, ge=0, le=1, description="fewest words that hold a letter")
+    min_stop_words: int = Field(
+        2, ge=0, description="fewest of eight English stop words, in English of 50 words or more"
+    )
+
+    @override
+    def judge(self, record: Record) -> Verdict:
+        text = answer_of(record)
+        found = words(text)
+        if not self.min_words <= len(found) <= self.max_words:
+            bound = self.min_words if len(found) < self.min_words else self.max_words
+            return Verdict(False, "too few or too many words", float(len(found)), float(bound))
+        lines = [line for line in text.splitlines() if line.strip()]
+        return self._weigh_words(text, found) or self._weigh_lines(lines) or Verdict(True)
+
+    def _weigh_words(self, text: str, found: list[str]) -> Verdict | None:
+        if not found:
+            return None
+        mean = sum(map(len, found)) / len(found)
+        spaced = len(text.split()) > len(found) / 2  # scripts without spaces have other words
+        if spaced and mean < self.min_mean_length:
+            return Verdict(False, "words too short on average", mean, self.min_mean_length)
+        if mean > self.max_mean_length:
+            return Verdict(False, "words too long on average", mean, self.max_mean_length)
+        symbols = len(_SYMBOL.findall(text)) / len(found)
+        if symbols > self.max_symbols:
+            return Verdict(False, "too many symbols", symbols, self.max_symbols)
+        tokens = text.split()
+        letters = sum(bool(_LETTER.search(word)) for word in tokens) / max(len(tokens), 1)
+        if letters < self.min_alphabetic:
+            return Verdict(False, "too few words with letters", letters, self.min_alphabetic)
+        if len(found) >= _LONG and self.min_stop_words and detect_language(text) == "en":
+            stops = len(_STOP_WORDS.intersection(found))
+            if stops < self.min_stop_words:
+                bound = float(self.min_stop_words)
+                return Verdict(False, "too few stop words", float(stops), bound)
+        return None
+
+    def _weigh_lines(self, lines: list[str]) -> Verdict | None:
+        count = max(len(lines), 1)
+        bullets = sum(bool(_BULLET.match(line)) for line in lines) / count
+        if bullets > self.max_bullets and len(lines) > 1:
+            return Verdict(False, "nothing but bullets", bullets, self.max_bullets)
+        ends = sum(line.rstrip().endswith(("...", "…")) for line in lines) / count
+        if ends > self.max_ellipses and len(lines) > 1:
+            return Verdict(False, "lines end in ellipses", ends, self.max_ellipses)
+        return None

@@ -1,0 +1,214 @@
+"""Judge: one model or several give marks by a rubric; pairs are compared in both orders.
+
+Source: Zheng et al. 2023, arXiv:2306.05685 (models as judges and their biases). A mark is the
+expected one under the judge's probabilities where its engine gives them (Liu et al. 2023,
+arXiv:2303.16634). A record with a field ``rejected`` is a pair: it is kept if its answer wins. With
+``labels`` of people the judges' scale is fitted to theirs (isotonic or Platt) before it is held
+against ``min_score``. The report tells the judges' agreement (Krippendorff), how often a verdict
+turned with the order, how the score goes with length, and whether a judge also wrote the records.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.errors import DataError
+from stillroom.evaluate.judge_agreement import PlattScale
+from stillroom.evaluate.raters import IsotonicScale, krippendorff_alpha
+from stillroom.evaluate.rubric import RubricJudge
+from stillroom.provenance import digest_file, digest_json
+from stillroom.recipes import Reference
+from stillroom.records import Record
+from stillroom.synth.asking import fence
+from stillroom.synth.measured import Measured, Meter, each_by_itself
+from stillroom.synth.method import Context, Verdict
+from stillroom.synth.turns import answer_of, instruction_of
+
+__all__ = ["Judge"]
+
+_RUBRIC = {
+    "correct": "Everything that the answer says is true.",
+    "to the point": "The answer answers this question, all of it and nothing else.",
+    "clear": "The answer is well written and can be understood at once.",
+}
+
+
+class Judge(Measured):
+    """Drops what judges find poor, and pairs whose better answer is not better."""
+
+    paper: ClassVar[str] = "arXiv:2306.05685"
+
+    judges: tuple[Reference, ...] = Field(
+        min_length=1, description="the models that judge; better others than wrote the records"
+    )
+    rubric: Mapping[str, str] = Field(
+        default_factory=lambda: dict(_RUBRIC),
+        description="criteria by name, each with what is asked of a good answer",
+    )
+    scale: int = Field(5, ge=2, le=9, description="the highest mark; the lowest is 1")
+    min_score: float = Field(
+        3.0, description="mean of judges and criteria that is asked for, on people's scale if any"
+    )
+    min_chance: float = Field(
+        0.5, ge=0.5, lt=1, description="of a pair's chosen answer, mean of judges and both orders"
+    )
+    labels: Reference | None = Field(
+        None, description='people\'s scores, JSON lines: {"id": RECORD, "score": NUMBER}'
+    )
+    calibration: Literal["isotonic", "platt"] = Field(
+        "isotonic", description="how the judges' scale is fitted to people's; platt for yes and no"
+    )
+
+    @override
+    def begin(self, context: Context) -> Meter:
+        return _Judging(self, context)
+
+
+class _Judging(Meter):
+    def __init__(self, chosen: Judge, context: Context) -> None:
+        self._chosen = chosen
+        models = [context.models.text_model(place) for place in chosen.judges]
+        self._judges = [
+            RubricJudge(model, chosen.rubric, scale=chosen.scale, seed=context.seed)
+            for model in models
+        ]
+        self._names = [model.fingerprint for model in models]
+        self.fingerprint = digest_json([judge.fingerprint for judge in self._judges])
+        self._labels = _read_labels(chosen.labels)
+        self._fitted: IsotonicScale | PlattScale | None = None
+        self._seen: dict[str, Any] = {}
+
+    @override
+    def measure(self, records: Sequence[Record]) -> list[Any]:
+        return each_by_itself(records, self._measure)
+
+    def _measure(self, record: Record) -> Any:
+        asked, said = instruction_of(record), answer_of(record)
+        rejected = record.fields.get("rejected")
+        about = {"id": record.id, "length": len(said), "own": _wrote(record, self._names)}
+        if isinstance(rejected, str):
+            task = f"Question:\n{fence(asked)}"
+            found = [one.compare([(task, said, rejected)])[0].to_json() for one in self._judges]
+            if any(one["winner"] is None for one in found):
+                return {"failed": "a judge gave no verdict"}
+            return {**about, "pairs": found}
+        task = f"Question:\n{fence(asked)}\n\nAnswer:\n{fence(said)}"
+        ratings = [judge.rate([task])[0] for judge in self._judges]
+        if any(rating.mean is None for rating in ratings):
+            return {"failed": "a judge gave no mark"}
+        return {**about, "ratings": [rating.to_json() for rating in ratings]}
+
+    @override
+    def weigh(self, record: Record, value: Any) -> Verdict:
+        if "pairs" in value:
+            chance = math.fsum(one["chance"] for one in value["pairs"]) / len(value["pairs"])
+            wins = sum(one["winner"] == "first" for one in value["pairs"])
+            told = {"judges": value["pairs"]}
+            if wins * 2 <= len(value["pairs"]) or chance <= self._chosen.min_chance:
+                limit = self._chosen.min_chance
+                return Verdict(False, "the chosen answer is not better", chance, limit, told=told)
+            return Verdict(True, score=chance, told=told)
+        raw = _mean_of(value)
+        score = self._to_people(raw)
+        told = {"judges": value["ratings"], **({"raw": raw} if score != raw else {})}
+        if score < self._chosen.min_score:
+            return Verdict(False, "judged poor", score, self._chosen.min_score, told=told)
+        return Verdict(True, score=score, told=told)
+
+    def calibrate(self, known: Mapping[str, Any]) -> None:
+        """Fit the scale on the values of records that people have scored, by id.
+
+        Raises:
+            DataError: If fewer than two of the labeled records were measured.
+        """
+        pairs = [(_mean_of(known[name]), self._labels[name]) for name in self._labels if name in known]
+        scores, labels = [one for one, _ in pairs], [other for _, other in pairs]
+        if self._chosen.calibration == "platt":
+            top = self._chosen.scale - 1
+            self._fitted = PlattScale.fit(
+                [(score - 1) / top for score in scores], [bool(label > 0.5) for label in labels]
+            )
+        else:
+            self._fitted = IsotonicScale.fit(scores, labels)
+
+    @property
+    def labeled(self) -> frozenset[str]:
+        """Ids of the records that people have scored."""
+        return frozenset(self._labels)
+
+    def _to_people(self, score: float) -> float:
+        if isinstance(self._fitted, PlattScale):
+            return self._fitted.apply((score - 1) / (self._chosen.scale - 1))
+        return self._fitted.apply(score) if self._fitted is not None else score
+
+    @override
+    def summarize(self, values: Sequence[Any]) -> Mapping[str, Any]:
+        rated = [value for value in values if "ratings" in value]
+        pairs = [value for value in values if "pairs" in value]
+        failed = sum("failed" in value for value in values)
+        told: dict[str, Any] = {"judged": len(values), "failed": failed}
+        told["judged by their own writer"] = sum(bool(value.get("own")) for value in values)
+        if rated:
+            rows = [[_mean(one["scores"].values()) for one in value["ratings"]] for value in rated]
+            lengths = [value["length"] for value in rated]
+            told["ways"] = sorted({one["way"] for value in rated for one in value["ratings"]})
+            told["alpha"] = _plain(krippendorff_alpha(rows)) if len(self._judges) > 1 else None
+            told["correlation with length"] = _plain(_correlate([_mean(row) for row in rows], lengths))
+        if pairs:
+            verdicts = [one for value in pairs for one in value["pairs"]]
+            told["turned with the order"] = sum(one["flipped"] for one in verdicts) / len(verdicts)
+            marks = {"first": 1.0, "tie": 0.5, "second": 0.0}
+            rows = [[marks[one["winner"]] for one in value["pairs"]] for value in pairs]
+            told["pair alpha"] = _plain(krippendorff_alpha(rows)) if len(self._judges) > 1 else None
+        return told
+
+
+def _read_labels(place: str | None) -> dict[str, float]:
+    if place is None:
+        return {}
+    path, found = Path(place), {}
+    try:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if line.strip():
+                row = json.loads(line)
+                found[str(row["id"])] = float(row["score"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} holds no scores of people: {error}",
+            code="synth.labels",
+            where=f"{path}:{number}" if found else str(path),
+            expected='a line {"id": RECORD, "score": NUMBER} for each',
+            next="take the ids from records.jsonl or dropped.jsonl",
+        ) from error
+    return found
+
+
+def _wrote(record: Record, judges: Sequence[str]) -> bool:
+    return any(link.model and link.model in judges for link in record.origin.chain)
+
+
+def _mean_of(value: Mapping[str, Any]) -> float:
+    return _mean([_mean(one["scores"].values()) for one in value["ratings"]])
+
+
+def _mean(scores: Any) -> float:
+    known = [float(score) for score in scores]
+    return math.fsum(known) / len(known)
+
+
+def _correlate(first: Sequence[float], second: Sequence[float]) -> float:
+    if len(first) < 3 or np.std(first) == 0 or np.std(second) == 0:
+        return math.nan
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _plain(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None

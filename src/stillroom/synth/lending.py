@@ -1,0 +1,127 @@
+"""Lending: the models that filters and selectors measure with, each opened once and then shared.
+
+Nothing is opened before it is asked for. Knows no filter.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stillroom.models import Embedder, TextModel
+    from stillroom.models.classifier import TextClassifier
+    from stillroom.models.entailment import EntailmentModel
+
+__all__ = ["Lending"]
+
+
+@dataclass
+class Lending:
+    """Opens models by reference.
+
+    Args:
+        settings: Of the engine, for every text model (threads, context, concurrency).
+        cache: File that keeps completions.
+        say: Told what a ``hub:`` reference was resolved to.
+        lent: Models that are open already, by what they are and their reference.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    cache: Path | None = None
+    say: Callable[[str], None] | None = None
+    lent: dict[tuple[str, str], Any] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    def text_model(self, reference: str) -> TextModel:
+        """Return a TextModel.
+
+        Raises:
+            CheckpointError: If the reference leads to no checkpoint.
+            BackendError: If the engine cannot open it.
+        """
+        from stillroom.models import open_text_model
+
+        return self._lend(  # type: ignore[no-any-return]  # what was put is what comes back
+            "text",
+            reference,
+            lambda: open_text_model(reference, cache=self.cache, say=self.say, **self.settings),
+        )
+
+    def embedder(self, reference: str) -> Embedder:
+        """Return an Embedder.
+
+        Raises:
+            CheckpointError: If the reference leads to no checkpoint.
+        """
+        from stillroom.models import open_embedder
+
+        return self._lend(  # type: ignore[no-any-return]
+            "embedder", reference, lambda: open_embedder(reference, say=self.say)
+        )
+
+    def entailment(self, reference: str) -> EntailmentModel:
+        """Return a model of natural language inference.
+
+        Raises:
+            CheckpointError: If the reference leads to no such checkpoint.
+        """
+        from stillroom.models.entailment import EntailmentModel
+        from stillroom.models.hub import resolve_checkpoint
+
+        return self._lend(  # type: ignore[no-any-return]
+            "entailment", reference, lambda: EntailmentModel(resolve_checkpoint(reference))
+        )
+
+    def classifier(self, reference: str) -> TextClassifier:
+        """Return a text classifier.
+
+        Raises:
+            CheckpointError: If the reference leads to no such checkpoint.
+        """
+        from stillroom.models.classifier import TextClassifier
+        from stillroom.models.hub import resolve_checkpoint
+
+        return self._lend(  # type: ignore[no-any-return]
+            "classifier", reference, lambda: TextClassifier(resolve_checkpoint(reference))
+        )
+
+    def counter(self, reference: str) -> Callable[[str], int]:
+        """Return what counts a text's tokens, without special ones, as a checkpoint does.
+
+        Raises:
+            CheckpointError: If the reference leads to no checkpoint.
+        """
+        return self._lend(  # type: ignore[no-any-return]
+            "counter", reference, lambda: self._open_counter(reference)
+        )
+
+    def _open_counter(self, reference: str) -> Callable[[str], int]:
+        from tokenizers import Tokenizer
+
+        from stillroom.models.hub import resolve_checkpoint
+
+        if reference.startswith(("http://", "https://", "scripted:")):
+            return self.text_model(reference).count_tokens
+        file = resolve_checkpoint(reference, say=self.say) / "tokenizer.json"
+        if not file.is_file():
+            return self.text_model(reference).count_tokens
+        tokenizer = Tokenizer.from_file(str(file))
+        return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def close(self) -> None:
+        """Close what was opened; closing twice does no harm."""
+        with self._lock:
+            for (kind, _), model in self.lent.items():
+                if kind == "text":
+                    model.close()
+            self.lent.clear()
+
+    def _lend(self, kind: str, reference: str, open_it: Callable[[], Any]) -> Any:
+        with self._lock:
+            if (kind, reference) not in self.lent:
+                self.lent[kind, reference] = open_it()
+            return self.lent[kind, reference]

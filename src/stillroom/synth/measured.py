@@ -1,0 +1,101 @@
+"""Measured: filters whose verdict stands on a measure that costs something, as a model's.
+
+The measure is a function of the record alone, so it can be taken of many records at once, kept in a
+journal, and never be taken twice; the verdict on it is free. What could not be measured is dropped
+as that: a filter that fails never calls a record good.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from typing_extensions import override
+
+from stillroom.errors import BackendError
+from stillroom.records import Record
+from stillroom.synth.method import Context, Filter, Verdict
+
+__all__ = ["UNMEASURED", "Measured", "Meter", "each_by_itself"]
+
+UNMEASURED = "could not be measured"
+_OWN_FAULTS = {
+    "backend.context",
+    "backend.schema",
+    "backend.refused",
+    "backend.malformed",
+    "backend.answer",
+}
+"""Errors that are one record's own; any other is the model's and ends the job."""
+
+
+class Meter(ABC):
+    """A measured filter at work: ``measure`` costs, ``weigh`` does not."""
+
+    fingerprint: str = ""
+    """What values depend on beside the record: the models and the settings that were used."""
+
+    @abstractmethod
+    def measure(self, records: Sequence[Record]) -> list[Any]:
+        """Return one plain JSON value for each record; ``{"failed": why}`` where there is none.
+
+        Raises:
+            BackendError: If a model fails as a whole.
+        """
+
+    @abstractmethod
+    def weigh(self, record: Record, value: Any) -> Verdict:
+        """Return the verdict on a record whose measure is known."""
+
+    def judge(self, record: Record) -> Verdict:
+        """Measure one record and weigh it."""
+        return self.decide(record, self.measure([record])[0])
+
+    def decide(self, record: Record, value: Any) -> Verdict:
+        """Return the verdict on a value; what failed is dropped as unmeasured."""
+        if isinstance(value, Mapping) and "failed" in value:
+            return Verdict(False, UNMEASURED, 0.0, told={"why": str(value["failed"])})
+        return self.weigh(record, value)
+
+    def admit(self, record: Record) -> None:
+        """Remember nothing: a measure does not depend on what was kept."""
+
+    def summarize(self, values: Sequence[Any]) -> Mapping[str, Any]:
+        """Return what is to be said of all values together; nothing by default."""
+        return {}
+
+
+class Measured(Filter, ABC):
+    """A filter that measures with a model; without one (outside of a run) it keeps everything."""
+
+    paper: ClassVar[str] = ""
+    remembers: ClassVar[bool] = False
+
+    @override
+    def judge(self, record: Record) -> Verdict:
+        return Verdict(True)
+
+    @override
+    @abstractmethod
+    def begin(self, context: Context) -> Meter:
+        """Return what measures the records of one split."""
+
+
+def each_by_itself(
+    records: Sequence[Record], measure: Callable[[Record], Any]
+) -> list[Any]:
+    """Measure records one after another; a fault of one record's own is that record's value.
+
+    Raises:
+        BackendError: If the model fails as a whole.
+    """
+    values: list[Any] = []
+    for record in records:
+        try:
+            values.append(measure(record))
+        except BackendError as error:
+            if error.code not in _OWN_FAULTS:
+                raise
+            values.append({"failed": error.problems[0].what})
+    return values
