@@ -10,13 +10,14 @@ kappa"; Barlow et al. 1972 (pool adjacent violators, isotonic regression); Zadro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from stillroom.errors import DataError
+from stillroom.evaluate.metrics import Floats
 
 __all__ = ["IsotonicScale", "Level", "cohen_kappa", "krippendorff_alpha"]
 
@@ -55,10 +56,10 @@ def krippendorff_alpha(
 
 
 def _distances(
-    values: np.ndarray[tuple[int], np.dtype[np.float64]],
-    totals: np.ndarray[tuple[int], np.dtype[np.float64]],
+    values: Floats,
+    totals: Floats,
     level: Level,
-) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+) -> Floats:
     if level == "nominal":
         return np.asarray(values[:, None] != values[None, :], dtype=float)
     if level == "interval":
@@ -98,13 +99,9 @@ def cohen_kappa(
     for one, other in zip(first, second, strict=True):
         table[place[one], place[other]] += 1
     table /= table.sum()
-    spread: Callable[[np.ndarray], np.ndarray] = {
-        "none": lambda gap: (gap != 0).astype(float),
-        "linear": np.abs,
-        "quadratic": np.square,
-    }[weights]
     scale = np.asarray(values, dtype=float)
-    cost = spread(scale[:, None] - scale[None, :])
+    gap = np.abs(scale[:, None] - scale[None, :])
+    cost = {"none": (gap > 0).astype(float), "linear": gap, "quadratic": gap**2}[weights]
     chance = np.outer(table.sum(1), table.sum(0))
     expected = float((cost * chance).sum())
     return 1 - float((cost * table).sum()) / expected if expected else math.nan

@@ -122,21 +122,19 @@ class RubricJudge:
             prompts += [self._ask_better(question, first, second)]
             prompts += [self._ask_better(question, second, first)]
         chosen = weigh_options(self.model, prompts, ("A", "B"), seed=self.seed) if prompts else []
-        return [
-            _settle(chosen[at], chosen[at + 1]) for at in range(0, len(chosen), _ORDERS)
-        ]
+        return [_settle(chosen[at], chosen[at + 1]) for at in range(0, len(chosen), _ORDERS)]
 
     def _ask_mark(self, task: str, name: str, told: str) -> Prompt:
         words = (
-            f"{task}\n\nCriterion: {name}. {told}\n\nGive one mark for this criterion alone, from 1 "
-            f"(not at all) to {self.scale} (entirely). Answer with the number only."
+            f"{task}\n\nCriterion: {name}. {told}\n\nGive one mark for this criterion alone, from "
+            f"1 (not at all) to {self.scale} (entirely). Answer with the number only."
         )
         return Prompt((Message("system", _RULES), Message("user", words)))
 
     def _ask_better(self, question: str, first: str, second: str) -> Prompt:
         criteria = "; ".join(f"{name}: {told}" for name, told in self.rubric.items())
         words = (
-            f"{question}\n\n<answer name=\"A\">\n{first}\n</answer>\n\n<answer name=\"B\">\n{second}"
+            f'{question}\n\n<answer name="A">\n{first}\n</answer>\n\n<answer name="B">\n{second}'
             f"\n</answer>\n\nWhat counts: {criteria}\n\nWhich answer is better? Their order and "
             "their length say nothing. Answer with the letter only: A or B."
         )

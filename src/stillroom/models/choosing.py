@@ -114,9 +114,7 @@ def _draw(
     for completion in model.generate(asked, sampling):
         said = _read(completion.text)
         sure = tuple(float(option == said) for option in options) if said in options else None
-        found.append(
-            Chosen(sure, "drawn", completion.prompt_tokens, completion.completion_tokens)
-        )
+        found.append(Chosen(sure, "drawn", completion.prompt_tokens, completion.completion_tokens))
     return found
 
 

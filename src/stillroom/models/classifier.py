@@ -26,7 +26,9 @@ _BATCH = 8
 class TextClassifier:
     """A checkpoint that gives every label of a text a probability."""
 
-    def __init__(self, folder: Path, *, device: str = "cpu", independent: bool | None = None):
+    def __init__(
+        self, folder: Path, *, device: str = "cpu", independent: bool | None = None
+    ) -> None:
         """Open a folder.
 
         Args:

@@ -8,21 +8,22 @@ changes what is kept. Knows no files but the journal.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stillroom.models import ConcurrentModel
 from stillroom.records import Record
 from stillroom.synth.budget import Purse
-from stillroom.synth.method import Context, Draft, Filter, Judge, Seed, Split, Verdict, Writer
+from stillroom.synth.method import Draft, Seed, Split, Verdict, Writer
+from stillroom.synth.panel import Panel
 from stillroom.synth.streaming import Shelf, stream_units
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
-__all__ = ["Dropped", "Harvest", "Panel", "Shelf", "draft_units", "gather"]
+__all__ = ["Dropped", "Harvest", "Panel", "Shelf", "draft_units", "drop_record", "gather"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,9 @@ class Dropped:
     score: float = 0.0
     record: Record | None = None
     text: str = ""
+    limit: float | None = None
+    against: str = ""
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """Return a row of dropped.jsonl."""
@@ -47,7 +51,25 @@ class Dropped:
             "unit": self.unit,
             "record": self.record.to_json() if self.record is not None else None,
             "text": self.text,
+            **({"limit": self.limit} if self.limit is not None else {}),
+            **({"against": self.against} if self.against else {}),
+            **({"told": dict(self.told)} if self.told else {}),
         }
+
+
+def drop_record(split: Split, name: str, verdict: Verdict, unit: str, record: Record) -> Dropped:
+    """Return the row of a record that a filter has dropped."""
+    return Dropped(
+        split,
+        name,
+        verdict.reason,
+        unit,
+        verdict.score,
+        record,
+        limit=verdict.limit,
+        against=verdict.against,
+        told=verdict.told,
+    )
 
 
 @dataclass(slots=True)
@@ -63,6 +85,8 @@ class Harvest:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     counts: Counter[str] = field(default_factory=Counter)
+    changed: int = 0
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     def count_reasons(self) -> dict[str, int]:
         """Return how many fell to each ``filter: reason``, commonest first."""
@@ -81,44 +105,25 @@ class Harvest:
             self.dropped.append(
                 Dropped(self.split, "generator", failure.reason, draft.key, text=failure.text)
             )
+        if panel.is_costly and len(self.kept) < wanted:
+            panel.prefetch(draft.records)
         for record in draft.records:
+            if panel.is_costly and len(self.kept) >= wanted:  # nothing more is measured
+                self._drop(draft, "target", Verdict(False, "beyond the number wanted"), record)
+                continue
             name, verdict = panel.judge(record)
             if not verdict.keep:
                 self._drop(draft, name, verdict, record)
             elif len(self.kept) >= wanted:
                 self._drop(draft, "target", Verdict(False, "beyond the number wanted"), record)
             else:
-                panel.admit(record)
-                self.kept.append(record)
+                kept = verdict.changed or record
+                self.changed += verdict.changed is not None
+                panel.admit(kept)
+                self.kept.append(kept)
 
     def _drop(self, draft: Draft, name: str, verdict: Verdict, record: Record) -> None:
-        self.dropped.append(
-            Dropped(self.split, name, verdict.reason, draft.key, verdict.score, record)
-        )
-
-
-class Panel:
-    """The filters at work on one split, in the recipe's order."""
-
-    def __init__(self, filters: Sequence[Filter], context: Context) -> None:
-        """Begin every filter."""
-        self._judges: list[tuple[str, Judge]] = [
-            (chosen.method_name(), chosen.begin(context)) for chosen in filters
-        ]
-
-    def judge(self, record: Record) -> tuple[str, Verdict]:
-        """Return the first verdict against a record, with its filter's name, or the last for it."""
-        verdict = Verdict(True)
-        for name, judge in self._judges:
-            verdict = judge.judge(record)
-            if not verdict.keep:
-                return name, verdict
-        return "", verdict
-
-    def admit(self, record: Record) -> None:
-        """Tell every filter that the record is kept."""
-        for _, judge in self._judges:
-            judge.admit(record)
+        self.dropped.append(drop_record(self.split, name, verdict, draft.key, record))
 
 
 def draft_units(
@@ -199,4 +204,5 @@ def gather(
         on_unit(harvest)
         if len(harvest.kept) >= wanted or (purse is not None and purse.reached(share)):
             break
+    harvest.told = panel.summarize()
     return harvest

@@ -24,15 +24,17 @@ class Lending:
     """Opens models by reference.
 
     Args:
-        settings: Of the engine, for every text model (threads, context, concurrency).
+        settings: Of the engine, for every text model that has none of its own.
         cache: File that keeps completions.
         say: Told what a ``hub:`` reference was resolved to.
+        settings_of: Of the engine, by reference.
         lent: Models that are open already, by what they are and their reference.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     cache: Path | None = None
     say: Callable[[str], None] | None = None
+    settings_of: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     lent: dict[tuple[str, str], Any] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
@@ -48,7 +50,12 @@ class Lending:
         return self._lend(  # type: ignore[no-any-return]  # what was put is what comes back
             "text",
             reference,
-            lambda: open_text_model(reference, cache=self.cache, say=self.say, **self.settings),
+            lambda: open_text_model(
+                reference,
+                cache=self.cache,
+                say=self.say,
+                **self.settings_of.get(reference, self.settings),
+            ),
         )
 
     def embedder(self, reference: str) -> Embedder:

@@ -40,9 +40,7 @@ def mask_record(
     if not counts:
         return record, {}
     link = Link("synth.filters.personal", "", (record.id,))
-    changed = replace(
-        record, messages=messages, fields=fields, origin=record.origin.then(link)
-    )
+    changed = replace(record, messages=messages, fields=fields, origin=record.origin.then(link))
     return changed, dict(sorted(counts.items()))
 
 

@@ -58,8 +58,15 @@ class Meter(ABC):
             return Verdict(False, UNMEASURED, 0.0, told={"why": str(value["failed"])})
         return self.weigh(record, value)
 
-    def admit(self, record: Record) -> None:
+    def admit(self, record: Record) -> None:  # noqa: B027  # nothing is a sound default
         """Remember nothing: a measure does not depend on what was kept."""
+
+    def lessons(self) -> Sequence[Record]:
+        """Return records that people have scored, which are measured before any is judged."""
+        return ()
+
+    def learn(self, values: Sequence[Any]) -> None:  # noqa: B027  # likewise
+        """Learn from the values of the lessons, in their order."""
 
     def summarize(self, values: Sequence[Any]) -> Mapping[str, Any]:
         """Return what is to be said of all values together; nothing by default."""
@@ -82,9 +89,7 @@ class Measured(Filter, ABC):
         """Return what measures the records of one split."""
 
 
-def each_by_itself(
-    records: Sequence[Record], measure: Callable[[Record], Any]
-) -> list[Any]:
+def each_by_itself(records: Sequence[Record], measure: Callable[[Record], Any]) -> list[Any]:
     """Measure records one after another; a fault of one record's own is that record's value.
 
     Raises:

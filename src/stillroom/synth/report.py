@@ -95,6 +95,8 @@ def make_report(
             "dropped": harvest.count_reasons(),
             "prompt_tokens": harvest.prompt_tokens,
             "completion_tokens": harvest.completion_tokens,
+            **({"changed": harvest.changed} if harvest.changed else {}),
+            **({"measured": dict(harvest.told)} if harvest.told else {}),
             "counts": dict(sorted(harvest.counts.items())),
         }
     reasons = Counter(f"{drop.filter}: {drop.reason}" for drop in refused)

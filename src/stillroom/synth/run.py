@@ -19,8 +19,9 @@ from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.provenance import LEDGER, Artifact, Parent, digest_json, make_parent
 from stillroom.records import Message, Passage, Record, RecordWriter, combine_origins
 from stillroom.synth.budget import Purse
-from stillroom.synth.harvest import Dropped, Harvest, Panel, draft_units, gather
+from stillroom.synth.harvest import Dropped, Harvest, Panel, draft_units, drop_record, gather
 from stillroom.synth.items import Item, document_of, kind_of, text_of_item
+from stillroom.synth.lending import Lending
 from stillroom.synth.method import Context, Corpus, Filter, Seed, Split, Verdict, Writer
 from stillroom.synth.plan import order_items, plan_draws, plan_seeds, split_documents
 from stillroom.synth.recipe import SynthRecipe
@@ -60,9 +61,9 @@ class _Plan:
     items: Mapping[Split, list[Item]]
     frequency: Mapping[str, int]
 
-    def context(self, held_out: Sequence[Record] = ()) -> Context:
+    def context(self, models: Lending, held_out: Sequence[Record] = (), seed: int = 0) -> Context:
         by_id = {passage.id: passage for passage in self.source.passages} if self.source else {}
-        return Context(by_id, self.frequency, held_out)
+        return Context(by_id, self.frequency, held_out, models, seed)
 
 
 def run(recipe: SynthRecipe, job: Job) -> Artifact:
@@ -75,13 +76,15 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
     plan = _make_plan(recipe)
     _say_plan(plan, job)
     purse = Purse(recipe.budget)
-    with _open_teacher(recipe, job.say) as model:
-        held_out = _harvest(recipe, plan, "held_out", plan.context(), model, job, purse)
-        context = plan.context(held_out.kept)
+    with _lend(recipe, job.say) as models:
+        model = models.text_model(recipe.model)
+        context = plan.context(models, seed=recipe.seed)
+        held_out = _harvest(recipe, plan, "held_out", context, model, job, purse)
+        context = plan.context(models, held_out.kept, recipe.seed)
         train = _harvest(recipe, plan, "train", context, model, job, purse)
+        refuse_nothing(train, recipe)
+        texts, refused = _passage_records(recipe, plan, context, job)
     harvests = (held_out, train)
-    refuse_nothing(train, recipe)
-    texts, refused = _passage_records(recipe, plan, context)
     dropped = [*held_out.dropped, *train.dropped, *refused]
     _write_records(job.output / "records.jsonl", [*train.kept, *texts, *held_out.kept])
     _write_rows(job.output / "dropped.jsonl", (drop.to_json() for drop in dropped))
@@ -131,10 +134,11 @@ def preview(recipe: SynthRecipe, n: int = 5) -> Iterator[Preview]:
     Held-out records are not asked for, so ``decontaminate`` has nothing to compare with.
     """
     plan = _make_plan(recipe)
-    panel = Panel(recipe.filters, plan.context())
     seeds = list(islice(_seeds(recipe, plan, "train"), n))
     writer = _begin(recipe, plan, "train")
-    with _open_teacher(recipe) as model:
+    with _lend(recipe) as models:
+        model = models.text_model(recipe.model)
+        panel = Panel(recipe.filters, plan.context(models, seed=recipe.seed))
         shelf: dict[str, Any] = {}
         drafts = draft_units(seeds, writer, model, _Forgetting(shelf), batch_size=recipe.batch_size)
         for seed, draft in zip(seeds, drafts, strict=True):
@@ -142,8 +146,8 @@ def preview(recipe: SynthRecipe, n: int = 5) -> Iterator[Preview]:
             for record in draft.records:
                 name, verdict = panel.judge(record)
                 if verdict.keep:
-                    panel.admit(record)
-                judged.append((record, name, verdict))
+                    panel.admit(verdict.changed or record)
+                judged.append((verdict.changed or record, name, verdict))
             failures = tuple((failure.reason, failure.text) for failure in draft.failures)
             yield Preview(seed, tuple(judged), failures)
 
@@ -210,7 +214,7 @@ def _harvest(
     wanted = _wanted(recipe, plan, split)
     # The shelf is named by the model: a resume with another teacher must not mix the two.
     journal = job.journal(f"units-{digest_json(model.fingerprint)[:12]}")
-    panel = Panel(recipe.filters, context)
+    panel = Panel(recipe.filters, context, job.journal("measures"))
     drafts = draft_units(
         _seeds(recipe, plan, split),
         _begin(recipe, plan, split),
@@ -234,37 +238,34 @@ def _harvest(
 
 
 @contextmanager
-def _open_teacher(
-    recipe: SynthRecipe, say: Callable[[str], None] | None = None
-) -> Iterator[TextModel]:
-    from stillroom.models import open_text_model
-
+def _lend(recipe: SynthRecipe, say: Callable[[str], None] | None = None) -> Iterator[Lending]:
+    """Yield what opens the teacher and the models of filters; closed at the end of the body."""
     engine = recipe.engine
+    settings: dict[str, Any] = {
+        "backend": engine.backend,
+        "num_threads": engine.num_threads,
+        "context_length": engine.context_length,
+    }
     told = {
         "concurrency": engine.concurrency,
         "requests_per_minute": engine.requests_per_minute,
     }
-    model = open_text_model(
-        recipe.model,
-        backend=engine.backend,
-        cache=Path(recipe.cache) if recipe.cache else None,
-        num_threads=engine.num_threads,
-        context_length=engine.context_length,
-        say=say,
-        **{name: value for name, value in told.items() if value is not None},
-    )
+    teacher = settings | {name: value for name, value in told.items() if value is not None}
+    shared = {"num_threads": engine.num_threads}
+    cache = Path(recipe.cache) if recipe.cache else None
+    models = Lending(shared, cache, say, settings_of={recipe.model: teacher})
     try:
-        yield model
+        yield models
     finally:
-        model.close()
+        models.close()
 
 
 def _passage_records(
-    recipe: SynthRecipe, plan: _Plan, context: Context
+    recipe: SynthRecipe, plan: _Plan, context: Context, job: Job
 ) -> tuple[list[Record], list[Dropped]]:
     """Return train passages as plain-text records, and those a filter refused."""
     filters: list[Filter] = [chosen for chosen in recipe.filters if chosen.judges_passages]
-    panel = Panel(filters, context)
+    panel = Panel(filters, context, job.journal("measures"))
     kept: list[Record] = []
     dropped: list[Dropped] = []
     for passage in plan.items["train"]:
@@ -283,12 +284,10 @@ def _passage_records(
         )
         name, verdict = panel.judge(record)
         if verdict.keep:
-            panel.admit(record)
-            kept.append(record)
+            panel.admit(verdict.changed or record)
+            kept.append(verdict.changed or record)
         else:
-            dropped.append(
-                Dropped("train", name, verdict.reason, passage.id, verdict.score, record)
-            )
+            dropped.append(drop_record("train", name, verdict, passage.id, record))
     return kept, dropped
 
 

@@ -39,9 +39,7 @@ def owes_attribution(term: str) -> bool:
     return not term.startswith(_FREE)
 
 
-def _read_or(
-    tokens: Sequence[str], at: int, allow: Sequence[str]
-) -> tuple[list[str] | None, int]:
+def _read_or(tokens: Sequence[str], at: int, allow: Sequence[str]) -> tuple[list[str] | None, int]:
     found, at = _read_and(tokens, at, allow)
     while at < len(tokens) and tokens[at].upper() == "OR":
         other, at = _read_and(tokens, at + 1, allow)
@@ -49,9 +47,7 @@ def _read_or(
     return found, at
 
 
-def _read_and(
-    tokens: Sequence[str], at: int, allow: Sequence[str]
-) -> tuple[list[str] | None, int]:
+def _read_and(tokens: Sequence[str], at: int, allow: Sequence[str]) -> tuple[list[str] | None, int]:
     found, at = _read_term(tokens, at, allow)
     while at < len(tokens) and tokens[at].upper() == "AND":
         other, at = _read_term(tokens, at + 1, allow)

@@ -35,7 +35,7 @@ class Surprise(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean."""
+        """Exp of the mean."""
         return math.exp(min(self.mean, 700.0))
 
 

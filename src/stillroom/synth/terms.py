@@ -17,8 +17,10 @@ Bound = Literal["free", "named", "restricted", "unknown"]
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """A teacher's terms: ``free`` asks nothing of outputs, ``named`` a name or notice,
-    ``restricted`` forbids some uses, ``unknown`` has not been read.
+    """A teacher's terms.
+
+    ``free`` asks nothing of outputs, ``named`` a name or notice, ``restricted`` forbids some uses,
+    ``unknown`` has not been read.
     """
 
     family: str
@@ -78,9 +80,7 @@ _KNOWN: tuple[tuple[str, Terms], ...] = (
     (r"gpt-oss", Terms("gpt-oss", "Apache-2.0", "free", _APACHE)),
     (
         r"gpt-|\bo[1345](?:-|\b)|api\.openai\.com",
-        Terms(
-            "OpenAI", "service terms", "restricted", "outputs may not train models that compete"
-        ),
+        Terms("OpenAI", "service terms", "restricted", "outputs may not train models that compete"),
     ),
     (
         r"claude|api\.anthropic\.com",

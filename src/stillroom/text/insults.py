@@ -1,10 +1,10 @@
 """Insults, threats and slurs by their words and form; English, no model.
 
 Letters written as digits or signs, stretched, or parted by dots are read as they are meant. Kinds:
-``profanity`` (words that are rude wherever they stand), ``insult`` (words that are rude of a person,
-beside one), ``threat`` (harm announced or wished to a person) and ``slur``. Does not know: irony,
-contempt in clean words, other languages, what a quotation is for. It is a fall-back: a classifier
-knows more.
+``profanity`` (words that are rude wherever they stand), ``insult`` (words that are rude of a
+person, beside one), ``threat`` (harm announced or wished to a person) and ``slur``. Does not know:
+irony, contempt in clean words, other languages, what a quotation is for. It is a fall-back: a
+classifier knows more.
 """
 
 from __future__ import annotations
@@ -28,54 +28,51 @@ class Insult:
     text: str
 
 
-_LEET = str.maketrans({"0": "o", "1": "i", "3": "e", "4": "a", "5": "s", "7": "t", "@": "a", "$": "s", "!": "i"})
+_LEET = str.maketrans(
+    {"0": "o", "1": "i", "3": "e", "4": "a", "5": "s", "7": "t", "@": "a", "$": "s", "!": "i"}
+)
 _WRITTEN = re.compile(r"(?=[\w@$!]*[a-z])(?=[\w@$!]*[0-9@$!])[\w@$!]{3,}")
 _PARTED = re.compile(r"\b(?:[a-z][.\-*_ ]){2,}[a-z]\b")
 _STRETCHED = re.compile(r"([a-z])\1{2,}")
 _PERSON = (
-    r"(?:you(?:'?re| are)?|your|ur|u|he(?:'?s| is)?|she(?:'?s| is)?|they(?:'?re| are)?|him|her|them|"
-    r"those|these|that|this|people|man|woman|guy|kid|boss|teacher|neighbo?u?r)"
+    r"(?:you(?:'?re| are)?|your|ur|u|he(?:'?s| is)?|she(?:'?s| is)?|they(?:'?re| are)?|him|her|"
+    r"them|those|these|that|this|people|man|woman|guy|kid|boss|teacher|neighbo?u?r)"
+)
+_THREAT = (
+    r"\b(?:i|we|someone|somebody)(?:'?ll| will| am going to|'?m going to| gonna|'?m gonna| should|"
+    r" ought to| want to| wanna)?\s(?:kill|murder|stab|shoot|strangle|beat|burn|hurt|slit|gut|bury|"
+    r"break)\b[^.!?\n]{0,20}\b(?:you|him|her|them|your|his|their|u)\b|"
+    r"\b(?:kill|hang|shoot|drown) (?:your|him|her|them)sel(?:f|ves)\b|"
+    r"\b(?:hope|wish) (?:you|he|she|they)(?:'d| would)? (?:all )?(?:die|get (?:killed|shot|raped|"
+    r"cancer)|burn|rot|suffer)\b|\bgo (?:and )?die\b|\bdrop dead\b|"
+    r"\byou(?:'?re| are) (?:a )?dead (?:man|woman|meat)\b|"
+    r"\b(?:should|deserves? to) (?:all )?be (?:shot|hanged|killed|exterminated|gassed|lynched)\b"
+)
+_SLUR = (
+    r"\b(?:nigg(?:er|a)s?|kikes?|spics?|chinks?|gooks?|wetbacks?|ragheads?|towelheads?|fagg?ots?|"
+    r"fags|dykes?|trann(?:y|ies)|retards?)\b"
+)
+_PROFANITY = (
+    r"\b(?:(?:mother)?fuck\w*|(?:bull|horse|dip)?shit(?:s|ty|ter|head|hole|bag)?|assholes?|"
+    r"arseholes?|cunts?|twats?|wankers?|bitch(?:es|y)?|bastards?|dickheads?|douche(?:bag)?s?|"
+    r"cocksuckers?|sluts?|whores?|jackass(?:es)?|dumbass(?:es)?)\b"
+)
+_RUDE = (
+    r"(?:idiots?|morons?|imbeciles?|cretins?|dimwits?|stupid|dumb|worthless|pathetic|disgusting|"
+    r"subhuman|scum|vermin|filth|trash|garbage|losers?|freaks?|pigs?|cockroach(?:es)?|brainless|"
+    r"ugly|fat (?:cow|pig|slob)|parasites?)"
+)
+_INSULT = (
+    rf"\b{_PERSON}\b[^.!?\n]{{0,30}}\b{_RUDE}\b|"
+    r"\b(?:shut up|shut your mouth|get lost|go to hell|screw you|piss off),? "
+    r"(?:you|idiot|moron|loser)\b|\b(?:stupid|dumb|worthless|pathetic|filthy|brainless) "
+    r"(?:idiot|moron|fool|loser|animal|pig|cow|bitch|people|woman|women|man|men)\b"
 )
 _KINDS: tuple[tuple[InsultKind, re.Pattern[str]], ...] = (
-    (
-        "threat",
-        re.compile(
-            r"\b(?:i|we|someone|somebody)(?:'?ll| will| am going to|'?m going to| gonna|'?m gonna| "
-            r"should| ought to| want to| wanna)?\s(?:kill|murder|stab|shoot|strangle|beat|burn|hurt|"
-            r"slit|gut|bury|break)\b[^.!?\n]{0,20}\b(?:you|him|her|them|your|his|their|u)\b|"
-            r"\b(?:kill|hang|shoot|drown) (?:your|him|her|them)sel(?:f|ves)\b|"
-            r"\b(?:hope|wish) (?:you|he|she|they)(?:'d| would)? (?:all )?(?:die|get (?:killed|shot|"
-            r"raped|cancer)|burn|rot|suffer)\b|\bgo (?:and )?die\b|\bdrop dead\b|"
-            r"\byou(?:'?re| are) (?:a )?dead (?:man|woman|meat)\b|"
-            r"\b(?:should|deserves? to) (?:all )?be (?:shot|hanged|killed|exterminated|gassed|lynched)\b"
-        ),
-    ),
-    (
-        "slur",
-        re.compile(
-            r"\b(?:nigg(?:er|a)s?|kikes?|spics?|chinks?|gooks?|wetbacks?|ragheads?|towelheads?|"
-            r"fagg?ots?|fags|dykes?|trann(?:y|ies)|retards?|coons?(?= (?:go|get|are|should|like)))\b"
-        ),
-    ),
-    (
-        "profanity",
-        re.compile(
-            r"\b(?:(?:mother)?fuck\w*|(?:bull|horse|dip)?shit(?:s|ty|ter|head|hole|bag)?|assholes?|"
-            r"arseholes?|cunts?|twats?|wankers?|bitch(?:es|y)?|bastards?|dickheads?|douche(?:bag)?s?|"
-            r"pricks?(?= |\b)(?<!finger )|cocksuckers?|sluts?|whores?|jackass(?:es)?|dumbass(?:es)?)\b"
-        ),
-    ),
-    (
-        "insult",
-        re.compile(
-            rf"\b{_PERSON}\b[^.!?\n]{{0,30}}\b(?:idiots?|morons?|imbeciles?|cretins?|dimwits?|"
-            r"stupid|dumb|worthless|pathetic|disgusting|subhuman|scum|vermin|filth|trash|garbage|"
-            r"losers?|freaks?|pigs?|cockroach(?:es)?|brainless|ugly|fat (?:cow|pig|slob)|parasites?)"
-            r"\b|\b(?:shut up|shut your mouth|get lost|go to hell|screw you|piss off|drop out),? "
-            r"(?:you|idiot|moron|loser)\b|\b(?:stupid|dumb|worthless|pathetic|filthy|brainless) "
-            r"(?:idiot|moron|fool|loser|animal|pig|cow|bitch|people|woman|women|man|men)\b"
-        ),
-    ),
+    ("threat", re.compile(_THREAT)),
+    ("slur", re.compile(_SLUR)),
+    ("profanity", re.compile(_PROFANITY)),
+    ("insult", re.compile(_INSULT)),
 )
 
 

@@ -2,10 +2,10 @@
 
 Source: Liu et al. 2023, arXiv:2312.15685. With ``complexity_scorer`` and ``quality_scorer`` (the
 authors' checkpoints, or others trained in their form) a score is the expected mark of 1 to 6 under
-the checkpoint's own probabilities, after the form it was trained on. With ``judge`` a model places
-the record on a ladder of evolved examples instead: that is in the spirit of the paper's evolved
-comparisons and not its scorer, and every score says which of the two it is. A record without a mark
-is dropped as unmeasured, never given a middling one.
+the checkpoint's own probabilities, after the form it was trained on. With ``judge_model`` a model
+places the record on a ladder of evolved examples instead: that is in the spirit of the paper's
+evolved comparisons and not its scorer, and every score says which of the two it is. A record
+without a mark is dropped as unmeasured, never given a middling one.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Deita(Measured):
     quality_scorer: Reference | None = Field(
         None, description="causal checkpoint trained to score quality, as the authors' is"
     )
-    judge: Reference | None = Field(
+    judge_model: Reference | None = Field(
         None, description="model that scores what no scorer is given for"
     )
     min_complexity: float = Field(1.0, ge=1, le=6, description="less is dropped")
@@ -78,7 +78,7 @@ class Deita(Measured):
 
     @model_validator(mode="after")
     def _has_a_scorer(self) -> Self:
-        if self.judge is None and not (self.complexity_scorer and self.quality_scorer):
+        if self.judge_model is None and not (self.complexity_scorer and self.quality_scorer):
             raise ValueError("deita needs both scorers, or a judge for what has none")
         return self
 
@@ -96,8 +96,8 @@ class _Scored(Meter):
             "quality": "scorer" if chosen.quality_scorer else "judge",
         }
         named = {
-            "complexity": chosen.complexity_scorer or chosen.judge,
-            "quality": chosen.quality_scorer or chosen.judge,
+            "complexity": chosen.complexity_scorer or chosen.judge_model,
+            "quality": chosen.quality_scorer or chosen.judge_model,
         }
         self._models = {name: lend(place) for name, place in named.items() if place is not None}
         self._seed = context.seed

@@ -67,7 +67,7 @@ class GopherQuality(Filter):
         symbols = len(_SYMBOL.findall(text)) / len(found)
         if symbols > self.max_symbols:
             return Verdict(False, "too many symbols", symbols, self.max_symbols)
-        tokens = text.split()
+        tokens = [token for token in text.split() if not _BULLET.fullmatch(token)]
         letters = sum(bool(_LETTER.search(word)) for word in tokens) / max(len(tokens), 1)
         if letters < self.min_alphabetic:
             return Verdict(False, "too few words with letters", letters, self.min_alphabetic)

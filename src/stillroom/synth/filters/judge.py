@@ -10,7 +10,6 @@ turned with the order, how the score goes with length, and whether a judge also 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,9 +23,9 @@ from stillroom.errors import DataError
 from stillroom.evaluate.judge_agreement import PlattScale
 from stillroom.evaluate.raters import IsotonicScale, krippendorff_alpha
 from stillroom.evaluate.rubric import RubricJudge
-from stillroom.provenance import digest_file, digest_json
+from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
-from stillroom.records import Record
+from stillroom.records import Record, read_records
 from stillroom.synth.asking import fence
 from stillroom.synth.measured import Measured, Meter, each_by_itself
 from stillroom.synth.method import Context, Verdict
@@ -39,6 +38,9 @@ _RUBRIC = {
     "to the point": "The answer answers this question, all of it and nothing else.",
     "clear": "The answer is well written and can be understood at once.",
 }
+_HUMAN = "human_score"
+_HALF = 0.5
+_FEWEST = 5
 
 
 class Judge(Measured):
@@ -61,7 +63,9 @@ class Judge(Measured):
         0.5, ge=0.5, lt=1, description="of a pair's chosen answer, mean of judges and both orders"
     )
     labels: Reference | None = Field(
-        None, description='people\'s scores, JSON lines: {"id": RECORD, "score": NUMBER}'
+        None,
+        description="file of records that people have scored, in the field human_score: the "
+        "judges' scale is fitted to theirs",
     )
     calibration: Literal["isotonic", "platt"] = Field(
         "isotonic", description="how the judges' scale is fitted to people's; platt for yes and no"
@@ -82,9 +86,9 @@ class _Judging(Meter):
         ]
         self._names = [model.fingerprint for model in models]
         self.fingerprint = digest_json([judge.fingerprint for judge in self._judges])
-        self._labels = _read_labels(chosen.labels)
+        self._lessons = _read_lessons(chosen.labels)
         self._fitted: IsotonicScale | PlattScale | None = None
-        self._seen: dict[str, Any] = {}
+        self._told: dict[str, Any] = {}
 
     @override
     def measure(self, records: Sequence[Record]) -> list[Any]:
@@ -123,26 +127,30 @@ class _Judging(Meter):
             return Verdict(False, "judged poor", score, self._chosen.min_score, told=told)
         return Verdict(True, score=score, told=told)
 
-    def calibrate(self, known: Mapping[str, Any]) -> None:
-        """Fit the scale on the values of records that people have scored, by id.
+    @override
+    def lessons(self) -> Sequence[Record]:
+        return self._lessons
 
-        Raises:
-            DataError: If fewer than two of the labeled records were measured.
-        """
-        pairs = [(_mean_of(known[name]), self._labels[name]) for name in self._labels if name in known]
-        scores, labels = [one for one, _ in pairs], [other for _, other in pairs]
+    @override
+    def learn(self, values: Sequence[Any]) -> None:
+        scored = [
+            (_mean_of(value), float(record.fields[_HUMAN]))
+            for record, value in zip(self._lessons, values, strict=True)
+            if "ratings" in value
+        ]
+        scores, labels = [one for one, _ in scored], [other for _, other in scored]
         if self._chosen.calibration == "platt":
             top = self._chosen.scale - 1
-            self._fitted = PlattScale.fit(
-                [(score - 1) / top for score in scores], [bool(label > 0.5) for label in labels]
-            )
+            chances = [(score - 1) / top for score in scores]
+            self._fitted = PlattScale.fit(chances, [label > _HALF for label in labels])
         else:
             self._fitted = IsotonicScale.fit(scores, labels)
-
-    @property
-    def labeled(self) -> frozenset[str]:
-        """Ids of the records that people have scored."""
-        return frozenset(self._labels)
+        gaps = [abs(self._to_people(one) - other) for one, other in scored]
+        self._told = {
+            "fitted to": len(scored),
+            "mean gap to people before": _plain(_mean(abs(a - b) for a, b in scored)),
+            "mean gap to people after, on the same": _plain(_mean(gaps)),
+        }
 
     def _to_people(self, score: float) -> float:
         if isinstance(self._fitted, PlattScale):
@@ -154,14 +162,16 @@ class _Judging(Meter):
         rated = [value for value in values if "ratings" in value]
         pairs = [value for value in values if "pairs" in value]
         failed = sum("failed" in value for value in values)
-        told: dict[str, Any] = {"judged": len(values), "failed": failed}
+        told: dict[str, Any] = {"judged": len(values), "failed": failed, **self._told}
         told["judged by their own writer"] = sum(bool(value.get("own")) for value in values)
         if rated:
             rows = [[_mean(one["scores"].values()) for one in value["ratings"]] for value in rated]
             lengths = [value["length"] for value in rated]
             told["ways"] = sorted({one["way"] for value in rated for one in value["ratings"]})
             told["alpha"] = _plain(krippendorff_alpha(rows)) if len(self._judges) > 1 else None
-            told["correlation with length"] = _plain(_correlate([_mean(row) for row in rows], lengths))
+            told["correlation with length"] = _plain(
+                _correlate([_mean(row) for row in rows], lengths)
+            )
         if pairs:
             verdicts = [one for value in pairs for one in value["pairs"]]
             told["turned with the order"] = sum(one["flipped"] for one in verdicts) / len(verdicts)
@@ -171,24 +181,24 @@ class _Judging(Meter):
         return told
 
 
-def _read_labels(place: str | None) -> dict[str, float]:
+def _read_lessons(place: str | None) -> list[Record]:
     if place is None:
-        return {}
-    path, found = Path(place), {}
-    try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if line.strip():
-                row = json.loads(line)
-                found[str(row["id"])] = float(row["score"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return []
+    found = [record for record in read_records(Path(place)) if _is_scored(record)]
+    if len(found) < _FEWEST:
         raise DataError(
-            f"{path} holds no scores of people: {error}",
+            f"{place} holds {len(found)} records that people have scored",
             code="synth.labels",
-            where=f"{path}:{number}" if found else str(path),
-            expected='a line {"id": RECORD, "score": NUMBER} for each',
-            next="take the ids from records.jsonl or dropped.jsonl",
-        ) from error
+            where=place,
+            expected=f"{_FEWEST} or more records with a number in the field '{_HUMAN}'",
+            next="take some of records.jsonl and dropped.jsonl, and score them",
+        )
     return found
+
+
+def _is_scored(record: Record) -> bool:
+    score = record.fields.get(_HUMAN)
+    return isinstance(score, int | float) and "rejected" not in record.fields
 
 
 def _wrote(record: Record, judges: Sequence[str]) -> bool:

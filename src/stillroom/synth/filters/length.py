@@ -12,8 +12,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.records import Record
 from stillroom.recipes import Reference
+from stillroom.records import Record
 from stillroom.synth.method import Context, Filter, Judge, Verdict
 from stillroom.synth.turns import answer_of, asked_of
 from stillroom.text.normalize import words

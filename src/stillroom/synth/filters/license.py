@@ -8,9 +8,8 @@ record's field ``attribution``. The terms of the teachers are for the report (``
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from dataclasses import replace
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override

@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.records import Record
 from stillroom.recipes.settings import Secret
+from stillroom.records import Record
 from stillroom.synth.masking import mask_record
 from stillroom.synth.method import Context, Filter, Judge, Verdict
 from stillroom.text.personal import PersonalKind, find_personal

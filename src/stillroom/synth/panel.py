@@ -1,0 +1,182 @@
+"""Panel: some filters at work on one stream of records, in order; the first verdict against counts.
+
+What a filter measures with a model is measured once for each record, many records at a time where
+they are known beforehand, and kept on a shelf (a journal), so that a killed run pays nothing twice.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
+
+from stillroom.provenance import digest_json
+from stillroom.records import Record
+from stillroom.synth.measured import Meter
+from stillroom.synth.method import Context, Filter, Judge, Verdict
+
+__all__ = ["Panel", "Shelf"]
+
+_KEY_DIGITS = 12
+_MISSING = object()
+
+
+class Shelf(Protocol):
+    """Where finished work is kept: a journal, or a dict that forgets."""
+
+    def get(self, key: str, default: object = None) -> object:
+        """Return a unit's value, or the default."""
+
+    def put(self, key: str, value: object) -> None:
+        """Keep a unit's value."""
+
+
+class _Seat(NamedTuple):
+    name: str
+    judge: Judge
+    remembers: bool
+    mark: str
+
+
+class Panel:
+    """The filters at work on one stream, in the recipe's order."""
+
+    def __init__(
+        self, filters: Sequence[Filter], context: Context, shelf: Shelf | None = None
+    ) -> None:
+        """Begin every filter.
+
+        Args:
+            filters: In the order in which they judge.
+            context: What they may know beside a record.
+            shelf: Where measures are kept; by default they are forgotten.
+        """
+        self._shelf = shelf
+        self._ready: dict[str, Any] = {}  # measured beforehand, until it is asked for
+        self._lock = threading.Lock()
+        self.scores: dict[str, float] = {}
+        """What each filter scored the last record that was kept."""
+        self._seats = []
+        self._values: dict[str, list[Any]] = {}
+        for chosen in filters:
+            judge = chosen.begin(context)
+            mark = ""
+            if isinstance(judge, Meter):
+                mark = digest_json([chosen.method_name(), judge.fingerprint])[:_KEY_DIGITS]
+                self._learn(judge, mark)
+            self._seats.append(_Seat(chosen.method_name(), judge, chosen.remembers, mark))
+
+    @property
+    def names(self) -> list[str]:
+        """The filters' names, in order."""
+        return [seat.name for seat in self._seats]
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether any filter measures."""
+        return any(seat.mark for seat in self._seats)
+
+    def prefetch(self, records: Sequence[Record]) -> None:
+        """Measure what the filters will ask for, as far as it can be known beforehand.
+
+        Filters that remember are passed over: what they drop may have been measured for nothing.
+        """
+        standing = list(records)
+        for seat in self._seats:
+            if seat.remembers or not standing:
+                continue
+            judge = seat.judge
+            if isinstance(judge, Meter):
+                self._measure(judge, seat.mark, standing)
+            after = []
+            for record in standing:
+                verdict = self._judge(seat, record, peek=True)
+                if verdict.keep:
+                    after.append(verdict.changed or record)
+            standing = after
+
+    def judge(self, record: Record) -> tuple[str, Verdict]:
+        """Return the first verdict against a record, with its filter's name, or the last for it.
+
+        Where a filter changed the record, the verdict's ``changed`` is what it has become.
+        """
+        current, verdict = record, Verdict(True)
+        scores: dict[str, float] = {}
+        for seat in self._seats:
+            verdict = self._judge(seat, current)
+            if verdict.changed is not None:
+                current = verdict.changed
+            if not verdict.keep:
+                for other in self._seats if self._ready else ():
+                    self._ready.pop(_key(other.mark, current), None)
+                return seat.name, verdict
+            scores[seat.name] = verdict.score
+        self.scores = scores
+        return "", replace(verdict, changed=current if current is not record else None)
+
+    def admit(self, record: Record) -> None:
+        """Tell every filter that the record is kept, as it has become."""
+        for seat in self._seats:
+            seat.judge.admit(record)
+
+    def summarize(self) -> dict[str, Mapping[str, Any]]:
+        """Return what the measuring filters say of all that they judged."""
+        told: dict[str, Mapping[str, Any]] = {}
+        for seat in self._seats:
+            if isinstance(seat.judge, Meter) and self._values.get(seat.mark):
+                summary = seat.judge.summarize(self._values[seat.mark])
+                if summary:
+                    told[seat.name] = dict(summary)
+        return told
+
+    def _judge(self, seat: _Seat, record: Record, *, peek: bool = False) -> Verdict:
+        if not isinstance(seat.judge, Meter):
+            return seat.judge.judge(record)
+        key = _key(seat.mark, record)
+        (value,) = self._measure(seat.judge, seat.mark, [record])
+        if not peek:
+            self._values.setdefault(seat.mark, []).append(value)
+            self._ready.pop(key, None)
+        return seat.judge.decide(record, value)
+
+    def _measure(self, judge: Meter, mark: str, records: Sequence[Record]) -> list[Any]:
+        """Return the measures of records: those that are known, and the others measured now."""
+        keys = [_key(mark, record) for record in records]
+        found = {key: self._look_up(key) for key in keys}
+        missing = {
+            key: record for key, record in zip(keys, records, strict=True) if found[key] is _MISSING
+        }
+        if missing:
+            values = judge.measure(list(missing.values()))
+            for key, value in zip(missing, values, strict=True):
+                found[key] = self._keep(key, value)
+        self._ready.update(found)
+        return [found[key] for key in keys]
+
+    def _look_up(self, key: str) -> Any:
+        if key in self._ready:
+            return self._ready[key]
+        if self._shelf is None:
+            return _MISSING
+        with self._lock:
+            return self._shelf.get(key, _MISSING)
+
+    def _keep(self, key: str, value: Any) -> Any:
+        """Put a measure on the shelf; return it as a resumed run will read it."""
+        if self._shelf is None:
+            return value
+        with self._lock:
+            self._shelf.put(key, value)
+            return self._shelf.get(key)
+
+    def _learn(self, judge: Meter, mark: str) -> None:
+        """Have a filter measure the records that it learns from before it judges any."""
+        known = judge.lessons()
+        if known:
+            judge.learn(self._measure(judge, mark, known))
+            self._ready.clear()
+
+
+def _key(mark: str, record: Record) -> str:
+    return f"{mark}/{record.id}"

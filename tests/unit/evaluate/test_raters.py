@@ -1,0 +1,97 @@
+"""Agreement against published examples and plain references; curves that never fall."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stillroom.errors import DataError
+from stillroom.evaluate.raters import IsotonicScale, cohen_kappa, krippendorff_alpha
+from stillroom.evaluate.rubric import RubricJudge
+from stillroom.models.protocols import Score
+
+# The reliability data of Krippendorff 2011, figure C: 4 observers, 12 units.
+ROWS = [
+    [1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None],
+    [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3],
+    [None, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, None],
+    [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, None],
+]
+UNITS = [list(unit) for unit in zip(*ROWS, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("level", "alpha"), [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)]
+)
+def test_alpha_is_that_of_krippendorffs_own_example(level, alpha):
+    assert krippendorff_alpha(UNITS, level) == pytest.approx(alpha, abs=5e-4)
+
+
+def test_alpha_of_equal_raters_is_one_and_of_one_value_is_nothing():
+    assert krippendorff_alpha([[1, 1], [2, 2], [3, 3]]) == pytest.approx(1.0)
+    assert math.isnan(krippendorff_alpha([[2, 2], [2, 2]]))
+    assert math.isnan(krippendorff_alpha([[1, None], [None, 2]]))
+
+
+@given(st.lists(st.lists(st.integers(1, 5), min_size=2, max_size=2), min_size=2, max_size=30))
+def test_alpha_does_not_depend_on_who_is_called_first(rows):
+    one, other = krippendorff_alpha(rows), krippendorff_alpha([row[::-1] for row in rows])
+    assert one == pytest.approx(other, nan_ok=True)
+
+
+def test_kappa_by_hand():
+    # Cohen 1960's form: 20 yes/yes, 15 no/no, 5 and 10 apart: observed .7, by chance .5.
+    first = [1] * 25 + [0] * 25
+    second = [1] * 20 + [0] * 5 + [1] * 10 + [0] * 15
+    assert cohen_kappa(first, second) == pytest.approx(0.4)
+    assert cohen_kappa([1, 2, 3], [1, 2, 3], "quadratic") == 1.0
+    near, far = [2, 3, 4, 5, 4], [5, 1, 1, 1, 2]
+    truth = [1, 2, 3, 4, 5]
+    assert cohen_kappa(truth, near, "quadratic") > cohen_kappa(truth, far, "quadratic")
+    assert math.isnan(cohen_kappa([1, 1], [1, 1]))
+    with pytest.raises(DataError) as caught:
+        cohen_kappa([1], [1, 2])
+    assert caught.value.code == "metric.unpaired"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 10)), min_size=2, max_size=40),
+)
+def test_isotonic_curves_never_fall_and_keep_the_mean(pairs):
+    scores, labels = [a for a, _ in pairs], [b for _, b in pairs]
+    scale = IsotonicScale.fit(scores, labels)
+    fitted = [scale.apply(score) for score in scores]
+    assert np.mean(fitted) == pytest.approx(np.mean(labels))
+    order = np.argsort(scores)
+    assert all(np.diff(np.asarray(fitted)[order]) >= -1e-9)
+    assert scale.apply(-100) == pytest.approx(min(fitted))
+    assert scale.apply(100) == pytest.approx(max(fitted))
+
+
+def test_isotonic_leaves_what_rises_already():
+    scale = IsotonicScale.fit([1, 2, 3], [10, 20, 40])
+    assert [scale.apply(x) for x in (1, 1.5, 2, 3)] == [10, 15, 20, 40]
+    with pytest.raises(DataError):
+        IsotonicScale.fit([1], [1])
+
+
+class Flat:
+    """Finds every option as likely as any other."""
+
+    name = fingerprint = "flat"
+    context_length = 100
+
+    def score(self, prompts, completions):
+        return [Score((-1.0,)) for _ in completions]
+
+
+def test_a_judge_that_cannot_tell_ties_and_gives_the_middle():
+    judge = RubricJudge(Flat(), {"good": "It is good."}, scale=5)
+    (rating,) = judge.rate(["a task"])
+    assert rating.mean == pytest.approx(3.0)
+    (verdict,) = judge.compare([("q", "one", "two")])
+    assert (verdict.winner, verdict.flipped, verdict.chance) == ("tie", False, 0.5)
+    assert judge.rate([]) == []
+    assert judge.compare([]) == []
