@@ -54,7 +54,7 @@ _SLUR = (
 )
 _PROFANITY = (
     r"\b(?:(?:mother)?fuck\w*|(?:bull|horse|dip)?shit(?:s|ty|ter|head|hole|bag)?|assholes?|"
-    r"arseholes?|cunt(?:s)?|twats?|wankers?|bitch(?:es|y)?|bastards?|dickheads?|douche(?:bag)?s?|"
+    r"arseholes?|c[u]nts?|twats?|wankers?|bitch(?:es|y)?|bastards?|dickheads?|douche(?:bag)?s?|"
     r"cocksuckers?|sluts?|whores?|jackass(?:es)?|dumbass(?:es)?)\b"
 )
 _RUDE = (
