@@ -11,11 +11,12 @@ without a mark is dropped as unmeasured, never given a middling one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from typing_extensions import override
 
+from stillroom.errors import RecipeError
 from stillroom.models.choosing import weigh_options
 from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
@@ -76,14 +77,15 @@ class Deita(Measured):
     min_quality: float = Field(1.0, ge=1, le=6, description="less is dropped")
     min_product: float = Field(1.0, ge=1, le=36, description="of both; the paper ranks by it")
 
-    @model_validator(mode="after")
-    def _has_a_scorer(self) -> Self:
-        if self.judge_model is None and not (self.complexity_scorer and self.quality_scorer):
-            raise ValueError("deita needs both scorers, or a judge for what has none")
-        return self
-
     @override
     def begin(self, context: Context) -> Meter:
+        if self.judge_model is None and not (self.complexity_scorer and self.quality_scorer):
+            raise RecipeError(
+                "deita has nothing to score with",
+                code="recipe.value",
+                expected="complexity_scorer and quality_scorer, or a judge_model for what has none",
+                next="name a judge_model, better another than writes the records",
+            )
         return _Scored(self, context)
 
 

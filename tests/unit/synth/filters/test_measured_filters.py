@@ -6,7 +6,7 @@ import pytest
 from tests.unit.synth.conftest import make_passages
 from tests.unit.synth.filters.test_filters import QUESTION, QUOTE, make_record
 
-from stillroom.errors import BackendError, DataError
+from stillroom.errors import BackendError, DataError, RecipeError
 from stillroom.models.protocols import Score
 from stillroom.records import Link, Message, Origin, Prompt, Record, write_records
 from stillroom.synth.lending import Lending
@@ -147,8 +147,8 @@ def test_deita_says_who_scored():
     judged = lend(text__m=prefer("3"))
     verdict = judge("deita", make_record(), judged, judge_model="m")
     assert verdict.told["quality_by"] == "judge, logprob"
-    with pytest.raises(ValueError, match="both scorers"):
-        FILTERS.build({"name": "deita", "complexity_scorer": "c"})
+    with pytest.raises(RecipeError, match="nothing to score with"):
+        judge("deita", make_record(), context, complexity_scorer="c")
 
 
 def test_deita_never_gives_a_middling_mark():
