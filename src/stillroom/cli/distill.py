@@ -37,6 +37,10 @@ __all__ = ["command"]
             "stillroom.cli.distill_prune",
             "Make a smaller student from a teacher's own layers, heads and channels.",
         ),
+        "texts": (
+            "stillroom.cli.distill_texts",
+            "Cut documents into records that a student learns as they stand.",
+        ),
     },
     epilog="""
 \b

@@ -44,9 +44,12 @@ def split_records(path: Path) -> Split:
         DataError: If there is nothing to learn from.
     """
     passed_over: Counter[str] = Counter()
+    reasons: list[str] = []
 
     def drop(row: int, reason: str) -> None:
         passed_over["unreadable row"] += 1
+        if not reasons:
+            reasons.append(f"row {row}: {reason}")
 
     every = list(read_records(path, on_drop=drop))
     has_splits = any("split" in record.fields for record in every)
@@ -61,7 +64,7 @@ def split_records(path: Path) -> Split:
             passed_over[f"split {split!r:.40}"] += 1
     if not train:
         raise DataError(
-            f"{path} has no record to learn from",
+            f"{path} has no record to learn from{''.join(f'; {one}' for one in reasons)}",
             code="distill.no-records",
             where=str(path),
             expected="records with fields.split 'train', or records that name no split",

@@ -1,7 +1,8 @@
 """Rows of the field's own formats, made into Records and back.
 
 Knows the shapes of Stillroom, OpenAI (``messages``), ShareGPT (``conversations``), Alpaca
-(``instruction``/``output``), prompt and completion (text or message lists) and plain ``text``. Keys
+(``instruction``/``output``), prompt and completion (text or message lists), ``question`` and
+``answer``, and plain ``text``. Keys
 that a format does not name are kept in ``Record.fields``; what cannot be kept is refused, never
 dropped. Knows nothing of files.
 """
@@ -21,7 +22,15 @@ from stillroom.records.record import Record
 
 __all__ = ["FORMATS", "from_row", "guess_format", "to_row"]
 
-FORMATS = ("stillroom", "messages", "sharegpt", "alpaca", "prompt_completion", "text")
+FORMATS = (
+    "stillroom",
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "prompt_completion",
+    "question_answer",
+    "text",
+)
 EXTRAS_FIELD = "message_extras"
 """The field that keeps what a chat turn carried beside its role and content."""
 
@@ -57,12 +66,15 @@ def guess_format(row: Mapping[str, Any]) -> str:
         return "alpaca"
     if "prompt" in row and ("completion" in row or "response" in row):
         return "prompt_completion"
+    if isinstance(row.get("question"), str) and isinstance(row.get("answer"), str):
+        return "question_answer"
     if "text" in row:
         return "text"
     keys = ", ".join(str(key) for key in list(row)[:8]) or "none"
     return _refuse(
         f"the row's keys ({keys}) are those of no known format",
-        expected="messages, conversations, instruction and output, prompt and completion, or text",
+        expected="messages, conversations, instruction and output, prompt and completion, question "
+        "and answer, or text",
     )
 
 
@@ -117,6 +129,8 @@ def to_row(record: Record, format: str = "stillroom") -> dict[str, Any]:
         case "alpaca" if roles == ["user", "assistant"]:
             asked, given = (message["content"] for message in messages)
             return {"instruction": asked, "input": "", "output": given, **rest}
+        case "question_answer" if roles == ["user", "assistant"]:
+            return {"question": messages[0]["content"], "answer": messages[1]["content"], **rest}
         case "prompt_completion" if roles and roles[-1] == "assistant":
             return {"prompt": messages[:-1], "completion": messages[-1:], **rest}
     return _refuse(
@@ -190,6 +204,11 @@ def _from_prompt_completion(row: Mapping[str, Any]) -> Record:
     return _build(row, {"prompt", key}, turns)
 
 
+def _from_question_answer(row: Mapping[str, Any]) -> Record:
+    asked, given = (_text(row[key], key) for key in ("question", "answer"))
+    return _build(row, {"question", "answer"}, [("user", asked, {}), ("assistant", given, {})])
+
+
 def _from_text(row: Mapping[str, Any]) -> Record:
     return _build(row, {"text"}, [("assistant", _text(row["text"], "text"), {})])
 
@@ -200,6 +219,7 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {
     "sharegpt": _from_sharegpt,
     "alpaca": _from_alpaca,
     "prompt_completion": _from_prompt_completion,
+    "question_answer": _from_question_answer,
     "text": _from_text,
 }
 

@@ -188,3 +188,15 @@ def test_a_format_that_cannot_hold_the_messages_says_so():
             to_row(three, format)
     with pytest.raises(DataError):
         to_row(three, "nope")
+
+
+def test_rows_of_question_and_answer_are_turns():
+    row = {"question": "How many?", "answer": "Twelve.", "id": 3}
+    record = from_row(row)
+    assert [(one.role, one.content) for one in record.messages] == [
+        ("user", "How many?"),
+        ("assistant", "Twelve."),
+    ]
+    assert record.fields == {"id": 3}
+    written = to_row(record, "question_answer")
+    assert {key: written[key] for key in row} == row

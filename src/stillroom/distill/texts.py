@@ -1,0 +1,216 @@
+"""Documents as records of plain text, so that a student can learn a teacher on them as they are.
+
+Each document is cut where its own structure allows it (the ``recursive`` chunker) into pieces of at
+most ``max_tokens`` of the teacher's tokens, so that nothing is cut off when it is learned. A piece
+is a record of one assistant's message; its chain names the passage, and the passage the bytes of
+its document.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import DataError
+from stillroom.jobs import Job, Reporter, atomic_write
+from stillroom.models import resolve_checkpoint
+from stillroom.models.causal import load_tokenizer
+from stillroom.provenance import Artifact, Parent, digest_json, digest_text
+from stillroom.records import (
+    Document,
+    Link,
+    Message,
+    Origin,
+    Passage,
+    Record,
+    combine_origins,
+    write_records,
+)
+from stillroom.text import CHUNKERS, Failure, Limits, TokenCounter, parse_folder, scan_folder
+
+__all__ = ["TextsPlan", "TextsReport", "cut_texts"]
+
+_WHOLE_DOCUMENTS = 10
+"""From so many documents on, whole ones are held out; below, the end of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextsPlan:
+    """What is cut and how.
+
+    Args:
+        documents: A folder, or one file.
+        tokenizer: Whose tokens are counted: a checkpoint, as recipes name it.
+        max_tokens: Most tokens of a record.
+        held_out: Share that is measured on only.
+        origin: Who made the documents, and under which license.
+    """
+
+    documents: Path
+    tokenizer: str
+    max_tokens: int = 512
+    held_out: float = 0.1
+    origin: Origin = field(default_factory=Origin)
+
+    def to_text(self) -> str:
+        """Return what the job's recipe.yaml holds: a note, since no recipe runs it."""
+        told = {**asdict(self), "documents": str(self.documents), "origin": self.origin.to_json()}
+        return "\n".join(["# stillroom distill texts", *_lines(told)]) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class TextsReport:
+    """What came of it: documents, records by split, tokens, and files that could not be read."""
+
+    documents: int
+    records: dict[str, int]
+    tokens: int
+    failures: tuple[Failure, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """Return a line, and one for each file that could not be read."""
+        train, held = self.records.get("train", 0), self.records.get("held_out", 0)
+        lines = [
+            f"{self.documents} documents, {self.tokens} tokens: {train} records to learn from, "
+            f"{held} held out"
+        ]
+        lines += [f"not read: {one.path}: {one.reason}" for one in self.failures]
+        return "\n".join(lines)
+
+
+def cut_texts(
+    plan: TextsPlan,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> tuple[Artifact, TextsReport]:
+    """Write documents as records at ``out``.
+
+    Args:
+        plan: What is cut and how.
+        out: The folder of the artifact: ``output/records.jsonl`` and ``output/passages.jsonl``.
+        resume: Go on where a killed run stopped; it begins anew, and ends with the same bytes.
+        overwrite: Replace what lies at ``out``.
+        reporter: What draws progress; default nothing.
+
+    Raises:
+        DataError: If no document holds text.
+        CheckpointError: If the tokenizer cannot be loaded.
+        Cancelled: If the user stopped it.
+    """
+    if plan.max_tokens < 16 or not 0 <= plan.held_out < 1:
+        raise DataError(
+            f"max_tokens {plan.max_tokens} and held_out {plan.held_out} cut nothing",
+            code="distill.texts",
+            expected="at least 16 tokens, and a share from 0 to below 1",
+            next="change them",
+        )
+    job = Job.start(out, plan.to_text(), resume=resume, overwrite=overwrite, reporter=reporter)
+    try:
+        with job.interruptible():
+            return _cut(plan, job)
+    finally:
+        job.close()
+
+
+def _cut(plan: TextsPlan, job: Job) -> tuple[Artifact, TextsReport]:
+    tokenizer = load_tokenizer(resolve_checkpoint(plan.tokenizer, say=job.say))
+    room = plan.max_tokens - tokenizer.num_special_tokens_to_add()
+    chunker = CHUNKERS.build({"name": "recursive", "size": room})
+
+    def count(texts: str) -> int:
+        return len(tokenizer(texts, add_special_tokens=False)["input_ids"])
+
+    passages: dict[str, list[Passage]] = {}
+    files: list[list[str]] = []
+    failures: list[Failure] = []
+    total = len(scan_folder(plan.documents).files)
+    with job.phase("read", total, "documents") as progress:
+        for one in parse_folder(plan.documents, limits=Limits(), origin=plan.origin):
+            job.check_cancelled()
+            if isinstance(one, Failure):
+                failures.append(one)
+            else:
+                files.append([one.path, one.digest])
+                passages[one.id] = list(_chunk(chunker, one, count))
+            progress.advance(1)
+    if not any(passages.values()):
+        raise DataError(
+            f"{plan.documents} holds no text",
+            code="distill.no-text",
+            where=str(plan.documents),
+            expected="at least one document with text",
+            next="; ".join(f"{one.path}: {one.reason}" for one in failures[:3]) or "add documents",
+        )
+    chosen = [*_split(passages, plan.held_out)]
+    with atomic_write(job.output / "passages.jsonl") as file:
+        for passage, _ in chosen:
+            file.write(json.dumps(passage.to_json(), ensure_ascii=False) + "\n")
+    write_records(job.output / "records.jsonl", (_record(*pair) for pair in chosen))
+    told = TextsReport(
+        len(passages),
+        dict(Counter(split for _, split in chosen)),
+        sum(count(passage.text) for passage, _ in chosen),
+        tuple(failures),
+    )
+    job.say(str(told))
+    root = Path(plan.documents).absolute()
+    artifact = job.finish(
+        "records",
+        parents=[
+            Parent("documents", str(root if root.is_dir() else root.parent), digest_json(files))
+        ],
+        origin=combine_origins([passage.origin for passage, _ in chosen]).to_json(),
+        details=told.to_json(),
+    )
+    return artifact, told
+
+
+def _chunk(chunker: Any, document: Document, count: TokenCounter) -> Iterator[Passage]:
+    for passage in chunker.chunk(document, count=count):
+        if passage.text.strip():
+            yield passage
+
+
+def _split(passages: dict[str, list[Passage]], held_out: float) -> Iterator[tuple[Passage, str]]:
+    """Yield every passage with its split, in order.
+
+    Neighbors say the same things: where there are documents enough whole ones are held out, by the
+    hash of their id, and else the last part of each.
+    """
+    by_document = len(passages) >= _WHOLE_DOCUMENTS
+    for name, found in passages.items():
+        is_held = int(digest_text(name)[:8], 16) / 16**8 < held_out
+        border = len(found) - int(len(found) * held_out)
+        for at, passage in enumerate(found):
+            held = is_held if by_document else at >= border
+            yield passage, "held_out" if held else "train"
+
+
+def _record(passage: Passage, split: str) -> Record:
+    link = Link("distill.texts", "", (passage.id,))
+    origin = passage.origin
+    return Record(
+        (Message("assistant", passage.text),),
+        {
+            "split": split,
+            "document_id": passage.document_id,
+            "passage_id": passage.id,
+            "source": passage.location.path,
+        },
+        Origin(origin.kind, (*origin.chain, link), origin.license),
+    )
+
+
+def _lines(told: dict[str, Any]) -> Sequence[str]:
+    return [f"{name}: {json.dumps(value)}" for name, value in told.items()]
