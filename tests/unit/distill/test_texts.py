@@ -101,8 +101,9 @@ def test_nothing_to_learn_is_said(tmp_path, teacher_folder):
     with pytest.raises(DataError) as caught:
         cut_texts(TextsPlan(tmp_path / "blank.txt", str(teacher_folder)), tmp_path / "out")
     assert caught.value.code == "distill.no-text"
-    with pytest.raises(DataError, match="at least 16"):
+    with pytest.raises(DataError, match="at least 16") as caught:
         cut_texts(TextsPlan(tmp_path, str(teacher_folder), 3), tmp_path / "other")
+    assert caught.value.code == "distill.texts"
 
 
 @settings(max_examples=15, deadline=None)
