@@ -1,10 +1,35 @@
 """The seams of this room, and the base classes of what stands in them.
 
 What each method is given and must give back is said in the module that its base class is in.
+Imports no torch, so that a recipe can name methods.
 """
 
 from __future__ import annotations
 
+from stillroom.diffusion.caching import CACHES, CacheMethod
 from stillroom.diffusion.layout import LAYOUTS, Layout
+from stillroom.diffusion.steps import (
+    COMMITS,
+    LENGTHS,
+    ORDERS,
+    REMASKINGS,
+    CommitRule,
+    Length,
+    Order,
+    Remasking,
+)
 
-__all__ = ["LAYOUTS", "Layout"]
+__all__ = [
+    "CACHES",
+    "COMMITS",
+    "LAYOUTS",
+    "LENGTHS",
+    "ORDERS",
+    "REMASKINGS",
+    "CacheMethod",
+    "CommitRule",
+    "Layout",
+    "Length",
+    "Order",
+    "Remasking",
+]

@@ -1,0 +1,3 @@
+"""Caches: what of earlier calls is used again."""
+
+SEAM = "what of earlier calls is used again"

@@ -1,0 +1,3 @@
+"""Commit rules: how many places are written in one step."""
+
+SEAM = "how many places are written in one step"

@@ -1,0 +1,38 @@
+"""As many places as keep the error of writing them independently below a bound.
+
+Source: Ben-Hamu et al. 2025, arXiv:2505.24857 (EB-Sampler): the longest run of ranks whose summed
+entropy, less the largest one, is at most gamma; that bounds the nats lost to independence.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.diffusion.steps import CommitRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stillroom.diffusion.view import View
+
+__all__ = ["EntropyBound"]
+
+
+class EntropyBound(CommitRule):
+    """The longest run of ranks whose entropies sum to ``gamma``, the largest left out."""
+
+    paper: ClassVar[str] = "arXiv:2505.24857"
+
+    gamma: float = Field(
+        default=0.1, ge=0, allow_inf_nan=False, description="nats of dependence that may be lost"
+    )
+
+    @override
+    def take(self, view: View) -> Tensor:
+        entropy = view.entropy
+        holds = entropy.cumsum(0) - entropy.cummax(0).values <= self.gamma
+        holds[0] = True
+        return holds.cumprod(0).bool()

@@ -1,0 +1,49 @@
+"""An even share of the block in every step, so that it takes a given number of steps.
+
+Source: Nie et al. 2025, arXiv:2502.09992, algorithm 5 (uniform steps). Earlier steps take the odd
+ones. Steps left over where a block has fewer places than steps are not taken.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.diffusion.steps import CommitRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stillroom.diffusion.view import Step, View
+
+__all__ = ["Quota"]
+
+
+class Quota(CommitRule):
+    """So many that the text takes ``steps`` steps."""
+
+    paper: ClassVar[str] = "arXiv:2502.09992"
+    has_plan: ClassVar[bool] = True
+
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="steps of the whole text, shared evenly by its blocks; null is one a place",
+    )
+
+    @override
+    def plan(self, step: Step) -> int:
+        if self.steps is None:
+            return step.opened
+        own = self.steps // step.blocks + (step.block < self.steps % step.blocks)
+        return max(1, min(own, step.opened))
+
+    @override
+    def take(self, view: View) -> Tensor:
+        import torch
+
+        count, left = len(view.places), self.plan(view.step) - view.step.number
+        share = -(-count // max(left, 1))
+        return torch.arange(count) < share

@@ -1,0 +1,3 @@
+"""Lengths: how many places a text gets."""
+
+SEAM = "how many places a text gets"

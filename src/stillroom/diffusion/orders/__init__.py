@@ -1,0 +1,3 @@
+"""Orders: which open place is written first."""
+
+SEAM = "which open place is written first"

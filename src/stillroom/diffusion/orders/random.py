@@ -1,0 +1,31 @@
+"""Places in random order: what the training objective is an average over.
+
+Source: Nie et al. 2025, arXiv:2502.09992, section 2.4 (random remasking).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from typing_extensions import override
+
+from stillroom.diffusion.steps import Order
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from stillroom.diffusion.view import View
+
+__all__ = ["Random"]
+
+
+class Random(Order):
+    """By chance, drawn anew in every step."""
+
+    paper: ClassVar[str] = "arXiv:2502.09992"
+
+    @override
+    def score(self, view: View) -> Tensor:
+        import torch
+
+        return torch.rand(len(view.places), generator=view.rng, dtype=torch.float64)

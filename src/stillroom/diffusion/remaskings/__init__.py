@@ -1,0 +1,3 @@
+"""Remasking: what happens to tokens that were written already."""
+
+SEAM = "what happens to tokens that were written already"

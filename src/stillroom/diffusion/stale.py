@@ -1,0 +1,95 @@
+"""Caches of models that see both ways: keys and values that are used although the text has changed.
+
+Every token's keys and values follow from the whole text, so none is final. These sessions read the
+whole text at times and only a part of it in between; what they do not read is stale. Refreshed in
+every step, they are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from stillroom.diffusion.caching import Session
+from stillroom.models.key_space import KeySpace
+
+if TYPE_CHECKING:
+    from stillroom.diffusion.caching import Ask, Reads
+    from stillroom.diffusion.model import DiffusionModel
+
+__all__ = ["StaleSession"]
+
+
+class StaleSession(Session):
+    """Reads all places at the beginning of a block and at every refresh, and some in between."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        capacity: int,
+        choose: Callable[[Ask, Tensor], Tensor],
+        *,
+        refresh: int | None,
+        per_block: bool = True,
+    ) -> None:
+        """Begin a text.
+
+        Args:
+            model: Reads.
+            capacity: Places at most, shadows included.
+            choose: Returns the places read between refreshes, (n,), rising, given the question and
+                the text as each place was last read, (T,).
+            refresh: Steps from one full reading to the next; None is none within a block.
+            per_block: Whether each block begins with one.
+        """
+        super().__init__(model)
+        self.keys = KeySpace(capacity)
+        self._choose, self._refresh, self._per_block = choose, refresh, per_block
+        self._last: Tensor | None = None
+        self._age = 0
+        self._states: Tensor | None = None
+        self._block = -1
+
+    @override
+    def read(self, ask: Ask) -> Reads:
+        visible = self.visible(ask)
+        chosen = torch.arange(visible) if self._is_due(ask) else self._choose(ask, self._known(ask))
+        needed = ask.places - self.shift
+        reading = self.reading(ask, chosen, visible, want=torch.arange(len(chosen)))
+        reading.keys = self.keys
+        reading.slots = torch.cat([chosen, visible + torch.arange(len(ask.shadows))])
+        states = yield reading
+        own, beside = states[: len(chosen)], states[len(chosen) :]
+        self._keep(ask, chosen, own)
+        if self._states is None:
+            raise ValueError("nothing was read")
+        # a state before the chosen places is taken as it was when that place was last read
+        return torch.cat([self._states[needed.to(own.device)], beside])
+
+    def _is_due(self, ask: Ask) -> bool:
+        is_new = self._last is None or len(self._last) != len(ask.ids)
+        begins = self._per_block and ask.start != self._block
+        self._block = ask.start
+        self._age += 1
+        if is_new or begins or (self._refresh is not None and self._age >= self._refresh):
+            self._age = 0
+            return True
+        return False
+
+    def _known(self, ask: Ask) -> Tensor:
+        if self._last is None:
+            raise ValueError("nothing was read")
+        return self._last
+
+    def _keep(self, ask: Ask, chosen: Tensor, states: Tensor) -> None:
+        """Note what was read, and the states of it."""
+        if self._last is None or len(self._last) != len(ask.ids):
+            self._last = torch.full_like(ask.ids, -1)
+            self._states = states.new_zeros(len(ask.ids), states.shape[-1])
+        self._last[chosen] = ask.ids[chosen]
+        if self._states is not None:
+            self._states[chosen.to(states.device)] = states
