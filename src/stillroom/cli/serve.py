@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from stillroom.cli.asking import ask_options, ask_settings
-from stillroom.cli.options import debug_option, existing_path
+from stillroom.cli.judged import find_access
+from stillroom.cli.options import access_options, debug_option, existing_path
 
 __all__ = ["command"]
 
@@ -27,7 +28,9 @@ Examples:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--port", default=8151, show_default=True, help="The port; 0 takes a free one.")
 @click.option("--model", default="", help="Another model than the run's own.")
-@click.option("--api-key-file", type=existing_path, default=None, help="Keys, one a line.")
+@click.option(
+    "--api-key-file", type=existing_path, default=None, help="Keys, one a line, with who asks."
+)
 @click.option(
     "--k",
     default=3,
@@ -35,6 +38,7 @@ Examples:
     show_default=True,
     help="How many passages the model is shown.",
 )
+@access_options
 @ask_options
 @debug_option
 def command(
@@ -43,12 +47,15 @@ def command(
     port: int,
     model: str,
     api_key_file: Path | None,
+    tenant: str,
+    principals: tuple[str, ...],
     **given: Any,
 ) -> None:
     """Serve a run behind an OpenAI-compatible API.
 
     Listens on this machine alone unless told otherwise; another host needs API keys, from
-    --api-key-file or the variable STILLROOM_API_KEY.
+    --api-key-file or the variable STILLROOM_API_KEY. Of an index with tenants a key's client sees
+    what the key's own line says (KEY tenant=NAME principal=LABEL ...), or --tenant.
     """
     from stillroom.rag.tracing import trace_if_asked
     from stillroom.serve import run_server
@@ -61,5 +68,6 @@ def command(
         model=model,
         settings=ask_settings(given),
         api_key_file=api_key_file,
+        access=find_access(tenant, principals),
         say=lambda line: click.echo(line, err=True),
     )

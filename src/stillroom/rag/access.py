@@ -111,7 +111,7 @@ class Audit:
         """Append one line.
 
         Args:
-            kind: ``query`` or ``read``.
+            kind: ``query``, ``read``, or ``cached`` for an answer that was kept.
             text: What was asked; its digest is kept.
             snapshot: The number of the snapshot that was asked.
             digest: And its digest.

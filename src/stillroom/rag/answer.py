@@ -107,6 +107,7 @@ def _answer(
     cache = asking.cache
     kept = None if cache is None else cache.find(index, scope, query.text)
     if kept is not None:
+        index.note_cached(query.text, kept.hits)
         yield kept.completion.text
         yield kept
         return

@@ -383,6 +383,14 @@ class Index:
             for rank, (row, score) in enumerate(ranking, start=1)
         ]
 
+    def note_cached(self, question: str, hits: Sequence[Hit]) -> None:
+        """Note in the audit that a kept answer was given, with what it was written from.
+
+        Raises:
+            ResourceError: If it cannot be noted: the answer must then not be given.
+        """
+        self._note("cached", question, [hit.passage.id for hit in hits])
+
     def close(self) -> None:
         """Close the files; the index cannot be used afterwards."""
         self._state.opened.close()

@@ -12,11 +12,12 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from stillroom.errors import RecipeError
+from stillroom.errors import DataError, RecipeError
 from stillroom.models.protocols import Vectors
 from stillroom.records import Answer, Citation, Completion, Prompt, Sampling
 from stillroom.serve.counters import CONTENT_TYPE, Counters, Counting
-from stillroom.serve.guard import Guard
+from stillroom.serve.guard import ACCESS, Guard
+from stillroom.serve.keys import ApiKey
 from stillroom.serve.limits import Limits
 from stillroom.serve.refusals import Refusal, add_handlers, explain
 from stillroom.serve.replies import DONE, Reply, embedding_reply, event
@@ -30,13 +31,14 @@ _Item = str | Completion | Answer
 
 
 def create_app(
-    served: Served, *, api_keys: Sequence[str] = (), limits: Limits | None = None
+    served: Served, *, api_keys: Sequence[str | ApiKey] = (), limits: Limits | None = None
 ) -> FastAPI:
     """Return the API of what is served.
 
     Args:
         served: Model, embedder and documents; the caller closes them after the app.
-        api_keys: Keys of which a client must bear one; none lets this machine in without.
+        api_keys: Keys of which a client must bear one; none lets this machine in without. A key
+            says as whom its client asks.
         limits: What a client may ask for at most.
     """
     bounds = limits or Limits()
@@ -44,7 +46,8 @@ def create_app(
     desk = _Desk(served, bounds, counters)
     app = FastAPI(title="Stillroom", docs_url=None, redoc_url=None)
     add_handlers(app)
-    app.add_middleware(Guard, api_keys=api_keys, limits=bounds)
+    keys = [ApiKey(key) if isinstance(key, str) else key for key in api_keys]
+    app.add_middleware(Guard, api_keys=keys, limits=bounds)
     app.add_middleware(Counting, counters=counters)  # the last one added is the outermost
 
     @app.get("/healthz")
@@ -115,8 +118,19 @@ class _Desk:
         def work(is_stopped: IsStopped) -> Iterator[_Item]:
             try:
                 yield from ask(
-                    prompt.messages, sampling, k, settings=settings, is_cancelled=is_stopped
+                    prompt.messages,
+                    sampling,
+                    k,
+                    settings=settings,
+                    access=request.scope.get(ACCESS),
+                    is_cancelled=is_stopped,
                 )
+            except DataError as error:
+                if error.problems[0].code == "rag.access-needed":
+                    raise Refusal(
+                        403, "the key does not say whose documents are asked", code="no_tenant"
+                    ) from error
+                raise
             except RecipeError as error:
                 told = error.problems[0]
                 wanted = "answering" if "rag.answering" in told.what else "way"

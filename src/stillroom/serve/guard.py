@@ -9,13 +9,21 @@ import hashlib
 import hmac
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stillroom.serve.keys import ApiKey
 from stillroom.serve.limits import Limits
 from stillroom.serve.refusals import Refusal
 
-__all__ = ["Guard", "check_key"]
+if TYPE_CHECKING:
+    from stillroom.rag.access import Access
+
+__all__ = ["ACCESS", "Guard", "find_key"]
+
+ACCESS = "stillroom.access"
+"""Under what a request's scope says who asks: an Access, or None."""
 
 _OPEN_PATHS = frozenset({"/healthz"})
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1", "testserver"})
@@ -36,10 +44,11 @@ class Guard:
     pointed here (DNS rebinding) gets nothing.
     """
 
-    def __init__(self, app: ASGIApp, *, api_keys: Sequence[str], limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, *, api_keys: Sequence[ApiKey], limits: Limits) -> None:
         """Stand before ``app``; keys are kept as digests only."""
         self.app, self.limits = app, limits
-        self._keys = [_digest(key) for key in api_keys]
+        self._keys = [_digest(key.secret) for key in api_keys]
+        self._askers = [key.access for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -54,30 +63,34 @@ class Guard:
 
         headers = {name.lower(): value for name, value in scope["headers"]}
         try:
-            self._check(scope, headers)
+            scope[ACCESS] = self._check(scope, headers)
             body = await self._read(headers, receive)
         except Refusal as refusal:
             await _refuse(refusal, send_guarded)
             return
         await self.app(scope, _replay(body, receive), send_guarded)
 
-    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> Access | None:
+        """Return as whom a client asks, or refuse it."""
         host = _host(headers.get(b"host", b""))
         origin = headers.get(b"origin", b"")
         if origin and _host(origin.partition(b"://")[2]) != host:
             raise Refusal(403, "pages of other origins are not answered", code="foreign_origin")
         if scope["path"] in _OPEN_PATHS:
-            return
+            return None
         if self._keys:
-            if not check_key(headers.get(b"authorization", b""), self._keys):
+            found = find_key(headers.get(b"authorization", b""), self._keys)
+            if found is None:
                 raise Refusal(
                     401,
                     "the API key is missing or wrong",
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-        elif host not in _LOCAL:
+            return self._askers[found]
+        if host not in _LOCAL:
             raise Refusal(403, "without keys only this machine is answered", code="foreign_host")
+        return None
 
     async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """Read the body, as long as it stays within the limit."""
@@ -98,12 +111,13 @@ class Guard:
                 return b"".join(parts)
 
 
-def check_key(authorization: bytes, digests: Sequence[bytes]) -> bool:
-    """Return whether a header bears one of the keys; takes as long whichever it is."""
+def find_key(authorization: bytes, digests: Sequence[bytes]) -> int | None:
+    """Return which of the keys a header bears, or None; takes as long whichever it is."""
     scheme, _, key = authorization.partition(b" ")
     given = hashlib.sha256(key.strip()).digest()
     matches = [hmac.compare_digest(given, digest) for digest in digests]
-    return any(matches) and scheme.lower() == b"bearer"
+    known = [at for at, is_it in enumerate(matches) if is_it]
+    return known[0] if known and scheme.lower() == b"bearer" else None
 
 
 def _digest(key: str) -> bytes:

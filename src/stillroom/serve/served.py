@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from stillroom.provenance import find_output, read_artifact
 from stillroom.records import Answer, Message, Sampling
 
 if TYPE_CHECKING:
+    from stillroom.rag.access import Access
     from stillroom.rag.asking import AskSettings, AskTexts
 
 __all__ = ["Ask", "Served", "open_run"]
@@ -30,6 +30,7 @@ class Ask(Protocol):
         k: int,
         *,
         settings: AskTexts,
+        access: Access | None,
         is_cancelled: Callable[[], bool],
     ) -> Iterator[str | Answer]:
         """Answer the last message; ``k`` passages are shown to the model.
@@ -40,10 +41,12 @@ class Ask(Protocol):
             sampling: How the answer is drawn.
             k: How many passages are shown.
             settings: What the client wants otherwise than the server does it.
+            access: Who asks, as the client's key says; None where it says nobody.
             is_cancelled: Once true, the client has left.
 
         Raises:
             RecipeError: If the client names an unknown method.
+            DataError: If the index has tenants and nobody is named.
         """
 
 
@@ -61,6 +64,8 @@ class Served:
     embedder: Embedder | None = None
     embedder_name: str = "embedder"
     k: int = 3
+    rule: str = "open"
+    """Whether all see all of the index (``open``), or each their own (``tenants``)."""
 
     @property
     def bare_name(self) -> str:
@@ -80,6 +85,7 @@ def open_run(
     *,
     model: str = "",
     settings: AskSettings | None = None,
+    access: Access | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Iterator[Served]:
     """Open a finished run's index and model (or another model) until the body ends.
@@ -88,6 +94,7 @@ def open_run(
         run: The folder of the run, or of an index if a model is given.
         model: Another model than the run's own.
         settings: How questions are answered where a client does not say.
+        access: As whom is asked where a client does not say, of an index with tenants.
         say: Told what a ``hub:`` reference was resolved to.
 
     Raises:
@@ -96,22 +103,15 @@ def open_run(
     """
     from stillroom.rag.answer import ask_stream
     from stillroom.rag.asking import read_settings
-    from stillroom.rag.index import Index
+    from stillroom.rag.audience import Audience
     from stillroom.rag.method import Query
 
     is_index = bool(model) and (run / "artifact.json").is_file() and _kind_of(run) == "index"
     folder = find_output(run if is_index else find_step(run, "index"), "index")
     reference = model or str(find_step(run, "model"))
     own: AskSettings = settings or {}
-    with Index.open(folder) as index:
+    with Audience(folder, default=access) as audience:
         text_model = open_text_model(reference, say=say)
-        shown, lock = [index], threading.Lock()
-
-        def newest() -> Index:
-            """Return the index as it is now: what was deleted is in no answer from then on."""
-            with lock:
-                shown[0] = shown[0].newest()
-                return shown[0]
 
         def ask(
             messages: Sequence[Message],
@@ -119,18 +119,26 @@ def open_run(
             k: int,
             *,
             settings: AskTexts,
+            access: Access | None = None,
             is_cancelled: Callable[[], bool],
         ) -> Iterator[str | Answer]:
+            # As it is now: what was deleted, or is theirs no more, is in no answer from then on.
+            index = audience.seen_by(access)
             query = Query(messages[-1].content, history=tuple(messages[:-1]))
             wanted: AskSettings = {**own, **read_settings(settings), "k": k}
             return ask_stream(
-                newest(), text_model, query, sampling=sampling, is_cancelled=is_cancelled, **wanted
+                index, text_model, query, sampling=sampling, is_cancelled=is_cancelled, **wanted
             )
 
         try:
-            embedder = index.embedder if index.description.embedder else None
-            name = run.resolve().name
-            yield Served(name, text_model, ask, embedder, k=own.get("k", Served.k))
+            yield Served(
+                run.resolve().name,
+                text_model,
+                ask,
+                audience.embedder,
+                k=own.get("k", Served.k),
+                rule=audience.rule,
+            )
         finally:
             text_model.close()
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillroom.errors import DataError, MissingExtraError, RecipeError, ResourceError
+from stillroom.serve.keys import ApiKey, read_keys
 from stillroom.serve.limits import Limits
 
 if TYPE_CHECKING:
+    from stillroom.rag.access import Access
     from stillroom.rag.asking import AskSettings
+    from stillroom.serve.served import Served
 
-__all__ = ["check_host", "read_keys", "run_server"]
+__all__ = ["check_host", "run_server"]
 
 _VARIABLE = "STILLROOM_API_KEY"
-_SHORTEST_KEY = 16
 
 
 def run_server(
@@ -29,6 +30,7 @@ def run_server(
     model: str = "",
     settings: AskSettings | None = None,
     api_key_file: Path | None = None,
+    access: Access | None = None,
     limits: Limits | None = None,
     say: Callable[[str], None] | None = None,
 ) -> None:
@@ -41,11 +43,14 @@ def run_server(
         model: Another model than the run's own.
         settings: How questions are answered where a client does not say.
         api_key_file: Keys, one a line; besides those of STILLROOM_API_KEY.
+        access: As whom clients ask whose key names nobody, where the index has tenants.
         limits: What a client may ask for at most.
         say: Told where the server listens and what it serves.
 
     Raises:
         RecipeError: If the host is not this machine and there are no keys.
+        DataError: If keys name tenants that the index has not, or the index has tenants and no key
+            names one.
         ResourceError: If the port is taken.
         MissingExtraError: If fastapi or uvicorn is not installed.
     """
@@ -62,8 +67,9 @@ def run_server(
     tell = say or (lambda line: None)
     with (
         _listen(host, port) as listening,
-        open_run(run, model=model, settings=settings, say=say) as served,
+        open_run(run, model=model, settings=settings, access=access, say=say) as served,
     ):
+        _check_askers(served, keys, access)
         app = create_app(served, api_keys=keys, limits=limits)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=15
@@ -75,43 +81,28 @@ def run_server(
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def read_keys(path: Path | None = None) -> tuple[str, ...]:
-    """Return the keys of a file (one a line, ``#`` begins a comment) and of the environment.
-
-    Raises:
-        DataError: If the file cannot be read or others may read it, or a key is short.
-    """
-    keys = [key.strip() for key in os.environ.get(_VARIABLE, "").split(",")]
-    if path is not None:
-        try:
-            mode, text = path.stat().st_mode, path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{path} cannot be read: {error}",
-                code="serve.key-file",
-                expected="a text file of keys, one a line",
-                next="check the path and its permissions",
-            ) from error
-        if mode & 0o077:
-            raise DataError(
-                f"{path} can be read by others",
-                code="serve.key-file",
-                expected="a file that only its owner may read",
-                next=f"chmod 600 {path}",
-            )
-        keys += [line.partition("#")[0].strip() for line in text.splitlines()]
-    found = tuple(dict.fromkeys(key for key in keys if key))
-    if any(len(key) < _SHORTEST_KEY for key in found):
+def _check_askers(served: Served, keys: Sequence[ApiKey], access: Access | None) -> None:
+    """Refuse keys that nobody could ask with, before the first question."""
+    named = [key for key in keys if key.access is not None]
+    if served.rule == "tenants" and not named and access is None:
         raise DataError(
-            "an API key is too short to be secret",
-            code="serve.weak-key",
-            expected=f"at least {_SHORTEST_KEY} characters",
-            next="python -c 'import secrets; print(secrets.token_urlsafe(24))'",
+            "the index has tenants, and no API key says who asks",
+            code="rag.access-needed",
+            where="--api-key-file",
+            expected="keys with tenant=NAME after them, or --tenant for all",
+            next="write 'KEY tenant=NAME principal=LABEL' into the file of keys",
         )
-    return found
+    if served.rule == "open" and named:
+        raise DataError(
+            "a key names a tenant, and the index has none: all keys would see all of it",
+            code="rag.no-tenants",
+            where="--api-key-file",
+            expected="an index made with access: tenants",
+            next="leave the tenants out, or build the index with access=tenants metadata=FILE",
+        )
 
 
-def check_host(host: str, keys: tuple[str, ...]) -> None:
+def check_host(host: str, keys: Sequence[ApiKey]) -> None:
     """Refuse to listen to others without keys.
 
     Raises:

@@ -49,7 +49,7 @@ def index(tmp_path_factory):
 
 
 def app_of(index, model):
-    def ask(messages, sampling, k, *, settings, is_cancelled):
+    def ask(messages, sampling, k, *, settings, access=None, is_cancelled):
         query = Query(messages[-1].content, history=tuple(messages[:-1]))
         chosen = {**read_settings(settings), "k": k}
         return ask_stream(

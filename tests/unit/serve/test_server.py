@@ -3,7 +3,8 @@ import socket
 import pytest
 
 from stillroom.errors import DataError, RecipeError, ResourceError
-from stillroom.serve.server import check_host, read_keys, run_server
+from stillroom.serve.keys import ApiKey, read_keys
+from stillroom.serve.server import check_host, run_server
 
 KEY = "a-key-of-enough-length"
 
@@ -31,8 +32,8 @@ def test_keys_come_from_file_and_environment(tmp_path, monkeypatch):
     path.write_text(f"# mine\n{KEY}  # laptop\n\n")
     path.chmod(0o600)
     monkeypatch.setenv("STILLROOM_API_KEY", "another-key-of-length")
-    assert read_keys(path) == ("another-key-of-length", KEY)
-    assert read_keys() == ("another-key-of-length",)
+    assert read_keys(path) == (ApiKey("another-key-of-length"), ApiKey(KEY))
+    assert read_keys() == (ApiKey("another-key-of-length"),)
 
 
 def test_a_key_file_that_others_may_read_is_refused(tmp_path):

@@ -1,0 +1,107 @@
+"""API keys: secrets that clients bear, and as whom each of them asks.
+
+In a key file a line is a key, and after it who asks with it, where the index has tenants::
+
+    kq3v...Zw  tenant=acme principal=group:sales principal=user:ann   # the sales desk
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from stillroom.errors import DataError
+from stillroom.rag.access import Access
+
+__all__ = ["ApiKey", "read_keys"]
+
+_VARIABLE = "STILLROOM_API_KEY"
+_SHORTEST_KEY = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key, and who asks with it; None where the server's own default does."""
+
+    secret: str
+    access: Access | None = None
+
+
+def read_keys(path: Path | None = None) -> tuple[ApiKey, ...]:
+    """Return the keys of a file (one a line, ``#`` begins a comment) and of the environment.
+
+    Raises:
+        DataError: If the file cannot be read or others may read it, a line says something else than
+            a key and who asks, a key is short, or one stands for two askers.
+    """
+    lines = os.environ.get(_VARIABLE, "").split(",")
+    found = [ApiKey(line.strip()) for line in lines if line.strip()]
+    if path is not None:
+        text = _read_private(path).splitlines()
+        told = (line.partition("#")[0].split() for line in text)
+        found += [_parse(words, path) for words in told if words]
+    if any(len(key.secret) < _SHORTEST_KEY for key in found):
+        raise DataError(
+            "an API key is too short to be secret",
+            code="serve.weak-key",
+            expected=f"at least {_SHORTEST_KEY} characters",
+            next="python -c 'import secrets; print(secrets.token_urlsafe(24))'",
+        )
+    keys = tuple(dict.fromkeys(found))
+    if len({key.secret for key in keys}) < len(keys):
+        raise _bad_file(path, "one key stands for two askers", "each key once")
+    return keys
+
+
+def _read_private(path: Path) -> str:
+    try:
+        mode, text = path.stat().st_mode, path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}",
+            code="serve.key-file",
+            expected="a text file of keys, one a line",
+            next="check the path and its permissions",
+        ) from error
+    if mode & 0o077:
+        raise DataError(
+            f"{path} can be read by others",
+            code="serve.key-file",
+            expected="a file that only its owner may read",
+            next=f"chmod 600 {path}",
+        )
+    return text
+
+
+def _parse(words: list[str], path: Path) -> ApiKey:
+    """Return the key of a line; what it says of the asker is never passed over."""
+    tenant, principals = "", []
+    for word in words[1:]:
+        name, equals, value = word.partition("=")
+        if (
+            not (equals and value)
+            or name not in {"tenant", "principal"}
+            or (name == "tenant" and tenant)
+        ):
+            raise _bad_file(path, f"{word!r:.40} after a key is not understood", _FORM)
+        if name == "tenant":
+            tenant = value
+        else:
+            principals.append(value)
+    if principals and not tenant:
+        raise _bad_file(path, "a key has principals and no tenant", _FORM)
+    return ApiKey(words[0], Access(tenant, principals) if tenant else None)
+
+
+_FORM = "KEY, or KEY tenant=NAME principal=LABEL ..., and # before remarks"
+
+
+def _bad_file(path: Path | None, what: str, expected: str) -> DataError:
+    return DataError(
+        what,
+        code="serve.key-file",
+        where=str(path or _VARIABLE),
+        expected=expected,
+        next="correct the line; keys are not shown here",
+    )
