@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from stillroom.diffusion.caching import CACHES, CacheMethod
 from stillroom.diffusion.layout import LAYOUTS, Layout
+from stillroom.diffusion.scoring import ESTIMATORS, Estimator
 from stillroom.diffusion.steps import (
     COMMITS,
     LENGTHS,
@@ -22,12 +23,14 @@ from stillroom.diffusion.steps import (
 __all__ = [
     "CACHES",
     "COMMITS",
+    "ESTIMATORS",
     "LAYOUTS",
     "LENGTHS",
     "ORDERS",
     "REMASKINGS",
     "CacheMethod",
     "CommitRule",
+    "Estimator",
     "Layout",
     "Length",
     "Order",
