@@ -39,7 +39,7 @@ from stillroom.distill.endpoint_teacher import EndpointTeacher
 from stillroom.distill.figures import Figures
 from stillroom.distill.head import Head
 from stillroom.distill.lane import Lane
-from stillroom.distill.lessons import Split, record_source
+from stillroom.distill.lessons import Split, read_in_steps, record_source
 from stillroom.distill.preparing import Prepared, write_tasks
 from stillroom.distill.rollout_course import Voice, written_course
 from stillroom.distill.scoring import ModelScorer, TeacherScorer
@@ -181,7 +181,8 @@ class CrossLane(Lane):
         """
         recipe, teacher = self.recipe, self.first
         folder = Path(recipe.targets.cache) if recipe.targets.cache else self.job.scratch / "cache"
-        lessons = [*(self._lessons if self.listens else []), *self._held]
+        learned = read_in_steps(recipe, self._lessons) if self.listens else []
+        lessons = [*learned, *self._held]
         taught = [lesson.taught for lesson in lessons]
         with TeacherCache.open(folder, teacher.own_header(room.precision)) as cache:
             teacher.capture_own(taught, cache, self.job)

@@ -20,7 +20,14 @@ from stillroom.provenance import digest_text
 from stillroom.records import Record, read_records
 from stillroom.train.source import MicroBatch, RecordSource
 
-__all__ = ["Split", "is_learned", "make_lessons", "record_source", "split_records"]
+__all__ = [
+    "Split",
+    "is_learned",
+    "make_lessons",
+    "read_in_steps",
+    "record_source",
+    "split_records",
+]
 
 T = TypeVar("T")
 B = TypeVar("B", bound=MicroBatch)
@@ -135,6 +142,35 @@ def record_source(
         micro_tokens=recipe.train.micro_tokens,
         seed=recipe.seed,
     )
+
+
+def read_in_steps(recipe: DistillRecipe, items: Sequence[T]) -> list[T]:
+    """Return the items that the recipe's steps ever reach, in their own order.
+
+    A run of fewer steps than an epoch reads some only, and a teacher need not speak of the others.
+
+    Args:
+        recipe: Its steps, batch size and seed.
+        items: As many as ``record_source`` is given, in the same order. With rollouts all are
+            returned: which records prompt is known later.
+    """
+    settings, count = recipe.train, len(items)
+    steps = settings.count_steps(count)
+    if steps * settings.batch_size >= count or recipe.rollouts is not None:
+        return list(items)
+    unknown = [0] * count
+    order = RecordSource[T, Any](
+        items,
+        ids=[""] * count,
+        lengths=unknown,
+        valid=unknown,
+        load=list,
+        batch_size=settings.batch_size,
+        micro_tokens=settings.micro_tokens,
+        seed=recipe.seed,
+    )
+    reached = {number for step in range(steps) for number in order.chosen(step)}
+    return [item for number, item in enumerate(items) if number in reached]
 
 
 def is_learned(record: Record, *, has_splits: bool) -> bool:

@@ -120,6 +120,14 @@ class Sizes:
         return self.recipe.train.count_steps(self.counted.records)
 
     @property
+    def share_read(self) -> float:
+        """Share of the records that the steps reach; the teacher speaks of no others."""
+        if self.recipe.rollouts is not None:
+            return 1.0
+        reached = self.steps * self.recipe.train.batch_size
+        return min(reached / max(self.counted.records, 1), 1.0)
+
+    @property
     def has_control(self) -> bool:
         """Whether a control is trained."""
         return self.recipe.fidelity.control and self.recipe.fidelity.records > 0
@@ -142,7 +150,7 @@ class Sizes:
         if self.recipe.crossing is None and not self.recipe.method.asks_teacher:
             return 0
         keeps = policy is None or policy.learns_from_records
-        kept = (counted.positions * row + counted.tokens * token) * keeps
+        kept = (counted.positions * row + counted.tokens * token) * keeps * self.share_read
         teacher = self.recipe.teacher
         if isinstance(teacher, tuple) and teacher[0].source is None:  # each speaks of every record
             kept *= len(teacher)
@@ -190,7 +198,7 @@ class Sizes:
             else recipe.crossing.compares == "rows"
         )
         asks = recipe.crossing is not None or recipe.method.asks_teacher
-        heard = counted.tokens
+        heard = round(counted.tokens * self.share_read)
         if recipe.crossing is not None and recipe.rollouts is not None:  # each text once
             heard += round(count * counted.mean + written)
         told = asks * sum(size for size, _, _ in self.teachers) * heard

@@ -21,7 +21,7 @@ from stillroom.distill.cache_fill import fill_cache
 from stillroom.distill.encode import Batch, Lesson, make_batch
 from stillroom.distill.engine import DistillObjective, no_rollouts
 from stillroom.distill.feature_set import FeatureSet
-from stillroom.distill.lessons import record_source
+from stillroom.distill.lessons import read_in_steps, record_source
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.teachers import AnyTeacher, as_local
 from stillroom.distill.writing_teacher import WritingTeacher
@@ -172,7 +172,7 @@ def _cached(room: Classroom) -> Iterator[Course]:
 
     def capture() -> None:
         with TeacherCache.open(folder, header) as cache:
-            heard = [lesson.by_teacher for lesson in room.lessons]
+            heard = [lesson.by_teacher for lesson in read_in_steps(recipe, room.lessons)]
             fill_cache(cache, teacher, heard, room.job)
 
     room.ranks.on_main(capture)

@@ -15,10 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stillroom.distill.align_files import open_tokenizer
 from stillroom.errors import DataError
 from stillroom.jobs import Job, Reporter, atomic_write
-from stillroom.models import resolve_checkpoint
-from stillroom.models.causal import load_tokenizer
 from stillroom.provenance import Artifact, Parent, digest_json, digest_text
 from stillroom.records import (
     Document,
@@ -44,7 +43,7 @@ class TextsPlan:
 
     Args:
         documents: A folder, or one file.
-        tokenizer: Whose tokens are counted: a checkpoint, as recipes name it.
+        tokenizer: Whose tokens are counted: a checkpoint, as recipes name it, or a tokenizer.json.
         max_tokens: Most tokens of a record.
         held_out: Share that is measured on only.
         origin: Who made the documents, and under which license.
@@ -98,7 +97,7 @@ def cut_texts(
 
     Args:
         plan: What is cut and how.
-        out: The folder of the artifact: ``output/records.jsonl`` and ``output/passages.jsonl``.
+        out: The folder of the artifact; ``output`` holds records, passages and documents.
         resume: Go on where a killed run stopped; it begins anew, and ends with the same bytes.
         overwrite: Replace what lies at ``out``.
         reporter: What draws progress; default nothing.
@@ -124,15 +123,16 @@ def cut_texts(
 
 
 def _cut(plan: TextsPlan, job: Job) -> tuple[Artifact, TextsReport]:
-    tokenizer = load_tokenizer(resolve_checkpoint(plan.tokenizer, say=job.say))
-    room = plan.max_tokens - tokenizer.num_special_tokens_to_add()
+    tokenizer = open_tokenizer(plan.tokenizer, say=job.say)
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    room = plan.max_tokens - backend.num_special_tokens_to_add(False)
     chunker = CHUNKERS.build({"name": "recursive", "size": room})
 
-    def count(texts: str) -> int:
-        return len(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    def count(text: str) -> int:
+        return len(backend.encode(text, add_special_tokens=False).ids)
 
     passages: dict[str, list[Passage]] = {}
-    files: list[list[str]] = []
+    documents: list[dict[str, Any]] = []
     failures: list[Failure] = []
     total = len(scan_folder(plan.documents).files)
     with job.phase("read", total, "documents") as progress:
@@ -141,7 +141,7 @@ def _cut(plan: TextsPlan, job: Job) -> tuple[Artifact, TextsReport]:
             if isinstance(one, Failure):
                 failures.append(one)
             else:
-                files.append([one.path, one.digest])
+                documents.append(_tell(one))
                 passages[one.id] = list(_chunk(chunker, one, count))
             progress.advance(1)
     if not any(passages.values()):
@@ -156,6 +156,9 @@ def _cut(plan: TextsPlan, job: Job) -> tuple[Artifact, TextsReport]:
     with atomic_write(job.output / "passages.jsonl") as file:
         for passage, _ in chosen:
             file.write(json.dumps(passage.to_json(), ensure_ascii=False) + "\n")
+    with atomic_write(job.output / "documents.jsonl") as file:
+        for told_of in documents:
+            file.write(json.dumps(told_of, ensure_ascii=False) + "\n")
     write_records(job.output / "records.jsonl", (_record(*pair) for pair in chosen))
     told = TextsReport(
         len(passages),
@@ -165,6 +168,7 @@ def _cut(plan: TextsPlan, job: Job) -> tuple[Artifact, TextsReport]:
     )
     job.say(str(told))
     root = Path(plan.documents).absolute()
+    files = [[one["path"], one["digest"]] for one in documents]
     artifact = job.finish(
         "records",
         parents=[
@@ -174,6 +178,12 @@ def _cut(plan: TextsPlan, job: Job) -> tuple[Artifact, TextsReport]:
         details=told.to_json(),
     )
     return artifact, told
+
+
+def _tell(document: Document) -> dict[str, Any]:
+    """Return what lineage asks of a document; its text stands in the passages."""
+    origin = document.origin.to_json()
+    return {"id": document.id, "path": document.path, "digest": document.digest, "origin": origin}
 
 
 def _chunk(chunker: Any, document: Document, count: TokenCounter) -> Iterator[Passage]:

@@ -22,7 +22,7 @@ from stillroom.distill.endpoint_teacher import EndpointTeacher
 from stillroom.distill.engine import DistillObjective
 from stillroom.distill.figures import Figures
 from stillroom.distill.lane import Lane
-from stillroom.distill.lessons import Split, record_source
+from stillroom.distill.lessons import Split, read_in_steps, record_source
 from stillroom.distill.mixing import MixedBatch, MixedObjective, join_targets
 from stillroom.distill.preparing import Prepared
 from stillroom.distill.rollout_course import rollout_course
@@ -161,7 +161,7 @@ class ToldLane(Lane):
         is_spared = policy is not None and not policy.learns_from_records
         if is_spared or not self.recipe.method.asks_teacher:
             return []
-        return self._of_seat(seat, room.lessons)
+        return self._of_seat(seat, read_in_steps(self.recipe, room.lessons))
 
     @override
     def course(self, room: Classroom) -> AbstractContextManager[Course]:

@@ -151,7 +151,7 @@ def test_stopped_while_the_teacher_speaks_it_ends_with_the_same_bytes(make_recip
 
 def test_what_is_kept_is_what_the_teacher_says(make_recipe, do, tmp_path, teacher_folder):
     cache = tmp_path / "cache"
-    do(make_recipe(targets={"cache": str(cache)}, train={**FAST, "steps": 1}))
+    do(make_recipe(targets={"cache": str(cache)}, train={**FAST, "steps": 1, "batch_size": 12}))
     header = json.loads((cache / "header.json").read_text())
     assert header["mode"] == "own"
     assert header["about"] == {"name": teacher_folder.name}

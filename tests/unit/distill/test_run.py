@@ -6,6 +6,7 @@ import torch
 from tests.unit.distill.conftest import make_records
 
 from stillroom.checkpoints import Checkpoint
+from stillroom.distill.cache import TeacherCache
 from stillroom.distill.fidelity import Fidelity, measure_fidelity
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.run import estimate, run
@@ -264,3 +265,21 @@ def test_an_adapter_is_kept_that_gives_the_written_student(make_recipe, do, tmp_
     assert "output/adapter/adapter_model.safetensors" in paths
     with pytest.raises(ValueError, match="stands nowhere"):
         make_recipe(train={**FAST, "lora": {"keep_adapter": True}})
+
+
+def test_the_teacher_speaks_of_no_record_that_no_step_reads(make_recipe, do, tmp_path):
+    cache = tmp_path / "kept"
+    recipe = make_recipe(
+        targets={"mode": "top_k", "k": 8, "cache": str(cache)},
+        train={**FAST, "steps": 1, "batch_size": 3},
+    )
+    do(recipe)
+    with TeacherCache.open(cache) as opened:
+        assert len(list(opened.lessons())) == 3
+    again = make_recipe(
+        targets={"mode": "top_k", "k": 8, "cache": str(cache)},
+        train={**FAST, "steps": 2, "batch_size": 3},
+    )
+    do(again, "again")
+    with TeacherCache.open(cache) as opened:
+        assert len(list(opened.lessons())) == 6
