@@ -163,3 +163,40 @@ def test_the_mean_is_over_every_judged_query():
     run, qrels = {"a": {"x": 1.0}}, {"a": {"x": 1}, "b": {"y": 1}}
     values = score_run(run, qrels, ["mrr"])["mrr"]
     assert statistics.mean(values.values()) == 0.5
+
+
+# Topic 302 of TREC-6's run that trec_eval's own test holds: at which ranks of 500 its 77 relevant
+# documents stand, and what its file of expected output prints for it.
+FOUND = (
+    *(1, 2, 4, 5, 6, 8, 9, *range(11, 20), 21, 22, 24, 27, 28, 30, 31, 34, 36, 37, 39, 42, 43, 44),
+    *(47, 48, 49, 50, 51, 53, 56, 58, 72, 79, 82, 84, 116, 154, 289, 301, 331, 353, 394, 458),
+)
+PRINTED = {
+    "P_5": "0.8000",
+    "P_20": "0.8000",
+    "P_30": "0.7333",
+    "recall_100": "0.5455",
+    "recall_200": "0.5714",
+    "recall_500": "0.6494",
+    "Rprec": "0.5065",
+    "recip_rank": "1.0000",
+}
+
+
+def test_a_topic_of_their_test_scores_as_their_expected_output(tmp_path):
+    qrels, run = tmp_path / "qrels", tmp_path / "run"
+    judged = [*(f"D{rank}" for rank in FOUND), *(f"never{at}" for at in range(77 - len(FOUND)))]
+    rows = "".join(f"302 0 {name} {1 if at % 2 else '1.0'}\n" for at, name in enumerate(judged))
+    qrels.write_text(f"# a comment\n{rows}302 0 D3 0\n")
+    # Neither the order of lines nor the column of ranks counts, only scores.
+    rows = [
+        f"302\tQ0\tD{rank}\t{rank % 7}\t  {4 - rank / 200:.6f}\tSTANDARD" for rank in range(1, 501)
+    ]
+    run.write_text("# theirs has comments, too\n" + "\n".join(sorted(rows)) + "\n")
+    measures = [part for name in PRINTED for part in ("--measure", name)]
+    done = CliRunner().invoke(stillroom, ["rag", "score", str(qrels), str(run), *measures])
+    assert done.exit_code == 0, done.output
+    assert "nan" not in done.output
+    for name, value in PRINTED.items():
+        line = next(one for one in done.output.splitlines() if f" {name} " in one)
+        assert value in line.split()

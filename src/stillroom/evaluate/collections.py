@@ -195,7 +195,7 @@ def _column_judgements(path: Path) -> Iterator[tuple[str, str, str, int]]:
             )
         if at == 0 and columns[0] in _JUDGED_QUERIES:
             continue
-        grade = _number(columns[-1], int, where, "the relevance")
+        grade = _number(columns[-1].removesuffix(".0"), int, where, "the relevance")
         yield where, columns[0], columns[-2], grade
 
 

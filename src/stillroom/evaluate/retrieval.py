@@ -144,17 +144,22 @@ def _judged(qrels: Judgements, least: int) -> dict[str, dict[str, int]]:
 def parse_measure(name: str) -> tuple[str, int]:
     """Return trec_eval's name of a measure and its depth, 0 where it has none.
 
+    trec_eval's own names are taken, too, as ``ndcg_cut_10``, ``P_5`` or ``recip_rank``.
+
     Raises:
         DataError: If the measure is not known.
     """
-    base, _, depth = name.partition("@")
+    base, at, depth = name.partition("@")
     theirs = (_CUT if depth else _WHOLE).get(base, "")
+    if not theirs and not at:
+        base, _, depth = name.rpartition("_") if name[-1:].isdecimal() else (name, "", "")
+        theirs = base if base in (_CUT if depth else _WHOLE).values() else ""
     if not theirs or (depth and not (depth.isdecimal() and int(depth) > 0)):
         raise DataError(
             f"'{name}' is not a measure of retrieval",
             code="metric.unknown-measure",
             expected="ndcg, ndcg@K, recall@K, precision@K, success@K, map, map@K, mrr, mrr@K, "
-            "rprec or bpref",
+            "rprec or bpref, or trec_eval's names of them",
             next="write for instance ndcg@10",
         )
     return theirs, int(depth or 0)

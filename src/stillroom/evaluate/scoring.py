@@ -35,13 +35,14 @@ class ScoredRuns:
         """Yield run, measure, mean and interval."""
         for run, metrics in self.means.items():
             for measure, one in metrics.items():
-                yield run, measure, f"{one.value:.4f}", f"[{one.low:.4f}, {one.high:.4f}]"
+                interval = f"[{one.low:.4f}, {one.high:.4f}]" if one.low == one.low else one.note
+                yield run, measure, f"{one.value:.4f}", interval
 
     def list_differences(self) -> Iterator[tuple[str, str, str, str, str]]:
         """Yield run, measure, difference from the first run, interval and p."""
         for run, by_measure in self.differences.items():
             for measure, (one, p) in by_measure.items():
-                interval = f"[{one.low:+.4f}, {one.high:+.4f}]"
+                interval = f"[{one.low:+.4f}, {one.high:+.4f}]" if one.low == one.low else one.note
                 yield run, measure, f"{one.value:+.4f}", interval, f"{p:.4f}"
 
     def to_json(self, *, per_query: bool) -> dict[str, Any]:
