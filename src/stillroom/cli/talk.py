@@ -86,6 +86,7 @@ def print_answer(pieces: Iterable[str | Answer], *, as_json: bool, steps: bool =
         click.echo(f"kept answer ({cached['kind']}), asked as: {cached['question']}")
     _print_sources(answer)
     _print_support(answer)
+    _print_notices(answer)
     if steps:
         for step in answer.details.get("trace", ()):
             told = ", ".join(f"{key} {value}" for key, value in step.items() if key != "step")
@@ -131,6 +132,18 @@ def _print_sources(answer: Answer) -> None:
         click.echo(f"[{citation.number}] {citation.location}{origin}")
         if source.get("flags"):
             click.echo(f"    look twice: {', '.join(source['flags'])}")
+    origins = answer.details.get("origins", {})
+    if answer.citations and (len(origins) > 1 or origins.keys() & {"synthetic", "suspected-fake"}):
+        told = ", ".join(f"{count} {name}" for name, count in origins.items())
+        click.echo(f"origin of what is cited: {told}")
+
+
+def _print_notices(answer: Answer) -> None:
+    """Say what did not go as one would think."""
+    if answer.completion.finish_reason == "length":
+        click.echo("note: the answer was cut off at the most tokens that it may have")
+    for told in answer.details.get("notices", ()):
+        click.echo(f"note: {told}")
 
 
 def _print_support(answer: Answer) -> None:

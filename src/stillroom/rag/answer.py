@@ -12,13 +12,14 @@ from typing_extensions import Unpack
 
 from stillroom.rag.asking import Asking, AskSettings
 from stillroom.rag.composing import Composer
+from stillroom.rag.echoes import EchoFilter
 from stillroom.rag.inquiry import Inquiry
 from stillroom.rag.method import ANSWERING, CHECKERS, Query, make_query
 from stillroom.rag.notices import collect_notices
-from stillroom.rag.prefixes import readable_text
+from stillroom.rag.prefixes import place_of, readable_text
 from stillroom.rag.prompting import ABSTENTION, PROMPT_VERSION
 from stillroom.rag.semantic_cache import scope_of
-from stillroom.rag.sources import describe_sources
+from stillroom.rag.sources import count_origins, describe_sources
 from stillroom.rag.stages import Span, StageTimes, collect_stages, open_span, tell_asked
 from stillroom.records import Answer, Citation, Hit, Sampling
 from stillroom.registry import Method
@@ -58,8 +59,10 @@ def ask(
         model, ``statements`` (each sentence with its support), ``abstained``, ``refusal`` (why) and
         ``nearest`` (the passages named then), ``dropped`` (passages that did not fit), ``left_out``
         (every span that was found and is not shown), ``repeats``, ``sources`` (each passage that
-        was shown: place, origin, flags), ``dropped_statements``, ``removed_citations``,
-        ``broken_links``, ``notices`` (what a method had to do otherwise than asked),
+        was shown: place, origin, flags), ``origins`` (how many of those that are cited were made by
+        whom), ``dropped_statements``, ``removed_citations``,
+        ``broken_links``, ``repeated_sentences``, ``notices`` (what a method had to do otherwise
+        than asked),
         ``prompt_tokens``, ``stage_ms`` (what each stage took, in milliseconds), ``cached`` and
         ``index`` (the digest of its state).
 
@@ -209,10 +212,12 @@ class _Draft:
         self._inquiry = inquiry
         self._composer: Composer | None = None
         self._text = ""
+        self._echoes = EchoFilter(inquiry.query.text)
         self._named: tuple[int, ...] = ()
 
     def feed(self, raw: str) -> str:
-        return self._add(self._compose().feed(raw))
+        said = self._echoes.feed(raw)
+        return self._add(self._compose().feed(said)) if said else ""
 
     def finish(self) -> str:
         """Return the rest of the text, with the refusal if there is one."""
@@ -220,7 +225,7 @@ class _Draft:
         if inquiry.shown is None:
             return self._add(self._refuse(ABSTENTION))
         composer = self._compose()
-        rest = self._add(composer.finish())
+        rest = self._add(composer.feed(self._echoes.finish()) + composer.finish())
         if inquiry.completion.finish_reason == "cancelled":
             return rest
         said = " ".join(self._text.split())
@@ -242,6 +247,7 @@ class _Draft:
             passage = hits[number - 1].passage
             citations.append(Citation(number, passage.id, passage.location, passage.text))
         details = {**self._describe(hits, told), "stage_ms": times.to_json()}
+        details["origins"] = count_origins(details["sources"], numbers)
         completion = replace(inquiry.completion, text=self._text)
         return Answer(completion, tuple(citations), hits, details)
 
@@ -263,6 +269,7 @@ class _Draft:
             "repeats": inquiry.repeats,
             "removed_citations": composer.removed if composer else 0,
             "broken_links": composer.broken if composer else 0,
+            "repeated_sentences": composer.repeats if composer else 0,
             "abstained": said.startswith(ABSTENTION.rstrip(".")) or bool(inquiry.refusal),
             "refusal": inquiry.refusal,
             "nearest": [hits[number - 1].passage.id for number in self._named],
@@ -282,6 +289,7 @@ class _Draft:
             hits = shown.hits if shown else ()
             checker = CHECKERS.build(inquiry.asking.checker)
             evidence = checker.hold([readable_text(hit.passage) for hit in hits], inquiry.index)
+            evidence.place([place_of(hit.passage) for hit in hits])
             self._composer = Composer(
                 evidence,
                 len(hits),

@@ -3,7 +3,8 @@
 Each finished sentence is held against the passages. One that the model left without a citation gets
 that of the passage which supports it; where none does, nothing is added and it is reported as
 unsupported. What no passage supports is marked as such, dropped, or makes the whole answer a
-refusal, as the caller chose. What comes out never depends on how the stream was cut.
+refusal, as the caller chose. A sentence that was said before is left out: small models run in
+circles. What comes out never depends on how the stream was cut.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ Unsupported = Literal["mark", "drop", "refuse"]
 """What is done with a sentence that no passage (or not the cited one) supports."""
 
 _ENDS = frozenset(".!?。！？…")
+_FEWEST_REPEATED = 3  # words; "Yes." may be said twice
 _AFTER_END = "\"'”’»)]*_"
 
 
@@ -86,6 +88,9 @@ class Composer:
         """Every number that is cited, in order of appearance."""
         self.dropped: list[tuple[str, Statement]] = []
         """Sentences that were left out, with what was found of them."""
+        self.repeats = 0
+        """How many sentences were left out since they had been said before."""
+        self._said: dict[str, None] = {}
         self._held = 0, 0, dict[int, None]()
         self._has_code = False
 
@@ -187,6 +192,13 @@ class Composer:
         """End the sentence: measure its support, and cite where the model did not."""
         if not self._sentence and not self._marks:
             return
+        plain = _plain(self._sentence)
+        if plain in self._said:
+            self.repeats += 1
+            self._take_out()
+            return
+        if len(plain.split()) >= _FEWEST_REPEATED:
+            self._said[plain] = None
         statement = self._judge(self._sentence, tuple(self._marks))
         if self._unsupported != "mark" and statement.status in {"unsupported", "unverified"}:
             self._drop(statement)
@@ -204,6 +216,10 @@ class Composer:
     def _drop(self, statement: Statement) -> None:
         """Take the open sentence out again, with its citations."""
         self.dropped.append((self._sentence, statement))
+        self._take_out()
+
+    def _take_out(self) -> None:
+        """Forget the open sentence and its citations."""
         size, self._length, self.numbers = self._held
         del self._out[size:]
         self._sentence, self._marks = "", {}
@@ -229,6 +245,11 @@ class Composer:
             self._cite,
         )
 
+    def _may_repeat(self) -> bool:
+        """Return whether the open sentence is, so far, what another one began with."""
+        plain = _plain(self._sentence) if self._said else ""
+        return bool(plain) and any(one.startswith(plain) for one in self._said)
+
     def _write(self, text: str) -> None:
         if text:
             self._out.append(text)
@@ -236,13 +257,19 @@ class Composer:
 
     def _give(self, *, is_last: bool = False) -> str:
         """Return what can no longer change; an open sentence may yet be taken out."""
-        if is_last or self._unsupported == "mark":
+        if is_last or (self._unsupported == "mark" and not self._may_repeat()):
             size = len(self._out)
         elif self._unsupported == "refuse":
             size = 0
+        elif self._unsupported == "mark":
+            size = self._held[0]
         else:
             size = self._held[0] if self._sentence or self._marks else len(self._out)
         text = "".join(self._out[:size])
         del self._out[:size]
         self._held = max(self._held[0] - size, 0), *self._held[1:]
         return text
+
+
+def _plain(sentence: str) -> str:
+    return " ".join(sentence.casefold().split())

@@ -16,7 +16,7 @@ from stillroom.records import Passage
 if TYPE_CHECKING:
     from stillroom.models import Embedder
 
-__all__ = ["keyword_prefixes", "passage_texts", "readable_text"]
+__all__ = ["keyword_prefixes", "passage_texts", "place_of", "readable_text"]
 
 
 def readable_text(passage: Passage, end: int | None = None) -> str:
@@ -28,6 +28,14 @@ def readable_text(passage: Passage, end: int | None = None) -> str:
     """
     text = passage.text[:end]
     return f"{passage.table_header}\n{text}" if passage.table_header else text
+
+
+def place_of(passage: Passage) -> str:
+    """Return title and headings of a passage as lines: what it stands under, as the document says.
+
+    What a model wrote of its place is not among them.
+    """
+    return "\n".join(dict.fromkeys(one for one in (passage.title, *passage.headings) if one))
 
 
 def keyword_prefixes(passage: Mapping[str, Any]) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from stillroom.rag.flags import flag_text
 from stillroom.records import Hit, Origin
 
-__all__ = ["SUSPECTED", "describe_sources", "name_origin"]
+__all__ = ["SUSPECTED", "count_origins", "describe_sources", "name_origin"]
 
 SUSPECTED = "forensics.suspected"
 """The method of a link that whoever suspects a medium of being fake adds to its origin's chain."""
@@ -42,6 +43,17 @@ def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
         }
         for number, hit in enumerate(hits, 1)
     ]
+
+
+def count_origins(sources: Sequence[Mapping[str, Any]], cited: Collection[int]) -> dict[str, int]:
+    """Return how many sources were made by whom: of those that are cited, or of all if none is.
+
+    Args:
+        sources: As ``describe_sources`` gives them.
+        cited: The numbers that the answer cites.
+    """
+    used = [one for one in sources if one["number"] in cited] or sources
+    return dict(sorted(Counter(str(one["origin"]) for one in used).items()))
 
 
 def name_origin(origin: Origin) -> str:

@@ -1,7 +1,9 @@
 """Support: whether a passage says what a sentence says, measured by the words they share.
 
 The score of a sentence against a passage is the share of the sentence's terms, weighted by their
-idf in the index, that stand within some window of consecutive sentences of the passage. Three
+idf in the index, that stand within some window of consecutive sentences of the passage. Words that
+only the passage's title and headings have count, too, but never for more than the window's own: a
+receipt need not say in each line that it is one. Three
 things turn a statement around while every other word stays, and make the score 0: a number that the
 window does not have, a name that the passage does not have, and a negation on one side only (each
 clause is held against the clause in the window that has most of its words). Names are words with a
@@ -100,6 +102,15 @@ class Evidence:
         self._analyzer, self._lexicon = analyzer, lexicon
         self._passages = [self._windows(text) for text in passages]
         self._words = [None if _has_many_names(text) else self._all(text) for text in passages]
+        self._places = [frozenset[str]() for _ in passages]
+
+    def place(self, places: Sequence[str]) -> None:
+        """Say what each passage stands under: title and headings, in the order of numbers."""
+        self._places = [self._all(place) for place in places]
+        self._words = [
+            None if words is None else words | place
+            for words, place in zip(self._words, self._places, strict=True)
+        ]
 
     def measure(self, sentence: str, number: int) -> float:
         """Return the support of a sentence by the passage of that number, from 0 to 1."""
@@ -109,10 +120,12 @@ class Evidence:
         if not total or not self._has_names(sentence, number):
             return 0.0
         numbers, clauses = numbers_of(sentence), self._clauses(sentence)
-        best = 0.0
+        best, place = 0.0, self._places[number - 1]
         for window in self._passages[number - 1]:
             if numbers <= window.numbers and window.agrees(clauses, weights):
-                best = max(best, _weigh(weights, window.terms) / total)
+                own = _weigh(weights, window.terms)
+                under = _weigh(weights, window.terms | place)
+                best = max(best, min(under, 2 * own) / total)
         return best
 
     def measure_together(self, sentence: str, numbers: Sequence[int]) -> float:

@@ -41,6 +41,7 @@ _TOLD = (
     "statements",
     "dropped_statements",
     "sources",
+    "origins",
     "notices",
     "cached",
     "index",

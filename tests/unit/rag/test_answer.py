@@ -65,9 +65,21 @@ def test_code_is_left_alone(index):
 
 
 def test_an_answer_is_one_paragraph_unless_told_otherwise(index):
-    text = "The capital of France is Paris [1].\n\nThe capital of France is Paris [1]."
+    text = "The capital of France is Paris [1].\n\nParis is the capital of France [1]."
     assert answer(index, text).completion.text == "The capital of France is Paris [1]."
     assert answer(index, text, sampling=Sampling()).completion.text == text
+
+
+def test_what_a_model_repeats_is_left_out(index):
+    circles = "The capital of France is Paris. It is old. The capital of  France is Paris. It is"
+    found = answer(index, f"Question: {QUESTION}\nAnswer: {circles}")
+    assert found.completion.text == "The capital of France is Paris. [1] It is old. It is"
+    assert found.details["repeated_sentences"] == 1
+    assert next(one["status"] for one in found.details["statements"]) == "supported"
+    streamed = list(
+        ask_stream(index, scripted_model(lambda prompt: f"A: {circles}"), QUESTION, k=2)
+    )
+    assert "".join(streamed[:-1]) == found.completion.text
 
 
 def test_statements_name_their_place_in_the_answer(index):

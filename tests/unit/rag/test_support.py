@@ -83,3 +83,14 @@ def test_what_a_whole_index_is_about_need_not_be_named_again(index):
     evidence = Evidence([text], index.analyzer, Common())
     assert evidence.measure("The press of Acme runs at night.", 1) > SUPPORT_THRESHOLD
     assert evidence.measure("The press of Brill runs at night.", 1) == 0
+
+
+def test_what_a_passage_stands_under_helps_but_never_carries(index):
+    evidence = Evidence(["Due: 821.14.", "Dogs bark."], index.analyzer, index.lexicon)
+    said = "The retail purchase receipt is due: 821.14."
+    assert evidence.find(said).score < SUPPORT_THRESHOLD
+    evidence.place(["Retail purchase receipt", "Retail purchase receipt of 821.14"])
+    assert evidence.find(said).number == 1
+    assert evidence.find(said).score >= SUPPORT_THRESHOLD
+    assert evidence.measure("The retail purchase receipt is due: 999.99.", 1) == 0
+    assert evidence.measure(said, 2) == 0

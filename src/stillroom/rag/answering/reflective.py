@@ -21,7 +21,7 @@ from typing_extensions import override
 from stillroom.errors import BackendError
 from stillroom.rag.method import CHECKERS, GRADERS, Answering, Grader
 from stillroom.rag.pool import Pool
-from stillroom.rag.prefixes import readable_text
+from stillroom.rag.prefixes import place_of, readable_text
 from stillroom.rag.prompting import quote_text, render_prompt
 from stillroom.rag.verdicts import ask_yes_no
 from stillroom.records import Completion, Message, Prompt, Sampling
@@ -110,6 +110,7 @@ class Reflective(Answering):
         assert shown is not None  # noqa: S101  # answer has shown them
         checker = CHECKERS.build(inquiry.asking.checker)
         evidence = checker.hold([readable_text(hit.passage) for hit in shown.hits], inquiry.index)
+        evidence.place([place_of(hit.passage) for hit in shown.hits])
         relevance = [pool.grades.get(hit.passage.id, pool.best) for hit in shown.hits]
         beams, spent = [_Beam()], 0
         for _ in range(self.sentences):
