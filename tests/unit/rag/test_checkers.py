@@ -4,9 +4,10 @@ import pytest
 
 from stillroom.rag import readers
 from stillroom.rag.answer import ask
-from stillroom.rag.checkers.entailment import Entailment, _cut
+from stillroom.rag.checkers.entailment import Entailment
 from stillroom.rag.method import CHECKERS
 from stillroom.testing import scripted_model
+from stillroom.text.sentences import cut_windows
 
 QUESTION = "What is the capital of France?"
 
@@ -37,14 +38,17 @@ def test_a_model_of_inference_takes_the_place_of_words(index, monkeypatch):
 
 def test_passages_are_read_in_overlapping_windows_of_whole_sentences():
     text = "One is. Two is. Three is. Four is. Five is."
-    assert _cut(text, 2) == [
+    assert cut_windows(text, 2) == [
         "One is. Two is.", "Two is. Three is.", "Three is. Four is.", "Four is. Five is.",
     ]  # fmt: skip
-    assert _cut(text, 4) == ["One is. Two is. Three is. Four is.", "Three is. Four is. Five is."]
-    assert _cut(text, 9) == [text]
-    assert _cut("", 4) == []
+    assert cut_windows(text, 4) == [
+        "One is. Two is. Three is. Four is.",
+        "Three is. Four is. Five is.",
+    ]
+    assert cut_windows(text, 9) == [text]
+    assert cut_windows("", 4) == []
     for window in (1, 2, 3, 4, 5, 6):
-        joined = " ".join(_cut(text, window))
+        joined = " ".join(cut_windows(text, window))
         assert all(sentence in joined for sentence in text.split(". "))
 
 
