@@ -27,7 +27,7 @@ Examples:
 @debug_option
 def command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Validate a recipe and estimate memory, disk and time."""
-    from stillroom.flow import estimate_recipe, preflight_recipe
+    from stillroom.flow import estimate_recipe, outline_recipe, preflight_recipe
     from stillroom.jobs import check_fits, describe_machine
     from stillroom.recipes import load_recipe
 
@@ -35,6 +35,7 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) 
     estimate = estimate_recipe(loaded)
     flight = preflight_recipe(loaded, out, machine=False)
     machine = describe_machine(out)
+    outline = outline_recipe(loaded)
     if as_json:
         print_json(
             {
@@ -42,6 +43,7 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) 
                 "disk_bytes": estimate.disk_bytes,
                 "seconds": estimate.seconds,
                 "basis": estimate.basis,
+                **({"graph": outline} if outline else {}),
                 **({"preflight": flight.to_json()} if flight else {}),
             }
         )
@@ -54,6 +56,8 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) 
             click.echo(f"{name:8} about {needed} of {free / 1e9:.1f} GB free")
         click.echo(f"time     about {estimate.seconds / 60:.1f} min on {machine.cores} cores")
         click.echo(f"basis    {estimate.basis}")
+        for line in outline:
+            click.echo(line)
         for line in flight.lines() if flight else ():
             click.echo(line)
     if flight:

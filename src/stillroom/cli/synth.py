@@ -18,6 +18,7 @@ __all__ = ["command"]
             "Take what holds a test question out of files of records.",
         ),
         "dedup": ("stillroom.cli.synth_dedup", "Take near duplicates out of files of records."),
+        "drops": ("stillroom.cli.synth_drops", "Show what a run dropped, row beside reason."),
         "export": (
             "stillroom.cli.synth_export",
             "Write records as a dataset with a card and Croissant metadata.",
@@ -33,6 +34,7 @@ __all__ = ["command"]
 Examples:
   stillroom synth preview recipes/synth-grounded-qa.yaml
   stillroom synth preview recipes/synth-grounded-qa.yaml --n 10
+  stillroom synth drops records --method grounded
   stillroom synth dedup records.jsonl --out clean
   stillroom synth decontaminate records.jsonl --against test.jsonl --out clean
   stillroom synth monitor human.jsonl made.jsonl --out report

@@ -68,7 +68,7 @@ def command(recipe: Path, overrides: tuple[str, ...], n: int, as_json: bool) -> 
 
 def _to_json(unit: Preview) -> dict[str, Any]:
     return {
-        "seed": unit.seed.item.id,
+        "seed": unit.seed.item.id if unit.seed is not None else None,
         "records": [
             {"record": record.to_json(), "dropped_by": dropped_by, "reason": verdict.reason}
             for record, dropped_by, verdict in unit.records

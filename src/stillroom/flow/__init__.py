@@ -8,7 +8,13 @@ main job.
 
 from stillroom.flow.opening import OpenedRun, open_index, open_run
 from stillroom.flow.recipe import FlowRecipe, Step
-from stillroom.flow.run import estimate_recipe, preflight_recipe, run_make, run_recipe
+from stillroom.flow.run import (
+    estimate_recipe,
+    outline_recipe,
+    preflight_recipe,
+    run_make,
+    run_recipe,
+)
 
 __all__ = [
     "FlowRecipe",
@@ -17,6 +23,7 @@ __all__ = [
     "estimate_recipe",
     "open_index",
     "open_run",
+    "outline_recipe",
     "preflight_recipe",
     "run_make",
     "run_recipe",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "estimate_recipe",
+    "outline_recipe",
     "preflight_recipe",
     "read_make_recipe",
     "run_job",
@@ -132,6 +133,16 @@ def estimate_recipe(recipe: Recipe) -> Estimate:
     if not isinstance(estimate, Estimate):
         raise TypeError(f"stillroom.{recipe.kind}.run.estimate gave no Estimate")
     return estimate
+
+
+def outline_recipe(recipe: Recipe) -> list[str]:
+    """Return lines that draw the steps within a job, for kinds whose recipes have some."""
+    if recipe.kind != "synth":
+        return []
+    from stillroom.synth.outline import draw_graph
+    from stillroom.synth.recipe import SynthRecipe
+
+    return draw_graph(recipe) if isinstance(recipe, SynthRecipe) else []
 
 
 def preflight_recipe(

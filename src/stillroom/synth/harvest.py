@@ -40,6 +40,7 @@ class Dropped:
     limit: float | None = None
     against: str = ""
     told: Mapping[str, Any] = field(default_factory=dict)
+    step: str = ""
 
     def to_json(self) -> dict[str, object]:
         """Return a row of dropped.jsonl."""
@@ -54,10 +55,31 @@ class Dropped:
             **({"limit": self.limit} if self.limit is not None else {}),
             **({"against": self.against} if self.against else {}),
             **({"told": dict(self.told)} if self.told else {}),
+            **({"step": self.step} if self.step else {}),
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Dropped:
+        """Read what ``to_json`` wrote."""
+        record = data["record"]
+        return cls(
+            data["split"],
+            data["filter"],
+            data["reason"],
+            data["unit"],
+            data["score"],
+            Record.from_json(record) if record is not None else None,
+            data["text"],
+            data.get("limit"),
+            data.get("against", ""),
+            data.get("told", {}),
+            data.get("step", ""),
+        )
 
-def drop_record(split: Split, name: str, verdict: Verdict, unit: str, record: Record) -> Dropped:
+
+def drop_record(
+    split: Split, name: str, verdict: Verdict, unit: str, record: Record, step: str = ""
+) -> Dropped:
     """Return the row of a record that a filter has dropped."""
     return Dropped(
         split,
@@ -69,6 +91,7 @@ def drop_record(split: Split, name: str, verdict: Verdict, unit: str, record: Re
         limit=verdict.limit,
         against=verdict.against,
         told=verdict.told,
+        step=step,
     )
 
 

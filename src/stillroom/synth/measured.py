@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from stillroom.errors import BackendError
+from stillroom.models import ConcurrentModel, TextModel
 from stillroom.records import Record
 from stillroom.synth.method import Context, Filter, Verdict
 
-__all__ = ["UNMEASURED", "Measured", "Meter", "each_by_itself"]
+__all__ = ["UNMEASURED", "Measured", "Meter", "concurrency_of", "each_by_itself"]
 
 UNMEASURED = "could not be measured"
 _OWN_FAULTS = {
@@ -35,6 +36,8 @@ class Meter(ABC):
 
     fingerprint: str = ""
     """What values depend on beside the record: the models and the settings that were used."""
+    concurrency: int = 1
+    """How many records it gains by measuring at once, each on a thread of its own."""
 
     @abstractmethod
     def measure(self, records: Sequence[Record]) -> list[Any]:
@@ -87,6 +90,13 @@ class Measured(Filter, ABC):
     @abstractmethod
     def begin(self, context: Context) -> Meter:
         """Return what measures the records of one split."""
+
+
+def concurrency_of(models: Sequence[TextModel]) -> int:
+    """Return how many requests models take at once; 1 where none is a server's."""
+    return max(
+        (model.concurrency for model in models if isinstance(model, ConcurrentModel)), default=1
+    )
 
 
 def each_by_itself(records: Sequence[Record], measure: Callable[[Record], Any]) -> list[Any]:

@@ -31,12 +31,14 @@ from stillroom.synth.lending import Lending
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
+    from stillroom.models.protocols import Vectors
 
 __all__ = [
     "FILTERS",
     "GENERATORS",
     "PASSAGE_FILTERS",
     "RECORD_FILTERS",
+    "SELECTORS",
     "Blank",
     "Context",
     "Corpus",
@@ -46,8 +48,11 @@ __all__ = [
     "Generator",
     "Item",
     "Judge",
+    "Pool",
     "Seed",
     "SeedKind",
+    "Selection",
+    "Selector",
     "Split",
     "Topic",
     "Verdict",
@@ -375,5 +380,55 @@ class Filter(Method, ABC):
         return self
 
 
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Records to choose among, in their order, and what filters scored each of them."""
+
+    records: Sequence[Record]
+    scores: Sequence[Mapping[str, float]]
+    context: Context
+
+    def vectors(self, embedder: str) -> Vectors:
+        """Return one L2-normalized row for each record's words, (N, D) float32.
+
+        Args:
+            embedder: Reference of the embedder; a record without words gets a row of zeros.
+
+        Raises:
+            CheckpointError: If the reference leads to no embedder.
+        """
+        import numpy as np
+
+        texts = ["\n\n".join(one.content for one in record.messages) for record in self.records]
+        filled = [at for at, text in enumerate(texts) if text.strip()]
+        model = self.context.models.embedder(embedder)
+        rows = np.zeros((len(texts), model.dimensions), dtype=np.float32)
+        if filled:
+            rows[filled] = model.embed([texts[at] for at in filled], kind="passage")
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which records of a pool are kept, in order of choice, and a verdict on each of the others."""
+
+    kept: tuple[int, ...]
+    dropped: Mapping[int, Verdict]
+
+
+class Selector(Method, ABC):
+    """Chooses among the records of one stream, all of which it sees first."""
+
+    paper: ClassVar[str] = ""
+
+    @abstractmethod
+    def select(self, pool: Pool) -> Selection:
+        """Return what is kept; every record is either kept or has its verdict.
+
+        The choice does not depend on the order of the pool, save between records that are equal.
+        """
+
+
 GENERATORS = Seam("stillroom.synth.generators", Generator)
 FILTERS = Seam("stillroom.synth.filters", Filter)
+SELECTORS = Seam("stillroom.synth.selectors", Selector)

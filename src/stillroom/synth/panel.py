@@ -57,6 +57,8 @@ class Panel:
         self._lock = threading.Lock()
         self.scores: dict[str, float] = {}
         """What each filter scored the last record that was kept."""
+        self.measured: list[tuple[str, Any]] = []
+        """What was measured of the last record that was judged, by filter."""
         self._seats = []
         self._values: dict[str, list[Any]] = {}
         for chosen in filters:
@@ -76,6 +78,14 @@ class Panel:
     def is_costly(self) -> bool:
         """Whether any filter measures."""
         return any(seat.mark for seat in self._seats)
+
+    @property
+    def concurrency(self) -> int:
+        """How many records may be measured at once."""
+        return max(
+            (seat.judge.concurrency for seat in self._seats if isinstance(seat.judge, Meter)),
+            default=1,
+        )
 
     def prefetch(self, records: Sequence[Record]) -> None:
         """Measure what the filters will ask for, as far as it can be known beforehand.
@@ -102,6 +112,7 @@ class Panel:
         Where a filter changed the record, the verdict's ``changed`` is what it has become.
         """
         current, verdict = record, Verdict(True)
+        self.measured = []
         scores: dict[str, float] = {}
         for seat in self._seats:
             verdict = self._judge(seat, current)
@@ -120,12 +131,15 @@ class Panel:
         for seat in self._seats:
             seat.judge.admit(record)
 
-    def summarize(self) -> dict[str, Mapping[str, Any]]:
-        """Return what the measuring filters say of all that they judged."""
+    def summarize(
+        self, values: Mapping[str, Sequence[Any]] | None = None
+    ) -> dict[str, Mapping[str, Any]]:
+        """Return what the measuring filters say of values by filter; by default of all so far."""
         told: dict[str, Mapping[str, Any]] = {}
+        known = self._values if values is None else values
         for seat in self._seats:
-            if isinstance(seat.judge, Meter) and self._values.get(seat.mark):
-                summary = seat.judge.summarize(self._values[seat.mark])
+            if isinstance(seat.judge, Meter) and known.get(seat.name):
+                summary = seat.judge.summarize(known[seat.name])
                 if summary:
                     told[seat.name] = dict(summary)
         return told
@@ -136,7 +150,8 @@ class Panel:
         key = _key(seat.mark, record)
         (value,) = self._measure(seat.judge, seat.mark, [record])
         if not peek:
-            self._values.setdefault(seat.mark, []).append(value)
+            self.measured.append((seat.name, value))
+            self._values.setdefault(seat.name, []).append(value)
             self._ready.pop(key, None)
         return seat.judge.decide(record, value)
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from stillroom.errors import RecipeError
 from stillroom.recipes import Recipe, Reference, Settings
+from stillroom.synth.graph import MixSettings, Step, check_steps, refuse_both, sources_of
 from stillroom.synth.method import FILTERS, GENERATORS, PASSAGE_FILTERS, Filter, Generator
 
 __all__ = [
     "DEFAULT_FILTERS",
     "DEFAULT_TEACHER",
+    "EVERYTHING",
     "BudgetSettings",
     "EngineSettings",
     "SynthRecipe",
@@ -21,6 +28,9 @@ __all__ = [
 
 DEFAULT_TEACHER = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_FILTERS = PASSAGE_FILTERS
+EVERYTHING = 1_000_000_000
+"""A target that is never reached: all that comes is kept."""
+_DEFAULTS: dict[str, Any] = {"generator": "grounded_qa", "filters": list(DEFAULT_FILTERS)}
 
 
 class Target(Settings):
@@ -126,11 +136,55 @@ class SynthRecipe(Recipe):
     cache: Reference | None = Field(
         None, description="file that keeps completions, so that edited recipes ask only what is new"
     )
+    steps: dict[str, Step] = Field(
+        default_factory=dict,
+        description="a graph in place of generator and filters: steps by name, in order, each with "
+        "one of generator, filters and select, and what it takes its records from",
+    )
+    mix: MixSettings | None = Field(
+        None, description="what the new records are mixed with on their way out"
+    )
 
     @property
     def start(self) -> str:
         """What items are read from; empty where the generator starts from nothing."""
         return self.index or self.seeds or ""
+
+    @property
+    def first(self) -> str:
+        """What a graph's first step takes unless it says otherwise."""
+        return "index" if self.index else "seeds" if self.seeds else "nothing"
+
+    @property
+    def sources(self) -> dict[str, tuple[str, ...]]:
+        """What each step takes."""
+        return sources_of(self.steps, self.first)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prepare_graph(cls, data: Any) -> Any:
+        """Let a graph give all that comes, unless it says how much is wanted."""
+        if not isinstance(data, dict) or not data.get("steps"):
+            return data
+        for name in ("generator", "filters"):
+            written = data.get(name)
+            if written is not None and written != _DEFAULTS[name]:
+                raise refuse_both(name)
+        if data.get("include_passages"):
+            raise refuse_both("include_passages")
+        every = {"target": {"train": EVERYTHING, "held_out": EVERYTHING}, "include_passages": 0}
+        rest = {key: value for key, value in data.items() if key not in {"generator", "filters"}}
+        return {**every, **rest}
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write a graph without what only a chain has, and a chain without what a graph has."""
+        told = handler(self)
+        for name in ("generator", "filters") if self.steps else ("steps",):
+            told.pop(name, None)
+        if self.mix is None:
+            told.pop("mix", None)
+        return dict(told)
 
     @model_validator(mode="before")
     @classmethod
@@ -148,6 +202,12 @@ class SynthRecipe(Recipe):
 
     @model_validator(mode="after")
     def _fits_its_generator(self) -> Self:
+        if self.steps:
+            starts = {"index": bool(self.index), "seeds": bool(self.seeds), "nothing": True}
+            problems = check_steps(self.steps, starts)
+            if problems:
+                raise RecipeError(problems)
+            return self
         takes, name = self.generator.takes, self.generator.method_name()
         if self.index and self.seeds:
             raise _misfit("index and seeds are both given", "one of them", "leave one out")

@@ -19,10 +19,12 @@ from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.provenance import LEDGER, Artifact, Parent, digest_json, make_parent
 from stillroom.records import Message, Passage, Record, RecordWriter, combine_origins
 from stillroom.synth.budget import Purse
+from stillroom.synth.graph_job import preview_graph, run_graph
 from stillroom.synth.harvest import Dropped, Harvest, Panel, draft_units, drop_record, gather
 from stillroom.synth.items import Item, document_of, kind_of, text_of_item
 from stillroom.synth.lending import Lending
 from stillroom.synth.method import Context, Corpus, Filter, Seed, Split, Verdict, Writer
+from stillroom.synth.outline import forecast_steps
 from stillroom.synth.plan import order_items, plan_draws, plan_seeds, split_documents
 from stillroom.synth.recipe import SynthRecipe
 from stillroom.synth.report import describe_shortfall, make_report, refuse_nothing
@@ -47,9 +49,12 @@ _NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """One unit of a preview: what was asked about, and every record with its verdict."""
+    """One unit of a preview: what was asked about, and every record with its verdict.
 
-    seed: Seed
+    ``seed`` is None for a unit that has come through a graph.
+    """
+
+    seed: Seed | None
     records: tuple[tuple[Record, str, Verdict], ...]
     failures: tuple[tuple[str, str], ...]
 
@@ -73,6 +78,9 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
         DataError: If there is no passage, or no record is kept (``synth.nothing-kept``).
         BackendError: If the teacher fails; what was asked before is in the journal.
     """
+    if recipe.steps:
+        with _lend(recipe, job.say) as models:
+            return run_graph(recipe, job, models)
     plan = _make_plan(recipe)
     _say_plan(plan, job)
     purse = Purse(recipe.budget)
@@ -106,10 +114,15 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
 
 def estimate(recipe: SynthRecipe) -> Estimate:
     """Return what the job will need, from its targets and the size of the teacher's file."""
-    wanted = recipe.target.train + (recipe.target.held_out if recipe.held_out else 0)
-    generator = recipe.generator
-    asks = wanted / _KEPT_SHARE * max(1.0, generator.asks / generator.gives)
-    seconds = asks * (generator.longest / 4 / _TOKENS_A_SECOND + 100 / _PROMPT_TOKENS_A_SECOND)
+    if recipe.steps:
+        forecasts = forecast_steps(recipe)
+        wanted, asks = sum(one.gives for one in forecasts), sum(one.asks for one in forecasts)
+        seconds = sum(one.tokens for one in forecasts) / _TOKENS_A_SECOND / 4
+    else:
+        wanted = recipe.target.train + (recipe.target.held_out if recipe.held_out else 0)
+        generator = recipe.generator
+        asks = wanted / _KEPT_SHARE * max(1.0, generator.asks / generator.gives)
+        seconds = asks * (generator.longest / 4 / _TOKENS_A_SECOND + 100 / _PROMPT_TOKENS_A_SECOND)
     model = Path(recipe.model)
     weights = model.stat().st_size if model.is_file() else 400_000_000
     start = Path(recipe.start) if recipe.start else None
@@ -133,6 +146,11 @@ def preview(recipe: SynthRecipe, n: int = 5) -> Iterator[Preview]:
 
     Held-out records are not asked for, so ``decontaminate`` has nothing to compare with.
     """
+    if recipe.steps:
+        with _lend(recipe) as models:
+            for found, fell in preview_graph(recipe, models, n):
+                yield Preview(None, tuple(found), tuple(fell))
+        return
     plan = _make_plan(recipe)
     seeds = list(islice(_seeds(recipe, plan, "train"), n))
     writer = _begin(recipe, plan, "train")

@@ -47,13 +47,16 @@ class _Items:
 
     def __init__(self, chosen: Decontaminate, context: Context) -> None:
         texts = {text_of(record, name) for record in context.held_out for name in _FIELDS}
-        self._index = ItemIndex(sorted(texts), near=chosen.near)
+        self._items, self._near = sorted(texts), chosen.near
+        self._index = ItemIndex(self._items, near=chosen.near)
 
     def judge(self, record: Record) -> Verdict:
         for message in record.messages:
             match = self._index.find(message.content)
             if match is not None:
-                return Verdict(False, "held-out text in training", match.share)
+                item = self._items[match.item]
+                reason = "held-out text in training"
+                return Verdict(False, reason, match.share, self._near, against=item)
         return Verdict(True, score=0.0)
 
     def admit(self, record: Record) -> None:

@@ -22,7 +22,7 @@ from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
 from stillroom.records import Message, Prompt, Record
 from stillroom.synth.asking import fence
-from stillroom.synth.measured import Measured, Meter, each_by_itself
+from stillroom.synth.measured import Measured, Meter, concurrency_of, each_by_itself
 from stillroom.synth.method import Context, Verdict
 from stillroom.synth.turns import answer_of, instruction_of
 
@@ -102,6 +102,7 @@ class _Scored(Meter):
             "quality": chosen.quality_scorer or chosen.judge_model,
         }
         self._models = {name: lend(place) for name, place in named.items() if place is not None}
+        self.concurrency = concurrency_of(list(self._models.values()))
         self._seed = context.seed
         prints = [model.fingerprint for model in self._models.values()]
         self.fingerprint = digest_json([prints, self._by, 1])

@@ -19,6 +19,8 @@ from stillroom.text.similarity import Hashes, MinHasher, jaccard
 
 __all__ = ["Duplicate"]
 
+_SHOWN = 300
+
 
 class Duplicate(Filter):
     """Drops records that repeat one already kept on the same side of the split."""
@@ -47,28 +49,36 @@ class _Kept:
     def __init__(self, chosen: Duplicate) -> None:
         self._threshold = chosen.threshold
         self._hasher = MinHasher(n=chosen.n, num_bands=32, rows=4)
-        self._questions: set[str] = set()
-        self._answers: set[str] = set()
+        self._questions: dict[str, int] = {}
+        self._answers: dict[str, int] = {}
+        self._shown: list[str] = []
         self._sets: list[Hashes] = []
         self._bands: dict[tuple[int, int], list[int]] = {}
 
     def judge(self, record: Record) -> Verdict:
         question, answer = _keys(record)
         if question and question in self._questions:
-            return Verdict(False, "same question as one kept", 1.0)
+            like = self._shown[self._questions[question]]
+            return Verdict(False, "same question as one kept", 1.0, against=like)
         if answer and answer in self._answers:
-            return Verdict(False, "same answer as one kept", 1.0)
+            like = self._shown[self._answers[answer]]
+            return Verdict(False, "same answer as one kept", 1.0, against=like)
         hashes, keys = self._hash(record)
         candidates = {one for place in enumerate(keys) for one in self._bands.get(place, ())}
-        nearest = max((jaccard(hashes, self._sets[one]) for one in candidates), default=0.0)
+        nearest, like_at = max(
+            ((jaccard(hashes, self._sets[one]), -one) for one in candidates), default=(0.0, 0)
+        )
         if nearest >= self._threshold:
-            return Verdict(False, "nearly the same as one kept", nearest)
+            reason, like = "nearly the same as one kept", self._shown[-like_at]
+            return Verdict(False, reason, nearest, self._threshold, against=like)
         return Verdict(True, score=nearest)
 
     def admit(self, record: Record) -> None:
         question, answer = _keys(record)
-        self._questions.add(question)
-        self._answers.add(answer)
+        self._questions.setdefault(question, len(self._sets))
+        self._answers.setdefault(answer, len(self._sets))
+        words = " | ".join(one.content for one in record.messages)
+        self._shown.append(f"{record.id}: {words}"[:_SHOWN])
         hashes, keys = self._hash(record)
         for place in enumerate(keys):
             self._bands.setdefault(place, []).append(len(self._sets))

@@ -27,7 +27,7 @@ from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
 from stillroom.records import Record, read_records
 from stillroom.synth.asking import fence
-from stillroom.synth.measured import Measured, Meter, each_by_itself
+from stillroom.synth.measured import Measured, Meter, concurrency_of, each_by_itself
 from stillroom.synth.method import Context, Verdict
 from stillroom.synth.turns import answer_of, instruction_of
 
@@ -80,6 +80,7 @@ class _Judging(Meter):
     def __init__(self, chosen: Judge, context: Context) -> None:
         self._chosen = chosen
         models = [context.models.text_model(place) for place in chosen.judges]
+        self.concurrency = concurrency_of(models)
         self._judges = [
             RubricJudge(model, chosen.rubric, scale=chosen.scale, seed=context.seed)
             for model in models

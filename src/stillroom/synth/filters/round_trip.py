@@ -19,7 +19,7 @@ from stillroom.recipes import Reference
 from stillroom.records import Message, Prompt, Record, Sampling
 from stillroom.synth.asking import fence
 from stillroom.synth.evidence import passage_of, quote_of
-from stillroom.synth.measured import Measured, Meter, each_by_itself
+from stillroom.synth.measured import Measured, Meter, concurrency_of, each_by_itself
 from stillroom.synth.method import Context, Verdict
 from stillroom.synth.turns import answer_of, instruction_of
 from stillroom.text.normalize import token_f1, words
@@ -52,6 +52,7 @@ class _Answering(Meter):
     def __init__(self, chosen: RoundTrip, context: Context) -> None:
         self._chosen, self._context = chosen, context
         self._model = context.models.text_model(chosen.model)
+        self.concurrency = concurrency_of([self._model])
         self._asks_twice = chosen.max_without < 1
         self.fingerprint = digest_json(
             [self._model.fingerprint, chosen.max_new_tokens, self._asks_twice]

@@ -1,0 +1,44 @@
+"""K-center: records as far from each other as can be, so that none is far from all of them.
+
+Source: Sener and Savarese 2018, arXiv:1708.00489 (core-sets), by Gonzalez's farthest first: the
+radius is at most twice the best one. It reaches for outliers: filter noise out before.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.recipes import Reference
+from stillroom.synth.choosing import BEYOND, choose, rank_records
+from stillroom.synth.clustering import choose_farthest
+from stillroom.synth.method import Pool, Selection, Selector
+
+__all__ = ["KCenter"]
+
+
+class KCenter(Selector):
+    """Chooses records that cover the pool with the smallest radius."""
+
+    paper: ClassVar[str] = "arXiv:1708.00489"
+
+    budget: int = Field(1000, ge=1, description="how many records are kept")
+    embedder: Reference = Field(
+        "hub:sentence-transformers/all-MiniLM-L6-v2", description="what tells likeness"
+    )
+    score: str = Field("", description="filter whose score says which record comes first")
+
+    @override
+    def select(self, pool: Pool) -> Selection:
+        if len(pool.records) <= self.budget:
+            return Selection(tuple(range(len(pool.records))), {})
+        rows = pool.vectors(self.embedder)
+        ranks = rank_records(pool, self.score)
+        first = int(np.argmin(ranks))
+        kept = [at for at, _ in choose_farthest(rows, self.budget, first, tie=ranks)]
+        nearest = (rows @ rows[kept].T).max(1)
+        scores = {at: float(near) for at, near in enumerate(nearest)}
+        return choose(pool, kept, BEYOND, scores)

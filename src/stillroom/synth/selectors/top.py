@@ -1,0 +1,36 @@
+"""Top: the share or number of records with the highest score of a filter.
+
+Source: Li et al. 2024, arXiv:2402.00530 (Superfiltering keeps the highest IFD below 1: put the
+filter ``ifd`` before it). Of equal scores the lowest id comes first.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.synth.choosing import BEYOND, choose, rank_records
+from stillroom.synth.method import Pool, Selection, Selector
+
+__all__ = ["Top"]
+
+
+class Top(Selector):
+    """Chooses the records of the highest scores."""
+
+    paper: ClassVar[str] = "arXiv:2402.00530"
+
+    score: str = Field("ifd", description="filter whose score ranks the records")
+    share: float = Field(0.1, gt=0, le=1, description="share of the records that is kept")
+    budget: int | None = Field(None, ge=1, description="how many are kept, in place of the share")
+
+    @override
+    def select(self, pool: Pool) -> Selection:
+        ranks = rank_records(pool, self.score)
+        count = self.budget if self.budget is not None else ceil(self.share * len(ranks))
+        order = sorted(range(len(ranks)), key=ranks.__getitem__)
+        scores = {at: one.get(self.score, 0.0) for at, one in enumerate(pool.scores)}
+        return choose(pool, order[:count], BEYOND, scores)
