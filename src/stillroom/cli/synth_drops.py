@@ -40,7 +40,7 @@ Examples:
 @json_option
 @debug_option
 def command(run: Path, reason: str, method: str, step: str, n: int, as_json: bool) -> None:
-    """Show what a run dropped: how many for each reason, and rows beside it."""
+    """Show what a run dropped, row beside reason."""
     from stillroom.synth.browsing import count_rows, read_rows
 
     rows = list(islice(read_rows(run, reason=reason, method=method, step=step), n))
