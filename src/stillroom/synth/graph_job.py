@@ -12,12 +12,12 @@ from stillroom.errors import DataError
 from stillroom.jobs import Job, atomic_write
 from stillroom.provenance import Artifact, Parent, make_parent
 from stillroom.records import Record, RecordWriter, combine_origins
+from stillroom.synth.blending import Mixed, count_origins, mix_records
 from stillroom.synth.budget import Purse
 from stillroom.synth.graph_run import Crop, Graph, Start, read_starts
 from stillroom.synth.items import kind_of
 from stillroom.synth.lending import Lending
 from stillroom.synth.method import Split, Verdict
-from stillroom.synth.mixing import Mixed, count_origins, mix_records
 from stillroom.synth.outline import forecast_steps
 from stillroom.synth.recipe import EVERYTHING
 from stillroom.synth.shelves import Shelves

@@ -17,8 +17,8 @@ from stillroom.errors import DataError, RecipeError
 from stillroom.jobs import Job
 from stillroom.recipes import dump_recipe, parse_recipe
 from stillroom.records import Message, Origin, Record, read_records, write_records
+from stillroom.synth.blending import mix_records
 from stillroom.synth.graph import MixSettings
-from stillroom.synth.mixing import mix_records
 from stillroom.synth.outline import draw_graph, forecast_steps
 from stillroom.synth.run import estimate, preview, run
 
