@@ -48,4 +48,4 @@ def command(run: Path, question: str, model: str, steps: bool, as_json: bool, **
     trace_if_asked()
     settings = ask_settings(given)
     with open_run(run, model=model, say=lambda line: click.echo(line, err=True)) as opened:
-        print_answer(opened.ask(question, **settings), as_json=as_json, steps=steps)
+        print_answer(opened.ask(question, **settings), as_json=as_json, steps=steps, asked_of=run)

@@ -71,4 +71,4 @@ def command(
         snapshot=snapshot,
         access=Access(tenant, principals) if tenant or principals else None,
     ) as opened:
-        print_answer(opened.ask(question, **settings), as_json=as_json, steps=steps)
+        print_answer(opened.ask(question, **settings), as_json=as_json, steps=steps, asked_of=index)

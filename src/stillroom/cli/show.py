@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from stillroom.cli.options import debug_option, json_option, print_json
+from stillroom.cli.options import debug_option, existing_path, json_option, print_json
 
 __all__ = ["command"]
 
@@ -18,6 +18,7 @@ __all__ = ["command"]
 Examples:
   stillroom show run --lineage
   stillroom show ties
+  stillroom show answer.json --lineage --within run
 """,
 )
 @click.argument("what", metavar="PATH|METHOD")
@@ -30,30 +31,71 @@ Examples:
     help="How many records to walk from.",
 )
 @click.option("--record", default="", help="Walk from one record, by its id.")
+@click.option(
+    "--within",
+    type=existing_path,
+    help="Of an answer that was served: the run or index that it was asked of.",
+)
 @json_option
 @debug_option
-def command(what: str, lineage: bool, examples: int, record: str, as_json: bool) -> None:
-    """Show a run, an artifact, a teacher cache or a method; --lineage walks back."""
+def command(
+    what: str, lineage: bool, examples: int, record: str, within: Path | None, as_json: bool
+) -> None:
+    """Show a run, an artifact, an answer, a teacher cache or a method; --lineage walks back.
+
+    An answer is a file of what 'ask --json' prints or the server replies.
+    """
     path = Path(what)
     if (path / "header.json").is_file() and not (path / "artifact.json").exists():
         _show_cache(path, as_json)
     elif path.exists():
         if lineage or record:
-            _show_lineage(path, examples, record, as_json)
+            _show_lineage(path, examples, record, within, as_json)
         else:
             _show_artifact(path, as_json)
     else:
         _show_method(what, as_json)
 
 
-def _show_lineage(path: Path, examples: int, record: str, as_json: bool) -> None:
-    from stillroom.provenance import render_tree, walk_lineage, walk_record
+def _show_lineage(
+    path: Path, examples: int, record: str, within: Path | None, as_json: bool
+) -> None:
+    from stillroom.provenance import (
+        read_answer,
+        render_tree,
+        walk_answer,
+        walk_lineage,
+        walk_record,
+    )
 
-    node = walk_record(path, record) if record else walk_lineage(path, examples=examples)
+    answer = read_answer(path) if path.is_file() and not record else None
+    if answer is not None:
+        node = walk_answer(answer, within or _asked_of(answer.asked_of, path))
+    else:
+        node = walk_record(path, record) if record else walk_lineage(path, examples=examples)
     if as_json:
         print_json({"lineage": node.to_json()})
     else:
         click.echo(render_tree(node))
+
+
+def _asked_of(named: str, answer: Path) -> Path:
+    """Return the folder that an answer names.
+
+    Raises:
+        DataError: If it names none.
+    """
+    from stillroom.errors import DataError
+
+    if named:
+        return Path(named)
+    raise DataError(
+        "the answer does not say what it was asked of",
+        code="data.answer",
+        where=str(answer),
+        expected="the run or index that was served",
+        next=f"stillroom show {answer} --lineage --within RUN",
+    )
 
 
 def _show_artifact(path: Path, as_json: bool) -> None:

@@ -61,13 +61,20 @@ def _figure(metric: dict[str, object]) -> str:
     return f"{shown}{interval}{unit} (n={metric['n']})"
 
 
-def print_answer(pieces: Iterable[str | Answer], *, as_json: bool, steps: bool = False) -> None:
+def print_answer(
+    pieces: Iterable[str | Answer],
+    *,
+    as_json: bool,
+    steps: bool = False,
+    asked_of: Path | None = None,
+) -> None:
     """Stream an answer to standard output, then list what it stands on.
 
     Args:
         pieces: Of the answer, as ``ask_stream`` gives them.
         as_json: Print one JSON value instead.
         steps: List every step of finding and judging, too.
+        asked_of: The run or index, which the JSON names for whoever walks back from it.
     """
     answer: Answer | None = None
     for piece in pieces:
@@ -78,7 +85,8 @@ def print_answer(pieces: Iterable[str | Answer], *, as_json: bool, steps: bool =
     if answer is None:
         return
     if as_json:
-        print_json(_describe(answer))
+        where = {"asked_of": str(asked_of.absolute())} if asked_of else {}
+        print_json({**_describe(answer), **where})
         return
     click.echo("\n" if answer.completion.text.strip() else "(the model said nothing)\n")
     cached = answer.details.get("cached")
@@ -103,9 +111,12 @@ def _describe(answer: Answer) -> dict[str, Any]:
                 "number": citation.number,
                 "passage_id": citation.passage_id,
                 "path": citation.location.path,
+                "digest": citation.location.digest,
                 "byte_start": citation.location.byte_start,
                 "byte_end": citation.location.byte_end,
+                "is_exact": citation.location.is_exact,
                 "pages": list(citation.location.pages),
+                "label": citation.location.label,
                 "text": citation.text,
                 **{
                     key: sources[citation.number][key]

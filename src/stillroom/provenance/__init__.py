@@ -5,6 +5,7 @@ walks parents from an artifact to the byte ranges of documents; ``verify`` recom
 names what changed. Knows files only: no model is loaded here.
 """
 
+from stillroom.provenance.answers import KeptAnswer, read_answer
 from stillroom.provenance.artifact import (
     ARTIFACT_FILE,
     Artifact,
@@ -22,7 +23,7 @@ from stillroom.provenance.digests import (
     digest_text,
 )
 from stillroom.provenance.ledger import LEDGER, connect_ledger, read_ledger
-from stillroom.provenance.lineage import walk_lineage, walk_record
+from stillroom.provenance.lineage import walk_answer, walk_lineage, walk_record
 from stillroom.provenance.sources import find_passages, resolve_parent
 from stillroom.provenance.tree import Node, render_tree
 from stillroom.provenance.verify import Finding, verify
@@ -33,6 +34,7 @@ __all__ = [
     "Artifact",
     "FileEntry",
     "Finding",
+    "KeptAnswer",
     "Node",
     "Parent",
     "canonical_json",
@@ -44,11 +46,13 @@ __all__ = [
     "find_output",
     "find_passages",
     "make_parent",
+    "read_answer",
     "read_artifact",
     "read_ledger",
     "render_tree",
     "resolve_parent",
     "verify",
+    "walk_answer",
     "walk_lineage",
     "walk_record",
 ]

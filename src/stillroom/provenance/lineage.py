@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
+from stillroom.provenance.answers import CitedPlace, KeptAnswer
 from stillroom.provenance.artifact import ARTIFACT_FILE, Artifact, Parent, read_artifact
 from stillroom.provenance.digests import digest_file
 from stillroom.provenance.sources import (
@@ -32,9 +33,10 @@ from stillroom.provenance.sources import (
 from stillroom.provenance.tree import SHOWN_DIGITS, Node
 from stillroom.records import Passage, Record, find_record_file, read_records
 
-__all__ = ["walk_lineage", "walk_record"]
+__all__ = ["walk_answer", "walk_lineage", "walk_record"]
 
 _MAX_DEPTH = 64
+_EXCERPT = 80
 
 
 def walk_lineage(path: Path, *, examples: int = 3) -> Node:
@@ -91,6 +93,34 @@ def walk_record(path: Path, record_id: str) -> Node:
         expected="the id of a record or passage in this artifact or one it was made from",
         next=f"stillroom show {path} --lineage shows some",
     )
+
+
+def walk_answer(answer: KeptAnswer, within: Path) -> Node:
+    """Return the tree of an answer: each citation's passage and its bytes, then what was asked.
+
+    Args:
+        answer: As ``read_answer`` gives it.
+        within: The run or index that it was asked of.
+
+    Raises:
+        DataError: If the path is missing.
+    """
+    if not within.exists():
+        raise _missing(within)
+    walker = _Walker(0)
+    folders = [(folder, artifact) for folder, artifact in list_ancestors(within)]
+    sources = [folder for folder, _ in folders]
+    cited = [walker.cited(sources, one) for one in answer.cited]
+    notes = [f"model {answer.model}"] if answer.model else []
+    if not cited:
+        notes.append("it cites nothing")
+    states = [one.details.get("index", "") for _, one in folders if one.kind == "index"]
+    if answer.index and states and answer.index not in states:
+        notes.append(f"the index has changed since: it was {answer.index[:SHOWN_DIGITS]} then")
+    text = " ".join(answer.text.split())
+    title = text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 1]}…"
+    below = walker.artifact(within, "asked of")
+    return Node(f"“{title}”", "answer", "", "", "synthetic", (*cited, below), tuple(notes))
 
 
 class _Walker:
@@ -226,9 +256,20 @@ class _Walker:
             else (*notes, "the bytes hold the text, within markup or encoded"),
         )
         text = " ".join(passage.text.split())
-        excerpt = text if len(text) <= 80 else f"{text[:79]}…"
+        excerpt = text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 1]}…"
         origin = _origin_text(passage.origin.to_json())
         return Node(passage.id, "passage", "", str(folder), origin, (document,), (f"“{excerpt}”",))
+
+    def cited(self, sources: list[Path], one: CitedPlace) -> Node:
+        """Return a citation's node over its passage, or over the bytes that it named then."""
+        (found,) = self.passages(sources, [one.passage_id])
+        if found.kind == "missing":
+            here = next((folder for folder in sources if holds_passages(folder)), None)
+            file, notes = look_at_document(here, one.path, one.digest) if here else (None, ())
+            place = f"{one.path}: bytes {one.byte_start}-{one.byte_end}"
+            below = Node(place, "document", one.digest, str(file or ""), one.origin, (), notes)
+            found = replace(found, children=(below,))
+        return Node(f"[{one.number}]", "citation", children=(found,))
 
     def documents(self, sources: list[Path], ids: list[str]) -> list[Node]:
         """Return a node per document."""

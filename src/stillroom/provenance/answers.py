@@ -1,0 +1,109 @@
+"""An answer that was kept or served as JSON: what it says, of which model, and what it cites.
+
+Takes what ``--json`` prints and OpenAI's objects as our server gives them. Knows the text of the
+file only; nothing of where its passages lie now.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import DataError
+
+__all__ = ["CitedPlace", "KeptAnswer", "read_answer"]
+
+_MAX_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class CitedPlace:
+    """What one citation says of its passage."""
+
+    number: int
+    passage_id: str
+    path: str
+    byte_start: int
+    byte_end: int
+    digest: str
+    text: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAnswer:
+    """An answer's text, its model, what it was asked of, and its citations.
+
+    ``asked_of`` is the folder that was asked, if the file says; ``index`` is the digest of the
+    index's state then.
+    """
+
+    text: str
+    model: str
+    asked_of: str
+    index: str
+    cited: tuple[CitedPlace, ...]
+
+
+def read_answer(path: Path) -> KeptAnswer | None:
+    """Return the answer that a file holds, or None if it is no answer.
+
+    Raises:
+        DataError: If it is an answer whose citations cannot be read.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            return None
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    found = _find(content)
+    if found is None:
+        return None
+    text, citations, details = found
+    try:
+        return KeptAnswer(
+            text,
+            str(content.get("model", "")),
+            str(content.get("asked_of", "")),
+            str(details.get("index", "")),
+            tuple(map(_read_place, citations)),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"a citation of the answer cannot be read: {error!r}",
+            code="data.answer",
+            where=str(path),
+            expected="what 'stillroom rag ask --json' prints, or a reply of 'stillroom serve'",
+            next="keep the whole answer, its citations as they are",
+        ) from error
+
+
+def _find(content: object) -> tuple[str, list[Any], Mapping[str, Any]] | None:
+    """Return text, citations and details of either shape."""
+    if not isinstance(content, dict):
+        return None
+    if isinstance(content.get("answer"), str) and isinstance(content.get("citations"), list):
+        return content["answer"], content["citations"], content.get("details") or {}
+    choices = content.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    message = first.get("message") if isinstance(first, dict) else None
+    if isinstance(message, dict) and isinstance(message.get("citations"), list):
+        return str(message.get("content")), message["citations"], message.get("answer") or {}
+    return None
+
+
+def _read_place(one: Any) -> CitedPlace:
+    return CitedPlace(
+        int(one["number"]),
+        str(one["passage_id"]),
+        str(one["path"]),
+        int(one["byte_start"]),
+        int(one["byte_end"]),
+        str(one.get("digest", "")),
+        str(one.get("text", "")),
+        str(one.get("origin", "")),
+    )
