@@ -87,9 +87,12 @@ def test_answer_as_json_is_one_value_with_byte_ranges():
             "number": 1,
             "passage_id": "pas-1",
             "path": "mills.md",
+            "digest": "0" * 64,
             "byte_start": 10,
             "byte_end": 42,
+            "is_exact": False,
             "pages": [3],
+            "label": "",
             "text": "It grinds barley.",
         }
     ]
