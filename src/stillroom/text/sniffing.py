@@ -122,6 +122,8 @@ def _by_members(data: bytes) -> str:
         names = zipfile.ZipFile(io.BytesIO(data)).namelist()[:10_000]
     except (zipfile.BadZipFile, ValueError, OSError, EOFError):
         return ""
+    if data[30:].startswith(b"mimetypeapplication/vnd.oasis.opendocument."):
+        return "odf"
     for mark, parser in _ZIP_MARKS.items():
         if any(name.startswith(mark) for name in names):
             return parser

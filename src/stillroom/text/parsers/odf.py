@@ -1,0 +1,293 @@
+"""OpenDocument: texts, sheets and slides as LibreOffice writes them (ISO/IEC 26300).
+
+Headings, lists, tables, notes and comments become Markdown; slides and sheets are labeled. A cell
+that spans several is repeated in each, but one over a whole row. Tracked deletions, pictures, and
+contents that repeat the headings are left out and counted. Bytes are those of the archive's member.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from typing_extensions import override
+
+from stillroom.errors import DataError, MissingExtraError
+from stillroom.records import Document
+from stillroom.text.archives import Archive, open_archive
+from stillroom.text.assembly import Assembly, render_table, spread_row
+from stillroom.text.method import Parser, Source
+from stillroom.text.office import unreadable
+
+__all__ = ["Odf"]
+
+_TEXT = "{urn:oasis:names:tc:opendocument:xmlns:text:1.0}"
+_TABLE = "{urn:oasis:names:tc:opendocument:xmlns:table:1.0}"
+_OFFICE = "{urn:oasis:names:tc:opendocument:xmlns:office:1.0}"
+_DRAW = "{urn:oasis:names:tc:opendocument:xmlns:drawing:1.0}"
+_SHOW = "{urn:oasis:names:tc:opendocument:xmlns:presentation:1.0}"
+_CONTENT = "content.xml"
+_INDEXES = frozenset({"table-of-content", "alphabetical-index", "illustration-index"})
+_BLOCKS = frozenset({"p", "h", "list-item", "table-cell"})
+_BLOCK_ROWS = 20
+_MOST_COLUMNS = 512
+_MOST_ROWS = 100_000
+_MOST_SPACES = 100
+
+
+class Odf(Parser):
+    """OpenDocument texts, spreadsheets and presentations."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".odt", ".ott", ".ods", ".ots", ".odp", ".otp")
+    media_type: ClassVar[str] = "application/vnd.oasis.opendocument.text"
+    is_risky: ClassVar[bool] = True
+
+    @override
+    def parse(self, data: bytes, source: Source) -> Document:
+        try:
+            from lxml import etree
+        except ImportError as error:
+            raise MissingExtraError.of("lxml", "documents", "reading OpenDocument") from error
+        archive = open_archive(data, source.path, source.limits, required=_CONTENT)
+        manifest = "META-INF/manifest.xml"
+        if manifest in archive and b"encryption-data" in archive.read(manifest):
+            raise DataError(
+                "the file is encrypted",
+                code="document.encrypted",
+                where=source.path,
+                expected="a file that opens without a password",
+                next="save a copy without a password",
+            )
+        parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False)
+        with unreadable(source.path):
+            writer = _Writer(Assembly(source), archive.span(_CONTENT))
+            root = etree.fromstring(archive.read(_CONTENT), parser)
+            body = root.find(f"{_OFFICE}body")
+            for part in body if body is not None else ():
+                writer.write_part(part, source.limits.pages)
+            writer.write_notes()
+            title = _title(archive, parser)
+        counts = {f"{name}_left_out": count for name, count in writer.counts.items() if count}
+        return writer.assembly.finish(title=title, metadata=counts, expected="text beside pictures")
+
+
+class _Writer:
+    """Adds the blocks of a document, and keeps notes and comments for its end."""
+
+    def __init__(self, assembly: Assembly, span: tuple[int, int]) -> None:
+        self.assembly, self.counts = assembly, Counter[str]()
+        self._place: dict[str, Any] = {"span": span, "label": _CONTENT}
+        self._notes: dict[str, list[str]] = {"Footnotes": [], "Comments": []}
+        self._was_item = False
+
+    def write_part(self, part: Any, most: int) -> None:
+        """Add a text, a workbook or a presentation."""
+        kind = _name(part)
+        if kind == "spreadsheet":
+            for number, sheet in enumerate(part.iter(f"{_TABLE}table")):
+                if number < most:
+                    self._write_sheet(sheet)
+                else:
+                    self.counts["sheets"] += 1
+        elif kind == "presentation":
+            for number, page in enumerate(part.iter(f"{_DRAW}page"), 1):
+                if number > most:
+                    self.counts["slides"] += 1
+                    continue
+                self._place |= {"page": number, "label": f"slide {number}"}
+                self._write_blocks(page)
+        else:
+            self._write_blocks(part)
+
+    def write_notes(self) -> None:
+        """Add footnotes and comments as sections of their own."""
+        for title, lines in self._notes.items():
+            if lines:
+                self.assembly.gap()
+                self.assembly.heading(2, title)
+                self.assembly.add(f"## {title}\n\n" + "\n".join(lines), **self._place)
+
+    def _write_blocks(self, parent: Any, depth: int = 0) -> None:
+        for child in parent:
+            name = _name(child)
+            if name == "h":
+                self._add_heading(child, int(_number(child.get(f"{_TEXT}outline-level"), 1, 6)))
+            elif name == "p":
+                self._add(self._words(child))
+            elif name == "list":
+                self._write_list(child, depth)
+            elif name == "table":
+                self._add(render_table(list(self._rows(child))))
+            elif name == "tracked-changes":
+                self.counts["deleted_characters"] += sum(map(len, child.itertext("{*}p", "{*}h")))
+            elif name in _INDEXES:
+                self.counts["contents"] += 1
+            elif name == "notes":
+                self._write_slide_notes(child)
+            elif name == "frame" and child.get(f"{_SHOW}class") == "title":
+                self._add_heading(child, 1)
+            else:
+                self.counts["pictures"] += name == "image"
+                self._write_blocks(child, depth)
+
+    def _write_list(self, parent: Any, depth: int) -> None:
+        for item in parent:
+            if _name(item) not in {"list-item", "list-header"}:
+                continue
+            is_first = True
+            for child in item:
+                if _name(child) == "list":
+                    self._write_list(child, depth + 1)
+                    continue
+                text = self._words(child)
+                if text:
+                    self._add(("  " * depth + "- " if is_first else "") + text, is_item=True)
+                    is_first = False
+
+    def _write_slide_notes(self, parent: Any) -> None:
+        texts = [self._words(one) for one in parent.iter(f"{_TEXT}p")]
+        text = " ".join(one for one in texts if one)
+        self._add(f"Notes: {text}" if text else "")
+
+    def _write_sheet(self, sheet: Any) -> None:
+        title = " ".join(str(sheet.get(f"{_TABLE}name", "")).split())
+        rows = list(self._rows(sheet))
+        while rows and not any(rows[-1]):
+            rows.pop()
+        if not rows:
+            return
+        self.assembly.gap()
+        self.assembly.heading(2, title)
+        self.assembly.add(f"## {title}\n\n" if title else "", **self._place)
+        lines = render_table(rows).split("\n")
+        for first in range(0, len(lines), _BLOCK_ROWS):
+            block = "\n".join(lines[first : first + _BLOCK_ROWS])
+            self.assembly.add("\n" if first else "")
+            self.assembly.add(block, **(self._place | {"label": f"sheet {title}"}))
+
+    def _rows(self, table: Any) -> Iterator[list[str]]:
+        above: list[str] = []
+        total = 0
+        for row in table.iter(f"{_TABLE}table-row"):
+            if next(row.iterancestors(f"{_TABLE}table")) is not table:
+                continue  # a table within a cell is that cell's text
+            cells, down = self._cells(row, above)
+            while cells and not cells[-1][0]:
+                cells.pop()
+            texts = spread_row(cells)
+            times = _number(row.get(f"{_TABLE}number-rows-repeated"), 1, _MOST_ROWS)
+            if not cells:
+                times = 1  # what is empty down to a sheet's last row
+            for _ in range(min(times, _MOST_ROWS - total)):
+                yield texts
+            total += times
+            above = [text if at in down else "" for at, text in enumerate(texts)]
+        self.counts["rows"] += max(total - _MOST_ROWS, 0)
+
+    def _cells(self, row: Any, above: list[str]) -> tuple[list[tuple[str, int]], set[int]]:
+        """Return the texts of a row with how many columns each fills, and where one goes on down.
+
+        A covered cell says what the one that covers it from above says.
+        """
+        cells: list[tuple[str, int]] = []
+        down: set[int] = set()
+        column = covered = 0
+        for cell in row:
+            name = _name(cell)
+            if name not in {"table-cell", "covered-table-cell"}:
+                continue
+            times = _number(cell.get(f"{_TABLE}number-columns-repeated"), 1, 1 << 20)
+            if name == "covered-table-cell":
+                for _ in range(min(times, _MOST_COLUMNS)):
+                    if covered:
+                        covered -= 1
+                        continue
+                    text = above[column] if column < len(above) else ""
+                    if text:
+                        down.add(column)
+                    cells.append((text, 1))
+                    column += 1
+                continue
+            text = self._cell(cell)
+            width = _number(cell.get(f"{_TABLE}number-columns-spanned"), 1, _MOST_COLUMNS)
+            if _number(cell.get(f"{_TABLE}number-rows-spanned"), 1, _MOST_ROWS) > 1:
+                down.update(range(column, column + width))
+            covered = width - 1
+            for _ in range(min(times, _MOST_COLUMNS)):
+                cells.append((text, width))
+                column += width
+        return cells, down
+
+    def _cell(self, cell: Any) -> str:
+        """Return what a cell shows, or the value behind it."""
+        texts = [self._words(one) for one in cell if _name(one) in {"p", "h", "list", "table"}]
+        for comment in cell.iterchildren(f"{_OFFICE}annotation"):
+            self._note("Comments", comment)
+        shown = " ".join(text for text in texts if text)
+        value = cell.get(f"{_OFFICE}value") or cell.get(f"{_OFFICE}date-value") or ""
+        return shown or str(value)
+
+    def _words(self, element: Any) -> str:
+        """Return the text within an element; notes and comments are kept for the end."""
+        parts = [element.text or ""]
+        for child in element:
+            name = _name(child)
+            if name == "s":
+                parts.append(" " * _number(child.get(f"{_TEXT}c"), 1, _MOST_SPACES))
+            elif name in {"tab", "line-break"}:
+                parts.append("\t" if name == "tab" else "\n")
+            elif name == "note":
+                parts.append(f"[^{self._note('Footnotes', child)}]")
+            elif name == "annotation":
+                self._note("Comments", child)
+            elif name:
+                self.counts["pictures"] += name == "image"
+                gap = "\n" if name in _BLOCKS else ""
+                parts.append(gap + self._words(child) + gap)
+            parts.append(child.tail or "")
+        lines = "".join(parts).split("\n")
+        kept = [" ".join(line.split()) for line in lines]
+        return "\n".join(line for line in kept if line)
+
+    def _note(self, kind: str, element: Any) -> int:
+        """Keep a note's text for the end of the document; return its number."""
+        lines = self._notes[kind]
+        bodies = [self._words(one) for one in element.iter(f"{_TEXT}p")]
+        text = " ".join(" ".join(one.split()) for one in bodies if one)
+        number = len(lines) + 1
+        if text:
+            lines.append(f"- [^{number}]: {text}" if kind == "Footnotes" else f"- {text}")
+        return number
+
+    def _add_heading(self, element: Any, level: int) -> None:
+        text = " ".join(self._words(element).split())
+        if text:
+            self.assembly.gap()
+            self.assembly.heading(level, text)
+            self.assembly.add(f"{'#' * level} {text}", **self._place)
+            self._was_item = False
+
+    def _add(self, text: str, *, is_item: bool = False) -> None:
+        if text:
+            self.assembly.gap("\n" if is_item and self._was_item else "\n\n")
+            self.assembly.add(text, **self._place)
+            self._was_item = is_item
+
+
+def _name(element: Any) -> str:
+    """Return an element's name without its namespace; empty for a comment."""
+    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
+
+
+def _number(value: str | None, least: int, most: int) -> int:
+    return min(max(int(value), least), most) if value and value.isdecimal() else least
+
+
+def _title(archive: Archive, parser: Any) -> str:
+    from lxml import etree
+
+    if "meta.xml" not in archive:
+        return ""
+    found = etree.fromstring(archive.read("meta.xml"), parser).find(".//{*}title")
+    return "" if found is None else str(found.text or "")
