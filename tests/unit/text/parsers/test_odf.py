@@ -119,7 +119,8 @@ def test_sheets_are_named_and_their_endless_empty_rows_are_not_written():
 def test_slides_have_numbers_titles_and_notes():
     page = (
         '<draw:page><draw:frame presentation:class="title"><draw:text-box>'
-        "<text:p>Slide {0}</text:p></draw:text-box></draw:frame><draw:frame><draw:text-box><text:p>Body {0}</text:p>"
+        "<text:p>Slide {0}</text:p></draw:text-box></draw:frame><draw:frame><draw:text-box>"
+        "<text:p>Body {0}</text:p>"
         "</draw:text-box></draw:frame><presentation:notes><text:p>Say {0}.</text:p>"
         "</presentation:notes></draw:page>"
     )
