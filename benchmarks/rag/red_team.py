@@ -342,6 +342,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--skip", type=int, default=0, help="how many were asked before")
     parser.add_argument("--model", default=DEFAULT_TEACHER)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     given = parser.parse_args()
@@ -358,7 +359,8 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory() as scratch:
             # Every third first, so that a run that is stopped has seen all kinds.
-            for attack in [one for first in range(3) for one in attacks[first::3]]:
+            order = [one for first in range(3) for one in attacks[first::3]]
+            for attack in order[given.skip :]:
                 if time.monotonic() > end:
                     break
                 question, true, _ = TRUTH[attack.topic]

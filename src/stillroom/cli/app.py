@@ -41,7 +41,7 @@ _COMMANDS = {
     "serve": ("stillroom.cli.serve", "Serve a run behind an OpenAI-compatible API."),
     "show": (
         "stillroom.cli.show",
-        "Show a run, an artifact, a teacher cache or a method; --lineage walks back.",
+        "Show a run, an artifact, an answer, a teacher cache or a method; --lineage walks back.",
     ),
     "synth": ("stillroom.cli.synth", "Synthetic data's own verbs."),
     "verify": ("stillroom.cli.verify", "Recompute digests and name what changed."),
