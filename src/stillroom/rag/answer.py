@@ -17,7 +17,7 @@ from stillroom.rag.inquiry import Inquiry
 from stillroom.rag.method import ANSWERING, CHECKERS, Query, make_query
 from stillroom.rag.notices import collect_notices
 from stillroom.rag.prefixes import place_of, readable_text
-from stillroom.rag.prompting import ABSTENTION, PROMPT_VERSION
+from stillroom.rag.prompting import ABSTENTION, PROMPT_VERSION, REQUEST
 from stillroom.rag.semantic_cache import scope_of
 from stillroom.rag.sources import count_origins, describe_sources
 from stillroom.rag.stages import Span, StageTimes, collect_stages, open_span, tell_asked
@@ -212,7 +212,7 @@ class _Draft:
         self._inquiry = inquiry
         self._composer: Composer | None = None
         self._text = ""
-        self._echoes = EchoFilter(inquiry.query.text)
+        self._echoes = EchoFilter(inquiry.query.text, REQUEST)
         self._named: tuple[int, ...] = ()
 
     def feed(self, raw: str) -> str:

@@ -1,4 +1,4 @@
-"""What a small model says before it answers: the question over again, and the word Answer.
+"""What a small model says before it answers: the question, the request, and the word Answer.
 
 Taken out of the beginning of a stream, so that an answer begins with what it says. What comes out
 never depends on how the stream was cut. Knows the English words of the prompt only.
@@ -17,9 +17,10 @@ _SPACE = re.compile(r"\s+")
 class EchoFilter:
     """Holds back the beginning of an answer until it is no echo of the prompt."""
 
-    def __init__(self, question: str) -> None:
-        """Know what was asked."""
+    def __init__(self, question: str, request: str = "") -> None:
+        """Know what was asked, and how an answer was requested."""
         self._asked = _plain(question)
+        self._labels = (*_LABELS, *([request.casefold()] if request else []))
         self._held = ""
         self._is_open = True
 
@@ -41,7 +42,7 @@ class EchoFilter:
     def finish(self) -> str:
         """Return what was held back, but for labels that nothing follows."""
         held, self._held, self._is_open = self._held, "", False
-        return "" if _plain(held) in _LABELS else held
+        return "" if _plain(held) in self._labels else held
 
     def _drop_one(self) -> str | None:
         """Return what is held without the echo it begins with, as it is, or None to wait."""
@@ -49,7 +50,7 @@ class EchoFilter:
         plain = held.casefold()
         if not plain:
             return None
-        for label in _LABELS:
+        for label in self._labels:
             if plain.startswith(label):
                 return self._after_label(held[len(label) :].lstrip(), label)
             if label.startswith(plain):
@@ -58,7 +59,7 @@ class EchoFilter:
 
     def _after_label(self, rest: str, label: str) -> str | None:
         """Return what follows a label: of "Question:", only if it is the one that was asked."""
-        if label[0] == "a":
+        if label[0] != "q":
             return rest or None
         after = self._after_question(rest)
         return self._held if after == rest and rest else after

@@ -17,11 +17,14 @@ QUESTION = "Which model does it use?"
         ("Answers are many.", "Answers are many."),
         ("Which models are there?", "Which models are there?"),
         ("Answer:", ""),
+        ("Answer in one sentence.", ""),
+        (f"{QUESTION}\nAnswer in one sentence. One.", "One."),
+        ("Answer in one word.", "Answer in one word."),
         ("", ""),
     ],
 )
 def test_only_an_echo_is_taken_out_however_the_stream_is_cut(said, left):
     for size in (1, 2, 3, 7, 100):
-        echoes = EchoFilter(QUESTION)
+        echoes = EchoFilter(QUESTION, "Answer in one sentence.")
         pieces = [echoes.feed(said[at : at + size]) for at in range(0, len(said), size)]
         assert "".join(pieces) + echoes.finish() == left
