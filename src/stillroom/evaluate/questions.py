@@ -83,7 +83,8 @@ def pick_questions(
             f"none of {len(every)} records can be asked",
             code="data.no-questions",
             expected="records with a question, an answer and fields.split 'held_out'",
-            next=f"passed over: {dict(skipped)}; make some with held_out=0.9 and target.held_out=100",
+            next=f"passed over: {dict(skipped)}; "
+            "make some with held_out=0.9 and target.held_out=100",
         )
     chosen = set(sorted(found, key=lambda name: digest_json([seed, name]))[:limit])
     if len(found) > len(chosen):

@@ -109,6 +109,7 @@ def run_sweep(
     for configuration in configurations:
         parse_way(configuration.way)
     questions = _read_questions(sweep)
+    deal_questions(list(questions.qrels), sweep.held_out, recipe.seed)  # refused before any work
     job = Job.start(
         out,
         dump_recipe(recipe),

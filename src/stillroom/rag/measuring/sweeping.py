@@ -98,13 +98,6 @@ def judge_sweep(
         DataError: If either part has fewer than ten questions.
     """
     choosing, measuring = deal_questions(list(measured[0].values), held_out, seed)
-    if min(len(measuring), len(choosing)) < _FEWEST:
-        raise DataError(
-            f"{len(choosing)} questions would choose and {len(measuring)} measure",
-            code="rag.too-few-queries",
-            expected=f"at least {_FEWEST} of each; some hundred to tell configurations apart",
-            next="judge more questions, or set sweep.held_out",
-        )
     board = [
         (one, _mean(one, choosing, f"choosing/{one.configuration.name}", seed)) for one in measured
     ]
@@ -127,11 +120,23 @@ def judge_sweep(
 
 
 def deal_questions(names: Sequence[str], held_out: float, seed: int) -> tuple[list[str], list[str]]:
-    """Return the questions that choose and those that measure."""
+    """Return the questions that choose and those that measure.
+
+    Raises:
+        DataError: If either part has fewer than ten questions.
+    """
     dealt = list(names)
     random.Random(seed).shuffle(dealt)
     count = round(len(dealt) * held_out)
-    return dealt[count:], dealt[:count]
+    choosing, measuring = dealt[count:], dealt[:count]
+    if min(len(measuring), len(choosing)) < _FEWEST:
+        raise DataError(
+            f"{len(choosing)} questions would choose and {len(measuring)} measure",
+            code="rag.too-few-queries",
+            expected=f"at least {_FEWEST} of each; some hundred to tell configurations apart",
+            next="judge more questions, or set sweep.held_out",
+        )
+    return choosing, measuring
 
 
 def _compare(measured: Sequence[Measured], seed: int) -> tuple[Change, ...]:
