@@ -208,12 +208,25 @@ def test_judgements_of_passages_cannot_tell_chunkers_apart(recipe, tmp_path):
     job.close()
     with Index.open(tmp_path / "index") as index:
         name = index.passage_at(0).id
-    (tmp_path / "q.jsonl").write_text('{"id": "1", "text": "otter"}\n')
-    (tmp_path / "qrels.txt").write_text(f"1 0 {name} 1\n")
+    asked = range(20)
+    (tmp_path / "q.jsonl").write_text(
+        "".join(f'{{"id": "{at}", "text": "otter"}}\n' for at in asked)
+    )
+    (tmp_path / "qrels.txt").write_text("".join(f"{at} 0 {name} 1\n" for at in asked))
     judged = {"queries": str(tmp_path / "q.jsonl"), "qrels": str(tmp_path / "qrels.txt")}
     with pytest.raises(DataError) as caught:
         run_sweep(recipe(questions=None, **judged), tmp_path / "out")
     assert caught.value.code == "rag.sweep-unit"
+
+
+def test_too_few_questions_are_refused_before_any_index_is_built(recipe, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"id": "1", "text": "otter"}\n')
+    (tmp_path / "qrels.txt").write_text("1 0 otter.md 1\n")
+    judged = {"queries": str(tmp_path / "q.jsonl"), "qrels": str(tmp_path / "qrels.txt")}
+    with pytest.raises(DataError) as caught:
+        run_sweep(recipe(questions=None, **judged), tmp_path / "out", cache=tmp_path / "cache")
+    assert caught.value.code == "rag.too-few-queries"
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_recipe_with_a_sweep_builds_no_index(recipe, tmp_path):
