@@ -55,6 +55,7 @@ class Patience:
     max_wait_s: float = 120.0
     requests_per_minute: float = 0.0
     concurrency: int = 16
+    tokens_per_minute: float = 0.0
 
 
 class _Passing(Exception):  # noqa: N818  # never leaves this module
@@ -88,6 +89,7 @@ class Endpoint:
         self._key = api_key
         self._not_before = 0.0
         self._next_turn = 0.0
+        self._next_tokens = 0.0
         self._sessions: list[Any] = []  # one, once the first request is sent
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(
@@ -163,10 +165,13 @@ class Endpoint:
     async def _ask(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         begun, refused = time.monotonic(), 0
         for attempt in range(self.patience.tries):
-            await self._await_turn()
+            reserved = await self._await_turn(body)
             try:
-                return await self._send(path, body)
+                answer = await self._send(path, body)
+                self._settle(reserved, answer)
+                return answer
             except _Passing as problem:
+                self._settle(reserved, {})
                 refused += problem.code == "backend.down"
                 waited = time.monotonic() - begun
                 pause = problem.wait_s or _pause(attempt)
@@ -176,8 +181,11 @@ class Endpoint:
                 await asyncio.sleep(pause)
         raise AssertionError("unreachable: the last try returns or raises")
 
-    async def _await_turn(self) -> None:
-        """Wait until the endpoint's Retry-After has passed and the rate allows one more."""
+    async def _await_turn(self, body: Mapping[str, Any] | None = None) -> float:
+        """Wait until Retry-After has passed and both rates allow one more; return its tokens.
+
+        Tokens are reserved as what the request may take at most; ``_settle`` gives back the rest.
+        """
         while (left := self._not_before - time.monotonic()) > 0:
             await asyncio.sleep(left)
         if self.patience.requests_per_minute > 0:
@@ -186,6 +194,26 @@ class Endpoint:
             self._next_turn = turn + 60.0 / self.patience.requests_per_minute
             if turn > now:
                 await asyncio.sleep(turn - now)
+        if self.patience.tokens_per_minute <= 0 or body is None:
+            return 0.0
+        tokens = _count_most(body)
+        now = time.monotonic()
+        turn = max(now, self._next_tokens)
+        self._next_tokens = turn + tokens * 60.0 / self.patience.tokens_per_minute
+        if turn > now:
+            await asyncio.sleep(turn - now)
+        return tokens
+
+    def _settle(self, reserved: float, answer: Mapping[str, Any]) -> None:
+        """Give back what was reserved and not used; without a count, all but what was sent."""
+        if reserved:
+            usage = answer.get("usage")
+            used = float((usage or {}).get("total_tokens") or 0) if isinstance(usage, dict) else 0.0
+            if not used and isinstance(usage, dict):
+                parts = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+                used = float(sum(parts))
+            spare = max(reserved - used, 0.0) if answer and used else 0.0
+            self._next_tokens -= spare * 60.0 / self.patience.tokens_per_minute
 
     async def _send(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         async with self._request(path, body) as answer:
@@ -325,6 +353,12 @@ class _Exchange:
             step = f"curl {endpoint.address}/models"
             raise _fatal(endpoint, status, said, "backend.not-found", step)
         raise _fatal(endpoint, status, said, "backend.refused", "change the request as it says")
+
+
+def _count_most(body: Mapping[str, Any]) -> float:
+    """Return how many tokens a request may take: its text at 4 bytes a token, and its limit."""
+    size = len(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    return size / 4 + float(body.get("max_tokens") or 0)
 
 
 def read_retry_after(value: str) -> float:

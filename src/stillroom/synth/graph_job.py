@@ -15,10 +15,11 @@ from stillroom.records import Record, RecordWriter, combine_origins
 from stillroom.synth.blending import Mixed, count_origins, mix_records
 from stillroom.synth.budget import Purse
 from stillroom.synth.graph_run import Crop, Graph, Start, read_starts
-from stillroom.synth.items import kind_of
+from stillroom.synth.items import kind_of, text_of_item
 from stillroom.synth.lending import Lending
 from stillroom.synth.method import Split, Verdict
 from stillroom.synth.outline import forecast_steps
+from stillroom.synth.page import Told, draw_run
 from stillroom.synth.recipe import EVERYTHING
 from stillroom.synth.shelves import Shelves
 
@@ -55,6 +56,22 @@ def run_graph(recipe: SynthRecipe, job: Job, models: Lending) -> Artifact:
     report = _report(recipe, start, (held_out, train), mixed, written, purse)
     with atomic_write(job.output / "report.json") as file:
         json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
+    told = Told(
+        report,
+        written,
+        held_out.harvest.kept,
+        dropped,
+        [
+            text_of_item(item)
+            for (_, side), items in start.items.items()
+            if side == "train"
+            for item in items
+        ],
+        [step.model or recipe.model for step in recipe.steps.values() if step.generator],
+        frozenset(one.method_name() for step in recipe.steps.values() for one in step.filters),
+    )
+    with atomic_write(job.output / "report.html") as file:
+        file.write(draw_run(told))
     ended = purse.reached()
     if ended:
         job.say(f"warning: {len(train.kept)} training records kept; {ended}")

@@ -56,6 +56,21 @@ class EngineSettings(Settings):
     requests_per_minute: float | None = Field(
         default=None, gt=0, description="requests a minute to an endpoint; default no bound"
     )
+    tokens_per_minute: float | None = Field(
+        default=None, gt=0, description="tokens a minute to an endpoint; default no bound"
+    )
+    others: tuple[str, ...] = Field(
+        default=(),
+        description="further endpoints (http://host/v1#model) that are asked when the first fails",
+    )
+    weights: tuple[float, ...] = Field(
+        default=(), description="shares of the requests, the model's own first, then the others'"
+    )
+    hedge_after_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="ask another endpoint too after so many seconds without an answer",
+    )
 
 
 class BudgetSettings(Settings):

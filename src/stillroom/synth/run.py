@@ -25,6 +25,7 @@ from stillroom.synth.items import Item, document_of, kind_of, text_of_item
 from stillroom.synth.lending import Lending
 from stillroom.synth.method import Context, Corpus, Filter, Seed, Split, Verdict, Writer
 from stillroom.synth.outline import forecast_steps
+from stillroom.synth.page import Told, draw_run
 from stillroom.synth.plan import order_items, plan_draws, plan_seeds, split_documents
 from stillroom.synth.recipe import SynthRecipe
 from stillroom.synth.report import describe_shortfall, make_report, refuse_nothing
@@ -100,6 +101,12 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
     report["spent"] = purse.to_json()
     with atomic_write(job.output / "report.json") as file:
         json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
+    seeds = [text_of_item(item) for item in plan.items["train"]]
+    checks = frozenset(chosen.method_name() for chosen in recipe.filters)
+    written = [*train.kept, *texts]
+    told = Told(report, written, held_out.kept, dropped, seeds, [recipe.model], checks)
+    with atomic_write(job.output / "report.html") as file:
+        file.write(draw_run(told))
     ended = purse.reached()
     for shortfall in filter(None, (describe_shortfall(one, recipe, ended) for one in harvests)):
         job.say(shortfall)
@@ -267,6 +274,10 @@ def _lend(recipe: SynthRecipe, say: Callable[[str], None] | None = None) -> Iter
     told = {
         "concurrency": engine.concurrency,
         "requests_per_minute": engine.requests_per_minute,
+        "tokens_per_minute": engine.tokens_per_minute,
+        "others": engine.others or None,
+        "weights": engine.weights or None,
+        "hedge_after_s": engine.hedge_after_s,
     }
     teacher = settings | {name: value for name, value in told.items() if value is not None}
     shared = {"num_threads": engine.num_threads}

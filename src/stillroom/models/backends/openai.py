@@ -54,6 +54,20 @@ class Openai(Backend):
     api_key: SecretStr | None = Field(None, description="the key itself; never written down")
     concurrency: int = Field(16, ge=1, le=1024, description="requests at once")
     requests_per_minute: float = Field(0, ge=0, description="at most; 0 for no limit")
+    tokens_per_minute: float = Field(
+        0, ge=0, description="of prompts and completions, at most; 0 for no limit"
+    )
+    others: tuple[str, ...] = Field(
+        (), description="further endpoints (http://host/v1#model), asked when this one fails"
+    )
+    weights: tuple[float, ...] = Field(
+        (),
+        description="shares of the requests, this one's first; by default all to this one, and the "
+        "others only when it fails",
+    )
+    hedge_after_s: float = Field(
+        0, ge=0, description="ask another too after so many seconds without an answer; 0 never"
+    )
     tries: int = Field(6, ge=1, le=20, description="of one request, the first included")
     connect_timeout_s: float = Field(10, gt=0, description="seconds until connected")
     read_timeout_s: float = Field(300, gt=0, description="seconds between two pieces of an answer")
@@ -61,6 +75,28 @@ class Openai(Backend):
 
     @override
     def open(self, reference: str) -> TextModel:
+        if not self.others:
+            return self._open_one(reference)
+        from stillroom.models.pool import Member, PoolModel
+
+        weights = self.weights or (1.0,) + (0.0,) * len(self.others)
+        if (
+            len(weights) != 1 + len(self.others)
+            or min(weights) < 0
+            or not weights[0] + max(weights)
+        ):
+            raise BackendError(
+                f"{len(weights)} weights for {1 + len(self.others)} endpoints",
+                code="backend.request",
+                expected="one for each, none below 0, one above",
+                next="give a weight to this endpoint first, then to the others in their order",
+            )
+        members = []
+        for place, weight in zip((reference, *self.others), weights, strict=True):
+            members.append(Member(self._open_one(place), weight))
+        return PoolModel(members, hedge_after_s=self.hedge_after_s)
+
+    def _open_one(self, reference: str) -> TextModel:
         address, named = split_address(reference)
         endpoint = Endpoint(
             address,
@@ -72,6 +108,7 @@ class Openai(Backend):
                 self.max_wait_s,
                 self.requests_per_minute,
                 self.concurrency,
+                self.tokens_per_minute,
             ),
         )
         try:
