@@ -69,6 +69,7 @@ svg .line.s4{stroke:var(--bar)}svg circle.s4{fill:var(--bar)}
 font-size:14px}
 .keys svg{display:inline-block;width:36px;height:12px;margin-right:6px;vertical-align:-1px}
 footer{margin-top:32px}
+@media(max-width:600px){th,td{overflow-wrap:break-word}section{padding:16px}}
 @media print{body{background:#fff}section,.tiles li{break-inside:avoid}}
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -110,7 +111,7 @@ def _draw_tiles(metrics: list[Mapping[str, Any]]) -> str:
     tiles = [
         f'<li><span class="name">{_breakable(metric["name"])}</span>'
         f"<b>{_small_unit(metric)}</b>"
-        f'<span class="quiet">{escape(_interval(metric, "95 %: "))}</span></li>'
+        f'<span class="quiet">{escape(_say_interval(metric))}</span></li>'
         for metric in metrics
     ]
     return f'<ul class="tiles" aria-label="Headlines">{"".join(tiles)}</ul>\n'
@@ -210,6 +211,13 @@ def _draw_table(table: Mapping[str, Any]) -> str:
         f"<table><caption>{escape(table['caption'])}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
+
+
+def _say_interval(metric: Mapping[str, Any]) -> str:
+    """Return a tile's interval, or why it has none."""
+    if metric["low"] is None and metric["high"] is None and metric.get("note"):
+        return str(metric["note"])
+    return _interval(metric, "95 %: ")
 
 
 def _interval(metric: Mapping[str, Any], before: str = "") -> str:

@@ -43,6 +43,7 @@ _LOOK_S = 0.2
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _REFUSED_TRIES = 3
+_LARGEST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ class Endpoint:
     async def _send(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         async with self._request(path, body) as answer:
             try:
-                data = await answer.read()
+                data = await self._read_all(answer)
             except (self.http.ClientError, TimeoutError) as error:
                 raise _Passing(
                     f"the answer broke off ({_name(error)})", code="backend.broken"
@@ -230,6 +231,25 @@ class Endpoint:
         if not isinstance(value, dict):
             raise _Passing("the answer is no JSON object", code="backend.malformed")
         return value
+
+    async def _read_all(self, answer: Any) -> bytes:
+        """Return an answer's bytes, no more than what memory is there for.
+
+        Raises:
+            BackendError: If the answer is larger than any completion can be.
+        """
+        parts, size = [], 0
+        async for part in answer.content.iter_any():
+            parts.append(part)
+            size += len(part)
+            if size > _LARGEST_BYTES:
+                raise BackendError(
+                    f"{self.address}: the answer is larger than {_LARGEST_BYTES >> 20} MiB",
+                    code="backend.answer",
+                    expected="a completion",
+                    next="lower max_new_tokens, or look at what the server sends",
+                )
+        return b"".join(parts)
 
     async def _stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         await self._await_turn()

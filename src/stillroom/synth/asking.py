@@ -21,17 +21,22 @@ from stillroom.text.normalize import strip_invisible
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
-__all__ = ["REFUSED", "Ask", "Asking", "fence", "is_cut", "one_line", "topic_of"]
+__all__ = ["LOST", "REFUSED", "Ask", "Asking", "fence", "is_cut", "one_line", "topic_of"]
 
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>")
 _MAX_TOPIC = 100
 REFUSED = "refused by the teacher's server"
+LOST = "no answer from the teacher's server"
+"""Not the ask's own fault: such a unit is not kept on the shelf, so that a later run asks again."""
 _OWN_FAULTS = {
     "backend.context": "longer than the teacher's context",
     "backend.schema": "not the JSON asked",
     "backend.refused": REFUSED,
     "backend.malformed": "no answer that can be read",
     "backend.answer": "an answer without text",
+    "backend.timeout": LOST,
+    "backend.broken": LOST,
+    "backend.unavailable": LOST,
 }
 """Errors that are one ask's own, by code; any other is the teacher's and ends the job."""
 

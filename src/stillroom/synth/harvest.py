@@ -18,7 +18,7 @@ from stillroom.records import Record
 from stillroom.synth.budget import Purse
 from stillroom.synth.method import Draft, Seed, Split, Verdict, Writer
 from stillroom.synth.panel import Panel
-from stillroom.synth.streaming import Shelf, stream_units
+from stillroom.synth.streaming import Shelf, is_lost, stream_units
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -201,10 +201,17 @@ def _draft_groups(
     while group := list(islice(remaining, batch_size)):
         pause()
         missing = [seed for seed in group if shelf.get(seed.key) is None]
+        lost: dict[str, Draft] = {}
         for draft in writer.generate(missing, model) if missing else ():
-            shelf.put(draft.key, draft.to_json())
+            if is_lost(draft):
+                lost[draft.key] = draft
+            else:
+                shelf.put(draft.key, draft.to_json())
         for seed in group:
-            yield Draft.from_json(shelf.get(seed.key))  # type: ignore[arg-type]  # put above
+            if seed.key in lost:
+                yield lost[seed.key]
+            else:
+                yield Draft.from_json(shelf.get(seed.key))  # type: ignore[arg-type]  # put above
 
 
 def gather(

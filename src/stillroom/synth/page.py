@@ -96,6 +96,14 @@ def _add_headlines(report: Report, told: Told) -> None:
         tiles.append(Metric("money", float(spent["money"])))
     for tile in tiles:
         report.add(replace(tile, note="counted"), is_headline=True)
+    prices = told.report.get("prices")
+    priced = f" Prices a million tokens: {prices}." if prices else ""
+    report.section(
+        "Counts and cost",
+        "What came from a shelf or a cache is counted too: it is what the records cost, not what "
+        f"this sitting cost.{priced}",
+        metrics=[report.metrics[tile.name] for tile in tiles],
+    )
 
 
 def _add_steps(report: Report, told: Told) -> None:
@@ -168,11 +176,14 @@ def _add_reasons(report: Report, told: Told) -> None:
     text = f"{rest} more fell for {len(counts) - len(most)} rarer reasons." if rest else ""
     plot = Plot(
         "Rows by the reason they fell for",
-        tuple(name for name, _ in most),
+        tuple(name.rpartition(": ")[2] for name, _ in most),
         tuple(float(count) for _, count in most),
         kind="bars",
     )
-    report.section("What fell", text, plot=plot)
+    total = counts.total()
+    rows = tuple((*name.split(": ", 1), str(count), f"{count / total:.1%}") for name, count in most)
+    table = Table("By whom and why", ("by", "reason", "rows", "share"), rows)
+    report.section("What fell", text, plot=plot, table=table)
 
 
 def _add_examples(report: Report, told: Told) -> None:
@@ -218,7 +229,8 @@ def _add_variety(report: Report, told: Told) -> None:
         measured["started from"]["tail"] = half["tail"]
     text = (
         f"Means of draws of {budget} words, with the middle 95 % of the draws. High self_bleu, "
-        "compression and repeated say little variety; a tail below 1 says that rare words are gone."
+        "compression and repeated say little variety; a tail below 1 says that rare words are "
+        "gone, above 1 that records repeat the very texts they were made of."
     )
     metrics = [
         replace(metric, name=f"{figure}/{side}")
@@ -261,12 +273,13 @@ def _add_coverage(report: Report, told: Told) -> None:
         ),
     )
     lengths = Counter(_bin(len(words(answer_of(record)))) for record in records)
+    bins = range(max(lengths) + 1)
     report.section(
         "Length of answers",
         plot=Plot(
             "Records by the words of their answer",
-            tuple(_bin_name(at) for at in range(len(_BINS) + 1)),
-            tuple(float(lengths[at]) for at in range(len(_BINS) + 1)),
+            tuple(_bin_name(at) for at in bins),
+            tuple(float(lengths[at]) for at in bins),
             kind="bars",
         ),
     )
@@ -316,7 +329,7 @@ def _add_rights(report: Report, told: Told) -> None:
         table=Table("Licenses of the training records", ("license", "records"), rows),
     )
     if told.teachers:
-        terms = [(teacher, find_terms(teacher)) for teacher in told.teachers]
+        terms = [(teacher, find_terms(teacher)) for teacher in dict.fromkeys(told.teachers)]
         report.section(
             "Terms of the teachers",
             "A reminder to read them, not advice.",
@@ -355,7 +368,7 @@ def _by_step(measured: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
 
 
 def _name(drop: Dropped) -> str:
-    return f"{f'{drop.step}/' if drop.step else ''}{drop.filter}: {drop.reason}"
+    return f"{f'{drop.step} / ' if drop.step else ''}{drop.filter}: {drop.reason}"
 
 
 def _says(drop: Dropped) -> str:
@@ -371,7 +384,7 @@ def _measure(drop: Dropped) -> str:
 
 
 def _clip(text: str) -> str:
-    line = " ".join(text.split())
+    line = " ".join(text[: 8 * _SHOWN].split())
     return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
 
 

@@ -14,17 +14,18 @@ from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from stillroom.errors import BackendError
-from stillroom.synth.asking import REFUSED
+from stillroom.synth.asking import LOST, REFUSED
 from stillroom.synth.method import Draft, Seed, Writer
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
-__all__ = ["Shelf", "stream_units"]
+__all__ = ["Shelf", "is_lost", "stream_units"]
 
 _AHEAD = 2
 _LOOK_S = 0.2
 _REFUSALS = 20
+_LOST = 10
 
 
 class Shelf(Protocol):
@@ -81,6 +82,11 @@ def stream_units(
         pool.shutdown(cancel_futures=True)
 
 
+def is_lost(draft: Draft) -> bool:
+    """Return whether a unit is not done, because the server did not answer all of it."""
+    return any(failure.reason == LOST for failure in draft.failures)
+
+
 class _Stream:
     """What the threads share."""
 
@@ -88,7 +94,7 @@ class _Stream:
         self.writer, self.model, self.shelf = writer, model, shelf
         self.stopped = threading.Event()
         self._lock = threading.Lock()
-        self._refused = self._records = 0
+        self._refused = self._records = self._lost = 0
 
     def draft(self, seed: Seed) -> Draft | None:
         """Return the unit's draft, from the shelf or asked for; None once stopped."""
@@ -99,6 +105,8 @@ class _Stream:
         if self.stopped.is_set():
             return None
         (made,) = self.writer.generate([seed], self.model)
+        if is_lost(made):
+            return made
         with self._lock:
             self.shelf.put(made.key, made.to_json())
             kept = self.shelf.get(made.key)
@@ -108,8 +116,18 @@ class _Stream:
         """Count refusals; a server that takes nothing is not asked for every unit.
 
         Raises:
-            BackendError: If it refused the first many units and gave no record.
+            BackendError: If it refused the first many units and gave no record, or has answered
+                none of the last ten.
         """
+        lost = [failure.text for failure in found.failures if failure.reason == LOST]
+        self._lost = self._lost + 1 if lost else 0
+        if self._lost >= _LOST:
+            raise BackendError(
+                f"{self._lost} units in a row had no answer: {lost[-1]:.300}",
+                code="backend.unavailable",
+                expected="a server that answers",
+                next="run the same command again with --resume when it does",
+            )
         said = [failure.text for failure in found.failures if failure.reason == REFUSED]
         self._records += len(found.records)
         self._refused += bool(said)

@@ -258,7 +258,7 @@ class _EndpointModel:
                 expected="choices[0].message.content",
                 next="check that the address is an OpenAI-compatible API (…/v1)",
             ) from error
-        text = _without_thoughts(str(text or "")).removeprefix(prompt.prefix)
+        text = _without_thoughts(_sound(str(text or ""))).removeprefix(prompt.prefix)
         if prompt.schema is not None:
             text = _without_fence(text)
         reason = "length" if choice.get("finish_reason") == "length" else "stop"
@@ -304,6 +304,15 @@ def _request(
         messages.append({"role": "assistant", "content": prompt.prefix})
         body |= {"continue_final_message": True, "add_generation_prompt": False}
     return "/chat/completions", {**body, "messages": messages}
+
+
+def _sound(text: str) -> str:
+    """Return text that can be written: half a surrogate pair is no character, and is marked so."""
+    return (
+        text
+        if text.isascii()
+        else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    )
 
 
 def _without_thoughts(text: str) -> str:
