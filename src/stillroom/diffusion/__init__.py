@@ -10,6 +10,7 @@ diffusion, Arriola et al. 2025, arXiv:2503.09573. Each method names its own.
 
 In: a checkpoint (ours, of a published layout, or autoregressive to be trained on) and records.
 Out: an artifact of kind checkpoint, a Hugging Face folder whose config.json says how it is read.
+The job itself is ``stillroom.diffusion.run.run``.
 """
 
 from __future__ import annotations
@@ -17,21 +18,39 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stillroom.diffusion.canvas import Request
+    from stillroom.diffusion.decoding import DecodeSettings
     from stillroom.diffusion.layout import LAYOUTS, Layout
+    from stillroom.diffusion.likelihood import score_text
     from stillroom.diffusion.metadata import DiffusionMetadata
     from stillroom.diffusion.model import DiffusionModel, Reading
     from stillroom.diffusion.opening import open_diffusion
+    from stillroom.diffusion.recipe import DiffusionRecipe
+    from stillroom.diffusion.sampling import generate
+    from stillroom.diffusion.scoring import Bound
 
 __all__ = [
     "LAYOUTS",
+    "Bound",
+    "DecodeSettings",
     "DiffusionMetadata",
     "DiffusionModel",
+    "DiffusionRecipe",
     "Layout",
     "Reading",
+    "Request",
+    "generate",
     "open_diffusion",
+    "score_text",
 ]
 
 _HOMES = {
+    "Bound": "scoring",
+    "score_text": "likelihood",
+    "generate": "sampling",
+    "Request": "canvas",
+    "DecodeSettings": "decoding",
+    "DiffusionRecipe": "recipe",
     "LAYOUTS": "layout",
     "DiffusionMetadata": "metadata",
     "DiffusionModel": "model",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from stillroom.diffusion.caching import CACHES, CacheMethod
 from stillroom.diffusion.layout import LAYOUTS, Layout
+from stillroom.diffusion.noise import NOISINGS, SCHEDULES, Noising, Schedule
 from stillroom.diffusion.scoring import ESTIMATORS, Estimator
 from stillroom.diffusion.steps import (
     COMMITS,
@@ -26,13 +27,17 @@ __all__ = [
     "ESTIMATORS",
     "LAYOUTS",
     "LENGTHS",
+    "NOISINGS",
     "ORDERS",
     "REMASKINGS",
+    "SCHEDULES",
     "CacheMethod",
     "CommitRule",
     "Estimator",
     "Layout",
     "Length",
+    "Noising",
     "Order",
     "Remasking",
+    "Schedule",
 ]

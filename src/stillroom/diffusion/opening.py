@@ -20,7 +20,7 @@ from stillroom.errors import CheckpointError, RecipeError
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.models.causal import build_causal_lm, load_tokenizer
 
-__all__ = ["check_attention", "model_length", "open_diffusion", "translate"]
+__all__ = ["check_attention", "load_prepared", "model_length", "open_diffusion", "translate"]
 
 _PROBE_TOKENS = 8
 _LONGEST_PROBE = 256
@@ -67,6 +67,20 @@ def open_diffusion(
     )
     check_attention(model, str(stored.folder))
     return model
+
+
+def load_prepared(folder: Path) -> DiffusionModel:
+    """Load a folder that says what it is, in float32, to be trained; causal ones, too.
+
+    Raises:
+        CheckpointError: If it says nothing.
+    """
+    stored = Checkpoint.open(folder)
+    metadata = DiffusionMetadata.from_config(stored.config, str(folder))
+    if metadata is None:
+        raise _not_diffusion(stored)
+    network = _load(stored, metadata, None, "float32", "auto")
+    return DiffusionModel(network, metadata, tokenizer=load_tokenizer(folder), name=folder.name)
 
 
 def translate(stored: Checkpoint) -> Translation | None:

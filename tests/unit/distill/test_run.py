@@ -162,7 +162,7 @@ def test_refuses_records_without_any_to_learn(make_recipe, do, tmp_path):
     write_records(path, [r for r in make_records() if r.fields["split"] == "held_out"])
     with pytest.raises(DataError) as caught:
         do(make_recipe(records=str(path)))
-    assert caught.value.code == "distill.no-records"
+    assert caught.value.code == "train.no-records"
 
 
 def test_refuses_records_without_an_answer_in_reach(make_recipe, do):

@@ -1,0 +1,292 @@
+"""The job of kind ``diffusion``: a start and records in, a diffusion checkpoint out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stillroom.checkpoints import Checkpoint, CheckpointWriter
+from stillroom.checkpoints.writer import plan_tensors
+from stillroom.diffusion.lessons import Lesson, encode_lessons
+from stillroom.diffusion.metadata import CONFIG_KEY, DiffusionMetadata
+from stillroom.diffusion.model import DiffusionModel
+from stillroom.diffusion.objective import DiffusionObjective
+from stillroom.diffusion.opening import check_attention, load_prepared
+from stillroom.diffusion.recipe import DiffusionRecipe, ScratchSettings
+from stillroom.diffusion.source import NoisySource
+from stillroom.diffusion.starting import prepare_start, read_json
+from stillroom.diffusion.validating import Validation
+from stillroom.errors import DataError
+from stillroom.jobs import Estimate, Job
+from stillroom.models import resolve_checkpoint
+from stillroom.provenance import Artifact, Parent, make_parent
+from stillroom.records import Link, Origin, combine_origins
+from stillroom.train.loop import train
+from stillroom.train.lora import add_lora, export_tensors
+from stillroom.train.precision import fixed_threads
+from stillroom.train.split import Split, split_records
+
+__all__ = ["estimate", "run"]
+
+_FLOPS_PER_CORE = 2.5e10  # of a training step in float32, as measured on two cores
+_OVERHEAD = 500_000_000
+_DEFAULT_PARAMETERS = 135_000_000
+
+
+def run(recipe: DiffusionRecipe, job: Job) -> Artifact:
+    """Train a diffusion model and publish its checkpoint.
+
+    Raises:
+        CheckpointError: If the start is missing or cannot be made a diffusion model.
+        DataError: If there is nothing to learn.
+        Cancelled: If the user stopped it; ``--resume`` goes on.
+    """
+    with fixed_threads(recipe.train.threads):
+        split = split_records(Path(recipe.records))
+        start = job.scratch / "start"
+        with job.phase("start", 1, "networks") as progress:
+            said = prepare_start(recipe, lambda: _texts(split), start)
+            progress.advance()
+        job.say(f"starts from {said}")
+        model = load_prepared(start)
+        check_attention(model, str(start))
+        lessons, counts = _encode(recipe, split, model, job)
+        held_out, _ = _encode_held_out(recipe, split, model)
+        validation = Validation(
+            model,
+            held_out,
+            recipe.validation,
+            is_causal=recipe.noising.is_causal,
+            seed=recipe.seed,
+        )
+        details: dict[str, Any] = {"start": said, "records": counts}
+        details["before"] = _measure(validation, job, "measure before")
+        details["train"] = _train(recipe, job, model, lessons, validation)
+        details["after"] = _measure(validation, job, "measure after")
+        details["fingerprint"] = _write(recipe, job, model, start, split)
+    _tell(details, job)
+    return job.finish(
+        "checkpoint",
+        parents=_parents(recipe, job),
+        origin=_origin(recipe, split).to_json(),
+        details={
+            **details,
+            "parameters": Checkpoint.open(job.output).parameters,
+            CONFIG_KEY: model.metadata.model_dump(mode="json"),
+        },
+    )
+
+
+def estimate(recipe: DiffusionRecipe) -> Estimate:
+    """Return memory, disk and time of the job; a start that is not here counts as 135M."""
+    parameters, vocabulary, basis = _size_of(recipe)
+    records = _count_records(recipe)
+    steps = recipe.train.count_steps(records) if records else recipe.train.steps or 0
+    tokens = recipe.train.batch_size * recipe.max_tokens / 2 * steps
+    times = 2 if recipe.attention == "block_causal" else 1
+    times *= 2 if recipe.noising.method_name() == "complementary" else 1
+    speed = _FLOPS_PER_CORE * (recipe.train.threads or os.cpu_count() or 1)
+    width = 4 if recipe.out.dtype == "float32" else 2
+    return Estimate(
+        memory_bytes=16 * parameters + 8 * vocabulary * 1024 + _OVERHEAD,
+        disk_bytes=parameters * (width + 4 + 12),
+        seconds=6 * parameters * tokens * times / speed + 10,
+        memory_knob="lower train.micro_tokens, or set train.lora",
+        disk_knob="use out.dtype: bfloat16",
+        basis=f"{basis}; {records} records, {steps} steps of {recipe.train.batch_size} texts of "
+        f"about {recipe.max_tokens // 2} tokens",
+    )
+
+
+def _size_of(recipe: DiffusionRecipe) -> tuple[int, int, str]:
+    """Return parameters, vocabulary and what they are known from."""
+    start = recipe.start
+    if isinstance(start, ScratchSettings):
+        inner = start.inner or start.width * 8 // 3
+        layer = 4 * start.width**2 + 3 * start.width * inner
+        vocabulary = 1000 if start.tokenizer.startswith("builtin:") else 50_000
+        return start.layers * layer + vocabulary * start.width, vocabulary, "a new network"
+    folder = Path(start)
+    if not start.startswith("hub:") and folder.exists() and folder.suffix != ".gguf":
+        stored = Checkpoint.open(folder)
+        return stored.parameters, int(stored.config.get("vocab_size", 50_000)), f"{folder.name}"
+    return _DEFAULT_PARAMETERS, 50_000, f"{start}, taken as 135M"
+
+
+def _count_records(recipe: DiffusionRecipe) -> int:
+    path = Path(recipe.records)
+    return len(split_records(path).train) if path.exists() else 0
+
+
+def _texts(split: Split) -> Iterator[str]:
+    for record in split.train:
+        yield from (message.content for message in record.messages)
+
+
+def _encode(
+    recipe: DiffusionRecipe, split: Split, model: DiffusionModel, job: Job
+) -> tuple[list[Lesson], dict[str, Any]]:
+    with job.phase("encode", len(split.train), "records") as progress:
+        lessons, counts = encode_lessons(
+            model.tokenizer,
+            split.train,
+            max_tokens=recipe.max_tokens,
+            include_prompt=recipe.include_prompt,
+            first=int(model.metadata.logit_shift),
+            on_done=progress.advance,
+        )
+    found = {**counts.to_json(), "passed_over": split.passed_over}
+    if counts.cut or counts.left_out or split.passed_over:
+        job.say(
+            f"{counts.cut} records were cut at {recipe.max_tokens} tokens ({counts.tokens_cut} "
+            f"tokens), {counts.left_out} left out, passed over: {split.passed_over or 'none'}"
+        )
+    if not lessons:
+        raise DataError(
+            "no record has a token to learn",
+            code="diffusion.no-places",
+            where="records",
+            expected="assistant messages within max_tokens",
+            next=f"raise max_tokens above {recipe.max_tokens}, or set include_prompt: true",
+        )
+    return lessons, found
+
+
+def _encode_held_out(
+    recipe: DiffusionRecipe, split: Split, model: DiffusionModel
+) -> tuple[list[Lesson], object]:
+    return encode_lessons(
+        model.tokenizer,
+        split.held_out[: recipe.validation.records],
+        max_tokens=recipe.max_tokens,
+        include_prompt=recipe.include_prompt,
+        first=int(model.metadata.logit_shift),
+    )
+
+
+def _measure(validation: Validation, job: Job, name: str) -> dict[str, Any]:
+    """Measure, once: a resumed run takes what was measured before."""
+    journal = job.journal("measured")
+    if name not in journal and validation.lessons:
+        with job.phase(name, len(validation.lessons), "records") as progress:
+            bound = validation.bound(progress.advance)
+        journal.put(name, {**bound, **validation.fixed_times()})
+    return dict(journal.get(name, {}))
+
+
+def _train(
+    recipe: DiffusionRecipe,
+    job: Job,
+    model: DiffusionModel,
+    lessons: list[Lesson],
+    validation: Validation,
+) -> dict[str, Any]:
+    network = model.network
+    if recipe.train.lora is not None:
+        network = model.network = add_lora(network, recipe.train.lora, recipe.seed)
+    steps = recipe.train.count_steps(len(lessons))
+    trained = train(
+        network,
+        NoisySource(lessons, recipe, model.metadata, steps),
+        DiffusionObjective(model, has_times=not recipe.noising.is_causal),
+        recipe.train,
+        job,
+        seed=recipe.seed,
+        on_step=_validate(validation, recipe.validation.every, job),
+    )
+    return asdict(trained)
+
+
+def _validate(
+    validation: Validation, every: int, job: Job
+) -> Callable[[int, nn.Module], None] | None:
+    if not every or not validation.lessons:
+        return None
+
+    def on_step(step: int, network: nn.Module) -> None:
+        if step % every == 0:
+            for name, value in validation.fixed_times().items():
+                job.metric(name, value, step=step)
+
+    return on_step
+
+
+def _write(
+    recipe: DiffusionRecipe, job: Job, model: DiffusionModel, start: Path, split: Split
+) -> str:
+    """Write the checkpoint; an autoregressive one is an ordinary one, without metadata."""
+    tensors = dict(export_tensors(model.network))
+    config = read_json(start / "config.json")
+    if recipe.noising.is_causal:
+        config = {k: v for k, v in config.items() if k not in {CONFIG_KEY, "stillroom_backend"}}
+    origin = _origin(recipe, split)
+    with CheckpointWriter(
+        job.output,
+        config=config,
+        shard_size=recipe.out.shard_size,
+        dtype=getattr(torch, recipe.out.dtype),
+        plan=plan_tensors(tensors),
+        in_place=True,
+    ) as writer:
+        for name, tensor in tensors.items():
+            writer.add(name, tensor)
+        writer.copy_tokenizer(start)
+        writer.write_card(
+            job.out.name,
+            _card(recipe, model.metadata),
+            license=origin.license,
+            base_models=[] if isinstance(recipe.start, ScratchSettings) else [recipe.start],
+            relation="" if isinstance(recipe.start, ScratchSettings) else "finetune",
+            tags=["text-generation" if recipe.noising.is_causal else "diffusion"],
+        )
+    return writer.fingerprint
+
+
+def _card(recipe: DiffusionRecipe, metadata: DiffusionMetadata) -> str:
+    if recipe.noising.is_causal:
+        return "An autoregressive language model, trained by Stillroom as a diffusion model's twin."
+    return (
+        f"A masked diffusion language model: attention {metadata.attention}"
+        f"{f' in blocks of {metadata.block_size}' if metadata.block_size else ''}, mask token "
+        f"{metadata.mask_token_id}, logits {'shifted' if metadata.logit_shift else 'in place'}. "
+        "config.json says so under stillroom_diffusion. Write with it by "
+        "`stillroom diffusion sample`."
+    )
+
+
+def _parents(recipe: DiffusionRecipe, job: Job) -> list[Parent]:
+    found = [make_parent("records", Path(recipe.records), job.out)]
+    if not isinstance(recipe.start, ScratchSettings):
+        stored = Checkpoint.open(resolve_checkpoint(recipe.start))
+        found.append(Parent("start", recipe.start, stored.fingerprint, "checkpoint"))
+    return found
+
+
+def _origin(recipe: DiffusionRecipe, split: Split) -> Origin:
+    """Return the checkpoint's origin: synthetic, under all licenses involved."""
+    parts = [record.origin for record in split.train]
+    fingerprint = ""
+    if not isinstance(recipe.start, ScratchSettings):
+        stored = Checkpoint.open(resolve_checkpoint(recipe.start))
+        parts.append(Origin("unknown", license=stored.license))
+        fingerprint = stored.fingerprint
+    method = f"diffusion.noisings.{recipe.noising.method_name()}"
+    return Origin("synthetic", (Link(method, fingerprint),), combine_origins(parts).license)
+
+
+def _tell(details: dict[str, Any], job: Job) -> None:
+    before, after = details["before"], details["after"]
+    if not after:
+        return
+    what = "bound" if after["is_bound"] else "loss"
+    job.say(
+        f"held-out {what} {before['nats_per_token']:.3f} (error {before['error']:.3f}) before, "
+        f"{after['nats_per_token']:.3f} (error {after['error']:.3f}) after, nats a token over "
+        f"{after['records']} records"
+    )

@@ -1,0 +1,3 @@
+"""Noise schedules: how much is masked at which time."""
+
+SEAM = "how much is masked at which time in training"

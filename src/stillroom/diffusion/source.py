@@ -1,0 +1,326 @@
+"""NoisySource: what each optimizer step learns from, as a pure function of seed and step.
+
+Every text has a place in its step, and all its draws follow from (seed, step, place): a resumed
+run, another split into micro-batches or another number of processes sees the same masks. Times of a
+step are spread evenly over their range, one point of a shifted grid a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from stillroom.diffusion.attention import sees, training_mask
+from stillroom.diffusion.lessons import Lesson
+from stillroom.diffusion.metadata import DiffusionMetadata
+from stillroom.diffusion.recipe import DiffusionRecipe
+from stillroom.provenance import digest_json
+from stillroom.train.source import group_by_length
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from stillroom.train.ranks import Ranks
+
+__all__ = ["BUCKETS", "NoisyBatch", "NoisySource", "NoisyText", "lay_out"]
+
+BUCKETS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
+_GROWN_OF = 2  # blocks grow over the first half of the steps
+_ORDER, _TIMES, _TEXT = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class NoisyText:
+    """One noisy copy of a text.
+
+    Args:
+        record_id: The record's.
+        ids: The clean text, (T,), int64.
+        is_masked: What the model does not see, (T,), bool.
+        is_learned: What it is asked for, (T,), bool.
+        scale: Of each token's loss, (T,), float64.
+        t: The time at each token, (T,), float64.
+        units: What the text counts for in the step's mean; 0 for a second copy.
+    """
+
+    record_id: str
+    ids: npt.NDArray[np.int64]
+    is_masked: npt.NDArray[np.bool_]
+    is_learned: npt.NDArray[np.bool_]
+    scale: npt.NDArray[np.float64]
+    t: npt.NDArray[np.float64]
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class NoisyBatch:
+    """Several noisy texts, padded on the right.
+
+    Args:
+        ids: What the model reads, (B, T); where attention is by blocks, noisy then clean.
+        positions: (B, T).
+        seen: (B, T, T), bool.
+        flat: Indices into (B * T) of the states behind the N asked tokens.
+        labels: Those tokens, (N,).
+        scale: Weight of each one's loss, (N,), float32.
+        bucket: Which of ``BUCKETS`` each one's time is in, (N,).
+        bucket_scale: What a bucket's summed loss is multiplied by to give, divided by the step's
+            units, the step's mean; (4,).
+        record_ids: The records inside.
+        tokens: Tokens, without padding.
+        valid: Units.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    seen: Tensor
+    flat: Tensor
+    labels: Tensor
+    scale: Tensor
+    bucket: Tensor
+    bucket_scale: tuple[float, ...]
+    record_ids: tuple[str, ...]
+    tokens: int
+    valid: int
+
+
+class NoisySource:
+    """Shuffles lessons, makes noisy copies of each step's, and joins them to micro-batches."""
+
+    def __init__(
+        self,
+        lessons: Sequence[Lesson],
+        recipe: DiffusionRecipe,
+        metadata: DiffusionMetadata,
+        steps: int,
+    ) -> None:
+        """Stand over ``lessons``.
+
+        Args:
+            lessons: What is learned from.
+            recipe: Noise, batch and seed.
+            metadata: Attention, mask token and shift of the model.
+            steps: Optimizer steps of the run.
+        """
+        self.lessons, self.recipe, self.metadata, self.steps = lessons, recipe, metadata, steps
+        self._step = -1
+        self._texts: list[NoisyText] = []
+        self._orders: dict[int, list[int]] = {}
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest of all that the masks follow from."""
+        recipe = self.recipe
+        kept = recipe.model_dump(mode="json", exclude={"train", "out", "validation"})
+        texts = [[lesson.record_id, lesson.ids.tolist(), lesson.turns] for lesson in self.lessons]
+        return digest_json([kept, self.metadata.model_dump(mode="json"), texts, self.steps])
+
+    def __len__(self) -> int:
+        """Return how many lessons one epoch has."""
+        return len(self.lessons)
+
+    def begin(self, step: int, model: nn.Module, ranks: Ranks) -> Mapping[str, float]:
+        """Draw the step's noise."""
+        self._prepare(step)
+        size = self.block_size(step)
+        return {} if size is None or not self.recipe.block_growth else {"block_size": float(size)}
+
+    def plan(self, step: int) -> Sequence[Sequence[int]]:
+        """Return the copies of each micro-batch of a step, longest first."""
+        self._prepare(step)
+        times = 2 if self.block_size(step) is not None else 1
+        lengths = [len(text.ids) * times for text in self._texts]
+        return group_by_length(range(len(lengths)), lengths, self.recipe.train.micro_tokens)
+
+    def valid(self, group: Sequence[int]) -> int:
+        """Return what some copies count for."""
+        return sum(self._texts[number].units for number in group)
+
+    def load(self, group: Sequence[int]) -> NoisyBatch:
+        """Return one micro-batch of the step that was planned last."""
+        texts = [self._texts[number] for number in group]
+        units = max(sum(text.units for text in self._texts), 1)
+        counts = [
+            sum(int((text.is_learned & _in_bucket(text.t, at)).sum()) for text in self._texts)
+            for at in range(len(BUCKETS))
+        ]
+        share = tuple(units / count if count else 0.0 for count in counts)
+        return lay_out(
+            texts,
+            self.metadata,
+            block_size=self.block_size(self._step),
+            extra=self._extra(self._step, max(len(text.ids) for text in texts)),
+            bucket_scale=share,
+        )
+
+    def block_size(self, step: int) -> int | None:
+        """Return the block size of a step's attention; None where it is not by blocks."""
+        size, growth = self.metadata.block_size, self.recipe.block_growth
+        if size is None or not growth:
+            return size
+        at = step * _GROWN_OF * len(growth) // max(self.steps, 1)
+        return growth[at] if at < len(growth) else size
+
+    def _extra(self, step: int, length: int) -> Tensor | None:
+        """Return which later places are already seen while attention is annealed, (T, T) bool."""
+        steps = self.recipe.anneal_steps
+        if not steps or step + 1 >= steps or self.metadata.attention != "full":
+            return None
+        rng = np.random.default_rng([self.recipe.seed, step, _TEXT + 1])
+        longest = max(len(text.ids) for text in self._texts)
+        drawn = rng.random((longest, longest))[:length, :length]
+        return torch.from_numpy(drawn < (step + 1) / steps)
+
+    def _prepare(self, step: int) -> None:
+        if step == self._step:
+            return
+        size = self.recipe.train.batch_size
+        rng = np.random.default_rng([self.recipe.seed, step, _TIMES])
+        offsets = rng.random(4096)  # one a block: texts with more blocks begin again
+        self._texts = []
+        for place in range(size):
+            lesson = self.lessons[self._at(step * size + place)]
+            own = np.random.default_rng([self.recipe.seed, step, _TEXT, place])
+            self._texts += self._noise(lesson, (offsets, place / size), own, self.block_size(step))
+        self._step = step
+
+    def _noise(
+        self,
+        lesson: Lesson,
+        grid: tuple[npt.NDArray[np.float64], float],
+        rng: np.random.Generator,
+        block_size: int | None,
+    ) -> list[NoisyText]:
+        ids, noised = self._cut(lesson, rng)
+        noise, places = self.recipe.noise, np.arange(len(ids))
+        block = places // block_size if block_size is not None else places * 0
+        if noise.low_discrepancy:
+            u = (grid[0][block % len(grid[0])] + grid[1]) % 1.0
+        else:
+            u = rng.random(int(block[-1]) + 1)[block]
+        t = noise.t_min + (noise.t_max - noise.t_min) * u
+        copies = self.recipe.noising.copies(noised, t, self.recipe.schedule, rng)
+        count = int(noised.sum())
+        per = count if self.recipe.answers.per_answer else 1
+        units = 1 if self.recipe.answers.per_answer else count
+        return [
+            NoisyText(
+                lesson.record_id,
+                ids,
+                copy.is_masked,
+                copy.is_learned,
+                copy.weight / per,
+                t,
+                0 if number else units,
+            )
+            for number, copy in enumerate(copies)
+        ]
+
+    def _cut(
+        self, lesson: Lesson, rng: np.random.Generator
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Return a text as this step takes it: one turn, perhaps shortened, with its end padded."""
+        answers, ids, noised = self.recipe.answers, lesson.ids, lesson.noised
+        if answers.one_turn and not self.recipe.include_prompt and len(lesson.turns) > 1:
+            start, stop = lesson.turns[int(rng.integers(len(lesson.turns)))]
+            ids = ids[:stop]
+            noised = np.zeros(stop, dtype=np.bool_)
+            noised[start:stop] = True
+        elif self.recipe.include_prompt and rng.random() < self.recipe.noise.short_share:
+            first = int(np.flatnonzero(noised)[0])
+            length = int(rng.integers(first + 1, len(ids) + 1))
+            ids, noised = ids[:length], noised[:length]
+        more = -len(ids) % answers.pad_multiple
+        if more and answers.pad_cut:
+            more = int(rng.integers(more + 1))
+        if more and self.metadata.end_token_ids:
+            ids = np.concatenate([ids, np.full(more, self.metadata.end_token_ids[0])])
+            noised = np.concatenate([noised, np.ones(more, dtype=np.bool_)])
+        return ids, noised
+
+    def _at(self, place: int) -> int:
+        epoch, offset = divmod(place, len(self.lessons))
+        if epoch not in self._orders:
+            rng = np.random.default_rng([self.recipe.seed, epoch, _ORDER, 1])
+            kept = {old: order for old, order in self._orders.items() if old == epoch - 1}
+            self._orders = {**kept, epoch: rng.permutation(len(self.lessons)).tolist()}
+        return self._orders[epoch][offset]
+
+
+def lay_out(
+    texts: Sequence[NoisyText],
+    metadata: DiffusionMetadata,
+    *,
+    block_size: int | None,
+    extra: Tensor | None = None,
+    bucket_scale: tuple[float, ...] = (1.0,) * len(BUCKETS),
+) -> NoisyBatch:
+    """Join noisy texts to one batch.
+
+    Args:
+        texts: What is joined.
+        metadata: Mask token, shift and attention.
+        block_size: Of attention by blocks: then each text is read noisy and clean in one pass.
+        extra: Under annealing, which later places are seen, (T, T); the rest is causal.
+        bucket_scale: Kept in the batch.
+    """
+    times = 2 if block_size is not None else 1
+    width = max(len(text.ids) for text in texts) * times
+    ids = torch.zeros(len(texts), width, dtype=torch.long)
+    positions = torch.zeros_like(ids)
+    seen = torch.zeros(len(texts), width, width, dtype=torch.bool)
+    flat, labels, scale, bucket = [], [], [], []
+    shift = int(metadata.logit_shift)
+    for row, text in enumerate(texts):
+        length = len(text.ids)
+        clean = torch.from_numpy(text.ids)
+        noisy = torch.where(torch.from_numpy(text.is_masked), metadata.mask_token_id, clean)
+        at, end = torch.arange(length), length * times
+        ids[row, :end] = torch.cat([noisy, clean]) if times == 2 else noisy
+        positions[row, :end] = torch.cat([at, at]) if times == 2 else at
+        seen[row, :end, :end] = _mask(metadata, at, block_size, extra)
+        seen[row, end:, 0] = True  # padding sees one key, so that no softmax is over nothing
+        asked = torch.from_numpy(np.flatnonzero(text.is_learned))
+        source = asked - shift
+        if block_size is not None and shift:
+            # the state before a block's first place is a clean one, as it is in sampling
+            source = torch.where(asked % block_size == 0, source + length, source)
+        flat.append(source + row * width)
+        labels.append(clean[asked])
+        scale.append(torch.from_numpy(text.scale)[asked])
+        t = torch.from_numpy(text.t)[asked]
+        bucket.append((t * len(BUCKETS)).long().clamp(max=len(BUCKETS) - 1))
+    return NoisyBatch(
+        ids,
+        positions,
+        seen,
+        torch.cat(flat),
+        torch.cat(labels),
+        torch.cat(scale).float(),
+        torch.cat(bucket),
+        bucket_scale,
+        tuple(text.record_id for text in texts),
+        sum(len(text.ids) for text in texts),
+        sum(text.units for text in texts),
+    )
+
+
+def _mask(
+    metadata: DiffusionMetadata, at: Tensor, block_size: int | None, extra: Tensor | None
+) -> Tensor:
+    if block_size is not None:
+        return training_mask(len(at), block_size)
+    if extra is not None:
+        return sees("causal", None, at, at) | extra[: len(at), : len(at)]
+    return sees(metadata.attention, None, at, at)
+
+
+def _in_bucket(t: npt.NDArray[np.float64], at: int) -> npt.NDArray[np.bool_]:
+    return np.asarray(np.minimum((t * len(BUCKETS)).astype(int), len(BUCKETS) - 1) == at)
