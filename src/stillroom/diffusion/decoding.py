@@ -51,18 +51,18 @@ class DecodeSettings(Settings):
         description="places written before the next ones are begun; null is the attention's own "
         "blocks, else all at once; the last block may be shorter",
     )
-    order: Annotated[Order, ORDERS.choice()] = Field(
+    order: Annotated[Order, ORDERS.choice("confidence")] = Field(
         default_factory=lambda: ORDERS.build("confidence"),
         description="which open place is written first",
     )
-    commit: Annotated[CommitRule, COMMITS.choice()] = Field(
+    commit: Annotated[CommitRule, COMMITS.choice("threshold")] = Field(
         default_factory=lambda: COMMITS.build("threshold"),
         description="how many places are written in one step",
     )
     remasking: Annotated[Remasking, REMASKINGS.choice()] | None = Field(
         default=None, description="what happens to written tokens; null keeps them"
     )
-    length: Annotated[Length, LENGTHS.choice()] = Field(
+    length: Annotated[Length, LENGTHS.choice("fixed")] = Field(
         default_factory=lambda: LENGTHS.build("fixed"), description="how many places there are"
     )
     cache: Annotated[CacheMethod, CACHES.choice()] | None = Field(

@@ -144,7 +144,8 @@ def _load(
     dtype: str,
     device: str,
 ) -> Any:
-    if translation is None and not metadata.head_bias:
+    is_stock = translation is None and not metadata.head_bias
+    if is_stock and _has_tokenizer(stored.folder):
         return load_causal_lm(stored.folder, dtype=dtype, device=device)[0]
     config = stored.config if translation is None else translation.config
     return build_causal_lm(

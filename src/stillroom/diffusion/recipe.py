@@ -144,11 +144,11 @@ class DiffusionRecipe(Recipe):
         description="whether a state predicts the next token; null keeps what the start does: an "
         "autoregressive one's do, a new network's do not",
     )
-    noising: Annotated[Noising, NOISINGS.choice()] = Field(
+    noising: Annotated[Noising, NOISINGS.choice("independent")] = Field(
         default_factory=lambda: NOISINGS.build("independent"),
         description="the noisy copies that a text is learned from",
     )
-    schedule: Annotated[Schedule, SCHEDULES.choice()] = Field(
+    schedule: Annotated[Schedule, SCHEDULES.choice("linear")] = Field(
         default_factory=lambda: SCHEDULES.build("linear"),
         description="how much is masked at which time",
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -271,45 +271,49 @@ def lay_out(
         extra: Under annealing, which later places are seen, (T, T); the rest is causal.
         bucket_scale: Kept in the batch.
     """
+    lengths = np.array([len(text.ids) for text in texts])
+    width = int(lengths.max())
+    clean = _pad([text.ids for text in texts], width, np.int64)
+    is_masked = _pad([text.is_masked for text in texts], width, np.bool_)
+    is_learned = _pad([text.is_learned for text in texts], width, np.bool_)
+    noisy = np.where(is_masked, metadata.mask_token_id, clean)
+    is_text = torch.from_numpy(np.arange(width) < lengths[:, None])  # (B, W)
     times = 2 if block_size is not None else 1
-    width = max(len(text.ids) for text in texts) * times
-    ids = torch.zeros(len(texts), width, dtype=torch.long)
-    positions = torch.zeros_like(ids)
-    seen = torch.zeros(len(texts), width, width, dtype=torch.bool)
-    flat, labels, scale, bucket = [], [], [], []
-    shift = int(metadata.logit_shift)
-    for row, text in enumerate(texts):
-        length = len(text.ids)
-        clean = torch.from_numpy(text.ids)
-        noisy = torch.where(torch.from_numpy(text.is_masked), metadata.mask_token_id, clean)
-        at, end = torch.arange(length), length * times
-        ids[row, :end] = torch.cat([noisy, clean]) if times == 2 else noisy
-        positions[row, :end] = torch.cat([at, at]) if times == 2 else at
-        seen[row, :end, :end] = _mask(metadata, at, block_size, extra)
-        seen[row, end:, 0] = True  # padding sees one key, so that no softmax is over nothing
-        asked = torch.from_numpy(np.flatnonzero(text.is_learned))
-        source = asked - shift
-        if block_size is not None and shift:
-            # the state before a block's first place is a clean one, as it is in sampling
-            source = torch.where(asked % block_size == 0, source + length, source)
-        flat.append(source + row * width)
-        labels.append(clean[asked])
-        scale.append(torch.from_numpy(text.scale)[asked])
-        t = torch.from_numpy(text.t)[asked]
-        bucket.append((t * len(BUCKETS)).long().clamp(max=len(BUCKETS) - 1))
+    at = torch.arange(width)
+    pattern = _mask(metadata, at, block_size, extra)  # (times W, times W)
+    is_key = is_text.repeat(1, times)
+    seen = pattern[None] & is_key[:, None, :]
+    seen[:, :, 0] |= ~is_key  # padding sees one key, so that no softmax is over nothing
+    rows, places = np.nonzero(is_learned)
+    source = places - int(metadata.logit_shift)
+    if block_size is not None and metadata.logit_shift:
+        # the state before a block's first place is a clean one, as it is in sampling
+        source = np.where(places % block_size == 0, source + width, source)
+    scale = _pad([text.scale for text in texts], width, np.float64)[rows, places]
+    t = _pad([text.t for text in texts], width, np.float64)[rows, places]
+    bucket = np.minimum((t * len(BUCKETS)).astype(np.int64), len(BUCKETS) - 1)
+    read = np.concatenate([noisy, clean], 1) if times == 2 else noisy
     return NoisyBatch(
-        ids,
-        positions,
+        torch.from_numpy(read),
+        at.repeat(times).expand(len(texts), -1),
         seen,
-        torch.cat(flat),
-        torch.cat(labels),
-        torch.cat(scale).float(),
-        torch.cat(bucket),
+        torch.from_numpy(source + rows * width * times),
+        torch.from_numpy(clean[rows, places]),
+        torch.from_numpy(scale).float(),
+        torch.from_numpy(bucket),
         bucket_scale,
         tuple(text.record_id for text in texts),
-        sum(len(text.ids) for text in texts),
+        int(lengths.sum()),
         sum(text.units for text in texts),
     )
+
+
+def _pad(parts: Sequence[npt.NDArray[Any]], width: int, dtype: type) -> npt.NDArray[Any]:
+    """Return arrays as the rows of one, (B, width), zeros behind."""
+    found: npt.NDArray[Any] = np.zeros((len(parts), width), dtype=dtype)
+    for row, part in enumerate(parts):
+        found[row, : len(part)] = part
+    return found
 
 
 def _mask(

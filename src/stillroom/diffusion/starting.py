@@ -21,11 +21,11 @@ from stillroom.diffusion.metadata import DiffusionMetadata
 from stillroom.diffusion.opening import translate
 from stillroom.diffusion.recipe import DiffusionRecipe, ScratchSettings
 from stillroom.diffusion.vocabulary import BUILTIN, MASK, build_tokenizer
-from stillroom.errors import CheckpointError
+from stillroom.errors import CheckpointError, DataError
 from stillroom.models import resolve_checkpoint
 from stillroom.models.causal import load_tokenizer
 
-__all__ = ["prepare_start", "read_json"]
+__all__ = ["prepare_start", "read_json", "rewrite_checkpoint"]
 
 _EMBEDDINGS = ("model.embed_tokens.weight", "gpt_neox.embed_in.weight")
 _HEADS = ("lm_head.weight", "embed_out.weight")
@@ -55,6 +55,51 @@ def prepare_start(recipe: DiffusionRecipe, texts: Callable[[], Iterable[str]], f
         said = _take_over(recipe, Checkpoint.open(resolve_checkpoint(recipe.start)), folder)
     done.write_text(said, encoding="utf-8")
     return said
+
+
+def rewrite_checkpoint(reference: str, out: Path, *, overwrite: bool = False) -> str:
+    """Write a diffusion checkpoint of a published layout in stock terms, with its metadata.
+
+    Args:
+        reference: The checkpoint.
+        out: Where to; the folder appears when it is whole.
+        overwrite: Replace a folder that stands there.
+
+    Returns:
+        In words, what it was.
+
+    Raises:
+        CheckpointError: If it is no diffusion checkpoint: an autoregressive one has to be trained.
+        DataError: If ``out`` stands already.
+    """
+    if out.exists() and not overwrite:
+        raise DataError(
+            f"{out} exists already",
+            code="data.exists",
+            expected="a new folder",
+            next="choose another --out, or replace it with --overwrite",
+        )
+    stored = Checkpoint.open(resolve_checkpoint(reference))
+    translation = translate(stored)
+    known = DiffusionMetadata.from_config(stored.config, str(stored.folder))
+    known = known if translation is None else translation.metadata
+    if known is None:
+        raise CheckpointError(
+            "this is an autoregressive checkpoint: it has to be trained on masked text",
+            code="diffusion.not-diffusion",
+            where=str(stored.folder / "config.json"),
+            expected="a diffusion checkpoint, or records to train on",
+            next="add --records RECORDS",
+        )
+    config = dict(stored.config if translation is None else translation.config)
+    names = stored.names() if translation is None else list(translation.names)
+    read = stored.tensor if translation is None else translation.tensor
+    metadata = known.model_copy(update={"layout": "stillroom"})
+    with CheckpointWriter(out, config=metadata.to_config(config)) as writer:
+        for name in names:
+            writer.add(name, read(name).contiguous())
+        writer.copy_tokenizer(stored.folder)
+    return f"a diffusion checkpoint of layout {known.layout}"
 
 
 def _begin_anew(

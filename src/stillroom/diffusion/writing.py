@@ -42,6 +42,7 @@ class Event:
         written: Places that were written in this step.
         changed: Places that were opened again or replaced.
         confidence: Of every token when it was chosen, (T,).
+        tail: Where the room behind the request's text begins.
     """
 
     row: int
@@ -52,6 +53,7 @@ class Event:
     written: tuple[int, ...]
     changed: tuple[int, ...]
     confidence: tuple[float, ...]
+    tail: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,6 +369,7 @@ class Writer:
                     tuple(sorted(written.tolist())),
                     tuple(changed.tolist()),
                     tuple(canvas.confidence.tolist()),
+                    canvas.tail,
                 )
             )
         self.steps += 1

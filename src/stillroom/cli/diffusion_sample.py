@@ -1,0 +1,150 @@
+"""``stillroom diffusion sample``: texts written by a diffusion model, and how they came about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from stillroom.cli.options import debug_option, json_option, print_json
+
+if TYPE_CHECKING:
+    from stillroom.diffusion.canvas import Request
+    from stillroom.diffusion.model import DiffusionModel
+
+__all__ = ["command"]
+
+
+@click.command(
+    "sample",
+    epilog="""
+\b
+Examples:
+  stillroom diffusion sample trained "The still" --watch
+  stillroom diffusion sample trained --holes "A jar of [[6]] stood [[3]] the door."
+  stillroom diffusion sample trained "Hello" --set commit.name=quota --set commit.steps=8
+  stillroom diffusion sample trained "Hello" --set temperature=0.7 --html unmasking.html
+""",
+)
+@click.argument("checkpoint")
+@click.argument("prompts", nargs=-1)
+@click.option("--chat", is_flag=True, help="Prompts are messages; use the chat template.")
+@click.option("--holes", is_flag=True, help="Prompts hold holes, as [[5]], that are filled.")
+@click.option(
+    "--settings",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="A YAML file of decoding settings.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="One decoding setting, as order=margin or commit.threshold=0.8; may be repeated.",
+)
+@click.option("--model-is", multiple=True, metavar="KEY=VALUE", help="What is known of the model.")
+@click.option("--count", type=click.IntRange(min=1), default=1, help="Texts for each prompt.")
+@click.option("--watch", is_flag=True, help="Show every step of the first text.")
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Write a page that plays the first text's steps.",
+)
+@click.option("--dtype", default="auto", help="Of the weights: auto, float32, bfloat16, float16.")
+@click.option("--device", default="auto", help="Where to compute: auto, cpu, cuda, mps.")
+@json_option
+@debug_option
+def command(
+    checkpoint: str,
+    prompts: tuple[str, ...],
+    chat: bool,
+    holes: bool,
+    settings: Path | None,
+    overrides: tuple[str, ...],
+    model_is: tuple[str, ...],
+    count: int,
+    watch: bool,
+    page: Path | None,
+    dtype: str,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Write texts or fill holes, and show how the tokens come.
+
+    Settings are those of DecodeSettings: max_new_tokens, block_length, order, commit, remasking,
+    length, cache, temperature, top_k, top_p, cfg_scale, end.stop_early, seed and rows.
+    """
+    from stillroom.cli.diffusion_words import open_model, read_settings
+    from stillroom.diffusion.requests import decode
+    from stillroom.diffusion.sampling import generate
+    from stillroom.diffusion.watching import TerminalView, collect, write_animation
+    from stillroom.diffusion.writing import Event
+
+    decoding = read_settings(settings, overrides)
+    model = open_model(checkpoint, model_is, dtype=dtype, device=device)
+    requests = _requests(model, prompts, decoding.max_new_tokens, decoding.seed, chat, holes, count)
+    events: list[Event] = []
+    first = len(requests[0].ids) if not holes else 0
+    view = TerminalView(model.tokenizer, first=first)
+
+    def on_step(event: Event) -> None:
+        if event.row == 0:
+            collect(events, *([view.show] if watch else []))(event)
+
+    wants_steps = watch or page is not None
+    samples = generate(model, requests, decoding, on_step=on_step if wants_steps else None)
+    if page is not None:
+        write_animation(page, events, model.tokenizer, title="Unmasking", first=first)
+        click.echo(f"steps    {page}", err=True)
+    texts = [decode(model.tokenizer, sample, whole=holes) for sample in samples]
+    if as_json:
+        rows = [
+            {
+                "text": text,
+                "finish_reason": sample.finish_reason,
+                "tokens": len(sample.new_ids),
+                "steps": sample.steps,
+                "nfe": sample.nfe,
+                "reopened": sample.reopened,
+            }
+            for text, sample in zip(texts, samples, strict=True)
+        ]
+        print_json({"samples": rows, "settings": decoding.model_dump(mode="json")})
+        return
+    for text, sample in zip(texts, samples, strict=True):
+        click.echo(text)
+        click.echo(
+            f"{len(sample.new_ids)} tokens, {sample.steps} steps, {sample.nfe} readings, "
+            f"{sample.finish_reason}",
+            err=True,
+        )
+
+
+def _requests(
+    model: DiffusionModel,
+    prompts: tuple[str, ...],
+    max_new_tokens: int,
+    seed: int,
+    chat: bool,
+    holes: bool,
+    count: int,
+) -> list[Request]:
+    """Return one request a text; the texts of a prompt have seeds one after the other."""
+    from dataclasses import replace
+
+    from stillroom.diffusion.requests import chat_request, holes_request, text_request
+
+    found = []
+    for prompt in prompts or ("",):
+        if holes:
+            request = holes_request(model.tokenizer, prompt)
+        elif chat:
+            request = chat_request(model.tokenizer, prompt, max_new_tokens)
+        else:
+            request = text_request(model.tokenizer, prompt, max_new_tokens)
+        found += [replace(request, seed=seed + number) for number in range(count)]
+    return found

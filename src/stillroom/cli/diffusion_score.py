@@ -1,0 +1,205 @@
+"""``stillroom diffusion score``: how likely a diffusion model finds records, with the error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from stillroom.cli.options import debug_option, json_option, print_json
+
+if TYPE_CHECKING:
+    from stillroom.diffusion.model import DiffusionModel
+    from stillroom.diffusion.scoring import Bound, Estimator
+
+__all__ = ["command"]
+
+
+@click.command(
+    "score",
+    epilog="""
+\b
+Examples:
+  stillroom diffusion score trained --records records.jsonl
+  stillroom diffusion score trained --prompt "Water boils at" --answer " 100" --answer " 50"
+  stillroom diffusion score trained --prompt "2 + 2 =" --answer " 4" --estimator exhaustive
+""",
+)
+@click.argument("checkpoint")
+@click.option(
+    "--records",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Records whose answers are scored.",
+)
+@click.option("--split", default="", help="Only records of this split; empty is all.")
+@click.option("--most", type=click.IntRange(min=1), default=64, help="Most records.")
+@click.option("--max-tokens", type=click.IntRange(min=2), default=512, help="Tokens of a record.")
+@click.option("--include-prompt", is_flag=True, help="Score all that is said.")
+@click.option("--prompt", default="", help="What stands before the answers.")
+@click.option("--answer", "answers", multiple=True, help="An answer; may be repeated to choose.")
+@click.option("--estimator", default="low_variance", help="A method of diffusion.estimators.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting of the estimator."
+)
+@click.option("--cfg-scale", type=click.FloatRange(min=0), default=0.0, help="Guidance.")
+@click.option("--seed", type=int, default=0, help="Draws masks.")
+@click.option(
+    "--error",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="Say how many samples would bring the error, in nats a token, down to this.",
+)
+@click.option("--model-is", multiple=True, metavar="KEY=VALUE", help="What is known of the model.")
+@json_option
+@debug_option
+def command(
+    checkpoint: str,
+    records: Path | None,
+    split: str,
+    most: int,
+    max_tokens: int,
+    include_prompt: bool,
+    prompt: str,
+    answers: tuple[str, ...],
+    estimator: str,
+    overrides: tuple[str, ...],
+    cfg_scale: float,
+    seed: int,
+    error: float | None,
+    model_is: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Bound how likely a model finds records or an answer, with the error.
+
+    The bound is at most the log-likelihood: its nats a token are no perplexity of an autoregressive
+    model, and not to be set beside one as its equal.
+    """
+    from stillroom.cli.diffusion_words import open_model, read_estimator
+
+    if (records is None) == (not answers):
+        raise click.UsageError("give either --records or --answer")
+    chosen = read_estimator(estimator, overrides)
+    model = open_model(checkpoint, model_is)
+    if records is None:
+        _score_answers(model, prompt, answers, chosen, seed, cfg_scale, as_json)
+        return
+    lessons, left_out = _read(model, records, split, most, max_tokens, include_prompt)
+    bounds = _score(model, lessons, chosen, seed, cfg_scale)
+    _tell(bounds, left_out, error, as_json)
+
+
+def _read(
+    model: DiffusionModel, records: Path, split: str, most: int, max_tokens: int, whole: bool
+) -> tuple[list[Any], int]:
+    from stillroom.diffusion.lessons import encode_lessons
+    from stillroom.records import read_records
+
+    found = [
+        record
+        for record in read_records(records)
+        if not split or record.fields.get("split") == split
+    ][:most]
+    lessons, counts = encode_lessons(
+        model.tokenizer,
+        found,
+        max_tokens=max_tokens,
+        include_prompt=whole,
+        first=int(model.metadata.logit_shift),
+    )
+    return list(lessons), counts.left_out
+
+
+def _score(
+    model: DiffusionModel, lessons: list[Any], estimator: Estimator, seed: int, cfg_scale: float
+) -> list[Bound]:
+    from stillroom.diffusion.likelihood import score_text
+    from stillroom.jobs import choose_reporter
+    from stillroom.jobs.progress import Progress
+
+    bounds = []
+    with Progress("score", len(lessons), "records", choose_reporter()) as progress:
+        for at, lesson in enumerate(lessons):
+            places = lesson.noised.nonzero()[0].tolist()
+            bounds.append(
+                score_text(
+                    model,
+                    lesson.ids.tolist(),
+                    places,
+                    estimator,
+                    seed=seed + at,
+                    cfg_scale=cfg_scale,
+                )
+            )
+            progress.advance()
+    return bounds
+
+
+def _tell(bounds: list[Bound], left_out: int, error: float | None, as_json: bool) -> None:
+    tokens = sum(bound.tokens for bound in bounds)
+    nats = -sum(bound.value for bound in bounds) / max(tokens, 1)
+    own = sum(bound.error**2 for bound in bounds) ** 0.5 / max(tokens, 1)
+    forwards = sum(bound.forwards for bound in bounds)
+    samples = max((bound.samples for bound in bounds), default=0)
+    needed = round(samples * (own / error) ** 2 + 0.5) if error and samples else None
+    kind = "bound" if all(bound.kind == "bound" for bound in bounds) else "order"
+    if as_json:
+        print_json(
+            {
+                "kind": kind,
+                "nats_per_token": nats,
+                "error": own,
+                "records": len(bounds),
+                "left_out": left_out,
+                "tokens": tokens,
+                "forwards": forwards,
+                "samples_for_error": needed,
+            }
+        )
+        return
+    what = "bound" if kind == "bound" else "log-likelihood of one order"
+    click.echo(
+        f"{what} {nats:.4f} nats a token, error {own:.4f} ({len(bounds)} records, {tokens} tokens, "
+        f"{forwards} readings)"
+    )
+    if needed is not None:
+        click.echo(f"an error of {error:g} takes about {needed} samples a record")
+    if left_out:
+        click.echo(f"{left_out} records have nothing to score", err=True)
+
+
+def _score_answers(
+    model: DiffusionModel,
+    prompt: str,
+    answers: tuple[str, ...],
+    estimator: Estimator,
+    seed: int,
+    cfg_scale: float,
+    as_json: bool,
+) -> None:
+    from stillroom.diffusion.likelihood import choose_answer
+    from stillroom.diffusion.requests import text_request
+
+    before = [token or 0 for token in text_request(model.tokenizer, prompt, 0).ids]
+    after = [model.tokenizer(one, add_special_tokens=False)["input_ids"] for one in answers]
+    verdict = choose_answer(model, before, after, estimator, seed=seed, cfg_scale=cfg_scale)
+    if as_json:
+        rows = [
+            {
+                "answer": answer,
+                "nats": bound.value,
+                "error": bound.error,
+                "tokens": bound.tokens,
+                "forwards": bound.forwards,
+            }
+            for answer, bound in zip(answers, verdict.bounds, strict=True)
+        ]
+        lead = verdict.lead if verdict.lead != float("inf") else None
+        print_json({"best": answers[verdict.best], "lead_in_errors": lead, "answers": rows})
+        return
+    for number, (answer, bound) in enumerate(zip(answers, verdict.bounds, strict=True)):
+        mark = "*" if number == verdict.best else " "
+        click.echo(f"{mark} {bound.value:9.4f} nats, error {bound.error:.4f}  {answer!r}")
+    if 0 < verdict.lead < 2:
+        click.echo(f"the lead is {verdict.lead:.1f} errors: draw more samples before you trust it")

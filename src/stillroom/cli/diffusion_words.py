@@ -1,0 +1,85 @@
+"""What the commands of diffusion share: settings and models from the words of a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stillroom.diffusion.decoding import DecodeSettings
+    from stillroom.diffusion.model import DiffusionModel
+    from stillroom.diffusion.scoring import Estimator
+
+__all__ = ["open_model", "read_estimator", "read_settings"]
+
+
+def read_settings(path: Path | None, overrides: Sequence[str]) -> DecodeSettings:
+    """Return decoding settings from a YAML file and overrides.
+
+    Raises:
+        RecipeError: With every problem, each where it stands.
+    """
+    from stillroom.diffusion.decoding import DecodeSettings
+    from stillroom.errors import RecipeError
+    from stillroom.recipes.groups import parse_group
+
+    if path is None:
+        return parse_group(DecodeSettings, overrides=overrides)
+    if not path.is_file():
+        raise RecipeError(
+            f"{path} does not exist",
+            code="recipe.not-found",
+            expected="a YAML file of decoding settings",
+            next="leave --settings out, and give single ones by --set",
+        )
+    return parse_group(DecodeSettings, path.read_text(encoding="utf-8"), str(path), overrides)
+
+
+def read_estimator(name: str, overrides: Sequence[str]) -> Estimator:
+    """Return an estimator with its settings.
+
+    Raises:
+        RecipeError: If there is no such estimator or setting.
+    """
+    from pydantic import ValidationError
+
+    from stillroom.diffusion.scoring import ESTIMATORS
+    from stillroom.errors import RecipeError
+    from stillroom.recipes.groups import parse_values
+
+    given = parse_values(overrides)
+    try:
+        return ESTIMATORS.build({"name": name, **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(
+            f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}",
+            code="recipe.value",
+            where=f"estimator {name}",
+            expected="the settings that stillroom show lists",
+            next=f"stillroom show {name}",
+        ) from error
+
+
+def open_model(
+    reference: str, known: Sequence[str], *, dtype: str = "auto", device: str = "auto"
+) -> DiffusionModel:
+    """Open a diffusion model that has a tokenizer.
+
+    Raises:
+        CheckpointError: If it is no diffusion model, or has no tokenizer.
+    """
+    from stillroom.diffusion.opening import open_diffusion
+    from stillroom.errors import CheckpointError
+    from stillroom.recipes.groups import parse_values
+
+    model = open_diffusion(reference, overrides=parse_values(known), dtype=dtype, device=device)
+    if model.tokenizer is None:
+        raise CheckpointError(
+            f"{reference} has no tokenizer",
+            code="checkpoint.tokenizer",
+            expected="tokenizer.json beside the weights",
+            next="copy the tokenizer's files into the folder",
+        )
+    return model

@@ -1,0 +1,271 @@
+"""A diffusion checkpoint as a TextModel, so that everything that asks a model can ask it.
+
+It comes in by the door that plug-ins use: an entry point of the seam models.backends, chosen where
+config.json says ``stillroom_backend: diffusion``. Streamed text only grows: a place is given out
+when every place before it is written for good.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.diffusion.caching import CACHES, CacheMethod
+from stillroom.diffusion.decoding import DecodeSettings
+from stillroom.diffusion.scoring import ESTIMATORS, Estimator
+from stillroom.diffusion.steps import COMMITS, CommitRule
+from stillroom.errors import BackendError
+from stillroom.models.method import Backend
+from stillroom.models.protocols import Score, TextModel
+from stillroom.models.requests import check_room, cut_at_stop, held_back, spread_sampling
+from stillroom.records import Completion, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from stillroom.diffusion.model import DiffusionModel
+    from stillroom.diffusion.writing import Event, Sample
+
+__all__ = ["Diffusion"]
+
+
+class Diffusion(Backend):
+    """A masked diffusion model, embedded."""
+
+    paper: ClassVar[str] = ""
+
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the weights; auto is bfloat16 where the device multiplies it"
+    )
+    block_length: int | None = Field(
+        None, ge=1, description="places written before the next ones are begun"
+    )
+    commit: Annotated[CommitRule, COMMITS.choice("threshold")] = Field(
+        default_factory=lambda: COMMITS.build("threshold"),
+        description="how many places are written in one step",
+    )
+    cache: Annotated[CacheMethod, CACHES.choice()] | None = Field(
+        None, description="what of earlier calls is used again; null is what changes nothing"
+    )
+    estimator: Annotated[Estimator, ESTIMATORS.choice("chain_rule")] = Field(
+        default_factory=lambda: ESTIMATORS.build("chain_rule"),
+        description="how completions are scored: chain_rule gives every token its own number",
+    )
+    rows: int = Field(1, ge=1, le=1024, description="texts read in one call")
+
+    @override
+    def open(self, reference: str) -> TextModel:
+        import torch
+
+        from stillroom.diffusion.opening import open_diffusion
+
+        if self.num_threads is not None:
+            torch.set_num_threads(self.num_threads)
+        model = open_diffusion(reference, dtype=self.dtype, device=self.device)
+        if model.tokenizer is None:
+            raise BackendError(
+                f"{reference} has no tokenizer",
+                code="backend.tokenizer",
+                expected="tokenizer.json beside the weights",
+                next="copy the tokenizer's files into the folder",
+            )
+        return _DiffusionTextModel(model, self)
+
+
+class _DiffusionTextModel:
+    """A TextModel over a diffusion model; one request at a time."""
+
+    def __init__(self, model: DiffusionModel, engine: Diffusion) -> None:
+        from stillroom.diffusion.opening import model_length
+
+        self.model: DiffusionModel | None = model
+        self.engine = engine
+        self.name = model.name
+        kept = engine.model_dump(mode="json", exclude={"num_threads", "device"})
+        from stillroom.provenance import digest_json
+
+        self.fingerprint = f"{model.fingerprint}:{digest_json(kept)[:12]}"
+        self.context_length = engine.context_length or model_length(model)
+        self._lock = threading.Lock()
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling | Sequence[Sampling],
+        *,
+        on_done: Callable[[int, Completion], None] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> list[Completion]:
+        completions: list[Completion] = []
+        is_stopped = is_cancelled or (lambda: False)
+        for index, (prompt, one) in enumerate(
+            zip(prompts, spread_sampling(prompts, sampling), strict=True)
+        ):
+            if is_stopped():
+                completions.append(Completion("", "cancelled", model=self.fingerprint))
+                continue
+            sample, length = self._write(prompt, one, None, is_stopped)
+            completions.append(self._complete(sample, length, one))
+            if on_done is not None and sample.finish_reason != "cancelled":
+                on_done(index, completions[-1])
+        return completions
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
+        """Yield the text in pieces; a piece is given out once nothing before it is open."""
+        import queue
+
+        from stillroom.diffusion.writing import Sample
+
+        events: queue.Queue[Any] = queue.Queue()
+        is_left = threading.Event()
+
+        def work() -> None:
+            try:
+                sample, _ = self._write(prompt, sampling, events.put, is_left.is_set)
+                events.put(sample)
+            except Exception as error:  # noqa: BLE001  # raised again where it is waited for
+                events.put(error)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        given = ""
+        try:
+            while True:
+                found = events.get()
+                if isinstance(found, Exception):
+                    raise found
+                is_last = isinstance(found, Sample)
+                text = self._settled(found, sampling)
+                if text.startswith(given) and len(text) > len(given):
+                    yield text[len(given) :]
+                    given = text
+                if is_last:
+                    return
+        finally:
+            is_left.set()  # a reader that has left frees the model at the next call
+            thread.join()
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
+        """Return log-probabilities of writing each completion from left to right.
+
+        With another estimator than ``chain_rule`` the bound is shared out evenly over the tokens.
+        """
+        import torch
+
+        from stillroom.diffusion.likelihood import Scorer, score_text
+        from stillroom.diffusion.requests import prompt_request
+
+        model, scores = self._opened(), []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            after = model.tokenizer(completion, add_special_tokens=False)["input_ids"]
+            if not after:
+                scores.append(Score(()))
+                continue
+            before = [token or 0 for token in prompt_request(model.tokenizer, prompt, 0).ids]
+            check_room(len(before) + len(after) - 1, 1, self.context_length, self.name)
+            ids, places = before + after, range(len(before), len(before) + len(after))
+            with self._lock:
+                if self.engine.estimator.method_name() == "chain_rule":
+                    scorer = Scorer(model, ids, places, rows=self.engine.rows)
+                    scores.append(Score(_chain(scorer, torch)))
+                else:
+                    bound = score_text(model, ids, places, self.engine.estimator)
+                    scores.append(Score((bound.value / len(after),) * len(after)))
+        return scores
+
+    def count_tokens(self, text: str) -> int:
+        return len(self._opened().tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def close(self) -> None:
+        self.model = None
+
+    def _opened(self) -> DiffusionModel:
+        if self.model is None:
+            raise BackendError(
+                f"{self.name} is closed",
+                code="backend.closed",
+                expected="an open model",
+                next="open it again",
+            )
+        return self.model
+
+    def _write(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        on_step: Callable[[Event], None] | None,
+        is_cancelled: Callable[[], bool],
+    ) -> tuple[Sample, int]:
+        from stillroom.diffusion.requests import prompt_request
+        from stillroom.diffusion.sampling import generate
+
+        model = self._opened()
+        if prompt.schema is not None:
+            raise BackendError(
+                "a diffusion model is not held to a JSON Schema",
+                code="backend.schema",
+                expected="a prompt without a schema",
+                next="use another backend for this request",
+            )
+        request = prompt_request(model.tokenizer, prompt, sampling.max_new_tokens, sampling.seed)
+        length = len(request.ids)
+        room = check_room(length, sampling.max_new_tokens, self.context_length, self.name)
+        settings = DecodeSettings(
+            block_length=self.engine.block_length,
+            commit=self.engine.commit,
+            cache=self.engine.cache,
+            temperature=max(sampling.temperature, 0.0),
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+        )
+        with self._lock:
+            (sample,) = generate(
+                model,
+                [replace(request, max_new_tokens=room)],
+                settings,
+                on_step=on_step,
+                is_cancelled=is_cancelled,
+            )
+        return sample, length
+
+    def _complete(self, sample: Sample, length: int, sampling: Sampling) -> Completion:
+        text, is_cut = cut_at_stop(self._decode(sample.new_ids), sampling.stop)
+        reason = "stop" if is_cut else sample.finish_reason
+        return Completion(text, reason, length, len(sample.new_ids), self.fingerprint)
+
+    def _settled(self, found: Event | Sample, sampling: Sampling) -> str:
+        """Return the text that no later step changes."""
+        from stillroom.diffusion.writing import Sample
+
+        if isinstance(found, Sample):
+            return cut_at_stop(self._decode(found.new_ids), sampling.stop)[0]
+        ends, stop = set(self._opened().metadata.end_token_ids), found.tail
+        while stop < len(found.ids) and not found.is_open[stop] and found.ids[stop] not in ends:
+            stop += 1
+        settled = self._decode(found.ids[found.tail : stop]).rstrip("\ufffd")
+        text, is_cut = cut_at_stop(settled, sampling.stop)
+        return text if is_cut else text[: len(text) - held_back(text, sampling.stop)]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(
+            self._opened().tokenizer.decode(
+                list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+
+def _chain(scorer: Any, torch: Any) -> tuple[float, ...]:
+    """Return the log-probability of each token, those before it known."""
+    count = len(scorer.places)
+    masks = torch.ones(count, count, dtype=torch.bool).triu()
+    if scorer.model.metadata.attention != "full":
+        blocks = torch.zeros(count, dtype=torch.long)
+        for number, group in enumerate(scorer.groups):
+            blocks[group] = number
+        masks &= blocks[:, None] == blocks[None]
+    logprobs = scorer.logprobs(masks)
+    return tuple(float(value) for value in logprobs.diagonal())

@@ -1,0 +1,196 @@
+"""Unmasking seen: in a terminal while it happens, and as a page that plays it back.
+
+Knows events and a tokenizer; draws only what they say.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from stillroom.diffusion.writing import Event
+from stillroom.jobs import atomic_write
+
+__all__ = ["TerminalView", "collect", "piece_texts", "write_animation"]
+
+_OPEN = "·"
+_RESET, _DIM, _BOLD, _RED = "\x1b[0m", "\x1b[2m", "\x1b[1;32m", "\x1b[1;31m"
+
+
+def piece_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Return each token's own text, as far as a token has one.
+
+    Tokens are decoded in company of those before, so that leading spaces stay; a character that
+    several tokens make up together stands at the last of them.
+    """
+    texts, before = [], ""
+    for stop in range(1, len(ids) + 1):
+        start = max(0, stop - 8)
+        now = _decode(tokenizer, ids[start:stop])
+        before = _decode(tokenizer, ids[start : stop - 1])
+        texts.append(now[len(before) :] if now.startswith(before) else now)
+    return texts
+
+
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(
+        tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    ).rstrip("\ufffd")
+
+
+class TerminalView:
+    """Redraws one text after every step; without a terminal, a line a step."""
+
+    def __init__(self, tokenizer: Any, stream: TextIO | None = None, *, first: int = 0) -> None:
+        """Draw on a stream, by default standard error.
+
+        Args:
+            tokenizer: Tells tokens' texts.
+            stream: Where to.
+            first: The first place that is shown.
+        """
+        self.tokenizer, self.stream, self.first = tokenizer, stream or sys.stderr, first
+        self._lines = 0
+
+    def show(self, event: Event) -> None:
+        """Draw a step: open places as dots, new tokens bold, changed ones red."""
+        is_terminal = self.stream.isatty()
+        text = self.draw(event, color=is_terminal)
+        head = f"step {event.step}, {event.nfe} readings, {sum(event.is_open)} open"
+        if is_terminal and self._lines:
+            self.stream.write(f"\x1b[{self._lines}A\x1b[J")
+        self.stream.write(f"{head}\n{text}\n" if is_terminal else f"{head}: {text}\n")
+        self._lines = 2 + text.count("\n") + len(text) // 100
+        self.stream.flush()
+
+    def draw(self, event: Event, *, color: bool) -> str:
+        """Return a text as it stands, open places as dots."""
+        texts = piece_texts(self.tokenizer, event.ids)
+        written, changed, parts = set(event.written), set(event.changed), []
+        for at in range(self.first, len(event.ids)):
+            text = _OPEN if event.is_open[at] else texts[at]
+            mark = ""
+            if color:
+                mark = _RED if at in changed else _BOLD if at in written else ""
+                mark = _DIM if event.is_open[at] and not mark else mark
+            parts.append(f"{mark}{text}{_RESET}" if mark else text)
+        joined = "".join(parts)
+        return joined if color else joined.replace("\n", "⏎")
+
+
+def write_animation(
+    path: Path, events: Sequence[Event], tokenizer: Any, *, title: str, first: int = 0
+) -> None:
+    """Write a page that plays the steps of one text.
+
+    The page stands alone, is usable by keyboard, and holds the text of the last step for readers
+    without scripts. Each token shows when it was chosen and how sure the model was.
+
+    Args:
+        path: Where to.
+        events: Of one text, in order.
+        tokenizer: Tells tokens' texts.
+        title: Heading.
+        first: The first place that may have been open.
+    """
+    frames: list[dict[str, Any]] = []
+    for event in events:
+        texts = piece_texts(tokenizer, event.ids)
+        frames.append(
+            {
+                "nfe": event.nfe,
+                "new": [*event.written],
+                "changed": [*event.changed],
+                "text": [None if event.is_open[at] else texts[at] for at in range(len(event.ids))],
+                "sure": [round(value, 3) for value in event.confidence],
+            }
+        )
+    data = json.dumps(frames, ensure_ascii=False).replace("</", "<\\/")
+    last = "".join(text or _OPEN for text in frames[-1]["text"]) if frames else ""
+    page = (
+        _PAGE.replace("@TITLE@", html.escape(title))
+        .replace("@LAST@", html.escape(last))
+        .replace("@FIRST@", str(first))
+        .replace("@DATA@", data)
+    )
+    with atomic_write(path) as file:
+        file.write(page)
+
+
+def collect(events: list[Event], *others: Callable[[Event], None]) -> Callable[[Event], None]:
+    """Return a listener that keeps events and passes them on."""
+
+    def on_step(event: Event) -> None:
+        events.append(event)
+        for other in others:
+            other(event)
+
+    return on_step
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>@TITLE@</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+:root { color-scheme: light dark; --ink: #1b1b1f; --paper: #fdfcf8; --line: #d6d2c4; --new: #1f7a4d;
+  --changed: #b3261e; --given: #6d6a60; }
+@media (prefers-color-scheme: dark) { :root { --ink: #eceae3; --paper: #17181b; --line: #3a3c42;
+  --new: #6fd6a0; --changed: #ff8a80; --given: #a09c90; } }
+body { font: 16px/1.6 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
+#text { font: 17px/1.9 ui-monospace, monospace; white-space: pre-wrap;
+  border: 1px solid var(--line); border-radius: 8px; padding: 1rem; min-height: 6rem;
+  overflow-wrap: anywhere; }
+#text .open { opacity: .35; } #text .given { color: var(--given); }
+#text .new { color: var(--new); font-weight: 700; }
+#text .changed { color: var(--changed); font-weight: 700; text-decoration: underline; }
+#bar { display: flex; gap: .75rem; align-items: center; margin: 1rem 0; }
+#bar input { flex: 1; } button { font: inherit; padding: .2rem .9rem; }
+small { color: var(--given); }
+</style></head><body>
+<h1>@TITLE@</h1>
+<div id="bar"><button id="play" type="button">Play</button>
+<input id="step" type="range" min="0" value="0" aria-label="step"><output id="said"></output></div>
+<div id="text" aria-live="off">@LAST@</div>
+<p><small>Green: written in this step. Red: opened again or replaced. Gray: given. A dot is an open
+place. Point at a token to see the step it was written in and how sure the model was.</small></p>
+<script>
+const frames = @DATA@, first = @FIRST@;
+const box = document.getElementById("text"), slider = document.getElementById("step");
+const said = document.getElementById("said"), play = document.getElementById("play");
+slider.max = Math.max(frames.length - 1, 0);
+function draw(n) {
+  const f = frames[n]; if (!f) return;
+  box.textContent = "";
+  f.text.forEach((t, at) => {
+    const s = document.createElement("span");
+    s.textContent = t === null ? "\\u00b7" : t;
+    s.className = f.changed.includes(at) ? "changed" : t === null ? "open"
+      : f.new.includes(at) ? "new" : at < first ? "given" : "";
+    if (t !== null && at >= first) {
+      let when = n; while (when > 0 && !frames[when].new.includes(at)) when--;
+      s.title = "step " + when + ", confidence " + f.sure[at];
+    }
+    box.appendChild(s);
+  });
+  said.textContent = "step " + n + " of " + (frames.length - 1) + ", " + f.nfe + " readings";
+}
+let timer = null;
+function stop() { clearInterval(timer); timer = null; play.textContent = "Play"; }
+play.onclick = () => {
+  if (timer) return stop();
+  if (+slider.value >= frames.length - 1) slider.value = 0;
+  play.textContent = "Stop";
+  timer = setInterval(() => {
+    if (+slider.value >= frames.length - 1) return stop();
+    slider.value = +slider.value + 1; draw(+slider.value);
+  }, 250);
+};
+slider.oninput = () => { stop(); draw(+slider.value); };
+draw(0);
+</script></body></html>
+"""

@@ -1,0 +1,291 @@
+"""What a user types: write, fill holes, watch, score, convert, train; and what goes wrong."""
+
+import io
+import json
+import re
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from tests.unit.diffusion.conftest import MASK, say_diffusion
+from tests.unit.diffusion.test_layouts import LLADA, llada_tensors, write
+from tests.unit.diffusion.test_training import chats, plains
+
+from stillroom.cli.app import stillroom
+from stillroom.diffusion.opening import open_diffusion
+from stillroom.diffusion.requests import decode, holes_request
+from stillroom.diffusion.watching import TerminalView, piece_texts, write_animation
+from stillroom.diffusion.writing import Event
+from stillroom.errors import StillroomError
+from stillroom.records import write_records
+from stillroom.testing import tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny", hidden=32)
+    return str(say_diffusion(made))
+
+
+def call(*words):
+    done = CliRunner().invoke(stillroom, ["diffusion", *words])
+    if isinstance(done.exception, StillroomError):
+        raise done.exception
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def call_json(*words):
+    done = call(*words, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def test_writes_texts_with_settings(folder):
+    found = call_json(
+        "sample",
+        folder,
+        "The still",
+        "--count",
+        "2",
+        "--set",
+        "max_new_tokens=6",
+        "--set",
+        "commit.name=quota",
+        "--set",
+        "commit.steps=3",
+        "--set",
+        "temperature=0.9",
+        "--set",
+        "end.never=true",
+    )
+    assert [row["steps"] for row in found["samples"]] == [3, 3]
+    assert [row["tokens"] for row in found["samples"]] == [6, 6]
+    assert found["samples"][0]["text"] != found["samples"][1]["text"]
+    assert found["settings"]["commit"] == {"name": "quota", "steps": 3}
+    plain = call("sample", folder, "The still", "--set", "max_new_tokens=4", "--chat")
+    assert re.search(r"4 tokens, \d+ steps, \d+ readings|stop", plain.stderr)
+
+
+def test_fills_holes_and_keeps_the_rest(folder):
+    found = call_json("sample", folder, "--holes", "A jar [[3]] plums [[2]].")
+    assert re.match(r"A jar .*plums.*\.$", found["samples"][0]["text"], re.DOTALL)
+    tokenizer = open_diffusion(folder).tokenizer
+    request = holes_request(tokenizer, "A jar [[3]] plums [[2]].")
+    assert request.ids.count(None) == 5
+    assert request.max_new_tokens == 0
+
+
+def test_settings_come_from_a_file_and_words_win(folder, tmp_path):
+    path = tmp_path / "decode.yaml"
+    path.write_text(
+        yaml.safe_dump({"max_new_tokens": 5, "order": "margin", "end": {"never": True}})
+    )
+    found = call_json("sample", folder, "x", "--settings", str(path), "--set", "max_new_tokens=3")
+    assert found["samples"][0]["tokens"] == 3
+    assert found["settings"]["order"] == {"name": "margin"}
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--set", "commit.threshold=1.5"], "recipe.value"),
+        (["--set", "colour=red"], "recipe.unknown-key"),
+        (["--set", "order=confidance"], "recipe.unknown-method"),
+        (["--set", "nonsense"], "recipe.override"),
+        (["--settings", "missing.yaml"], "recipe.not-found"),
+        (["--set", "cache=block"], "diffusion.decode"),
+        (["--model-is", "blocks=3"], "recipe.unknown-key"),
+    ],
+)
+def test_settings_that_are_wrong_are_refused_with_their_place(folder, words, code):
+    with pytest.raises(StillroomError) as caught:
+        call("sample", folder, "x", *words)
+    assert caught.value.code == code
+
+
+def test_an_autoregressive_checkpoint_does_not_write(plain):
+    with pytest.raises(StillroomError) as caught:
+        call("sample", str(plain), "x")
+    assert caught.value.code == "diffusion.not-diffusion"
+    with pytest.raises(StillroomError) as caught:
+        call("convert", str(plain), "--out", "never")
+    assert caught.value.code == "diffusion.not-diffusion"
+
+
+def test_steps_are_shown_and_played_back(folder, tmp_path):
+    page = tmp_path / "page.html"
+    done = call(
+        "sample",
+        folder,
+        "The still",
+        "--watch",
+        "--html",
+        str(page),
+        "--set",
+        "max_new_tokens=5",
+        "--set",
+        "commit.name=top_k",
+        "--set",
+        "end.never=true",
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("step ")]
+    assert len(lines) == 5
+    assert "4 open" in lines[0]
+    assert "0 open" in lines[-1]
+    text = page.read_text()
+    frames = json.loads(re.search(r"const frames = (\[.*?\]), first", text, re.DOTALL)[1])
+    assert len(frames) == 5
+    assert [len(frame["new"]) for frame in frames] == [1] * 5
+    assert sum(part is None for part in frames[1]["text"]) == 3
+    assert "".join(frames[-1]["text"]).endswith(done.stdout.rstrip("\n")[-3:])
+    assert "src=" not in text
+    assert "http" not in text
+
+
+def test_a_page_escapes_what_tokens_say(folder, tmp_path):
+    tokenizer = open_diffusion(folder).tokenizer
+    ids = tuple(tokenizer("</script><b>&")["input_ids"])
+    count = len(ids)
+    event = Event(0, 0, 1, ids, (False,) * count, (0,), (), (1.0,) * count, 0)
+    write_animation(tmp_path / "p.html", [event], tokenizer, title="<i>")
+    text = (tmp_path / "p.html").read_text()
+    assert text.count("</script>") == 1
+    assert "<i>" not in text
+    assert "&lt;b&gt;&amp;" in text
+
+
+def test_tokens_of_a_text_join_to_the_text(folder):
+    tokenizer = open_diffusion(folder).tokenizer
+    said = "Plums — 蜂蜜, naïve."
+    ids = tokenizer(said)["input_ids"]
+    assert "".join(piece_texts(tokenizer, ids)) == said
+
+
+def test_the_terminal_view_redraws_and_marks(folder):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    tokenizer, stream = open_diffusion(folder).tokenizer, Terminal()
+    view = TerminalView(tokenizer, stream)
+    ids = (40, 41, MASK)
+    view.show(Event(0, 0, 1, ids, (False, False, True), (1,), (), (1.0,) * 3, 0))
+    view.show(Event(0, 1, 2, ids, (False, True, True), (), (1,), (1.0,) * 3, 0))
+    drawn = stream.getvalue()
+    assert "\x1b[1;32m" in drawn
+    assert "\x1b[1;31m" in drawn
+    assert re.search(r"\x1b\[\d+A\x1b\[J", drawn)
+
+
+def test_scores_records_with_an_error_and_tells_how_many_samples(folder, tmp_path):
+    path = tmp_path / "r.jsonl"
+    write_records(path, chats())
+    found = call_json(
+        "score",
+        folder,
+        "--records",
+        str(path),
+        "--split",
+        "held_out",
+        "--set",
+        "samples=8",
+        "--error",
+        "0.01",
+    )
+    assert found["kind"] == "bound"
+    assert found["error"] > 0
+    assert (found["records"], found["forwards"]) == (3, 24)
+    assert found["samples_for_error"] > 8
+    said = call("score", folder, "--records", str(path), "--estimator", "chain_rule").stdout
+    assert "log-likelihood of one order" in said
+
+
+def test_chooses_among_answers(folder):
+    words = ["score", folder, "--prompt", "Say", "--answer", " yes", "--answer", " no"]
+    found = call_json(*words, "--estimator", "exhaustive")
+    nats = {row["answer"]: row["nats"] for row in found["answers"]}
+    assert found["best"] == max(nats, key=nats.get)
+    assert found["lead_in_errors"] is None
+    assert "*" in call(*words).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--answer", "x", "--estimator", "nothing"], "recipe.unknown-method"),
+        (["--answer", "x", "--set", "samples=0"], "recipe.value"),
+    ],
+)
+def test_estimators_that_are_wrong_are_refused(folder, words, code):
+    with pytest.raises(StillroomError) as caught:
+        call("score", folder, *words)
+    assert caught.value.code == code
+
+
+def test_records_or_answers_but_not_both(folder):
+    assert call("score", folder).exit_code == 2
+
+
+def test_a_published_layout_is_written_in_stock_terms(tmp_path, folder):
+    stored = write(tmp_path / "llada", LLADA, llada_tensors())
+    out = tmp_path / "stock"
+    assert "layout llada" in call("convert", str(stored), "--out", str(out)).stdout
+    config = json.loads((out / "config.json").read_text())
+    assert config["model_type"] == "llama"
+    assert open_diffusion(str(out)).metadata.mask_token_id == LLADA["mask_token_id"]
+    with pytest.raises(StillroomError) as caught:
+        call("convert", str(stored), "--out", str(out))
+    assert caught.value.code == "data.exists"
+
+
+def test_an_autoregressive_checkpoint_is_converted_by_training(plain, tmp_path):
+    path = tmp_path / "r.jsonl"
+    write_records(path, chats())
+    found = call_json(
+        "convert",
+        str(plain),
+        "--out",
+        str(tmp_path / "out"),
+        "--records",
+        str(path),
+        "--steps",
+        "2",
+        "--block-size",
+        "8",
+        "--set",
+        "validation.samples=2",
+        "--quiet",
+    )
+    assert found["after"]["is_bound"]
+    assert open_diffusion(str(tmp_path / "out")).metadata.block_size == 8
+
+
+def test_trains_a_recipe_and_says_what_it_came_to(tmp_path):
+    write_records(tmp_path / "records.jsonl", plains())
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "version: 1\nkind: diffusion\nstart: {layers: 1, width: 32, heads: 2}\n"
+        "records: ./records.jsonl\ninclude_prompt: true\ntrain: {steps: 2}\n"
+        "validation: {samples: 2, records: 1}\n"
+    )
+    out = tmp_path / "out"
+    done = call("train", str(recipe), "--out", str(out), "--quiet", "seed=3")
+    assert "held-out bound" in done.stdout
+    assert call_json("sample", str(out), "a", "--set", "max_new_tokens=3")["samples"]
+    recipe.write_text("version: 1\nkind: evaluate\nmodels: []\n")
+    with pytest.raises(StillroomError):
+        call("train", str(recipe), "--out", str(tmp_path / "no"))
+
+
+def test_what_is_written_is_told_whole_or_new(folder):
+    model = open_diffusion(folder)
+    from stillroom.diffusion.canvas import Request
+    from stillroom.diffusion.decoding import DecodeSettings
+    from stillroom.diffusion.sampling import generate
+
+    ids = tuple(model.tokenizer("The still")["input_ids"])
+    (sample,) = generate(model, [Request(ids, 3)], DecodeSettings(end={"never": True}))
+    assert decode(model.tokenizer, sample, whole=True).startswith("The still")
+    assert not decode(model.tokenizer, sample, whole=False).startswith("The still")
