@@ -25,7 +25,7 @@ from stillroom.errors import CheckpointError, DataError
 from stillroom.models import resolve_checkpoint
 from stillroom.models.causal import load_tokenizer
 
-__all__ = ["prepare_start", "read_json", "rewrite_checkpoint"]
+__all__ = ["draw_network", "prepare_start", "read_json", "rewrite_checkpoint"]
 
 _EMBEDDINGS = ("model.embed_tokens.weight", "gpt_neox.embed_in.weight")
 _HEADS = ("lm_head.weight", "embed_out.weight")
@@ -119,7 +119,7 @@ def _begin_anew(
     tokenizer.save_pretrained(words)
     config = _scratch_config(start, tokenizer, size)
     shift = recipe.noising.is_causal if recipe.logit_shift is None else recipe.logit_shift
-    tensors = _draw(start, config, recipe.seed)
+    tensors = draw_network(start, config, recipe.seed)
     _write(folder, words, _with_metadata(recipe, config, mask, shift=shift), tensors)
     count = sum(t.numel() for t in tensors.values())
     return f"a new network of {count} parameters, {size} tokens"
@@ -247,7 +247,7 @@ def _write(folder: Path, words: Path, config: dict[str, Any], tensors: dict[str,
         writer.copy_tokenizer(words)
 
 
-def _draw(start: ScratchSettings, config: dict[str, Any], seed: int) -> dict[str, Tensor]:
+def draw_network(start: ScratchSettings, config: dict[str, Any], seed: int) -> dict[str, Tensor]:
     """Draw a Llama network's weights: 0.02 wide, what is added to the residual less by depth."""
     rng = torch.Generator().manual_seed(seed)
     width, inner = start.width, int(config["intermediate_size"])
