@@ -146,8 +146,8 @@ body { font: 16px/1.6 system-ui, sans-serif; color: var(--ink); background: var(
   border: 1px solid var(--line); border-radius: 8px; padding: 1rem; min-height: 6rem;
   overflow-wrap: anywhere; }
 #text .open { opacity: .35; } #text .given { color: var(--given); }
-#text .new { color: var(--new); font-weight: 700; }
-#text .changed { color: var(--changed); font-weight: 700; text-decoration: underline; }
+#text .new { color: var(--new); font-weight: 700; background: rgba(31, 122, 77, .18); }
+#text .changed { color: var(--changed); font-weight: 700; background: rgba(179, 38, 30, .18); }
 #bar { display: flex; gap: .75rem; align-items: center; margin: 1rem 0; }
 #bar input { flex: 1; } button { font: inherit; padding: .2rem .9rem; }
 small { color: var(--given); }
