@@ -13,6 +13,10 @@ __all__ = ["command"]
     "diffusion",
     cls=LazyGroup,
     lazy={
+        "compare": (
+            "stillroom.cli.diffusion_compare",
+            "Train a diffusion model and its autoregressive twin, and compare them.",
+        ),
         "convert": (
             "stillroom.cli.diffusion_convert",
             "Make a diffusion checkpoint of another: of any layout, or autoregressive.",
