@@ -253,13 +253,13 @@ def _add_facts(report: Report, asked: _Asked, split: Split, template: str, most:
     _add_pair(
         report,
         "Facts told one way, asked both ways",
-        f"Sentences of the form {template!r}. Forward: the second name of a sentence that was told. "
-        "Infill: its first name, the rest being shown; the autoregressive model sees nothing "
+        f"Sentences of the form {template!r}. Forward: the second name of a sentence that was "
+        "told. Infill: its first name, the rest being shown; the autoregressive model sees nothing "
         "before it, so its figure is a guess. Reversed: the second name of the sentence turned "
-        f"round, which is in no record. {both} sentences were told both ways and are not asked about. What "
-        "is claimed: how often each model answers these sentences. What is not: that one of them "
-        "knows the fact and the other does not; an autoregressive model can also be asked by "
-        "scoring every name.",
+        f"round, which is in no record. {both} sentences were told both ways and are not asked "
+        "about. What is claimed: how often each model answers these sentences. What is not: that "
+        "one of them knows the fact and the other does not; an autoregressive model can also be "
+        "asked by scoring every name.",
         rows,
     )
 
@@ -279,12 +279,12 @@ def _tokens_of(tokenizer: Any, fact: Fact, slot: str) -> tuple[list[int], int, i
 def _add_pair(
     report: Report, title: str, text: str, rows: dict[str, dict[str, list[float]]]
 ) -> None:
-    metrics, lines = [], []
+    metrics: list[Metric] = []
+    lines = []
     for name, sides in rows.items():
         if not sides[_SIDES[0]]:
             continue
-        for side in _SIDES:
-            metrics.append(bootstrap(sides[side], name=f"{side}/{name}"))
+        metrics += [bootstrap(sides[side], name=f"{side}/{name}") for side in _SIDES]
         lines.append((name, "", tuple(f"{side}/{name}" for side in _SIDES)))
     report.section(
         title, text, metrics=metrics, grid=Grid("Share that is right", _SIDES, tuple(lines))

@@ -1,4 +1,4 @@
-"""A diffusion model beside its twin: equal recipes, facts without leaks, and a report that is whole."""
+"""A diffusion model beside its twin: equal recipes, facts without leaks, a report that is whole."""
 
 import json
 
