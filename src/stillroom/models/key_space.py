@@ -56,15 +56,18 @@ def call_cache(calls: Sequence[SlotCall]) -> Cache:
     caller's mask must hide. A single text is given as views: nothing is copied.
     """
     numbers = iter(range(1 << 30))
-    return Cache(layer_class_to_replicate=cast("Any", lambda: _Layer(calls, next(numbers))))
+    places = [_run_of(call.slots) for call in calls]
+    return Cache(layer_class_to_replicate=cast("Any", lambda: _Layer(calls, places, next(numbers))))
 
 
 class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers is not typed
     """One layer of one call."""
 
-    def __init__(self, calls: Sequence[SlotCall], number: int) -> None:
+    def __init__(
+        self, calls: Sequence[SlotCall], places: Sequence[slice | Tensor], number: int
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._calls, self._number = calls, number
+        self._calls, self._places, self._number = calls, places, number
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *rest: Any, **named: Any
@@ -75,7 +78,7 @@ class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers is 
             count = len(call.slots)
             spaces = call.space.ensure(self._number, key_states)
             for space, new in zip(spaces, (key_states, value_states), strict=True):
-                _write(space, new[row : row + 1, :, :count], call.slots)
+                space[:, :, self._places[row]] = new[row : row + 1, :, :count]
             seen.append((spaces[0][:, :, : call.end], spaces[1][:, :, : call.end]))
         if len(seen) == 1:
             return seen[0]
@@ -87,13 +90,11 @@ class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers is 
         return 0
 
 
-def _write(space: Tensor, new: Tensor, slots: Tensor) -> None:
-    """Put (1, H, n, d) into its slots; a run of slots is one copy."""
+def _run_of(slots: Tensor) -> slice | Tensor:
+    """Return slots as they are, or as a slice where they follow each other: then it is one copy."""
     first, count = int(slots[0]), len(slots)
-    if int(slots[-1]) - first == count - 1 and bool((slots.diff() == 1).all()):
-        space[:, :, first : first + count] = new
-    else:
-        space[:, :, slots] = new
+    is_run = int(slots[-1]) - first == count - 1 and bool((slots.diff() == 1).all())
+    return slice(first, first + count) if is_run else slots
 
 
 def _join(parts: Sequence[Tensor], widest: int) -> Tensor:
