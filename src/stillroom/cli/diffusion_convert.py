@@ -17,7 +17,7 @@ __all__ = ["command"]
     epilog="""
 \b
 Examples:
-  stillroom diffusion convert GSAI-ML/LLaDA-8B-Instruct --out llada
+  stillroom diffusion convert hub:GSAI-ML/LLaDA-8B-Instruct --out llada
   stillroom diffusion convert ./qwen --out converted --records records.jsonl --steps 500
   stillroom diffusion convert ./qwen --out blocks --records records.jsonl --block-size 16
 """,
