@@ -188,14 +188,18 @@ class KeywordEngine:
         values = idf * values - absent
         return Impacts(rows, values, float(values.max()), absent)
 
+    def _count_terms(self) -> NDArray[np.int64]:
+        """Return how many terms each row has in headings and in text, (N, 2)."""
+        none = np.zeros((0, 2), dtype=np.int64)
+        return np.concatenate([none, *(part.lengths for part in self._postings)])
+
     def _relative_lengths(self, how: Weighing) -> tuple[NDArray[np.float64], float]:
         key = (how.headings, how.body)
         with self._lock:
             if key not in self._lengths:
                 if len(self._lengths) >= _CACHED_LENGTHS:
                     self._lengths.clear()
-                parts = [part.lengths @ np.array(key) for part in self._postings]
-                lengths = np.concatenate([np.zeros(0), *parts])
+                lengths = self._count_terms() @ np.array(key)
                 counted = lengths if self._alive is None else lengths[self._alive]
                 mean = float(counted.mean()) if len(counted) else 1.0
                 self._lengths[key] = lengths, mean or 1.0

@@ -28,7 +28,16 @@ from stillroom.rag.engines.term_table import TermTable, sort_terms
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["FIELDS", "POSTINGS", "Field", "Postings", "merge_postings", "write_postings"]
+__all__ = [
+    "FIELDS",
+    "POSTINGS",
+    "Field",
+    "Postings",
+    "begins_of",
+    "holds_all",
+    "merge_postings",
+    "write_postings",
+]
 
 POSTINGS = "postings.safetensors"
 Field = Literal["headings", "body"]
@@ -171,6 +180,10 @@ class Postings:
         """How many different terms there are."""
         return len(self._starts) - 1
 
+    def terms(self) -> Sequence[bytes]:
+        """Return every term as UTF-8, by its number."""
+        return list(self._table.words())
+
     def find(self, term: str) -> int | None:
         """Return the number of a term, or None where no row holds it."""
         return self._table.find(term)
@@ -204,16 +217,14 @@ class Postings:
         held.sort(key=lambda pair: (self._starts[pair[1] + 1] - self._starts[pair[1]], pair[0]))
         begins = self._begins(*held[0], field)
         for at, number in held[1:]:
-            begins = begins[_holds(self._begins(at, number, field), begins)]
+            begins = begins[holds_all(self._begins(at, number, field), begins)]
             if not len(begins):
                 break
         return np.unique(begins >> 32)
 
     def _begins(self, at: int, number: int, field: Field) -> NDArray[np.int64]:
         """Return where a phrase would begin whose term ``at`` is this one: row << 32 | position."""
-        rows, positions = self.occurrences(number, field)
-        fits = positions >= at
-        return (rows[fits] << 32) + positions[fits] - at
+        return begins_of(*self.occurrences(number, field), at)
 
     def _occurrences(self, field: Field) -> _Occurrences:
         counts = self._arrays[f"{field}_counts"]
@@ -225,7 +236,22 @@ class Postings:
         )
 
 
-def _holds(ordered: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
+def begins_of(rows: NDArray[np.int64], positions: NDArray[np.int64], at: int) -> NDArray[np.int64]:
+    """Return where phrases would begin whose term ``at`` is the one that stands so.
+
+    Args:
+        rows: Of its occurrences, (N,), ascending.
+        positions: Of them, (N,), ascending within a row.
+        at: The term's place in the phrase.
+
+    Returns:
+        Row << 32 | position, ascending.
+    """
+    fits = positions >= at
+    return (rows[fits] << 32) + positions[fits] - at
+
+
+def holds_all(ordered: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return which of the wanted values an ascending array holds."""
     if not len(ordered):
         return np.zeros(len(wanted), dtype=bool)

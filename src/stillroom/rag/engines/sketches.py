@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_OVERSAMPLING",
+    "OVERSAMPLINGS",
     "SKETCHES",
     "ApproximateEngine",
     "MeasuredRecall",
@@ -39,7 +40,7 @@ __all__ = [
 SKETCHES = "sketches.safetensors"
 DEFAULT_OVERSAMPLING = 16
 _BLOCK_ROWS = 4096
-_OVERSAMPLINGS = (4, 6, 10, 16, 25, 40, 64, 100)
+OVERSAMPLINGS = (4, 6, 10, 16, 25, 40, 64, 100)
 _FARTHEST = np.uint16(2**16 - 1)
 
 
@@ -166,7 +167,7 @@ class ApproximateEngine:
         best = [self._exact.search(query, k)[1] for query in queries]
         recall = 1.0
         found: int | None = None
-        for oversampling in _OVERSAMPLINGS:
+        for oversampling in OVERSAMPLINGS:
             shares = [
                 float((self._search(query, k, oversampling, None)[1] >= scores[-1]).mean())
                 for query, scores in zip(queries, best, strict=True)

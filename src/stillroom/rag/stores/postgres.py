@@ -1,0 +1,71 @@
+"""A schema of a PostgreSQL database with pgvector: one server, many machines, transactions.
+
+Source: pgvector (HNSW by Malkov and Yashunin 2016, arXiv:1603.09320). Differs from a plain table of
+vectors: keyword search, snapshots, tenants and digests are those of the folder's store, number by
+number, and a search is exact unless the recipe's ``dense.search`` says otherwise.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.rag.storing import IndexStore, read_store_file, write_store_file
+from stillroom.recipes import Secret
+
+if TYPE_CHECKING:
+    from stillroom.rag.store.protocol import Store, StoreWriter
+
+__all__ = ["Postgres"]
+
+
+class Postgres(IndexStore):
+    """PostgreSQL; the address stands in an environment variable and is written nowhere."""
+
+    paper: ClassVar[str] = "arXiv:1603.09320"
+
+    address: Secret = Field(
+        Secret("${env:STILLROOM_POSTGRES}"),
+        description="the connection string, as ${env:NAME}; what psql takes",
+    )
+    prefix: str = Field(
+        "stillroom",
+        pattern=r"^[a-z_][a-z0-9_]{0,39}$",
+        description="what the name of an index's schema begins with; the rest is drawn",
+    )
+    m: int = Field(
+        16, ge=2, le=100, description="links of a vector in the HNSW index of approximate search"
+    )
+    ef_construction: int = Field(
+        128, ge=4, le=1000, description="how widely that index looks while it is made"
+    )
+
+    @override
+    def create(self, folder: Path, description: Mapping[str, Any]) -> StoreWriter:
+        from stillroom.rag.postgres.connecting import Server
+        from stillroom.rag.postgres.writing import PostgresWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        before = read_store_file(folder)
+        if before:  # of an earlier try that was killed
+            self.open(folder, before).discard()
+        schema = f"{self.prefix}_{secrets.token_hex(8)}"
+        write_store_file(folder, self, {"schema": schema})
+        server = Server(self.address, schema, folder)
+        return PostgresWriter.create(server, description, self._graph)
+
+    @override
+    def open(self, folder: Path, told: Mapping[str, Any]) -> Store:
+        from stillroom.rag.postgres.connecting import Server
+        from stillroom.rag.postgres.store import PostgresStore
+
+        return PostgresStore(Server(self.address, str(told.get("schema", "")), folder), self._graph)
+
+    @property
+    def _graph(self) -> dict[str, int]:
+        return {"m": self.m, "ef_construction": self.ef_construction}
