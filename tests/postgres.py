@@ -1,4 +1,4 @@
-"""A real PostgreSQL server with pgvector for tests, of Debian's packages, in a folder of its own."""
+"""A real PostgreSQL server with pgvector for tests, in a folder of its own."""
 
 import contextlib
 import os
@@ -26,7 +26,9 @@ def find_programs():
 
 def need_programs():
     """Return the folder of the server's programs, or skip and say why."""
-    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install stillroom[postgres]")
+    pytest.importorskip(
+        "psycopg", reason="psycopg is not installed: pip install stillroom[postgres]"
+    )
     programs = find_programs()
     if programs is None:
         pytest.skip(

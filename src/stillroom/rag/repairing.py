@@ -19,7 +19,7 @@ from stillroom.errors import IntegrityError
 from stillroom.provenance import find_output
 from stillroom.rag.embedding import TextVectors
 from stillroom.rag.prefixes import passage_texts
-from stillroom.rag.store.checking import Damage, check_folder
+from stillroom.rag.store.checking import Damage
 from stillroom.rag.store.ledger import Ledger
 from stillroom.rag.store.locking import write_snapshot_file
 from stillroom.rag.store.manifest import renew_manifest
@@ -29,6 +29,7 @@ from stillroom.rag.store.recalled import read_marks, read_passages
 from stillroom.rag.store.schema import FOREVER
 from stillroom.rag.store.segments import VECTORS, check_file, segment_folder
 from stillroom.rag.store.writer import Writer
+from stillroom.rag.storing import open_store
 from stillroom.records import Document, Passage
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from stillroom.models import Embedder
 
-__all__ = ["repair_index"]
+__all__ = ["repair_folder", "repair_index"]
 
 
 def repair_index(index: Path, *, embedder: Embedder | None = None) -> list[Damage]:
@@ -50,10 +51,25 @@ def repair_index(index: Path, *, embedder: Embedder | None = None) -> list[Damag
         ResourceError: If another process writes the index.
         IntegrityError: If the ledger cannot be read, or the embedder is another one.
     """
-    folder = find_output(index, "index")
-    found = check_folder(folder)
-    if not found:
-        return []
+    store = open_store(find_output(index, "index"))
+    found = store.check()
+    if found:
+        store.repair(found, embedder)
+    return found
+
+
+def repair_folder(folder: Path, found: Sequence[Damage], embedder: Embedder | None) -> None:
+    """Make again what is derived in an index's folder.
+
+    Args:
+        folder: Of the artifact's own files.
+        found: What is damaged.
+        embedder: What makes vectors that are damaged; by default the one that the index names.
+
+    Raises:
+        ResourceError: If another process writes the index.
+        IntegrityError: If the ledger cannot be read, or the embedder is another one.
+    """
     with Writer.open(folder) as writer:  # clears up after a writer that was killed
         for snapshot in writer.ledger.snapshots():
             write_snapshot_file(folder, snapshot.number, snapshot.digest)
@@ -61,7 +77,6 @@ def repair_index(index: Path, *, embedder: Embedder | None = None) -> list[Damag
         if damaged:
             _rewrite(writer, damaged, embedder)
         renew_manifest(writer)
-    return found
 
 
 def _rewrite(writer: Writer, damaged: Sequence[int], embedder: Embedder | None) -> None:

@@ -30,7 +30,7 @@ from stillroom.rag.pooling import check_pooling
 from stillroom.rag.store.description import Description, write_index_file
 from stillroom.rag.store.manifest import is_timed
 from stillroom.rag.store.parts import Facts, Part
-from stillroom.rag.store.protocol import Holdings
+from stillroom.rag.store.protocol import Holdings, Store
 from stillroom.rag.store.publishing import Change
 from stillroom.rag.store.snapshots import Snapshot
 from stillroom.rag.store.writer import KEPT_SNAPSHOTS
@@ -92,8 +92,6 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
         [(part, facts.get(part.entry.path, Facts())) for part in parts],
         failures,
     )
-    if held is not None:
-        held.close()
     details: dict[str, Any] = {
         **snapshot.counts,
         "duplicates": _count_duplicates(parts),
@@ -107,7 +105,10 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
         **({"approximate": recall} if recall else {}),
         **({"synthetic_context": contexts.details} if contexts else {}),
     }
-    return job.finish(
+    if held is not None:
+        held.close()
+    replaced = _find_replaced(job)
+    artifact = job.finish(
         "index",
         parents=[
             documents_parent(root, found),
@@ -118,6 +119,9 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
         details=details,
         is_timed=is_timed,
     )
+    if replaced is not None:
+        replaced.discard()
+    return artifact
 
 
 def estimate(recipe: RagRecipe) -> Estimate:
@@ -169,6 +173,17 @@ def _open_previous(job: Job, description: Description) -> Holdings | None:
         job.say(f"the previous index is not used: {error.problems[0].what}")
         return None
     return held
+
+
+def _find_replaced(job: Job) -> Store | None:
+    """Return the store of the index in whose place the new one comes; its data elsewhere go."""
+    if job.previous is None or job.previous != job.out:
+        return None
+    try:
+        return open_store(find_output(job.previous, "index"))
+    except StillroomError as error:
+        job.say(f"what the previous index keeps elsewhere stays: {error.problems[0].what}")
+        return None
 
 
 def _vector_kind(description: Description) -> tuple[str, str]:

@@ -2,7 +2,8 @@
 
 ``tiny_checkpoint`` writes a real Llama-architecture folder with a real tokenizer in a fraction of a
 second; ``scripted_model`` gives a TextModel that answers from a function; ``check_method`` runs the
-checks that hold for every method of a seam. Everything is loaded on first use.
+checks that hold for every method of a seam; ``check_store`` holds a store of an index to what all
+stores promise. Everything is loaded on first use.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ if TYPE_CHECKING:
     from stillroom.testing.checkpoint import tiny_checkpoint
     from stillroom.testing.method import check_method
     from stillroom.testing.model import scripted_model
+    from stillroom.testing.store import check_store
 
-__all__ = ["check_method", "scripted_model", "tiny_checkpoint"]
+__all__ = ["check_method", "check_store", "scripted_model", "tiny_checkpoint"]
 
 _HOMES = {
     "check_method": "stillroom.testing.method",
+    "check_store": "stillroom.testing.store",
     "scripted_model": "stillroom.testing.model",
     "tiny_checkpoint": "stillroom.testing.checkpoint",
 }

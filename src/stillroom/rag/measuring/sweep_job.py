@@ -38,6 +38,7 @@ from stillroom.rag.measuring.sweep_settings import Configuration, build_variant,
 from stillroom.rag.measuring.sweeping import Cost, Measured, Outcome, deal_questions, judge_sweep
 from stillroom.rag.metering import Meter
 from stillroom.rag.run import run
+from stillroom.rag.storing import STORES
 from stillroom.rag.vector_cache import CachedEmbedder
 from stillroom.rag.ways import parse_way
 from stillroom.recipes import dump_recipe
@@ -231,7 +232,9 @@ def _build(variant: RagRecipe, folder: Path, text: str, embedder: CachedEmbedder
     inner = Job.start(folder, text, seed=variant.seed, resume=True, reporter=job.reporter)
     inner.cancel_with(job)
     try:
-        run(variant, inner, embedder=embedder)
+        # What is tried lies in the cache, wherever the index of the recipe is to lie.
+        tried = variant.model_copy(update={"store": STORES.build("folder")})
+        run(tried, inner, embedder=embedder)
     finally:
         inner.close()
     job.event("index", folder=str(folder), embedded=embedder.computed - before)

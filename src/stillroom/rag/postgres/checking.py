@@ -22,7 +22,7 @@ from stillroom.rag.store.fields import derive_fields, list_values
 from stillroom.rag.store.parts import Facts, mark_of
 from stillroom.rag.store.schema import FOREVER, PASSAGE_BITS
 
-__all__ = ["check_digest", "check_tables"]
+__all__ = ["check_digest", "check_documents", "check_tables"]
 
 _MATRICES = (
     "SELECT c.path FROM contents c LEFT JOIN (SELECT content, count(*) AS rows, "
@@ -34,7 +34,7 @@ _MATRICES = (
 
 def check_tables(reading: PostgresReading) -> list[Damage]:
     """Return everything in an index's tables that does not agree; none means sound."""
-    found = [*_check_contents(reading), *_check_documents(reading), *_check_facts(reading)]
+    found = [*_check_contents(reading), *check_documents(reading), *_check_facts(reading)]
     found += [*check_digest(reading), *_check_searched(reading)]
     return [*found, *check_manifest(reading.session.server.folder, reading.snapshot)]
 
@@ -51,6 +51,9 @@ def check_digest(reading: PostgresReading) -> Iterator[Damage]:
         marks.setdefault(bucket, []).append(mark)
         passages += count
     buckets = {number: digest_bucket(own) for number, own in marks.items()}
+    kept = dict(reading.session.query("SELECT number, digest FROM buckets WHERE digest <> ''"))
+    if kept != buckets:
+        yield _damage("buckets", "the digests of buckets are not those of their documents")
     latest = reading.session.snapshots()[-1]
     if digest_snapshot(reading.description, buckets) != latest.digest:
         yield _damage("snapshots", f"snapshot {latest.number} has another digest")
@@ -101,7 +104,8 @@ def _check_contents(reading: PostgresReading) -> Iterator[Damage]:
             yield _damage("passages", f"{path}: is not what was written")
 
 
-def _check_documents(reading: PostgresReading) -> Iterator[Damage]:
+def check_documents(reading: PostgresReading) -> Iterator[Damage]:
+    """Hold versions of documents, their tenants and labels, against their marks."""
     rows = reading.session.query(
         "SELECT d.path, d.bucket, d.mark, d.tenant, d.labels, d.fields, d.passages, c.path, "
         "c.mark, c.passages FROM documents d LEFT JOIN contents c ON c.key = d.content "

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import psycopg
     from numpy.typing import NDArray
 
-__all__ = ["digest_batch", "stage_parts"]
+__all__ = ["digest_batch", "replace_postings", "stage_parts"]
 
 _LEVEL = 1
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -89,6 +89,33 @@ def stage_parts(
         count, digest = digest_batch(connection, batch)
         connection.execute("INSERT INTO batches VALUES (%s, %s, %s)", (batch, count, digest))
     return keys
+
+
+def replace_postings(
+    connection: psycopg.Connection[Any],
+    parts: Sequence[tuple[int, Part]],
+    description: Mapping[str, Any],
+    batch: int,
+) -> None:
+    """Make all postings anew, as one batch, within the writer's transaction.
+
+    Args:
+        connection: The writer's.
+        parts: Every content with its key, by which they are ordered.
+        description: What shaped the index.
+        batch: The number of the batch.
+    """
+    fresh = [_Fresh(key, part, "", "") for key, part in parts]
+    for sql in ("DELETE FROM postings", "DELETE FROM batches"):
+        connection.execute(sql.encode())
+    connection.execute("UPDATE contents SET batch = %s", (batch,))
+    analyzer = Analyzer(description["analyzer"]["stemming"])
+    with tempfile.TemporaryDirectory(prefix="stillroom-") as place:
+        lines = (line for one in fresh for line in one.part.passage_lines())
+        write_postings(Path(place), postings_rows(lines, analyzer))
+        _copy_postings(connection, fresh, Postings.open(Path(place)), batch)
+    count, digest = digest_batch(connection, batch)
+    connection.execute("INSERT INTO batches VALUES (%s, %s, %s)", (batch, count, digest))
 
 
 def digest_batch(connection: psycopg.Connection[Any], batch: int) -> tuple[int, str]:
@@ -243,7 +270,7 @@ def _copy_postings(
     starts = np.repeat(np.array([one.key << PASSAGE_BITS for one in fresh]), counts)
     steps = np.concatenate([np.arange(count) for count in counts])
     keys = (starts + steps).astype(np.int64)
-    number = batch.to_bytes(8, "big")
+    number = batch.to_bytes(8, "big", signed=True)
     with (
         connection.cursor() as cursor,
         cursor.copy(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from stillroom.rag.postgres.checking import check_digest, check_tables
+from stillroom.rag.postgres.checking import check_digest, check_documents, check_tables
 from stillroom.rag.postgres.connecting import Server
 from stillroom.rag.postgres.holdings import PostgresHoldings
 from stillroom.rag.postgres.reading import PostgresReading, Session
 from stillroom.rag.postgres.writing import PostgresWriter
 from stillroom.rag.store.checking import Damage
+from stillroom.rag.store.manifest import renew_manifest
 from stillroom.rag.store.protocol import StoreSize
 from stillroom.rag.store.snapshots import Snapshot
+
+if TYPE_CHECKING:
+    from stillroom.models import Embedder
 
 __all__ = ["PostgresStore"]
 
@@ -32,8 +37,9 @@ class PostgresStore:
     def read(self, wanted: int | str | None = None, *, verify: bool) -> PostgresReading:
         """Open a snapshot, by default the newest.
 
-        With ``verify`` its digest is recomputed from the marks of its documents; the texts and
-        vectors themselves are held against theirs by ``check`` alone.
+        With ``verify`` the newest digest is recomputed from the marks of documents, and these from
+        their fields, tenants and labels; texts, vectors and postings are held against their digests
+        by ``check`` alone.
 
         Raises:
             DataError: If there is no such snapshot, or none any more.
@@ -42,9 +48,9 @@ class PostgresStore:
         """
         reading = PostgresReading.open(self.server, wanted)
         try:
-            found = list(check_digest(reading)) if verify and reading.is_newest() else []
-            if found:
-                raise self.server.damaged(found[0].what)
+            if verify:
+                for one in (*check_digest(reading), *check_documents(reading)):
+                    raise self.server.damaged(one.what)
         except BaseException:
             reading.close()
             raise
@@ -77,6 +83,17 @@ class PostgresStore:
             return check_tables(reading)
         finally:
             reading.close()
+
+    def repair(self, found: Sequence[Damage], embedder: Embedder | None) -> None:
+        """Make postings again from passages where they are damaged, and the files beside.
+
+        Raises:
+            ResourceError: If another writer is at work, or the server cannot be reached.
+        """
+        with self.write() as writer:
+            if any(one.path == "postings" for one in found):
+                writer.renew_postings(PostgresHoldings(PostgresReading.open(self.server)))
+            renew_manifest(writer)
 
     def measure(self) -> StoreSize:
         """Return how much the tables and their indexes take, and how many batches there are."""

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Self
 from stillroom.errors import ResourceError
 from stillroom.provenance import FileEntry
 from stillroom.rag.postgres.connecting import Server, lock_number, rows_of, translate
+from stillroom.rag.postgres.holdings import PostgresHoldings, Stocked
 from stillroom.rag.postgres.merging import choose_batches, merge_batches
 from stillroom.rag.postgres.publishing import publish
 from stillroom.rag.postgres.reading import read_settings, read_snapshots
 from stillroom.rag.postgres.schema import FORMAT, tables_of
-from stillroom.rag.postgres.staging import stage_parts
+from stillroom.rag.postgres.staging import replace_postings, stage_parts
 from stillroom.rag.store.manifest import entry_of
-from stillroom.rag.store.parts import Facts
+from stillroom.rag.store.parts import Entry, Facts
 from stillroom.rag.store.protocol import Told
 from stillroom.rag.store.publishing import Change
 from stillroom.rag.store.schema import FOREVER, PASSAGE_BITS
@@ -240,6 +241,24 @@ class PostgresWriter:
             for table in tables:
                 self.connection.execute(f"VACUUM ANALYZE {table}".encode())
         return self.find_snapshot(number)
+
+    def renew_postings(self, held: PostgresHoldings) -> None:
+        """Make the postings of all batches anew from the passages, as one.
+
+        Args:
+            held: What the newest snapshot holds; closed at the end.
+        """
+        rows = self._query("SELECT key, path, digest, passages, truncated FROM contents")
+        parts = [
+            (int(key), Stocked(Entry(path, digest, count, cut), int(key), held))
+            for key, path, digest, count, cut in sorted(rows)
+        ]
+        try:
+            with self._transaction():
+                number = self._next_number() - 1
+                replace_postings(self.connection, parts, self.description, -number)
+        finally:
+            held.close()
 
     def close(self) -> None:
         """Close the session, and give the lock back with it."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stillroom.rag.store.checking import Damage, check_folder
 from stillroom.rag.store.ledger import Ledger
@@ -12,6 +14,9 @@ from stillroom.rag.store.protocol import StoreSize
 from stillroom.rag.store.recalled import Held
 from stillroom.rag.store.snapshots import Snapshot
 from stillroom.rag.store.writer import Writer
+
+if TYPE_CHECKING:
+    from stillroom.models import Embedder
 
 __all__ = ["FolderStore"]
 
@@ -55,6 +60,16 @@ class FolderStore:
     def check(self) -> list[Damage]:
         """Return everything that does not agree; none means sound."""
         return check_folder(self.folder)
+
+    def repair(self, found: Sequence[Damage], embedder: Embedder | None) -> None:
+        """Make again what is derived and damaged.
+
+        Raises:
+            ResourceError: If another process writes the index.
+        """
+        from stillroom.rag.repairing import repair_folder
+
+        repair_folder(self.folder, found, embedder)
 
     def measure(self) -> StoreSize:
         """Return how much the folder takes."""

@@ -28,6 +28,7 @@ from stillroom.rag.store.snapshots import Snapshot
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from stillroom.models import Embedder
     from stillroom.provenance import FileEntry
     from stillroom.rag.engines.keyword_engine import KeywordEngine
     from stillroom.rag.engines.sketches import MeasuredRecall
@@ -299,6 +300,17 @@ class Store(Protocol):
 
     def check(self) -> list[Damage]:
         """Return everything that does not agree; none means sound."""
+
+    def repair(self, found: Sequence[Damage], embedder: Embedder | None) -> None:
+        """Make again what is derived and damaged.
+
+        Args:
+            found: What ``check`` found.
+            embedder: What makes vectors; by default the one that the index names.
+
+        Raises:
+            ResourceError: If another writer is at work, or the store cannot be reached.
+        """
 
     def measure(self) -> StoreSize:
         """Return how much the store takes."""

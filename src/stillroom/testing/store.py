@@ -1,0 +1,374 @@
+"""Checks that every store of an index must pass, whatever it is made of.
+
+A dictionary says what a store should hold, and a folder built from it at once is the reference: a
+store that was changed step by step must have its digest, give its passages in its order and find
+them with its scores. Asked as somebody, it must behave as an index of their documents alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stillroom.errors import DataError, ResourceError
+from stillroom.rag.access import Access
+from stillroom.rag.index import Index
+from stillroom.rag.method import Query
+from stillroom.rag.notices import collect_notices
+from stillroom.rag.store.manifest import renew_manifest
+from stillroom.rag.store.parts import Facts
+from stillroom.rag.store.publishing import Change
+from stillroom.rag.storing import STORES, IndexStore, open_store
+from stillroom.testing.words import WordDocument, WordEmbedder, describe_words
+
+if TYPE_CHECKING:
+    from stillroom.rag.store.protocol import StoreWriter
+    from stillroom.rag.view import Ranking
+
+__all__ = ["check_store"]
+
+_WORDS = [f"word{number}" for number in range(40)]
+_TENANTS = ("", "acme", "zeta", "quux")
+_LABELS = ("public", "staff", "group:a", "user:x")
+_KEPT = 3
+_Model = dict[str, tuple[str, Facts]]
+
+
+def check_store(
+    store: IndexStore, place: Path, *, steps: int = 40, filters: int = 60, seed: int = 0
+) -> None:
+    """Check what a store promises; see the module.
+
+    Args:
+        store: The method with its settings.
+        place: A folder of its own; a store's data elsewhere are removed again.
+        steps: How many random changes to make.
+        filters: How many random askers and filters to try.
+        seed: Of all that is random.
+
+    Raises:
+        AssertionError: If a promise is broken; says which.
+    """
+    rng = random.Random(seed)
+    with _built(store, place / "walk", "open", _draw(rng, 12)) as trial:
+        _check_steps(trial, place, rng, steps)
+        _check_snapshots(trial)
+        _check_one_commit_point(trial)
+        _check_one_writer(trial)
+    with _built(store, place / "tenants", "tenants", _draw(rng, 60)) as trial:
+        _check_access(trial, place / "alone", rng, filters)
+    with _built(store, place / "filters", "open", _draw(rng, 40)) as trial:
+        _check_filters(trial, rng, filters)
+
+
+@dataclass
+class _Trial:
+    """A store under trial, and what it should hold."""
+
+    folder: Path
+    model: _Model
+    access: str
+
+    def open(self, **settings: Any) -> Index:
+        return Index.open(self.folder, embedder=WordEmbedder(), audit=False, **settings)
+
+    def write(self) -> StoreWriter:
+        return open_store(self.folder).write()
+
+
+@contextmanager
+def _built(store: IndexStore, folder: Path, access: str, model: _Model) -> Iterator[_Trial]:
+    _build(store, folder, access, model)
+    trial = _Trial(folder, dict(model), access)
+    try:
+        yield trial
+        _require(open_store(folder).check() == [], "check finds something in a sound index")
+    finally:
+        open_store(folder).discard()
+
+
+def _build(store: IndexStore, folder: Path, access: str, model: _Model) -> None:
+    with store.create(folder, describe_words(access)) as writer:
+        puts = [(WordDocument(path, text), facts) for path, (text, facts) in sorted(model.items())]
+        writer.commit(Change(puts=puts), reason="built", keep=_KEPT)
+        renew_manifest(writer)
+
+
+def _draw(rng: random.Random, count: int) -> _Model:
+    return {f"{rng.choice('abc')}/d{number}.txt": _draw_one(rng, number) for number in range(count)}
+
+
+def _draw_one(rng: random.Random, number: int) -> tuple[str, Facts]:
+    lines = [" ".join(rng.choices(_WORDS, k=rng.randint(2, 8))) for _ in range(rng.randint(1, 3))]
+    lines[0] += f" canary{number}"
+    fields = {
+        "year": rng.randint(2000, 2010),
+        "is_new": rng.random() < 0.3,
+        **({"tag": rng.sample(["a", "b", "ä_%"], rng.randint(1, 2))} if rng.random() < 0.6 else {}),
+        **({"day": f"20{rng.randint(10, 24)}-01-31"} if rng.random() < 0.5 else {}),
+    }
+    labels = tuple(rng.sample(_LABELS, rng.randint(0, 2)))
+    return "\n".join(lines), Facts(fields, rng.choice(_TENANTS), labels)
+
+
+def _check_steps(trial: _Trial, place: Path, rng: random.Random, steps: int) -> None:
+    """Change one thing after another under a reader that follows."""
+    with trial.open() as reader:
+        for step in range(steps):
+            with trial.write() as writer:
+                _change_once(trial, writer, rng, step)
+                renew_manifest(writer)
+            _require(reader.refresh(), "a commit makes no newer snapshot")
+            _compare_with_model(reader, trial.model, rng)
+        reference = place / f"fresh{rng.random()}"
+        _build(STORES.build("folder"), reference, trial.access, trial.model)
+        with Index.open(reference, embedder=WordEmbedder()) as fresh:
+            _require(reader.digest == fresh.digest, "equal documents have another digest")
+            _require(_search(reader) == _search(fresh), "equal documents have other scores")
+            _require(reader.fields == fresh.fields, "equal documents have other fields")
+
+
+def _change_once(trial: _Trial, writer: StoreWriter, rng: random.Random, step: int) -> None:
+    """Do one random change to the store and to the model."""
+    keys = {path: told.key for path, told in writer.list_documents().items()}
+    _require(list(keys) == sorted(trial.model), "list_documents has other paths, or another order")
+    names = sorted(trial.model)
+    kind = rng.choice(["add", "change", "delete", "rename", "tell", "many", "compact"])
+    name = rng.choice(names) if names else ""
+    fresh = _draw_one(rng, 1_000 + step)
+    if kind == "compact" and rng.random() < 0.5:
+        writer.compact()
+        return
+    if kind == "delete" and len(names) > 4:
+        del trial.model[name]
+        change = Change(removes=[keys[name]])
+    elif kind == "rename" and names:
+        text, facts = trial.model.pop(name)
+        trial.model[f"r/{step}.txt"] = text, facts
+        change = Change(moves=[(WordDocument(f"r/{step}.txt", text), facts, keys[name])])
+    elif kind == "tell" and names:
+        trial.model[name] = trial.model[name][0], fresh[1]
+        change = Change(facts={keys[name]: fresh[1]})
+    elif kind == "change" and names:
+        trial.model[name] = fresh
+        change = Change(puts=[(WordDocument(name, fresh[0]), fresh[1])])
+    else:
+        more = {f"n/{step}-{at}.txt": _draw_one(rng, 10_000 + 10 * step + at) for at in range(3)}
+        gone = names[:1] if kind == "many" and len(names) > 4 else []
+        for one in gone:
+            del trial.model[one]
+        trial.model.update(more)
+        puts = [(WordDocument(path, text), facts) for path, (text, facts) in more.items()]
+        change = Change(puts=puts, removes=[keys[one] for one in gone])
+    snapshot = writer.commit(change, reason="random", keep=_KEPT)
+    _require(snapshot.documents == len(trial.model), "the snapshot counts other documents")
+
+
+def _compare_with_model(index: Index, model: Mapping[str, Any], rng: random.Random) -> None:
+    wanted = [(path, line) for path in sorted(model) for line in model[path][0].split("\n")]
+    seen = [index.passage_at(row) for row in range(len(index))]
+    told = [(one.location.path, one.text) for one in seen]
+    _require(told == wanted, "a reader sees other passages, or in another order")
+    word = rng.choice(_WORDS)
+    holding = [row for row, (_, line) in enumerate(wanted) if word in line.split()]
+    found = sorted(row for row, _ in index.search_keyword(Query(word), 10_000))
+    _require(found == holding, f"{word} is found in other passages than hold it")
+    _require(
+        index.lexicon.document_frequency(word) == len(holding), f"{word} has another frequency"
+    )
+    if seen:
+        one = rng.choice(seen)
+        _require(index.passage(one.id) == one, "a passage is not found by its id")
+        _require(index.document(one.document_id).path == one.location.path, "nor its document")
+
+
+def _search(index: Index) -> list[tuple[Ranking, Ranking, list[str]]]:
+    asked = [*_WORDS[::9], "word1 word2 word3", "word5 word5 word9", "unknown"]
+    lines = [index.passage_at(row).text.split() for row in range(0, len(index), 5)]
+    phrases = [f'"{" ".join(line[:2])}"' for line in lines[:8]]
+    with collect_notices():
+        return [
+            (
+                index.search_keyword(Query(text), 7),
+                index.search_dense(Query(text), 7),
+                [hit.passage.id for hit in index.retrieve(text, 5)],
+            )
+            for text in (*asked, *phrases)
+        ]
+
+
+def _check_snapshots(trial: _Trial) -> None:
+    """An old snapshot stays while it is read or kept, then goes with what only it holds."""
+    path = sorted(trial.model)[0]
+    with trial.open() as old:
+        before, passage = old.digest, old.passage_at(0)
+        with trial.write() as writer:
+            key = writer.list_documents()[path].key
+            writer.commit(Change(removes=[key]), reason="gone", keep=1)
+            renew_manifest(writer)
+        text, _ = trial.model.pop(path)
+        _require(old.passage_at(0) == passage, "what an open reader sees was removed")
+        with trial.open(snapshot=before) as again:
+            _require(again.passage_at(0) == passage, "a snapshot that is read cannot be opened")
+        with trial.open() as now:
+            _require(now.digest != before, "a delete is no change")
+            _require(
+                all(now.passage_at(row).id != passage.id for row in range(len(now))),
+                f"{text!r} is found after its delete",
+            )
+    with trial.write() as writer:
+        writer.commit(Change(), reason="nothing", keep=1)
+        renew_manifest(writer)
+    _require(len(open_store(trial.folder).snapshots()) == 1, "a snapshot stays that nobody reads")
+    try:
+        trial.open(snapshot=before).close()
+    except DataError as error:
+        _require(error.problems[0].code == "rag.no-such-snapshot", "another error is raised")
+    else:
+        raise AssertionError("a snapshot that is gone can be opened")
+    reading = open_store(trial.folder).read(verify=True)
+    try:
+        _require(reading.locate_passage(passage.id) is None, "a removed passage's row stays")
+    finally:
+        reading.close()
+
+
+def _check_one_commit_point(trial: _Trial) -> None:
+    """A change that is given up has never been."""
+
+    def give_up() -> None:
+        raise KeyboardInterrupt
+
+    with trial.open() as reader:
+        before = reader.digest
+        for change in (
+            Change(puts=[(WordDocument("z.txt", "word1 zzz"), Facts())]),
+            Change(removes=[told.key for told in _documents(trial).values()]),
+        ):
+            writer = trial.write()
+            try:
+                writer.commit(change, reason="given up", keep=1, check=give_up)
+            except KeyboardInterrupt:
+                pass
+            else:
+                raise AssertionError("a commit does not ask whether it may go on")
+            finally:
+                writer.close()
+            _require(not reader.refresh(), "a change that was given up makes a snapshot")
+        with trial.open() as again:
+            _require(again.digest == before, "a change that was given up is seen")
+            _require(not again.search_keyword(Query("zzz"), 3), "its text is found")
+
+
+def _documents(trial: _Trial) -> dict[str, Any]:
+    with trial.write() as writer:
+        return dict(writer.list_documents())
+
+
+def _check_one_writer(trial: _Trial) -> None:
+    with trial.write():
+        try:
+            trial.write().close()
+        except ResourceError as error:
+            _require(error.problems[0].code == "rag.busy", "another error is raised")
+            return
+    raise AssertionError("two may write at once")
+
+
+def _grants(facts: Facts, access: Access) -> bool:
+    names = {*access.principals, "public"}
+    return facts.tenant == access.tenant and bool(names & set(facts.labels))
+
+
+def _check_access(trial: _Trial, alone: Path, rng: random.Random, filters: int) -> None:
+    """Whoever asks sees an index of their documents alone, by any filter and any method."""
+    for number in range(8):
+        access = Access(rng.choice(_TENANTS[1:]), rng.sample(_LABELS, rng.randint(0, 3)))
+        own = {path: one for path, one in trial.model.items() if _grants(one[1], access)}
+        reference = alone / str(number)
+        _build(STORES.build("folder"), reference, "open", own)
+        with (
+            trial.open(access=access) as index,
+            Index.open(reference, embedder=WordEmbedder()) as only,
+        ):
+            _compare_with_model(index, own, rng)
+            _require(_search(index) == _search(only), "what is not theirs shows in a score")
+            _require(index.fields == only.fields, "what is not theirs shows in the fields")
+            for _ in range(max(1, filters // 8) if own else 0):
+                _check_canaries(index, trial.model, own, rng)
+    try:
+        trial.open().close()
+    except DataError as error:
+        _require(error.problems[0].code == "rag.access-needed", "another error is raised")
+    else:
+        raise AssertionError("an index with tenants opens for nobody")
+
+
+def _check_canaries(
+    index: Index, model: _Model, own: Mapping[str, Any], rng: random.Random
+) -> None:
+    try:
+        shown = index.restrict(_draw_filter(rng))
+    except DataError:  # no document of theirs has such a field
+        return
+    path = rng.choice(sorted(set(model) - set(own)))
+    text = model[path][0].split("\n", 1)[0]
+    canary = text.rsplit(" ", 1)[1]
+    found = [row for row, _ in shown.search_keyword(Query(text), 50)]
+    found += [row for row, _ in shown.search_dense(Query(text), 50)]
+    seen = {shown.passage_at(row).location.path for row in found}
+    _require(seen <= set(own), f"{seen - set(own)} was found by somebody who may not see it")
+    _require(shown.lexicon.document_frequency(canary) == 0, "a foreign word has a frequency")
+    passage = next(WordDocument(path, model[path][0]).passages())
+    for ask in (shown.passage, shown.row_of):
+        try:
+            ask(passage.id)
+        except DataError:
+            continue
+        raise AssertionError(f"{path} was read by somebody who may not see it")
+
+
+def _draw_filter(rng: random.Random, depth: int = 0) -> str:
+    kind = rng.choice(["plain", "plain", "not", "and", "or"])
+    if depth > 2 or kind == "plain":
+        return rng.choice(
+            [
+                f"year {rng.choice(['<', '>=', '=', '!='])} {rng.randint(1999, 2011)}",
+                f"path ~ '?/d{rng.randint(0, 9)}*'",
+                f"day {rng.choice(['<=', '>'])} 20{rng.randint(9, 25):02d}-06-01",
+                "exists(tag)",
+                "tag in (a, b)",
+                "tag = 'ä_%'",
+                "tag ~ '*_%'",
+                "is_new = true",
+                "title = t",
+                "path != 'nothing'",
+            ]
+        )
+    if kind == "not":
+        return f"not ({_draw_filter(rng, depth + 1)})"
+    return f"({_draw_filter(rng, depth + 1)}) {kind} ({_draw_filter(rng, depth + 1)})"
+
+
+def _check_filters(trial: _Trial, rng: random.Random, filters: int) -> None:
+    """A filter leaves the same passages as in a folder, and changes no score."""
+    reference = trial.folder.parent / "reference"
+    _build(STORES.build("folder"), reference, "open", trial.model)
+    with trial.open() as index, Index.open(reference, embedder=WordEmbedder()) as only:
+        for number in range(filters):
+            one = "path = 'a/d1.txt'" if number == 0 else _draw_filter(rng)
+            shown, wanted = index.restrict(one), only.restrict(one)
+            texts = [
+                [view.passage_at(row).id for row in range(len(view))] for view in (shown, wanted)
+            ]
+            _require(texts[0] == texts[1], f"{one} leaves other passages")
+            _require(_search(shown) == _search(wanted), f"{one} gives other scores")
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise AssertionError(what)
