@@ -39,6 +39,10 @@ __all__ = ["command"]
             "stillroom.cli.rag_log",
             "List the snapshots of an index that can be asked, newest first.",
         ),
+        "migrate": (
+            "stillroom.cli.rag_migrate",
+            "Move an index to another store, proved equal before it switches.",
+        ),
         "score": (
             "stillroom.cli.rag_score",
             "Score run files as trec_eval does, with intervals, and compare them with the first.",

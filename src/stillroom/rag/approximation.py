@@ -9,13 +9,13 @@ far easier than questions: where those found 0.99, questions found 0.83.)
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stillroom.provenance import find_output
+from stillroom.rag.comparing import draw_questions
 from stillroom.rag.engines.sketches import MeasuredRecall
 from stillroom.rag.filters import Condition
 from stillroom.rag.method import Query
@@ -23,7 +23,7 @@ from stillroom.rag.query_vectors import QueryVectors
 from stillroom.rag.store.checking import Damage
 from stillroom.rag.store.description import Description
 from stillroom.rag.store.manifest import renew_manifest
-from stillroom.rag.store.protocol import MEASURED, Reading, StoreWriter
+from stillroom.rag.store.protocol import MEASURED, StoreWriter
 from stillroom.rag.store.structures import is_approximate
 from stillroom.rag.storing import open_store
 from stillroom.rag.view import View
@@ -37,8 +37,6 @@ _QUERIES = 64
 _DEPTH = 10
 _MARGIN = 0.01
 _CHANGED = 0.1
-_FEWEST_WORDS, _MOST_WORDS = 4, 12
-_MOST_CHARACTERS = 300
 
 
 def measure_recall(
@@ -63,25 +61,13 @@ def measure_recall(
             return None
         description = Description.from_json(opened.description)
         vectors = QueryVectors(description, folder, embedder)
-        asked = _draw_questions(opened, view, seed)
+        rng = np.random.default_rng(seed)
+        asked = draw_questions(opened, view, rng, min(_QUERIES, len(view.rows)))
         queries = np.stack([vectors.embed(Query(text)) for text in asked])
         least = min(1.0, float(settings["dense"]["least_recall"]) + _MARGIN)
         return view.dense.calibrate(queries, k=_DEPTH, least=least)
     finally:
         opened.close()
-
-
-def _draw_questions(opened: Reading, view: View, seed: int) -> list[str]:
-    """Return some words of some passages each, in order of the passages."""
-    rng = np.random.default_rng(seed)
-    rows = np.sort(rng.choice(len(view.rows), min(_QUERIES, len(view.rows)), replace=False))
-    asked = []
-    for row in rows:
-        words = json.loads(opened.passage(*view.rows.locate(int(row))))["text"].split()
-        size = int(rng.integers(_FEWEST_WORDS, _MOST_WORDS + 1))
-        start = int(rng.integers(0, max(1, len(words) - size)))
-        asked.append(" ".join(words[start : start + size])[:_MOST_CHARACTERS])
-    return asked
 
 
 def keep_recall(
