@@ -41,7 +41,7 @@ __all__ = ["command"]
         ),
         "migrate": (
             "stillroom.cli.rag_migrate",
-            "Move an index to another store, proved equal before it switches.",
+            "Move an index to another store, once it is proved equal.",
         ),
         "score": (
             "stillroom.cli.rag_score",

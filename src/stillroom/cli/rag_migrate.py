@@ -47,7 +47,9 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Move an index to another store, once counts, digests and scores are proved equal.
+    """Move an index to another store, once it is proved equal.
+
+    Counts, digests, vectors and the scores of a sample of queries are compared before the switch.
 
     A migration that was killed goes on when it is run again. The source stays, in INDEX/source or
     on its server, until --drop-source.
