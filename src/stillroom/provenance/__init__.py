@@ -17,9 +17,11 @@ from stillroom.provenance.artifact import (
 )
 from stillroom.provenance.digests import (
     canonical_json,
+    digest_as,
     digest_bytes,
     digest_file,
     digest_json,
+    digest_large_file,
     digest_text,
 )
 from stillroom.provenance.ledger import LEDGER, connect_ledger, read_ledger
@@ -39,9 +41,11 @@ __all__ = [
     "Parent",
     "canonical_json",
     "connect_ledger",
+    "digest_as",
     "digest_bytes",
     "digest_file",
     "digest_json",
+    "digest_large_file",
     "digest_text",
     "find_output",
     "find_passages",

@@ -42,7 +42,10 @@ _PACKAGES = ("stillroom", "torch", "transformers", "safetensors", "numpy", "xlla
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """One output file: path relative to the artifact's folder, size in bytes, sha256."""
+    """One output file: path relative to the artifact's folder, size in bytes, digest.
+
+    The digest is a sha256 in hex; of a large file that changes often, ``blake3:`` and hex.
+    """
 
     path: str
     size_bytes: int

@@ -1,4 +1,4 @@
-"""Digests: sha256 of bytes, and of JSON values in one canonical form."""
+"""Digests: sha256 of bytes, and of JSON values in one canonical form; BLAKE3 of what is large."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ import hashlib
 import json
 from pathlib import Path
 
-__all__ = ["canonical_json", "digest_bytes", "digest_file", "digest_json", "digest_text"]
+__all__ = [
+    "canonical_json",
+    "digest_as",
+    "digest_bytes",
+    "digest_file",
+    "digest_json",
+    "digest_large_file",
+    "digest_text",
+]
+
+_BLAKE3 = "blake3:"
 
 
 def digest_bytes(data: bytes | memoryview) -> str:
@@ -23,6 +33,24 @@ def digest_file(path: Path) -> str:
     """Return the sha256 of a file, read in blocks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_large_file(path: Path) -> str:
+    """Return the BLAKE3 of a file that is digested again and again, as ``blake3:`` and hex.
+
+    Source: O'Connor et al. 2020, "BLAKE3: one function, fast everywhere". As strong as SHA-256 and
+    some times faster, over the file as it lies in memory: 80 MB in a few hundredths of a second.
+    """
+    from blake3 import blake3
+
+    if not path.stat().st_size:
+        return _BLAKE3 + blake3().hexdigest()
+    return _BLAKE3 + blake3(max_threads=blake3.AUTO).update_mmap(path).hexdigest()
+
+
+def digest_as(path: Path, digest: str) -> str:
+    """Return the digest of a file in the way in which another digest of it was made."""
+    return digest_large_file(path) if digest.startswith(_BLAKE3) else digest_file(path)
 
 
 def canonical_json(value: object) -> str:

@@ -23,7 +23,7 @@ from stillroom.provenance.artifact import (
     Parent,
     read_artifact,
 )
-from stillroom.provenance.digests import digest_file
+from stillroom.provenance.digests import digest_as, digest_file
 from stillroom.provenance.sources import is_reference, names_something, resolve_parent
 
 __all__ = ["Finding", "verify"]
@@ -132,7 +132,7 @@ class _Verifier:
             yield self.find(path, "is not a regular file", "link")
         elif (size := path.stat().st_size) != entry.size_bytes:
             yield self.find(path, f"has changed: {size} bytes, not {entry.size_bytes}", "changed")
-        elif digest_file(path) != entry.digest:
+        elif digest_as(path, str(entry.digest)) != entry.digest:
             yield self.find(path, "has changed: the size is as recorded, the digest not", "changed")
 
     def extras(self, folder: Path, entries: tuple[FileEntry, ...]) -> Iterator[Finding]:

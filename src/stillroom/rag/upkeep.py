@@ -48,7 +48,7 @@ def delete_documents(index: Path, paths: Sequence[str]) -> Snapshot:
     """
     output = find_output(index, "index")
     with open_store(output).write() as writer:
-        known = {path: told.key for path, told in writer.list_documents().items()}
+        known = writer.list_keys()
         keys: set[int] = set()
         for wanted in paths:
             own = {key for path, key in known.items() if _matches(path, wanted)}

@@ -134,8 +134,10 @@ def _check_steps(trial: _Trial, place: Path, rng: random.Random, steps: int) -> 
 
 def _change_once(trial: _Trial, writer: StoreWriter, rng: random.Random, step: int) -> None:
     """Do one random change to the store and to the model."""
-    keys = {path: told.key for path, told in writer.list_documents().items()}
-    _require(list(keys) == sorted(trial.model), "list_documents has other paths, or another order")
+    keys = writer.list_keys()
+    _require(list(keys) == sorted(trial.model), "list_keys has other paths, or another order")
+    told = {path: one.key for path, one in writer.list_documents().items()}
+    _require(told == keys, "list_documents says something else than list_keys")
     names = sorted(trial.model)
     kind = rng.choice(["add", "change", "delete", "rename", "tell", "many", "compact"])
     name = rng.choice(names) if names else ""

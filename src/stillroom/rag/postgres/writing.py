@@ -148,6 +148,13 @@ class PostgresWriter:
             for path, key, digest, fields, tenant, labels in rows
         }
 
+    def list_keys(self) -> dict[str, int]:
+        """Return the key of every document of the newest snapshot, by path, in order."""
+        rows = self._query(
+            "SELECT path, key FROM documents WHERE died = :now ORDER BY path", {"now": FOREVER}
+        )
+        return {path: int(key) for path, key in rows}
+
     def list_failures(self) -> list[tuple[str, str, str]]:
         """Return path, code and reason of every file that could not be used, in order."""
         return self._query(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom.errors import DataError
-from stillroom.provenance import ARTIFACT_FILE, digest_file, read_artifact
+from stillroom.provenance import ARTIFACT_FILE, digest_as, read_artifact
 from stillroom.provenance.ledger import LEDGER
 from stillroom.rag.engines.keyword_engine import KeywordEngine
 from stillroom.rag.engines.sketches import (
@@ -261,7 +261,7 @@ def _check_ledger(folder: Path, snapshot: Snapshot) -> None:
         if told is None:
             return
         before = path.stat()
-        size, digest = before.st_size, digest_file(path)
+        size, digest = before.st_size, digest_as(path, told[1])
         if (size, digest) == told:
             return
         after = path.stat()

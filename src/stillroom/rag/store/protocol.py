@@ -224,6 +224,9 @@ class StoreWriter(Protocol):
     def list_documents(self) -> dict[str, Told]:
         """Return what the newest snapshot says of every document, by path, in order."""
 
+    def list_keys(self) -> dict[str, int]:
+        """Return the key of every document of the newest snapshot, by path, in order."""
+
     def list_failures(self) -> list[tuple[str, str, str]]:
         """Return path, code and reason of every file that could not be used, in order."""
 

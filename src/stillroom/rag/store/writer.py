@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from stillroom.jobs.files import full_disk_as_error
-from stillroom.provenance import FileEntry
+from stillroom.provenance import FileEntry, digest_large_file
 from stillroom.provenance.ledger import LEDGER
 from stillroom.rag.analyzer import Analyzer
 from stillroom.rag.store.ledger import Ledger, SegmentEntry
@@ -121,6 +121,13 @@ class Writer:
             for path, key, digest, fields, tenant, labels in rows
         }
 
+    def list_keys(self) -> dict[str, int]:
+        """Return the key of every document of the newest snapshot, by path, in order."""
+        rows = self.ledger.query(
+            "SELECT path, key FROM documents WHERE died = ? ORDER BY path", (FOREVER,)
+        )
+        return {path: int(key) for path, key in rows}
+
     def list_failures(self) -> list[tuple[str, str, str]]:
         """Return path, code and reason of every file that could not be used, in order."""
         return self.ledger.query(
@@ -141,7 +148,9 @@ class Writer:
 
     def list_files(self, home: Path) -> list[FileEntry]:
         """Return the entries of all that the ledger names; a segment's digests it knows itself."""
-        entries = [entry_of(home, self.folder / LEDGER)]
+        ledger = self.folder / LEDGER
+        name, size = ledger.relative_to(home).as_posix(), ledger.stat().st_size
+        entries = [FileEntry(name, size, digest_large_file(ledger))]
         for number, files in self.ledger.query("SELECT number, files FROM segments"):
             place = segment_folder(self.folder, number).relative_to(home).as_posix()
             entries += [
