@@ -43,6 +43,10 @@ __all__ = ["command"]
             "stillroom.cli.rag_migrate",
             "Move an index to another store, once it is proved equal.",
         ),
+        "rebuild": (
+            "stillroom.cli.rag_rebuild",
+            "Build an index anew beside the one that answers, measure both, and switch.",
+        ),
         "score": (
             "stillroom.cli.rag_score",
             "Score run files as trec_eval does, with intervals, and compare them with the first.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
@@ -12,7 +13,16 @@ from typing import IO, Any
 
 from stillroom.errors import ResourceError, StillroomError
 
-__all__ = ["atomic_write", "full_disk_as_error", "replace_folder", "sync_folder"]
+__all__ = [
+    "atomic_write",
+    "exchange_folders",
+    "full_disk_as_error",
+    "replace_folder",
+    "sync_folder",
+]
+
+_HERE, _EXCHANGE = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux."""
 
 _FULL = ("No space left on device", "database or disk is full")
 
@@ -102,6 +112,22 @@ def replace_folder(source: Path, target: Path) -> None:
     _sync_directory(target.parent)
     if aside.exists():
         shutil.rmtree(aside)
+
+
+def exchange_folders(one: Path, other: Path) -> None:
+    """Give two folders on one file system each other's name, in one step where the system can.
+
+    Linux exchanges them at once; elsewhere ``other`` is missing for a moment.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    rename = getattr(library, "renameat2", None)
+    names = os.fsencode(one), os.fsencode(other)
+    if rename is None or rename(_HERE, names[0], _HERE, names[1], _EXCHANGE) != 0:
+        aside = other.with_name(f".{other.name}.exchanged")
+        other.rename(aside)
+        one.rename(other)
+        aside.rename(one)
+    _sync_directory(other.parent)
 
 
 def _sync_directory(folder: Path) -> None:

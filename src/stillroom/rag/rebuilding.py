@@ -1,0 +1,302 @@
+"""Rebuild: an index with another embedder, chunker or store is built beside the one that answers.
+
+The new index is a job of its own in a hidden folder, and goes on after a kill. Both are then put to
+the same questions: judged ones where they are given, else known-item questions, which are some
+words of some passages whose document is to be found again. (Words of a passage favour keyword
+search and the chunker that cut it; what they can tell is whether something was lost.) The switch
+exchanges the two folders in one step, and the one before stays for a rollback.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from stillroom.errors import DataError, IntegrityError
+from stillroom.evaluate.collections import read_qrels, read_queries
+from stillroom.jobs import Job, check_fits, describe_machine
+from stillroom.jobs.files import exchange_folders
+from stillroom.provenance import digest_text, find_output, read_artifact
+from stillroom.rag.index import Index
+from stillroom.rag.measuring.evaluation import (
+    Board,
+    Found,
+    Unit,
+    choose_unit,
+    compare_ways,
+    search_one,
+)
+from stillroom.rag.run import estimate, run
+from stillroom.rag.store.manifest import renew_manifest
+from stillroom.rag.storing import open_store
+from stillroom.rag.updating import find_home, update_index
+from stillroom.rag.ways import parse_way
+from stillroom.recipes import dump_recipe
+
+if TYPE_CHECKING:
+    from stillroom.jobs import Reporter
+    from stillroom.rag.access import Access
+    from stillroom.rag.recipe import RagRecipe
+
+__all__ = ["Questions", "Rebuild", "drop_previous", "rebuild_index", "roll_back"]
+
+_KNOWN_ITEMS = 200
+_DEPTH = 10
+_FEWEST_WORDS, _MOST_WORDS = 4, 12
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """How both indexes are measured.
+
+    ``queries`` and ``qrels`` are files of judged questions; without them known items are drawn.
+    The first of ``measures`` decides.
+    """
+
+    queries: Path | None = None
+    qrels: Path | None = None
+    way: str = "convex"
+    measures: tuple[str, ...] = ("mrr@10", "success@10")
+    access: Access | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """What a rebuild made, how it compares, and whether it answers now."""
+
+    kind: Literal["judged", "known-item"]
+    queries: int
+    board: Board
+    is_switched: bool
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the first measure fell, and its interval leaves no doubt."""
+        difference, _ = self.board.differences["after"][self.board.measures[0]]
+        return difference.high < 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "questions": self.kind,
+            "queries": self.queries,
+            "measures": {
+                measure: {
+                    "before": self.board.metrics["before"][measure].to_json(),
+                    "after": self.board.metrics["after"][measure].to_json(),
+                    "difference": self.board.differences["after"][measure][0].to_json(),
+                    "p": self.board.differences["after"][measure][1],
+                }
+                for measure in self.board.measures
+            },
+            "switched": self.is_switched,
+        }
+
+
+def rebuild_index(
+    index: Path,
+    recipe: RagRecipe,
+    questions: Questions,
+    *,
+    anyway: bool = False,
+    reporter: Reporter | None = None,
+) -> Rebuild:
+    """Build an index anew beside the one that answers, measure both, and switch.
+
+    Args:
+        index: The artifact's folder.
+        recipe: How the new one is built; of the same documents, or others.
+        questions: How both are measured.
+        anyway: Switch even where the new one is worse beyond doubt.
+        reporter: What draws progress.
+
+    Raises:
+        DataError: If documents or judged questions cannot be used.
+        IntegrityError: If the new one is worse beyond doubt, and ``anyway`` is not given; the new
+            one then stays beside, and the index is as it was.
+    """
+    home, _ = find_home(index)
+    _settle(home)
+    shadow, before = _shadow(home), _previous(home)
+    _build(home, shadow, recipe, reporter)
+    made = _measure(home, shadow, questions)
+    if made.is_worse and not anyway:
+        raise _worse(home, made)
+    done = Rebuild(made.kind, made.queries, made.board, is_switched=True)
+    with open_store(find_output(shadow, "index")).write() as writer:
+        replaced = read_artifact(home).details["index"]
+        renew_manifest(writer, details={"rebuilt": {**done.to_json(), "replaced": replaced}})
+    exchange_folders(shadow, home)  # the switch; what was the index is now the shadow
+    _remove(before)
+    shadow.rename(before)
+    return done
+
+
+def roll_back(index: Path) -> None:
+    """Let the index before the last rebuild answer again; the newer one stays in its place.
+
+    Raises:
+        DataError: If there is none.
+    """
+    home, _ = find_home(index)
+    before = _previous(home)
+    _settle(home)
+    if not before.exists():
+        raise DataError(
+            "there is no index before this one",
+            code="rag.no-previous",
+            where=str(home),
+            expected="an index that was rebuilt, and whose previous one was not dropped",
+            next=f"stillroom rag rebuild {home} --recipe NEW",
+        )
+    exchange_folders(before, home)
+
+
+def drop_previous(index: Path) -> bool:
+    """Remove what a rebuild kept; return whether there was anything.
+
+    Raises:
+        ResourceError: If its store cannot be reached.
+    """
+    home, _ = find_home(index)
+    _settle(home)
+    return _remove(_previous(home))
+
+
+def _shadow(home: Path) -> Path:
+    return home.with_name(f".{home.name}.next")
+
+
+def _previous(home: Path) -> Path:
+    return home.with_name(f".{home.name}.previous")
+
+
+def _settle(home: Path) -> None:
+    """Give the index before its name, where a kill came between the switch and that."""
+    shadow, before = _shadow(home), _previous(home)
+    if not shadow.exists() or before.exists():
+        return
+    told = read_artifact(home).details.get("rebuilt")
+    if told and told["replaced"] == read_artifact(shadow).details.get("index"):
+        shadow.rename(before)
+
+
+def _remove(folder: Path) -> bool:
+    if not folder.exists():
+        return False
+    open_store(find_output(folder, "index")).discard()
+    shutil.rmtree(folder)
+    return True
+
+
+def _build(home: Path, shadow: Path, recipe: RagRecipe, reporter: Reporter | None) -> None:
+    """Build the new index, or bring one that was built already up to its documents."""
+    text = dump_recipe(recipe)
+    if Job.recover(shadow) and read_artifact(shadow).recipe_digest == digest_text(text):
+        update_index(shadow, reporter=reporter)
+        return
+    check_fits(estimate(recipe), describe_machine(shadow), recipe.kind)
+    _remove(shadow)
+    try:
+        job = Job.start(shadow, text, seed=recipe.seed, resume=True, reporter=reporter)
+    except DataError as error:
+        if error.problems[0].code != "data.other-recipe":
+            raise
+        job = Job.start(shadow, text, seed=recipe.seed, overwrite=True, reporter=reporter)
+    job.previous = home  # vectors of equal texts are taken over where the embedder is the same
+    try:
+        with job.interruptible():
+            run(recipe, job)
+    finally:
+        job.close()
+    update_index(shadow, reporter=reporter)  # what came meanwhile
+
+
+def _measure(home: Path, shadow: Path, questions: Questions) -> Rebuild:
+    """Put the same questions to both indexes."""
+    way = parse_way(questions.way)
+    with (
+        Index.open(home, access=questions.access) as old,
+        Index.open(shadow, access=questions.access) as new,
+    ):
+        if questions.queries is not None and questions.qrels is not None:
+            kind: Literal["judged", "known-item"] = "judged"
+            texts, qrels = read_queries(questions.queries), read_qrels(questions.qrels)
+            units = [choose_unit(_passages(one), qrels)[0] for one in (old, new)]
+        else:
+            kind = "known-item"
+            texts, qrels = _draw(old, questions.seed)
+            units = ["path", "path"]
+        found = [
+            Found(name, _search(one, way, texts, qrels, unit))
+            for name, one, unit in zip(("before", "after"), (old, new), units, strict=True)
+        ]
+    board = compare_ways(found, qrels, questions.measures, seed=questions.seed)
+    return Rebuild(kind, len(qrels), board, is_switched=False)
+
+
+def _passages(index: Index) -> Any:
+    return (index.passage_at(row) for row in range(len(index)))
+
+
+def _search(
+    index: Index,
+    way: Any,
+    texts: Mapping[str, str],
+    qrels: Mapping[str, Any],
+    unit: Unit,
+) -> dict[str, Any]:
+    return {
+        query: search_one(index, way, texts[query], unit=unit, depth=_DEPTH)
+        for query in qrels
+        if query in texts
+    }
+
+
+def _draw(index: Index, seed: int) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+    """Return known-item questions, and the path of the document that each was taken from.
+
+    Raises:
+        DataError: If there is nothing to draw from.
+    """
+    rng = np.random.default_rng(seed)
+    count = min(_KNOWN_ITEMS, len(index))
+    if not count:
+        raise DataError(
+            "the index shows no passage to draw questions from",
+            code="rag.too-few-queries",
+            where=str(index.folder),
+            expected="judged questions, or an index that shows passages",
+            next="give --queries and --qrels, or --tenant and --principal",
+        )
+    texts, qrels = {}, {}
+    for row in np.sort(rng.choice(len(index), count, replace=False)):
+        passage = index.passage_at(int(row))
+        words = passage.text.split()
+        size = int(rng.integers(_FEWEST_WORDS, _MOST_WORDS + 1))
+        start = int(rng.integers(0, max(1, len(words) - size)))
+        name = f"item{row}"
+        texts[name] = " ".join(words[start : start + size]).replace('"', " ")
+        qrels[name] = {passage.location.path: 1}
+    return texts, qrels
+
+
+def _worse(home: Path, made: Rebuild) -> IntegrityError:
+    measure = made.board.measures[0]
+    values = [made.board.metrics[name][measure].value for name in ("before", "after")]
+    difference, p = made.board.differences["after"][measure]
+    return IntegrityError(
+        f"the new index is worse: {measure} {values[1]:.3f} instead of {values[0]:.3f} on "
+        f"{made.queries} {made.kind} questions (difference {difference.low:.3f} to "
+        f"{difference.high:.3f}, p {p:.3g})",
+        code="rag.rebuild-worse",
+        where=str(home),
+        expected="an index that finds as much",
+        next="change the recipe, or add --anyway; the index is as it was",
+    )

@@ -1,0 +1,138 @@
+"""A new chunker or embedder is built beside, measured, switched to in one step, and rolled back."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from stillroom.cli import stillroom
+from stillroom.errors import DataError, IntegrityError
+from stillroom.flow import run_recipe
+from stillroom.provenance import read_artifact, verify
+from stillroom.rag.index import Index
+from stillroom.rag.rebuilding import Questions, drop_previous, rebuild_index, roll_back
+from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.updating import update_index
+
+CHUNKER = ("chunker.name=recursive", "chunker.size=16")
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def recipe(folder):
+    return RagRecipe(documents=str(folder), embedder="static")
+
+
+@pytest.fixture
+def place(recipe, tmp_path):
+    run_recipe(recipe, tmp_path / "index")
+    return tmp_path / "index"
+
+
+def digest_of(place):
+    with Index.open(place) as index:
+        assert index.retrieve("cat", 1)
+        return index.digest
+
+
+def test_a_rebuild_is_measured_switched_and_rolled_back(place, folder):
+    before = digest_of(place)
+    (folder / "late.txt").write_text("Owls hunt at night.\n")
+    with Index.open(place) as reader:
+        told = CliRunner().invoke(stillroom, ["rag", "rebuild", str(place), *CHUNKER])
+        assert told.exit_code == 0, (told.output, told.exception)
+        assert "known-item questions" in told.output
+        assert "mrr@10" in told.output
+        assert len(reader.retrieve("cat", 1)) == 1  # what is open goes on
+    after = digest_of(place)
+    assert after != before
+    assert read_artifact(place).details["rebuilt"]["questions"] == "known-item"
+    assert verify(place) == []
+    assert update_index(place).unchanged == 7
+    roll_back(place)
+    assert digest_of(place) == before
+    assert update_index(place).added == 1
+    roll_back(place)
+    assert digest_of(place) == after
+    assert drop_previous(place)
+    assert not drop_previous(place)
+    with pytest.raises(DataError) as caught:
+        roll_back(place)
+    assert caught.value.problems[0].code == "rag.no-previous"
+
+
+def test_judged_questions_decide_and_what_is_worse_is_not_switched_to(place, recipe, tmp_path):
+    before = digest_of(place)
+    queries, qrels = tmp_path / "queries.jsonl", tmp_path / "qrels.tsv"
+    asked = {f"q{at}": text for at, text in enumerate(["cat sleeps", "dog barks", "France"] * 4)}
+    paths = ["animals/cats.md", "animals/dogs.md", "places/paris.txt"] * 4
+    queries.write_text(
+        "".join(json.dumps({"_id": name, "text": text}) + "\n" for name, text in asked.items())
+    )
+    rows = [f"{name}\t{path}\t1" for name, path in zip(asked, paths, strict=True)]
+    qrels.write_text("query-id\tcorpus-id\tscore\n" + "\n".join(rows) + "\n")
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    for name in ("cats.md", "dogs.md", "paris.txt"):
+        (bad / name).write_text("Nothing that was asked.\n")
+    (bad / "animals").mkdir()
+    (bad / "animals/cats.md").write_text("A cat sleeps.\n")
+    worse = RagRecipe(documents=str(bad), embedder="static")
+    questions = Questions(queries, qrels, way="keyword")
+    with pytest.raises(IntegrityError) as caught:
+        rebuild_index(place, worse, questions)
+    assert caught.value.problems[0].code == "rag.rebuild-worse"
+    assert "judged" in caught.value.problems[0].what
+    assert digest_of(place) == before
+    done = rebuild_index(place, worse, questions, anyway=True)
+    assert done.is_switched
+    assert done.kind == "judged"
+    assert digest_of(place) != before
+    roll_back(place)
+    assert digest_of(place) == before
+    again = rebuild_index(place, recipe, questions)
+    assert again.board.differences["after"]["mrr@10"][0].value == 0
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from stillroom.rag import rebuilding
+from stillroom.rag.rebuilding import Questions, rebuild_index
+from stillroom.recipes import parse_recipe
+exchange = rebuilding.exchange_folders
+def kill(one, other):
+    if sys.argv[2] == "after":
+        exchange(one, other)
+    os.kill(os.getpid(), 9)
+rebuilding.exchange_folders = kill
+text = Path(sys.argv[1], "recipe.yaml").read_text()
+rebuild_index(Path(sys.argv[1]), parse_recipe(text, "x", sys.argv[3:]), Questions())
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_at_the_switch_leaves_one_of_the_two_whole(place, when):
+    before = digest_of(place)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(place), when, *CHUNKER],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert verify(place) == []
+    if when == "before":
+        assert digest_of(place) == before
+        done = CliRunner().invoke(stillroom, ["rag", "rebuild", str(place), *CHUNKER])
+        assert done.exit_code == 0, (done.output, done.exception)
+    after = digest_of(place)
+    assert after != before
+    roll_back(place)
+    assert digest_of(place) == before
+    roll_back(place)
+    assert digest_of(place) == after
