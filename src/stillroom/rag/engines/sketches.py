@@ -13,7 +13,7 @@ permutation and Hadamard blocks after Ailon and Chazelle 2006, doi:10.1145/11325
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +35,7 @@ __all__ = [
     "ApproximateEngine",
     "MeasuredRecall",
     "Sketches",
+    "calibrate_oversampling",
 ]
 
 SKETCHES = "sketches.safetensors"
@@ -164,21 +165,14 @@ class ApproximateEngine:
             least: The mean recall to reach, 0 to 1, a little above what other queries must have;
                 where none does, all search is exact from here.
         """
-        best = [self._exact.search(query, k)[1] for query in queries]
-        recall = 1.0
-        found: int | None = None
-        for oversampling in OVERSAMPLINGS:
-            shares = [
-                float((self._search(query, k, oversampling, None)[1] >= scores[-1]).mean())
-                for query, scores in zip(queries, best, strict=True)
-                if len(scores)
-            ]
-            recall = float(np.mean(shares)) if shares else 1.0
-            if recall >= least:
-                found = oversampling
-                break
-        self.oversampling = found
-        self.measured = MeasuredRecall(recall, k, len(queries), found)
+        self.measured = calibrate_oversampling(
+            queries,
+            lambda query: self._exact.search(query, k)[1],
+            lambda query, oversampling: self._search(query, k, oversampling, None),
+            k=k,
+            least=least,
+        )
+        self.oversampling = self.measured.oversampling
         return self.measured
 
     def _search(
@@ -209,6 +203,42 @@ class ApproximateEngine:
             ]
             self._sketches[:] = found
             return found
+
+
+def calibrate_oversampling(
+    queries: NDArray[np.float32],
+    exact: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    near: Callable[
+        [NDArray[np.float32], int], tuple[NDArray[np.int64], NDArray[np.float32]] | None
+    ],
+    *,
+    k: int,
+    least: float,
+) -> MeasuredRecall:
+    """Return the smallest oversampling with which a search finds enough, and its recall.
+
+    A row that scores as high as the last of the exact best is as good as that one.
+
+    Args:
+        queries: Vectors of questions, (Q, D).
+        exact: Gives the scores of the exact best ``k``.
+        near: Gives rows and scores at an oversampling, or None where it is exact itself.
+        k: At which depth.
+        least: The mean recall to reach, 0 to 1.
+    """
+    best = [exact(query) for query in queries]
+    recall = 1.0
+    for oversampling in OVERSAMPLINGS:
+        shares = []
+        for query, scores in zip(queries, best, strict=True):
+            if len(scores):
+                found = near(query, oversampling)
+                own = scores if found is None else found[1]
+                shares.append(float(np.count_nonzero(own >= scores[-1])) / len(scores))
+        recall = float(np.mean(shares)) if shares else 1.0
+        if recall >= least:
+            return MeasuredRecall(recall, k, len(queries), oversampling)
+    return MeasuredRecall(recall, k, len(queries), None)
 
 
 def _sketch(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:

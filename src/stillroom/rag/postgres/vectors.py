@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stillroom.rag.engines.sketches import DEFAULT_OVERSAMPLING, OVERSAMPLINGS, MeasuredRecall
+from stillroom.rag.engines.sketches import (
+    DEFAULT_OVERSAMPLING,
+    MeasuredRecall,
+    calibrate_oversampling,
+)
 from stillroom.rag.engines.vectors import DenseEngine, is_narrow
 from stillroom.rag.store.protocol import MEASURED
 
@@ -92,23 +96,18 @@ class PostgresVectors:
 
     def calibrate(self, queries: NDArray[Any], *, k: int, least: float) -> MeasuredRecall:
         """Measure what HNSW finds of the best ``k``, and search so from here."""
-        total = len(self._everyone)
-        best = [self._search_exact(query, k, total, None, self._population)[1] for query in queries]
-        recall, chosen = 1.0, None
-        for oversampling in OVERSAMPLINGS:
-            shares = []
-            for query, scores in zip(queries, best, strict=True):
-                near = self._search_near(query, k, total, oversampling, None, self._population)
-                own = scores if near is None else near[1]
-                shares.append(
-                    float((own >= scores[-1]).sum() / len(scores)) if len(scores) else 1.0
-                )
-            recall = float(np.mean(shares)) if shares else 1.0
-            if recall >= least:
-                chosen = oversampling
-                break
-        self._oversampling = chosen
-        return MeasuredRecall(recall, k, len(queries), chosen)
+        total, everyone = len(self._everyone), self._population
+        measured = calibrate_oversampling(
+            queries,
+            lambda query: self._search_exact(query, k, total, None, everyone)[1],
+            lambda query, oversampling: self._search_near(
+                query, k, total, oversampling, None, everyone
+            ),
+            k=k,
+            least=least,
+        )
+        self._oversampling = measured.oversampling
+        return measured
 
     def _search_exact(
         self,

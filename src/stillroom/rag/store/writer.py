@@ -193,7 +193,7 @@ class Writer:
         number = before + 1
         publication = Publication(self.connection, change, number)
         with full_disk_as_error(self.folder):
-            contents = stage_parts(self.connection, change.parts, check, self.ledger.path)
+            contents = self._stage(change.parts, check)
             fresh = [part for part, _ in change.puts]
             merged: list[Merged] = []
             entry: SegmentEntry | None = None
@@ -263,6 +263,15 @@ class Writer:
         held = known[-1].passages if known else 0
         return held + sum(part.entry.passages for part in parts)
 
+    def _stage(self, parts: Sequence[Part], check: Callable[[], None]) -> list[int]:
+        """Write what documents became, unseen; return their contents' keys, in order."""
+        return stage_parts(self.connection, parts, check, self.ledger.path)
+
+    @property
+    def _dimensions(self) -> int:
+        """Numbers of a vector as segments keep it."""
+        return int(self.description["embedder"]["dimensions"])
+
     def _write_rows(
         self,
         number: int,
@@ -277,7 +286,7 @@ class Writer:
             merged,
             parts,
             analyzer=self.analyzer,
-            dimensions=int(self.description["embedder"]["dimensions"]),
+            dimensions=self._dimensions,
             dtype=str(self.description["settings"]["vectors"]),
             structures=Structures.of(self.description["settings"], self._count_rows(parts)),
             check=check,

@@ -1,0 +1,73 @@
+"""A collection of Qdrant for the vectors; documents, words and snapshots stay in the folder.
+
+Source: HNSW by Malkov and Yashunin 2016, arXiv:1603.09320, as Qdrant builds it. Differs: a search
+is exact unless the recipe's ``dense.search`` says otherwise; scores are those of the folder.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.rag.storing import IndexStore, read_store_file, write_store_file
+from stillroom.recipes import Secret
+
+if TYPE_CHECKING:
+    from stillroom.rag.qdrant.points import Points
+    from stillroom.rag.store.protocol import Store, StoreWriter
+
+__all__ = ["Qdrant"]
+
+
+class Qdrant(IndexStore):
+    """Qdrant; its address stands in an environment variable and is written nowhere."""
+
+    paper: ClassVar[str] = "arXiv:1603.09320"
+
+    address: Secret = Field(
+        Secret("${env:STILLROOM_QDRANT}"),
+        description="a server's URL, as ${env:NAME}; a path is the client's own local mode",
+    )
+    key: Secret | None = Field(None, description="the server's key, as ${env:NAME}")
+    prefix: str = Field(
+        "stillroom",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,39}$",
+        description="what the name of an index's collection begins with; the rest is drawn",
+    )
+    m: int = Field(16, ge=2, le=100, description="links of a vector in the HNSW index")
+    ef_construction: int = Field(
+        128, ge=4, le=1000, description="how widely that index looks while it is made"
+    )
+
+    @override
+    def create(self, folder: Path, description: Mapping[str, Any]) -> StoreWriter:
+        from stillroom.rag.qdrant.store import QdrantWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        before = read_store_file(folder)
+        if before:  # of an earlier try that was killed
+            self._points(folder, before).drop()
+        told = {"collection": f"{self.prefix}_{secrets.token_hex(8)}"}
+        write_store_file(folder, self, told)
+        points = self._points(folder, told)
+        width = int(description["embedder"]["dimensions"])
+        points.create(width, m=self.m, ef_construction=self.ef_construction)
+        writer = QdrantWriter.create(folder, description)
+        writer.points = points
+        return writer
+
+    @override
+    def open(self, folder: Path, told: Mapping[str, Any]) -> Store:
+        from stillroom.rag.qdrant.store import QdrantStore
+
+        return QdrantStore(folder, self._points(folder, told))
+
+    def _points(self, folder: Path, told: Mapping[str, Any]) -> Points:
+        from stillroom.rag.qdrant.points import Points
+
+        return Points(self.address, self.key, str(told.get("collection", "")), folder)
