@@ -320,6 +320,8 @@ def report(rows: list[dict[str, Any]]) -> None:
     """Print success by way, and by way and kind."""
     for way in WAYS:
         own = [row for row in rows if row["way"] == way]
+        if not own:
+            continue
         for kind in ("all", *dict.fromkeys(row["kind"] for row in own)):
             some = [row for row in own if kind in {"all", row["kind"]}]
             won = [row for row in some if row["success"]]
