@@ -40,6 +40,8 @@ _FOREIGN = {
     b"Rar!": "a RAR archive",
     b"\x7fELF": "a program",
     b"SQLite format 3\x00": "a database",
+    b"{\\rtf": "a Rich Text document",
+    b"%!PS": "a PostScript program",
 }
 _TEXTUAL = ("txt", "md", "rst", "csv", "json", "ipynb", "html", "eml")
 
@@ -63,7 +65,8 @@ def choose_parser(path: str, data: bytes) -> Parser:
         return PARSERS.build(by_bytes)
     foreign = next((name for mark, name in _FOREIGN.items() if data.startswith(mark)), "")
     if data.startswith(b"PK\x03\x04"):
-        foreign = "a zip archive"
+        is_binary = b"xl/workbook.bin" in data
+        foreign = "a workbook in binary form (.xlsb)" if is_binary else "a zip archive"
     if foreign:
         raise DataError(
             f"this is {foreign}",
@@ -124,6 +127,8 @@ def _by_members(data: bytes) -> str:
         return ""
     if data[30:].startswith(b"mimetypeapplication/vnd.oasis.opendocument."):
         return "odf"
+    if "xl/workbook.bin" in names:
+        return ""
     for mark, parser in _ZIP_MARKS.items():
         if any(name.startswith(mark) for name in names):
             return parser

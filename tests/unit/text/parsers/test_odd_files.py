@@ -33,6 +33,31 @@ def test_binary_data_is_no_wide_text():
         parse_bytes(data, "a.txt")
 
 
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"{\\rtf1\\ansi Words.}", "a Rich Text document"),
+        (b"%!PS-Adobe-3.0\n", "a PostScript program"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "Office before 2007"),
+    ],
+)
+def test_what_is_read_by_nothing_is_named(data, told):
+    with pytest.raises(ValueError, match=told) as caught:
+        parse_bytes(data, "a.bin")
+    assert caught.value.code == "document.unknown-format"
+
+
+def test_a_binary_workbook_is_named():
+    import zipfile
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("xl/workbook.bin", b"\0")
+    with pytest.raises(ValueError, match="binary form") as caught:
+        parse_bytes(buffer.getvalue(), "a.xlsb")
+    assert caught.value.code == "document.unknown-format"
+
+
 def test_text_for_browsers_without_frames_is_kept():
     assert parse_bytes(FRAMES.encode(), "a.html").text == "Words for old browsers."
 
