@@ -100,7 +100,7 @@ def test_merged_files_have_the_bytes_of_one(tmp_path_factory, told, data):
     ]
     for name in ("merged", "written"):
         (folder / name).mkdir()
-    assert merge_term_weights(folder / "merged", parts, masks) == len(rows)
+    assert merge_term_weights(folder / "merged", zip(parts, masks, strict=True)) == len(rows)
     write_term_weights(folder / "written", rows)
     merged, written = (folder / name / WEIGHTS for name in ("merged", "written"))
     assert merged.read_bytes() == written.read_bytes()
@@ -115,6 +115,6 @@ def test_a_span_has_the_weights_of_its_rows(tmp_path_factory, told, data):
     last = data.draw(st.integers(first, len(told)))
     for name in ("span", "own"):
         (folder / name).mkdir()
-    merge_term_weights(folder / "span", [part.span(first, last)], [None])
+    merge_term_weights(folder / "span", [(part.span(first, last), None)])
     write_term_weights(folder / "own", told[first:last])
     assert (folder / "span" / WEIGHTS).read_bytes() == (folder / "own" / WEIGHTS).read_bytes()

@@ -130,7 +130,8 @@ def test_merged_files_have_the_bytes_of_one(tmp_path_factory, seed, bits):
         (folder / name).mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stillroom.rag.engines.token_vectors._BLOCK_TOKENS", 5)
-        assert merge_token_vectors(folder / "merged", parts, masks) == len(rows)
+        pieces = zip(parts, masks, strict=True)
+        assert merge_token_vectors(folder / "merged", pieces) == len(rows)
     TokenVectors.join(rows, 20, bits=bits).write(folder / "own")
     merged, own = (TokenVectors.open(folder / name) for name in ("merged", "own"))
     for name in ("tokens", "starts", "scales"):

@@ -372,6 +372,50 @@ class Index:
         found = state.rank(lambda depth: state.search_dense(vector, depth, search), k)
         return self._noted(query, [(row, score) for row, score in found if score > 0])
 
+    def search_sparse(self, query: Query, k: int) -> Ranking:
+        """Return the best ``k`` rows by learned term weights with their scores.
+
+        Raises:
+            DataError: If the index keeps no term weights.
+        """
+        state = self._state
+        terms = self._query_vectors.terms(query)
+        engine = state.sparse
+        if engine is None:  # an index without any passage has no segment
+            return []
+        found = state.rank(lambda depth: engine.search(terms, depth, mask=state.mask), k)
+        return self._noted(query, found)
+
+    def search_tokens(self, query: Query, k: int, rows: Iterable[int] | None = None) -> Ranking:
+        """Return the best ``k`` rows by late interaction (MaxSim) with their scores.
+
+        A score is the mean over the query's vectors of the largest cosine with one of the
+        passage's.
+
+        Args:
+            query: What to look for.
+            k: How many.
+            rows: Which rows are compared; None for all.
+
+        Raises:
+            DataError: If the index keeps no token vectors.
+        """
+        state = self._state
+        asked = self._query_vectors.tokens(query)
+        engine = state.tokens
+        if engine is None or not len(asked):
+            return []
+        places = None if rows is None else state.rows.places[np.array(list(rows), dtype=np.int64)]
+        found = state.rank(
+            lambda depth: engine.search(asked, depth, mask=state.mask, rows=places), k
+        )
+        return self._noted(query, [(row, score / len(asked)) for row, score in found])
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the index keeps token vectors."""
+        return self._state.tokens is not None
+
     def embed_query(self, query: Query) -> NDArray[np.float32]:
         """Return the query's vector, (D,), averaged with its drafts'; remembered by text."""
         return self._query_vectors.embed(query)

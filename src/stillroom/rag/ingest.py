@@ -7,6 +7,7 @@ in this job or for the index before, is not embedded again.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ from stillroom.jobs.files import full_disk_as_error
 from stillroom.provenance import canonical_json, digest_bytes, digest_text
 from stillroom.rag.cutting import cut_document
 from stillroom.rag.embedding import TextVectors
+from stillroom.rag.encoders import ExtraTexts, open_document_extras
 from stillroom.rag.prefixes import passage_texts
+from stillroom.rag.store.extras import Extras
 from stillroom.rag.store.parts import Entry, Mark, to_line
 from stillroom.records import Document, Origin, Passage
 from stillroom.text.reading import parse_file
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from stillroom.jobs import Job
     from stillroom.models import Embedder
     from stillroom.rag.contextual import ContextWriter
+    from stillroom.rag.encoders import Encoders
     from stillroom.rag.recipe import RagRecipe
     from stillroom.rag.store.protocol import Holdings
     from stillroom.text.worker import Worker
@@ -67,6 +71,13 @@ class Stored:
     entry: Entry
     lines: Path
     matrix: Path
+    beside: Path | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """All that was written of the document, in order."""
+        more = sorted(self.beside.iterdir()) if self.beside and self.beside.is_dir() else []
+        return [self.lines, self.matrix, *more]
 
     def document_line(self) -> bytes:
         """Return the document as a line of JSON, without the line end."""
@@ -87,6 +98,10 @@ class Stored:
         matrix: NDArray[Any] = np.load(self.matrix)
         return matrix
 
+    def extras(self) -> Extras:
+        """Return what the passages are found by beside words and vectors."""
+        return open_document_extras(self.beside) if self.beside is not None else Extras()
+
 
 class Ingester:
     """Parses, cuts and embeds documents; remembers in the job's journal which are done."""
@@ -100,6 +115,7 @@ class Ingester:
         job: Job,
         held: Holdings | None = None,
         contexts: ContextWriter | None = None,
+        encoders: Encoders | None = None,
     ) -> None:
         """Work on the documents below ``root``.
 
@@ -111,6 +127,7 @@ class Ingester:
             job: Whose journal and scratch folder are used.
             held: An index of the same embedder, whose vectors of equal texts are taken over.
             contexts: What writes where passages stand.
+            encoders: What makes term weights and token vectors.
         """
         self.recipe, self.root, self.embedder, self.job = recipe, root, embedder, job
         self.worker, self.contexts = worker, contexts
@@ -118,6 +135,9 @@ class Ingester:
         self.folder = job.scratch / "documents"
         self.folder.mkdir(exist_ok=True)
         self.vectors = TextVectors(embedder, recipe.vectors, job.check_cancelled, held)
+        self.extras: ExtraTexts | None = None
+        if encoders is not None:
+            self.extras = ExtraTexts(encoders, job.check_cancelled, held)
         self.parsed = 0
 
     @property
@@ -134,12 +154,12 @@ class Ingester:
             return Failed(path, told["code"], told["reason"])
         stored = self._place(Entry(path, digest, told["passages"], told["truncated"]))
         try:
-            marks = [digest_bytes(file.read_bytes()) for file in (stored.lines, stored.matrix)]
+            marks = [digest_bytes(file.read_bytes()) for file in stored.files]
         except FileNotFoundError:
             return None
         if marks != told["files"]:
             return None
-        self.vectors.remember(stored.marks(), stored.matrix)
+        self._remember(stored)
         return stored
 
     def ingest(self, file: Path, path: str, digest: str) -> Stored | Failed:
@@ -211,7 +231,11 @@ class Ingester:
                 b"".join(line + b"\n" for line in [head.encode(), *map(to_line, rows)])
             )
             np.save(stored.matrix, matrix)
-        files = [digest_bytes(file.read_bytes()) for file in (stored.lines, stored.matrix)]
+            if self.extras is not None and stored.beside is not None:
+                shutil.rmtree(stored.beside, ignore_errors=True)
+                stored.beside.mkdir()
+                self.extras.write(self._texts(passages), marks, stored.beside)
+        files = [digest_bytes(file.read_bytes()) for file in stored.files]
         self.journal.put(
             path,
             {
@@ -221,17 +245,28 @@ class Ingester:
                 "files": files,
             },
         )
-        self.vectors.remember(marks, stored.matrix)
+        self._remember(stored)
         return stored
+
+    def _remember(self, stored: Stored) -> None:
+        marks = stored.marks()
+        self.vectors.remember(marks, stored.matrix)
+        if self.extras is not None and stored.beside is not None:
+            self.extras.remember(marks, stored.beside)
+
+    def _texts(self, passages: Sequence[Passage]) -> list[str]:
+        """Return what the embedder reads of passages; pooled late, that is their text alone."""
+        with_headings = self.recipe.with_headings and self.recipe.pooling == "passage"
+        return passage_texts(passages, self.embedder, with_headings=with_headings)
 
     def _embed_document(
         self, document: Document, passages: Sequence[Passage]
     ) -> tuple[list[Mark], NDArray[np.floating[Any]]]:
         if self.recipe.pooling == "late":
             return self.vectors.embed_late(document, passages, self.recipe.embedder)
-        texts = passage_texts(passages, self.embedder, with_headings=self.recipe.with_headings)
-        return self.vectors.embed(document.path, passages, texts)
+        return self.vectors.embed(document.path, passages, self._texts(passages))
 
     def _place(self, entry: Entry) -> Stored:
         mark = digest_text(canonical_json([entry.path, entry.digest]))[:24]
-        return Stored(entry, self.folder / f"{mark}.jsonl", self.folder / f"{mark}.npy")
+        lines, matrix = self.folder / f"{mark}.jsonl", self.folder / f"{mark}.npy"
+        return Stored(entry, lines, matrix, self.folder / mark if self.extras else None)

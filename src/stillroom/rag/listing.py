@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stillroom.jobs import Job
     from stillroom.models import Embedder
     from stillroom.rag.contextual import ContextWriter
+    from stillroom.rag.encoders import Encoders
     from stillroom.rag.recipe import RagRecipe
 
 __all__ = [
@@ -101,7 +102,10 @@ def embedder_parent(reference: str, fingerprint: str) -> Parent:
 
 
 def describe_index(
-    recipe: RagRecipe, embedder: Embedder, contexts: ContextWriter | None = None
+    recipe: RagRecipe,
+    embedder: Embedder,
+    contexts: ContextWriter | None = None,
+    encoders: Encoders | None = None,
 ) -> Description:
     """Return what shapes the index that a recipe describes, its documents aside."""
     told = recipe.model_dump(mode="json")
@@ -110,6 +114,7 @@ def describe_index(
             "version": __version__,
             "embedder": embedder.fingerprint,
             "context": contexts.fingerprint if contexts else "",
+            **(encoders.settings if encoders else {}),
             **{name: told[name] for name in sorted(_PREPARATION)},
         }
     )
@@ -119,6 +124,7 @@ def describe_index(
         settings={
             **{name: told[name] for name in sorted({*_PREPARATION, "access", "dense", "keyword"})},
             "context": contexts.settings if contexts else None,
+            **(encoders.settings if encoders else {}),
         },
         embedder={
             "reference": recipe.embedder,

@@ -8,9 +8,9 @@ one question, through an ``Inquiry`` that bounds it and notes each step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -51,6 +51,8 @@ __all__ = [
     "make_query",
     "search_dense",
     "search_keyword",
+    "search_sparse",
+    "search_tokens",
 ]
 
 MAX_QUERY_CHARACTERS = 32_768
@@ -96,6 +98,9 @@ class LegRetriever(Retriever, ABC):
     """
 
     depth: int
+    words: Literal["keyword", "sparse"] = Field(
+        "keyword", description="what searches by words: BM25, or term weights that a model learned"
+    )
 
     @abstractmethod
     def fuse(self, legs: Sequence[Ranked]) -> list[tuple[int, float]]:
@@ -104,7 +109,8 @@ class LegRetriever(Retriever, ABC):
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
         depth = max(self.depth, k)
-        legs = [search_keyword(index, query, depth), search_dense(index, query, depth)]
+        search = search_sparse if self.words == "sparse" else search_keyword
+        legs = [search(index, query, depth), search_dense(index, query, depth)]
         with stage("fuse"):
             return index.hits(self.fuse(legs)[:k])
 
@@ -125,6 +131,22 @@ def search_dense(index: Index, query: Query, k: int, **settings: Any) -> Ranked:
             span.tell(embedding__model_name=index.embedder.fingerprint)
     with stage("dense") as span:
         found = index.search_dense(query, k, **settings)
+        span.tell(stillroom__rows=len(found), gen_ai__data_source__id=index.digest)
+        return found
+
+
+def search_sparse(index: Index, query: Query, k: int) -> Ranked:
+    """Return the best ``k`` rows by learned term weights, as a stage of its own."""
+    with stage("sparse") as span:
+        found = index.search_sparse(query, k)
+        span.tell(stillroom__rows=len(found), gen_ai__data_source__id=index.digest)
+        return found
+
+
+def search_tokens(index: Index, query: Query, k: int, rows: Iterable[int] | None) -> Ranked:
+    """Return the best ``k`` of some rows by late interaction, as a stage of its own."""
+    with stage("tokens") as span:
+        found = index.search_tokens(query, k, rows)
         span.tell(stillroom__rows=len(found), gen_ai__data_source__id=index.digest)
         return found
 

@@ -20,6 +20,8 @@ __all__ = [
     "KeywordSettings",
     "OriginSettings",
     "RagRecipe",
+    "SparseSettings",
+    "TokenSettings",
 ]
 
 DEFAULT_EMBEDDER = "hub:sentence-transformers/all-MiniLM-L6-v2"
@@ -88,6 +90,30 @@ class DenseSettings(Settings):
     )
 
 
+class SparseSettings(Settings):
+    """Learned sparse search: a masked language model weighs the terms of passages and questions."""
+
+    model: Reference = Field(
+        description="a masked language model: a SPLADE checkpoint's folder, or another's"
+    )
+    max_terms: int = Field(
+        256, ge=1, le=100_000, description="the heaviest terms that are kept of a passage"
+    )
+
+
+class TokenSettings(Settings):
+    """Late interaction: a vector for every token of passages and questions."""
+
+    model: Reference = Field(
+        "embedder",
+        description="a ColBERT checkpoint's folder; embedder takes the token states of the index's "
+        "embedder",
+    )
+    bits: Literal[4, 8, 16, 32] = Field(
+        8, description="how many a number is kept in; below 16 they are codes after a rotation"
+    )
+
+
 class ContextSettings(Settings):
     """A model writes where each passage stands in its document; for finding, never shown."""
 
@@ -142,6 +168,12 @@ class RagRecipe(Recipe):
     store: Annotated[IndexStore, STORES.choice("folder")] = Field(
         "folder", validate_default=True, description="where the index lies"
     )
+    sparse: SparseSettings | None = Field(
+        None, description="keep term weights that a model learned, for the retriever sparse"
+    )
+    tokens: TokenSettings | None = Field(
+        None, description="keep vectors of tokens, for the retriever multi_vector"
+    )
     sweep: SweepSettings | None = Field(
         None, description="what 'stillroom rag sweep' varies and how it measures; 'run' refuses it"
     )
@@ -158,6 +190,15 @@ class RagRecipe(Recipe):
     max_failed: float = Field(
         0.5, ge=0, le=1, description="share of documents that may fail before the job does"
     )
+
+    @model_validator(mode="after")
+    def _check_extras(self) -> Self:
+        if (self.sparse or self.tokens) and self.store.method_name() != "folder":
+            raise ValueError(
+                f"the store {self.store.method_name()} keeps no term weights and no token vectors: "
+                "leave sparse and tokens out, or take the store folder"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_context(self) -> Self:

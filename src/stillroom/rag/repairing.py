@@ -18,6 +18,7 @@ import numpy as np
 from stillroom.errors import IntegrityError
 from stillroom.provenance import find_output
 from stillroom.rag.embedding import TextVectors
+from stillroom.rag.mending import MendedExtras
 from stillroom.rag.prefixes import passage_texts
 from stillroom.rag.store.checking import Damage
 from stillroom.rag.store.ledger import Ledger
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stillroom.models import Embedder
+    from stillroom.rag.store.extras import Extras
 
 __all__ = ["repair_folder", "repair_index"]
 
@@ -126,6 +128,9 @@ class _Mended:
             return np.asarray(matrix[self.start : self.start + self.entry.passages])
         return self.maker.embed(self)
 
+    def extras(self) -> Extras:
+        return self.maker.extras.of(self.segment, self.start, self.passage_lines())
+
 
 class _Maker:
     """Gives vectors: from a file that is whole, or from the embedder."""
@@ -135,6 +140,9 @@ class _Maker:
         self.ledger: Ledger = writer.ledger
         self._embedder = embedder
         self._files: dict[int, NDArray[Any] | None] = {}
+        self.extras = MendedExtras(
+            self.folder, self.ledger, self.description["settings"], self._open
+        )
 
     def open_vectors(self, number: int) -> NDArray[Any] | None:
         """Return a segment's vectors where the file is what was written."""

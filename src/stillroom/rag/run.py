@@ -14,6 +14,7 @@ from stillroom.provenance import digest_text, find_output
 from stillroom.rag.approximation import describe_recall, keep_recall
 from stillroom.rag.contextual import estimate_contexts, open_context_writer
 from stillroom.rag.cutting import fit_chunker
+from stillroom.rag.encoders import estimate_encoders, open_encoders
 from stillroom.rag.ingest import Failed, Ingester
 from stillroom.rag.listing import (
     Found,
@@ -74,12 +75,15 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
         embedder = open_embedder(recipe.embedder)
     recipe = fit_chunker(recipe, embedder, job.say)
     check_pooling(recipe, embedder)
-    contexts = open_context_writer(recipe, job)
-    description = describe_index(recipe, embedder, contexts)
+    contexts, encoders = (
+        open_context_writer(recipe, job),
+        open_encoders(recipe.sparse, recipe.tokens, embedder),
+    )
+    description = describe_index(recipe, embedder, contexts, encoders)
     found, unread = digest_files(root, scan, job)
     held = _open_previous(job, description)
     with Worker() as worker, contexts or nullcontext():
-        ingester = Ingester(recipe, root, embedder, worker, job, held, contexts)
+        ingester = Ingester(recipe, root, embedder, worker, job, held, contexts, encoders)
         parts, failures, reused = _ingest(found, ingester, held, description, job)
     failures = sorted([*unread, *failures], key=lambda failed: failed.path)
     check_failures(failures, len(parts) + len(failures), recipe.max_failed, str(root))
@@ -114,6 +118,7 @@ def run(recipe: RagRecipe, job: Job, *, embedder: Embedder | None = None) -> Art
             documents_parent(root, found),
             embedder_parent(recipe.embedder, embedder.fingerprint),
             *(contexts.parents if contexts else []),
+            *(encoders.parents if encoders else []),
         ],
         origin=Origin(recipe.origin.kind, (), recipe.origin.license).to_json(),
         details=details,
@@ -146,6 +151,7 @@ def estimate(recipe: RagRecipe) -> Estimate:
         basis=f"{len(files)} files of {size / 1e6:.1f} MB, about {passages} passages at "
         f"{_PASSAGES_PER_SECOND} of 200 tokens a second (MiniLM-L6 on 2 cores)",
     )
+    embedding += estimate_encoders(recipe, passages, size / _BYTES_PER_TOKEN)
     if recipe.context is None:
         return embedding
     tokens = size / _BYTES_PER_TOKEN

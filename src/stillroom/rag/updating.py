@@ -25,6 +25,7 @@ from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
 from stillroom.rag.approximation import keep_recall
 from stillroom.rag.contextual import open_context_writer
 from stillroom.rag.cutting import fit_chunker
+from stillroom.rag.encoders import open_encoders
 from stillroom.rag.ingest import Failed, Ingester
 from stillroom.rag.listing import (
     Found,
@@ -270,14 +271,20 @@ class _Updating:
         if not plan.ingests:
             return
         embedder, recipe = self._prepare()
-        contexts = open_context_writer(recipe, self.job)
-        self._check_preparation(describe_index(recipe, embedder, contexts).preparation)
+        contexts, encoders = (
+            open_context_writer(recipe, self.job),
+            open_encoders(recipe.sparse, recipe.tokens, embedder),
+        )
+        described = describe_index(recipe, embedder, contexts, encoders)
+        self._check_preparation(described.preparation)
         with (
             Worker() as worker,
             contexts or nullcontext(),
             self.job.phase("index", len(plan.ingests), "documents") as progress,
         ):
-            ingester = Ingester(recipe, root, embedder, worker, self.job, self.held, contexts)
+            ingester = Ingester(
+                recipe, root, embedder, worker, self.job, self.held, contexts, encoders
+            )
             for item in plan.ingests:
                 self.job.check_cancelled()
                 part = ingester.recall(item.path, item.digest)

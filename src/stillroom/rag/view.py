@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from stillroom.rag.engines.keyword_engine import KeywordEngine
+from stillroom.rag.engines.sparse_engine import SparseEngine
+from stillroom.rag.engines.token_engine import TokenEngine
 from stillroom.rag.filters import Condition, Filter, compile_filter, parse_filter
+from stillroom.rag.store.extras import ExtraReading
 from stillroom.rag.store.protocol import DenseSearch, Reading
 from stillroom.rag.store.rows import Rows, Table
 from stillroom.rag.store.structures import is_approximate
@@ -38,6 +41,8 @@ class View:
     everyone: Rows
     keywords: KeywordEngine
     dense: DenseSearch
+    sparse: SparseEngine | None
+    tokens: TokenEngine | None
     _fields: Mapping[str, frozenset[Kind]] | None
 
     def __init__(
@@ -69,6 +74,7 @@ class View:
         else:
             self.everyone, self._fields = wider.everyone, wider._fields
             self.keywords, self.dense = wider.keywords, wider.dense
+            self.sparse, self.tokens = wider.sparse, wider.tokens
         if not filters:
             self.rows = self.everyone
         elif older is not None and gone is not None:
@@ -83,6 +89,10 @@ class View:
         self.everyone = self._number(table or self.opened.load(self.population))
         self.keywords = self.opened.open_keywords(self.everyone, self.population)
         self.dense = self.opened.open_dense(self.everyone, self.population)
+        opened, self.sparse, self.tokens = self.opened, None, None
+        if isinstance(opened, ExtraReading):
+            self.sparse = opened.open_sparse(self.everyone)
+            self.tokens = opened.open_tokens(self.everyone)
         self._fields = None
 
     @cached_property

@@ -43,6 +43,13 @@ def write_term_weights(folder: Path, passages: Iterable[Mapping[str, float]]) ->
     Raises:
         ResourceError: If the disk is full.
     """
+    arrays = _collect(passages)
+    write_arrays(folder / WEIGHTS, arrays)
+    return int(arrays["size"][0])
+
+
+def _collect(passages: Iterable[Mapping[str, float]]) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a file of passages' terms."""
     vocabulary: defaultdict[str, int] = defaultdict()
     vocabulary.default_factory = vocabulary.__len__
     ids, rows, weights = array("q"), array("q"), array("f")
@@ -58,12 +65,11 @@ def write_term_weights(folder: Path, passages: Iterable[Mapping[str, float]]) ->
     numbers = ranks[np.frombuffer(ids, dtype=np.int64)]
     at = np.frombuffer(rows, dtype=np.int64)
     told = np.frombuffer(weights, dtype=np.float32)
-    write_arrays(folder / WEIGHTS, _arrange(words, numbers, at, told, count))
-    return count
+    return _arrange(words, numbers, at, told, count)
 
 
 def merge_term_weights(
-    folder: Path, parts: Sequence[TermWeights], kept: Sequence[NDArray[np.bool_] | None]
+    folder: Path, pieces: Iterable[tuple[TermWeights, NDArray[np.bool_] | None]]
 ) -> int:
     """Write the weights of several files' kept rows, one after another, as one file.
 
@@ -71,8 +77,7 @@ def merge_term_weights(
 
     Args:
         folder: Where ``term_weights.safetensors`` is written; none of the parts' own folders.
-        parts: What to join, in order.
-        kept: For each part which rows to keep, (N,) bool, or None for all.
+        pieces: What to join, in order, and of each which rows to keep, (N,) bool, or None for all.
 
     Returns:
         How many rows there are.
@@ -85,7 +90,7 @@ def merge_term_weights(
     ids, rows = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     weights = [np.zeros(0, dtype=np.float32)]
     count = 0
-    for part, mask in zip(parts, kept, strict=True):
+    for part, mask in pieces:
         stays = np.ones(len(part), dtype=bool) if mask is None else mask
         names = np.array([vocabulary[word] for word in part.words()], dtype=np.int64)
         numbers, own, values = part.postings()
@@ -139,6 +144,11 @@ class TermWeights:
             IntegrityError: If the file is missing, cut off or not made of the arrays it must have.
         """
         return cls(map_arrays(folder / WEIGHTS, _ARRAYS, _fits))
+
+    @classmethod
+    def of(cls, passages: Iterable[Mapping[str, float]]) -> Self:
+        """Return the term weights of passages, in memory; see ``write_term_weights``."""
+        return cls(_collect(passages))
 
     def __len__(self) -> int:
         """Return how many rows there are."""

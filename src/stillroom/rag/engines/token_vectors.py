@@ -11,7 +11,7 @@ arXiv:2112.01488 (ColBERTv2). Differs from the latter: a rotation in place of le
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -140,7 +140,7 @@ class TokenVectors:
 
 
 def merge_token_vectors(
-    folder: Path, parts: Sequence[TokenVectors], kept: Sequence[NDArray[np.bool_] | None]
+    folder: Path, pieces: Iterable[tuple[TokenVectors, NDArray[np.bool_] | None]]
 ) -> int:
     """Write several files' kept passages, one after another, as one file; return how many.
 
@@ -148,8 +148,8 @@ def merge_token_vectors(
 
     Args:
         folder: Where ``token_vectors.safetensors`` is written; none of the parts' own folders.
-        parts: Of one width and kind; at least one.
-        kept: For each which passages to keep, (N,) bool, or None for all.
+        pieces: Of one width and kind, at least one; and of each which passages to keep, (N,) bool,
+            or None for all.
 
     Raises:
         ResourceError: If the disk is full.
@@ -157,8 +157,10 @@ def merge_token_vectors(
     sizes: list[NDArray[np.int64]] = [np.zeros(1, dtype=np.int64)]
     scales: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)]
     largest, count = 0.0, 0
+    kind = np.zeros((0, 0), dtype=np.float32)
     with TemporaryFile(dir=folder) as file:
-        for part, mask in zip(parts, kept, strict=True):
+        for part, mask in pieces:
+            kind = part.tokens[:0]
             for block in part.take(mask):
                 file.write(np.ascontiguousarray(block.tokens).data)
                 sizes.append(np.diff(block.starts))
@@ -166,7 +168,7 @@ def merge_token_vectors(
                 count += len(block.tokens)
                 largest = max(largest, block.largest)
         file.flush()
-        tokens = _map_raw(file, parts[0].tokens, count)
+        tokens = _map_raw(file, kind, count)
         starts = np.cumsum(np.concatenate(sizes), dtype=np.int64)
         TokenVectors(tokens, starts, np.concatenate(scales), largest).write(folder)
     return len(starts) - 1

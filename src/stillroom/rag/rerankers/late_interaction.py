@@ -4,7 +4,8 @@ Source: Khattab and Zaharia 2020, "ColBERT: Efficient and Effective Passage Sear
 Contextualized Late Interaction over BERT", arXiv:2004.12832: the mean over the query's tokens of
 the highest cosine with a token of the passage (MaxSim). Differs from the paper: the token states
 are those of an embedder that was trained for one vector a text, no mask tokens are added to the
-query, and the first retriever's order is kept by adding its scores, put between 0 and 1.
+query, and the first retriever's order is kept by adding its scores, put between 0 and 1. An index
+that keeps token vectors (``tokens``) gives its own, a ColBERT's perhaps.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ class LateInteraction(Reranker):
         index: Index,
         model: TextModel | None = None,
     ) -> list[Hit]:
+        head = list(hits[: self.depth])
+        if index.has_tokens and head:
+            return self._by_kept(query, hits, head, index)
         embedder = index.embedder
         if not isinstance(embedder, TokenEmbedder):
             raise DataError(
@@ -57,12 +61,22 @@ class LateInteraction(Reranker):
                 expected="an index made with a sentence-transformers folder",
                 next="use another reranker, as proximity or mmr",
             )
-        head = list(hits[: self.depth])
         if not head:
             return []
         (asked,) = embedder.embed_tokens([query.text], kind="query")
         read = embedder.embed_tokens([hit.passage.text for hit in head], kind="passage")
-        close = normalize_scores([_max_sim(asked, states) for states in read], "minmax")
+        return self._order(hits, head, [_max_sim(asked, states) for states in read])
+
+    def _by_kept(
+        self, query: Query, hits: Sequence[Hit], head: Sequence[Hit], index: Index
+    ) -> list[Hit]:
+        """Order by the token vectors that the index keeps; nothing is read again."""
+        rows = [index.row_of(hit.passage.id) for hit in head]
+        known = dict(index.search_tokens(query, len(rows), rows))
+        return self._order(hits, head, [known.get(row, 0.0) for row in rows])
+
+    def _order(self, hits: Sequence[Hit], head: Sequence[Hit], close: Sequence[float]) -> list[Hit]:
+        close = normalize_scores(close, "minmax")
         first = normalize_scores([hit.score for hit in head], "minmax")
         scores = [
             self.weight * own + (1 - self.weight) * old

@@ -18,6 +18,8 @@ from stillroom.rag.engines.sketches import (
     ApproximateEngine,
     MeasuredRecall,
 )
+from stillroom.rag.engines.sparse_engine import SparseEngine
+from stillroom.rag.engines.token_engine import TokenEngine
 from stillroom.rag.engines.vectors import DenseEngine
 from stillroom.rag.filters import SQLITE, Condition, Dialect
 from stillroom.rag.store.ledger import Ledger
@@ -104,6 +106,18 @@ class OpenSnapshot:
             oversampling=measured["oversampling"] if measured else DEFAULT_OVERSAMPLING,
         )
         return SegmentVectors(exact, near)
+
+    def open_sparse(self, everyone: Rows) -> SparseEngine | None:
+        """Return what searches the term weights of a population, None where there are none."""
+        parts = [one.extras.weights for one in self.segments]
+        held = [part for part in parts if part is not None]
+        return SparseEngine(held, everyone.mask) if held and len(held) == len(parts) else None
+
+    def open_tokens(self, everyone: Rows) -> TokenEngine | None:
+        """Return what searches the token vectors of a population, None where there are none."""
+        parts = [one.extras.tokens for one in self.segments]
+        held = [part for part in parts if part is not None]
+        return TokenEngine(held, everyone.mask) if held and len(held) == len(parts) else None
 
     def recall(self, name: str) -> Any:
         """Return what was measured under a name, or None."""

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stillroom.provenance import digest_bytes
+from stillroom.rag.store.extras import Extras, extras_of
 from stillroom.records import Document, Origin, Passage
 from stillroom.text.method import Source
 
@@ -110,6 +111,10 @@ class Relabelled:
     def vectors(self) -> NDArray[Any]:
         """Return the passages' vectors, (N, D)."""
         return self.part.vectors()
+
+    def extras(self) -> Extras:
+        """Return what the passages are found by beside words and vectors."""
+        return extras_of(self.part)
 
     def _document(self) -> Document:
         document = Document.from_json(json.loads(self.part.document_line()))

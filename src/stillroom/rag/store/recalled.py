@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stillroom.rag.store.extras import Extras
 from stillroom.rag.store.ledger import Ledger
 from stillroom.rag.store.opening import OpenSnapshot
 from stillroom.rag.store.parts import Entry, Facts, Mark
@@ -44,6 +45,10 @@ class Recalled:
     def vectors(self) -> NDArray[Any]:
         """Return the passages' vectors, (N, D)."""
         return self.held.vectors_of(self.content, self.entry.passages)
+
+    def extras(self) -> Extras:
+        """Return what the passages are found by beside words and vectors."""
+        return self.held.extras_of(self.content, self.entry.passages)
 
 
 class Held:
@@ -101,6 +106,18 @@ class Held:
         Args:
             embedded: The digest of the text, prefixes included.
         """
+        for segment, row, is_truncated in self._places_of(embedded):
+            return segment.vectors[row], is_truncated
+        return None
+
+    def extras_of_text(self, embedded: bytes) -> Extras | None:
+        """Return the extras of a passage by the digest of its text, or None where there is none."""
+        for segment, row, _ in self._places_of(embedded):
+            return segment.extras.span(row, row + 1)
+        return None
+
+    def _places_of(self, embedded: bytes) -> Iterator[tuple[Segment, int, bool]]:
+        """Yield where passages of a text lie, and whether it was cut."""
         rows = self.ledger.query(
             "SELECT a.key, a.truncated, p.segment, p.start FROM passages a "  # noqa: S608
             f"JOIN documents d ON d.content = a.key >> {PASSAGE_BITS} "
@@ -110,11 +127,20 @@ class Held:
         for key, truncated, segment, start in rows:
             if segment in self.segments:
                 row = start + (key & ((1 << PASSAGE_BITS) - 1))
-                return self.segments[segment].vectors[row], bool(truncated)
-        return None
+                yield self.segments[segment], row, bool(truncated)
 
     def vectors_of(self, content: int, count: int) -> NDArray[Any]:
         """Return the vectors of a content's passages, (N, D)."""
+        segment, start = self._find(content)
+        matrix: NDArray[Any] = np.asarray(segment.vectors[start : start + count])
+        return matrix
+
+    def extras_of(self, content: int, count: int) -> Extras:
+        """Return the extras of a content's passages."""
+        segment, start = self._find(content)
+        return segment.extras.span(start, start + count)
+
+    def _find(self, content: int) -> tuple[Segment, int]:
         rows = self.ledger.query(
             "SELECT p.segment, p.start FROM documents d JOIN placements p "
             "ON p.document = d.key WHERE d.content = ? ORDER BY p.died DESC",
@@ -122,10 +148,7 @@ class Held:
         )
         for segment, start in rows:
             if segment in self.segments:
-                matrix: NDArray[Any] = np.asarray(
-                    self.segments[segment].vectors[start : start + count]
-                )
-                return matrix
+                return self.segments[segment], int(start)
         raise KeyError(content)
 
     def close(self) -> None:

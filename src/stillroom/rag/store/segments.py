@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from stillroom.rag.engines.postings import Postings, merge_postings, write_posti
 from stillroom.rag.engines.sketches import SKETCHES, Sketches
 from stillroom.rag.engines.vectors import VectorCodes
 from stillroom.rag.prefixes import keyword_prefixes
+from stillroom.rag.store.extras import Extras, open_extras, write_extras
 from stillroom.rag.store.ledger import SegmentEntry
 from stillroom.rag.store.snapshots import damaged
 from stillroom.rag.store.structures import Structures
@@ -64,6 +65,7 @@ class Segment:
     codes: VectorCodes
     postings: Postings
     sketches: Sketches | None = None
+    extras: Extras = field(default_factory=Extras)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,7 @@ def write_segment(
             opened = [*(one.segment.postings for one in merged), Postings.open(fresh)]
             merge_postings(draft, opened, [*(one.kept for one in merged), None])
             shutil.rmtree(fresh)
+        write_extras(draft, [(one.segment.extras, one.kept) for one in merged], parts, structures)
         check()
         sync_folder(draft)
         shutil.rmtree(final, ignore_errors=True)
@@ -168,10 +171,13 @@ def open_segment(folder: Path, entry: SegmentEntry, *, verify: bool) -> Segment:
         raise damaged(place / VECTORS, str(error)) from error
     postings, codes = Postings.open(place), VectorCodes.open(place)
     sketches = Sketches.open(place) if SKETCHES in entry.files else None
-    parts: list[Sized] = [vectors, codes, postings, *([sketches] if sketches is not None else [])]
+    extras = open_extras(place, entry.files)
+    optional: list[Sized | None] = [sketches, extras.weights, extras.tokens]
+    parts: list[Sized] = [vectors, codes, postings]
+    parts += [part for part in optional if part is not None]
     if {len(part) for part in parts} != {entry.rows} or vectors.ndim != 2:
         raise damaged(place, f"it has {len(vectors)} vectors and {len(postings)} rows of postings")
-    return Segment(entry.number, vectors, codes, postings, sketches)
+    return Segment(entry.number, vectors, codes, postings, sketches, extras)
 
 
 def check_file(path: Path, told: tuple[int, str], *, verify: bool) -> None:

@@ -15,14 +15,24 @@ __all__ = ["Structures", "is_approximate"]
 
 @dataclass(frozen=True, slots=True)
 class Structures:
-    """What a segment is written with: ``sketches`` of its vectors, for approximate search."""
+    """What a segment is written with.
+
+    ``sketches`` of its vectors, for approximate search; ``sparse``: term weights; ``tokens``:
+    vectors of tokens.
+    """
 
     sketches: bool = False
+    sparse: bool = False
+    tokens: bool = False
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], passages: int) -> Self:
         """Return what an index of so many passages keeps by its settings."""
-        return cls(sketches=is_approximate(settings, passages))
+        return cls(
+            sketches=is_approximate(settings, passages),
+            sparse=bool(settings.get("sparse")),
+            tokens=bool(settings.get("tokens")),
+        )
 
 
 def is_approximate(settings: Mapping[str, Any], passages: int, search: str | None = None) -> bool:

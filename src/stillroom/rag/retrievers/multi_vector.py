@@ -1,0 +1,46 @@
+"""Every word of the query beside every word of a passage; finds what one vector blurs.
+
+Source: Khattab and Zaharia 2020, "ColBERT", arXiv:2004.12832: the sum over the query's tokens of
+the largest dot product with a token of the passage (MaxSim), here their mean. The index keeps the
+tokens' vectors where its recipe asks for them (``tokens``). Differs from PLAID (Santhanam et al.
+2022, arXiv:2205.09707): what is compared is found by words and vectors and not by centroids, and
+every one of these is scored exactly.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.rag.method import Query, Retriever, search_dense, search_keyword, search_tokens
+
+if TYPE_CHECKING:
+    from stillroom.rag.index import Index
+    from stillroom.records import Hit
+
+__all__ = ["MultiVector"]
+
+
+class MultiVector(Retriever):
+    """MaxSim over the token vectors that an index keeps."""
+
+    paper: ClassVar[str] = "arXiv:2004.12832"
+
+    depth: int = Field(
+        200,
+        ge=0,
+        le=100_000,
+        description="how many that words find, and how many that vectors find, are compared; 0 "
+        "compares all passages",
+    )
+
+    @override
+    def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
+        if not self.depth:
+            return index.hits(search_tokens(index, query, k, None))
+        depth = max(self.depth, k)
+        legs = [search_keyword(index, query, depth), search_dense(index, query, depth)]
+        rows = sorted({row for leg in legs for row, _ in leg})
+        return index.hits(search_tokens(index, query, k, rows))

@@ -1,0 +1,30 @@
+"""Terms that a model weighed, of passages and of the query; finds what words mean, by words.
+
+Source: Formal et al. 2021, "SPLADE", arXiv:2107.05720: the dot product of both weights over the
+vocabulary of a masked language model. The index keeps a passage's weights where its recipe names
+the model (``sparse.model``). Exact: the weights of every passage count.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from typing_extensions import override
+
+from stillroom.rag.method import Query, Retriever, search_sparse
+
+if TYPE_CHECKING:
+    from stillroom.rag.index import Index
+    from stillroom.records import Hit
+
+__all__ = ["Sparse"]
+
+
+class Sparse(Retriever):
+    """Dot product of learned term weights."""
+
+    paper: ClassVar[str] = "arXiv:2107.05720"
+
+    @override
+    def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
+        return index.hits(search_sparse(index, query, k))

@@ -1,0 +1,290 @@
+"""Term weights and token vectors of an index: built, searched, changed, deleted, checked."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tests.unit.models.tiny_encoders import make_colbert, make_masked_lm
+from tests.unit.rag.conftest import write_pages
+
+from stillroom.cli import stillroom
+from stillroom.errors import DataError, IntegrityError, RecipeError
+from stillroom.flow import estimate_recipe
+from stillroom.jobs import Job
+from stillroom.models import open_embedder
+from stillroom.models.term_weights import TermEncoder
+from stillroom.models.token_states import ColbertEncoder
+from stillroom.rag.index import Index
+from stillroom.rag.method import Query
+from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.repairing import repair_index
+from stillroom.rag.run import run
+from stillroom.rag.store.checking import check_folder
+from stillroom.rag.updating import update_index
+from stillroom.rag.upkeep import compact_index, delete_documents
+
+WAYS = ("sparse", "multi_vector", "multi_vector:depth=0", "convex:words=sparse")
+QUERY = "the cats purr at night"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    place = tmp_path_factory.mktemp("encoders")
+    return make_masked_lm(place / "splade"), make_colbert(place / "colbert")
+
+
+@pytest.fixture
+def place(tmp_path):
+    write_pages(tmp_path / "documents")
+    return tmp_path
+
+
+def build(place, models, name="index", previous=None, **told):
+    splade, colbert = models
+    settings = {"documents": str(place / "documents"), "embedder": "static"}
+    settings |= {"sparse": {"model": str(splade)}, "tokens": {"model": str(colbert), "bits": 16}}
+    settings = {name: one for name, one in (settings | told).items() if one is not None}
+    text = json.dumps({"version": 1, "kind": "rag", **settings})
+    job = Job.start(place / name, text, overwrite=True)
+    job.previous = previous
+    try:
+        return run(RagRecipe(**settings), job, embedder=open_embedder("static"))
+    finally:
+        job.close()
+
+
+def ranking(index, way, query=QUERY, k=6):
+    from stillroom.rag.ways import parse_way
+
+    hits = index.retrieve(query, k, retriever=parse_way(way).retriever)
+    return [(hit.passage.id, pytest.approx(hit.score, abs=1e-6)) for hit in hits]
+
+
+def texts_of(index):
+    from stillroom.rag.prefixes import passage_texts
+
+    passages = [index.passage_at(row) for row in range(len(index))]
+    return passages, passage_texts(passages, open_embedder("static"), with_headings=True)
+
+
+def test_scores_are_those_of_the_models(place, models):
+    build(place, models)
+    splade, colbert = TermEncoder(models[0], max_terms=256), ColbertEncoder(models[1])
+    with Index.open(place / "index") as index:
+        passages, texts = texts_of(index)
+        (asked,) = splade.encode([QUERY])
+        dots = [
+            sum(weight * own.get(term, 0.0) for term, weight in asked.items())
+            for own in splade.encode(texts)
+        ]
+        found = index.retrieve(QUERY, 10, retriever="sparse")
+        assert [hit.score for hit in found] == pytest.approx(sorted(dots, reverse=True), rel=1e-5)
+        (query,) = colbert.encode([QUERY], kind="query")
+        states = colbert.encode(texts, kind="passage")
+        close = {
+            one.id: float((query @ own.T).max(axis=1).mean())
+            for one, own in zip(passages, states, strict=True)
+        }
+        found = index.retrieve(QUERY, 10, retriever={"name": "multi_vector", "depth": 0})
+        assert {hit.passage.id: hit.score for hit in found} == pytest.approx(close, abs=2e-3)
+
+
+def test_a_filter_and_quotes_hold_for_both(place, models):
+    build(place, models)
+    with Index.open(place / "index") as index:
+        narrow = index.restrict("path ~ 'animals/*'")
+        for way in WAYS:
+            whole = dict(ranking(index, way, k=10))
+            few = ranking(narrow, way, k=10)
+            assert 0 < len(few) <= 2
+            if not way.startswith("convex"):
+                assert all(whole[name] == score for name, score in few)
+            quoted = ranking(index, way, 'animal "guard the house"')
+            assert len(quoted) <= 1
+
+
+def test_an_index_that_followed_its_folder_is_one_that_was_built(place, models):
+    build(place, models)
+    documents = place / "documents"
+    (documents / "animals/cats.md").write_text("# Cats\n\nThe cats guard the mill at night.\n")
+    (documents / "animals/dogs.md").rename(documents / "dogs.md")
+    (documents / "places/paris.txt").unlink()
+    (documents / "new.md").write_text("# Mill\n\nThe mill ground corn and sugar.\n")
+    done = update_index(place / "index", embedder=open_embedder("static"))
+    assert (done.added, done.changed, done.renamed, done.deleted) == (1, 1, 1, 1)
+    build(place, models, "fresh")
+    with Index.open(place / "index") as changed, Index.open(place / "fresh") as fresh:
+        for way in WAYS:
+            assert ranking(changed, way, k=10) == ranking(fresh, way, k=10)
+    compact_index(place / "index")
+    with Index.open(place / "index") as changed, Index.open(place / "fresh") as fresh:
+        for way in WAYS:
+            assert ranking(changed, way, k=10) == ranking(fresh, way, k=10)
+    assert check_folder(place / "index" / "output") == []
+
+
+def test_what_did_not_change_is_not_read_again(place, models, monkeypatch):
+    build(place, models)
+    read = []
+    for kind in (TermEncoder, ColbertEncoder):
+        own = kind.encode
+        monkeypatch.setattr(
+            kind,
+            "encode",
+            lambda self, texts, *a, _own=own, **k: read.extend(texts) or _own(self, texts, *a, **k),
+        )
+    build(place, models, "again", previous=place / "index")
+    assert read == []
+    path = place / "documents/animals/cats.md"
+    path.write_text(path.read_text() + "\n# More\n\nThe dog barks at strangers.\n")
+    update_index(place / "index", embedder=open_embedder("static"))
+    assert len(read) == 2  # the new passage, once by each model
+    text = (place / "documents/code/cpp.md").read_text()
+    (place / "documents/copied.md").write_text(text + "\n")  # another file with the same passage
+    update_index(place / "index", embedder=open_embedder("static"))
+    assert len(read) == 2
+
+
+def test_what_is_deleted_is_found_by_neither(place, models):
+    build(place, models)
+
+    def found(index):
+        hits = [
+            hit
+            for way in ("sparse", "multi_vector", {"name": "multi_vector", "depth": 0})
+            for hit in index.retrieve(QUERY, 10, retriever=way)
+        ]
+        return {hit.passage.location.path.split("/")[0] for hit in hits}
+
+    with Index.open(place / "index") as index:
+        assert "animals" in found(index)
+        delete_documents(place / "index", ["animals/"])
+        index.refresh()
+        assert found(index) == {"code", "places"}
+
+
+@pytest.mark.parametrize("name", ["term_weights.safetensors", "token_vectors.safetensors"])
+def test_damage_is_found_and_mended_by_the_models(place, models, name):
+    build(place, models)
+    with Index.open(place / "index") as index:
+        expected = {way: ranking(index, way) for way in WAYS}
+    (path,) = (place / "index").rglob(name)
+    path.write_bytes(path.read_bytes()[:-8] + b"damaged!")
+    with pytest.raises(IntegrityError):
+        Index.open(place / "index")
+    assert repair_index(place / "index", embedder=open_embedder("static"))
+    assert check_folder(place / "index" / "output") == []
+    with Index.open(place / "index") as index:
+        assert {way: ranking(index, way) for way in WAYS} == expected
+
+
+def test_codes_of_few_bits_find_the_same(place, models):
+    scores = {}
+    for bits in (4, 8, 16, 32):
+        build(place, models, tokens={"model": str(models[1]), "bits": bits})
+        with Index.open(place / "index") as index:
+            found = index.retrieve(QUERY, 10, retriever={"name": "multi_vector", "depth": 0})
+            scores[bits] = {hit.passage.id: hit.score for hit in found}
+    for bits, off in ((4, 0.05), (8, 0.005), (16, 0.001)):
+        assert scores[bits] == pytest.approx(scores[32], abs=off)
+
+
+def test_the_embedders_own_states_serve_and_a_reranker_reads_what_is_kept(
+    place, models, monkeypatch
+):
+    folder = str(make_masked_lm(place / "encoder"))
+    told = {"documents": str(place / "documents"), "embedder": folder, "tokens": {"bits": 16}}
+    job = Job.start(place / "own", json.dumps(told))
+    run(RagRecipe(**told), job, embedder=(embedder := open_embedder(folder)))
+    job.close()
+    with Index.open(place / "own", embedder=embedder) as index:
+        query = Query(QUERY)
+        first = index.retrieve(query, 6, retriever="keyword", reranker="late_interaction")
+        passages = []
+        monkeypatch.setattr(
+            type(embedder), "embed_tokens", lambda *a, **k: passages.append(a) or 1 / 0
+        )
+        again = index.retrieve(query, 6, retriever="keyword", reranker="late_interaction")
+        assert [hit.passage.id for hit in again] == [hit.passage.id for hit in first]
+        assert passages == []
+
+
+def test_an_index_without_them_says_so(place, models):
+    build(place, models, sparse=None, tokens=None)
+    with Index.open(place / "index") as index:
+        for retriever in ("sparse", "multi_vector", {"name": "hybrid", "words": "sparse"}):
+            with pytest.raises(DataError) as caught:
+                index.retrieve(QUERY, retriever=retriever)
+            assert caught.value.code == "rag.no-extras"
+
+
+def test_models_that_changed_are_refused(place, models):
+    moved = place / "splade"
+    shutil.copytree(models[0], moved)
+    build(place, models, sparse={"model": str(moved)})
+    shutil.rmtree(moved)
+    make_masked_lm(moved, seed=7)
+    with Index.open(place / "index") as index, pytest.raises(IntegrityError) as caught:
+        index.retrieve(QUERY, retriever="sparse")
+    assert caught.value.code == "rag.embedder-mismatch"
+    (place / "documents/new.txt").write_text("The mill.\n")
+    with pytest.raises(IntegrityError) as caught:
+        update_index(place / "index", embedder=open_embedder("static"))
+    assert caught.value.code == "rag.other-preparation"
+
+
+def test_check_counts_them_and_list_names_them(place, models):
+    bare = {"documents": str(place / "documents"), "embedder": "static"}
+    plain = estimate_recipe(RagRecipe(**bare))
+    more = estimate_recipe(RagRecipe(**bare, sparse={"model": str(models[0])}, tokens={"bits": 4}))
+    assert more.disk_bytes > plain.disk_bytes
+    assert more.seconds > plain.seconds
+    assert "term weights" in more.basis
+    assert "token vectors" in more.basis
+    said = CliRunner().invoke(stillroom, ["list", "methods", "rag.retrievers"]).output
+    assert "sparse" in said
+    assert "multi_vector" in said
+
+
+def test_a_store_that_keeps_none_is_refused(place):
+    from stillroom.rag.storing import STORES
+
+    others = [name for name in STORES.names() if name != "folder"]
+    for name in others:
+        with pytest.raises((RecipeError, ValueError)):
+            RagRecipe(documents=str(place), store=name, tokens={"bits": 4})
+
+
+def test_a_killed_build_goes_on_with_what_was_made(place, models, monkeypatch):
+    build(place, models, "whole")
+    seen = []
+
+    def fail(self, texts, **more):
+        seen.extend(texts)
+        if len(seen) > 3:
+            raise KeyboardInterrupt
+        return own(self, texts, **more)
+
+    own = ColbertEncoder.encode
+    told = {"documents": str(place / "documents"), "embedder": "static"}
+    told |= {"sparse": {"model": str(models[0])}, "tokens": {"model": str(models[1]), "bits": 16}}
+    text = json.dumps({"version": 1, "kind": "rag", **told})
+    with monkeypatch.context() as patch:
+        patch.setattr(ColbertEncoder, "encode", fail)
+        job = Job.start(place / "killed", text)
+        with pytest.raises(KeyboardInterrupt):
+            run(RagRecipe(**told), job, embedder=open_embedder("static"))
+        job.close()
+    job = Job.start(place / "killed", text, resume=True)
+    done = run(RagRecipe(**told), job, embedder=open_embedder("static"))
+    job.close()
+    assert done.details["parsed"] < 6
+    for name in ("term_weights", "token_vectors", "postings"):
+        (one,), (other,) = (
+            list((place / which).rglob(f"{name}.safetensors")) for which in ("whole", "killed")
+        )
+        assert np.array_equal(
+            np.frombuffer(one.read_bytes(), np.uint8), np.frombuffer(other.read_bytes(), np.uint8)
+        )
