@@ -17,17 +17,25 @@ layout                              asks/s  token/s  completions unlike one by o
 So neither the number of threads nor the order changes a byte, while shared batches and reused
 prompts do: a job that is killed and resumed would not end with the same bytes. Weights are mapped
 once and shared by all instances; each has its own key-value cache.
+
+A thread that is within the engine when the interpreter ends, or when the engine is freed, takes the
+whole process with it: Python unwinds such a thread through C++ that forbids it ("FATAL: exception
+not rethrown"), or it touches memory that is gone. So an engine is freed once its call has returned,
+and at the end of the process every call is told to stop and waited for.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import queue
 import secrets
 import threading
+import time
 import urllib.error
 import urllib.request
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +59,8 @@ __all__ = ["Llamacpp"]
 
 _DEFAULT_CONTEXT = 8192
 _SEED_MASK = 0x7FFFFFFF  # 0xFFFFFFFF would mean a random seed
+_PATIENCE_S = 60.0
+_OPEN: weakref.WeakSet[_Engine] = weakref.WeakSet()
 
 
 class Llamacpp(Backend):
@@ -123,6 +133,10 @@ class _Engine:
                 next="check the file's size and digest, or update xllamacpp",
             ) from error
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+        self._calling = threading.Lock()
+        """Held by the one call that is within the engine, and by whoever frees it."""
+        self._closing = threading.Event()
+        _OPEN.add(self)
 
     @property
     def trained_context(self) -> int:
@@ -132,9 +146,12 @@ class _Engine:
 
     def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Ask one of the engine's own endpoints (tokenize, apply-template)."""
+        server = self._server
+        if server is None:
+            raise _closed()
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(  # noqa: S310  # always 127.0.0.1, where the engine listens
-            self._server.listening_address + path,
+            server.listening_address + path,
             data,
             {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"},
         )
@@ -165,29 +182,58 @@ class _Engine:
         ]
 
     def complete(self, body: dict[str, Any], on_piece: Callable[[str], bool]) -> dict[str, Any]:
-        """Run one completion; ``on_piece`` gets the text as it comes and may end it by True."""
-        if self._server is None:
-            raise BackendError(
-                "the model is closed",
-                code="backend.closed",
-                expected="an open model",
-                next="open it again",
-            )
+        """Run one completion; ``on_piece`` gets the text as it comes and may end it by True.
+
+        Raises:
+            BackendError: If the engine refuses, or is closed before or meanwhile.
+        """
         last: dict[str, Any] = {}
 
         def take(event: dict[str, Any]) -> bool:
             choice = (event.get("choices") or [{}])[0]
             last.update({key: event[key] for key in ("error", "usage") if event.get(key)})
             last["finish_reason"] = choice.get("finish_reason") or last.get("finish_reason")
-            return "error" in event or on_piece(choice.get("text") or "")
+            return (
+                self._closing.is_set() or "error" in event or on_piece(choice.get("text") or "")
+            )
 
-        self._server.handle_completions({**body, "stream": True}, take)
+        with self._calling:
+            if self._server is None or self._closing.is_set():
+                raise _closed()
+            self._server.handle_completions({**body, "stream": True}, take)
+        if self._closing.is_set():
+            raise _closed()
         return _checked(last)
 
+    def stop(self, until: float) -> bool:
+        """End the call that is within the engine, and let none in; return whether it has ended.
+
+        Args:
+            until: When to stop waiting, as ``time.monotonic`` counts. While a prompt is read
+                nothing can end it.
+        """
+        self._closing.set()
+        has_ended = self._calling.acquire(timeout=max(0.0, until - time.monotonic()))
+        if has_ended:
+            self._calling.release()
+        return has_ended
+
     def close(self) -> None:
-        """Stop the engine's threads and release its memory."""
-        with quiet_descriptors():
+        """Stop the engine's threads and release its memory, once its call has ended."""
+        self._closing.set()
+        with self._calling, quiet_descriptors():
             self._server = None
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Let no thread be within an engine when the interpreter ends."""
+    until = time.monotonic() + _PATIENCE_S
+    engines = list(_OPEN)
+    for engine in engines:
+        engine._closing.set()
+    for engine in engines:
+        engine.stop(until)
 
 
 class _LlamacppModel:
@@ -372,6 +418,15 @@ def _checked(answer: dict[str, Any]) -> dict[str, Any]:
             )
         raise _refusal(str(error.get("message", error)))
     return answer
+
+
+def _closed() -> BackendError:
+    return BackendError(
+        "the model is closed",
+        code="backend.closed",
+        expected="an open model",
+        next="open it again",
+    )
 
 
 def _refusal(message: str) -> BackendError:
