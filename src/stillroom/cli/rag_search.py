@@ -40,7 +40,8 @@ Examples:
 @click.option(
     "--way",
     default="",
-    help="[TRANSFORM>]RETRIEVER[+RERANKER], as 'stillroom rag eval' compares them; default convex.",
+    help="[TRANSFORM>]RETRIEVER[+RERANKER], as 'stillroom rag eval' compares them; default: what "
+    "'rag tune --write' left in the index, else convex.",
 )
 @click.option("--timings", is_flag=True, help="Say what each stage took, in milliseconds.")
 @view_options
@@ -67,14 +68,13 @@ def command(
     from stillroom.rag.access import Access
     from stillroom.rag.flags import flag_text
     from stillroom.rag.index import Index
-    from stillroom.rag.method import DEFAULT_RETRIEVER
     from stillroom.rag.notices import collect_notices
     from stillroom.rag.stages import collect_stages
     from stillroom.rag.tracing import trace_if_asked
     from stillroom.rag.ways import parse_way
 
     trace_if_asked()
-    chosen = parse_way(way or DEFAULT_RETRIEVER)
+    chosen = parse_way(way) if way else None
     access = Access(tenant, principals) if tenant or principals else None
     with (
         collect_stages() as times,
@@ -85,9 +85,9 @@ def command(
         hits = shown.retrieve(
             query,
             k,
-            retriever=chosen.retriever,
-            reranker=chosen.reranker,
-            transform=chosen.transform,
+            retriever=chosen.retriever if chosen else None,
+            reranker=chosen.reranker if chosen else None,
+            transform=chosen.transform if chosen else None,
         )
     if as_json:
         rows = [

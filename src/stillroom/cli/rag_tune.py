@@ -18,6 +18,7 @@ __all__ = ["command"]
 \b
 Examples:
   stillroom rag tune index --collection scifact --out tuned
+  stillroom rag tune index --collection scifact --out tuned --write
   stillroom rag tune index --queries q.jsonl --qrels qrels.txt --out tuned --way hybrid --way convex
 """,
 )
@@ -32,6 +33,9 @@ Examples:
 @click.option("--measure", default="ndcg@10", show_default=True, help="What is made high.")
 @click.option("--folds", type=click.IntRange(2, 100), default=5, help="Parts of the queries.")
 @click.option("--seed", type=int, default=0, help="Of the folds and the intervals.")
+@click.option(
+    "--write", "is_written", is_flag=True, help="Search the index by what was chosen from now on."
+)
 @access_options
 @click.option("--out", type=existing_path, required=True, help="The folder of the report.")
 @json_option
@@ -46,6 +50,7 @@ def command(
     measure: str,
     folds: int,
     seed: int,
+    is_written: bool,
     tenant: str,
     principals: tuple[str, ...],
     out: Path,
@@ -57,7 +62,8 @@ def command(
     """Choose on judged queries how words and vectors are fused.
 
     Every setting is measured on queries that had no part in choosing it. Where nothing is gained
-    so, the default stays. output/retriever.json names the retriever to use.
+    so, the default stays. output/retriever.json names the retriever to use; --write lets the index
+    be searched by it wherever nobody names another.
     """
     from stillroom.jobs import choose_reporter
     from stillroom.rag.measuring.evaluation_job import Plan
@@ -76,9 +82,10 @@ def command(
         ),
         out,
         folds=folds,
+        is_written=is_written,
         resume=resume,
         overwrite=overwrite,
         reporter=choose_reporter(quiet=quiet),
     )
-    told = {"way": tuned.chosen, "is_gain": tuned.is_gain}
+    told = {"way": tuned.chosen, "is_gain": tuned.is_gain, "is_written": is_written}
     print_report(out, artifact, report, as_json=as_json, **told)

@@ -169,6 +169,8 @@ def _scope_of(
         for field in fields(asking)
         if field.name != "cache"
     }
+    if asking.retriever is None:
+        settings["retriever"] = _plain(index.default_retriever)
     return scope_of(
         index=index.digest,
         scope=index.scope,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from stillroom.rag.composing import Unsupported
-from stillroom.rag.method import ANSWERING, CHECKERS, DEFAULT_RETRIEVER
+from stillroom.rag.method import ANSWERING, CHECKERS
 
 if TYPE_CHECKING:
     from stillroom.rag.method import Answering, Checker, Reranker, Retriever, Transform
@@ -21,7 +21,8 @@ class Asking:
 
     k: int = 3
     """How many passages are shown, repeats left out."""
-    retriever: str | Retriever = DEFAULT_RETRIEVER
+    retriever: str | Retriever | None = None
+    """None takes what ``rag tune`` wrote into the index, else ``convex``."""
     reranker: str | Reranker | None = None
     transform: str | Transform | None = None
     """``last_turn`` makes the question stand alone before anything else is done with it."""
@@ -58,7 +59,7 @@ class AskSettings(TypedDict, total=False):
     """The fields of ``Asking``, each of which may be left out."""
 
     k: int
-    retriever: str | Retriever
+    retriever: str | Retriever | None
     reranker: str | Reranker | None
     transform: str | Transform | None
     answering: str | Answering

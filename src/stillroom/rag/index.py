@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -28,7 +29,6 @@ from stillroom.rag.engines.keyword_engine import KeywordEngine
 from stillroom.rag.filters import Filter
 from stillroom.rag.fusion import reciprocal_rank
 from stillroom.rag.method import (
-    DEFAULT_RETRIEVER,
     RERANKERS,
     RETRIEVERS,
     TRANSFORMS,
@@ -45,6 +45,7 @@ from stillroom.rag.stages import rerank_hits, stage, tell_retrieved
 from stillroom.rag.store.description import Description, open_analyzer
 from stillroom.rag.store.snapshots import damaged
 from stillroom.rag.storing import open_store
+from stillroom.rag.tuned import read_retriever
 from stillroom.rag.view import Ranking, View, best_positions
 from stillroom.records import Document, Hit, Passage
 
@@ -153,6 +154,11 @@ class Index:
     def snapshot(self) -> int:
         """The number of the snapshot that is shown."""
         return self._state.opened.snapshot.number
+
+    @cached_property
+    def default_retriever(self) -> Retriever:
+        """What searches where nobody names a retriever."""
+        return read_retriever(self._state.opened)
 
     @property
     def lexicon(self) -> KeywordEngine:
@@ -283,7 +289,7 @@ class Index:
         query: str | Query,
         k: int = 10,
         *,
-        retriever: str | Retriever = DEFAULT_RETRIEVER,
+        retriever: str | Retriever | None = None,
         reranker: str | Reranker | None = None,
         transform: str | Transform | None = None,
         model: TextModel | None = None,
@@ -294,7 +300,8 @@ class Index:
             query: What to look for; any text. What stands in quotation marks, or after
                 ``headings:`` or ``body:``, must stand so in a hit (``rag.query_syntax``).
             k: How many hits; 1 or more.
-            retriever: A method of ``stillroom.rag.retrievers``.
+            retriever: A method of ``stillroom.rag.retrievers``; by default what ``rag tune`` wrote
+                into the index, else ``convex``.
             reranker: A method of ``stillroom.rag.rerankers``; reads the first 50 hits or k, and of
                 a transform's queries the first.
             transform: A method of ``stillroom.rag.transforms``.
@@ -315,13 +322,14 @@ class Index:
             self._note("query", asked.text, [])
             return []
         depth = max(k, RERANK_DEPTH) if reranker is not None else k
+        method = self.default_retriever if retriever is None else RETRIEVERS.build(retriever)
         with stage("retrieve") as span, self._as_one_query():
             plain, view = self._apply_syntax(asked)
             queries = [plain]
             if transform is not None:
                 with stage("transform"):
                     queries = TRANSFORMS.build(transform).rewrite(plain, view, model)
-            hits = view._retrieve_all(RETRIEVERS.build(retriever), queries, depth)
+            hits = view._retrieve_all(method, queries, depth)
             if reranker is not None:
                 hits = rerank_hits(RERANKERS.build(reranker), queries[0], hits, view, model)
             tell_retrieved(span, asked.text, hits[:k], self.digest)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
-from stillroom.rag.method import DEFAULT_RETRIEVER
 from stillroom.rag.ordering import show_spans
 from stillroom.records import Hit, Passage
 
@@ -31,7 +30,7 @@ def retrieve_to_read(
     k: int,
     *,
     share: float = 0.0,
-    retriever: str | Retriever = DEFAULT_RETRIEVER,
+    retriever: str | Retriever | None = None,
     reranker: str | Reranker | None = None,
     transform: str | Transform | None = None,
     model: TextModel | None = None,
@@ -43,7 +42,7 @@ def retrieve_to_read(
         query: What to look for.
         k: How many hits.
         share: See ``join_parents``.
-        retriever: A method of ``stillroom.rag.retrievers``.
+        retriever: A method of ``stillroom.rag.retrievers``; by default the index's own.
         reranker: A method of ``stillroom.rag.rerankers``.
         transform: A method of ``stillroom.rag.transforms``.
         model: What a transform or a reranker may ask.

@@ -6,10 +6,14 @@ from click.testing import CliRunner
 
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, RecipeError
+from stillroom.rag import ask
+from stillroom.rag.index import Index
 from stillroom.rag.measuring.evaluation_job import Plan
 from stillroom.rag.measuring.tuning import cross_validate, list_settings, rank_names
 from stillroom.rag.measuring.tuning_job import tune_fusion
+from stillroom.rag.upkeep import check_index
 from stillroom.rag.ways import parse_way
+from stillroom.testing import scripted_model
 
 
 def made_run(places):
@@ -104,3 +108,37 @@ def test_by_the_command_line(built, tmp_path):
     told = json.loads((tmp_path / "out" / "output" / "retriever.json").read_text())
     assert told["way"] == "convex"
     assert parse_way(told["way"]).retriever.model_dump() == told["retriever"]
+
+
+def test_what_was_chosen_is_kept_by_the_index_and_used(build, tmp_path):
+    build()
+    texts = ["how long does a cat sleep", "capital of France", "who barks", "CVE-2024-1"]
+    paths = ["animals/cats.md", "places/paris.txt", "animals/dogs.md", "code/python.md"]
+    (tmp_path / "q.tsv").write_text("".join(f"{at}\t{text}\n" for at, text in enumerate(texts)))
+    (tmp_path / "r.txt").write_text("".join(f"{at} 0 {path} 1\n" for at, path in enumerate(paths)))
+    index = tmp_path / "index"
+    words = ["rag", "tune", str(index), "--queries", str(tmp_path / "q.tsv"), "--folds", "2"]
+    words += ["--qrels", str(tmp_path / "r.txt"), "--out", str(tmp_path / "out"), "--quiet"]
+    words += ["--write", "--overwrite"]
+
+    def found(retriever=None):
+        with Index.open(index) as opened:
+            hits = opened.retrieve("a cat and a dog", 6, retriever=retriever)
+            return [(hit.passage.id, hit.score) for hit in hits]
+
+    before = found()
+    assert before == found("convex")
+    way = "convex:alpha=0.9,normalization=zscore"
+    done = CliRunner().invoke(stillroom, [*words, "--way", way], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    chosen = parse_way(way).retriever
+    assert found() == found(chosen) != before
+    assert json.loads((index / "artifact.json").read_text())["details"]["retriever"] == way
+    with Index.open(index) as opened:
+        model = scripted_model(lambda prompt: "It sleeps [1].")
+        answer = ask(opened, model, "a cat and a dog", k=6)
+        assert [hit.passage.id for hit in answer.hits] == [name for name, _ in found(chosen)]
+    assert check_index(index) == []
+    assert CliRunner().invoke(stillroom, ["verify", str(index)]).exit_code == 0
+    CliRunner().invoke(stillroom, words, catch_exceptions=False)  # nothing is gained by any
+    assert found() == before

@@ -193,9 +193,7 @@ class _Engine:
             choice = (event.get("choices") or [{}])[0]
             last.update({key: event[key] for key in ("error", "usage") if event.get(key)})
             last["finish_reason"] = choice.get("finish_reason") or last.get("finish_reason")
-            return (
-                self._closing.is_set() or "error" in event or on_piece(choice.get("text") or "")
-            )
+            return self._closing.is_set() or "error" in event or on_piece(choice.get("text") or "")
 
         with self._calling:
             if self._server is None or self._closing.is_set():

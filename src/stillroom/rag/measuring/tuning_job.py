@@ -20,6 +20,7 @@ from stillroom.rag.measuring.evaluation import choose_unit, name_of
 from stillroom.rag.measuring.evaluation_job import Plan, read_judged
 from stillroom.rag.measuring.tuning import Tuned, cross_validate, list_settings, rank_names
 from stillroom.rag.method import LegRetriever, make_query
+from stillroom.rag.tuned import write_retriever
 from stillroom.rag.ways import parse_way
 
 __all__ = ["tune_fusion"]
@@ -33,6 +34,7 @@ def tune_fusion(
     out: Path,
     *,
     folds: int = 5,
+    is_written: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     reporter: Reporter | None = None,
@@ -44,6 +46,7 @@ def tune_fusion(
             is tried, where it names any.
         out: The folder of the report.
         folds: Into how many parts the queries are dealt.
+        is_written: Let the index be searched by what is chosen where nobody names a retriever.
         resume: Go on where a killed run stopped.
         overwrite: Replace what an earlier job left at ``out``.
         reporter: What draws progress; default nothing.
@@ -93,6 +96,8 @@ def tune_fusion(
                 ],
                 details={"index": index.digest, "unit": unit, **report.to_json()},
             )
+            if is_written:
+                write_retriever(plan.index, tuned.chosen, chosen)
             return artifact, report, tuned
     finally:
         job.close()
