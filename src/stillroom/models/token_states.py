@@ -26,7 +26,7 @@ from stillroom.provenance import digest_json
 
 __all__ = ["EMBEDDER", "ColbertEncoder", "TokenEncoder", "open_token_encoder"]
 
-EMBEDDER = "embedder"
+EMBEDDER = "builtin:embedder"
 """The reference that stands for the index's own embedder."""
 _LEAST = 8
 
@@ -56,8 +56,8 @@ def open_token_encoder(reference: str, embedder: Embedder) -> TokenEncoder:
     """Open what gives many vectors a text.
 
     Args:
-        reference: The folder of a ColBERT checkpoint or ``hub:NAME``; or ``embedder`` for the
-            token states of ``embedder``.
+        reference: The folder of a ColBERT checkpoint or ``hub:NAME``; or ``builtin:embedder`` for
+            the token states of ``embedder``.
         embedder: The index's own.
 
     Raises:
@@ -300,5 +300,5 @@ def _refuse(folder: Path, why: str) -> CheckpointError:
         f"{folder} cannot be used as a ColBERT: {why}",
         code="checkpoint.not-a-colbert",
         expected="an encoder with a projection, in PyLate's folders or its authors'",
-        next="give such a folder, or tokens.model=embedder",
+        next="give such a folder, or tokens.model=builtin:embedder",
     )

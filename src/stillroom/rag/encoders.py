@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.jobs import Estimate
+from stillroom.models.token_states import EMBEDDER
 from stillroom.provenance import Parent
 from stillroom.rag.engines.sparse_engine import TermWeights, merge_term_weights
 from stillroom.rag.engines.token_vectors import TokenVectors, merge_token_vectors
@@ -66,7 +67,7 @@ class Encoders:
         return [
             Parent(role, told["model"], told["fingerprint"], "checkpoint")
             for role, told in self.settings.items()
-            if told["model"] != "embedder"
+            if told["model"] != EMBEDDER
         ]
 
     def encode(self, texts: Sequence[str], check: Callable[[], None]) -> Extras:
@@ -220,7 +221,7 @@ def estimate_encoders(recipe: RagRecipe, passages: float, tokens: float) -> Esti
             f"term weights of {passages:.0f} passages by a masked language model",
         )
     if recipe.tokens is not None:
-        width = _WIDTHS[recipe.tokens.model == "embedder"]
+        width = _WIDTHS[recipe.tokens.model == EMBEDDER]
         size = int(tokens * 1.1 * (width * recipe.tokens.bits / 8 + 4))
         total += Estimate(
             800_000_000,

@@ -105,9 +105,9 @@ class TokenSettings(Settings):
     """Late interaction: a vector for every token of passages and questions."""
 
     model: Reference = Field(
-        "embedder",
-        description="a ColBERT checkpoint's folder; embedder takes the token states of the index's "
-        "embedder",
+        "builtin:embedder",
+        description="a ColBERT checkpoint's folder; builtin:embedder takes the token states of the "
+        "index's embedder",
     )
     bits: Literal[4, 8, 16, 32] = Field(
         8, description="how many a number is kept in; below 16 they are codes after a rotation"

@@ -62,12 +62,12 @@ def test_a_texts_vectors_do_not_depend_on_the_texts_beside_it(tmp_path):
 def test_an_embedders_token_states_serve_as_well(tmp_path):
     folder = make_masked_lm(tmp_path / "sentence")
     embedder = open_embedder(str(folder))
-    encoder = open_token_encoder("embedder", embedder)
+    encoder = open_token_encoder("builtin:embedder", embedder)
     (rows,) = encoder.encode(["the cat sleeps"], kind="passage")
     assert (rows.shape, encoder.width) == ((3, 32), 32)
     assert np.array_equal(rows, embedder.embed_tokens(["the cat sleeps"], kind="passage")[0])
     with pytest.raises(DataError) as caught:
-        open_token_encoder("embedder", open_embedder("static"))
+        open_token_encoder("builtin:embedder", open_embedder("static"))
     assert caught.value.code == "rag.no-token-states"
 
 

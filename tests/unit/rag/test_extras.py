@@ -24,6 +24,7 @@ from stillroom.rag.run import run
 from stillroom.rag.store.checking import check_folder
 from stillroom.rag.updating import update_index
 from stillroom.rag.upkeep import compact_index, delete_documents
+from stillroom.recipes import parse_recipe
 
 WAYS = ("sparse", "multi_vector", "multi_vector:depth=0", "convex:words=sparse")
 QUERY = "the cats purr at night"
@@ -246,6 +247,19 @@ def test_check_counts_them_and_list_names_them(place, models):
     said = CliRunner().invoke(stillroom, ["list", "methods", "rag.retrievers"]).output
     assert "sparse" in said
     assert "multi_vector" in said
+
+
+def test_a_recipe_says_it_in_a_line(place):
+    recipe = parse_recipe(
+        f"version: 1\nkind: rag\ndocuments: {place}\n", "here", ["tokens.bits=4"], folder=place
+    )
+    assert (recipe.tokens.model, recipe.tokens.bits, recipe.sparse) == ("builtin:embedder", 4, None)
+    recipe = parse_recipe(
+        f"version: 1\nkind: rag\ndocuments: {place}\nsparse: {{model: splade}}\n",
+        "here",
+        folder=place,
+    )
+    assert recipe.sparse.model == str(place / "splade")
 
 
 def test_a_store_that_keeps_none_is_refused(place):
