@@ -56,6 +56,25 @@ def build(place, models, name="index", previous=None, **told):
         job.close()
 
 
+@pytest.fixture(scope="module")
+def built(models, tmp_path_factory):
+    """Build once, for tests that only read; give the folder above."""
+    place = tmp_path_factory.mktemp("built")
+    write_pages(place / "documents")
+    build(place, models)
+    return place
+
+
+@pytest.fixture
+def copied(built, tmp_path):
+    """Give a copy of what was built, for tests that change it."""
+    shutil.copytree(built / "documents", tmp_path / "documents")
+    shutil.copytree(built / "index", tmp_path / "index")
+    recipe = tmp_path / "index" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(str(built), str(tmp_path)))
+    return tmp_path
+
+
 def ranking(index, way, query=QUERY, k=6):
     from stillroom.rag.ways import parse_way
 
@@ -70,8 +89,8 @@ def texts_of(index):
     return passages, passage_texts(passages, open_embedder("static"), with_headings=True)
 
 
-def test_scores_are_those_of_the_models(place, models):
-    build(place, models)
+def test_scores_are_those_of_the_models(built, models):
+    place = built
     splade, colbert = TermEncoder(models[0], max_terms=256), ColbertEncoder(models[1])
     with Index.open(place / "index") as index:
         passages, texts = texts_of(index)
@@ -92,8 +111,8 @@ def test_scores_are_those_of_the_models(place, models):
         assert {hit.passage.id: hit.score for hit in found} == pytest.approx(close, abs=2e-3)
 
 
-def test_a_filter_and_quotes_hold_for_both(place, models):
-    build(place, models)
+def test_a_filter_and_quotes_hold_for_both(built, models):
+    place = built
     with Index.open(place / "index") as index:
         narrow = index.restrict("path ~ 'animals/*'")
         for way in WAYS:
@@ -106,8 +125,8 @@ def test_a_filter_and_quotes_hold_for_both(place, models):
             assert len(quoted) <= 1
 
 
-def test_an_index_that_followed_its_folder_is_one_that_was_built(place, models):
-    build(place, models)
+def test_an_index_that_followed_its_folder_is_one_that_was_built(copied, models):
+    place = copied
     documents = place / "documents"
     (documents / "animals/cats.md").write_text("# Cats\n\nThe cats guard the mill at night.\n")
     (documents / "animals/dogs.md").rename(documents / "dogs.md")
@@ -126,8 +145,8 @@ def test_an_index_that_followed_its_folder_is_one_that_was_built(place, models):
     assert check_folder(place / "index" / "output") == []
 
 
-def test_what_did_not_change_is_not_read_again(place, models, monkeypatch):
-    build(place, models)
+def test_what_did_not_change_is_not_read_again(copied, models, monkeypatch):
+    place = copied
     read = []
     for kind in (TermEncoder, ColbertEncoder):
         own = kind.encode
@@ -148,8 +167,8 @@ def test_what_did_not_change_is_not_read_again(place, models, monkeypatch):
     assert len(read) == 2
 
 
-def test_what_is_deleted_is_found_by_neither(place, models):
-    build(place, models)
+def test_what_is_deleted_is_found_by_neither(copied):
+    place = copied
 
     def found(index):
         hits = [
@@ -167,8 +186,8 @@ def test_what_is_deleted_is_found_by_neither(place, models):
 
 
 @pytest.mark.parametrize("name", ["term_weights.safetensors", "token_vectors.safetensors"])
-def test_damage_is_found_and_mended_by_the_models(place, models, name):
-    build(place, models)
+def test_damage_is_found_and_mended_by_the_models(copied, name):
+    place = copied
     with Index.open(place / "index") as index:
         expected = {way: ranking(index, way) for way in WAYS}
     (path,) = (place / "index").rglob(name)
@@ -181,15 +200,14 @@ def test_damage_is_found_and_mended_by_the_models(place, models, name):
         assert {way: ranking(index, way) for way in WAYS} == expected
 
 
-def test_codes_of_few_bits_find_the_same(place, models):
-    scores = {}
-    for bits in (4, 8, 16, 32):
-        build(place, models, tokens={"model": str(models[1]), "bits": bits})
-        with Index.open(place / "index") as index:
+def test_codes_of_few_bits_find_the_same(built, place, models):
+    def scores(out):
+        with Index.open(out) as index:
             found = index.retrieve(QUERY, 10, retriever={"name": "multi_vector", "depth": 0})
-            scores[bits] = {hit.passage.id: hit.score for hit in found}
-    for bits, off in ((4, 0.05), (8, 0.005), (16, 0.001)):
-        assert scores[bits] == pytest.approx(scores[32], abs=off)
+            return {hit.passage.id: hit.score for hit in found}
+
+    build(place, models, sparse=None, tokens={"model": str(models[1]), "bits": 4})
+    assert scores(place / "index") == pytest.approx(scores(built / "index"), abs=0.05)
 
 
 def test_the_embedders_own_states_serve_and_a_reranker_reads_what_is_kept(
@@ -271,8 +289,7 @@ def test_a_store_that_keeps_none_is_refused(place):
             RagRecipe(documents=str(place), store=name, tokens={"bits": 4})
 
 
-def test_a_killed_build_goes_on_with_what_was_made(place, models, monkeypatch):
-    build(place, models, "whole")
+def test_a_killed_build_goes_on_with_what_was_made(built, place, models, monkeypatch):
     seen = []
 
     def fail(self, texts, **more):
@@ -297,7 +314,7 @@ def test_a_killed_build_goes_on_with_what_was_made(place, models, monkeypatch):
     assert done.details["parsed"] < 6
     for name in ("term_weights", "token_vectors", "postings"):
         (one,), (other,) = (
-            list((place / which).rglob(f"{name}.safetensors")) for which in ("whole", "killed")
+            list(out.rglob(f"{name}.safetensors")) for out in (built / "index", place / "killed")
         )
         assert np.array_equal(
             np.frombuffer(one.read_bytes(), np.uint8), np.frombuffer(other.read_bytes(), np.uint8)
