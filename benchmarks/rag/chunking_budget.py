@@ -3,9 +3,9 @@
 Every article of XQuAD (48) and of the SQuAD subset is one document, and so is each of the two texts
 of ``chunking_quality.py``. Questions are searched as by default (words and vectors, fused), and
 passages, or the parts that they stand in, are shown best first, whole, as long as they stay within
-a budget of the embedder's tokens. What counts is the share of the characters of a question's excerpts
-that stand in what is shown. Chunkers that show larger parts so show fewer. Differences are paired
-over questions, with 95 % bootstrap intervals.
+a budget of the embedder's tokens. What counts is the share of the characters of a question's
+excerpts that stand in what is shown. Chunkers that show larger parts so show fewer. Differences are
+paired over questions, with 95 % bootstrap intervals.
 
 ``python benchmarks/rag/chunking_budget.py [--queries 500] [--set NAME] [--chunker LABEL ...]``;
 indexes are kept under build.
