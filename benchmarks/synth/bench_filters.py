@@ -1,14 +1,14 @@
 """Planted faults among good records: recall and precision of each filter by itself.
 
 Good records are SQuAD questions with the sentence that holds the answer; each filter judges them
-and 34 planted ones of each kind (204 in all), in one order. Recall is the share of its kind that a
-filter drops; precision the share of what it drops that is of its kind (a copy of a record with
-another fault is no fault of the filter's, so only good ones count against it). Faults are
-sentences of another article or numbers changed (ungrounded), copies with a word changed
-(duplicate), held-out questions with a word changed (leaked), and pairs in other languages, refusals
-and personal data written for this file.
+and 200 planted ones of its kind, in one order. Recall is the share of its kind that a filter drops;
+precision the share of what it drops that is of its kind (a copy of a record with another fault is
+no fault of the filter's, so only good ones count against it). What is planted is drawn in
+``planted_faults.py``; where it is drawn of few sentences, ``distinct`` says of how many. Filters
+that measure with a model judge fewer good ones, and tell the area under the curve beside the one
+that the answer's length alone reaches.
 
-Usage: bench_filters.py SQUAD.json
+Usage: bench_filters.py SQUAD.json [--models]
 """
 
 import json
@@ -18,71 +18,30 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import planted_faults as faults
 
 from stillroom.records import Location, Message, Origin, Passage, Record
 from stillroom.synth.method import FILTERS, Context
+from stillroom.synth.panel import Panel
 from stillroom.synth.wording import content_stems
+from stillroom.text.personal import find_personal
 from stillroom.text.sentences import split_sentences
 
-GOOD, HELD_OUT, PLANTED = 1000, 300, 34
-OTHER_LANGUAGES = [
-    (
-        "Wann wurde die alte Brücke über den Fluss gebaut?",
-        "Das war schon im Mittelalter.",
-    ),
-    ("Wer schrieb das bekannte Buch über die Stadt?", "Ein Lehrer aus dem Norden schrieb es."),
-    (
-        "Warum zogen so viele Menschen in den Süden?",
-        "Dort gab es Arbeit und Wärme.",
-    ),
-    (
-        "Quand le vieux moulin sur la rivière a-t-il été construit ?",
-        "Il date du Moyen Âge.",
-    ),
-    ("Qui a écrit ce livre célèbre sur la ville ?", "C'est un instituteur du nord qui l'a écrit."),
-    ("Pourquoi tant de gens sont-ils partis vers le sud ?", "Ils y cherchaient du travail."),
-    ("¿Cuándo se construyó el viejo puente sobre el río?", "Se construyó en la Edad Media."),
-    ("¿Quién escribió el famoso libro sobre la ciudad?", "Lo escribió un maestro del norte."),
-    ("¿Por qué se fue tanta gente hacia el sur?", "Porque allí buscaban trabajo y calor."),
-    (
-        "Quando fu costruito il vecchio ponte sul fiume?",
-        "Fu costruito nel Medioevo.",
-    ),
-]
-REFUSALS = [
-    "I'm sorry, but I cannot answer that.",
-    "As an AI language model, I have no opinion on this.",
-    "Unfortunately, I am not able to help with this request.",
-    "I don't have enough information to answer the question.",
-    "The passage does not mention who did this.",
-    "The text doesn't say when that happened.",
-    "I apologize, but I can't provide that.",
-    "This is not specified in the document.",
-    "I cannot determine this from what is given.",
-    "Could you provide more context, please?",
-]
-PERSONAL = [
-    "Write to anna.berg@posteo.de for more.",
-    "Her telephone number is +49 30 1234 5678.",
-    "He paid with the card 4539 5787 6362 1486.",
-    "The account is DE89 3704 0044 0532 0130 00.",
-    "It was sent from 81.169.145.66 at night.",
-    "Call (212) 736-5000 and ask for the keeper.",
-    "His number is 536-90-4399.",
-    "The key was ghp_a1B2c3D4e5F6a1B2c3D4e5F6a1B2c3D4e5F6.",
-    "Ask m.rossi@comune.milano.it about it.",
-    "Reach her at 030/1234567 after six.",
-]
-FILTER_OF = {
-    "language": "language",
-    "ungrounded": "grounded",
-    "duplicate": "duplicate",
-    "leaked": "decontaminate",
-    "refusal": "refusal",
-    "personal": "personal",
+GOOD, HELD_OUT, PLANTED, MEASURED = 1000, 300, 200, 300
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "year": {"type": "integer", "minimum": 1},
+        "tags": {"type": "array", "items": {"type": "string"}},
+    },
+    "required": ["name", "year", "tags"],
+    "additionalProperties": False,
 }
 
 
@@ -134,38 +93,16 @@ def say_again(record: Record, asked: str, said: str) -> Record:
     )
 
 
-def plant(
-    good: Sequence[Record], spare: Sequence[Record], held_out: Sequence[Record], rng: random.Random
-) -> dict[str, list[Record]]:
-    """Return the planted records of each kind."""
-    found: dict[str, list[Record]] = {kind: [] for kind in FILTER_OF}
-    carriers = iter(spare)
-    for number in range(PLANTED):
-        asked, said = OTHER_LANGUAGES[number % len(OTHER_LANGUAGES)]
-        found["language"].append(say_again(next(carriers), asked, said))
-        carrier = next(carriers)
-        question, answer = text(carrier, "question"), text(carrier, "answer")
-        digits = re.search(r"\b\d{3,4}\b", answer)
-        if number % 2 and digits:
-            answer = answer.replace(digits.group(), str(int(digits.group()) + 17))
-        else:
-            answer = text(good[-number - 1], "answer")
-        found["ungrounded"].append(say_again(carrier, question, answer))
-        original = rng.choice(good)
-        found["duplicate"].append(
-            say_again(original, text(original, "question"), change(text(original, "answer"), rng))
-        )
-        leaked = rng.choice(held_out)
-        found["leaked"].append(
-            say_again(next(carriers), change(text(leaked, "question"), rng), text(leaked, "answer"))
-        )
-        carrier = next(carriers)
-        refusal = REFUSALS[number % len(REFUSALS)]
-        found["refusal"].append(say_again(carrier, text(carrier, "question"), refusal))
-        carrier = next(carriers)
-        exposed = f"{text(carrier, 'answer')} {PERSONAL[number % len(PERSONAL)]}"
-        found["personal"].append(say_again(carrier, text(carrier, "question"), exposed))
-    return found
+@dataclass
+class Kind:
+    """One kind of fault: which filter is to find it, and how one is planted."""
+
+    name: str
+    filter: str
+    plant: Callable[[int, Record], Record]
+    settings: dict[str, Any] = field(default_factory=dict)
+    good: Sequence[Record] | None = None
+    distinct: int = 0
 
 
 def text(record: Record, name: str) -> str:
@@ -180,8 +117,221 @@ def change(words: str, rng: random.Random) -> str:
     return " ".join(told)
 
 
-def main(path: Path) -> None:
-    """Judge all records by each filter and print a line a kind."""
+def with_answer(record: Record, said: str) -> Record:
+    """Return a record with another answer."""
+    return say_again(record, text(record, "question"), said)
+
+
+def list_kinds(
+    good: Sequence[Record], held_out: Sequence[Record], rng: random.Random
+) -> list[Kind]:
+    """Return the kinds that are judged without a model."""
+
+    def ungrounded(number: int, carrier: Record) -> Record:
+        answer = text(carrier, "answer")
+        digits = re.search(r"\b\d{3,4}\b", answer)
+        if number % 2 and digits:
+            return with_answer(carrier, answer.replace(digits[0], str(int(digits[0]) + 17)))
+        return with_answer(carrier, text(good[-number - 1], "answer"))
+
+    def duplicate(number: int, carrier: Record) -> Record:
+        original = rng.choice(good)
+        return with_answer(original, change(text(original, "answer"), rng))
+
+    def leaked(number: int, carrier: Record) -> Record:
+        leak = rng.choice(held_out)
+        return say_again(carrier, change(text(leak, "question"), rng), text(leak, "answer"))
+
+    def after(number: int, carrier: Record, said: str) -> Record:
+        return with_answer(carrier, f"{text(carrier, 'answer')} {said}")
+
+    def misnamed(number: int, carrier: Record) -> Record:
+        license = ["CC-BY-NC-4.0", "", "LicenseRef-proprietary", "MIT AND CC-BY-ND-4.0"][number % 4]
+        return replace(carrier, origin=Origin("human", (), license))
+
+    languages, refusals = faults.LANGUAGES, faults.REFUSALS
+    orders, cruel = faults.ORDERS, faults.CLEAN_CRUELTY
+    more_refusals, more_orders = faults.MORE_REFUSALS, faults.MORE_ORDERS
+    named = [one for one in good if _names_its_article(one)]
+    rows = [with_answer(one, faults.draw_json(at, rng)) for at, one in enumerate(good)]
+    free = [replace(one, origin=Origin("human", (), "CC-BY-SA-4.0")) for one in good]
+    return [
+        Kind(
+            "language",
+            "language",
+            lambda n, one: say_again(one, *languages[n % len(languages)]),
+            distinct=len(languages),
+        ),
+        Kind("ungrounded", "grounded", ungrounded),
+        Kind("duplicate", "duplicate", duplicate),
+        Kind("leaked", "decontaminate", leaked),
+        Kind(
+            "refusal",
+            "refusal",
+            lambda n, one: with_answer(one, refusals[n % len(refusals)]),
+            distinct=len(refusals),
+        ),
+        Kind("personal", "personal", lambda n, one: after(n, one, faults.draw_personal(n, rng))),
+        Kind(
+            "injection",
+            "injection",
+            lambda n, one: after(n, one, orders[n % len(orders)]),
+            distinct=len(orders),
+        ),
+        Kind(
+            "refusal_others",
+            "refusal",
+            lambda n, one: with_answer(one, more_refusals[n % len(more_refusals)]),
+            distinct=len(more_refusals),
+        ),
+        Kind(
+            "injection_others",
+            "injection",
+            lambda n, one: after(n, one, more_orders[n % len(more_orders)]),
+            distinct=len(more_orders),
+        ),
+        Kind(
+            "toxicity_words", "toxicity", lambda n, one: after(n, one, faults.draw_insult(n, rng))
+        ),
+        Kind(
+            "toxicity_clean_words",
+            "toxicity",
+            lambda n, one: after(n, one, cruel[n % len(cruel)]),
+            distinct=len(cruel),
+        ),
+        Kind(
+            "schema",
+            "schema",
+            lambda n, one: with_answer(one, faults.break_json(n, rng)),
+            {"fits": SCHEMA},
+            rows,
+        ),
+        Kind(
+            "length",
+            "length",
+            lambda n, one: with_answer(
+                one, " ".join([text(one, "answer")] * 12) if n % 2 else "No."
+            ),
+            {"unit": "words", "min_answer": 3, "max_answer": 120},
+        ),
+        Kind(
+            "repetition",
+            "repetition",
+            lambda n, one: with_answer(one, faults.draw_loop(n, text(one, "answer"))),
+        ),
+        Kind(
+            "no_prose",
+            "gopher_quality",
+            lambda n, one: with_answer(one, faults.draw_noise(n, rng, text(one, "answer"))),
+        ),
+        Kind("license", "license", misnamed, {}, free),
+        Kind(
+            "dangling",
+            "standalone",
+            lambda n, one: say_again(
+                one, faults.leave_dangling(n, text(one, "question")), text(one, "answer")
+            ),
+            {},
+            named,
+        ),
+        Kind(
+            "no_question",
+            "question_form",
+            lambda n, one: say_again(
+                one, faults.break_question(n, text(one, "question")), text(one, "answer")
+            ),
+        ),
+        Kind(
+            "unanswerable",
+            "answerable",
+            lambda n, one: say_again(one, text(good[n], "question"), text(one, "answer")),
+        ),
+        Kind(
+            "shape",
+            "shape",
+            lambda n, one: with_answer(one, faults.break_shape(n, text(one, "answer"))),
+        ),
+    ]
+
+
+def _names_its_article(record: Record) -> bool:
+    """Return whether a question says a word of its article's title: then it may stand alone."""
+    title = record.fields["document_id"].replace("_", " ").split()
+    return any(word in text(record, "question") for word in title if len(word) > 3)
+
+
+def measure_kind(
+    kind: Kind, good: Sequence[Record], planted: Sequence[Record], context: Context
+) -> None:
+    """Judge the good and the planted records, and print recall and precision."""
+    panel = Panel([FILTERS.build({"name": kind.filter, **kind.settings})], context)
+    wrong, scores = 0, []
+    for record in good:
+        verdict = panel.judge(record)[1]
+        wrong += not verdict.keep
+        scores.append(verdict.score)
+        if verdict.keep:
+            panel.admit(record)
+    right, found = 0, []
+    for record in planted:
+        verdict = panel.judge(record)[1]
+        right += not verdict.keep
+        found.append(verdict.score)
+    told: dict[str, Any] = {"n": len(planted), "good": len(good), "good_dropped": wrong}
+    if kind.distinct:
+        told["distinct"] = kind.distinct
+    tell(kind.name, "recall", right / len(planted), told)
+    tell(kind.name, "precision", right / max(right + wrong, 1), told)
+    if panel.is_costly and kind.filter != "toxicity":
+        lengths = [len(text(one, "answer").split()) for one in (*good, *planted)]
+        alone = auroc(lengths[: len(good)], lengths[len(good) :])
+        tell(kind.name, "auroc", auroc(scores, found), told | {"length_alone": round(alone, 4)})
+
+
+def auroc(good: Sequence[float], bad: Sequence[float]) -> float:
+    """Return how likely a bad record scores above a good one, ties halved."""
+    wins = sum((b > g) + 0.5 * (b == g) for b in bad for g in good)
+    return wins / (len(good) * len(bad))
+
+
+def tell(kind: str, figure: str, value: float, told: dict[str, Any]) -> None:
+    """Print one figure."""
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    what = f"synth/filters/{kind}/{figure}"
+    print(
+        json.dumps({"what": what, "value": round(value, 4), **told, "machine": machine}), flush=True
+    )
+
+
+def measure_masks(planted: Sequence[Record], good: Sequence[Record], context: Context) -> None:
+    """Mask the planted records: what is found afterwards was missed; good ones are let be."""
+    judge = FILTERS.build({"name": "personal", "action": "mask"}).begin(context)
+    clean = 0
+    for record in planted:
+        after = judge.judge(record).changed or record
+        clean += not find_personal(after.messages[-1].content) and after is not record
+    touched = sum(judge.judge(record).changed is not None for record in good)
+    told = {"n": len(planted), "good": len(good), "good_changed": touched}
+    tell("masked", "recall", clean / len(planted), told)
+    tell("masked", "precision", clean / max(clean + touched, 1), told)
+
+
+def list_measured(good: Sequence[Record], rng: random.Random) -> list[Kind]:
+    """Return the kinds that a model measures: the embedded one, on transformers."""
+
+    def shuffle(number: int, carrier: Record) -> Record:
+        words = text(carrier, "answer").split()
+        rng.shuffle(words)
+        return with_answer(carrier, " ".join(words))
+
+    def swap(number: int, carrier: Record) -> Record:
+        return with_answer(carrier, text(good[-number - 1], "answer"))
+
+    return [Kind("shuffled", "perplexity", shuffle), Kind("mismatched", "ifd", swap)]
+
+
+def main(path: Path, *, with_models: bool) -> None:
+    """Judge all records by each filter and print a line a figure."""
     rng = random.Random(0)
     passages, records = read_good(path)
     rng.shuffle(records)
@@ -191,32 +341,22 @@ def main(path: Path) -> None:
     pool = list(unique.values())
     good, pool = pool[:GOOD], pool[GOOD:]
     held_out, spare = pool[:HELD_OUT], pool[HELD_OUT:]
-    planted = plant(good, spare, held_out, rng)
     frequency: Counter[str] = Counter()
     for passage in passages:
         frequency.update(set(content_stems(passage.text)))
     context = Context({one.id: one for one in passages}, frequency, held_out)
-    for kind, name in FILTER_OF.items():
-        judge = FILTERS.build(name).begin(context)
-        wrong = 0
-        for record in good:
-            verdict = judge.judge(record)
-            wrong += not verdict.keep
-            if verdict.keep:
-                judge.admit(record)
-        right = sum(not judge.judge(record).keep for record in planted[kind])
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-        told = {"n": PLANTED, "good": len(good), "good_dropped": wrong, "machine": machine}
-        for figure, value in (
-            ("recall", right / PLANTED),
-            ("precision", right / max(right + wrong, 1)),
-        ):
-            what = f"synth/filters/{kind}/{figure}"
-            print(json.dumps({"what": what, "value": round(value, 4), **told}), flush=True)
+    kinds = list_measured(good, rng) if with_models else list_kinds(good, held_out, rng)
+    for kind in kinds:
+        carriers = spare[:PLANTED] if len(spare) >= PLANTED else [*spare, *good][:PLANTED]
+        planted = [kind.plant(number, one) for number, one in enumerate(carriers)]
+        mine = (kind.good or good)[:MEASURED] if with_models else kind.good or good
+        measure_kind(kind, mine, planted, context)
+        if kind.name == "personal":
+            measure_masks(planted, good, context)
 
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        main(Path(sys.argv[1]))
+        main(Path(sys.argv[1]), with_models="--models" in sys.argv)
     else:
         print("no figures of filters: name a SQuAD file", file=sys.stderr)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import DataError
@@ -35,6 +35,7 @@ def test_alpha_of_equal_raters_is_one_and_of_one_value_is_nothing():
     assert math.isnan(krippendorff_alpha([[1, None], [None, 2]]))
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(1, 5), min_size=2, max_size=2), min_size=2, max_size=30))
 def test_alpha_does_not_depend_on_who_is_called_first(rows):
     one, other = krippendorff_alpha(rows), krippendorff_alpha([row[::-1] for row in rows])
@@ -56,6 +57,7 @@ def test_kappa_by_hand():
     assert caught.value.code == "metric.unpaired"
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 20), st.integers(0, 10)), min_size=2, max_size=40),
 )

@@ -19,8 +19,11 @@ __all__ = ["Injection"]
 
 _ORDER = re.compile(
     r"\b(?:ignore|disregard|forget|override|bypass)\b[^.!?\n]{0,40}"
-    r"\b(?:previous|prior|above|earlier|all|any|your|system|other)\b[^.!?\n]{0,30}"
+    r"\b(?:previous|prior|above|earlier|all|any|your|system|other|the)\b[^.!?\n]{0,30}"
     r"\b(?:instructions?|prompts?|rules|guidelines|messages?|directions|context|training)\b|"
+    r"\b(?:drop|set aside|abandon|discard)\b[^.!?\n]{0,30}\b(?:previous|prior|earlier|your|all|"
+    r"every|any)\b[^.!?\n]{0,20}\b(?:orders?|instructions?|rules|guidelines|directions)\b|"
+    r"\b(?:the model|the assistant|you) (?:has|have) no (?:limits|restrictions|rules)\b|"
     r"\byou (?:are|must|will) now (?:act|be|behave|respond|answer|pretend|obey)\b|"
     r"\b(?:pretend|act) (?:to be|as if you|as an? (?:unrestricted|evil))\b|"
     r"\b(?:reveal|print|repeat|show|output|leak)\b[^.!?\n]{0,30}\b(?:system|hidden|secret) "

@@ -15,16 +15,28 @@ from stillroom.synth.method import Filter, Verdict
 
 __all__ = ["Refusal"]
 
+_TEXT = r"(?:text|passage|statement|document|context|article|excerpt|source)"
+_SELF = r"(?:ai|artificial intelligence|(?:large )?language model|chatbot|virtual assistant)"
 _REFUSAL = re.compile(
-    r"^\W*(?:i(?:'|’)?m sorry|i am sorry|sorry,|i apologi[sz]e|unfortunately,? i\b|"
-    r"i (?:can(?:'|’)?t|cannot|can not|am (?:not able|unable))\b|"
-    r"i do(?:n(?:'|’)t| not) (?:have|know)\b|"
+    r"^\W*(?:i(?:'|’)?m (?:very |so )?sorry|i am (?:very |so )?sorry|sorry\b|my apologies|"
+    r"i (?:must |have to )?apologi[sz]e|(?:unfortunately|regrettably),? (?:i\b|this|that|it)|"
+    r"i (?:can(?:'|’)?t|cannot|can not|could not|couldn(?:'|’)?t|won(?:'|’)?t|will not|"
+    r"must decline|decline|have to decline|refuse)\b|"
+    r"i(?:(?:'|’)m| am| was) (?:not (?:able|permitted|allowed|sure)|unable)\b|"
+    r"i do(?:n(?:'|’)t| not) (?:have|know|feel comfortable)\b|"
+    r"i have no (?:access|information|way)\b|"
+    r"i(?:'|’)d rather not\b|it is (?:not possible|impossible) for me\b|"
     r"es tut mir leid|lo siento|je suis désolé|mi dispiace|desculpe|很抱歉|对不起|抱歉|申し訳)|"
-    r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b|"
-    r"\bi(?:'|’)?m (?:just )?an? (?:ai|language model)\b|\bi am an? (?:ai|language model)\b|"
-    r"\b(?:text|passage|statement|document|context) (?:does not|doesn(?:'|’)t) "
-    r"(?:provide|mention|contain|say|specify|state)|"
-    r"\bnot (?:mentioned|specified|stated|provided) in the (?:text|passage|statement|document)|"
+    rf"\bas an? {_SELF}\b|\bi(?:(?:'|’)m| am) (?:just |only )?an? {_SELF}\b|"
+    rf"\b{_TEXT} (?:does not|doesn(?:'|’)t|fails to) "
+    r"(?:provide|mention|contain|say|specify|state|give|tell)|"
+    rf"\b{_TEXT} (?:says|gives|provides|contains) "
+    r"(?:nothing|no (?:information|hint|answer|details?))\b|"
+    r"\bthere is no (?:information|mention|answer|indication)\b[^.!?]{0,40}\b(?:in|from) the\b|"
+    r"\b(?:not (?:mentioned|specified|stated|provided|given)|unclear) (?:in|from|by) the "
+    rf"(?:given )?{_TEXT}\b|\bno answer can be (?:given|found)\b|"
+    r"\bcannot be (?:determined|answered|inferred|fulfilled)\b|"
+    rf"\bnothing in the {_TEXT}\b|\b(?:against|violates?) my (?:guidelines|policy|principles)\b|"
     r"\b(?:please|could you) provide (?:more|the|a)\b|"
     r"\bhow (?:can|may) i (?:help|assist)\b|\b(?:my|your) (?:training data|knowledge cutoff)\b",
     re.IGNORECASE,

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from tests.unit.synth.filters.test_filters import CONTEXT, PASSAGES, make_record, reason
@@ -116,6 +116,7 @@ def test_prose_passes_gophers_rules_and_loops_do_not():
     assert reason("repetition", say("\n\n".join([PROSE] * 2))) == "repeats itself"
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a b", "c", "d e f", "", "g h i j k"]), max_size=30))
 def test_shares_of_loops_are_shares(parts):
     assert all(0 <= value <= 1 for value in measure_loops("\n".join(parts)).values())
@@ -226,6 +227,7 @@ def test_masks_are_stable_and_belong_to_nobody(style):
     assert masked.origin.chain[-1].parents == (record.id,)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["email", "phone", "card", "iban", "ssn", "ip", "secret"]), st.text())
 def test_pseudonyms_follow_from_key_and_value(kind, value):
     one, other = Pseudonyms("a", "tag"), Pseudonyms("b", "tag")
