@@ -209,9 +209,7 @@ def list_kinds(
         Kind(
             "length",
             "length",
-            lambda n, one: with_answer(
-                one, " ".join([text(one, "answer")] * 12) if n % 2 else "No."
-            ),
+            lambda n, one: with_answer(one, "so it was " * 60 if n % 2 else "No."),
             {"unit": "words", "min_answer": 3, "max_answer": 120},
         ),
         Kind(
