@@ -20,7 +20,7 @@ _SELF = r"(?:ai|artificial intelligence|(?:large )?language model|chatbot|virtua
 _REFUSAL = re.compile(
     r"^\W*(?:i(?:'|’)?m (?:very |so )?sorry|i am (?:very |so )?sorry|sorry\b|my apologies|"
     r"i (?:must |have to )?apologi[sz]e|(?:unfortunately|regrettably),? (?:i\b|this|that|it)|"
-    r"i (?:can(?:'|’)?t|cannot|can not|could not|couldn(?:'|’)?t|won(?:'|’)?t|will not|"
+    r"i (?:can(?:'|’)?t|cannot|can not|could(?: not|n(?:'|’)?t)|won(?:'|’)?t|will not|"
     r"must decline|decline|have to decline|refuse)\b|"
     r"i(?:(?:'|’)m| am| was) (?:not (?:able|permitted|allowed|sure)|unable)\b|"
     r"i do(?:n(?:'|’)t| not) (?:have|know|feel comfortable)\b|"
