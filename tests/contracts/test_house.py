@@ -10,7 +10,7 @@ from tests.contracts.sources import PACKAGE, functions_of, modules, tree_of
 
 MODULES = list(modules())
 FORBIDDEN = {"utils", "helpers", "common", "misc", "base", "core", "manager"}
-ROOMS = ("synth", "distill", "rag", "merge", "diffusion")
+ROOMS = ("synth", "distill", "rag", "merge", "diffusion", "forensics")
 
 
 def code_lines(function):

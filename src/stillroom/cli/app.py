@@ -33,6 +33,7 @@ _COMMANDS = {
     "diffusion": ("stillroom.cli.diffusion", "Diffusion's own verbs."),
     "distill": ("stillroom.cli.distill", "Distillation's own verbs."),
     "doctor": ("stillroom.cli.doctor", "Say what this machine has and what is missing."),
+    "forensics": ("stillroom.cli.forensics", "Forensics' own verbs."),
     "list": ("stillroom.cli.list", "List methods, kinds, backends or jobs."),
     "make": ("stillroom.cli.make", "Turn a folder of documents into a model you own."),
     "merge": ("stillroom.cli.merge", "Merging's own verbs."),

@@ -1,0 +1,162 @@
+"""The watermark: exact reads after each attack, quality, speed beside invisible-watermark.
+
+Faces of the shared data where they are there, else drawn ones. The peer is looked for in
+build/peers/invisible-watermark; without it only our figures are printed.
+"""
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from stillroom.forensics.drawing import draw_face
+from stillroom.forensics.treatments import compress
+from stillroom.forensics.watermark import BITS, Watermark, measure_psnr
+
+ROOT = Path(__file__).resolve().parents[2]
+FACES = Path(os.environ.get("FACES", "../shared/data/media/faces-synthetic"))
+PEER = Path(os.environ.get("PEER", ROOT / "build/peers/invisible-watermark"))
+SIZE, COUNT, UNMARKED = (
+    512,
+    int(os.environ.get("COUNT", "40")),
+    int(os.environ.get("UNMARKED", "500")),
+)
+
+
+def load(count, size):
+    """Return faces of one size, and what they are."""
+    paths = sorted(FACES.glob("*.jpg"))[:count]
+    if not paths:
+        return [draw_face(0, number, size).image for number in range(count)], "drawn"
+    read = [
+        cv2.resize(cv2.imread(str(path)), (size, size), interpolation=cv2.INTER_CUBIC)
+        for path in paths
+    ]
+    return [np.ascontiguousarray(image[..., ::-1]) for image in read], "synthetic"
+
+
+def half(image):
+    return cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+
+
+def noisy(image, rng=np.random.default_rng(0)):
+    return np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
+
+
+def crop(share):
+    def cut(image):
+        height, width = image.shape[:2]
+        top, left = int(height * share * 0.3), int(width * share * 0.6)
+        return np.ascontiguousarray(
+            image[top : top + round(height * (1 - share)), left : left + round(width * (1 - share))]
+        )
+
+    return cut
+
+
+ATTACKS = {
+    "none": lambda image: image,
+    "jpeg75": lambda image: compress(image, 75),
+    "jpeg50": lambda image: compress(image, 50),
+    "half": half,
+    "half_jpeg50": lambda image: compress(half(image), 50),
+    "blur1": lambda image: cv2.GaussianBlur(image, (0, 0), 1),
+    "noise8": noisy,
+}
+CROPS = {
+    "crop5": crop(0.05),
+    "crop10": crop(0.1),
+    "crop10_jpeg75": lambda i: compress(crop(0.1)(i), 75),
+}
+
+
+def tell(what, value, **more):
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    print(json.dumps({"what": what, "value": value, **more, "machine": machine}), flush=True)
+
+
+def main():
+    cv2.setNumThreads(1)
+    images, kind = load(COUNT, SIZE)
+    mark, rng = Watermark(b"a key of thirty-two bytes, or so"), np.random.default_rng(1)
+    payloads = [int(rng.integers(0, 2**BITS)) for _ in images]
+    embed_s, read_s, marked = [], [], []
+    for image, payload in zip(images, payloads, strict=True):
+        start = time.process_time()
+        marked.append(mark.embed(image, payload))
+        middle = time.process_time()
+        mark.read(marked[-1])
+        embed_s.append(middle - start)
+        read_s.append(time.process_time() - middle)
+    quality = [measure_psnr(*pair) for pair in zip(images, marked, strict=True)]
+    tell(
+        "forensics/watermark/psnr",
+        round(statistics.mean(quality), 2),
+        least=round(min(quality), 2),
+        n=len(images),
+        faces=kind,
+    )
+    for name, attack in {**ATTACKS, **CROPS}.items():
+        hits = [
+            mark.read(attack(image), search=name in CROPS).payload == payload
+            for image, payload in zip(marked, payloads, strict=True)
+        ]
+        tell(
+            f"forensics/watermark/exact_share/{name}",
+            sum(hits) / len(hits),
+            n=len(hits),
+            faces=kind,
+        )
+    false = 0
+    for number in range(UNMARKED):
+        base = images[number % len(images)]
+        shifted = np.ascontiguousarray(
+            np.roll(base, (37 * number % SIZE, 91 * number % SIZE), (0, 1))
+        )
+        false += mark.read(shifted, search=number < UNMARKED // 5).payload is not None
+    tell("forensics/watermark/false_positives", false, n=UNMARKED, searched=UNMARKED // 5)
+    beside(images, statistics.median(embed_s), statistics.median(read_s))
+
+
+def beside(images, embed_s, read_s):
+    """Measure the peer on the same images, if it is here."""
+    if not PEER.is_dir():
+        tell("forensics/watermark/embed_cpu_s", round(embed_s, 4), read_cpu_s=round(read_s, 4))
+        return
+    sys.path.insert(0, str(PEER))
+    from imwatermark import WatermarkDecoder, WatermarkEncoder
+
+    payload = b"\x12\x34\x56\x78\x9a\xbc"
+    encoder, decoder = WatermarkEncoder(), WatermarkDecoder("bytes", 48)
+    encoder.set_watermark("bytes", payload)
+    for method in ("dwtDct", "dwtDctSvd"):
+        seconds, exact, quality = [], dict.fromkeys(ATTACKS, 0), []
+        some = images[:12]
+        for image in some:
+            plain = np.ascontiguousarray(image[..., ::-1])
+            start = time.process_time()
+            marked = encoder.encode(plain, method)
+            seconds.append(time.process_time() - start)
+            quality.append(measure_psnr(plain, marked))
+            for name, attack in ATTACKS.items():
+                attacked = attack(np.ascontiguousarray(marked[..., ::-1]))[..., ::-1]
+                exact[name] += decoder.decode(np.ascontiguousarray(attacked), method) == payload
+        tell(
+            f"forensics/watermark/vs_invisible_watermark/{method}",
+            round(statistics.median(seconds) / embed_s, 2),
+            ours_cpu_s=round(embed_s, 4),
+            peer_cpu_s=round(statistics.median(seconds), 4),
+            peer_psnr=round(statistics.mean(quality), 2),
+            peer_exact={name: count / len(some) for name, count in exact.items()},
+            n=len(some),
+        )
+
+
+if __name__ == "__main__":
+    main()

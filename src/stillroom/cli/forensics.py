@@ -1,0 +1,38 @@
+"""``stillroom forensics``: forensics' own verbs."""
+
+from __future__ import annotations
+
+import click
+
+from stillroom.cli.app import LazyGroup
+
+__all__ = ["command"]
+
+
+@click.group(
+    "forensics",
+    cls=LazyGroup,
+    lazy={
+        "consent": (
+            "stillroom.cli.forensics_consent",
+            "Write a record of who agreed to the use of which pictures.",
+        ),
+        "ledger": ("stillroom.cli.forensics_ledger", "Prove the lab's ledger, row by row."),
+        "provenance": (
+            "stillroom.cli.forensics_provenance",
+            "Sign media, and read what they say of their own origin.",
+        ),
+        "trace": (
+            "stillroom.cli.forensics_trace",
+            "Find the lab's own files by their watermark, stripped or not.",
+        ),
+    },
+    epilog="""
+\b
+Examples:
+  stillroom new forensics/sbi > forge.yaml
+  stillroom forensics provenance verify photo.jpg
+""",
+)
+def command() -> None:
+    """Forensics' own verbs."""

@@ -1,0 +1,172 @@
+"""The faces that a set starts from: drawn ones, or those of a folder for which someone answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from stillroom.errors import DataError
+from stillroom.forensics.consent import Consent
+from stillroom.forensics.drawing import draw_face
+from stillroom.forensics.face import Face
+from stillroom.forensics.recipe import FacesSettings
+from stillroom.provenance import digest_file
+
+__all__ = ["Bases", "list_pictures", "open_bases"]
+
+_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".pgm"})
+
+
+class Bases(Protocol):
+    """Faces by number."""
+
+    @property
+    def origin(self) -> str:
+        """Whose they are: ``drawn``, ``synthetic: GENERATOR`` or ``person``."""
+
+    @property
+    def consent(self) -> str:
+        """Id of the consent record, empty where no person is shown."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def __getitem__(self, number: int) -> Face:
+        """Return one face."""
+
+    def path(self, number: int) -> Path | None:
+        """Return the picture a face comes from; None where it is drawn."""
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    seed: int
+    count: int
+    size: int
+    origin: str = "drawn"
+    consent: str = ""
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Face:
+        return draw_face(self.seed, number, self.size)
+
+    def path(self, number: int) -> Path | None:
+        return None
+
+
+@dataclass(frozen=True)
+class _Folder:
+    faces: tuple[Face, ...]
+    paths: tuple[Path, ...]
+    origin: str
+    consent: str
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    def __getitem__(self, number: int) -> Face:
+        return self.faces[number]
+
+    def path(self, number: int) -> Path | None:
+        return self.paths[number]
+
+
+def open_bases(
+    settings: FacesSettings,
+    uses: Sequence[str],
+    *,
+    seed: int,
+    count: int,
+    size: int,
+    say: Callable[[str], None],
+) -> Bases:
+    """Return the faces to start from.
+
+    Args:
+        settings: Whose faces.
+        uses: Names of the methods they are used for, which a consent has to cover.
+        seed: Of drawn faces.
+        count: How many faces are wanted at most.
+        size: Their width and height.
+        say: Told of pictures that are left out.
+
+    Raises:
+        DataError: If the folder has no face, or the consent does not cover the use.
+    """
+    if settings.folder is None:
+        return _Drawn(seed, count, size)
+    folder = Path(settings.folder)
+    pictures = list_pictures(folder)[:count]
+    consent = Consent.read(Path(settings.consent)) if settings.consent else None
+    if consent is not None:
+        for use in uses:
+            consent.check(use, [digest_file(path) for path in pictures])
+    faces, paths = _find_faces(pictures, folder, size, say)
+    return _Folder(
+        tuple(faces),
+        tuple(paths),
+        "person" if consent else f"synthetic: {settings.synthetic_source}",
+        consent.id if consent else "",
+    )
+
+
+def list_pictures(path: Path) -> list[Path]:
+    """Return the pictures below a folder, sorted, or the one that is named.
+
+    Raises:
+        DataError: If there is none.
+    """
+    found = (
+        [path]
+        if path.is_file()
+        else sorted(
+            file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in _ENDINGS
+        )
+    )
+    if not found:
+        raise DataError(
+            f"{path} holds no picture",
+            code="forensics.no-faces",
+            where=str(path),
+            expected=f"files ending in {' '.join(sorted(_ENDINGS))}",
+            next="check the path, or leave faces.folder out: faces are then drawn",
+        )
+    return found
+
+
+def _find_faces(
+    pictures: Sequence[Path], folder: Path, size: int, say: Callable[[str], None]
+) -> tuple[list[Face], list[Path]]:
+    from stillroom.forensics.faces import FaceFinder, crop_square
+    from stillroom.forensics.pictures import load_picture
+
+    finder = FaceFinder()
+    faces, paths = [], []
+    for path in pictures:
+        name = path.relative_to(folder).as_posix()
+        try:
+            image = load_picture(path).image
+        except DataError as error:
+            say(f"left out: {error.problems[0].what}")
+            continue
+        found = finder.find(image)
+        if not found:
+            say(f"left out: {name} shows no face")
+            continue
+        image, points = crop_square(image, finder.landmarks(image, found[0]), size)
+        identity = path.parent.name if path.parent != folder else path.stem
+        faces.append(Face(image, points, name, identity, digest_file(path), finder.landmark_source))
+        paths.append(path)
+    if not faces:
+        raise DataError(
+            f"none of {len(pictures)} pictures in {folder} shows a face",
+            code="forensics.no-faces",
+            where=str(folder),
+            expected="pictures with a face of 64 pixels or more",
+            next="look at the lines above; they name each picture",
+        )
+    return faces, paths

@@ -1,0 +1,278 @@
+"""The only writer of media in this room: what it writes is marked in four ways, or not written.
+
+Every image gets an invisible watermark, a label in its metadata that any viewer shows, signed
+content credentials, and a row in the lab's ledger; then the finished bytes are read back, and each
+mark has to be found in them before the file appears under its name. There is no setting that leaves
+one out. A contract test holds that no other module of the room writes pictures.
+
+What this cannot do: stop someone from changing this program. The marks are for honest labs, and for
+files that leave them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillroom.errors import IntegrityError
+from stillroom.forensics.credentials import mime_type, read_credentials, sign_bytes
+from stillroom.forensics.extras import need
+from stillroom.forensics.face import Image
+from stillroom.forensics.lab import Lab
+from stillroom.forensics.watermark import BITS, Watermark, measure_psnr
+from stillroom.jobs import atomic_write
+from stillroom.provenance import digest_bytes
+
+__all__ = ["LABEL", "Made", "Marker", "decode_image", "read_image", "unmarked_files"]
+
+LABEL = "Made by the Stillroom forensics lab to test detectors. Not a photograph of what it shows."
+ASSERTION = "io.stillroom.lab"
+SOFT_BINDING = "io.stillroom.dct48"
+_IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+_EDITED = "c2pa.edited"
+_EXIF_DESCRIPTION = 0x010E
+_XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+    'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
+    'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
+    'Iptc4xmpExt:DigitalSourceType="{source}"/></rdf:RDF></x:xmpmeta>'
+)
+MEDIA_ENDINGS = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".mp4", ".wav"}
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """An image that the lab made, and what its marks are to say.
+
+    ``source_type`` is IPTC's word; ``parent`` the bytes and type of the picture it was made from,
+    where that was not drawn here; ``box`` is x, y, width, height of what is forged.
+    """
+
+    image: Image
+    generator: str
+    seed: int
+    run: str
+    source_type: str
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)
+    consent: str = ""
+    parent: tuple[bytes, str] | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Marker:
+    """Writes images of one lab, each with all its marks."""
+
+    def __init__(self, lab: Lab, *, psnr: float = 41.5, quality: int = 95) -> None:
+        """Write with the lab's key, certificates and ledger.
+
+        Args:
+            lab: The lab.
+            psnr: Quality of the watermarked image, in dB.
+            quality: Of JPEG.
+        """
+        need("c2pa", "cryptography", "PIL", "cv2")
+        self._lab, self._psnr, self._quality = lab, psnr, quality
+        self._watermark = Watermark(lab.key)
+
+    def emit(self, made: Made, path: Path) -> dict[str, Any]:
+        """Mark an image, prove its marks, and write it.
+
+        Args:
+            made: The image and what is to be said of it.
+            path: A new file, ``.jpg`` or ``.png``.
+
+        Returns:
+            What a manifest row says of the file: watermark, digests, quality.
+
+        Raises:
+            DataError: If the image cannot carry a mark.
+            IntegrityError: If a mark is not found in the finished bytes; nothing is written then.
+        """
+        payload = self._payload(made, path.name)
+        marked = self._watermark.embed(made.image, payload, psnr=self._psnr)
+        mime = mime_type(path)
+        plain = self._encode(marked, mime, made)
+        signed = sign_bytes(
+            plain,
+            mime,
+            self._manifest(made, payload, path.name),
+            self._lab.signer,
+            source_type="" if made.parent else made.source_type,
+            parent=made.parent,
+        )
+        missing = self._missing_marks(signed, mime, payload)
+        if missing:
+            raise _unmarked(path, missing)
+        row = {
+            "watermark": format(payload, "012x"),
+            "pixels": digest_bytes(decode_image(signed).tobytes()),
+            "psnr": round(measure_psnr(made.image, marked), 2),
+            "marks": ["label", "watermark", "credentials", "ledger"],
+        }
+        self._lab.ledger.append(
+            {
+                "file": path.name,
+                "sha256": digest_bytes(signed),
+                "generator": made.generator,
+                "seed": made.seed,
+                "run": made.run,
+                "consent": made.consent,
+                "source_type": made.source_type,
+                **{key: row[key] for key in ("watermark", "pixels")},
+            }
+        )
+        with atomic_write(path, "wb") as file:
+            file.write(signed)
+        return row
+
+    def missing_marks(self, path: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Return which marks of this lab a file lacks; none if it is whole.
+
+        Args:
+            path: A JPEG or PNG.
+            rows: The ledger's rows by their files' digests.
+        """
+        data, mime = path.read_bytes(), mime_type(path)
+        row = rows.get(digest_bytes(data))
+        if row is None:
+            return ["ledger", *self._missing_marks(data, mime, None)]
+        return self._missing_marks(data, mime, int(str(row["watermark"]), 16))
+
+    def _missing_marks(self, data: bytes, mime: str, payload: int | None) -> list[str]:
+        missing = []
+        found = self._watermark.read(decode_image(data)).payload
+        if found is None or (payload is not None and found != payload):
+            missing.append("watermark")
+        credentials = read_credentials(data, mime, [self._lab.trust])
+        if credentials.integrity != "intact" or credentials.trust != "lab":
+            missing.append("credentials")
+        if not any(kind.startswith(_IPTC) for kind in credentials.source_types):
+            missing.append("source type")
+        if _read_label(data) != LABEL:
+            missing.append("label")
+        return missing
+
+    def _payload(self, made: Made, name: str) -> int:
+        said = f"{made.run} {name} {made.generator} {made.seed}".encode() + made.image.tobytes()
+        digest = hmac.new(self._lab.key, said, hashlib.sha256).digest()
+        return int.from_bytes(digest[: BITS // 8], "big")
+
+    def _manifest(self, made: Made, payload: int, title: str) -> dict[str, Any]:
+        mark = base64.b64encode(payload.to_bytes(BITS // 8, "big")).decode("ascii")
+        x, y, width, height = made.box
+        own = {
+            "generator": made.generator,
+            "seed": made.seed,
+            "run": made.run,
+            "consent": made.consent or "no person",
+            "label": LABEL,
+            "region": {"x": x, "y": y, "width": width, "height": height},
+            **made.about,
+        }
+        action: dict[str, Any] = {
+            "action": _EDITED,
+            "digitalSourceType": _IPTC + made.source_type,
+            "description": made.generator,
+        }
+        if width and height:
+            shape = {
+                "type": "rectangle",
+                "unit": "pixel",
+                "origin": {"x": x, "y": y},
+                "width": width,
+                "height": height,
+            }
+            action["changes"] = [
+                {"description": "forged", "region": [{"type": "spatial", "shape": shape}]}
+            ]
+        binding = {"alg": SOFT_BINDING, "blocks": [{"scope": {}, "value": mark}]}
+        return {
+            "title": title,
+            "assertions": [
+                {"label": "c2pa.actions.v2", "data": {"actions": [action]}},
+                {"label": "c2pa.soft-binding", "data": binding},
+                {"label": ASSERTION, "data": own},
+            ],
+        }
+
+    def _encode(self, image: Image, mime: str, made: Made) -> bytes:
+        """Return the image as a file whose own metadata says what it is."""
+        from PIL import Image as Pictures
+        from PIL.PngImagePlugin import PngInfo
+
+        picture, out = Pictures.fromarray(image), io.BytesIO()
+        xmp = _XMP.format(source=_IPTC + made.source_type)
+        if mime == "image/jpeg":
+            exif = Pictures.Exif()
+            exif[_EXIF_DESCRIPTION] = LABEL
+            picture.save(
+                out, "JPEG", quality=self._quality, exif=exif, xmp=xmp.encode(), subsampling=0
+            )
+        else:
+            texts = PngInfo()
+            texts.add_text("Description", LABEL)
+            texts.add_itxt("XML:com.adobe.xmp", xmp)
+            picture.save(out, "PNG", pnginfo=texts)
+        return out.getvalue()
+
+
+def decode_image(data: bytes) -> Image:
+    """Return the pixels of a file as RGB, (H, W, 3)."""
+    from PIL import Image as Pictures
+
+    with Pictures.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def _read_label(data: bytes) -> str:
+    """Return what a file's own metadata say it shows; credentials do not count."""
+    from PIL import Image as Pictures
+
+    with Pictures.open(io.BytesIO(data)) as picture:
+        picture.load()
+        said = picture.getexif().get(_EXIF_DESCRIPTION) or picture.info.get("Description") or ""
+    return str(said)
+
+
+def read_image(path: Path) -> Image:
+    """Return the pixels of a file of the lab's as RGB, (H, W, 3)."""
+    return decode_image(path.read_bytes())
+
+
+def unmarked_files(folder: Path, lab: Lab) -> dict[str, list[str]]:
+    """Return every media file below a folder that lacks a mark of the lab, and which.
+
+    Pictures whose type cannot be marked are unmarked, whatever is in them.
+    """
+    marker, found = Marker(lab), {}
+    rows = {str(row.get("sha256")): row for row in lab.ledger.rows()}
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.suffix.lower() not in MEDIA_ENDINGS:
+            continue
+        if path.suffix.lower() in {".jpg", ".jpeg", ".png"}:
+            missing = marker.missing_marks(path, rows)
+        else:
+            missing = ["ledger", "watermark", "credentials", "label"]
+        if missing:
+            found[path.relative_to(folder).as_posix()] = missing
+    return found
+
+
+def _unmarked(path: Path, missing: list[str]) -> IntegrityError:
+    return IntegrityError(
+        f"the finished file lacks its {', '.join(missing)}, so it was not written",
+        code="forensics.unmarked",
+        where=str(path),
+        expected="label, watermark, credentials and ledger row in every file of the lab",
+        next="raise out.quality, or lower marking.psnr, so that the watermark survives",
+    )

@@ -1,0 +1,70 @@
+"""The seams of this room: ``Forgery``, ``Edit`` and their folders.
+
+What a method returns is an array in memory. Nothing here writes a file: that is ``marking`` alone.
+Imports neither OpenCV nor torch, so that a recipe can name methods.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from stillroom.registry import Method, Seam
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stillroom.forensics.face import Face, Image, Mask
+
+__all__ = ["EDITS", "FORGERIES", "Edit", "Forged", "Forgery", "SourceType"]
+
+SourceType = Literal[
+    "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicMedia"
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Forged:
+    """A forgery: the image (H, W, 3), where it is forged (H, W) in [0, 1], what was drawn by lot.
+
+    ``twin`` is the real counterpart that went through the same treatment, so that nothing but the
+    forgery tells the two apart.
+    """
+
+    image: Image
+    mask: Mask
+    twin: Image
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Forgery(Method):
+    """Makes a forged image from one or two faces.
+
+    Class variables: ``faces_needed``; ``source_type``, what the file's credentials call it.
+    """
+
+    faces_needed: ClassVar[int] = 1
+    source_type: ClassVar[SourceType] = "compositeWithTrainedAlgorithmicMedia"
+
+    @abstractmethod
+    def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> Forged:
+        """Forge the first face, with the second where one is needed.
+
+        Args:
+            faces: ``faces_needed`` faces; the first one's picture is the target.
+            rng: All chance comes from here.
+        """
+
+
+class Edit(Method):
+    """What people do to real pictures every day, and a detector must not call forged."""
+
+    @abstractmethod
+    def edit(self, face: Face, rng: np.random.Generator) -> Image:
+        """Return the edited picture, (H, W, 3); all chance comes from ``rng``."""
+
+
+FORGERIES: Seam[Forgery] = Seam("stillroom.forensics.forgeries", Forgery)
+EDITS: Seam[Edit] = Seam("stillroom.forensics.edits", Edit)

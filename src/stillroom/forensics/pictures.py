@@ -1,0 +1,116 @@
+"""Reading pictures that come from anywhere: every kind is either understood or refused in a line.
+
+Turned as EXIF says, converted to RGB in 8 bits; what was done is noted. Nothing is decoded before
+its size is known, so a small file cannot ask for gigabytes.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stillroom.errors import DataError
+from stillroom.forensics.extras import need
+from stillroom.forensics.face import Image
+
+__all__ = ["MOST_PIXELS", "Picture", "load_picture"]
+
+MOST_PIXELS = 120_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A decoded picture, its format, and notes on what was done to read it.
+
+    ``jpeg_quality`` is estimated from the quantization tables, None for other formats.
+    """
+
+    image: Image
+    format: str
+    notes: tuple[str, ...] = ()
+    jpeg_quality: int | None = None
+
+
+def load_picture(path: Path) -> Picture:
+    """Read a picture as RGB, (H, W, 3).
+
+    Raises:
+        DataError: If it is missing, too large, damaged, or of a kind that is not read.
+    """
+    need("PIL")
+    from PIL import Image as Pictures
+    from PIL import ImageOps, UnidentifiedImageError
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _refused(path, f"cannot be read: {error.strerror}", "a picture") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its own bound on pixels is ours, told in our words
+            with Pictures.open(io.BytesIO(data)) as opened:
+                pixels = opened.width * opened.height
+                if pixels > MOST_PIXELS:
+                    raise _refused(
+                        path,
+                        f"has {opened.width}x{opened.height} pixels",
+                        f"at most {MOST_PIXELS // 1_000_000} million pixels",
+                    )
+                notes = _notes(opened)
+                kind, quality = str(opened.format), _quality(opened)
+                turned = ImageOps.exif_transpose(opened) or opened
+                if turned.mode in {"I;16", "I;16B", "I"}:
+                    grey = (np.asarray(turned, dtype=np.float64) / 257).clip(0, 255)
+                    turned = Pictures.fromarray(grey.astype(np.uint8))
+                image = np.asarray(turned.convert("RGB"))
+    except UnidentifiedImageError as error:
+        kinds = "JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF"
+        heic = data[4:12] in {b"ftypheic", b"ftypheix", b"ftypmif1"}
+        what = "is HEIC, which is not read" if heic else "is no picture that is read"
+        raise _refused(path, what, kinds) from error
+    except Pictures.DecompressionBombError as error:
+        most = f"at most {MOST_PIXELS // 1_000_000} million pixels"
+        raise _refused(path, "has too many pixels", most) from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise _refused(path, f"is damaged: {error}", "a whole file") from error
+    return Picture(image, kind, notes, quality)
+
+
+def _notes(opened: object) -> tuple[str, ...]:
+    from PIL import Image as Pictures
+
+    if not isinstance(opened, Pictures.Image):
+        return ()
+    notes = []
+    if getattr(opened, "n_frames", 1) > 1:
+        notes.append(f"animated: only the first of {getattr(opened, 'n_frames', 1)} frames is read")
+    if opened.mode not in {"RGB", "L", "P"}:
+        notes.append(f"converted from {opened.mode} to RGB in 8 bits")
+    if opened.getexif().get(0x0112, 1) != 1:
+        notes.append("turned as its EXIF orientation says")
+    return tuple(notes)
+
+
+def _quality(opened: object) -> int | None:
+    """Return the JPEG quality whose luma table has the same mean, by the IJG's formula."""
+    tables = getattr(opened, "quantization", None)
+    if not tables or 0 not in tables:
+        return None
+    mean = float(np.mean(list(tables[0])))
+    scale = mean / 57.6 * 100  # mean of the standard luma table at quality 50
+    quality = (200 - scale) / 2 if scale <= 100 else 5000 / scale
+    return round(min(max(quality, 1), 100))
+
+
+def _refused(path: Path, what: str, expected: str) -> DataError:
+    return DataError(
+        f"{path.name} {what}",
+        code="forensics.picture",
+        where=str(path),
+        expected=expected,
+        next="convert it, or leave it out",
+    )

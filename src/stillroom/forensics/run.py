@@ -1,0 +1,247 @@
+"""The job of kind ``forensics``: faces in, a set of marked forgeries and real twins out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stillroom.errors import IntegrityError
+from stillroom.forensics.extras import need
+from stillroom.forensics.recipe import ForensicsRecipe, SplitSettings
+from stillroom.jobs import Estimate, Job, atomic_write
+from stillroom.provenance import Artifact, digest_text, make_parent
+from stillroom.recipes import dump_recipe
+from stillroom.records import Link, Origin
+
+if TYPE_CHECKING:
+    from stillroom.forensics.bases import Bases
+    from stillroom.forensics.face import Face
+    from stillroom.forensics.marking import Made, Marker
+    from stillroom.forensics.method import Forged
+
+__all__ = ["MANIFEST", "estimate", "run"]
+
+MANIFEST = "manifest.jsonl"
+_SECONDS_EACH = 0.12
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One forgery to make: everything a worker needs, and nothing that depends on the others."""
+
+    number: int
+    faces: tuple[Face, ...]
+    recipe: ForensicsRecipe
+
+
+def run(recipe: ForensicsRecipe, job: Job) -> Artifact:
+    """Make the set; every image is marked by ``marking.Marker``, and the whole set is proved.
+
+    Raises:
+        DataError: If there are no faces, or no consent for them.
+        IntegrityError: If a file lacks a mark.
+        Cancelled: If the user stopped it; ``--resume`` goes on to the same pixels.
+    """
+    need("cv2", "c2pa", "cryptography", "PIL")
+    from stillroom.forensics.bases import open_bases
+    from stillroom.forensics.lab import open_lab
+    from stillroom.forensics.marking import Marker, unmarked_files
+
+    lab = open_lab()
+    rows_before = lab.ledger.verify()
+    uses = [recipe.method.method_name(), *(edit.method_name() for edit in recipe.edits)]
+    bases = open_bases(
+        recipe.faces,
+        uses,
+        seed=recipe.seed,
+        count=max(recipe.count, recipe.method.faces_needed),
+        size=recipe.size,
+        say=job.say,
+    )
+    marker = Marker(lab, psnr=recipe.marking.psnr, quality=recipe.out.quality)
+    journal = job.journal("items")
+    done: dict[int, list[dict[str, Any]]] = {
+        int(key): journal.get(key)
+        for key in journal.keys()  # noqa: SIM118  # no mapping
+    }
+    with job.phase("forge", recipe.count, "images", done=len(done)) as progress:
+        for task, made in _forge_all(recipe, bases, done):
+            rows = _write(task, made, bases, marker, job.output)
+            journal.put(str(task.number), rows)
+            done[task.number] = rows
+            progress.advance()
+            job.check_cancelled()
+    rows = [row for number in sorted(done) for row in done[number]]
+    with atomic_write(job.output / MANIFEST) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
+    _refuse_unmarked(unmarked_files(job.output, lab))
+    job.say(
+        f"{len(rows)} images, each with label, watermark, credentials and a row in the ledger "
+        f"({rows_before} rows before, {lab.ledger.verify()} now)"
+    )
+    return job.finish(
+        "media",
+        parents=[make_parent("faces", Path(recipe.faces.folder), job.out)]
+        if recipe.faces.folder
+        else [],
+        origin=Origin("synthetic")
+        .then(Link(f"forensics.forgeries.{recipe.method.method_name()}"))
+        .to_json(),
+        details={"faces": bases.origin, "consent": bases.consent, "images": len(rows)},
+        # A signature is of its moment: what is the same in every run is the pixels' digest, which
+        # the manifest holds.
+        is_timed=lambda path: path.endswith((".jpg", ".png")),
+    )
+
+
+def estimate(recipe: ForensicsRecipe) -> Estimate:
+    """Say what a set will need, by the size and number of its images."""
+    pixels = recipe.size**2
+    share = pixels / 256**2
+    return Estimate(
+        memory_bytes=200_000_000 + recipe.workers * (120_000_000 + 200 * pixels),
+        disk_bytes=int(recipe.count * (2 * pixels + 40_000)),
+        seconds=recipe.count * _SECONDS_EACH * (2 * share + 1),
+        memory_knob="lower workers",
+        disk_knob="lower count or size, or write out.format=jpg",
+        basis=f"{recipe.count} fakes and twins of {recipe.size}x{recipe.size} pixels",
+    )
+
+
+def _forge_all(
+    recipe: ForensicsRecipe, bases: Bases, done: dict[int, list[dict[str, Any]]]
+) -> Iterator[tuple[_Task, Forged]]:
+    """Yield forgeries in order; with several workers they are made in other processes."""
+    numbers = [number for number in range(recipe.count) if number not in done]
+    tasks = (_make_task(recipe, bases, number) for number in numbers)
+    if recipe.workers == 1:
+        for task in tasks:
+            yield task, _forge(task)
+        return
+    with ProcessPoolExecutor(recipe.workers, mp_context=get_context("spawn")) as pool:
+        while batch := list(islice(tasks, _AT_ONCE * recipe.workers)):
+            yield from zip(batch, pool.map(_forge, batch), strict=True)
+
+
+def _make_task(recipe: ForensicsRecipe, bases: Bases, number: int) -> _Task:
+    count = len(bases)
+    faces = tuple(
+        bases[(number + other * max(count // 2, 1)) % count]
+        for other in range(recipe.method.faces_needed)
+    )
+    return _Task(number, faces, recipe)
+
+
+def _forge(task: _Task) -> Forged:
+    """Make one forgery; all chance comes from the recipe's seed and its number."""
+    import cv2
+    import numpy as np
+
+    from stillroom.forensics.method import Forged
+
+    cv2.setNumThreads(1)
+    rng = np.random.default_rng([task.recipe.seed, task.number, 0xF0A])
+    forged = task.recipe.method.forge(task.faces, rng)
+    if not task.recipe.edits:
+        return forged
+    edit = task.recipe.edits[int(rng.integers(len(task.recipe.edits)))]
+    face = task.faces[0]
+    twin = edit.edit(type(face)(**{**vars(face), "image": forged.twin}), rng)
+    return Forged(forged.image, forged.mask, twin, {**forged.details, "edit": edit.method_name()})
+
+
+def _write(
+    task: _Task, forged: Forged, bases: Bases, marker: Marker, output: Path
+) -> list[dict[str, Any]]:
+    """Write a forgery, its mask and its real twin; return their rows of the manifest."""
+    import numpy as np
+
+    recipe, face = task.recipe, task.faces[0]
+    name = f"{task.number:06d}"
+    with atomic_write(output / "masks" / f"{name}.npy", "wb") as file:
+        np.lib.format.write_array(file, np.rint(forged.mask * 255).astype(np.uint8))
+    rows = []
+    for label, folder in ((1, "fake"), (0, "real")):
+        made = _describe(task, forged, bases, label)
+        path = output / folder / f"{name}.{recipe.out.format}"
+        marks = marker.emit(made, path)
+        rows.append(
+            {
+                "id": f"{folder}-{name}",
+                "path": path.relative_to(output).as_posix(),
+                "label": label,
+                "generator": made.generator,
+                "source_id": face.name,
+                "identity": face.identity,
+                "others": [other.identity for other in task.faces[1:]],
+                "split": _choose_split(face.identity, recipe.seed, recipe.split),
+                "mask": f"masks/{name}.npy" if label else None,
+                "compression": f"{recipe.out.format}-{recipe.out.quality}",
+                "consent": bases.consent or None,
+                "landmarks": face.landmark_source,
+                "details": dict(forged.details),
+                **marks,
+            }
+        )
+    return rows
+
+
+def _describe(task: _Task, forged: Forged, bases: Bases, label: int) -> Made:
+    from stillroom.forensics.marking import Made
+    from stillroom.forensics.treatments import mask_box
+
+    recipe = task.recipe
+    path = bases.path(task.number % len(bases))
+    is_drawn = path is None
+    method = recipe.method
+    if label:
+        generator, source = method.method_name(), str(method.source_type)
+    else:
+        generator = str(forged.details.get("edit", "twin"))
+        source = "algorithmicMedia" if is_drawn else "humanEdits"
+    return Made(
+        image=forged.image if label else forged.twin,
+        generator=generator,
+        seed=recipe.seed,
+        run=digest_text(dump_recipe(recipe))[:16],
+        source_type=source,
+        box=mask_box(forged.mask) if label else (0, 0, 0, 0),
+        consent=bases.consent,
+        parent=None if path is None else _read_parent(path),
+        about={"faces": bases.origin, "number": task.number},
+    )
+
+
+def _read_parent(path: Path) -> tuple[bytes, str] | None:
+    """Return the picture that a face comes from, which credentials name as the parent."""
+    from stillroom.forensics.credentials import MIME_TYPES
+
+    mime = MIME_TYPES.get(path.suffix.lower())
+    return (path.read_bytes(), mime) if mime else None
+
+
+def _choose_split(identity: str, seed: int, split: SplitSettings) -> str:
+    """Return the split of an identity: by its own digest, so that no face can move it."""
+    place = int(digest_text(f"{seed} {identity}")[:12], 16) / 16**12
+    if place < split.held_out:
+        return "test"
+    return "validation" if place < split.held_out + split.validation else "train"
+
+
+def _refuse_unmarked(unmarked: dict[str, list[str]]) -> None:
+    if unmarked:
+        path, missing = next(iter(unmarked.items()))
+        raise IntegrityError(
+            f"{len(unmarked)} files lack marks; {path} lacks its {', '.join(missing)}",
+            code="forensics.unmarked",
+            where=path,
+            expected="every media file of a set marked by the lab's writer",
+            next="remove the run and make it again; report it if it stays",
+        )

@@ -1,0 +1,94 @@
+"""Signing a file of any type that can be signed, and the trust lists that a reader names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from stillroom.errors import DataError
+from stillroom.forensics.certificates import CA_FILE
+from stillroom.forensics.credentials import (
+    Credentials,
+    Signer,
+    TrustList,
+    mime_type,
+    sign_bytes,
+    verify_file,
+)
+from stillroom.jobs import atomic_write
+
+__all__ = ["open_lists", "sign_file", "verify_file"]
+
+
+def open_lists(
+    *, official: Sequence[Path] = (), interim: Sequence[Path] = (), user: Sequence[Path] = ()
+) -> list[TrustList]:
+    """Return trust lists with their labels, in the order that they are asked.
+
+    Raises:
+        DataError: If a file holds no certificate.
+    """
+    return [
+        *(TrustList.read("official", path) for path in official),
+        *(TrustList.read("interim", path) for path in interim),
+        *(TrustList.read("user", path) for path in user),
+    ]
+
+
+def sign_file(
+    file: Path,
+    out: Path,
+    ca: Path,
+    *,
+    title: str = "",
+    made_by: str = "",
+    timestamp_url: str = "",
+) -> Credentials:
+    """Sign a file's origin into a copy of it, and prove the copy before it is written.
+
+    Args:
+        file: What is signed; credentials that it carries become its parent's.
+        out: The signed copy.
+        ca: The folder that ``init_ca`` made.
+        title: Shown by readers.
+        made_by: The generator of a synthetic file; empty claims nothing of how it was made.
+        timestamp_url: A timestamp authority; empty asks none.
+
+    Raises:
+        DataError: If the file, its type or the certificate is refused, or ``out`` exists.
+    """
+    mime = mime_type(file)
+    if out.exists():
+        raise DataError(
+            f"{out} exists already",
+            code="data.exists",
+            expected="a new file",
+            next="choose another --out",
+        )
+    if mime_type(out) != mime:
+        raise DataError(
+            f"{out.name} is not of the type of {file.name}",
+            code="forensics.media-type",
+            where=str(out),
+            expected=f"the ending {file.suffix}",
+            next="signing does not convert files",
+        )
+    if not file.is_file():
+        raise DataError(
+            f"{file} does not exist",
+            code="data.missing",
+            where=str(file),
+            expected="a media file",
+            next="check the path",
+        )
+    signer = dataclasses.replace(Signer.open(ca), timestamp_url=timestamp_url)
+    manifest: dict[str, object] = {"title": title or file.name}
+    if made_by:
+        about = {"label": "io.stillroom.made-by", "data": {"generator": made_by}}
+        manifest["assertions"] = [about]
+    source = "trainedAlgorithmicMedia" if made_by else ""
+    signed = sign_bytes(file.read_bytes(), mime, manifest, signer, source_type=source)
+    with atomic_write(out, "wb") as target:
+        target.write(signed)
+    return verify_file(out, [TrustList.read("user", ca / CA_FILE)])

@@ -1,0 +1,357 @@
+"""The lab's rules, each tried to be broken: consent, marks that cannot be left out, the ledger."""
+
+import ast
+import json
+from datetime import date
+
+import numpy as np
+import pytest
+from tests.contracts.sources import PACKAGE, tree_of
+
+from stillroom.errors import DataError, IntegrityError, RecipeError
+from stillroom.forensics.consent import Consent, write_consent
+from stillroom.forensics.credentials import read_credentials
+from stillroom.forensics.lab import has_lab, open_lab
+from stillroom.forensics.ledger import Ledger
+from stillroom.forensics.marking import LABEL, Made, Marker, read_image, unmarked_files
+from stillroom.forensics.recipe import ForensicsRecipe
+from stillroom.forensics.run import MANIFEST
+from stillroom.forensics.tracing import trace_file
+from stillroom.forensics.treatments import compress
+from stillroom.forensics.watermark import Watermark
+from stillroom.recipes import parse_recipe
+
+ROOM = PACKAGE / "forensics"
+WRITERS = {"imwrite", "imencode", "save", "savez", "tofile", "write_bytes", "atomic_write"}
+ALLOWED = {
+    # What each of these writes is no picture: keys and certificates, JSON, masks as arrays, files
+    # that the user already has and signs; treatments encodes in memory alone.
+    "marking.py": {"save", "atomic_write"},
+    "certificates.py": {"atomic_write"},
+    "consent.py": {"atomic_write"},
+    "ledger.py": {"atomic_write"},
+    "run.py": {"atomic_write"},
+    "signing.py": {"atomic_write"},
+    "treatments.py": {"imencode"},
+}
+
+
+def made(faces, **changes):
+    fields = {
+        "image": faces[0].image,
+        "generator": "sbi",
+        "seed": 1,
+        "run": "test",
+        "source_type": "compositeWithTrainedAlgorithmicMedia",
+        "box": (10, 20, 50, 60),
+    }
+    return Made(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_every_file_carries_all_four_marks(ending, lab, faces, tmp_path):
+    path = tmp_path / f"a.{ending}"
+    row = Marker(lab).emit(made(faces), path)
+    data = path.read_bytes()
+    found = read_credentials(data, f"image/{'jpeg' if ending == 'jpg' else 'png'}", [lab.trust])
+    assert (found.integrity, found.trust) == ("intact", "lab")
+    assert any(kind.endswith("compositeWithTrainedAlgorithmicMedia") for kind in found.source_types)
+    assert len(found.soft_bindings) == 1
+    assert LABEL.encode() in data
+    assert Watermark(lab.key).read(read_image(path)).payload == int(row["watermark"], 16)
+    assert lab.ledger.find(int(row["watermark"], 16))["file"] == path.name
+    assert unmarked_files(tmp_path, lab) == {}
+
+
+def test_manifest_names_region_generator_seed_and_consent(lab, faces, tmp_path):
+    Marker(lab).emit(made(faces, consent="abc"), tmp_path / "a.png")
+    store = read_credentials((tmp_path / "a.png").read_bytes(), "image/png", [lab.trust]).manifests
+    said = json.dumps(store)
+    own = next(
+        assertion["data"]
+        for assertion in store["manifests"][store["active_manifest"]]["assertions"]
+        if assertion["label"] == "io.stillroom.lab"
+    )
+    assert own["region"] == {"x": 10, "y": 20, "width": 50, "height": 60}
+    assert (own["generator"], own["seed"], own["consent"]) == ("sbi", 1, "abc")
+    assert '"width": 50' in said
+
+
+@pytest.mark.parametrize(
+    ("part", "broken"),
+    [
+        ("embed", lambda image, payload, psnr: image),
+        ("_encode", None),
+    ],
+)
+def test_a_file_that_lacks_a_mark_is_never_written(part, broken, lab, faces, tmp_path, monkeypatch):
+    marker = Marker(lab)
+    if part == "embed":
+        monkeypatch.setattr(marker._watermark, "embed", broken)
+    else:
+        import io
+
+        from PIL import Image
+
+        def encode(image, mime, made):
+            out = io.BytesIO()
+            Image.fromarray(image).save(out, "PNG")
+            return out.getvalue()
+
+        monkeypatch.setattr(marker, "_encode", encode)
+    with pytest.raises(IntegrityError) as caught:
+        marker.emit(made(faces), tmp_path / "a.png")
+    assert caught.value.code == "forensics.unmarked"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unsigned_file_is_never_written(lab, faces, tmp_path, monkeypatch):
+    from stillroom.forensics import marking
+
+    monkeypatch.setattr(marking, "sign_bytes", lambda data, *rest, **more: data)
+    with pytest.raises(IntegrityError) as caught:
+        Marker(lab).emit(made(faces), tmp_path / "a.png")
+    assert "credentials" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_setting_of_any_recipe_switches_a_mark_off():
+    with pytest.raises(ValueError, match="extra"):
+        ForensicsRecipe.model_validate({"marking": {"watermark": False}})
+    assert set(ForensicsRecipe.model_fields["marking"].annotation.model_fields) == {"psnr"}
+
+
+def test_no_other_module_of_the_room_writes_pictures():
+    for path in sorted(ROOM.rglob("*.py")):
+        called = {
+            node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            for node in ast.walk(tree_of(path))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name)
+        }
+        assert called & WRITERS <= ALLOWED.get(path.name, set()), path
+
+
+def test_a_stranger_in_the_folder_is_named(lab, faces, tmp_path):
+    Marker(lab).emit(made(faces), tmp_path / "a.png")
+    from PIL import Image
+
+    Image.fromarray(faces[1].image).save(tmp_path / "b.png")
+    (tmp_path / "c.bmp").write_bytes(b"BM")
+    assert set(unmarked_files(tmp_path, lab)) == {"b.png", "c.bmp"}
+
+
+def test_a_stripped_and_cropped_file_is_found_again(lab, faces, tmp_path):
+    from PIL import Image
+
+    row = Marker(lab).emit(made(faces, seed=9), tmp_path / "a.jpg")
+    pixels = compress(read_image(tmp_path / "a.jpg"), 60)[8:-4, 4:-8]
+    Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / "stripped.png")
+    found = trace_file(tmp_path / "stripped.png", lab)
+    assert found.watermark == row["watermark"]
+    assert found.row["seed"] == 9
+    assert "made by this lab" in found.line()
+
+
+def test_a_file_of_nobody_traces_to_nothing(lab, faces, tmp_path):
+    from PIL import Image
+
+    Image.fromarray(faces[2].image).save(tmp_path / "a.png")
+    assert "says nothing" in trace_file(tmp_path / "a.png", lab).line()
+
+
+class TestLedger:
+    def test_rows_are_chained(self, tmp_path):
+        ledger = Ledger(tmp_path, b"k" * 32)
+        rows = [ledger.append({"file": str(number)}) for number in range(4)]
+        assert [row["previous"] for row in rows[1:]] == [row["digest"] for row in rows[:-1]]
+        assert ledger.verify() == 4
+
+    @pytest.mark.parametrize(
+        "tamper",
+        [
+            lambda lines: [lines[0].replace(b'"file": "0"', b'"file": "x"'), *lines[1:]],
+            lambda lines: [lines[0], *lines[2:]],
+            lambda lines: [lines[1], lines[0], *lines[2:]],
+            lambda lines: lines[:-1],
+            lambda lines: [*lines, lines[-1]],
+            lambda lines: [*lines[:-1], b"{nonsense"],
+            lambda lines: [],
+        ],
+        ids=["changed", "removed", "swapped", "cut", "repeated", "torn", "emptied"],
+    )
+    def test_tampering_is_detected(self, tamper, tmp_path):
+        ledger = Ledger(tmp_path, b"k" * 32)
+        for number in range(4):
+            ledger.append({"file": str(number)})
+        lines = ledger.path.read_bytes().splitlines()
+        ledger.path.write_bytes(b"".join(line + b"\n" for line in tamper(lines)))
+        with pytest.raises(IntegrityError) as caught:
+            ledger.verify()
+        assert caught.value.code == "forensics.ledger"
+
+    def test_a_lost_or_forged_head_is_detected(self, tmp_path):
+        ledger = Ledger(tmp_path, b"k" * 32)
+        ledger.append({"file": "a"})
+        head = ledger.head.read_text()
+        ledger.head.write_text(head.replace('"count": 1', '"count": 0'))
+        with pytest.raises(IntegrityError):
+            ledger.append({"file": "b"})
+        ledger.head.unlink()
+        with pytest.raises(IntegrityError):
+            ledger.verify()
+
+    def test_a_kill_between_row_and_head_is_gone_on_from(self, tmp_path):
+        ledger = Ledger(tmp_path, b"k" * 32)
+        ledger.append({"file": "a"})
+        head = ledger.head.read_bytes()
+        ledger.append({"file": "b"})
+        ledger.head.write_bytes(head)
+        assert ledger.append({"file": "c"})["number"] == 2
+        assert ledger.verify() == 3
+
+    def test_another_key_cannot_read_it_as_its_own(self, tmp_path):
+        Ledger(tmp_path, b"k" * 32).append({"file": "a"})
+        with pytest.raises(IntegrityError):
+            Ledger(tmp_path, b"x" * 32).verify()
+
+
+class TestConsent:
+    def write(self, folder, **changes):
+        picture = folder / "anna.png"
+        picture.write_bytes(b"a picture")
+        fields = {
+            "who": "Anna",
+            "basis": "form",
+            "scope": ["sbi"],
+            "expires": date(2999, 1, 1),
+        }
+        return picture, write_consent(folder / "c.json", [picture], **{**fields, **changes})
+
+    def test_covers_what_it_says(self, tmp_path):
+        _, consent = self.write(tmp_path)
+        consent.check("sbi", consent.files)
+        assert Consent.read(tmp_path / "c.json") == consent
+
+    @pytest.mark.parametrize(
+        ("changes", "method", "more"),
+        [
+            ({"expires": date(2020, 1, 1)}, "sbi", ()),
+            ({}, "swap", ()),
+            ({}, "sbi", ("another picture",)),
+        ],
+        ids=["expired", "other-use", "other-person"],
+    )
+    def test_refuses_the_rest(self, changes, method, more, tmp_path):
+        _, consent = self.write(tmp_path, **changes)
+        with pytest.raises(DataError) as caught:
+            consent.check(method, [*consent.files, *more])
+        assert caught.value.code == "forensics.consent"
+
+    def test_a_record_says_everything(self, tmp_path):
+        with pytest.raises(DataError) as caught:
+            self.write(tmp_path, who="  ")
+        assert caught.value.code == "forensics.consent-record"
+        assert not (tmp_path / "c.json").exists()
+
+    def test_a_folder_needs_someone_who_answers(self):
+        for text in ("{folder: people}", "{synthetic_source: a generator}"):
+            with pytest.raises(RecipeError) as caught:
+                parse_recipe(f"version: 1\nkind: forensics\nfaces: {text}\n", "test")
+            assert caught.value.code == "forensics.whose-faces"
+
+    def test_faces_are_drawn_by_default(self):
+        assert ForensicsRecipe().faces.folder is None
+
+
+def test_a_lab_without_its_key_makes_nothing(tmp_path):
+    made_once = open_lab(tmp_path / "lab")
+    made_once.ledger.append({"file": "a"})
+    (tmp_path / "lab" / "lab.key").unlink()
+    with pytest.raises(IntegrityError) as caught:
+        open_lab(tmp_path / "lab")
+    assert caught.value.code == "forensics.lab"
+    assert has_lab()
+
+
+def test_manifest_name_is_known():
+    assert MANIFEST == "manifest.jsonl"
+
+
+def test_a_damaged_detector_is_said(tmp_path):
+    from stillroom.forensics.faces import FaceFinder
+
+    (tmp_path / "yunet.onnx").write_bytes(b"nothing")
+    with pytest.raises(DataError) as caught:
+        FaceFinder(detector=tmp_path / "yunet.onnx")
+    assert caught.value.code == "forensics.model"
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.png", b""),
+        ("a.jpg", b"\xff\xd8\xff\xe0"),
+        ("a.heic", b"\0\0\0\x18ftypheic\0\0\0\0"),
+        ("missing.png", None),
+    ],
+)
+def test_what_is_no_picture_is_said(name, data, tmp_path):
+    from stillroom.forensics.pictures import load_picture
+
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        load_picture(tmp_path / name)
+    assert caught.value.code == "forensics.picture"
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path):
+    import struct
+    import zlib
+
+    from stillroom.forensics.pictures import load_picture
+
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
+    (tmp_path / "bomb.png").write_bytes(data + chunk(b"IEND", b""))
+    with pytest.raises(DataError) as caught:
+        load_picture(tmp_path / "bomb.png")
+    assert "pixels" in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "L", "LA", "P", "I;16", "RGBA", "1"])
+def test_pictures_of_every_mode_become_rgb(mode, tmp_path):
+    from PIL import Image
+
+    from stillroom.forensics.pictures import load_picture
+
+    ending = "tif" if mode in {"CMYK", "I;16"} else "png"
+    if mode == "I;16":
+        picture = Image.fromarray(np.full((40, 30), 30000, dtype=np.uint16))
+    else:
+        picture = Image.new("RGB", (30, 40), (200, 100, 50)).convert(mode)
+    picture.save(tmp_path / f"a.{ending}")
+    found = load_picture(tmp_path / f"a.{ending}")
+    assert found.image.shape == (40, 30, 3)
+    assert found.image.dtype == np.uint8
+    if mode == "I;16":
+        assert abs(int(found.image[0, 0, 0]) - 117) <= 1
+
+
+def test_exif_orientation_and_jpeg_quality_are_read(tmp_path):
+    from PIL import Image
+
+    from stillroom.forensics.pictures import load_picture
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", quality=70, exif=exif)
+    found = load_picture(tmp_path / "a.jpg")
+    assert found.image.shape == (40, 20, 3)
+    assert found.jpeg_quality == pytest.approx(70, abs=3)
+    assert any("orientation" in note for note in found.notes)

@@ -1,0 +1,182 @@
+"""The job: marked forgeries with masks and twins, the same pixels however it is run."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from stillroom.cli.app import stillroom
+from stillroom.errors import DataError, IntegrityError
+from stillroom.flow import estimate_recipe, run_recipe
+from stillroom.forensics.marking import read_image, unmarked_files
+from stillroom.forensics.run import MANIFEST
+from stillroom.recipes import parse_recipe
+
+
+def recipe(**changes):
+    lines = {"count": 3, "size": 128, "seed": 4, **changes}
+    text = "version: 1\nkind: forensics\n"
+    return parse_recipe(text + "".join(f"{key}: {value}\n" for key, value in lines.items()), "test")
+
+
+def rows_of(run):
+    lines = (run / "output" / MANIFEST).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, lab):
+    out = tmp_path_factory.mktemp("run") / "set"
+    return out, run_recipe(recipe(edits="[recompress]"), out)
+
+
+def test_each_fake_has_a_mask_and_a_real_twin(made):
+    out, artifact = made
+    rows = rows_of(out)
+    assert [row["label"] for row in rows] == [1, 0] * 3
+    assert artifact.kind == "media"
+    assert artifact.origin["kind"] == "synthetic"
+    for fake, real in zip(rows[::2], rows[1::2], strict=True):
+        assert fake["identity"] == real["identity"]
+        assert fake["split"] == real["split"]
+        assert fake["compression"] == real["compression"]
+        mask = np.load(out / "output" / fake["mask"])
+        assert mask.shape == (128, 128)
+        assert mask.max() > 0
+        assert real["generator"] == "recompress"
+
+
+def test_every_image_is_marked(made, lab):
+    out, _ = made
+    assert unmarked_files(out / "output", lab) == {}
+    assert len(list((out / "output").rglob("*.jpg"))) == 6
+
+
+def test_same_seed_same_pixels_for_any_number_of_workers(made, tmp_path):
+    out, artifact = made
+    again = run_recipe(recipe(edits="[recompress]", workers=2), tmp_path / "again")
+    assert rows_of(tmp_path / "again") != []
+    first, second = rows_of(out), rows_of(tmp_path / "again")
+    # The run's own name goes into the watermark; what is forged must not differ by one bit.
+    for one, other in zip(first, second, strict=True):
+        assert one["details"] == other["details"]
+        if one["mask"]:
+            masks = [np.load(run / "output" / one["mask"]) for run in (out, tmp_path / "again")]
+            np.testing.assert_array_equal(*masks)
+    assert again.digest != ""
+    third = run_recipe(recipe(edits="[recompress]"), tmp_path / "third")
+    assert third.digest == artifact.digest
+
+
+def test_a_killed_run_goes_on_to_the_same_digest(made, tmp_path, monkeypatch):
+    from stillroom.forensics import marking
+
+    _, artifact = made
+    emit, count = marking.Marker.emit, []
+
+    def fail(self, *given):
+        count.append(1)
+        if len(count) > 3:
+            raise KeyboardInterrupt
+        return emit(self, *given)
+
+    monkeypatch.setattr(marking.Marker, "emit", fail)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe(edits="[recompress]"), tmp_path / "killed")
+    monkeypatch.setattr(marking.Marker, "emit", emit)
+    resumed = run_recipe(recipe(edits="[recompress]"), tmp_path / "killed", resume=True)
+    assert resumed.digest == artifact.digest
+
+
+def test_a_file_put_beside_the_others_fails_the_run(tmp_path, monkeypatch, lab):
+    from stillroom.forensics import run as room
+
+    write = room._write
+
+    def smuggle(task, forged, bases, marker, output):
+        (output / "extra.bmp").write_bytes(b"BM")
+        return write(task, forged, bases, marker, output)
+
+    monkeypatch.setattr(room, "_write", smuggle)
+    with pytest.raises(IntegrityError) as caught:
+        run_recipe(recipe(count=1), tmp_path / "set")
+    assert caught.value.code == "forensics.unmarked"
+    assert not (tmp_path / "set").exists()
+
+
+def test_faces_of_a_folder_need_a_face(tmp_path):
+    pytest.importorskip("cv2")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError) as caught:
+        run_recipe(
+            recipe(faces=f"{{folder: {tmp_path}/empty, synthetic_source: nobody}}"),
+            tmp_path / "set",
+        )
+    assert caught.value.code == "forensics.no-faces"
+
+
+def test_estimate_grows_with_the_set():
+    small, large = (estimate_recipe(recipe(count=count)) for count in (10, 100))
+    assert large.seconds > small.seconds
+    assert large.disk_bytes == 10 * small.disk_bytes
+
+
+class TestCommands:
+    def ask(self, *words):
+        return CliRunner().invoke(stillroom, ["forensics", *map(str, words)])
+
+    def test_sign_and_verify(self, made, tmp_path):
+        out, _ = made
+        picture = out / "output" / "real" / "000000.jpg"
+        assert self.ask("provenance", "init-ca", tmp_path / "ca").exit_code == 0
+        signed = tmp_path / "signed.jpg"
+        done = self.ask("provenance", "sign", picture, "--ca", tmp_path / "ca", "--out", signed)
+        assert "intact, user" in done.output
+        done = self.ask("provenance", "verify", signed, "--trust", tmp_path / "ca" / "ca.pem")
+        assert "trust: user" in done.output
+        done = self.ask("provenance", "verify", signed, "--json")
+        assert json.loads(done.output)["files"][str(signed)]["trust"] == "untrusted"
+        data = bytearray(signed.read_bytes())
+        data[-30] ^= 1
+        signed.write_bytes(bytes(data))
+        done = self.ask("provenance", "verify", signed)
+        assert done.exit_code == 1
+        assert "integrity: broken" in done.output
+
+    def test_ledger_and_trace(self, made):
+        out, _ = made
+        done = self.ask("ledger", "--unmarked", out / "output")
+        assert "every media file carries every mark" in done.output
+        picture = out / "output" / "fake" / "000001.jpg"
+        assert "made by this lab: sbi, seed 4" in self.ask("trace", picture).output
+        found = json.loads(self.ask("trace", picture, "--json").output)["files"][str(picture)]
+        assert found["row"]["generator"] == "sbi"
+
+    def test_consent_covers_a_folder(self, made, tmp_path):
+        out, _ = made
+        words = ("consent", out / "output" / "real", "--who", "Nobody", "--basis", "drawn")
+        words += ("--scope", "sbi", "--expires", "2999-01-01", "--out", tmp_path / "c.json")
+        assert "for 3 pictures" in self.ask(*words).output
+
+    def test_a_folder_of_people_needs_their_consent(self, made, tmp_path):
+        out, _ = made
+        folder = tmp_path / "people"
+        folder.mkdir()
+        picture = folder / "a.jpg"
+        picture.write_bytes((out / "output" / "real" / "000000.jpg").read_bytes())
+        words = ("consent", folder, "--who", "Nobody", "--basis", "drawn", "--scope", "swap")
+        self.ask(*words, "--expires", "2999-01-01", "--out", tmp_path / "c.json")
+        with pytest.raises(DataError) as caught:
+            run_recipe(
+                recipe(faces=f"{{folder: {folder}, consent: {tmp_path}/c.json}}"), tmp_path / "set"
+            )
+        assert caught.value.code == "forensics.consent"
+
+
+def test_pixels_of_a_written_file_are_those_of_its_row(made):
+    from stillroom.provenance import digest_bytes
+
+    out, _ = made
+    for row in rows_of(out):
+        assert digest_bytes(read_image(out / "output" / row["path"]).tobytes()) == row["pixels"]
