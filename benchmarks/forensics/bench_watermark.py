@@ -10,12 +10,14 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from stillroom.forensics.drawing import draw_face
+from stillroom.forensics.face import Image
 from stillroom.forensics.treatments import compress
 from stillroom.forensics.watermark import BITS, Watermark, measure_psnr
 
@@ -29,7 +31,7 @@ SIZE, COUNT, UNMARKED = (
 )
 
 
-def load(count, size):
+def load(count: int, size: int) -> tuple[list[Image], str]:
     """Return faces of one size, and what they are."""
     paths = sorted(FACES.glob("*.jpg"))[:count]
     if not paths:
@@ -41,16 +43,17 @@ def load(count, size):
     return [np.ascontiguousarray(image[..., ::-1]) for image in read], "synthetic"
 
 
-def half(image):
+def half(image: Image) -> Image:
     return cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
 
 
-def noisy(image, rng=np.random.default_rng(0)):
+def noisy(image: Image) -> Image:
+    rng = np.random.default_rng(int(image.sum()) % 2**32)
     return np.clip(image + rng.normal(0, 8, image.shape), 0, 255).astype(np.uint8)
 
 
-def crop(share):
-    def cut(image):
+def crop(share: float) -> Callable[[Image], Image]:
+    def cut(image: Image) -> Image:
         height, width = image.shape[:2]
         top, left = int(height * share * 0.3), int(width * share * 0.6)
         return np.ascontiguousarray(
@@ -76,12 +79,12 @@ CROPS = {
 }
 
 
-def tell(what, value, **more):
+def tell(what: str, value: float, **more: object) -> None:
     machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     print(json.dumps({"what": what, "value": value, **more, "machine": machine}), flush=True)
 
 
-def main():
+def main() -> None:
     cv2.setNumThreads(1)
     images, kind = load(COUNT, SIZE)
     mark, rng = Watermark(b"a key of thirty-two bytes, or so"), np.random.default_rng(1)
@@ -124,7 +127,7 @@ def main():
     beside(images, statistics.median(embed_s), statistics.median(read_s))
 
 
-def beside(images, embed_s, read_s):
+def beside(images: list[Image], embed_s: float, read_s: float) -> None:
     """Measure the peer on the same images, if it is here."""
     if not PEER.is_dir():
         tell("forensics/watermark/embed_cpu_s", round(embed_s, 4), read_cpu_s=round(read_s, 4))
