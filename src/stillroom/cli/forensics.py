@@ -13,6 +13,10 @@ __all__ = ["command"]
     "forensics",
     cls=LazyGroup,
     lazy={
+        "check": (
+            "stillroom.cli.forensics_check",
+            "Say what is known of files: credentials, this lab's watermark, limits.",
+        ),
         "consent": (
             "stillroom.cli.forensics_consent",
             "Write a record of who agreed to the use of which pictures.",

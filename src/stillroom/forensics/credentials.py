@@ -190,10 +190,8 @@ class Credentials:
         if self.integrity == "unreadable":
             return [f"provenance unreadable: {self.note}"]
         said = "as signed" if self.integrity == "intact" else "changed since it was signed"
-        claim = "" if self._is_trusted else " (self-asserted: anyone can write this name)"
-        trust = (
-            f"on the {self.trust} list" if self._is_trusted else "vouched for by no trusted list"
-        )
+        claim = "" if self.is_trusted else " (self-asserted: anyone can write this name)"
+        trust = f"on the {self.trust} list" if self.is_trusted else "vouched for by no trusted list"
         lines = [
             f"integrity: {self.integrity}, the file is {said}",
             f"trust: {self.trust}, the signer is {trust}",
@@ -210,7 +208,8 @@ class Credentials:
         return lines
 
     @property
-    def _is_trusted(self) -> bool:
+    def is_trusted(self) -> bool:
+        """Whether a list that the user trusts vouches for the signer."""
         return self.trust in _LABELS
 
     def to_json(self) -> dict[str, Any]:

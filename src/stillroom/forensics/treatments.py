@@ -18,6 +18,7 @@ __all__ = [
     "align_points",
     "blend",
     "compress",
+    "fit_size",
     "from_float",
     "jitter_colour",
     "jitter_detail",
@@ -40,6 +41,14 @@ def blend(source: Image, target: Image, mask: Mask) -> Image:
     weight = mask[..., None]
     mixed = weight * source.astype(np.float32) + (1 - weight) * target.astype(np.float32)
     return from_float(mixed)
+
+
+def fit_size(image: Image, shape: tuple[int, int]) -> Image:
+    """Return the image at a height and width, resized where it has another."""
+    if image.shape[:2] == shape:
+        return image
+    resized = cv2.resize(image, (shape[1], shape[0]), interpolation=cv2.INTER_AREA)
+    return np.asarray(resized, dtype=np.uint8)
 
 
 def compress(image: Image, quality: int) -> Image:

@@ -1,0 +1,73 @@
+"""``stillroom forensics check``: what is known of files, evidence in order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stillroom.cli.options import debug_option, existing_path, json_option, print_json
+
+__all__ = ["command"]
+
+
+@click.command(
+    "check",
+    epilog="""
+\b
+Examples:
+  stillroom forensics check photo.jpg
+  stillroom forensics check downloads --official C2PA-TRUST-LIST.pem --html check.html
+""",
+)
+@click.argument("paths", type=existing_path, nargs=-1, required=True)
+@click.option(
+    "--trust", type=existing_path, multiple=True, help="Authorities that you trust, as PEM."
+)
+@click.option(
+    "--official", type=existing_path, multiple=True, help="The C2PA's own trust list, as PEM."
+)
+@click.option("--interim", type=existing_path, multiple=True, help="The interim list, as PEM.")
+@click.option("--html", type=existing_path, help="Write a page with everything inline.")
+@click.option(
+    "--remote", is_flag=True, help="Fetch manifests that lie elsewhere; needs the network."
+)
+@json_option
+@debug_option
+def command(
+    paths: tuple[Path, ...],
+    trust: tuple[Path, ...],
+    official: tuple[Path, ...],
+    interim: tuple[Path, ...],
+    html: Path | None,
+    remote: bool,
+    as_json: bool,
+) -> None:
+    """Say what is known of files: credentials, this lab's watermark, limits.
+
+    Evidence in order, never one number. No detector judges the pixels yet, and the output says so.
+    Exit code 1 if a file could not be checked; the others are checked all the same.
+    """
+    from stillroom.forensics.check_page import draw_check_page
+    from stillroom.forensics.checking import LIMITS, check_file, list_media
+    from stillroom.forensics.lab import has_lab, open_lab
+    from stillroom.forensics.signing import open_lists
+    from stillroom.jobs import atomic_write
+
+    lists = open_lists(official=official, interim=interim, user=trust)
+    lab = open_lab() if has_lab() else None
+    found = []
+    for path in list_media(paths):
+        found.append(check_file(path, lists, lab=lab, remote=remote))
+        if not as_json:
+            click.echo("\n".join(found[-1].lines()))
+    if html is not None:
+        with atomic_write(html) as file:
+            file.write(draw_check_page(found))
+    if as_json:
+        print_json({"files": [one.to_json() for one in found], "limits": list(LIMITS)})
+    else:
+        for line in LIMITS:
+            click.echo(line, err=True)
+    if any(one.error for one in found):
+        raise click.exceptions.Exit(1)

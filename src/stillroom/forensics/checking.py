@@ -1,0 +1,173 @@
+"""What is known of a file: evidence in order, never mixed into one number.
+
+First what the file is signed to be (integrity, trust, issuer), then whether it carries this lab's
+watermark, then how far its pixels could be judged at all. No detector is built in yet, and the
+verdict says so: without credentials and without a mark, nothing is known. One bad file costs that
+file, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import DataError, MissingExtraError
+from stillroom.forensics.credentials import MIME_TYPES, Credentials, TrustList, verify_file
+from stillroom.forensics.lab import Lab
+from stillroom.forensics.pictures import Picture, load_picture
+from stillroom.forensics.tracing import Trace, trace_image
+from stillroom.provenance import digest_file
+
+__all__ = ["LIMITS", "Checked", "check_file", "list_media"]
+
+LIMITS = (
+    "Missing credentials are no sign of a forgery, and credentials in order are no sign of truth: "
+    "they say who signed.",
+    "No watermark means no mark of this lab; other makers' marks are not read.",
+    "No detector judged the pixels: nothing here says whether they are forged.",
+)
+_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
+_SYNTHETIC = ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicMedia")
+_SMALL_FACE = 64
+_LOW_QUALITY = 40
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Everything found of one file; ``error`` says why nothing could be.
+
+    ``faces`` are the boxes found (x, y, width, height), None where none were looked for;
+    ``quality`` are lines on what limits a judgement of the pixels.
+    """
+
+    path: Path
+    digest: str = ""
+    credentials: Credentials | None = None
+    trace: Trace | None = None
+    faces: tuple[tuple[int, int, int, int], ...] | None = None
+    quality: tuple[str, ...] = ()
+    error: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: the strongest evidence there is, and no more than it says."""
+        if self.error:
+            return f"not checked: {self.error}"
+        if self.trace is not None and self.trace.watermark:
+            return "carries this lab's watermark: made by the lab to test detectors"
+        found = self.credentials
+        if found is None or found.integrity in {"none", "unreadable"}:
+            return "nothing is known of its origin; that is no sign of a forgery"
+        if found.integrity == "broken":
+            return "was changed since it was signed; what its credentials say no longer holds"
+        kinds = {kind.rsplit("/", 1)[-1] for kind in found.source_types}
+        says = "it was made or composed by a program" if kinds & set(_SYNTHETIC) else "its origin"
+        if found.is_trusted:
+            return (
+                f"as signed by {found.issuer}, on the {found.trust} list, whose word it is: {says}"
+            )
+        whose = f"someone who calls themselves {found.issuer}, vouched for by no list"
+        return f"as signed by {whose}: {says}"
+
+    def lines(self) -> list[str]:
+        """Return the verdict and all evidence, in order."""
+        lines = [f"{self.path}: {self.verdict}"]
+        if self.error:
+            return lines
+        if self.credentials is not None:
+            lines += [f"  {line}" for line in self.credentials.lines()]
+        if self.trace is not None:
+            lines.append(f"  watermark: {self.trace.line()}")
+        if self.faces is not None:
+            lines.append(f"  faces: {len(self.faces)}")
+        return [*lines, *(f"  limits: {line}" for line in self.quality)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "path": str(self.path),
+            "sha256": self.digest or None,
+            "verdict": self.verdict,
+            "credentials": self.credentials.to_json() if self.credentials else None,
+            "watermark": self.trace.to_json() if self.trace else None,
+            "faces": None if self.faces is None else [list(box) for box in self.faces],
+            "quality": list(self.quality),
+            "detectors": [],
+            "error": self.error or None,
+        }
+
+
+def list_media(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield the named files, and of folders every file whose ending is of a medium, sorted."""
+    endings = _PICTURES | set(MIME_TYPES)
+    for path in paths:
+        if path.is_dir():
+            yield from (
+                file
+                for file in sorted(path.rglob("*"))
+                if file.is_file() and file.suffix.lower() in endings
+            )
+        else:
+            yield path
+
+
+def check_file(
+    path: Path, lists: Sequence[TrustList] = (), *, lab: Lab | None = None, remote: bool = False
+) -> Checked:
+    """Return what is known of a file; what cannot be read is said in ``error``, never raised.
+
+    Args:
+        path: Image, video, audio or PDF.
+        lists: Trust lists, in order.
+        lab: The lab whose watermark is looked for; None looks for none.
+        remote: Fetch credentials that lie elsewhere.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if not path.is_file():
+            return Checked(path, error="there is no such file")
+        digest = digest_file(path)
+        credentials = verify_file(path, lists, remote=remote) if suffix in MIME_TYPES else None
+        if suffix not in _PICTURES:
+            return Checked(path, digest, credentials) if credentials else _unknown(path)
+    except DataError as error:
+        return Checked(path, error=error.problems[0].what)
+    try:
+        picture = load_picture(path)
+    except DataError as error:
+        what = error.problems[0].what
+        if credentials is None or credentials.integrity in {"none", "unreadable"}:
+            return Checked(path, error=what)
+        return Checked(path, digest, credentials, quality=(f"no pixels: {what}",))
+    trace = trace_image(picture.image, lab) if lab is not None else None
+    faces, quality = _look(picture)
+    return Checked(path, digest, credentials, trace, faces, quality)
+
+
+def _unknown(path: Path) -> Checked:
+    return Checked(path, error=f"{path.suffix or 'files without an ending'} is no medium")
+
+
+def _look(
+    picture: Picture,
+) -> tuple[tuple[tuple[int, int, int, int], ...] | None, tuple[str, ...]]:
+    """Return the faces of a picture, and what limits a judgement of it."""
+    from stillroom.forensics.faces import FaceFinder
+
+    quality = list(picture.notes)
+    if picture.jpeg_quality is not None and picture.jpeg_quality < _LOW_QUALITY:
+        quality.append(f"strongly compressed (JPEG quality about {picture.jpeg_quality})")
+    try:
+        found = FaceFinder().find(picture.image)
+    except MissingExtraError as error:
+        return None, (*quality, f"faces were not looked for: {error.problems[0].what}")
+    boxes = tuple(
+        (round(face.box[0]), round(face.box[1]), round(face.box[2]), round(face.box[3]))
+        for face in found
+    )
+    small = [box for box in boxes if min(box[2:]) < _SMALL_FACE]
+    if small:
+        quality.append(f"{len(small)} of {len(boxes)} faces are below {_SMALL_FACE} pixels")
+    return boxes, tuple(quality)

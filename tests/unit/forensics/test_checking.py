@@ -1,0 +1,86 @@
+"""The verdict says the strongest evidence there is, and no more; one bad file costs that file."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from stillroom.cli.app import stillroom
+from stillroom.forensics.certificates import init_ca
+from stillroom.forensics.check_page import draw_check_page
+from stillroom.forensics.checking import check_file, list_media
+from stillroom.forensics.marking import Made, Marker
+from stillroom.forensics.signing import open_lists, sign_file
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory, lab, faces):
+    folder = tmp_path_factory.mktemp("media")
+    Image.fromarray(faces[3].image).save(folder / "plain.png")
+    made = Made(faces[0].image, "sbi", 1, "run", "compositeWithTrainedAlgorithmicMedia")
+    Marker(lab).emit(made, folder / "lab.jpg")
+    init_ca(folder / "ca", organization="<b>News</b>")
+    sign_file(folder / "plain.png", folder / "signed.png", folder / "ca", made_by="a generator")
+    data = bytearray((folder / "signed.png").read_bytes())
+    data[-30] ^= 1
+    (folder / "changed.png").write_bytes(bytes(data))
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    (folder / "notes.txt").write_text("no medium")
+    return folder
+
+
+def verdict(media, name, lab, *, trusted=False):
+    lists = open_lists(user=[media / "ca" / "ca.pem"]) if trusted else []
+    return check_file(media / name, lists, lab=lab).verdict
+
+
+def test_a_file_of_which_nothing_is_known_is_not_called_forged(media, lab):
+    said = verdict(media, "plain.png", lab)
+    assert said == "nothing is known of its origin; that is no sign of a forgery"
+
+
+def test_the_labs_own_mark_is_named(media, lab):
+    assert "this lab's watermark" in verdict(media, "lab.jpg", lab)
+
+
+def test_a_signers_word_is_reported_as_theirs(media, lab):
+    assert "vouched for by no list" in verdict(media, "signed.png", lab)
+    said = verdict(media, "signed.png", lab, trusted=True)
+    assert "on the user list" in said
+    assert "made or composed by a program" in said
+
+
+def test_a_changed_file_is_said_to_be_changed(media, lab):
+    assert "changed since it was signed" in verdict(media, "changed.png", lab, trusted=True)
+
+
+def test_a_bad_file_does_not_stop_the_others(media, lab):
+    found = {path.name: check_file(path, lab=lab) for path in list_media([media])}
+    assert set(found) == {"plain.png", "lab.jpg", "signed.png", "changed.png", "broken.jpg"}
+    assert [name for name, one in found.items() if one.error] == ["broken.jpg"]
+    assert check_file(media / "notes.txt").error
+    assert check_file(media / "missing.png").error == "there is no such file"
+
+
+def test_the_page_escapes_what_files_say(media, lab):
+    lists = open_lists(user=[media / "ca" / "ca.pem"])
+    page = draw_check_page([check_file(media / "signed.png", lists, lab=lab)])
+    assert "<b>News</b>" not in page
+    assert "&lt;b&gt;News&lt;/b&gt;" in page
+    assert "default-src 'none'" in page
+    assert "http" not in page.split("<pre>")[0].split("</head>")[1]
+
+
+def test_command_prints_json_and_a_page(media, tmp_path):
+    words = ["forensics", "check", str(media), "--json", "--html", str(tmp_path / "page.html")]
+    done = CliRunner().invoke(stillroom, words)
+    assert done.exit_code == 1  # one file is broken
+    found = json.loads(done.stdout)
+    assert len(found["files"]) == 5
+    assert all(one["detectors"] == [] for one in found["files"])
+    assert any("No detector" in line for line in found["limits"])
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    done = CliRunner().invoke(stillroom, ["forensics", "check", str(media / "plain.png")])
+    assert done.exit_code == 0
+    assert "nothing is known" in done.output
