@@ -71,6 +71,19 @@ def test_answer_streams_and_then_lists_what_it_stands_on():
     assert text == "It grinds barley [1].\n\n[1] mills.md: bytes 10-42, page 3\n"
 
 
+def test_a_mixture_of_origins_and_an_answer_that_was_cut_are_said():
+    from dataclasses import replace
+
+    cut = replace(CITED.completion, finish_reason="length")
+    details = {"origins": {"human": 1, "synthetic": 2}, "notices": ["the query was searched"]}
+    text = said(
+        print_answer, ["Yes [1].", replace(CITED, completion=cut, details=details)], as_json=False
+    )
+    assert "origin of what is cited: 1 human, 2 synthetic\n" in text
+    assert "note: the answer was cut off" in text
+    assert "note: the query was searched\n" in text
+
+
 def test_answer_without_citations_says_so():
     text = said(print_answer, ["Yes.", Answer(Completion("Yes."))], as_json=False)
     assert text.endswith("no passage supports this answer\n")
