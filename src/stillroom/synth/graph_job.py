@@ -19,7 +19,7 @@ from stillroom.synth.items import kind_of, text_of_item
 from stillroom.synth.lending import Lending
 from stillroom.synth.method import Split, Verdict
 from stillroom.synth.outline import forecast_steps
-from stillroom.synth.page import Told, draw_run
+from stillroom.synth.page import Told, draw_run, is_page
 from stillroom.synth.recipe import EVERYTHING
 from stillroom.synth.shelves import Shelves
 
@@ -81,6 +81,7 @@ def run_graph(recipe: SynthRecipe, job: Job, models: Lending) -> Artifact:
         parents=_parents(recipe, start, models, job),
         origin=origin.to_json(),
         details={"counts": report["splits"]},
+        is_timed=is_page,
     )
 
 

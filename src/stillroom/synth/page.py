@@ -23,7 +23,9 @@ from stillroom.synth.terms import find_terms
 from stillroom.synth.turns import answer_of, instruction_of, whole_text
 from stillroom.text.normalize import words
 
-__all__ = ["Told", "draw_run"]
+__all__ = ["PAGE", "Told", "draw_run", "is_page"]
+
+PAGE = "report.html"
 
 _SHOWN = 240
 _REASONS = 12
@@ -51,6 +53,11 @@ class Told:
     seeds: Sequence[str] = ()
     teachers: Sequence[str] = ()
     checks: frozenset[str] = frozenset()
+
+
+def is_page(path: str) -> bool:
+    """Return whether a file is the page: it names places, so it is no part of the digest."""
+    return path == f"output/{PAGE}"
 
 
 def draw_run(told: Told) -> str:

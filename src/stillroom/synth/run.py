@@ -25,7 +25,7 @@ from stillroom.synth.items import Item, document_of, kind_of, text_of_item
 from stillroom.synth.lending import Lending
 from stillroom.synth.method import Context, Corpus, Filter, Seed, Split, Verdict, Writer
 from stillroom.synth.outline import forecast_steps
-from stillroom.synth.page import Told, draw_run
+from stillroom.synth.page import Told, draw_run, is_page
 from stillroom.synth.plan import order_items, plan_draws, plan_seeds, split_documents
 from stillroom.synth.recipe import SynthRecipe
 from stillroom.synth.report import describe_shortfall, make_report, refuse_nothing
@@ -116,6 +116,7 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
         parents=_parents(recipe, plan, model, job),
         origin=origin.to_json(),
         details={"counts": report["splits"], "teacher": model.fingerprint},
+        is_timed=is_page,
     )
 
 
