@@ -31,21 +31,29 @@ class Link:
     """One step of making: the method, the model it used, and what it was made from.
 
     ``method`` is a dotted name as ``synth.generators.grounded_qa``; ``model`` a checkpoint's
-    fingerprint or an endpoint's name, empty when no model took part; ``parents`` are ids.
+    fingerprint or an endpoint's name, empty when no model took part; ``parents`` are ids;
+    ``prompt`` is the digest of the prompt templates that were filled, empty when nobody says.
     """
 
     method: str
     model: str = ""
     parents: tuple[str, ...] = ()
+    prompt: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {"method": self.method, "model": self.model, "parents": list(self.parents)}
+        """Return plain JSON values; ``prompt`` only where it is known."""
+        told = {"prompt": self.prompt} if self.prompt else {}
+        return {"method": self.method, "model": self.model, "parents": list(self.parents), **told}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Link:
         """Read what ``to_json`` wrote."""
-        return cls(str(data["method"]), str(data.get("model", "")), tuple(data.get("parents", ())))
+        return cls(
+            str(data["method"]),
+            str(data.get("model", "")),
+            tuple(data.get("parents", ())),
+            str(data.get("prompt", "")),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,15 @@
 """Asking a teacher for many seeds at once, and keeping account of each by itself.
 
-``Asking`` is used by generators: ``ask`` a group of prompts, then ``keep`` or ``fail`` each, then
-``drafts``. Texts from documents go into prompts through ``fence`` or ``one_line`` only, which make
-them data: hidden characters are gone and the fence cannot be closed from within.
+``Asking`` is used by generators: ``ask`` a group of prompts (or ``attempt`` it, where a failure may
+be put right), then ``keep`` or ``fail`` each, then ``drafts``. Texts from documents go into prompts
+through ``fence`` or ``one_line`` only, which make them data: hidden characters are gone and the
+fence cannot be closed from within.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -57,6 +59,7 @@ class _Account:
     asked: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
 
 
 class Asking:
@@ -77,16 +80,29 @@ class Asking:
         Raises:
             BackendError: If the teacher fails as a whole.
         """
-        completions = self._complete(asks) if asks else []
-        for ask, completion in zip(asks, completions, strict=True):
+        given: list[Completion | None] = []
+        for ask, found in zip(asks, self.attempt(asks), strict=True):
+            if isinstance(found, Failure):
+                self.fail(ask.seed, found.reason, found.text)
+            given.append(None if isinstance(found, Failure) else found)
+        return given
+
+    def attempt(self, asks: Sequence[Ask]) -> list[Completion | Failure]:
+        """Return the completion of every ask, or why the teacher could not take it.
+
+        Raises:
+            BackendError: If the teacher fails as a whole.
+        """
+        given = self._complete(asks) if asks else []
+        for ask, found in zip(asks, given, strict=True):
             account = self._accounts[ask.seed]
             account.asked += 1
-            if completion is not None:
-                account.prompt_tokens += completion.prompt_tokens
-                account.completion_tokens += completion.completion_tokens
-        return completions
+            if isinstance(found, Completion):
+                account.prompt_tokens += found.prompt_tokens
+                account.completion_tokens += found.completion_tokens
+        return given
 
-    def _complete(self, asks: Sequence[Ask]) -> list[Completion | None]:
+    def _complete(self, asks: Sequence[Ask]) -> list[Completion | Failure]:
         prompts, samplings = [ask.prompt for ask in asks], [ask.sampling for ask in asks]
         done: dict[int, Completion] = {}
         try:
@@ -99,8 +115,7 @@ class Asking:
                     done[at] if at in done else self._complete([ask])[0]
                     for at, ask in enumerate(asks)
                 ]
-            self.fail(asks[0].seed, _OWN_FAULTS[error.code], error.problems[0].what)
-            return [None]
+            return [Failure(_OWN_FAULTS[error.code], error.problems[0].what)]
 
     def keep(self, seed: int, record: Record) -> None:
         """Add a record to a seed's draft."""
@@ -109,6 +124,10 @@ class Asking:
     def fail(self, seed: int, reason: str, text: str = "") -> None:
         """Say that something asked for a seed gave no record."""
         self._accounts[seed].failures.append(Failure(reason, text))
+
+    def count(self, seed: int, name: str, number: int = 1) -> None:
+        """Add to one of a seed's tallies."""
+        self._accounts[seed].counts[name] += number
 
     def drafts(self) -> Iterator[Draft]:
         """Yield the draft of every seed, in order."""
@@ -120,6 +139,7 @@ class Asking:
                 account.asked,
                 account.prompt_tokens,
                 account.completion_tokens,
+                dict(sorted(account.counts.items())),
             )
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.distill.final_answer import find_answer, same_answer
 from stillroom.distill.verifying import Judgement, Verifier
+from stillroom.evaluate.final_answer import find_answer, same_answer
 from stillroom.records import Prompt, Record
 
 if TYPE_CHECKING:

@@ -19,7 +19,9 @@ Find = Literal["marked", "number", "whole"]
 _MARK = re.compile(r"(?:\banswer\s*(?:is|:|=)|####)[ \t:]*", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\s*\{")
 _NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?%?")
-_FRINGE = " \t*_`\"'$()[]{}."
+_FRINGE = " \t*_`\"'$."
+_PAIRS = {"(": ")", "[": "]", "{": "}"}
+_OPERATOR = re.compile(r"[\\^=<>+*/]|(?:\b[a-zA-Z]|\d|^)\s*[-−]\s*(?:[a-zA-Z]\b|\d)")
 
 
 def find_answer(text: str, find: Find = "marked") -> str:
@@ -27,7 +29,8 @@ def find_answer(text: str, find: Find = "marked") -> str:
 
     Args:
         text: A worked solution, or a bare answer.
-        find: Where it stands; see the verifier ``answer``.
+        find: Where it stands: ``marked`` after the last "answer is" or in a box, ``number`` the
+            last number, ``whole`` all of it.
     """
     if find == "whole":
         return text.strip()
@@ -41,7 +44,7 @@ def find_answer(text: str, find: Find = "marked") -> str:
     lines = text[marks[-1].end() :].strip().splitlines() if marks else text.strip().splitlines()
     if not lines:
         return ""
-    return lines[0 if marks else -1].strip(_FRINGE)
+    return _unwrap(lines[0 if marks else -1])
 
 
 def same_answer(one: str, other: str) -> bool:
@@ -51,11 +54,13 @@ def same_answer(one: str, other: str) -> bool:
         return numbers[0] == numbers[1]
     if not one.strip() or not other.strip():
         return False
+    if _OPERATOR.search(one) or _OPERATOR.search(other):  # in words x+1 and x-1 are the same
+        return "".join(one.split()) == "".join(other.split())
     return bool(exact_match(one, other))
 
 
 def _as_number(text: str) -> Fraction | None:
-    bare = text.strip(_FRINGE + "%").replace("−", "-").replace(",", "").replace(" ", "")
+    bare = _unwrap(text).strip("%").replace("−", "-").replace(",", "").replace(" ", "")
     try:
         return Fraction(bare)
     except (ValueError, ZeroDivisionError):
@@ -72,3 +77,13 @@ def _last_boxed(text: str) -> str:
         if not depth:
             return text[starts[-1] : at].strip()
     return ""
+
+
+def _unwrap(text: str) -> str:
+    """Return a text without marks around it, and without a pair of brackets around one thing."""
+    bare = text.strip(_FRINGE)
+    while (
+        len(bare) > 1 and _PAIRS.get(bare[0]) == bare[-1] and not set(bare[1:-1]) & set("()[]{},")
+    ):
+        bare = bare[1:-1].strip(_FRINGE)
+    return bare

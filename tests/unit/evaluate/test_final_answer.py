@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.distill.final_answer import find_answer, same_answer
+from stillroom.evaluate.final_answer import find_answer, same_answer
 
 
 @pytest.mark.parametrize(

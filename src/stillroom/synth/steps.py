@@ -1,0 +1,334 @@
+"""Generators written as the steps of one unit: ask, look, ask again, keep.
+
+``Stepwise`` is the base of generators that need more than one answer. Its ``write`` is a coroutine
+for one seed; the units of a group are driven side by side, so that every step of all of them is one
+batch for the teacher, and a unit never sees another. Prompts are templates that a recipe may word
+anew; JSON is held to its schema by grammar where the backend has it, and repaired or asked for
+again where not, each counted.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from collections.abc import Generator as Coroutine
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, TypeVar
+
+from pydantic import Field, model_validator
+from typing_extensions import override
+
+from stillroom.provenance import digest_json
+from stillroom.records import Completion, Link, Message, Passage, Prompt, Record, Sampling
+from stillroom.synth.asking import Ask, Asking, is_cut
+from stillroom.synth.method import Draft, Failure, Generator, Seed, derive_seed
+from stillroom.synth.structured import bound_of, read_json
+from stillroom.synth.templates import Template, check_prompts
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+
+__all__ = ["Steps", "Stepwise", "Unit", "together", "without_nothing"]
+
+T = TypeVar("T")
+Steps: TypeAlias = Coroutine[list[Ask], list[Completion | Failure], T]
+"""What asks for several completions at a time, and comes to a value."""
+
+_SHOWN = 4000
+_SAID = 2000
+
+
+class Stepwise(Generator):
+    """Writes the records of a unit step by step."""
+
+    templates: ClassVar[Mapping[str, Template]] = {}
+    """The prompts by name."""
+
+    prompts: dict[str, str] = Field(
+        default_factory=dict,
+        description="own wording of prompts by name, with the same {fields} as the method's",
+    )
+    temperature: float = Field(0.7, ge=0, le=2, description="0 takes the likeliest token")
+    top_p: float = Field(0.95, gt=0, le=1, description="share of the probability drawn from")
+    repetition_penalty: float = Field(1.0, gt=0, description="above 1 discourages repeating")
+    retries: int = Field(
+        1, ge=0, le=5, description="how often JSON that does not fit its schema is asked for again"
+    )
+
+    @model_validator(mode="after")
+    def _check_prompts(self) -> Self:
+        check_prompts(self.prompts, self.templates)
+        return self
+
+    def template(self, name: str) -> Template:
+        """Return a prompt: the recipe's own wording, or the method's."""
+        return Template(self.prompts[name]) if name in self.prompts else self.templates[name]
+
+    @override
+    def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
+        asking = Asking(seeds, model)
+        units = [Unit(asking, place, self, model) for place in range(len(seeds))]
+        steps = together([self.write(unit) for unit in units])
+        try:
+            asks = next(steps)
+            while True:
+                asks = steps.send(asking.attempt(asks))
+        except StopIteration:
+            return asking.drafts()
+
+    @abstractmethod
+    def write(self, unit: Unit) -> Steps[None]:
+        """Ask for the records of one unit and keep them.
+
+        Raises:
+            BackendError: If the teacher fails.
+        """
+
+
+class Unit:
+    """One seed at work: asks by ``yield from``, then keeps records and names failures."""
+
+    def __init__(self, asking: Asking, place: int, method: Stepwise, model: TextModel) -> None:
+        """Stand at the beginning of the seed in its group."""
+        self.seed = asking.seeds[place]
+        self.model = model
+        self._asking, self._place, self._method = asking, place, method
+        self._asked = 0
+        self._used: dict[str, str] = {}
+
+    def rng(self, *purpose: object) -> random.Random:
+        """Return a generator of random numbers of this unit alone, its attempt included."""
+        seed = self.seed
+        return random.Random(derive_seed(seed.seed, seed.item.id, seed.attempt, *purpose))
+
+    def words(self, name: str, **fields: str) -> str:
+        """Return a prompt with its fields filled, and note that it was used."""
+        template = self._method.template(name)
+        self._used[name] = template.digest
+        return template.fill(**fields)
+
+    def say(
+        self,
+        words: str | Sequence[Message],
+        *,
+        tokens: int,
+        what: str = "answer",
+        system: str = "",
+        prefix: str = "",
+        stop: tuple[str, ...] = (),
+        temperature: float | None = None,
+        is_optional: bool = False,
+    ) -> Steps[str | None]:
+        """Ask for one text; None (and a failure of the unit) where there is none.
+
+        Args:
+            words: The user's words, or all turns.
+            tokens: Most tokens of the text; what is cut by it is no answer.
+            what: What the text is, for the failure's reason.
+            system: The system's turn.
+            prefix: How the assistant's turn begins; not part of what is returned.
+            stop: Where the text ends.
+            temperature: Another than the method's.
+            is_optional: Whether no text is no failure.
+        """
+        prompt = Prompt(_turns(words, system), prefix=prefix)
+        (given,) = yield [self._ask(prompt, tokens, stop, temperature)]
+        reason, text = _said(given, what)
+        if not reason:
+            return text
+        if not is_optional:
+            self.fail(reason, text)
+        return None
+
+    def fill(
+        self,
+        words: str | Sequence[Message],
+        schema: Mapping[str, Any],
+        *,
+        tokens: int = 0,
+        what: str = "JSON",
+        system: str = "",
+        temperature: float | None = None,
+    ) -> Steps[Any]:
+        """Ask for JSON that fits a schema; None (and a failure of the unit) where there is none.
+
+        Counted are ``JSON asked``, ``JSON repaired``, ``JSON asked again`` and ``JSON unreadable``.
+        What was cut at the token limit is asked again with twice as many.
+
+        Args:
+            words: The user's words, or all turns.
+            schema: A JSON Schema, in which every length has a bound, or else ``tokens`` is one.
+            tokens: Most tokens; by default as many as the longest value has characters.
+            what: What the JSON is, for the failure's reason.
+            system: The system's turn.
+            temperature: Another than the method's.
+        """
+        limit = max(tokens, bound_of(schema) or 0) or 1024
+        turns = _turns(words, system)
+        self.count("JSON asked")
+        shown, problem = "", ""
+        for attempt in range(self._method.retries + 1):
+            if attempt:
+                self.count("JSON asked again")
+                turns = (*_turns(words, system), *_correction(shown, problem))
+            (given,) = yield [self._ask(Prompt(turns, schema=schema), limit, (), temperature)]
+            if isinstance(given, Failure):
+                shown, problem = "", given.text
+                continue
+            if is_cut(given):
+                shown, problem, limit = "", f"{what} cut at the token limit", 2 * limit
+                continue
+            reading = read_json(given.text, schema)
+            if not reading.problem:
+                self.count("JSON repaired", int(reading.is_repaired))
+                return reading.value
+            shown, problem = given.text, reading.problem
+        self.count("JSON unreadable")
+        reason = problem if problem.endswith("token limit") else f"{what} is not the JSON asked"
+        self.fail(reason, f"{problem}: {shown}" if shown else problem)
+        return None
+
+    def keep(
+        self,
+        messages: Sequence[Message],
+        fields: Mapping[str, Any],
+        *,
+        parents: Sequence[str] = (),
+        links: Sequence[Link] = (),
+        is_of_seed: bool = True,
+    ) -> Record:
+        """Keep a record, with its origin: the seed's chain, then this method.
+
+        Args:
+            messages: The turns.
+            fields: What else it holds; side, document and seed are added.
+            parents: Ids of what it was made from, beside the seed.
+            links: Links of other models that took part, before this method's.
+            is_of_seed: Whether the seed is a parent; not where it was only a number to draw by.
+        """
+        seed, method = self.seed, self._method
+        named = [seed.item.id] if is_of_seed and seed.kind != "nothing" else []
+        link = Link(
+            f"synth.generators.{method.method_name()}",
+            self.model.fingerprint,
+            tuple(dict.fromkeys([*named, *parents])),
+            digest_json(sorted(self._used.items())),
+        )
+        origin = seed.item.origin
+        for other in links:
+            origin = origin.then(other, kind="synthetic")
+        told = {
+            **fields,
+            "split": seed.split,
+            "document_id": seed.document_id,
+            "seed": _span_of(seed),
+        }
+        record = Record(tuple(messages), told, origin.then(link, kind="synthetic"))
+        self._asking.keep(self._place, record)
+        return record
+
+    def fail(self, reason: str, text: str = "") -> None:
+        """Say that something gave no record: a short fixed phrase, and what was said."""
+        self._asking.fail(self._place, reason, text[:_SHOWN])
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to a tally of the report."""
+        if number:
+            self._asking.count(self._place, name, number)
+
+    def sample(self, tokens: int, temperature: float | None = None) -> Sampling:
+        """Return how the next completion is drawn; no two of a unit are drawn alike."""
+        self._asked += 1
+        method = self._method
+        return Sampling(
+            max_new_tokens=tokens,
+            temperature=method.temperature if temperature is None else temperature,
+            top_p=method.top_p,
+            repetition_penalty=method.repetition_penalty,
+            seed=self.seed.derive("ask", self._asked),
+        )
+
+    def _ask(
+        self, prompt: Prompt, tokens: int, stop: tuple[str, ...], temperature: float | None
+    ) -> Ask:
+        drawn = self.sample(tokens, temperature)
+        return Ask(
+            self._place,
+            prompt,
+            Sampling(
+                drawn.max_new_tokens,
+                drawn.temperature,
+                drawn.top_k,
+                drawn.top_p,
+                drawn.repetition_penalty,
+                stop,
+                drawn.seed,
+            ),
+        )
+
+    def ask_raw(self, text: str, *, tokens: int, stop: tuple[str, ...]) -> Ask:
+        """Return an ask that no chat template touches, to be yielded by itself."""
+        return self._ask(Prompt(text=text), tokens, stop, None)
+
+
+def together(steps: Sequence[Steps[T]]) -> Steps[list[T]]:
+    """Take several coroutines' steps side by side, as one batch each; return their values."""
+    values: dict[int, T] = {}
+    waiting: dict[int, list[Ask]] = {}
+
+    def advance(place: int, given: list[Completion | Failure] | None) -> None:
+        try:
+            one = steps[place]
+            waiting[place] = next(one) if given is None else one.send(given)
+        except StopIteration as done:
+            waiting.pop(place, None)
+            values[place] = done.value
+
+    for place in range(len(steps)):
+        advance(place, None)
+    while waiting:
+        asked = dict(waiting)
+        given = yield [ask for asks in asked.values() for ask in asks]
+        start = 0
+        for place, asks in asked.items():
+            advance(place, given[start : start + len(asks)])
+            start += len(asks)
+    return [values[place] for place in range(len(steps))]
+
+
+def without_nothing(values: Sequence[T | None]) -> list[T]:
+    """Return the values that are there."""
+    return [value for value in values if value is not None]
+
+
+def _turns(words: str | Sequence[Message], system: str) -> tuple[Message, ...]:
+    first = (Message("system", system),) if system else ()
+    return (*first, Message("user", words)) if isinstance(words, str) else (*first, *words)
+
+
+def _correction(shown: str, problem: str) -> tuple[Message, ...]:
+    """Return the turns that show a teacher what it wrote and what is wrong with it."""
+    if not shown:
+        return ()
+    again = f"That does not fit: {problem[:300]}. Answer again, with the JSON alone."
+    return Message("assistant", shown[:_SAID]), Message("user", again)
+
+
+def _span_of(seed: Seed) -> dict[str, Any]:
+    """Return the record's ``seed`` field: what it started from, and where that stands."""
+    told: dict[str, Any] = {"kind": seed.kind, "id": seed.item.id}
+    if isinstance(seed.item, Passage):
+        told |= {"start": seed.item.start, "end": seed.item.end}
+    elif seed.kind == "topics":
+        told |= {"path": list(seed.topic.path), "source": seed.topic.source}
+    return told
+
+
+def _said(given: Completion | Failure, what: str) -> tuple[str, str]:
+    """Return why there is no text (empty where there is one), and the text."""
+    if isinstance(given, Failure):
+        return given.reason, given.text
+    text = given.text.strip()
+    if is_cut(given):
+        return f"{what} cut at the token limit", text
+    return ("" if text else f"no {what}"), text

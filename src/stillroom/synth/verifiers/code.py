@@ -1,0 +1,80 @@
+"""Code: the program passes the task's tests, or prints what its cases say, within a sandbox.
+
+Source: Chen et al. 2021, arXiv:2107.03374, section 2.3 (generated code is run apart from
+everything). Differs: a process with namespaces, Landlock and seccomp in place of gVisor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.synth.method import Verdict
+from stillroom.synth.sandbox import Outcome, run_code
+from stillroom.synth.verifying import Verifier
+
+__all__ = ["Code"]
+
+_FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+
+
+class Code(Verifier):
+    """Runs Python: field ``tests`` holds assertions, or ``cases`` pairs of input and output."""
+
+    paper: ClassVar[str] = "arXiv:2107.03374"
+    needs: ClassVar[tuple[str, ...]] = ("tests", "cases")
+
+    timeout_s: float = Field(5.0, gt=0, le=60, description="seconds until a run is killed")
+    memory_mb: int = Field(512, ge=64, le=8192, description="megabytes of memory of a run")
+
+    @override
+    def check(self, text: str, fields: Mapping[str, Any]) -> Verdict:
+        code = _code_of(text)
+        if not code:
+            return Verdict(False, "no code", 0.0)
+        tests, cases = _tests_of(fields), _cases_of(fields)
+        if not tests and not cases:
+            return Verdict(False, "no tests to run", 0.0)
+        if tests:
+            outcome = self._run([code, *tests])
+            if not outcome.is_done:
+                return Verdict(False, f"fails its tests: {outcome.reason}", 0.0)
+        for passed, (given, wanted) in enumerate(cases):
+            outcome = self._run([code], given)
+            if not outcome.is_done:
+                return Verdict(False, f"fails a case: {outcome.reason}", passed / len(cases))
+            if outcome.output.split() != wanted.split():
+                return Verdict(False, "prints something else", passed / len(cases))
+        return Verdict(True)
+
+    def _run(self, parts: list[str], stdin: str = "") -> Outcome:
+        memory = self.memory_mb * 2**20
+        return run_code(parts, stdin=stdin, timeout_s=self.timeout_s, memory_bytes=memory)
+
+
+def _code_of(text: str) -> str:
+    """Return the last fenced block, or all of the text where none is fenced."""
+    blocks = _FENCE.findall(text)
+    return str(blocks[-1] if blocks else text).strip()
+
+
+def _tests_of(fields: Mapping[str, Any]) -> list[str]:
+    tests = fields.get("tests") or ()
+    if isinstance(tests, str):
+        return [tests]
+    return [str(test) for test in tests] if isinstance(tests, Sequence) else []
+
+
+def _cases_of(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
+    cases = fields.get("cases") or ()
+    if not isinstance(cases, Sequence) or isinstance(cases, str):
+        return []
+    return [
+        (str(case.get("input", "")), str(case.get("output", "")))
+        for case in cases
+        if isinstance(case, Mapping)
+    ]

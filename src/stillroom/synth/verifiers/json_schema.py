@@ -1,0 +1,41 @@
+"""JSON schema: the answer is JSON that fits a schema, of the recipe or of the task.
+
+Own method, over the library jsonschema (draft 2020-12). Nothing is repaired: what is kept is what
+the teacher wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.synth.method import Verdict
+from stillroom.synth.structured import read_json
+from stillroom.synth.verifying import Verifier
+
+__all__ = ["JsonSchema"]
+
+
+class JsonSchema(Verifier):
+    """Validates JSON; field ``schema`` of a task goes before the setting."""
+
+    paper: ClassVar[str] = ""
+
+    json_schema: dict[str, Any] = Field(
+        default_factory=dict, description="the schema, unless the task has one"
+    )
+
+    @override
+    def check(self, text: str, fields: Mapping[str, Any]) -> Verdict:
+        schema = fields.get("schema") or self.json_schema
+        if not isinstance(schema, Mapping) or not schema:
+            return Verdict(False, "no schema to fit", 0.0)
+        reading = read_json(text, schema)
+        if reading.problem:
+            return Verdict(False, "does not fit the schema", 0.0)
+        if reading.is_repaired:
+            return Verdict(False, "is JSON only after repair", 0.0)
+        return Verdict(True)

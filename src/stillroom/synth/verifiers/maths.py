@@ -1,0 +1,57 @@
+r"""Maths: the final answer equals the right one, as numbers, as formulas, or word for word.
+
+Source: Hendrycks et al. 2021, arXiv:2103.03874 (answers in ``\boxed{}``), compared by Math-Verify.
+Differs: formulas are compared in a sandbox with a time limit, since some take forever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.evaluate.final_answer import Find, find_answer, same_answer
+from stillroom.synth.method import Verdict
+from stillroom.synth.symbolic import same_formula
+from stillroom.synth.verifying import Verifier
+
+__all__ = ["Maths"]
+
+
+class Maths(Verifier):
+    """Compares final answers."""
+
+    paper: ClassVar[str] = "arXiv:2103.03874"
+    needs: ClassVar[tuple[str, ...]] = ("answer",)
+
+    find: Find = Field(
+        "marked",
+        description="where the answer stands: marked after the last 'answer is', 'answer:', #### "
+        "or in \\boxed{}, or else the last line; number the last number; whole all of the text",
+    )
+    formulas: bool = Field(
+        True, description="compare as formulas what differs as numbers and words (needs the extra)"
+    )
+
+    @override
+    def check(self, text: str, fields: Mapping[str, Any]) -> Verdict:
+        wanted = _right_answer(str(fields.get("answer", "")), self.find)
+        found = find_answer(text, self.find)
+        if not wanted:
+            return Verdict(False, "no right answer to compare with", 0.0)
+        if not found:
+            return Verdict(False, "no answer found", 0.0)
+        if same_answer(found, wanted):
+            return Verdict(True)
+        if self.formulas and same_formula(found, wanted):
+            return Verdict(True)
+        return Verdict(False, "another answer", 0.0)
+
+
+def _right_answer(text: str, find: Find) -> str:
+    """Return the answer of a worked solution; a bare answer as it stands, brackets and all."""
+    bare = text.strip()
+    found = find_answer(bare, find)
+    return bare if found and bare.strip(".$ {}()[]") == found.strip(".$ {}()[]") else found

@@ -1,0 +1,65 @@
+"""Regex: the answer matches a pattern, of the recipe or of the task.
+
+Own method. Patterns run apart from everything and with a time limit, since some never end.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator
+from typing_extensions import override
+
+from stillroom.synth.method import Verdict
+from stillroom.synth.sandbox import run_code
+from stillroom.synth.verifying import Verifier
+
+__all__ = ["Regex"]
+
+_SEARCH = """
+import json, re, sys
+pattern, text, whole = json.loads(sys.stdin.read())
+print(int(bool((re.fullmatch if whole else re.search)(pattern, text))))
+"""
+_NESTED = re.compile(r"[*+}]\)?[*+{]|\)[*+{]")
+
+
+class Regex(Verifier):
+    """Looks for a pattern in the answer; field ``pattern`` of a task goes before the setting."""
+
+    paper: ClassVar[str] = ""
+
+    pattern: str = Field("", description="what the answer must match, unless its task says")
+    whole: bool = Field(False, description="whether all of the answer must match")
+
+    @field_validator("pattern")
+    @classmethod
+    def _is_pattern(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"it is no regular expression: {error}") from error
+        return value
+
+    @override
+    def check(self, text: str, fields: Mapping[str, Any]) -> Verdict:
+        pattern = str(fields.get("pattern") or self.pattern)
+        if not pattern:
+            return Verdict(False, "no pattern to match", 0.0)
+        try:
+            compiled = re.compile(pattern)
+        except re.error:
+            return Verdict(False, "its pattern is no regular expression", 0.0)
+        text = text.strip()
+        if _NESTED.search(pattern):  # such patterns may take forever
+            asked = json.dumps([pattern, text, self.whole])
+            outcome = run_code([_SEARCH], stdin=asked, timeout_s=2.0)
+            if not outcome.is_done:
+                return Verdict(False, "the pattern does not come to an end", 0.0)
+            found = outcome.output.strip() == "1"
+        else:
+            found = bool((compiled.fullmatch if self.whole else compiled.search)(text))
+        return Verdict(True) if found else Verdict(False, "does not match the pattern", 0.0)

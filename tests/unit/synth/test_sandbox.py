@@ -1,0 +1,73 @@
+import signal
+import subprocess
+
+import pytest
+
+from stillroom.errors import ResourceError
+from stillroom.synth import sandbox
+from stillroom.synth.sandbox import run_code
+
+HOSTILE = {
+    "import socket; socket.socket()": "PermissionError",
+    "open('/etc/passwd').read()": "PermissionError",
+    "open('/tmp/out', 'w')": "PermissionError",
+    "import os; os.listdir('/root')": "PermissionError",
+    "import os; os.fork()": "PermissionError",
+    "import subprocess; subprocess.run(['ls'])": "PermissionError",
+    "import os; os.kill(os.getppid(), 9)": "PermissionError",
+    "import os; os.remove('/etc/hosts')": "PermissionError",
+    "import ctypes; ctypes.CDLL(None).ptrace(16, 1, 0, 0) and 1 / 0": "ZeroDivisionError",
+    "x = [0] * 10**9": "out of memory",
+    "print('x' * 10**7)": "OSError",
+    "import os; os._exit(0)": "ended early",
+    "import sys; sys.exit(0)": "ended early",
+    "def f(): f()\nf()": "RecursionError",
+    "def f(:": "SyntaxError",
+    "while True: pass": "out of time",
+    "import time; time.sleep(60)": "out of time",
+}
+
+
+@pytest.mark.parametrize("code", HOSTILE)
+def test_hostile_code_gets_nowhere_and_says_why(code):
+    outcome = run_code([code], timeout_s=0.5)
+    assert outcome.reason == HOSTILE[code]
+    assert not outcome.is_done
+
+
+def test_plain_code_runs_with_the_standard_library_and_no_environment():
+    code = "import collections, decimal, json, math, os, re\nprint(sorted(os.environ), input())"
+    outcome = run_code([code], stdin="hello\n")
+    assert outcome.is_done
+    assert outcome.output == "['LC_ALL', 'PYTHONHASHSEED'] hello\n"
+
+
+def test_parts_share_a_namespace_in_order():
+    assert run_code(["def add(a, b): return a + b", "assert add(1, 2) == 3"]).is_done
+    assert run_code(["def add(a, b): return a - b", "assert add(1, 2) == 3"]).reason == (
+        "AssertionError"
+    )
+
+
+def test_success_is_not_to_be_had_by_printing_it():
+    code = 'import os\nfor fd in range(3, 12):\n try: os.write(fd, b\'{"done": ""}\\n\')\n'
+    outcome = run_code([f"{code} except OSError: pass\nos._exit(0)"])
+    assert outcome.reason == "ended early"
+
+
+def test_where_the_doors_do_not_close_nothing_is_run(monkeypatch, tmp_path):
+    child = tmp_path / "child.py"
+    text = sandbox._CHILD.read_text()
+    child.write_text(text.replace("libc.syscall(444, None, 0, 1)", "-1"))
+    monkeypatch.setattr(sandbox, "_CHILD", child)
+    with pytest.raises(ResourceError, match="cannot be isolated") as caught:
+        run_code(["print(1)"])
+    assert caught.value.problems[0].code == "synth.sandbox"
+    assert "Landlock" in caught.value.problems[0].expected
+
+
+def test_nothing_is_left_running():
+    run_code(["import time; time.sleep(60)"], timeout_s=0.2)
+    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    assert "sandbox_child.py" not in listed.stdout
+    assert signal.SIGXCPU
