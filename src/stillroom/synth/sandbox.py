@@ -118,7 +118,7 @@ def _start(
         os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         try:
-            process.communicate(order + stdin.encode("utf-8", "replace"), timeout=timeout_s + 2)
+            process.communicate(order + stdin.encode("utf-8", "replace"), timeout=timeout_s + 1)
             code = process.returncode
         except subprocess.TimeoutExpired:
             code = -signal.SIGXCPU
