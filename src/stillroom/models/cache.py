@@ -18,10 +18,10 @@ from typing import Any
 from stillroom.errors import DataError
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.models.choosing import Chosen, weigh_given
-from stillroom.models.protocols import ConcurrentModel, Score, TextModel
+from stillroom.models.protocols import ConcurrentModel, Score, TemplatedModel, TextModel
 from stillroom.models.requests import spread_sampling
 from stillroom.provenance import canonical_json, digest_json
-from stillroom.records import Completion, Prompt, Sampling
+from stillroom.records import Completion, Message, Prompt, Sampling
 
 __all__ = ["CachedModel", "CompletionCache", "cached"]
 
@@ -210,6 +210,13 @@ class CachedModel:
     def count_tokens(self, text: str) -> int:
         """Count with the model behind."""
         return self.model.count_tokens(text)
+
+    @property
+    def render(self) -> Callable[[Sequence[Message]], str]:
+        """How the model behind writes its chat template, where that can be seen."""
+        if not isinstance(self.model, TemplatedModel):
+            raise AttributeError("render")
+        return self.model.render
 
     def close(self) -> None:
         """Close the model behind and the cache."""

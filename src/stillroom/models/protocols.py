@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from stillroom.records import Completion, Prompt, Sampling
+from stillroom.records import Completion, Message, Prompt, Sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +25,7 @@ __all__ = [
     "Reranker",
     "Score",
     "SpanEmbedder",
+    "TemplatedModel",
     "TextKind",
     "TextModel",
     "TokenEmbedder",
@@ -114,6 +115,20 @@ class ConcurrentModel(TextModel, Protocol):
     @property
     def concurrency(self) -> int:
         """How many requests it takes at once; more wait for their turn."""
+
+
+@runtime_checkable
+class TemplatedModel(TextModel, Protocol):
+    """A TextModel whose chat template can be seen: one in this process."""
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return messages as the template writes them, with the assistant's turn opened.
+
+        Control tokens within the messages are escaped; those of the template are not.
+
+        Raises:
+            BackendError: If the template refuses the messages.
+        """
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from stillroom.errors import BackendError
 from stillroom.models.protocols import Score
 from stillroom.models.requests import cut_at_stop, spread_sampling
 from stillroom.provenance import digest_json, digest_text
-from stillroom.records import Completion, Prompt, Sampling
+from stillroom.records import Completion, Message, Prompt, Sampling
 
 __all__ = ["Script", "ScriptedModel", "prompt_text"]
 
@@ -94,6 +94,11 @@ class ScriptedModel:
     def count_tokens(self, text: str) -> int:
         """Count words and marks."""
         return len(_TOKEN.findall(text))
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return messages as ChatML writes them."""
+        turns = [f"<|im_start|>{one.role}\n{one.content}<|im_end|>\n" for one in messages]
+        return "".join([*turns, "<|im_start|>assistant\n"])
 
     def close(self) -> None:
         """Remember that the model was closed."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import random
 from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Coroutine
-from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, TypeVar
 
 from pydantic import Field, model_validator
@@ -28,7 +28,7 @@ from stillroom.synth.templates import Template, check_prompts
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
-__all__ = ["Steps", "Stepwise", "Unit", "together", "without_nothing"]
+__all__ = ["Steps", "Stepwise", "Unit", "drive", "together", "without_nothing"]
 
 T = TypeVar("T")
 Steps: TypeAlias = Coroutine[list[Ask], list[Completion | Failure], T]
@@ -66,15 +66,7 @@ class Stepwise(Generator):
 
     @override
     def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
-        asking = Asking(seeds, model)
-        units = [Unit(asking, place, self, model) for place in range(len(seeds))]
-        steps = together([self.write(unit) for unit in units])
-        try:
-            asks = next(steps)
-            while True:
-                asks = steps.send(asking.attempt(asks))
-        except StopIteration:
-            return asking.drafts()
+        return drive(self, self.write, seeds, model)
 
     @abstractmethod
     def write(self, unit: Unit) -> Steps[None]:
@@ -83,6 +75,27 @@ class Stepwise(Generator):
         Raises:
             BackendError: If the teacher fails.
         """
+
+
+def drive(
+    method: Stepwise,
+    write: Callable[[Unit], Steps[None]],
+    seeds: Sequence[Seed],
+    model: TextModel,
+) -> Iterator[Draft]:
+    """Take the steps of every seed's unit side by side; return the drafts in order.
+
+    Raises:
+        BackendError: If the teacher fails.
+    """
+    asking = Asking(seeds, model)
+    steps = together([write(Unit(asking, place, method, model)) for place in range(len(seeds))])
+    try:
+        asks = next(steps)
+        while True:
+            asks = steps.send(asking.attempt(asks))
+    except StopIteration:
+        return asking.drafts()
 
 
 class Unit:

@@ -11,7 +11,7 @@ HOSTILE = {
     "import socket; socket.socket()": "PermissionError",
     "open('/etc/passwd').read()": "PermissionError",
     "open('/tmp/out', 'w')": "PermissionError",
-    "import os; os.listdir('/home')": "PermissionError",
+    "import os; os.listdir('/srv')": "PermissionError",
     "import os; os.fork()": "PermissionError",
     "import subprocess; subprocess.run(['ls'])": "PermissionError",
     "import os; os.kill(os.getppid(), 9)": "PermissionError",

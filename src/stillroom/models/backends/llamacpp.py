@@ -53,7 +53,7 @@ from stillroom.models.protocols import Score, TextModel
 from stillroom.models.quiet import quiet_descriptors
 from stillroom.models.requests import spread_sampling
 from stillroom.provenance import digest_file
-from stillroom.records import Completion, Prompt, Sampling
+from stillroom.records import Completion, Message, Prompt, Sampling
 
 __all__ = ["Llamacpp"]
 
@@ -311,6 +311,10 @@ class _LlamacppModel:
 
     def count_tokens(self, text: str) -> int:
         return len(self._engines[0].tokens(text, control=False))
+
+    def render(self, messages: Sequence[Message]) -> str:
+        with self._borrow() as engine:
+            return self._render(engine, Prompt(tuple(messages)))
 
     def close(self) -> None:
         for engine in self._engines:

@@ -23,7 +23,7 @@ from stillroom.models.chat import render_prompt
 from stillroom.models.method import Backend
 from stillroom.models.protocols import Score, TextModel, Vectors
 from stillroom.models.requests import check_room, spread_sampling
-from stillroom.records import Completion, Prompt, Sampling
+from stillroom.records import Completion, Message, Prompt, Sampling
 
 __all__ = ["Transformers"]
 
@@ -190,6 +190,9 @@ class _TransformersModel:
 
     def count_tokens(self, text: str) -> int:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def render(self, messages: Sequence[Message]) -> str:
+        return render_prompt(self.tokenizer, Prompt(tuple(messages)))
 
     def close(self) -> None:
         self.model = None

@@ -1,69 +1,62 @@
 """Magpie: an aligned model writes the user's turn too, when only the turn's opening is given.
 
-Source: Xu et al. 2024, arXiv:2406.08464. Differs: the opening may carry a system turn with the
-passage, so that the questions are about it; the paper's is free of any topic. Wants a larger
-teacher: of 16 questions by SmolLM2-135M none came to a kept record.
+Source: Xu et al. 2024, arXiv:2406.08464 (the pre-query template alone, temperature 1; then the
+answer as usual; further turns by opening the user's turn again). Differs: where the recipe names
+documents, a system turn holds the passage, so that questions are about it; what the teacher's own
+chat template writes before a user's words is asked of the engine, so any template will do.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.records import Link, Message, Prompt, Record, Sampling
-from stillroom.synth.asking import Ask, Asking, fence, is_cut
+from stillroom.errors import BackendError
+from stillroom.models.protocols import TemplatedModel
+from stillroom.records import Completion, Message
+from stillroom.synth.asking import fence, is_cut
 from stillroom.synth.evidence import best_quote
-from stillroom.synth.method import Draft, Generator, Seed
-from stillroom.synth.replies import clean_question
-from stillroom.synth.wording import collapse
+from stillroom.synth.method import RECORD_FILTERS, Draft, Seed, SeedKind
+from stillroom.synth.steps import Steps, Stepwise, Unit
+from stillroom.synth.tasks import pair
+from stillroom.synth.templates import Template
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
 __all__ = ["Magpie"]
 
-
-class _Template(NamedTuple):
-    system: str
-    user: str
-    end: str
+_MARK = "stillroom-user-words"
+_ROLE = re.compile(r"^(?:assistant|user|system)\s*:?\s*$", re.IGNORECASE | re.MULTILINE)
 
 
-_TEMPLATES = {
-    "chatml": _Template("<|im_start|>system\n{}<|im_end|>\n", "<|im_start|>user\n", "<|im_end|>"),
-    "llama3": _Template(
-        "<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>",
-        "<|start_header_id|>user<|end_header_id|>\n\n",
-        "<|eot_id|>",
-    ),
-    "zephyr": _Template("<|system|>\n{}</s>\n", "<|user|>\n", "</s>"),
-}
-_SYSTEM = "You answer questions about this text.\n"
-
-
-class Magpie(Generator):
-    """Lets the teacher write a user's question after the bare template, then answer it."""
+class Magpie(Stepwise):
+    """Lets the teacher write a user's words after the bare template, then answers them."""
 
     paper: ClassVar[str] = "arXiv:2406.08464"
-    status: ClassVar[str] = "experimental"
+    takes: ClassVar[tuple[SeedKind, ...]] = ("nothing", "passages")
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
+    templates: ClassVar = {
+        "system": Template("You answer questions about this text.\n{text}"),
+    }
 
-    template: Literal["chatml", "llama3", "zephyr"] = Field(
-        "chatml", description="the chat template the teacher was trained on (SmolLM2: chatml)"
-    )
-    with_passage: bool = Field(True, description="show the passage in the system turn")
-    questions: int = Field(1, ge=1, le=20, description="questions per passage and attempt")
-    max_question_tokens: int = Field(64, ge=8, le=1024, description="longest question")
-    max_answer_tokens: int = Field(128, ge=8, le=4096, description="longest answer")
-    temperature: float = Field(0.7, gt=0, le=2, description="of the question; answers are greedy")
+    questions: int = Field(1, ge=1, le=20, description="conversations of one unit")
+    turns: int = Field(1, ge=1, le=8, description="questions of one conversation")
+    system: str = Field("", description="the system's turn, which steers what is asked about")
+    one_line: bool = Field(True, description="end the user's words at the end of the line")
+    max_question_tokens: int = Field(128, ge=8, le=2048, description="longest question")
+    max_answer_tokens: int = Field(512, ge=8, le=8192, description="longest answer")
+    temperature: float = Field(1.0, gt=0, le=2, description="of the question; answers are greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="share of the probability drawn from")
 
     @property
     @override
     def asks(self) -> int:
-        return 2 * self.questions
+        return 2 * self.questions * self.turns
 
     @property
     @override
@@ -72,66 +65,76 @@ class Magpie(Generator):
 
     @override
     def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
-        asking = Asking(seeds, model)
-        asks = [
-            self._ask_user(place, seed, index)
-            for place, seed in enumerate(seeds)
-            for index in range(self.questions)
-        ]
-        found: list[tuple[int, str]] = []
-        for ask, completion in zip(asks, asking.ask(asks), strict=True):
-            if completion is None:
-                continue
-            question = clean_question(completion.text)
-            if is_cut(completion) and "?" not in completion.text:
-                asking.fail(ask.seed, "question cut at the token limit", completion.text)
-            elif not question:
-                asking.fail(ask.seed, "no question", completion.text)
-            else:
-                found.append((ask.seed, question))
-        replies = [self._ask_assistant(place, seeds[place], question) for place, question in found]
-        for (place, question), completion in zip(found, asking.ask(replies), strict=True):
-            if completion is None:
-                continue
-            answer = collapse(completion.text)
-            if is_cut(completion) or not answer:
-                reason = "answer cut at the token limit" if answer else "no answer"
-                asking.fail(place, reason, f"{question} | {answer}")
-            else:
-                asking.keep(place, _record(seeds[place], question, answer, model.fingerprint))
-        return asking.drafts()
+        if not isinstance(model, TemplatedModel):
+            raise BackendError(
+                f"{model.name} writes its chat template where it cannot be seen",
+                code="backend.no-template",
+                expected="a model whose template can be asked for (backend llamacpp, transformers)",
+                next="open the checkpoint itself, or choose another generator",
+            )
+        return super().generate(seeds, model)
 
-    def _ask_user(self, place: int, seed: Seed, index: int) -> Ask:
-        template = _TEMPLATES[self.template]
-        opening = template.system.format(self._system(seed)) if self.with_passage else ""
-        drawn = Sampling(
-            max_new_tokens=self.max_question_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            stop=(template.end, "\n"),
-            seed=seed.derive("user", index),
-        )
-        return Ask(place, Prompt(text=opening + template.user), drawn)
+    @override
+    def write(self, unit: Unit) -> Steps[None]:
+        for _ in range(self.questions):
+            yield from self._converse(unit)
 
-    def _ask_assistant(self, place: int, seed: Seed, question: str) -> Ask:
-        system = (Message("system", self._system(seed)),) if self.with_passage else ()
-        drawn = Sampling(max_new_tokens=self.max_answer_tokens, seed=seed.derive(question))
-        return Ask(place, Prompt((*system, Message("user", question))), drawn)
+    def _converse(self, unit: Unit) -> Steps[None]:
+        turns: list[Message] = []
+        for number in range(self.turns):
+            asked = yield from self._ask_user(unit, turns)
+            if asked is None:
+                break
+            answer = yield from unit.say(
+                [*self._before(unit), *turns, Message("user", asked)],
+                tokens=self.max_answer_tokens,
+                temperature=0.0,
+            )
+            if answer is None:
+                break
+            turns += pair(asked, answer)
+            if number == 0 and asked.casefold() == answer.casefold():
+                unit.fail("an answer that repeats the question", asked)
+                return
+        if turns:
+            self._keep(unit, turns)
 
-    def _system(self, seed: Seed) -> str:
-        return _SYSTEM + fence(seed.passage.text)
+    def _ask_user(self, unit: Unit, turns: Sequence[Message]) -> Steps[str | None]:
+        opening, end = self._opening(unit, turns)
+        stop = (end, "\n") if self.one_line else (end,)
+        ask = unit.ask_raw(opening, tokens=self.max_question_tokens, stop=stop)
+        (given,) = yield [ask]
+        if not isinstance(given, Completion):
+            unit.fail(given.reason, given.text)
+            return None
+        text = given.text.strip()
+        if is_cut(given):
+            unit.fail("question cut at the token limit", text)
+        elif not any(letter.isalpha() for letter in text):
+            unit.fail("no question", given.text)
+        elif _ROLE.search(text) or text.endswith(":"):
+            unit.fail("a header or a beginning in place of a question", text)
+        else:
+            return text
+        return None
 
+    def _opening(self, unit: Unit, turns: Sequence[Message]) -> tuple[str, str]:
+        """Return what the template writes before a user's words, and how it ends them."""
+        model = unit.model
+        if not isinstance(model, TemplatedModel):  # generate has looked
+            raise TypeError(f"{model.name} has no template")
+        whole = model.render([*self._before(unit), *turns, Message("user", _MARK)])
+        before, _, after = whole.rpartition(_MARK)
+        return before, after.strip().split("\n", 1)[0] or "\n"
 
-def _record(seed: Seed, question: str, answer: str, fingerprint: str) -> Record:
-    link = Link("synth.generators.magpie", fingerprint, (seed.passage.id,))
-    return Record(
-        (Message("user", question), Message("assistant", answer)),
-        {
-            "question": question,
-            "answer": answer,
-            "evidence": best_quote(seed.passage, answer).to_json(),
-            "split": seed.split,
-            "document_id": seed.passage.document_id,
-        },
-        seed.passage.origin.then(link, kind="synthetic"),
-    )
+    def _before(self, unit: Unit) -> list[Message]:
+        if unit.seed.kind == "passages":
+            text = unit.words("system", text=fence(unit.seed.passage.text))
+            return [Message("system", f"{self.system}\n{text}".strip())]
+        return [Message("system", self.system)] if self.system else []
+
+    def _keep(self, unit: Unit, turns: Sequence[Message]) -> None:
+        told: dict[str, object] = {"question": turns[0].content, "answer": turns[-1].content}
+        if unit.seed.kind == "passages":
+            told["evidence"] = best_quote(unit.seed.passage, turns[-1].content).to_json()
+        unit.keep(turns, told)

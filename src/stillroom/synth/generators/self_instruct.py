@@ -1,0 +1,232 @@
+"""Self-Instruct: new tasks after the pattern of a few, kept only where they are new to the pool.
+
+Source: Wang et al. 2023, arXiv:2212.10560, section 2 and its released code (eight tasks shown, two
+of them the machine's own; instructions of 4 to 150 words, none about pictures or files; ROUGE-L
+with every task of the pool at most 0.7; output first for classification). Differs: a task joins the
+pool when its instance is there, at the end of a round of asks; form and instance are JSON.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.records import Record
+from stillroom.synth.asking import one_line
+from stillroom.synth.method import (
+    RECORD_FILTERS,
+    Corpus,
+    Draft,
+    Failure,
+    Seed,
+    SeedKind,
+    Writer,
+)
+from stillroom.synth.novelty import Pool
+from stillroom.synth.steps import Steps, Stepwise, Unit, drive
+from stillroom.synth.tasks import numbered, pair, question_of
+from stillroom.synth.templates import Template
+from stillroom.text.normalize import words
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+
+__all__ = ["SelfInstruct"]
+
+_UNFIT = re.compile(
+    r"\b(?:images?|graphs?|pictures?|files?|maps?|draw|plot|go to)\b", re.IGNORECASE
+)
+_KIND = {
+    "type": "object",
+    "properties": {"classification": {"enum": ["yes", "no"]}},
+    "required": ["classification"],
+    "additionalProperties": False,
+}
+
+
+class SelfInstruct(Stepwise):
+    """Grows a pool of tasks from seed tasks."""
+
+    paper: ClassVar[str] = "arXiv:2212.10560"
+    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    draws: ClassVar[bool] = True
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
+    templates: ClassVar = {
+        "tasks": Template(
+            "Here is a series of tasks:\n\n{tasks}\n\nCome up with new tasks of many kinds, "
+            "numbered on from there. One task a line, nothing else."
+        ),
+        "kind": Template(
+            "Task: {task}\n\nIs this a classification task, one whose output is one of a few "
+            "labels? Answer yes or no."
+        ),
+        "instance": Template(
+            "Task: {task}\n\nGive one example of it as JSON: the input that it needs (empty if it "
+            "needs none), then the output."
+        ),
+        "labelled": Template(
+            "Classification task: {task}\n\nGive one example of it as JSON: first the label that "
+            "is the output, then an input that has this label."
+        ),
+    }
+
+    shown: int = Field(8, ge=1, le=32, description="tasks shown in an ask")
+    own_shown: int = Field(2, ge=0, le=16, description="of these, tasks the teacher made before")
+    likeness: float = Field(
+        0.7, gt=0, le=1, description="ROUGE-L with a task of the pool above which one is not new"
+    )
+    min_words: int = Field(4, ge=1, description="shortest instruction")
+    max_words: int = Field(150, ge=1, description="longest instruction")
+    tasks: int = Field(4, ge=1, le=16, description="new tasks taken from an ask, at most")
+    asks_a_round: int = Field(
+        4, ge=1, le=256, description="asks made before what they gave joins the pool"
+    )
+    max_list_tokens: int = Field(512, ge=32, le=4096, description="longest list of tasks")
+    max_output_characters: int = Field(600, ge=20, le=8000, description="longest input and output")
+
+    @property
+    @override
+    def asks(self) -> int:
+        return 1 + 2 * self.tasks
+
+    @property
+    @override
+    def gives(self) -> int:
+        return self.tasks
+
+    @property
+    @override
+    def longest(self) -> int:
+        return max(self.max_list_tokens, self.max_output_characters // 2)
+
+    @property
+    @override
+    def round_size(self) -> int:
+        return self.asks_a_round
+
+    @override
+    def begin(self, corpus: Corpus) -> Writer:
+        return _Growing(self, corpus)
+
+    @override
+    def write(self, unit: Unit) -> Steps[None]:
+        return self.grow(unit, (), (), Pool(self.likeness))
+
+    def grow(
+        self, unit: Unit, people: Sequence[str], own: Sequence[str], pool: Pool
+    ) -> Steps[None]:
+        """Ask for tasks after those of people and of its own, and for an instance of each new."""
+        rng = unit.rng("shown")
+        mine = rng.sample(own, min(self.own_shown, len(own)))
+        shown = mine + rng.sample(people, min(self.shown - len(mine), len(people)))
+        rng.shuffle(shown)
+        listed = "\n".join(f"{number}. {one_line(task)}" for number, task in enumerate(shown, 1))
+        first = len(shown) + 1
+        said = yield from unit.say(
+            unit.words("tasks", tasks=listed),
+            tokens=self.max_list_tokens,
+            what="list of tasks",
+            prefix=f"{first}.",
+            stop=(f"\n{first + self.shown}.", "\n\n"),
+        )
+        if said is None:
+            return
+        taken = 0
+        for task in numbered(f"{first}. {said}"):
+            reason = self._unfit(task, pool)
+            if reason:
+                unit.fail(reason, task)
+            elif taken < self.tasks:
+                taken += 1
+                yield from self._instance(unit, task)
+            else:
+                unit.fail("beyond the tasks taken from an ask", task)
+
+    def _instance(self, unit: Unit, task: str) -> Steps[None]:
+        kind = yield from unit.fill(unit.words("kind", task=task), _KIND, what="kind of task")
+        if kind is None:
+            return
+        is_label = kind["classification"] == "yes"
+        name = "labelled" if is_label else "instance"
+        found = yield from unit.fill(
+            unit.words(name, task=task), self._schema(is_label), what="instance"
+        )
+        if found is None:
+            return
+        given, output = str(found["input"]).strip(), str(found["output"]).strip()
+        if not output:
+            unit.fail("instance without an output", task)
+        elif given and given == output:
+            unit.fail("instance whose output is its input", f"{task} | {given}")
+        else:
+            asked = f"{task}\n\n{given}" if given else task
+            told = {
+                "question": task,
+                "input": given,
+                "answer": output,
+                "task_kind": "classification" if is_label else "open",
+            }
+            unit.keep(pair(asked, output), told, is_of_seed=False)
+
+    def _schema(self, is_label: bool) -> dict[str, object]:
+        text = {"type": "string", "maxLength": self.max_output_characters}
+        label = {"type": "string", "minLength": 1, "maxLength": 80}
+        order = {"output": label, "input": text} if is_label else {"input": text, "output": text}
+        return {
+            "type": "object",
+            "properties": order,
+            "required": list(order),
+            "additionalProperties": False,
+        }
+
+    def _unfit(self, task: str, pool: Pool) -> str:
+        """Return why an instruction is none, or is not new; empty if it is."""
+        count = len(words(task))
+        if not self.min_words <= count <= self.max_words:
+            return "task too short or too long"
+        if _UNFIT.search(task):
+            return "task about what a text model cannot see or do"
+        if task.startswith("Write a program") or not task[0].isalnum():
+            return "task of a form that is left out"
+        return "task too like one of the pool" if pool.likeness(task) else ""
+
+
+class _Growing:
+    """The pool of one side: what people wrote, and what the teacher gave since."""
+
+    def __init__(self, method: SelfInstruct, corpus: Corpus) -> None:
+        self._method = method
+        self._people = [question_of(one) for one in corpus.items if isinstance(one, Record)]
+        self._people = [task for task in self._people if task]
+        self._own: list[str] = []
+        self._pool = Pool(method.likeness)
+        for task in self._people:
+            self._pool.add(task)
+
+    @property
+    def round_size(self) -> int:
+        return self._method.round_size
+
+    def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
+        def write(unit: Unit) -> Steps[None]:
+            return self._method.grow(unit, self._people, tuple(self._own), self._pool)
+
+        return drive(self._method, write, seeds, model)
+
+    def settle(self, draft: Draft) -> Draft:
+        """Let in what is new beside the drafts before it in the same round."""
+        kept, failures = [], list(draft.failures)
+        for record in draft.records:
+            task = str(record.fields["question"])
+            if self._pool.likeness(task):
+                failures.append(Failure("task too like one of the pool", task))
+            else:
+                self._pool.add(task)
+                self._own.append(task)
+                kept.append(record)
+        return replace(draft, records=tuple(kept), failures=tuple(failures))

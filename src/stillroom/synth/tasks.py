@@ -1,0 +1,73 @@
+"""A record as a task: what is asked in it, and what it says is right.
+
+Knows records and rules of form; asks no model.
+"""
+
+from __future__ import annotations
+
+import re
+
+from stillroom.records import Message, Record
+from stillroom.synth.asking import one_line
+from stillroom.synth.wording import FUNCTION_WORDS
+from stillroom.text.normalize import words
+
+__all__ = [
+    "answer_of",
+    "is_empty_answer",
+    "is_refusal",
+    "numbered",
+    "pair",
+    "question_of",
+    "solution_of",
+]
+
+_ITEM = re.compile(r"(?:^|\n)\s*\d{1,3}\s*[.):]\s*")
+_SORRY_WORDS = 80
+
+
+def question_of(record: Record) -> str:
+    """Return what a record asks: its ``question`` field, or its last user message, or its text."""
+    asked = record.fields.get("question") or record.fields.get("instruction")
+    if isinstance(asked, str) and asked.strip():
+        return asked.strip()
+    users = [message.content for message in record.messages if message.role == "user"]
+    if users:
+        return users[-1].strip()
+    return record.messages[0].content.strip() if len(record.messages) == 1 else ""
+
+
+def solution_of(record: Record) -> str:
+    """Return the record's whole answer: its last assistant message after a question, or nothing."""
+    has_user = any(message.role == "user" for message in record.messages)
+    last = record.messages[-1] if record.messages else None
+    return last.content.strip() if has_user and last and last.role == "assistant" else ""
+
+
+def answer_of(record: Record) -> str:
+    """Return what a record says is right: its ``answer`` field, or its whole answer."""
+    answer = record.fields.get("answer")
+    if isinstance(answer, str | int | float) and str(answer).strip():
+        return str(answer).strip()
+    return solution_of(record)
+
+
+def pair(question: str, answer: str, *before: Message) -> tuple[Message, ...]:
+    """Return a user's and an assistant's turn."""
+    return (*before, Message("user", question), Message("assistant", answer))
+
+
+def numbered(text: str) -> list[str]:
+    """Return the items of a numbered list, each on one line; nothing of what comes before."""
+    parts = _ITEM.split(text)
+    return [line for part in parts[1:] if (line := one_line(part))]
+
+
+def is_refusal(answer: str) -> bool:
+    """Return whether an answer is short and sorry, as WizardLM's elimination has it."""
+    return "sorry" in answer.casefold() and len(words(answer)) < _SORRY_WORDS
+
+
+def is_empty_answer(answer: str) -> bool:
+    """Return whether an answer has only marks and words that mean nothing by themselves."""
+    return not set(words(answer)) - FUNCTION_WORDS
