@@ -35,6 +35,7 @@ Steps: TypeAlias = Coroutine[list[Ask], list[Completion | Failure], T]
 """What asks for several completions at a time, and comes to a value."""
 
 _SHOWN = 4000
+_WIDEST_TOKEN = 128
 _SAID = 2000
 
 
@@ -146,7 +147,7 @@ class Unit:
         """
         prompt = Prompt(_turns(words, system), prefix=prefix)
         (given,) = yield [self._ask(prompt, tokens, stop, temperature)]
-        reason, text = _said(given, what)
+        reason, text = _said(given, what, tokens)
         if not reason:
             return text
         if not is_optional:
@@ -337,10 +338,15 @@ def _span_of(seed: Seed) -> dict[str, Any]:
     return told
 
 
-def _said(given: Completion | Failure, what: str) -> tuple[str, str]:
-    """Return why there is no text (empty where there is one), and the text."""
+def _said(given: Completion | Failure, what: str, tokens: int) -> tuple[str, str]:
+    """Return why there is no text (empty where there is one), and the text.
+
+    A server that heeds no limit of tokens may send megabytes, which nothing should go through.
+    """
     if isinstance(given, Failure):
         return given.reason, given.text
+    if len(given.text) > _WIDEST_TOKEN * tokens:
+        return f"{what} far longer than was asked", given.text[:_SHOWN]
     text = given.text.strip()
     if is_cut(given):
         return f"{what} cut at the token limit", text
