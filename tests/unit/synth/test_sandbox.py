@@ -10,7 +10,7 @@ from stillroom.synth.sandbox import run_code
 HOSTILE = {
     "import socket; socket.socket()": "PermissionError",
     "open('/etc/passwd').read()": "PermissionError",
-    "open('/tmp/out', 'w')": "PermissionError",
+    "open('/var/out', 'w')": "PermissionError",
     "import os; os.listdir('/srv')": "PermissionError",
     "import os; os.fork()": "PermissionError",
     "import subprocess; subprocess.run(['ls'])": "PermissionError",
