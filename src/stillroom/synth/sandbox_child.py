@@ -20,6 +20,8 @@ import struct
 import sys
 from types import CodeType
 
+__all__ = ["main"]
+
 _DENIED = {
     "x86_64": (
         0xC000003E,
@@ -137,4 +139,5 @@ def _close_calls(libc: ctypes.CDLL) -> bool:
     return bool(libc.prctl(22, 2, header, 0, 0) == 0)
 
 
-main()
+if __name__ == "__main__":
+    main()
