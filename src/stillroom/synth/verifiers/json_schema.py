@@ -12,9 +12,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.synth.method import Verdict
+from stillroom.synth.method import Verdict, Verifier
 from stillroom.synth.structured import read_json
-from stillroom.synth.verifying import Verifier
 
 __all__ = ["JsonSchema"]
 

@@ -13,9 +13,8 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.evaluate.final_answer import Find, find_answer, same_answer
-from stillroom.synth.method import Verdict
+from stillroom.synth.method import Verdict, Verifier
 from stillroom.synth.symbolic import same_formula
-from stillroom.synth.verifying import Verifier
 
 __all__ = ["Maths"]
 

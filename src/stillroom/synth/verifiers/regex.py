@@ -13,9 +13,8 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 from typing_extensions import override
 
-from stillroom.synth.method import Verdict
+from stillroom.synth.method import Verdict, Verifier
 from stillroom.synth.sandbox import run_code
-from stillroom.synth.verifying import Verifier
 
 __all__ = ["Regex"]
 

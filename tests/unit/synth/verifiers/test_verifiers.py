@@ -2,11 +2,11 @@ import pytest
 
 from stillroom.errors import MissingExtraError
 from stillroom.synth import symbolic
+from stillroom.synth.method import VERIFIERS
 from stillroom.synth.verifiers.code import Code
 from stillroom.synth.verifiers.json_schema import JsonSchema
 from stillroom.synth.verifiers.maths import Maths
 from stillroom.synth.verifiers.regex import Regex
-from stillroom.synth.verifying import VERIFIERS
 
 
 @pytest.mark.parametrize(
