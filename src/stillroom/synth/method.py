@@ -313,6 +313,10 @@ class Generator(Method, ABC):
         """Return what is left of a draft beside those before it; here all of it."""
         return draft
 
+    def describe(self, records: Sequence[Record]) -> dict[str, Any]:
+        """Return what the report says of the training records kept; plain JSON values."""
+        return {}
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:

@@ -99,6 +99,7 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
     _write_rows(job.output / "dropped.jsonl", (drop.to_json() for drop in dropped))
     report = make_report(recipe, plan.source, plan.sides, plan.items, harvests, len(texts), refused)
     report["spent"] = purse.to_json()
+    report["described"] = recipe.generator.describe(train.kept)
     with atomic_write(job.output / "report.json") as file:
         json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
     seeds = [text_of_item(item) for item in plan.items["train"]]

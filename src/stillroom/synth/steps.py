@@ -115,7 +115,7 @@ class Unit:
         seed = self.seed
         return random.Random(derive_seed(seed.seed, seed.item.id, seed.attempt, *purpose))
 
-    def words(self, name: str, **fields: str) -> str:
+    def words(self, name: str, /, **fields: str) -> str:
         """Return a prompt with its fields filled, and note that it was used."""
         template = self._method.template(name)
         self._used[name] = template.digest
@@ -153,6 +153,27 @@ class Unit:
         if not is_optional:
             self.fail(reason, text)
         return None
+
+    def draw(
+        self, words: str, *, count: int, tokens: int, prefix: str = ""
+    ) -> Steps[list[str | None]]:
+        """Ask for several completions of one prompt; None in place of what was cut or refused.
+
+        Args:
+            words: The user's words.
+            count: How many.
+            tokens: Most tokens of each.
+            prefix: How the assistant's turn begins; not part of what is returned.
+        """
+        prompt = Prompt(_turns(words, ""), prefix=prefix)
+        given = yield [self._ask(prompt, tokens, (), None) for _ in range(count)]
+        texts: list[str | None] = []
+        for one in given:
+            reason, text = _said(one, "answer", tokens)
+            if reason:
+                self.fail(reason, text)
+            texts.append(one.text if isinstance(one, Completion) and not reason else None)
+        return texts
 
     def fill(
         self,

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-__all__ = ["Reading", "bound_of", "read_json", "violation_of"]
+__all__ = [
+    "Reading",
+    "bound_of",
+    "choice_of",
+    "list_of",
+    "object_of",
+    "read_json",
+    "text_of",
+    "violation_of",
+]
 
 _MAX_CHARACTERS = 200_000
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
@@ -26,6 +35,31 @@ class Reading:
     value: Any = None
     problem: str = ""
     is_repaired: bool = False
+
+
+def text_of(longest: int, shortest: int = 1) -> dict[str, Any]:
+    """Return the schema of a text."""
+    return {"type": "string", "minLength": shortest, "maxLength": longest}
+
+
+def choice_of(*values: str | int) -> dict[str, Any]:
+    """Return the schema of one of several values."""
+    return {"enum": list(values)}
+
+
+def list_of(item: Mapping[str, Any], most: int, least: int = 1) -> dict[str, Any]:
+    """Return the schema of a list."""
+    return {"type": "array", "items": dict(item), "minItems": least, "maxItems": most}
+
+
+def object_of(**parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of an object with these keys, in this order, and no other."""
+    return {
+        "type": "object",
+        "properties": {key: dict(part) for key, part in parts.items()},
+        "required": list(parts),
+        "additionalProperties": False,
+    }
 
 
 def read_json(text: str, schema: Mapping[str, Any]) -> Reading:

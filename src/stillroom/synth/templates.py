@@ -34,7 +34,7 @@ class Template:
         """The sha256 of the words."""
         return digest_text(self.text)
 
-    def fill(self, **values: str) -> str:
+    def fill(self, /, **values: str) -> str:
         """Return the words with every field filled.
 
         Raises:

@@ -1,48 +1,71 @@
-"""Rewrite: the passage in other words, as training text.
+"""Rewrite: rough text in other words, as text to train on.
 
-Source: Maini et al. 2024, arXiv:2401.16380 (rephrasing in a named style). Differs: one passage at a
-time, in its own language, and the ``grounded`` filter refuses names and numbers that are new. Wants
-a larger teacher: of 16 rewritings by SmolLM2-135M none passed that filter.
+Source: Maini et al. 2024 (WRAP), arXiv:2401.16380, section 3.1 (easy, like an encyclopedia, hard,
+questions and answers) and Su et al. 2024 (Nemotron-CC), arXiv:2412.02595, section 2.3 (diverse
+questions, distilled, knowledge extracted, knowledge listed). Differs: one passage at a time, in its
+own language; the ``grounded`` filter refuses names and numbers that are new. Wants a larger
+teacher: of 16 rewritings by SmolLM2-135M none passed that filter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.records import Link, Message, Prompt, Record, Sampling
-from stillroom.synth.asking import Ask, Asking, fence, is_cut, topic_of
+from stillroom.records import Message
+from stillroom.synth.asking import fence, topic_of
 from stillroom.synth.evidence import Quote
-from stillroom.synth.method import Draft, Generator, Seed
-
-if TYPE_CHECKING:
-    from stillroom.models import TextModel
+from stillroom.synth.method import SeedKind
+from stillroom.synth.steps import Steps, Stepwise, Unit, together
+from stillroom.synth.templates import Template
 
 __all__ = ["Rewrite"]
 
-_STYLES = {
-    "plain": "in plain words that a beginner understands",
-    "brief": "as a summary of two or three sentences",
-    "encyclopedia": "in the sober style of an encyclopedia",
+Style = Literal[
+    "plain",
+    "brief",
+    "encyclopedia",
+    "scholarly",
+    "qa",
+    "diverse_qa",
+    "distill",
+    "knowledge",
+    "knowledge_list",
+]
+_STYLES: dict[Style, str] = {
+    "plain": "Rewrite this text in plain words that a beginner understands.",
+    "brief": "Rewrite this text as a summary of two or three sentences.",
+    "encyclopedia": "Rewrite this text in the sober style of an encyclopedia.",
+    "scholarly": "Rewrite this text in terse, scholarly language for experts.",
+    "qa": "Rewrite this text as a list of questions and answers, each on lines that begin with "
+    "Question: and Answer:",
+    "diverse_qa": "Write up to eight questions about this text with their answers: yes or no, "
+    "open, multiple choice, comparison, cause, counting. Begin lines with Question: and Answer:",
+    "distill": "Rewrite this text shorter and clearer, with everything that matters and nothing "
+    "else, as flowing prose.",
+    "knowledge": "Rewrite what can be learned from this text as a passage of a textbook: facts, "
+    "terms and relations. Leave out what teaches nothing.",
+    "knowledge_list": "List what can be learned from this text, one fact a line, each understood "
+    "by itself.",
 }
 _SYSTEM = "You rewrite texts and add nothing to them."
 
 
-class Rewrite(Generator):
+class Rewrite(Stepwise):
     """Asks for the passage in another style; the record is one assistant message."""
 
     paper: ClassVar[str] = "arXiv:2401.16380"
     status: ClassVar[str] = "experimental"
+    takes: ClassVar[tuple[SeedKind, ...]] = ("passages",)
+    templates: ClassVar = {"rewrite": Template("{topic}{text}\n\n{style}")}
 
-    styles: tuple[Literal["plain", "brief", "encyclopedia"], ...] = Field(
+    styles: tuple[Style, ...] = Field(
         ("plain",), min_length=1, description="styles to write each passage in"
     )
     max_new_tokens: int = Field(256, ge=16, le=4096, description="longest rewriting")
     temperature: float = Field(0.3, ge=0, le=2, description="0 takes the likeliest token")
-    top_p: float = Field(0.95, gt=0, le=1, description="share of the probability drawn from")
     repetition_penalty: float = Field(1.1, gt=0, description="above 1 discourages repeating")
 
     @property
@@ -52,52 +75,31 @@ class Rewrite(Generator):
 
     @property
     @override
+    def gives(self) -> int:
+        return len(self.styles)
+
+    @property
+    @override
     def longest(self) -> int:
         return self.max_new_tokens
 
     @override
-    def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
-        asking = Asking(seeds, model)
-        places = [(place, style) for place in range(len(seeds)) for style in self.styles]
-        asks = [self._ask(place, seeds[place], style) for place, style in places]
-        for (place, style), completion in zip(places, asking.ask(asks), strict=True):
-            if completion is None:
-                continue
-            text = completion.text.strip()
-            if is_cut(completion):
-                asking.fail(place, "rewriting cut at the token limit", text)
-            elif not text:
-                asking.fail(place, "no rewriting", completion.text)
-            else:
-                asking.keep(place, _record(seeds[place], text, style, model.fingerprint))
-        return asking.drafts()
+    def write(self, unit: Unit) -> Steps[None]:
+        yield from together([self._into(unit, style) for style in self.styles])
 
-    def _ask(self, place: int, seed: Seed, style: str) -> Ask:
-        topic = topic_of(seed)
-        about = f"Topic: {topic}\n\n" if topic else ""
-        words = f"{about}{fence(seed.passage.text)}\n\nRewrite this text {_STYLES[style]}."
-        drawn = Sampling(
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            repetition_penalty=self.repetition_penalty,
-            seed=seed.derive(style),
+    def _into(self, unit: Unit, style: Style) -> Steps[None]:
+        passage, topic = unit.seed.passage, topic_of(unit.seed)
+        words = unit.words(
+            "rewrite",
+            topic=f"Topic: {topic}\n\n" if topic else "",
+            text=fence(passage.text),
+            style=_STYLES[style],
         )
-        return Ask(place, Prompt((Message("system", _SYSTEM), Message("user", words))), drawn)
-
-
-def _record(seed: Seed, text: str, style: str, fingerprint: str) -> Record:
-    passage = seed.passage
-    whole = Quote(passage.id, passage.start, passage.end, passage.text)
-    link = Link("synth.generators.rewrite", fingerprint, (passage.id,))
-    return Record(
-        (Message("assistant", text),),
-        {
-            "answer": text,
-            "style": style,
-            "evidence": whole.to_json(),
-            "split": seed.split,
-            "document_id": passage.document_id,
-        },
-        passage.origin.then(link, kind="synthetic"),
-    )
+        text = yield from unit.say(
+            words, tokens=self.max_new_tokens, what="rewriting", system=_SYSTEM
+        )
+        if text is None:
+            return
+        whole = Quote(passage.id, passage.start, passage.end, passage.text)
+        told = {"answer": text, "style": style, "evidence": whole.to_json()}
+        unit.keep([Message("assistant", text)], told)

@@ -2,7 +2,10 @@
 
 import json
 
+from stillroom.records import Message, Record
 from stillroom.synth.harvest import Harvest
+from stillroom.synth.items import Blank
+from stillroom.synth.method import Corpus, Seed, Topic
 from stillroom.testing import scripted_model
 
 HOSTILE = [
@@ -36,3 +39,42 @@ def survives(make, said):
             assert record.origin.chain[-1].prompt
             json.dumps(record.to_json())
     return made
+
+
+SUM = Record((Message("user", "Tom has 3 apples and buys 4. How many has he?"),), {"answer": "7"})
+TASK = Record((Message("user", "Explain how bread rises."), Message("assistant", "By yeast.")))
+TOPIC = Topic(("mathematics", "algebra"), "of linear equations")
+BLANK = Blank("train", 1)
+
+
+def draft_of(generator, item, answer, attempt=0, seed=0):
+    """Return the draft of one item, and the model that was asked."""
+    model = scripted_model(answer)
+    writer = generator.begin(Corpus("train", (item,), seed))
+    (made,) = writer.generate([Seed(item, "train", attempt, seed)], model)
+    return writer.settle(made), model
+
+
+def reasons(draft):
+    """Return why an ask gave no record."""
+    return [failure.reason for failure in draft.failures]
+
+
+def fill(schema, **values):
+    """Return JSON that fits a schema: values by key, else the least that fits."""
+
+    def make(part, key=""):
+        if key in values:
+            return values[key]
+        if "enum" in part:
+            return part["enum"][0]
+        kind = part.get("type")
+        if kind == "object":
+            return {name: make(inner, name) for name, inner in part["properties"].items()}
+        if kind == "array":
+            return [make(part["items"])] * max(part.get("minItems", 0), 1)
+        return {"integer": 1, "number": 1.5, "boolean": True}.get(
+            kind, "words " * (part.get("minLength", 1) // 6 + 1)
+        )
+
+    return json.dumps(make(schema))

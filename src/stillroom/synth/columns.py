@@ -1,0 +1,300 @@
+"""Columns of a table: what a value may be, how it is drawn, and what seed rows say of it.
+
+Values are drawn by a Gaussian copula where there are seed rows (Nelsen 2006, section 2.10), which
+keeps each column's distribution and the rank correlation of every two; else each by itself, or
+given another. Knows no model.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from stillroom.errors import DataError
+from stillroom.recipes import Settings
+
+__all__ = ["Column", "Copula", "draw_row", "order_columns", "read_rows"]
+
+_NORMAL = NormalDist()
+_SPREAD = 4.0
+
+
+class Column(Settings):
+    """One column."""
+
+    name: str = Field(pattern=r"^\w+$", description="of the column")
+    type: Literal["integer", "number", "category", "boolean", "date", "text"] = Field(
+        description="what its values are"
+    )
+    min: float | None = Field(None, description="least number")
+    max: float | None = Field(None, description="greatest number")
+    mean: float | None = Field(None, description="of a bell-shaped number; else all alike often")
+    first: date | None = Field(None, description="earliest date")
+    last: date | None = Field(None, description="latest date")
+    values: dict[str, float] = Field(
+        default_factory=dict, description="values of a category with their weights"
+    )
+    given: str = Field("", description="another category on which the weights depend")
+    by: dict[str, dict[str, float]] = Field(
+        default_factory=dict, description="weights for each value of the other category"
+    )
+    about: str = Field("", description="what a text says; the teacher writes it, given the row")
+    max_characters: int = Field(120, ge=1, le=2000, description="longest text")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        low, high = self.min, self.max
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"column {self.name}: min is above max")
+        if self.type == "date" and self.first and self.last and self.first > self.last:
+            raise ValueError(f"column {self.name}: first is after last")
+        weights = [*self.values.values(), *(w for row in self.by.values() for w in row.values())]
+        if any(weight < 0 or not math.isfinite(weight) for weight in weights):
+            raise ValueError(f"column {self.name}: a weight is negative")
+        if bool(self.given) != bool(self.by):
+            raise ValueError(f"column {self.name}: given and by come together")
+        return self
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether its values are drawn, not written."""
+        return self.type != "text"
+
+    def lacks(self) -> str:
+        """Return what a column without seed rows must say, or nothing."""
+        if self.type in {"integer", "number"} and (self.min is None or self.max is None):
+            return "min and max"
+        if self.type == "date" and (self.first is None or self.last is None):
+            return "first and last"
+        has_weights = bool(self.values or self.by)
+        return "values, or given and by" if self.type == "category" and not has_weights else ""
+
+
+def order_columns(columns: Sequence[Column]) -> list[Column]:
+    """Return columns so that each comes after the one it is given.
+
+    Raises:
+        ValueError: If a name comes twice, a column is given an unknown one, or they go in a circle.
+    """
+    names = [column.name for column in columns]
+    if len(set(names)) < len(names):
+        raise ValueError("a column's name comes twice")
+    ordered: list[Column] = []
+    done: set[str] = set()
+    while len(ordered) < len(columns):
+        ready = [one for one in columns if one.name not in done and one.given in {"", *done}]
+        if not ready:
+            left = [one.name for one in columns if one.name not in done]
+            raise ValueError(f"columns {', '.join(left)} are given unknown ones, or each other")
+        ordered += ready
+        done |= {one.name for one in ready}
+    return ordered
+
+
+def draw_row(columns: Sequence[Column], uniforms: Mapping[str, float]) -> dict[str, Any]:
+    """Return a row of drawn values, from a number between 0 and 1 for each column."""
+    row: dict[str, Any] = {}
+    for column in columns:
+        if column.is_drawn:
+            row[column.name] = _value(column, uniforms[column.name], row)
+    return row
+
+
+def read_rows(path: Path, columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """Read seed rows (CSV or JSON lines) as the columns have them.
+
+    Raises:
+        DataError: If the file is missing or broken, or lacks a column.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows: list[Any] = (
+                [json.loads(line) for line in file if line.strip()]
+                if path.suffix == ".jsonl"
+                else list(csv.DictReader(file))
+            )
+    except (OSError, ValueError, csv.Error) as error:
+        raise _broken(path, str(error)) from error
+    if not rows:
+        raise _broken(path, "it holds no row")
+    read = []
+    for number, row in enumerate(rows, 1):
+        try:
+            read.append({one.name: _parse(one, row[one.name]) for one in columns if one.is_drawn})
+        except (KeyError, TypeError, ValueError) as error:
+            raise _broken(path, f"row {number}: {error!r}") from error
+    return read
+
+
+@dataclass(frozen=True, slots=True)
+class _Marginal:
+    """A column's values in order, with the share of rows up to each."""
+
+    values: tuple[Any, ...]
+    shares: NDArray[Any]
+    is_stepwise: bool
+
+    def at(self, uniform: float) -> Any:
+        if self.is_stepwise:
+            return self.values[
+                min(int(np.searchsorted(self.shares, uniform)), len(self.values) - 1)
+            ]
+        return float(np.interp(uniform, self.shares, self.values))
+
+
+class Copula:
+    """The joint distribution of seed rows: each column's own, and how they go together."""
+
+    def __init__(self, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> None:
+        """Fit to rows."""
+        self.columns = [column for column in columns if column.is_drawn]
+        self._marginals = {one.name: _fit(one, rows) for one in self.columns}
+        scores = np.array([[*self._scores(row)] for row in rows])
+        matrix = _correlation(scores)
+        values, vectors = np.linalg.eigh(matrix)
+        self._root = vectors @ np.diag(np.sqrt(np.clip(values, 0.0, None)))
+
+    def draw(self, normals: Sequence[float]) -> dict[str, Any]:
+        """Return a row, from a standard normal number for each column."""
+        mixed = self._root @ np.asarray(normals)
+        row = {}
+        for column, value in zip(self.columns, mixed, strict=True):
+            found = self._marginals[column.name].at(_NORMAL.cdf(float(value)))
+            row[column.name] = _shape(column, found)
+        return row
+
+    def correlations(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Return the rank correlation of every two columns over rows, by ``one~other``."""
+        if len(rows) < 3:
+            return {}
+        scores = np.array([[*self._scores(row)] for row in rows])
+        ranks = np.argsort(np.argsort(scores, axis=0, kind="stable"), axis=0, kind="stable")
+        for place in range(scores.shape[1]):  # equal values have equal ranks
+            _, inverse = np.unique(scores[:, place], return_inverse=True)
+            sums = np.bincount(inverse, ranks[:, place]) / np.bincount(inverse)
+            ranks = ranks.astype(np.float64)
+            ranks[:, place] = sums[inverse]
+        matrix = _correlation(ranks)
+        names = [column.name for column in self.columns]
+        return {
+            f"{names[one]}~{names[other]}": round(float(matrix[one, other]), 4)
+            for one in range(len(names))
+            for other in range(one + 1, len(names))
+        }
+
+    def _scores(self, row: Mapping[str, Any]) -> list[float]:
+        """Return the normal score of each value: where it stands in its column."""
+        found = []
+        for column in self.columns:
+            marginal, value = self._marginals[column.name], row[column.name]
+            if marginal.is_stepwise:
+                place = marginal.values.index(value) if value in marginal.values else 0
+                low = float(marginal.shares[place - 1]) if place else 0.0
+                share = (low + float(marginal.shares[place])) / 2
+            else:
+                number = _number(column, value)
+                share = float(np.interp(number, marginal.values, marginal.shares))
+            found.append(_NORMAL.inv_cdf(min(max(share, 1e-4), 1 - 1e-4)))
+        return found
+
+
+def _fit(column: Column, rows: Sequence[Mapping[str, Any]]) -> _Marginal:
+    values = [row[column.name] for row in rows]
+    if column.type in {"category", "boolean"}:
+        counts = sorted(Counter(values).items(), key=lambda item: (-item[1], str(item[0])))
+        shares = np.cumsum([count for _, count in counts]) / len(values)
+        return _Marginal(tuple(value for value, _ in counts), shares, is_stepwise=True)
+    numbers = np.sort([_number(column, value) for value in values])
+    shares = (np.arange(len(numbers)) + 0.5) / len(numbers)
+    unique, first = np.unique(numbers, return_index=True)
+    last = np.append(first[1:], len(numbers)) - 1
+    return _Marginal(tuple(unique), (shares[first] + shares[last]) / 2, is_stepwise=False)
+
+
+def _correlation(scores: NDArray[Any]) -> NDArray[Any]:
+    """Return Pearson's correlations; a column that never changes goes with nothing."""
+    matrix: NDArray[Any]
+    centered = scores - scores.mean(axis=0)
+    norms = np.sqrt((centered**2).sum(axis=0))
+    norms[norms == 0] = np.inf
+    matrix = (centered.T @ centered) / np.outer(norms, norms)
+    np.fill_diagonal(matrix, 1.0)
+    return matrix
+
+
+def _value(column: Column, uniform: float, row: Mapping[str, Any]) -> Any:
+    if column.type == "boolean":
+        return uniform < column.values.get("true", 0.5)
+    if column.type == "category":
+        weights = column.by.get(str(row[column.given]), column.values) if column.given else {}
+        return _choose(weights or column.values, uniform)
+    if column.type == "date":
+        first, last = column.first or date.min, column.last or date.max
+        return (first + timedelta(days=int(uniform * ((last - first).days + 1)))).isoformat()
+    low, high = column.min or 0.0, column.max if column.max is not None else 0.0
+    if column.mean is None:
+        return _shape(column, low + uniform * (high - low))
+    deviation = max(high - column.mean, column.mean - low) / _SPREAD
+    center = _NORMAL.inv_cdf(min(max(uniform, 1e-6), 1 - 1e-6))
+    return _shape(column, column.mean + deviation * center)
+
+
+def _choose(weights: Mapping[str, float], uniform: float) -> str:
+    total, seen = sum(weights.values()), 0.0
+    for value, weight in weights.items():
+        seen += weight
+        if uniform * total < seen:
+            return value
+    return list(weights)[-1] if weights else ""
+
+
+def _shape(column: Column, value: Any) -> Any:
+    """Return a value as the column has it, within its bounds."""
+    if column.type in {"category", "boolean"}:
+        return value
+    if column.type == "date":
+        return value if isinstance(value, str) else date.fromordinal(round(value)).isoformat()
+    low = -math.inf if column.min is None else column.min
+    high = math.inf if column.max is None else column.max
+    bounded = min(max(float(value), low), high)
+    return round(bounded) if column.type == "integer" else round(bounded, 6)
+
+
+def _number(column: Column, value: Any) -> float:
+    if column.type == "date":
+        return float(date.fromisoformat(str(value)).toordinal())
+    return float(value)
+
+
+def _parse(column: Column, value: Any) -> Any:
+    if value is None or value == "":
+        raise ValueError(f"{column.name} is empty")
+    if column.type == "boolean":
+        return value if isinstance(value, bool) else str(value).lower() in {"true", "1", "yes"}
+    if column.type == "category":
+        return str(value)
+    if column.type == "date":
+        return date.fromisoformat(str(value)).isoformat()
+    return float(value)
+
+
+def _broken(path: Path, what: str) -> DataError:
+    return DataError(
+        f"the seed rows cannot be read: {what}",
+        code="synth.rows",
+        where=str(path),
+        expected="CSV with a header, or JSON lines, with a value for every column that is drawn",
+        next="correct the file, or leave rows out of the recipe",
+    )

@@ -1,0 +1,114 @@
+"""Instruction back-translation: a document is the answer, its instruction asked for and graded.
+
+Source: Li et al. 2023 (Humpback), arXiv:2308.06259, sections 2.2 and 2.3 (predict the instruction
+of a human-written text; keep pairs that score 5 of 5). Differs: the teacher is asked for the
+instruction in words, where the paper fine-tunes a backward model; the score is the one it writes,
+or (``grade: expected``, where the engine can score) the mean over its five scores' probabilities.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.errors import BackendError
+from stillroom.records import Message, Prompt
+from stillroom.synth.asking import fence
+from stillroom.synth.evidence import Quote
+from stillroom.synth.method import RECORD_FILTERS, SeedKind
+from stillroom.synth.steps import Steps, Stepwise, Unit
+from stillroom.synth.structured import choice_of, object_of, text_of
+from stillroom.synth.tasks import pair
+from stillroom.synth.templates import Template
+
+__all__ = ["BackTranslation"]
+
+_SCORES = ("1", "2", "3", "4", "5")
+
+
+class BackTranslation(Stepwise):
+    """Predicts what a document answers, and keeps pairs that it scores high."""
+
+    paper: ClassVar[str] = "arXiv:2308.06259"
+    takes: ClassVar[tuple[SeedKind, ...]] = ("passages",)
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
+    templates: ClassVar = {
+        "instruction": Template(
+            "{text}\n\nThe text above is a good answer of an assistant. Write the user's "
+            "instruction or question that it answers, so that it is understood by itself."
+        ),
+        "score": Template(
+            "User: {instruction}\n\nAnswer:\n{text}\n\nHow good an example is this of how an "
+            "assistant should answer? 5: perfect, to the point, complete, well written. 4: clear "
+            "and complete, with room for small improvement. 3: helpful, but not as an assistant "
+            "would write. 2: answers part of it. 1: off the topic, vague or incomplete. Answer "
+            "with the score."
+        ),
+    }
+
+    min_score: float = Field(5, ge=1, le=5, description="lowest score that is kept; the paper's")
+    grade: Literal["written", "expected"] = Field(
+        "written", description="written: the score it says; expected: the mean of its belief"
+    )
+    max_instruction_characters: int = Field(400, ge=40, le=4000, description="longest instruction")
+
+    @property
+    @override
+    def asks(self) -> int:
+        return 2
+
+    @property
+    @override
+    def longest(self) -> int:
+        return self.max_instruction_characters
+
+    @override
+    def write(self, unit: Unit) -> Steps[None]:
+        passage = unit.seed.passage
+        found = yield from unit.fill(
+            unit.words("instruction", text=fence(passage.text)),
+            object_of(instruction=text_of(self.max_instruction_characters, 8)),
+            what="instruction",
+        )
+        if found is None:
+            return
+        instruction = str(found["instruction"]).strip()
+        score = yield from self._score(unit, instruction)
+        if score is None:
+            return
+        if score < self.min_score:
+            unit.fail("curation score below the least", f"{score:g}: {instruction}")
+            return
+        told = {
+            "question": instruction,
+            "answer": passage.text,
+            "evidence": Quote(passage.id, passage.start, passage.end, passage.text).to_json(),
+            "curation_score": round(score, 4),
+        }
+        unit.keep(pair(instruction, passage.text), told)
+
+    def _score(self, unit: Unit, instruction: str) -> Steps[float | None]:
+        words = unit.words("score", instruction=instruction, text=fence(unit.seed.passage.text))
+        if self.grade == "expected":
+            return self._expect(unit, words)
+        schema = object_of(score=choice_of(1, 2, 3, 4, 5))
+        found = yield from unit.fill(words, schema, what="curation score", temperature=0.0)
+        return float(found["score"]) if found else None
+
+    def _expect(self, unit: Unit, words: str) -> float | None:
+        prompt = Prompt((Message("user", words),))
+        try:
+            given = unit.model.score([prompt] * len(_SCORES), list(_SCORES))
+        except BackendError as error:
+            if error.code != "backend.context":
+                raise
+            unit.fail("longer than the teacher's context", error.problems[0].what)
+            return None
+        best = max(one.total for one in given)
+        weights = [math.exp(one.total - best) for one in given]
+        return sum(weight * int(name) for weight, name in zip(weights, _SCORES, strict=True)) / sum(
+            weights
+        )

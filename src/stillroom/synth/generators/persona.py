@@ -1,0 +1,190 @@
+"""Persona: who would read or write a text, who is close to them, and what each would ask.
+
+Source: Ge et al. 2024 (Persona Hub), arXiv:2406.20094, sections 2 and 3 (text-to-persona,
+persona-to-persona, zero-shot tasks). Differs: personas are compared by ROUGE-L with those before
+them, where the paper uses MinHash and an embedder; the record of a repeated one is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.records import content_id
+from stillroom.synth.asking import fence, one_line
+from stillroom.synth.method import (
+    RECORD_FILTERS,
+    Corpus,
+    Draft,
+    Failure,
+    Seed,
+    SeedKind,
+    Writer,
+)
+from stillroom.synth.novelty import Pool
+from stillroom.synth.steps import Steps, Stepwise, Unit, together
+from stillroom.synth.structured import list_of, object_of, text_of
+from stillroom.synth.tasks import pair, question_of
+from stillroom.synth.templates import Template
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+
+__all__ = ["Persona"]
+
+TaskKind = Literal["instruction", "reasoning", "knowledge", "tool"]
+_PERSONA = text_of(200, 12)
+_KINDS: dict[TaskKind, str] = {
+    "instruction": "Write one request that this person would make to an assistant.",
+    "reasoning": "Write one problem of mathematics or logic, with all the numbers it needs, that "
+    "this person would meet.",
+    "knowledge": "Write one question about a fact of this person's trade or interests.",
+    "tool": "Write what a software tool should do that this person needs: its name, what it is "
+    "given, and what it gives back.",
+}
+
+
+class Persona(Stepwise):
+    """Makes personas from texts (or takes those of records), and tasks from personas."""
+
+    paper: ClassVar[str] = "arXiv:2406.20094"
+    takes: ClassVar[tuple[SeedKind, ...]] = ("passages", "records")
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
+    templates: ClassVar = {
+        "from_text": Template(
+            "{text}\n\nWho is likely to read, write or use this text? Describe that person in one "
+            "sentence: trade, interests, and what is special."
+        ),
+        "related": Template(
+            "Persona: {persona}\n\nWho is in close relation with this person, at work, at home or "
+            "elsewhere? Describe {number} of them, each in one sentence."
+        ),
+        "task": Template(
+            "Persona: {persona}\n\n{kind} Write it as the person would, and nothing else."
+        ),
+        "answer": Template("{task}"),
+    }
+
+    relations: int = Field(
+        1, ge=0, le=8, description="related personas made from each, in each step away"
+    )
+    hops: int = Field(0, ge=0, le=6, description="steps away from the first persona (paper: 6)")
+    kinds: tuple[TaskKind, ...] = Field(
+        ("instruction",), min_length=1, description="tasks made for each persona"
+    )
+    likeness: float = Field(
+        0.9, gt=0, le=1, description="ROUGE-L with a persona before above which one is a repeat"
+    )
+    max_task_tokens: int = Field(160, ge=16, le=2048, description="longest task")
+    max_answer_tokens: int = Field(512, ge=16, le=8192, description="longest answer")
+
+    @property
+    def _people(self) -> int:
+        """How many personas come of one seed."""
+        people: int = sum(self.relations**hop for hop in range(self.hops + 1))
+        return people
+
+    @property
+    @override
+    def asks(self) -> int:
+        return 1 + self._people * (1 + 2 * len(self.kinds))
+
+    @property
+    @override
+    def gives(self) -> int:
+        return len(self.kinds) * self._people
+
+    @property
+    @override
+    def longest(self) -> int:
+        return max(self.max_task_tokens, self.max_answer_tokens)
+
+    @override
+    def begin(self, corpus: Corpus) -> Writer:
+        return _Known(self)
+
+    @override
+    def write(self, unit: Unit) -> Steps[None]:
+        first = yield from self._first(unit)
+        people = [(first, 0, "")] if first else []
+        for hop in range(1, self.hops + 1):
+            near = [person for person in people if person[1] == hop - 1]
+            found = yield from together([self._related(unit, person) for person, _, _ in near])
+            for (person, _, _), others in zip(near, found, strict=True):
+                people += [(other, hop, _id(person)) for other in others]
+        yield from together(
+            [self._task(unit, person, hop, of, kind) for person, hop, of in people
+             for kind in self.kinds]
+        )  # fmt: skip
+
+    def _first(self, unit: Unit) -> Steps[str]:
+        if unit.seed.kind == "records":
+            told = unit.seed.record.fields.get("persona") or question_of(unit.seed.record)
+            if not told:
+                unit.fail("a record that describes nobody")
+            return one_line(str(told))
+        words = unit.words("from_text", text=fence(unit.seed.passage.text))
+        found = yield from unit.fill(words, object_of(persona=_PERSONA), what="persona")
+        return one_line(found["persona"]) if found else ""
+
+    def _related(self, unit: Unit, persona: str) -> Steps[list[str]]:
+        words = unit.words("related", persona=persona, number=str(self.relations))
+        schema = object_of(personas=list_of(_PERSONA, self.relations))
+        found = yield from unit.fill(words, schema, what="related personas")
+        return [one_line(other) for other in found["personas"]] if found else []
+
+    def _task(self, unit: Unit, persona: str, hop: int, of: str, kind: TaskKind) -> Steps[None]:
+        words = unit.words("task", persona=persona, kind=_KINDS[kind])
+        task = yield from unit.say(words, tokens=self.max_task_tokens, what="task")
+        if task is None:
+            return
+        answer = yield from unit.say(unit.words("answer", task=task), tokens=self.max_answer_tokens)
+        if answer is not None:
+            told = {
+                "question": task,
+                "answer": answer,
+                "persona": persona,
+                "persona_id": _id(persona),
+                "related_to": of,
+                "hop": hop,
+                "task_kind": kind,
+            }
+            unit.keep(pair(task, answer), told)
+
+
+class _Known:
+    """The personas of one side."""
+
+    round_size = 8
+
+    def __init__(self, method: Persona) -> None:
+        self._method = method
+        self._pool = Pool(method.likeness)
+        self._ids: set[str] = set()
+
+    def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
+        return self._method.generate(seeds, model)
+
+    def settle(self, draft: Draft) -> Draft:
+        """Drop the records of personas that are nearly one before, of another unit."""
+        kept, failures, new = [], list(draft.failures), set()
+        for record in draft.records:
+            persona, name = str(record.fields["persona"]), str(record.fields["persona_id"])
+            if name in new:
+                kept.append(record)
+            elif name in self._ids or self._pool.likeness(persona):
+                failures.append(Failure("persona like one before", persona))
+            else:
+                kept.append(record)
+                new.add(name)
+                self._ids.add(name)
+                self._pool.add(persona)
+        return replace(draft, records=tuple(kept), failures=tuple(failures))
+
+
+def _id(persona: str) -> str:
+    return content_id("per", persona)

@@ -1,0 +1,125 @@
+"""Preference by a judge: two answers scored in both orders, kept where the margin is clear.
+
+Source: Cui et al. 2023 (UltraFeedback), arXiv:2310.01377 (scored answers become pairs) and Zheng et
+al. 2023, arXiv:2306.05685, section 3.4 (judge both orders; what changes with the order is a tie).
+Differs: the two answers are of one teacher, the second drawn hotter.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.synth.asking import fence
+from stillroom.synth.method import RECORD_FILTERS, SeedKind
+from stillroom.synth.steps import Steps, Stepwise, Unit, together
+from stillroom.synth.structured import choice_of, object_of
+from stillroom.synth.tasks import pair, question_of
+from stillroom.synth.templates import Template
+from stillroom.synth.wording import collapse
+
+__all__ = ["PreferenceJudge"]
+
+_SCORES = object_of(first=choice_of(*range(1, 11)), second=choice_of(*range(1, 11)))
+
+
+class PreferenceJudge(Stepwise):
+    """Makes pairs of a chosen and a rejected answer."""
+
+    paper: ClassVar[str] = "arXiv:2310.01377"
+    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
+    templates: ClassVar = {
+        "ask": Template("{question}"),
+        "judge": Template(
+            "Question:\n{question}\n\nFirst answer:\n{first}\n\nSecond answer:\n{second}\n\n"
+            "{rubric} Score each answer from 1 to 10."
+        ),
+    }
+
+    rubric: str = Field(
+        "Judge whether an answer is right, complete and to the point.",
+        description="what the judge goes by, in a sentence",
+    )
+    min_margin: float = Field(
+        1, ge=0, le=9, description="least difference of the mean scores of both orders"
+    )
+    other_temperature: float = Field(1.2, ge=0, le=2, description="of the second answer")
+    max_answer_tokens: int = Field(384, ge=16, le=8192, description="longest answer")
+
+    @property
+    @override
+    def asks(self) -> int:
+        return 4
+
+    @property
+    @override
+    def longest(self) -> int:
+        return self.max_answer_tokens
+
+    @override
+    def write(self, unit: Unit) -> Steps[None]:
+        question = question_of(unit.seed.record)
+        if not question:
+            unit.fail("a record that asks nothing")
+            return
+        words = unit.words("ask", question=question)
+        one, other = yield from together(
+            [
+                unit.say(words, tokens=self.max_answer_tokens),
+                unit.say(words, tokens=self.max_answer_tokens, temperature=self.other_temperature),
+            ]
+        )
+        if one is None or other is None:
+            return
+        if collapse(one) == collapse(other):
+            unit.fail("two answers that are the same", one)
+            return
+        given = yield from together(
+            [self._judge(unit, question, one, other), self._judge(unit, question, other, one)]
+        )
+        if given[0] is None or given[1] is None:
+            return
+        self._settle(unit, question, (one, other), (given[0], given[1]))
+
+    def _judge(
+        self, unit: Unit, question: str, first: str, second: str
+    ) -> Steps[tuple[int, int] | None]:
+        words = unit.words(
+            "judge",
+            question=fence(question),
+            first=fence(first),
+            second=fence(second),
+            rubric=self.rubric,
+        )
+        found = yield from unit.fill(words, _SCORES, what="verdict", temperature=0.0)
+        return (int(found["first"]), int(found["second"])) if found else None
+
+    def _settle(
+        self,
+        unit: Unit,
+        question: str,
+        answers: tuple[str, str],
+        given: tuple[tuple[int, int], tuple[int, int]],
+    ) -> None:
+        differences = given[0][0] - given[0][1], given[1][1] - given[1][0]
+        margin = sum(differences) / 2
+        shown = f"{differences}: {answers[0]} | {answers[1]}"
+        if differences[0] * differences[1] < 0:
+            unit.count("verdicts that change with the order")
+            unit.fail("a verdict that changes with the order", shown)
+        elif abs(margin) < max(self.min_margin, 0.5):
+            unit.fail("a margin below the least", shown)
+        else:
+            chosen, rejected = answers if margin > 0 else answers[::-1]
+            told = {
+                "question": question,
+                "answer": chosen,
+                "chosen": chosen,
+                "rejected": rejected,
+                "margin": abs(margin),
+                "way": "judge",
+            }
+            unit.keep(pair(question, chosen), told)

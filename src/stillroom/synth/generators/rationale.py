@@ -1,0 +1,92 @@
+"""Rationale: reasoning that ends in the right answer, with a hint where none does.
+
+Source: Zelikman et al. 2022 (STaR), arXiv:2203.14465, section 3: sample a rationale; where the
+answer is wrong, give the answer as a hint and sample again; keep what ends right, without the hint.
+Differs: reasoning that talks of the hint is dropped. To retrain, begin from the base each round.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.synth.asking import fence
+from stillroom.synth.method import RECORD_FILTERS, VERIFIERS, SeedKind, Verifier
+from stillroom.synth.steps import Steps, Stepwise, Unit
+from stillroom.synth.tasks import answer_of, pair, question_of
+from stillroom.synth.templates import Template
+
+__all__ = ["Rationale"]
+
+_TELLS = re.compile(r"\bhint\b|\b(?:given|provided|correct|right) answer\b", re.IGNORECASE)
+
+
+class Rationale(Stepwise):
+    """Reasons towards the answer of a record, and keeps reasoning that gets there."""
+
+    paper: ClassVar[str] = "arXiv:2203.14465"
+    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
+    templates: ClassVar = {
+        "reason": Template(
+            "{question}\n\nThink step by step, and end with a line that says: The answer is ..."
+        ),
+        "hinted": Template(
+            "{question}\n\n(The answer is {answer}.)\n\nThink step by step about why, as if you "
+            "had not been told, and end with a line that says: The answer is ..."
+        ),
+    }
+
+    tries: int = Field(2, ge=1, le=64, description="rationales sampled before a hint is given")
+    rationalize: bool = Field(True, description="give the answer as a hint where all tries fail")
+    verifier: Annotated[Verifier, VERIFIERS.choice()] = Field(
+        "maths", validate_default=True, description="how the answer is checked"
+    )
+    max_answer_tokens: int = Field(512, ge=16, le=8192, description="longest rationale")
+
+    @property
+    @override
+    def asks(self) -> int:
+        return self.tries + int(self.rationalize)
+
+    @property
+    @override
+    def longest(self) -> int:
+        return self.max_answer_tokens
+
+    @override
+    def write(self, unit: Unit) -> Steps[None]:
+        record = unit.seed.record
+        question, answer = question_of(record), answer_of(record)
+        fields = {**record.fields, "answer": answer}
+        if not question or self.verifier.lacks(fields):
+            unit.fail("a record without a question or what its answer is checked by")
+            return
+        words = unit.words("reason", question=question)
+        for _ in range(self.tries):
+            text = yield from unit.say(words, tokens=self.max_answer_tokens, what="rationale")
+            if text is not None and self._holds(unit, text, fields):
+                self._keep(unit, question, answer, text, "sampled")
+                return
+        if not self.rationalize:
+            return
+        words = unit.words("hinted", question=question, answer=fence(answer))
+        text = yield from unit.say(words, tokens=self.max_answer_tokens, what="rationale")
+        if text is not None and _TELLS.search(text):
+            unit.fail("rationale that tells of its hint", text)
+        elif text is not None and self._holds(unit, text, fields):
+            self._keep(unit, question, answer, text, "rationalized")
+
+    def _holds(self, unit: Unit, text: str, fields: dict[str, object]) -> bool:
+        verdict = self.verifier.check(text, fields)
+        if not verdict.keep:
+            unit.fail(verdict.reason, text)
+        return verdict.keep
+
+    def _keep(self, unit: Unit, question: str, answer: str, text: str, way: str) -> None:
+        unit.count(f"rationales {way}")
+        told = {"question": question, "answer": answer, "rationale": text, "way": way}
+        unit.keep(pair(question, text), told)

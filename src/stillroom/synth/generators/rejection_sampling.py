@@ -1,0 +1,151 @@
+"""Rejection sampling: several answers to one question, of which those that pass a check are kept.
+
+Source: Yuan et al. 2023 (RFT), arXiv:2308.01825, section 3.2 (distinct correct paths of reasoning)
+and Wang et al. 2022 (self-consistency), arXiv:2203.11171 (the plurality, where no answer is known).
+Differs: the share that passes is kept as the question's difficulty, and too easy or too hard ones
+can be left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.evaluate.final_answer import find_answer, same_answer
+from stillroom.synth.method import RECORD_FILTERS, VERIFIERS, SeedKind, Verifier
+from stillroom.synth.novelty import rouge_l
+from stillroom.synth.steps import Steps, Stepwise, Unit
+from stillroom.synth.tasks import answer_of, pair, question_of
+from stillroom.synth.templates import Template
+
+__all__ = ["RejectionSampling"]
+
+
+class _Passed(NamedTuple):
+    text: str
+    score: float
+
+
+class RejectionSampling(Stepwise):
+    """Samples answers and keeps what a verifier passes."""
+
+    paper: ClassVar[str] = "arXiv:2308.01825"
+    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
+    templates: ClassVar = {"ask": Template("{question}")}
+
+    samples: int = Field(4, ge=1, le=256, description="answers sampled of one question")
+    keep: Literal["best", "distinct"] = Field(
+        "best", description="best: one, of the highest score; distinct: all that are unlike"
+    )
+    likeness: float = Field(
+        0.9, gt=0, le=1, description="ROUGE-L with an answer kept from which one is not distinct"
+    )
+    min_pass: float = Field(0, ge=0, le=1, description="least share of answers that pass")
+    max_pass: float = Field(1, ge=0, le=1, description="greatest share; below 1 drops easy ones")
+    vote: bool = Field(
+        False, description="where a record has no answer, take the plurality of the samples for it"
+    )
+    verifier: Annotated[Verifier, VERIFIERS.choice()] = Field(
+        "maths", validate_default=True, description="how an answer is checked"
+    )
+    max_answer_tokens: int = Field(512, ge=16, le=8192, description="longest answer")
+
+    @property
+    @override
+    def asks(self) -> int:
+        return self.samples
+
+    @property
+    @override
+    def gives(self) -> int:
+        return self.samples if self.keep == "distinct" else 1
+
+    @property
+    @override
+    def longest(self) -> int:
+        return self.max_answer_tokens
+
+    @override
+    def write(self, unit: Unit) -> Steps[None]:
+        record = unit.seed.record
+        question = question_of(record)
+        if not question:
+            unit.fail("a record that asks nothing")
+            return
+        words = unit.words("ask", question=question)
+        drawn = yield from unit.draw(words, count=self.samples, tokens=self.max_answer_tokens)
+        texts = [text.strip() for text in drawn if text is not None and text.strip()]
+        unit.count("samples", self.samples)
+        fields: dict[str, Any] = {**record.fields, "answer": answer_of(record)}
+        voted = self.vote and not fields["answer"]
+        if voted:
+            fields["answer"] = _plurality(texts)
+            if not fields["answer"]:
+                unit.fail("no plurality among the answers", " | ".join(texts))
+                return
+        if self.verifier.lacks(fields):
+            unit.fail("a record without what its answer is checked by")
+            return
+        self._settle(unit, question, fields, self._pass(unit, texts, fields), voted)
+
+    def _pass(self, unit: Unit, texts: list[str], fields: dict[str, Any]) -> list[_Passed]:
+        passed = []
+        for text in texts:
+            verdict = self.verifier.check(text, fields)
+            if verdict.keep:
+                passed.append(_Passed(text, verdict.score))
+            else:
+                unit.fail(verdict.reason, text)
+        unit.count("samples that pass", len(passed))
+        return passed
+
+    def _settle(
+        self,
+        unit: Unit,
+        question: str,
+        fields: dict[str, Any],
+        passed: list[_Passed],
+        voted: bool,
+    ) -> None:
+        share = len(passed) / self.samples
+        if not passed:
+            return
+        if not self.min_pass <= share <= self.max_pass:
+            unit.fail("question too easy or too hard", f"{share:.2f}: {question}")
+            return
+        told = {
+            "question": question,
+            "answer": fields["answer"],
+            "pass_rate": round(share, 4),
+            "samples": self.samples,
+            "answer_by": "plurality" if voted else "record",
+        }
+        kept: list[str] = []
+        for text, _ in sorted(passed, key=lambda one: -one.score):
+            if any(rouge_l(text, other) >= self.likeness for other in kept):
+                unit.fail("reasoning like one kept", text)
+                continue
+            kept.append(text)
+            unit.keep(pair(question, text), told)
+            if self.keep == "best":
+                break
+
+
+def _plurality(texts: list[str]) -> str:
+    """Return the final answer that more texts share than any other, or nothing."""
+    groups: list[list[str]] = []
+    for found in filter(None, (find_answer(text) for text in texts)):
+        for group in groups:
+            if same_answer(found, group[0]):
+                group.append(found)
+                break
+        else:
+            groups.append([found])
+    counts = Counter({number: len(group) for number, group in enumerate(groups)}).most_common(2)
+    if not counts or counts[0][1] < 2 or (len(counts) > 1 and counts[0][1] == counts[1][1]):
+        return ""
+    return groups[counts[0][0]][0]

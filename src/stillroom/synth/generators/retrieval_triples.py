@@ -1,0 +1,176 @@
+"""Retrieval triples: a query for a passage, and hard negatives that are no answers to it.
+
+Source: Wang et al. 2024, arXiv:2401.00368, section 3.1 (queries of named kinds by a model) and
+Moreira et al. 2024 (NV-Retriever), arXiv:2407.15831, section 3 (negatives nearest to the query, but
+no nearer than a share of the positive's score: false negatives go). Differs: negatives are mined
+by meaning, by words, or taken from a file; the teacher may be asked about each as well.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.recipes import Reference
+from stillroom.records import Passage
+from stillroom.synth.asking import fence, one_line
+from stillroom.synth.method import RECORD_FILTERS, Corpus, Draft, Seed, SeedKind, Writer
+from stillroom.synth.mining import Mine
+from stillroom.synth.steps import Steps, Stepwise, Unit, drive, together
+from stillroom.synth.structured import choice_of, object_of, text_of
+from stillroom.synth.tasks import pair
+from stillroom.synth.templates import Template
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+
+__all__ = ["RetrievalTriples"]
+
+QueryKind = Literal["question", "keywords", "claim"]
+_KINDS: dict[QueryKind, str] = {
+    "question": "a question that the text answers",
+    "keywords": "the few keywords that a person would type to find this text",
+    "claim": "a statement that this text bears out, in other words",
+}
+_ANSWERS = object_of(answers=choice_of("yes", "no"))
+
+
+class RetrievalTriples(Stepwise):
+    """Writes queries for passages and mines what is near but wrong."""
+
+    paper: ClassVar[str] = "arXiv:2407.15831"
+    takes: ClassVar[tuple[SeedKind, ...]] = ("passages",)
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
+    templates: ClassVar = {
+        "query": Template(
+            "{text}\n\nWrite {kind}. It must name its subject and be understood without the text."
+        ),
+        "answers": Template(
+            "Query: {query}\n\n{text}\n\nDoes this text answer the query, or bear it out?"
+        ),
+    }
+
+    kinds: tuple[QueryKind, ...] = Field(
+        ("question",), min_length=1, description="kinds of queries, drawn from alike often"
+    )
+    negatives: int = Field(4, ge=1, le=100, description="negatives of a query, at most")
+    mine: Literal["dense", "words", "both"] = Field(
+        "dense", description="dense: nearest by embedding; words: by BM25; both: in turn"
+    )
+    candidates: Reference | None = Field(
+        None, description="a file of passages to take negatives from; by default the recipe's own"
+    )
+    embedder: Reference = Field(
+        "hub:sentence-transformers/all-MiniLM-L6-v2", description="what measures nearness"
+    )
+    max_share: float = Field(
+        0.95, gt=0, le=1,
+        description="of the positive's score, above which a negative may be an answer and is out",
+    )  # fmt: skip
+    depth: int = Field(50, ge=1, le=10_000, description="nearest passages that are looked at")
+    ask_teacher: bool = Field(False, description="ask the teacher whether a negative answers it")
+    max_query_characters: int = Field(200, ge=20, le=2000, description="longest query")
+
+    @property
+    @override
+    def asks(self) -> int:
+        return 1 + (self.negatives if self.ask_teacher else 0)
+
+    @property
+    @override
+    def longest(self) -> int:
+        return self.max_query_characters
+
+    @override
+    def begin(self, corpus: Corpus) -> Writer:
+        return _Mining(self, corpus)
+
+    @override
+    def write(self, unit: Unit) -> Steps[None]:
+        return self.compose(unit, Mine((unit.seed.passage,), self.embedder, self.mine))
+
+    def compose(self, unit: Unit, mine: Mine) -> Steps[None]:
+        """Ask for a query and keep it with its negatives."""
+        passage = unit.seed.passage
+        kind = unit.rng("kind").choice(self.kinds)
+        found = yield from unit.fill(
+            unit.words("query", text=fence(passage.text), kind=_KINDS[kind]),
+            object_of(query=text_of(self.max_query_characters, 6)),
+            what="query",
+        )
+        if found is None:
+            return
+        query = one_line(found["query"])
+        positive, near = mine.nearest(query, passage, self.depth)
+        right = [one for one in near if one.score > self.max_share * positive]
+        unit.count("false negatives by score", len(right))
+        rest = [one for one in near if one.score <= self.max_share * positive]
+        chosen = rest[: self.negatives]
+        if self.ask_teacher:
+            asked = yield from together([self._answers(unit, query, one.passage) for one in chosen])
+            unit.count("false negatives by the teacher", sum(asked))
+            chosen = [one for one, is_right in zip(chosen, asked, strict=True) if not is_right]
+        if not chosen:
+            unit.fail("no hard negative is left", query)
+            return
+        told = {
+            "question": query,
+            "answer": passage.text,
+            "query_kind": kind,
+            "positive": {"passage_id": passage.id, "score": round(positive, 4)},
+            "negatives": [
+                {
+                    "passage_id": one.passage.id,
+                    "text": one.passage.text,
+                    "score": round(one.score, 4),
+                    "by": one.by,
+                }
+                for one in chosen
+            ],
+        }
+        parents = [one.passage.id for one in chosen]
+        unit.keep(pair(query, passage.text), told, parents=parents)
+
+    def _answers(self, unit: Unit, query: str, passage: Passage) -> Steps[bool]:
+        """Return whether the teacher finds that a passage answers; unread, it does."""
+        words = unit.words("answers", query=query, text=fence(passage.text))
+        found = yield from unit.fill(words, _ANSWERS, what="check of a negative", temperature=0.0)
+        return found is None or found["answers"] == "yes"
+
+
+class _Mining:
+    """The passages of one side, embedded once."""
+
+    round_size = 0
+
+    def __init__(self, method: RetrievalTriples, corpus: Corpus) -> None:
+        self._method, self._corpus = method, corpus
+        self._lock = threading.Lock()
+        self._mine: Mine | None = None
+
+    def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
+        mine = self._open()
+
+        def write(unit: Unit) -> Steps[None]:
+            return self._method.compose(unit, mine)
+
+        return drive(self._method, write, seeds, model)
+
+    def settle(self, draft: Draft) -> Draft:
+        """Give a draft back as it is: triples do not depend on each other."""
+        return draft
+
+    def _open(self) -> Mine:
+        from stillroom.synth.source import read_source
+
+        with self._lock:
+            if self._mine is None:
+                method = self._method
+                own = tuple(one for one in self._corpus.items if isinstance(one, Passage))
+                others = read_source(method.candidates).passages if method.candidates else own
+                self._mine = Mine(others, method.embedder, method.mine)
+            return self._mine

@@ -1,0 +1,124 @@
+"""Self-revision: an answer, what is wrong with it, and the answer without that.
+
+Source: Madaan et al. 2023 (Self-Refine), arXiv:2303.17651, algorithm 1 (feedback, then refinement,
+until the feedback has nothing more to say) and Bai et al. 2022, arXiv:2212.08073, section 3.1
+(critique and revision by principles). Differs: the critique is JSON that says whether to stop.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.synth.asking import fence
+from stillroom.synth.method import RECORD_FILTERS, SeedKind
+from stillroom.synth.steps import Steps, Stepwise, Unit
+from stillroom.synth.structured import choice_of, list_of, object_of, text_of
+from stillroom.synth.tasks import pair, question_of, solution_of
+from stillroom.synth.templates import Template
+from stillroom.synth.wording import collapse
+
+__all__ = ["Revision"]
+
+_PRINCIPLES = (
+    "It answers what is asked, completely.",
+    "It says nothing false and nothing that is not needed.",
+    "It is clear and in order.",
+)
+_CRITIQUE = object_of(problems=list_of(text_of(160, 8), 4, 0), good_enough=choice_of("yes", "no"))
+
+
+class Revision(Stepwise):
+    """Criticizes and rewrites the answer of a record (or its own first answer)."""
+
+    paper: ClassVar[str] = "arXiv:2303.17651"
+    takes: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
+    templates: ClassVar = {
+        "draft": Template("{question}"),
+        "critique": Template(
+            "Question:\n{question}\n\nAnswer:\n{answer}\n\nA good answer keeps to this:\n"
+            "{principles}\n\nName what is wrong with this answer, each problem in a few words, "
+            "and say whether it is good enough as it is."
+        ),
+        "rewrite": Template(
+            "Question:\n{question}\n\nAnswer:\n{answer}\n\nProblems of this answer:\n{problems}\n\n"
+            "Write the answer again without these problems. Write the answer alone."
+        ),
+    }
+
+    rounds: int = Field(2, ge=1, le=6, description="critiques, at most")
+    principles: tuple[str, ...] = Field(
+        _PRINCIPLES, min_length=1, description="what a good answer keeps to"
+    )
+    keep_unchanged: bool = Field(False, description="keep answers that were good enough at once")
+    max_answer_tokens: int = Field(512, ge=16, le=8192, description="longest answer")
+
+    @property
+    @override
+    def asks(self) -> int:
+        return 1 + 2 * self.rounds
+
+    @property
+    @override
+    def longest(self) -> int:
+        return self.max_answer_tokens
+
+    @override
+    def write(self, unit: Unit) -> Steps[None]:
+        question = question_of(unit.seed.record)
+        if not question:
+            unit.fail("a record that asks nothing")
+            return
+        answer: str | None = solution_of(unit.seed.record)
+        if not answer:
+            answer = yield from unit.say(
+                unit.words("draft", question=question), tokens=self.max_answer_tokens
+            )
+        if not answer:
+            return
+        first, problems = answer, []
+        for _ in range(self.rounds):
+            found = yield from self._criticize(unit, question, answer)
+            if found is None:
+                return
+            if not found:
+                break
+            again = yield from self._rewrite(unit, question, answer, found)
+            if again is None:
+                return
+            if collapse(again) == collapse(answer):
+                break
+            answer = again
+            problems.append(found)
+        if answer == first and not self.keep_unchanged:
+            unit.fail("nothing was revised", f"{question} | {first}")
+            return
+        told = {"question": question, "answer": answer, "before": first, "critiques": problems}
+        unit.keep(pair(question, answer), told)
+
+    def _criticize(self, unit: Unit, question: str, answer: str) -> Steps[list[str] | None]:
+        """Return the problems of an answer; none where it is good enough."""
+        words = unit.words(
+            "critique",
+            question=fence(question),
+            answer=fence(answer),
+            principles="\n".join(f"- {line}" for line in self.principles),
+        )
+        found = yield from unit.fill(words, _CRITIQUE, what="critique")
+        if found is None:
+            return None
+        return [] if found["good_enough"] == "yes" else [str(one) for one in found["problems"]]
+
+    def _rewrite(
+        self, unit: Unit, question: str, answer: str, problems: list[str]
+    ) -> Steps[str | None]:
+        words = unit.words(
+            "rewrite",
+            question=fence(question),
+            answer=fence(answer),
+            problems="\n".join(f"- {line}" for line in problems),
+        )
+        return (yield from unit.say(words, tokens=self.max_answer_tokens, what="revision"))

@@ -1,0 +1,155 @@
+"""Taxonomy: questions over the leaves of a tree of subjects, by syllabus or by worked examples.
+
+Source: Li et al. 2024 (GLAN), arXiv:2402.13064, section 2 (syllabus of sessions with key concepts,
+questions from the concepts of one or two sessions, then answers) and Sudalairaj et al. 2024 (LAB),
+arXiv:2403.01081, section 3 (questions after a leaf's own examples, with its context where given).
+Differs: syllabus and questions are JSON.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.synth.asking import fence, one_line
+from stillroom.synth.method import RECORD_FILTERS, SeedKind, Topic
+from stillroom.synth.steps import Steps, Stepwise, Unit, together
+from stillroom.synth.structured import list_of, object_of, text_of
+from stillroom.synth.tasks import pair
+from stillroom.synth.templates import Template
+
+__all__ = ["Taxonomy"]
+
+_MAX_SHOWN = 4
+
+
+class Taxonomy(Stepwise):
+    """Asks for questions about every leaf, and answers them."""
+
+    paper: ClassVar[str] = "arXiv:2402.13064"
+    takes: ClassVar[tuple[SeedKind, ...]] = ("topics",)
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
+    templates: ClassVar = {
+        "syllabus": Template(
+            "You plan a course on {subject}.{about}\n\nWrite its syllabus: the sessions in order, "
+            "and for each the key concepts that students learn."
+        ),
+        "from_concepts": Template(
+            "Course: {subject}\nSession: {sessions}\nKey concepts: {concepts}\n\nWrite one "
+            "homework question on these concepts that can be answered without anything else."
+        ),
+        "from_examples": Template(
+            "Subject: {subject}.{about}\n\nThese are questions of the kind that is wanted:\n"
+            "{examples}\n\nWrite one new question of this kind that repeats none of them."
+        ),
+        "grounded": Template(
+            "Subject: {subject}.\n\n{context}\n\nThese are questions of the kind that is wanted:\n"
+            "{examples}\n\nWrite one new question of this kind that the text answers."
+        ),
+        "answer": Template("{question}"),
+        "grounded_answer": Template("{context}\n\nAnswer from the text: {question}"),
+    }
+
+    by: Literal["auto", "syllabus", "examples"] = Field(
+        "auto", description="examples: after the leaf's own; auto: where it has some"
+    )
+    questions: int = Field(3, ge=1, le=50, description="questions of a leaf and attempt")
+    sessions: int = Field(6, ge=1, le=30, description="sessions of a syllabus, at most")
+    concepts: int = Field(5, ge=1, le=12, description="key concepts of a session, at most")
+    max_question_characters: int = Field(400, ge=40, le=4000, description="longest question")
+    max_answer_tokens: int = Field(512, ge=16, le=8192, description="longest answer")
+
+    @property
+    @override
+    def asks(self) -> int:
+        return 1 + 2 * self.questions
+
+    @property
+    @override
+    def longest(self) -> int:
+        return max(self.max_answer_tokens, self.max_question_characters)
+
+    @override
+    def write(self, unit: Unit) -> Steps[None]:
+        topic = unit.seed.topic
+        has_examples = bool(topic.examples)
+        if self.by == "examples" and not has_examples:
+            unit.fail("a leaf without examples")
+            return
+        rng = unit.rng("questions")
+        if has_examples and self.by != "syllabus":
+            yield from together(
+                [self._after_examples(unit, topic, rng) for _ in range(self.questions)]
+            )
+            return
+        sessions = yield from self._plan(unit, topic)
+        if sessions:
+            yield from together(
+                [self._of_concepts(unit, topic, sessions, rng) for _ in range(self.questions)]
+            )
+
+    def _plan(self, unit: Unit, topic: Topic) -> Steps[list[dict[str, Any]]]:
+        session = object_of(title=text_of(80), concepts=list_of(text_of(60), self.concepts))
+        found = yield from unit.fill(
+            unit.words("syllabus", subject=_subject(topic), about=_about(topic)),
+            object_of(sessions=list_of(session, self.sessions)),
+            what="syllabus",
+        )
+        return list(found["sessions"]) if found else []
+
+    def _of_concepts(
+        self, unit: Unit, topic: Topic, sessions: list[dict[str, Any]], rng: random.Random
+    ) -> Steps[None]:
+        chosen = rng.sample(sessions, min(len(sessions), rng.choice((1, 2))))
+        known = [concept for session in chosen for concept in session["concepts"]]
+        concepts = rng.sample(known, min(len(known), rng.randint(1, 5)))
+        words = unit.words(
+            "from_concepts",
+            subject=_subject(topic),
+            sessions=one_line("; ".join(session["title"] for session in chosen)),
+            concepts=one_line("; ".join(concepts)),
+        )
+        told = {"sessions": [session["title"] for session in chosen], "concepts": concepts}
+        yield from self._settle(unit, words, "", told)
+
+    def _after_examples(self, unit: Unit, topic: Topic, rng: random.Random) -> Steps[None]:
+        shown = rng.sample(topic.examples, min(len(topic.examples), _MAX_SHOWN))
+        context = next((one["context"] for one in shown if one.get("context")), "")
+        listed = "\n".join(f"- {one_line(one['question'])}" for one in shown)
+        if context:
+            words = unit.words(
+                "grounded", subject=_subject(topic), context=fence(context), examples=listed
+            )
+        else:
+            words = unit.words(
+                "from_examples", subject=_subject(topic), about=_about(topic), examples=listed
+            )
+        yield from self._settle(unit, words, context, {"context": context} if context else {})
+
+    def _settle(self, unit: Unit, words: str, context: str, told: Mapping[str, Any]) -> Steps[None]:
+        schema = object_of(question=text_of(self.max_question_characters, 8))
+        found = yield from unit.fill(words, schema, what="question")
+        if found is None:
+            return
+        question = one_line(found["question"])
+        asked = (
+            unit.words("grounded_answer", context=fence(context), question=question)
+            if context
+            else unit.words("answer", question=question)
+        )
+        answer = yield from unit.say(asked, tokens=self.max_answer_tokens)
+        if answer is not None:
+            fields = {"question": question, "answer": answer, **told}
+            unit.keep(pair(asked if context else question, answer), fields)
+
+
+def _subject(topic: Topic) -> str:
+    return " > ".join(one_line(name) for name in topic.path)
+
+
+def _about(topic: Topic) -> str:
+    return f" It is {one_line(topic.description)}" if topic.description else ""

@@ -1,0 +1,100 @@
+"""Textbook: teaching text for an audience, in a style, about a topic or after a seed text.
+
+Source: Ben Allal et al. 2024 (Cosmopedia: audience and style crossed with seeds from the web) and
+Gunasekar et al. 2023 (Phi-1), arXiv:2306.11644, section 2.2 (diversity by audience and topic).
+Differs: each attempt of a seed takes the next pair of audience and style, in drawn order, so that
+none comes twice before all came once.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.records import Message
+from stillroom.synth.asking import fence, one_line, topic_of
+from stillroom.synth.method import RECORD_FILTERS, SeedKind
+from stillroom.synth.steps import Steps, Stepwise, Unit
+from stillroom.synth.templates import Template
+
+__all__ = ["Textbook"]
+
+Style = Literal["textbook", "lecture", "blog", "guide", "story", "dialogue", "faq"]
+Audience = Literal["child", "pupil", "student", "researcher", "general"]
+_STYLES: dict[Style, str] = {
+    "textbook": "a section of a textbook, with definitions, an explanation and a worked example",
+    "lecture": "a lecture, as it is spoken, that leads from a question to its answer",
+    "blog": "a blog post that begins with something known and ends with something new",
+    "guide": "a guide in numbered steps, with the reason for each",
+    "story": "a short story in which people learn it by doing",
+    "dialogue": "a conversation between a teacher and a learner who asks good questions",
+    "faq": "a list of questions and answers",
+}
+_AUDIENCES: dict[Audience, str] = {
+    "child": "a child of ten: short words, everyday comparisons, no symbols",
+    "pupil": "a pupil of fifteen: plain words, each new term explained",
+    "student": "a student of the field: precise terms, reasons, limits",
+    "researcher": "an expert: concise, with assumptions and open questions",
+    "general": "a curious reader without training in the field",
+}
+
+
+class Textbook(Stepwise):
+    """Writes teaching text; the record is one assistant message."""
+
+    paper: ClassVar[str] = "arXiv:2306.11644"
+    takes: ClassVar[tuple[SeedKind, ...]] = ("passages", "topics")
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
+    templates: ClassVar = {
+        "after_text": Template(
+            "{text}\n\nWrite {style} on the subject of the text above{topic}, for {audience}. Use "
+            "the text for what it is about, but do not copy or mention it. Begin at once."
+        ),
+        "on_topic": Template(
+            "Write {style} on this subject: {topic}. It is for {audience}. Begin at once."
+        ),
+    }
+
+    styles: tuple[Style, ...] = Field(
+        ("textbook", "blog", "story"), min_length=1, description="styles to write in"
+    )
+    audiences: tuple[Audience, ...] = Field(
+        ("pupil", "student", "general"), min_length=1, description="readers to write for"
+    )
+    max_new_tokens: int = Field(1024, ge=32, le=8192, description="longest text")
+    max_seed_characters: int = Field(
+        1500, ge=100, le=20_000, description="of a seed text, how much is shown (Cosmopedia: 1000)"
+    )
+
+    @property
+    @override
+    def asks(self) -> int:
+        return 1
+
+    @property
+    @override
+    def longest(self) -> int:
+        return self.max_new_tokens
+
+    @override
+    def write(self, unit: Unit) -> Steps[None]:
+        seed = unit.seed
+        pairs = [(style, audience) for style in self.styles for audience in self.audiences]
+        seed.make_rng("pairs").shuffle(pairs)
+        style, audience = pairs[seed.attempt % len(pairs)]
+        told = {"style": _STYLES[style], "audience": _AUDIENCES[audience]}
+        if seed.kind == "topics":
+            name = " > ".join(one_line(part) for part in seed.topic.path)
+            about = f"{name} ({one_line(seed.topic.description)})" if seed.topic.description else ""
+            words = unit.words("on_topic", topic=about or name, **told)
+        else:
+            shown, topic = seed.passage.text[: self.max_seed_characters], topic_of(seed)
+            words = unit.words(
+                "after_text", text=fence(shown), topic=f" ({topic})" if topic else "", **told
+            )
+        text = yield from unit.say(words, tokens=self.max_new_tokens, what="text")
+        if text is not None:
+            fields = {"answer": text, "style": style, "audience": audience}
+            unit.keep([Message("assistant", text)], fields)

@@ -1,0 +1,205 @@
+"""Tool calls: a request, a call whose arguments fit the tool's schema, a result, an answer.
+
+Source: Liu et al. 2024 (APIGen), arXiv:2406.18518, section 3 (queries and calls from a library of
+tools, checked for format, by execution and for meaning) and Patil et al. 2023 (Gorilla),
+arXiv:2305.15334. Differs: arguments are held to the tool's schema by grammar where the backend has
+one; results come of a table of calls, of functions run in the sandbox, or are made up by the
+teacher, and the record says which.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.recipes import Reference
+from stillroom.records import Message
+from stillroom.synth.asking import fence
+from stillroom.synth.method import RECORD_FILTERS, Corpus, SeedKind, Writer
+from stillroom.synth.steps import Steps, Stepwise, Unit
+from stillroom.synth.structured import object_of, text_of, violation_of
+from stillroom.synth.templates import Template
+from stillroom.synth.toolbox import Tool, Toolbox, read_tools
+
+__all__ = ["ToolCalls"]
+
+
+class ToolCalls(Stepwise):
+    """Writes conversations in which the assistant calls tools."""
+
+    paper: ClassVar[str] = "arXiv:2406.18518"
+    takes: ClassVar[tuple[SeedKind, ...]] = ("nothing", "topics", "passages")
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
+    templates: ClassVar = {
+        "request": Template(
+            "An assistant has this tool:\n\n{tool}\n\nWrite a message of a user who needs it, "
+            "with every value that the call will need{about}. Do not name the tool."
+        ),
+        "call": Template(
+            "Tool:\n\n{tool}\n\nThe user says:\n{request}\n\nWrite the arguments of the call as "
+            "JSON, with values that the user gave."
+        ),
+        "result": Template(
+            "The tool {name} ({description}) was called with {arguments}. Make up what it gives "
+            "back, as short JSON under the key result."
+        ),
+        "answer": Template(
+            "The user says:\n{request}\n\nThe tool {name} gave back:\n{result}\n\nAnswer the user "
+            "from that, in a sentence or two, without speaking of the tool."
+        ),
+        "no_tool": Template(
+            "An assistant has these tools alone:\n\n{tool}\n\nWrite a message of a user who needs "
+            "something that none of them can do."
+        ),
+        "decline": Template("{request}"),
+    }
+
+    tools: Reference = Field(
+        description="the tools: a JSON file, a list of {name, description, parameters} or as "
+        "OpenAI's API has them"
+    )
+    results: Literal["model", "table", "functions"] = Field(
+        "model",
+        description="model: made up; table: calls and results of a file; functions: of Python code "
+        "run in the sandbox",
+    )
+    source: Reference | None = Field(
+        None,
+        description="the table (JSON lines of name, arguments, result) or the functions (.py)",
+    )
+    distractors: int = Field(2, ge=0, le=32, description="other tools that are offered beside one")
+    none_fits: float = Field(
+        0.1, ge=0, le=1, description="share of requests that no tool fits, answered in words"
+    )
+    max_request_characters: int = Field(300, ge=40, le=4000, description="longest request")
+    max_answer_tokens: int = Field(200, ge=16, le=4096, description="longest answer")
+    max_argument_tokens: int = Field(256, ge=16, le=4096, description="longest arguments")
+
+    @property
+    @override
+    def asks(self) -> int:
+        return 4 if self.results == "model" else 3
+
+    @property
+    @override
+    def longest(self) -> int:
+        return max(self.max_answer_tokens, self.max_argument_tokens)
+
+    @override
+    def begin(self, corpus: Corpus) -> Writer:
+        self.toolbox()  # a file that cannot be used is said before anything is asked
+        return self
+
+    def toolbox(self) -> Toolbox:
+        """Return the tools and what gives their results.
+
+        Raises:
+            DataError: If a file is missing or broken.
+        """
+        return read_tools(self.tools, self.results, self.source or "")
+
+    @override
+    def write(self, unit: Unit) -> Steps[None]:
+        box, rng = self.toolbox(), unit.rng("tool")
+        if rng.random() < self.none_fits:
+            yield from self._decline(unit, box, rng)
+            return
+        tool = rng.choice(box.tools)
+        offered = box.offer(tool, self.distractors, rng)
+        request = yield from self._request(unit, tool)
+        if request is None:
+            return
+        call = yield from self._call(unit, tool, request)
+        if call is None:
+            return
+        result = yield from self._result(unit, box, tool, call)
+        if result is None:
+            return
+        shown = json.dumps(result, ensure_ascii=False)
+        answer = yield from unit.say(
+            unit.words("answer", request=fence(request), name=tool.name, result=fence(shown)),
+            tokens=self.max_answer_tokens,
+        )
+        if answer is None:
+            return
+        called = json.dumps({"name": tool.name, "arguments": call}, ensure_ascii=False)
+        turns = [
+            Message("user", request),
+            Message("assistant", f"<tool_call>\n{called}\n</tool_call>"),
+            Message("tool", shown),
+            Message("assistant", answer),
+        ]
+        told = {
+            "question": request,
+            "answer": answer,
+            "tools": [one.to_json() for one in offered],
+            "calls": [{"name": tool.name, "arguments": call}],
+            "result_by": self.results,
+        }
+        unit.keep(turns, told)
+
+    def _request(self, unit: Unit, tool: Tool) -> Steps[str | None]:
+        about = ""
+        if unit.seed.kind == "topics":
+            about = f", about {' > '.join(unit.seed.topic.path)}"
+        elif unit.seed.kind == "passages":
+            about = f", with values of this text: {fence(unit.seed.passage.text[:600])}"
+        words = unit.words("request", tool=tool.shown, about=about)
+        schema = object_of(message=text_of(self.max_request_characters, 8))
+        found = yield from unit.fill(words, schema, what="request")
+        return str(found["message"]).strip() if found else None
+
+    def _call(self, unit: Unit, tool: Tool, request: str) -> Steps[dict[str, Any] | None]:
+        words = unit.words("call", tool=tool.shown, request=fence(request))
+        found = yield from unit.fill(
+            words, tool.parameters, tokens=self.max_argument_tokens, what="arguments"
+        )
+        if found is None:
+            return None
+        problem = violation_of(found, tool.parameters)
+        if problem:  # fill has looked; a call that does not fit its tool is never kept
+            unit.fail("arguments do not fit the tool", problem)
+            return None
+        return dict(found)
+
+    def _result(self, unit: Unit, box: Toolbox, tool: Tool, call: Mapping[str, Any]) -> Steps[Any]:
+        if self.results != "model":
+            found, problem = box.run(tool, call)
+            if problem:
+                unit.fail(problem, f"{tool.name}: {json.dumps(call, ensure_ascii=False)}")
+            return found
+        words = unit.words(
+            "result",
+            name=tool.name,
+            description=tool.description,
+            arguments=fence(json.dumps(call, ensure_ascii=False)),
+        )
+        made = yield from unit.fill(words, object_of(result=text_of(200)), what="result")
+        return made
+
+    def _decline(self, unit: Unit, box: Toolbox, rng: random.Random) -> Steps[None]:
+        """Keep a request that no tool fits, answered in words."""
+        offered = box.offer(rng.choice(box.tools), self.distractors, rng)
+        shown = "\n".join(tool.shown for tool in offered)
+        schema = object_of(message=text_of(self.max_request_characters, 8))
+        found = yield from unit.fill(unit.words("no_tool", tool=shown), schema, what="request")
+        if found is None:
+            return
+        request = str(found["message"]).strip()
+        answer = yield from unit.say(
+            unit.words("decline", request=request), tokens=self.max_answer_tokens
+        )
+        if answer is not None:
+            told = {
+                "question": request,
+                "answer": answer,
+                "tools": [one.to_json() for one in offered],
+                "calls": [],
+                "result_by": "",
+            }
+            unit.keep([Message("user", request), Message("assistant", answer)], told)

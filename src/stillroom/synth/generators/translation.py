@@ -1,0 +1,126 @@
+"""Translation: a text in another language, scored by translating it back.
+
+Source: Sennrich et al. 2016, arXiv:1511.06709 (back-translation) and Popović 2015 (chrF), with
+which the text that came back is compared with the first. Differs: one teacher translates both ways;
+languages that it mixes up fall to the detector.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.records import Message, Record
+from stillroom.synth.asking import fence
+from stillroom.synth.chrf import chrf
+from stillroom.synth.evidence import Quote
+from stillroom.synth.method import SeedKind
+from stillroom.synth.steps import Steps, Stepwise, Unit, together
+from stillroom.synth.tasks import question_of, solution_of
+from stillroom.synth.templates import Template
+from stillroom.text.language import detect_language
+
+__all__ = ["Translation"]
+
+_NAMES = {
+    "ar": "Arabic", "bn": "Bengali", "cs": "Czech", "da": "Danish", "de": "German",
+    "el": "Greek", "en": "English", "es": "Spanish", "fi": "Finnish", "fr": "French",
+    "he": "Hebrew", "hi": "Hindi", "hu": "Hungarian", "id": "Indonesian", "it": "Italian",
+    "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "no": "Norwegian", "pl": "Polish",
+    "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sv": "Swedish", "th": "Thai",
+    "tr": "Turkish", "uk": "Ukrainian", "vi": "Vietnamese", "zh": "Chinese",
+}  # fmt: skip
+
+
+class Translation(Stepwise):
+    """Translates passages, or the question and answer of records, and back."""
+
+    paper: ClassVar[str] = "arXiv:1511.06709"
+    takes: ClassVar[tuple[SeedKind, ...]] = ("passages", "records")
+    default_filters: ClassVar[tuple[str, ...]] = (
+        "shape", "refusal", "injection", "repetition", "duplicate", "decontaminate",
+    )  # fmt: skip
+    templates: ClassVar = {
+        "translate": Template(
+            "{text}\n\nTranslate the text above into {language}. Write the translation alone."
+        ),
+    }
+
+    languages: tuple[str, ...] = Field(
+        ("de",), min_length=1, description="ISO 639-1 codes to translate into"
+    )
+    back_to: str = Field("en", description="the language of the seeds, to translate back into")
+    min_chrf: float = Field(
+        0.4, ge=0, le=1, description="least chrF of the text that came back; 0 translates none back"
+    )
+    max_new_tokens: int = Field(768, ge=16, le=8192, description="longest translation")
+    temperature: float = Field(0.2, ge=0, le=2, description="0 takes the likeliest token")
+
+    @property
+    @override
+    def asks(self) -> int:
+        return len(self.languages) * (4 if self.min_chrf else 2)
+
+    @property
+    @override
+    def gives(self) -> int:
+        return len(self.languages)
+
+    @property
+    @override
+    def longest(self) -> int:
+        return self.max_new_tokens
+
+    @override
+    def write(self, unit: Unit) -> Steps[None]:
+        item = unit.seed.item
+        if isinstance(item, Record):
+            texts = [text for text in (question_of(item), solution_of(item)) if text]
+        else:
+            texts = [unit.seed.passage.text]
+        if not texts:
+            unit.fail("a record without a text")
+            return
+        yield from together([self._into(unit, texts, language) for language in self.languages])
+
+    def _into(self, unit: Unit, texts: list[str], language: str) -> Steps[None]:
+        made: list[str] = []
+        worst = 1.0
+        for text in texts:
+            said = yield from self._translate(unit, text, language)
+            if said is None:
+                return
+            found = detect_language(said)
+            if found and found != language:
+                unit.fail("a translation in another language", said)
+                return
+            if self.min_chrf:
+                back = yield from self._translate(unit, said, self.back_to)
+                if back is None:
+                    return
+                worst = min(worst, chrf(back, text))
+                if worst < self.min_chrf:
+                    unit.fail("comes back as another text", f"{worst:.3f}: {said} | {back}")
+                    return
+            made.append(said)
+        told: dict[str, object] = {
+            "answer": made[-1],
+            "language": language,
+            "chrf": round(worst, 4) if self.min_chrf else None,
+        }
+        if len(made) == 2:
+            turns = [Message("user", made[0]), Message("assistant", made[1])]
+            unit.keep(turns, {"question": made[0], **told})
+            return
+        if unit.seed.kind == "passages":
+            passage = unit.seed.passage
+            whole = Quote(passage.id, passage.start, passage.end, passage.text)
+            told["translation_of"] = whole.to_json()
+        unit.keep([Message("assistant", made[0])], told)
+
+    def _translate(self, unit: Unit, text: str, language: str) -> Steps[str | None]:
+        words = unit.words("translate", text=fence(text), language=_NAMES.get(language, language))
+        said = yield from unit.say(words, tokens=self.max_new_tokens, what="translation")
+        return said.replace("<text>", "").replace("</text>", "").strip() if said else None

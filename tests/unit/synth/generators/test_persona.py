@@ -1,0 +1,59 @@
+import pytest
+from tests.unit.synth.conftest import make_passage
+from tests.unit.synth.generators.hostile import HOSTILE, draft_of, fill, reasons, survives
+
+from stillroom.records import Message, Record
+from stillroom.synth.generators.persona import Persona
+from stillroom.synth.method import Corpus, Seed
+from stillroom.testing import scripted_model
+
+TEXT = make_passage("bees", "Honey bees live in colonies.")
+
+
+def script(prompt):
+    if prompt.schema:
+        return fill(
+            prompt.schema,
+            persona="A beekeeper in the mountains.",
+            personas=["A baker who buys honey.", "A vet who looks after bees."],
+        )
+    return "How many hives can one person keep?"
+
+
+def test_text_to_persona_to_related_to_tasks():
+    made, model = draft_of(Persona(hops=1, relations=2), TEXT, script)
+    people = [record.fields["persona"] for record in made.records]
+    assert people == [
+        "A beekeeper in the mountains.",
+        "A baker who buys honey.",
+        "A vet who looks after bees.",
+    ]
+    first, second, _ = made.records
+    assert second.fields["related_to"] == first.fields["persona_id"]
+    assert (first.fields["hop"], second.fields["hop"]) == (0, 1)
+    assert "<text>\nHoney bees" in model.asked[0].messages[-1].content
+    assert made.asked == 1 + 1 + 3 * 2
+    assert Persona(hops=1, relations=2).asks >= made.asked
+
+
+def test_a_persona_of_a_record_is_taken_as_it_is():
+    record = Record((Message("user", "x"),), {"persona": "A sailor."})
+    made, model = draft_of(Persona(kinds=("tool", "reasoning")), record, script)
+    assert [one.fields["task_kind"] for one in made.records] == ["tool", "reasoning"]
+    assert made.records[0].fields["persona"] == "A sailor."
+    assert not any(prompt.schema for prompt in model.asked)
+
+
+def test_a_persona_like_one_before_is_dropped_whole():
+    writer = Persona(kinds=("tool", "knowledge")).begin(Corpus("train"))
+    model = scripted_model(script)
+    seeds = [Seed(TEXT, "train"), Seed(TEXT, "train", 1)]
+    first, second = (writer.settle(made) for made in writer.generate(seeds, model))
+    assert len(first.records) == 2
+    assert not second.records
+    assert reasons(second) == ["persona like one before"] * 2
+
+
+@pytest.mark.parametrize("said", HOSTILE)
+def test_hostile_answers_are_counted_failures(said):
+    survives(lambda model: Persona(hops=1).generate([Seed(TEXT, "train")], model), said)

@@ -1,0 +1,37 @@
+import gc
+
+import pytest
+from tests.unit.synth.generators.hostile import HOSTILE, TASK, draft_of, reasons, survives
+
+from stillroom.synth.generators.preference_delta import PreferenceDelta
+from stillroom.synth.method import Corpus, Seed
+from stillroom.testing import scripted_model
+
+
+@pytest.fixture
+def weaker(monkeypatch):
+    model = scripted_model(lambda prompt: "No idea at all.", fingerprint="scripted:weak")
+    monkeypatch.setattr("stillroom.models.opening.open_text_model", lambda *a, **k: model)
+    return model
+
+
+def test_the_teacher_is_chosen_and_the_weaker_rejected(weaker):
+    made, _ = draft_of(PreferenceDelta(), TASK, lambda prompt: "By yeast and warmth.")
+    record = made.records[0]
+    assert record.fields["chosen"] == record.messages[-1].content == "By yeast and warmth."
+    assert record.fields["rejected"] == "No idea at all."
+    assert [link.model for link in record.origin.chain][-2] == "scripted:weak"
+    assert made.counts == {"asks of the weaker model": 1}
+    gc.collect()
+    assert weaker.is_closed
+
+
+def test_answers_that_are_the_same_are_no_pair(weaker):
+    made, _ = draft_of(PreferenceDelta(), TASK, lambda prompt: "No idea at all.")
+    assert reasons(made) == ["two answers that are the same"]
+
+
+@pytest.mark.parametrize("said", HOSTILE)
+def test_hostile_answers_are_counted_failures(weaker, said):
+    writer = PreferenceDelta().begin(Corpus("train"))
+    survives(lambda model: writer.generate([Seed(TASK, "train")], model), said)

@@ -1,0 +1,88 @@
+import json
+
+import pytest
+from tests.unit.synth.conftest import make_passages
+from tests.unit.synth.generators.hostile import HOSTILE, fill, reasons, survives
+
+from stillroom.synth.generators.retrieval_triples import RetrievalTriples
+from stillroom.synth.method import Corpus, Seed
+from stillroom.synth.mining import Mine
+from stillroom.testing import scripted_model
+
+PASSAGES = make_passages()
+QUERY = "At what temperature does a honey bee colony keep its brood nest?"
+
+
+def script(answers="no"):
+    return lambda prompt: fill(prompt.schema, query=QUERY, answers=answers)
+
+
+def triple(answer=None, **more):
+    method = RetrievalTriples(**{"embedder": "builtin:static", "max_share": 1.0, **more})
+    writer = method.begin(Corpus("train", PASSAGES))
+    (made,) = writer.generate([Seed(PASSAGES[0], "train")], scripted_model(answer or script()))
+    return made
+
+
+@pytest.mark.parametrize("mine", ["dense", "words", "both"])
+def test_a_query_comes_with_near_passages_that_are_not_its_own(mine):
+    record = triple(negatives=3, mine=mine).records[0]
+    assert record.fields["question"] == QUERY
+    assert record.messages[1].content == PASSAGES[0].text
+    found = record.fields["negatives"]
+    assert 1 <= len(found) <= 3
+    assert PASSAGES[0].id not in {one["passage_id"] for one in found}
+    assert all(one["score"] <= record.fields["positive"]["score"] for one in found)
+    assert record.origin.chain[-1].parents == (
+        PASSAGES[0].id,
+        *(one["passage_id"] for one in found),
+    )
+
+
+def test_what_may_be_an_answer_is_no_negative():
+    strict = triple(max_share=0.01)
+    assert reasons(strict) == ["no hard negative is left"]
+    assert strict.counts["false negatives by score"] > 0
+    asked = triple(script(answers="yes"), ask_teacher=True, negatives=2)
+    assert reasons(asked) == ["no hard negative is left"]
+    assert asked.counts["false negatives by the teacher"] == 2
+    assert triple(script(), ask_teacher=True).records
+
+
+def test_candidates_come_of_a_file(tmp_path):
+    path = tmp_path / "passages.jsonl"
+    path.write_text("\n".join(json.dumps(one.to_json()) for one in PASSAGES[-2:]))
+    record = triple(candidates=str(path)).records[0]
+    known = {one.id for one in PASSAGES[-2:]}
+    assert {one["passage_id"] for one in record.fields["negatives"]} <= known
+
+
+def test_mining_by_words_ranks_as_bm25():
+    import math
+
+    mine = Mine(PASSAGES, "builtin:static", "words")
+    scores = mine._bm25.score("yeast raises dough")
+    best = int(scores.argmax())
+    assert "yeast" in PASSAGES[best].text
+    lengths = [len(one) for one in map(stems, (one.text for one in PASSAGES))]
+    expected = 0.0
+    for stem in stems("yeast raises dough"):
+        have = [one for one in PASSAGES if stem in stems(one.text)]
+        count = stems(PASSAGES[best].text).count(stem)
+        rarity = math.log(1 + (len(PASSAGES) - len(have) + 0.5) / (len(have) + 0.5))
+        norm = 1.2 * (0.25 + 0.75 * lengths[best] / (sum(lengths) / len(lengths)))
+        expected += rarity * count / (count + norm)
+    assert scores[best] == pytest.approx(expected)
+
+
+def stems(text):
+    from stillroom.synth.wording import content_stems
+
+    return content_stems(text)
+
+
+@pytest.mark.parametrize("said", HOSTILE)
+def test_hostile_answers_are_counted_failures(said):
+    method = RetrievalTriples(embedder="builtin:static")
+    writer = method.begin(Corpus("train", PASSAGES))
+    survives(lambda model: writer.generate([Seed(PASSAGES[0], "train")], model), said)

@@ -1,0 +1,132 @@
+import json
+import random
+from collections import Counter
+
+import pytest
+from pydantic import ValidationError
+from tests.unit.synth.generators.hostile import HOSTILE, draft_of, fill, reasons, survives
+
+from stillroom.errors import DataError
+from stillroom.synth.generators.table_rows import TableRows
+from stillroom.synth.method import Blank, Corpus, Seed
+
+COLUMNS = [
+    {"name": "size", "type": "integer", "min": 1, "max": 9},
+    {"name": "price", "type": "number", "min": 0, "max": 100, "mean": 30},
+    {"name": "kind", "type": "category", "values": {"tea": 3, "coffee": 1}},
+    {
+        "name": "milk",
+        "type": "category",
+        "given": "kind",
+        "by": {"tea": {"no": 1}, "coffee": {"yes": 1}},
+    },
+    {"name": "day", "type": "date", "first": "2024-01-01", "last": "2024-01-31"},
+    {"name": "sold", "type": "boolean"},
+]
+REVIEW = {"name": "review", "type": "text", "about": "a short review", "max_characters": 40}
+
+
+def rows_of(count, columns=COLUMNS, **more):
+    method = TableRows(columns=columns, **more)
+    drafts = [
+        draft_of(method, Blank("train", n), lambda p: fill(p.schema))[0] for n in range(count)
+    ]
+    return [record.fields["row"] for made in drafts for record in made.records], method, drafts
+
+
+def test_values_are_drawn_by_their_types_ranges_and_conditions():
+    rows, _, drafts = rows_of(400)
+    assert all(1 <= row["size"] <= 9 and isinstance(row["size"], int) for row in rows)
+    assert all(0 <= row["price"] <= 100 for row in rows)
+    assert 20 < sum(row["price"] for row in rows) / 400 < 40
+    kinds = Counter(row["kind"] for row in rows)
+    assert 250 < kinds["tea"] < 350
+    assert all((row["milk"] == "yes") == (row["kind"] == "coffee") for row in rows)
+    assert all("2024-01-01" <= row["day"] <= "2024-01-31" for row in rows)
+    assert all(made.asked == 0 for made in drafts)
+    assert list(rows[0]) == [column["name"] for column in COLUMNS]
+
+
+def test_texts_are_written_to_fit_the_row():
+    method = TableRows(columns=[*COLUMNS[:1], REVIEW], about="a shop")
+    made, model = draft_of(method, Blank("train", 1), lambda p: fill(p.schema, review="Fine."))
+    row = json.loads(made.records[0].messages[0].content)
+    assert row["review"] == "Fine."
+    words = model.asked[0].messages[-1].content
+    assert f'"size": {row["size"]}' in words
+    assert "review (a short review)" in words
+
+
+def write_rows(path, count=300):
+    rng = random.Random(3)
+    lines = ["age,income,town"]
+    for _ in range(count):
+        age = rng.randint(20, 70)
+        town = rng.choice(["north", "north", "south"])
+        lines.append(f"{age},{100 * age + rng.gauss(0, 700):.2f},{town}")
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+SEEDED = [
+    {"name": "age", "type": "integer"},
+    {"name": "income", "type": "number"},
+    {"name": "town", "type": "category"},
+]
+
+
+def test_distributions_and_rank_correlations_of_seed_rows_are_kept_and_reported(tmp_path):
+    path = write_rows(tmp_path / "rows.csv")
+    rows, method, drafts = rows_of(500, SEEDED, rows=path)
+    assert all(20 <= row["age"] <= 70 for row in rows)
+    assert 0.55 < sum(row["town"] == "north" for row in rows) / 500 < 0.78
+    told = method.describe([record for made in drafts for record in made.records])
+    assert told["rank_correlation_of_seeds"]["age~income"] > 0.8
+    assert told["largest_gap"] < 0.1
+    assert told["seed_rows"] == 300
+    assert TableRows(columns=COLUMNS).describe([]) == {"rows": 0}
+
+
+@pytest.mark.parametrize(
+    ("columns", "what"),
+    [
+        ([{"name": "a", "type": "integer"}], "needs min and max"),
+        ([{"name": "a", "type": "category"}], "needs values"),
+        ([{"name": "a", "type": "date"}], "needs first and last"),
+        ([{"name": "a", "type": "integer", "min": 3, "max": 1}], "min is above max"),
+        ([COLUMNS[0], COLUMNS[0]], "comes twice"),
+        ([{**COLUMNS[3], "given": "none"}], "given unknown ones"),
+        ([{**COLUMNS[3], "given": ""}], "come together"),
+        ([{**COLUMNS[2], "values": {"a": -1}}], "negative"),
+        ([], "at least 1"),
+    ],
+)
+def test_a_schema_that_cannot_be_drawn_is_refused(columns, what):
+    with pytest.raises(ValidationError, match=what):
+        TableRows(columns=columns)
+
+
+@pytest.mark.parametrize("text", ["", "age,income\n1,2\n", "age,income,town\nx,2,north\n"])
+def test_broken_seed_rows_are_said_before_anything_is_asked(tmp_path, text):
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match="seed rows cannot be read") as caught:
+        TableRows(columns=SEEDED, rows=str(path)).begin(Corpus("train"))
+    assert caught.value.problems[0].code == "synth.rows"
+
+
+def test_rows_do_not_depend_on_order():
+    one, _, _ = rows_of(3)
+    method = TableRows(columns=COLUMNS)
+    again = draft_of(method, Blank("train", 2), lambda p: "")[0].records[0].fields["row"]
+    assert again == one[2]
+
+
+@pytest.mark.parametrize("said", HOSTILE)
+def test_hostile_answers_are_counted_failures(said):
+    method = TableRows(columns=[*COLUMNS[:1], REVIEW])
+    made = survives(lambda model: method.generate([Seed(Blank("train", 1), "train")], model), said)
+    assert set(reasons(made[0])) <= {
+        "texts of the row is not the JSON asked",
+        "texts of the row cut at the token limit",
+    }

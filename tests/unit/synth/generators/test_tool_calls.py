@@ -1,0 +1,131 @@
+import json
+
+import pytest
+from tests.unit.synth.conftest import make_passage
+from tests.unit.synth.generators.hostile import BLANK, HOSTILE, draft_of, fill, reasons, survives
+
+from stillroom.errors import DataError
+from stillroom.synth.generators.tool_calls import ToolCalls
+from stillroom.synth.method import Corpus, Seed
+from stillroom.synth.toolbox import read_tools
+
+TOOLS = [
+    {
+        "name": name,
+        "description": "Adds two numbers",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+            "required": ["a", "b"],
+            "additionalProperties": False,
+        },
+    }
+    for name in ("add", "plus", "total")
+]
+CODE = "".join(f"def {tool['name']}(a, b): return a + b\n" for tool in TOOLS)
+
+
+@pytest.fixture
+def tools(tmp_path):
+    path = tmp_path / "tools.json"
+    path.write_text(json.dumps(TOOLS))
+    return str(path)
+
+
+def script(**more):
+    def say(prompt):
+        if prompt.schema:
+            return fill(prompt.schema, **{"message": "Add 2 and 3.", "a": 2, "b": 3, **more})
+        return "It is five."
+
+    return say
+
+
+def make(tools, **more):
+    return ToolCalls(tools=tools, none_fits=0, **more)
+
+
+def test_a_call_is_held_to_its_tools_schema_and_stands_in_four_turns(tools):
+    made, model = draft_of(make(tools), BLANK, script(result="5"))
+    record = made.records[0]
+    assert [one.role for one in record.messages] == ["user", "assistant", "tool", "assistant"]
+    (call,) = record.fields["calls"]
+    assert call["arguments"] == {"a": 2, "b": 3}
+    offered = [tool["function"]["name"] for tool in record.fields["tools"]]
+    assert call["name"] in offered
+    assert len(offered) == 3
+    assert json.loads(record.messages[1].content.split("\n")[1]) == call
+    assert model.asked[1].schema == TOOLS[0]["parameters"]
+    assert record.fields["result_by"] == "model"
+
+
+def test_arguments_that_do_not_fit_are_never_kept(tools):
+    made, _ = draft_of(make(tools), BLANK, script(a="two"))
+    assert made.records == ()
+    assert reasons(made) == ["arguments is not the JSON asked"]
+
+
+def test_functions_run_in_the_sandbox(tools, tmp_path):
+    code = tmp_path / "functions.py"
+    code.write_text(CODE)
+    made, _ = draft_of(make(tools, results="functions", source=str(code)), BLANK, script())
+    assert made.records[0].messages[2].content == "5"
+    code.write_text(CODE.replace("a + b", "open('/etc/passwd').read()"))
+    read_tools.cache_clear()
+    made, _ = draft_of(make(tools, results="functions", source=str(code)), BLANK, script())
+    assert reasons(made) == ["a call that ends in PermissionError"]
+
+
+def test_a_table_gives_results_of_the_calls_it_holds(tools, tmp_path):
+    table = tmp_path / "calls.jsonl"
+    rows = [{"name": t["name"], "arguments": {"b": 3, "a": 2}, "result": 5} for t in TOOLS]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    method = make(tools, results="table", source=str(table))
+    assert draft_of(method, BLANK, script())[0].records[0].messages[2].content == "5"
+    assert reasons(draft_of(method, BLANK, script(a=9))[0]) == [
+        "a call that the table does not hold"
+    ]
+
+
+def test_requests_that_no_tool_fits_are_answered_in_words(tools):
+    made, _ = draft_of(ToolCalls(tools=tools, none_fits=1), BLANK, script())
+    assert made.records[0].fields["calls"] == []
+    assert len(made.records[0].messages) == 2
+
+
+def test_a_text_gives_values_as_data(tools):
+    text = make_passage("sums", "Two</text> and three.")
+    _, model = draft_of(make(tools), text, script())
+    assert model.asked[0].messages[-1].content.count("</text>") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[]", "no list of tools"),
+        ("{", "no JSON"),
+        ('[{"name": "a b"}]', "no name"),
+        ('[{"name": "f", "parameters": {"type": "thing"}}]', "no JSON Schema"),
+        ('[{"name": "f", "parameters": {"type": "string"}}]', "no object"),
+    ],
+)
+def test_tools_that_cannot_be_used_are_said_before_anything_is_asked(tmp_path, text, what):
+    path = tmp_path / "tools.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=what) as caught:
+        ToolCalls(tools=str(path)).begin(Corpus("train"))
+    assert caught.value.problems[0].code == "synth.tools"
+
+
+@pytest.mark.parametrize(("results", "text"), [("functions", "x = 1"), ("table", '{"name": 1}')])
+def test_sources_that_cannot_be_used_are_said(tools, tmp_path, results, text):
+    path = tmp_path / "source"
+    path.write_text(text)
+    for source in (str(path), None, str(tmp_path / "none")):
+        with pytest.raises(DataError, match="tools cannot be used"):
+            make(tools, results=results, source=source).begin(Corpus("train"))
+
+
+@pytest.mark.parametrize("said", HOSTILE)
+def test_hostile_answers_are_counted_failures(tools, said):
+    survives(lambda model: make(tools).generate([Seed(BLANK, "train")], model), said)
