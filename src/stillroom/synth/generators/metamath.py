@@ -150,7 +150,7 @@ class Metamath(Stepwise):
                 continue
             verdict = self.verifier.check(text, {"answer": wanted})
             if verdict.keep:
-                told = {"question": question, "answer": wanted, "way": way}
+                told = {"question": question, "answer": text, "final_answer": wanted, "way": way}
                 unit.keep(pair(question, text), told)
                 return
             unit.fail(f"solution with {verdict.reason}", text)

@@ -88,5 +88,5 @@ class Rationale(Stepwise):
 
     def _keep(self, unit: Unit, question: str, answer: str, text: str, way: str) -> None:
         unit.count(f"rationales {way}")
-        told = {"question": question, "answer": answer, "rationale": text, "way": way}
+        told = {"question": question, "answer": text, "final_answer": answer, "way": way}
         unit.keep(pair(question, text), told)

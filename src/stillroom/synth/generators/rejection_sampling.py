@@ -119,7 +119,7 @@ class RejectionSampling(Stepwise):
             return
         told = {
             "question": question,
-            "answer": fields["answer"],
+            "final_answer": fields["answer"],
             "pass_rate": round(share, 4),
             "samples": self.samples,
             "answer_by": "plurality" if voted else "record",
@@ -130,7 +130,7 @@ class RejectionSampling(Stepwise):
                 unit.fail("reasoning like one kept", text)
                 continue
             kept.append(text)
-            unit.keep(pair(question, text), told)
+            unit.keep(pair(question, text), {**told, "answer": text})
             if self.keep == "best":
                 break
 

@@ -18,7 +18,7 @@ from typing_extensions import override
 from stillroom.recipes import Reference
 from stillroom.records import Passage
 from stillroom.synth.asking import fence, one_line
-from stillroom.synth.method import RECORD_FILTERS, Corpus, Draft, Seed, SeedKind, Writer
+from stillroom.synth.method import Corpus, Draft, Seed, SeedKind, Writer
 from stillroom.synth.mining import Mine
 from stillroom.synth.steps import Steps, Stepwise, Unit, drive, together
 from stillroom.synth.structured import choice_of, object_of, text_of
@@ -44,7 +44,12 @@ class RetrievalTriples(Stepwise):
 
     paper: ClassVar[str] = "arXiv:2407.15831"
     takes: ClassVar[tuple[SeedKind, ...]] = ("passages",)
-    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
+    default_filters: ClassVar[tuple[str, ...]] = (
+        "shape",
+        "refusal",
+        "injection",
+        "decontaminate",
+    )
     templates: ClassVar = {
         "query": Template(
             "{text}\n\nWrite {kind}. It must name its subject and be understood without the text."
@@ -119,7 +124,6 @@ class RetrievalTriples(Stepwise):
             return
         told = {
             "question": query,
-            "answer": passage.text,
             "query_kind": kind,
             "positive": {"passage_id": passage.id, "score": round(positive, 4)},
             "negatives": [

@@ -168,7 +168,7 @@ class SelfInstruct(Stepwise):
             told = {
                 "question": task,
                 "input": given,
-                "answer": output,
+                "output": output,
                 "task_kind": "classification" if is_label else "open",
             }
             unit.keep(pair(asked, output), told, is_of_seed=False)

@@ -136,7 +136,6 @@ class ToolCalls(Stepwise):
         ]
         told = {
             "question": request,
-            "answer": answer,
             "tools": [one.to_json() for one in offered],
             "calls": [{"name": tool.name, "arguments": call}],
             "result_by": self.results,
@@ -197,7 +196,6 @@ class ToolCalls(Stepwise):
         if answer is not None:
             told = {
                 "question": request,
-                "answer": answer,
                 "tools": [one.to_json() for one in offered],
                 "calls": [],
                 "result_by": "",

@@ -29,7 +29,7 @@ def test_rephrasing_keeps_the_answer():
     made, _ = made_by("rephrase")
     record = made.records[0]
     assert record.messages[0].content.startswith("Tom owns 3")
-    assert record.fields["answer"] == "7"
+    assert record.fields["final_answer"] == "7"
     made, _ = made_by("rephrase", problem="tom has 3 apples and  buys 4. How many has he?")
     assert reasons(made) == ["rephrasing that is the same"]
     made, _ = made_by("rephrase", solved="The answer is 8.")
@@ -46,9 +46,9 @@ def test_fobar_masks_a_number_and_asks_for_it():
             "If we know the answer to the above question is 7, what is the value of the unknown "
             "variable x?"
         )
-        assert record.fields["answer"] == ("3" if "has x apples" in question else "4")
+        assert record.fields["final_answer"] == ("3" if "has x apples" in question else "4")
         assert len(model.asked) == 1
-        seen.add(record.fields["answer"])
+        seen.add(record.fields["final_answer"])
     assert seen == {"3", "4"}
 
 
@@ -61,7 +61,7 @@ def test_self_verification_states_and_asks_backward():
                 "Tom has x apples and buys 4. He has 7. "
                 "What is the value of the unknown variable x?"
             )
-            assert made.records[0].fields["answer"] == "3"
+            assert made.records[0].fields["final_answer"] == "3"
             break
     else:
         raise AssertionError("the 3 was never masked")

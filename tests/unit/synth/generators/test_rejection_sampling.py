@@ -39,7 +39,7 @@ def test_too_easy_and_too_hard_are_left_out():
 def test_the_plurality_stands_in_for_an_answer():
     said = [RIGHT[0], "The answer is 7.0.", "The answer is 9."]
     made, _ = draft_of(RejectionSampling(samples=3, vote=True), OPEN, script(*said))
-    assert made.records[0].fields["answer"] == "7"
+    assert made.records[0].fields["final_answer"] == "7"
     assert made.records[0].fields["answer_by"] == "plurality"
     method = RejectionSampling(samples=2, vote=True)
     made, _ = draft_of(method, OPEN, script("The answer is 1.", "The answer is 2."))
