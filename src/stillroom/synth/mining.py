@@ -62,8 +62,8 @@ class Mine:
         self._vectors: Any = self._embedder.embed(texts, kind="passage")
         self._bm25 = _Bm25(texts) if by != "dense" else None
 
-    def nearest(self, query: str, positive: Passage, depth: int) -> tuple[float, list[Near]]:
-        """Return the cosine of query and positive, and the nearest others, nearest first.
+    def nearest(self, query: str, positive: Passage, depth: int) -> tuple[float, int, list[Near]]:
+        """Return cosine and rank (from 1) of the positive, and the nearest others, nearest first.
 
         Left out are the positive, other passages with its text, and passages that overlap it.
         """
@@ -85,7 +85,9 @@ class Mine:
             for place, by in found.items()
             if not _is_same(self._passages[place], positive)
         ]
-        return float(own @ vector), near
+        score = float(own @ vector)
+        others = [not _is_same(passage, positive) for passage in self._passages]
+        return score, 1 + int((cosines[others] > score).sum()), near
 
 
 class _Bm25:

@@ -16,6 +16,7 @@ __all__ = [
     "answer_of",
     "is_empty_answer",
     "is_refusal",
+    "leans_on_text",
     "numbered",
     "pair",
     "question_of",
@@ -24,6 +25,11 @@ __all__ = [
 
 _ITEM = re.compile(r"(?:^|\n)\s*\d{1,3}\s*[.):]\s*")
 _SORRY_WORDS = 80
+_LEANS = re.compile(
+    r"\b(?:the|this|given|above) (?:given |above |following )?"
+    r"(?:text|passage|article|document|excerpt|paragraph|statement)\b",
+    re.IGNORECASE,
+)
 
 
 def question_of(record: Record) -> str:
@@ -66,6 +72,11 @@ def numbered(text: str) -> list[str]:
 def is_refusal(answer: str) -> bool:
     """Return whether an answer is short and sorry, as WizardLM's elimination has it."""
     return "sorry" in answer.casefold() and len(words(answer)) < _SORRY_WORDS
+
+
+def leans_on_text(text: str) -> bool:
+    """Return whether a question speaks of the text it was asked about, which nobody will see."""
+    return bool(_LEANS.search(text))
 
 
 def is_empty_answer(answer: str) -> bool:

@@ -21,7 +21,7 @@ from stillroom.synth.evidence import Quote
 from stillroom.synth.method import RECORD_FILTERS, SeedKind
 from stillroom.synth.steps import Steps, Stepwise, Unit
 from stillroom.synth.structured import choice_of, object_of, text_of
-from stillroom.synth.tasks import pair
+from stillroom.synth.tasks import leans_on_text, pair
 from stillroom.synth.templates import Template
 
 __all__ = ["BackTranslation"]
@@ -76,6 +76,9 @@ class BackTranslation(Stepwise):
         if found is None:
             return
         instruction = str(found["instruction"]).strip()
+        if leans_on_text(instruction):
+            unit.fail("instruction that speaks of its text", instruction)
+            return
         score = yield from self._score(unit, instruction)
         if score is None:
             return

@@ -18,7 +18,7 @@ from stillroom.synth.evidence import Quote
 from stillroom.synth.method import RECORD_FILTERS, SeedKind
 from stillroom.synth.steps import Steps, Stepwise, Unit
 from stillroom.synth.structured import object_of, text_of
-from stillroom.synth.tasks import pair
+from stillroom.synth.tasks import leans_on_text, pair
 from stillroom.synth.templates import Template
 from stillroom.text.normalize import token_f1
 from stillroom.text.sentences import split_sentences
@@ -83,6 +83,9 @@ class InstructionReversal(Stepwise):
         if found is None:
             return
         instruction = str(found["instruction"]).strip()
+        if leans_on_text(instruction):
+            unit.fail("instruction that speaks of its text", instruction)
+            return
         told = {"question": instruction, "answer": passage.text, "voice": voice}
         if self.min_closeness:
             again = yield from unit.say(

@@ -2,7 +2,8 @@
 
 Source: Wang et al. 2024, arXiv:2401.00368, section 3.1 (queries of named kinds by a model) and
 Moreira et al. 2024 (NV-Retriever), arXiv:2407.15831, section 3 (negatives nearest to the query, but
-no nearer than a share of the positive's score: false negatives go). Differs: negatives are mined
+no nearer than a share of the positive's score: false negatives go); Dai et al. 2022 (Promptagator),
+arXiv:2209.11755 (a query must find its own passage). Differs: negatives are mined
 by meaning, by words, or taken from a file; the teacher may be asked about each as well.
 """
 
@@ -22,7 +23,7 @@ from stillroom.synth.method import Corpus, Draft, Seed, SeedKind, Writer
 from stillroom.synth.mining import Mine
 from stillroom.synth.steps import Steps, Stepwise, Unit, drive, together
 from stillroom.synth.structured import choice_of, object_of, text_of
-from stillroom.synth.tasks import pair
+from stillroom.synth.tasks import leans_on_text, pair
 from stillroom.synth.templates import Template
 
 if TYPE_CHECKING:
@@ -76,6 +77,9 @@ class RetrievalTriples(Stepwise):
         0.95, gt=0, le=1,
         description="of the positive's score, above which a negative may be an answer and is out",
     )  # fmt: skip
+    max_rank: int = Field(
+        10, ge=1, description="rank of the passage for its own query, below which it is dropped"
+    )
     depth: int = Field(50, ge=1, le=10_000, description="nearest passages that are looked at")
     ask_teacher: bool = Field(False, description="ask the teacher whether a negative answers it")
     max_query_characters: int = Field(200, ge=20, le=2000, description="longest query")
@@ -110,7 +114,13 @@ class RetrievalTriples(Stepwise):
         if found is None:
             return
         query = one_line(found["query"])
-        positive, near = mine.nearest(query, passage, self.depth)
+        if leans_on_text(query):
+            unit.fail("query that speaks of its text", query)
+            return
+        positive, rank, near = mine.nearest(query, passage, self.depth)
+        if rank > self.max_rank:
+            unit.fail("query that does not find its passage", f"rank {rank}: {query}")
+            return
         right = [one for one in near if one.score > self.max_share * positive]
         unit.count("false negatives by score", len(right))
         rest = [one for one in near if one.score <= self.max_share * positive]
@@ -125,7 +135,11 @@ class RetrievalTriples(Stepwise):
         told = {
             "question": query,
             "query_kind": kind,
-            "positive": {"passage_id": passage.id, "score": round(positive, 4)},
+            "positive": {
+                "passage_id": passage.id,
+                "score": round(positive, 4),
+                "rank": rank,
+            },
             "negatives": [
                 {
                     "passage_id": one.passage.id,

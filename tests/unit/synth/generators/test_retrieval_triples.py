@@ -13,8 +13,8 @@ PASSAGES = make_passages()
 QUERY = "At what temperature does a honey bee colony keep its brood nest?"
 
 
-def script(answers="no"):
-    return lambda prompt: fill(prompt.schema, query=QUERY, answers=answers)
+def script(answers="no", query=QUERY):
+    return lambda prompt: fill(prompt.schema, query=query, answers=answers)
 
 
 def triple(answer=None, **more):
@@ -47,6 +47,14 @@ def test_what_may_be_an_answer_is_no_negative():
     assert reasons(asked) == ["no hard negative is left"]
     assert asked.counts["false negatives by the teacher"] == 2
     assert triple(script(), ask_teacher=True).records
+
+
+def test_a_query_must_be_understood_and_find_its_passage():
+    leaning = triple(script(query="What does the text above say of bees?"))
+    assert reasons(leaning) == ["query that speaks of its text"]
+    lost = triple(script(query="How does tempered glass break into pieces?"), max_rank=1)
+    assert reasons(lost) == ["query that does not find its passage"]
+    assert triple().records[0].fields["positive"]["rank"] == 1
 
 
 def test_candidates_come_of_a_file(tmp_path):
