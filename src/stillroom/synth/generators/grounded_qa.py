@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.provenance import digest_json
 from stillroom.records import Completion, Link, Message, Prompt, Record, Sampling
 from stillroom.synth.asking import Ask, Asking, fence, is_cut, one_line, topic_of
 from stillroom.synth.evidence import Quote, best_quote, find_statements
@@ -75,6 +76,8 @@ _SCHEMA = {
     "required": ["question", "answer"],
     "additionalProperties": False,
 }
+_PROMPTS = digest_json([_ASKER, _ANSWERER, _LABEL, _TASK, _SHOTS, _SCHEMA])
+"""What the words of the prompts are; their frames are code."""
 
 
 class _Said(NamedTuple):
@@ -278,7 +281,9 @@ class GroundedQa(Generator):
     def _keep(self, asking: Asking, model: TextModel, place: int, said: _Said, answer: str) -> None:
         seed = asking.seeds[place]
         quote = said.quote or best_quote(seed.passage, answer)
-        link = Link("synth.generators.grounded_qa", model.fingerprint, (seed.passage.id,))
+        asked = digest_json([self.form, self.answer, self.shots, _PROMPTS])
+        parents = (seed.passage.id,)
+        link = Link("synth.generators.grounded_qa", model.fingerprint, parents, asked)
         fields = {
             "question": said.question,
             "answer": answer,
