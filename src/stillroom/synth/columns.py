@@ -40,6 +40,7 @@ class Column(Settings):
     )
     min: float | None = Field(None, description="least number")
     max: float | None = Field(None, description="greatest number")
+    decimals: int = Field(2, ge=0, le=12, description="digits of a number after the point")
     mean: float | None = Field(None, description="of a bell-shaped number; else all alike often")
     first: date | None = Field(None, description="earliest date")
     last: date | None = Field(None, description="latest date")
@@ -269,7 +270,7 @@ def _shape(column: Column, value: Any) -> Any:
     low = -math.inf if column.min is None else column.min
     high = math.inf if column.max is None else column.max
     bounded = min(max(float(value), low), high)
-    return round(bounded) if column.type == "integer" else round(bounded, 6)
+    return round(bounded) if column.type == "integer" else round(bounded, column.decimals)
 
 
 def _number(column: Column, value: Any) -> float:
