@@ -89,7 +89,7 @@ HOSTILE = {
     "empty": (lambda n: completion(""), "no rewriting"),
     "null": (lambda n: completion(None), "no rewriting"),
     "cut": (lambda n: completion("Bees make", finish_reason="length"), "cut at the token limit"),
-    "10 MB": (lambda n: completion("wax " * (2_500_000 if n == 3 else 25_000)), "too long"),
+    "10 MB": (lambda n: completion("wax " * (2_500_000 if n == 3 else 25_000)), "was asked"),
     "wrong language": (
         lambda n: completion("Die Arbeiterinnen erzeugen das Wachs aus Drüsen am Hinterleib."),
         "another language",
