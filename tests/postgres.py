@@ -1,11 +1,14 @@
 """A real PostgreSQL server with pgvector for tests, in a folder of its own."""
 
 import contextlib
+import ctypes
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,25 @@ def unprivileged():
     pytest.skip("tests run as root, and there is neither postgres nor nobody to run a server")
 
 
+def end_with_parent():
+    """Have the kernel stop this process when the one that started it ends, however it ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGQUIT)
+
+
+def wait_for(server, address, log):
+    """Return once the server answers."""
+    import psycopg
+
+    until = time.monotonic() + 60
+    while True:
+        try:
+            return psycopg.connect(address).close()
+        except psycopg.OperationalError:
+            if server.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(log.read_text()) from None
+            time.sleep(0.05)
+
+
 @contextlib.contextmanager
 def serve():
     """Yield the connection string of a server that lives as long as the body."""
@@ -61,19 +83,29 @@ def serve():
         data = place / "data"
         initialize = ["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]
         subprocess.run([programs / "initdb", "-D", data, "-U", "postgres", *initialize], **run)
-        options = (
-            f"-c listen_addresses='' -c unix_socket_directories={place} -c fsync=off "
-            "-c full_page_writes=off -c synchronous_commit=off"
-        )
-        control = [programs / "pg_ctl", "-D", data, "-w", "-t", "60"]
-        log = ["-l", place / "log"]
-        subprocess.run(
-            [*control, *log, "-o", options, "start"],
-            **{**run, "capture_output": False, "stdout": subprocess.DEVNULL},
-        )
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": place,
+            "fsync": "off",
+            "full_page_writes": "off",
+            "synchronous_commit": "off",
+        }
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        with (place / "log").open("w") as log:
+            server = subprocess.Popen(
+                [programs / "postgres", "-D", data, *options],
+                stdout=log,
+                stderr=log,
+                user=user,
+                cwd=place,
+                preexec_fn=end_with_parent,
+            )
         try:
-            yield f"postgresql://postgres@/postgres?host={place}"
+            address = f"postgresql://postgres@/postgres?host={place}"
+            wait_for(server, address, place / "log")
+            yield address
         finally:
-            subprocess.run([*control, "-m", "immediate", "stop"], **run)
+            server.send_signal(signal.SIGQUIT)
+            server.wait(timeout=60)
     finally:
         shutil.rmtree(place, ignore_errors=True)

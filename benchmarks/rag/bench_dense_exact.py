@@ -1,24 +1,30 @@
-"""Exact dense search over 50,000 vectors beside stores in memory, sqlite-vec and LanceDB.
+"""Exact dense search over 50,000 vectors beside stores in memory and three databases.
 
 Processor milliseconds a query, k = 10, 384 dimensions (LSA vectors of the passages), one thread.
 Ours is given the vectors memory-mapped and their codes as an index keeps them; the bound is
 NumPy's float32 product of all vectors with the query, without looking for the best. All must find
-the same rows but for ties, which is checked first. STILLROOM_BENCH_PEERS names some of the peers.
+the same rows but for ties, which is checked first. pgvector runs in a real server on a socket, one
+session without helpers, whose processor time is the server's own and the client's.
+STILLROOM_BENCH_PEERS names some of the peers.
 """
 
 import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch  # as with any embedder: without it small indexes are scanned in float32
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 from commands import print_figure
 from corpus import prepare
 from searching import Peer, compare, overlap
+from tests.postgres import serve
 
 from stillroom.rag.engines.vectors import DenseEngine, VectorCodes
 
@@ -28,6 +34,7 @@ PEERS: dict[str, tuple[tuple[str, str], list[str], int, int]] = {
     # package, what else it needs, queries a round, rounds at most
     "sqlite_vec": (("sqlite-vec", "0.1.9"), ["apsw", "numpy"], 40, 7),
     "lancedb": (("lancedb", "0.40.0"), ["numpy"], 20, 7),
+    "pgvector": (("psycopg", "3.3.9"), ["psycopg-binary", "numpy"], 20, 7),
     "llama_index": (("llama-index-core", "0.14.25"), [], 4, 3),
     "langchain": (("langchain-core", "1.8.3"), ["numpy"], 4, 3),
 }
@@ -37,7 +44,7 @@ torch.set_num_threads(1)
 
 
 def main() -> None:
-    """Print one line a peer."""
+    """Make the engine, and put it beside the peers."""
     folder = prepare()
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
     asked = np.load(folder / "query-vectors.npy")
@@ -50,7 +57,23 @@ def main() -> None:
         return engine.search(asked[at], K)[0].tolist()
 
     bare = time_bare(np.array(vectors), asked)
-    for name in os.environ.get("STILLROOM_BENCH_PEERS", ",".join(PEERS)).split(","):
+    names = os.environ.get("STILLROOM_BENCH_PEERS", ",".join(PEERS)).split(",")
+    with serve() if "pgvector" in names else nullcontext("") as address:
+        os.environ["STILLROOM_BENCH_POSTGRES"] = address
+        measure(names, folder, search, engine, asked, bare, encoding)
+
+
+def measure(
+    names: list[str],
+    folder: Path,
+    search: Callable[[int], list[int]],
+    engine: DenseEngine,
+    asked: np.ndarray,
+    bare: float,
+    encoding: float,
+) -> None:
+    """Print one line a peer."""
+    for name in names:
         package, also, count, rounds = PEERS[name]
         peer = Peer(name, package, also, str(folder), str(K))
         told = compare(peer, search, count, min(rounds, REPEATS))
@@ -67,7 +90,7 @@ def main() -> None:
             bare,
             same_rows=round(overlap(told["our_rows"], told["their_rows"]), 4),
             queries=count,
-            vectors=list(vectors.shape),
+            vectors=[len(engine), asked.shape[1]],
             codes_cpu_s=round(encoding, 3),
         )
 
