@@ -61,7 +61,7 @@ def wait_for(server, address, log):
     """Return once the server answers."""
     import psycopg
 
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while True:
         try:
             return psycopg.connect(address).close()
