@@ -389,8 +389,8 @@ class Index:
         state = self._state
         terms = self._query_vectors.terms(query)
         engine = state.sparse
-        if engine is None:  # an index without any passage has no segment
-            return []
+        if engine is None:
+            return self._find_none("sparse")
         found = state.rank(lambda depth: engine.search(terms, depth, mask=state.mask), k)
         return self._noted(query, found)
 
@@ -411,13 +411,27 @@ class Index:
         state = self._state
         asked = self._query_vectors.tokens(query)
         engine = state.tokens
-        if engine is None or not len(asked):
+        if engine is None:
+            return self._find_none("tokens")
+        if not len(asked):
             return []
         places = None if rows is None else state.rows.places[np.array(list(rows), dtype=np.int64)]
         found = state.rank(
             lambda depth: engine.search(asked, depth, mask=state.mask, rows=places), k
         )
         return self._noted(query, [(row, score / len(asked)) for row, score in found])
+
+    def _find_none(self, name: str) -> Ranking:
+        """Return nothing of an index without passages; refuse one whose store dropped them."""
+        if not len(self._state.everyone):
+            return []
+        raise DataError(
+            f"the store of the index keeps none of what its recipe asks for as {name}",
+            code="rag.no-extras",
+            where=str(self.folder),
+            expected="an index in the store folder",
+            next="search it by another retriever, or build it in a folder",
+        )
 
     @property
     def has_tokens(self) -> bool:

@@ -239,6 +239,15 @@ def test_an_index_without_them_says_so(place, models):
             assert caught.value.code == "rag.no-extras"
 
 
+def test_a_store_that_dropped_them_is_no_empty_answer(built):
+    with Index.open(built / "index") as index:
+        index._state.sparse = index._state.tokens = None  # as a store without them opens
+        for retriever in ("sparse", "multi_vector"):
+            with pytest.raises(DataError) as caught:
+                index.retrieve(QUERY, retriever=retriever)
+            assert caught.value.code == "rag.no-extras"
+
+
 def test_models_that_changed_are_refused(place, models):
     moved = place / "splade"
     shutil.copytree(models[0], moved)
