@@ -23,11 +23,20 @@ __all__ = ["command"]
             "stillroom.cli.synth_export",
             "Write records as a dataset with a card and Croissant metadata.",
         ),
+        "generations": (
+            "stillroom.cli.synth_generations",
+            "Train students on what students wrote, generation by generation, and plot what it "
+            "costs.",
+        ),
         "monitor": (
             "stillroom.cli.synth_monitor",
             "Compare generations of data with the first, which people wrote, and warn of collapse.",
         ),
         "preview": ("stillroom.cli.synth_preview", "Make a few records and print them."),
+        "worth": (
+            "stillroom.cli.synth_worth",
+            "Train small students on subsets of records and say which subsets make them better.",
+        ),
     },
     epilog="""
 \b
@@ -39,6 +48,8 @@ Examples:
   stillroom synth decontaminate records.jsonl --against test.jsonl --out clean
   stillroom synth monitor human.jsonl made.jsonl --out report
   stillroom synth export records --out dataset
+  stillroom synth generations human.jsonl --out report
+  stillroom synth worth records --human held-out.jsonl --by filter --out report
 """,
 )
 def command() -> None:

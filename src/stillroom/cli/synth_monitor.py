@@ -25,6 +25,15 @@ Examples:
 @click.argument("generations", type=existing_path, nargs=-1, required=True)
 @click.option("--embedder", default="", help="Measure spread and coverage of meanings too.")
 @click.option(
+    "--student",
+    "students",
+    multiple=True,
+    help="A checkpoint trained on a generation; once for each, in order.",
+)
+@click.option(
+    "--human", type=existing_path, help="Records that no student has seen, for their perplexity."
+)
+@click.option(
     "--tolerance",
     type=click.FloatRange(0, 1),
     default=0.05,
@@ -39,6 +48,8 @@ Examples:
 def command(
     generations: tuple[Path, ...],
     embedder: str,
+    students: tuple[str, ...],
+    human: Path | None,
     tolerance: float,
     budget: int,
     seed: int,
@@ -56,7 +67,7 @@ def command(
     from stillroom.synth.monitoring import Monitoring, monitor
 
     artifact, report, warned = monitor(
-        Monitoring(generations, embedder, tolerance, budget, seed),
+        Monitoring(generations, embedder, tolerance, budget, seed, students, human),
         out,
         resume=resume,
         overwrite=overwrite,

@@ -18,6 +18,7 @@ __all__ = ["Curves", "Series", "draw_curves"]
 
 _WIDTH, _HEIGHT = 720, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 12, 46
+_ASIDE = 3.0
 _STYLES = 5  # strokes that the page's style knows
 
 Point = tuple[float, float]
@@ -33,12 +34,14 @@ class Series:
         weights: What each point stands on; larger dots where it is more. Empty draws them alike.
         style: Which stroke, from 0; None takes the place among the series. The same thing should
             have the same one on every picture of a page.
+        spans: The interval of each point, (low, high); empty draws none.
     """
 
     name: str
     points: tuple[Point, ...]
     weights: tuple[float, ...] = ()
     style: int | None = None
+    spans: tuple[Point, ...] = ()
 
     def stroke(self, at: int) -> str:
         """Return the class of its stroke, given its place among the series."""
@@ -79,6 +82,7 @@ class Curves:
                     "points": [list(point) for point in one.points],
                     "weights": list(one.weights),
                     "style": one.style,
+                    **({"spans": [list(span) for span in one.spans]} if one.spans else {}),
                 }
                 for one in self.series
             ],
@@ -93,6 +97,7 @@ class Curves:
                 tuple((float(x), float(y)) for x, y in one["points"]),
                 tuple(map(float, one["weights"])),
                 one["style"],
+                tuple((float(low), float(high)) for low, high in one.get("spans", ())),
             )
             for one in data["series"]
         )
@@ -126,6 +131,7 @@ def draw_curves(curves: Curves) -> str:
         return ""
     xs = [x for one in shown for x, _ in one.points]
     ys = [y for one in shown for _, y in one.points]
+    ys += [end for one in shown for span in one.spans for end in span]
     if curves.diagonal:
         low, high, step = 0.0, 1.0, 0.2
         frame = _Frame((0.0, 1.0), (0.0, 1.0), is_log=False)
@@ -204,7 +210,20 @@ def _draw_series(one: Series, frame: _Frame, at: int) -> str:
             f'<circle class="{one.stroke(at)}" cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}"/>'
             for (x, y), size in zip(places, sizes, strict=True)
         )
-    return f'<path class="line {one.stroke(at)}" d="{_path(places)}"/>{dots}'
+    spans = "".join(
+        f'<path class="span {one.stroke(at)}" d="{_path(ends)}"/>' for ends in _ends(one, frame, at)
+    )
+    return f'{spans}<path class="line {one.stroke(at)}" d="{_path(places)}"/>{dots}'
+
+
+def _ends(one: Series, frame: _Frame, at: int) -> list[list[Point]]:
+    """Return both ends of each point's interval on the picture, a little aside for each series."""
+    aside = (at - 1) * _ASIDE
+    found = []
+    for (x, _), (low, high) in zip(one.points, one.spans, strict=False):
+        ends = [frame.place((x, low)), frame.place((x, high))]
+        found.append([(across + aside, up) for across, up in ends])
+    return found
 
 
 def _path(places: Sequence[Point]) -> str:

@@ -14,6 +14,7 @@ so.)
 - ``repeated``: share of 4-grams that another text of the draw holds too.
 - ``vendi``: exp of the entropy of the eigenvalues of X X^T / n for L2-normalized rows, at most the
   number of texts (Friedman and Dieng 2023, arXiv:2210.02410).
+- ``spread``: 1 minus the mean cosine of two different texts.
 - ``tail``: mass of the reference's rare words (the least frequent ones of one half of it) over what
   it is in the other half: 1 where the tail is as heavy as in more of the same, 0 where it is gone.
   It is what collapse takes first (Shumailov et al. 2024, doi:10.1038/s41586-024-07566-y).
@@ -43,6 +44,7 @@ __all__ = [
     "measure_diversity",
     "repeated",
     "self_bleu",
+    "spread",
     "tail_share",
     "vendi",
 ]
@@ -74,7 +76,8 @@ def measure_diversity(
         budget: Words of a draw.
         tail: The reference's rare words, from ``find_tail``; without them there is no ``tail``.
         tail_mass: Their share of the reference.
-        vectors: One for each text, (N, D), L2-normalized; without them there is no ``vendi``.
+        vectors: One for each text, (N, D), L2-normalized; without them there is no ``vendi`` and
+            no ``spread``.
         seed: Of the draws.
         draws: How many.
     """
@@ -91,6 +94,7 @@ def measure_diversity(
     if vectors is not None:
         rows = vectors
         figures["vendi"] = lambda drawn: vendi(rows[drawn])
+        figures["spread"] = lambda drawn: spread(rows[drawn])
     values: dict[str, list[float]] = {name: [] for name in figures}
     total = sum(map(len, cut))
     for drawn in _draw([len(one) for one in cut], budget, seed, draws):
@@ -170,6 +174,16 @@ def vendi(vectors: Vectors) -> float:
     values = np.clip(np.linalg.eigvalsh(kernel / len(rows)), 0.0, None)
     values = values[values > 0]
     return float(np.exp(-(values * np.log(values)).sum()))
+
+
+def spread(vectors: Vectors) -> float:
+    """Return 1 minus the mean cosine of two different rows of L2-normalized vectors, (N, D)."""
+    count = len(vectors)
+    if count < 2:
+        return 0.0
+    rows = vectors.astype(np.float64)
+    total = float((rows.sum(0) ** 2).sum() - (rows**2).sum())
+    return 1.0 - total / (count * (count - 1))
 
 
 def find_tail(texts: Sequence[str]) -> tuple[frozenset[str], float]:

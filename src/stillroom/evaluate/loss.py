@@ -17,7 +17,7 @@ from stillroom.evaluate.metrics import Metric, bootstrap
 from stillroom.evaluate.spans import Encoded, encode_record
 from stillroom.records import Record
 
-__all__ = ["encode_records", "held_out_loss", "perplexity"]
+__all__ = ["encode_records", "encoded_loss", "held_out_loss", "perplexity"]
 
 
 def encode_records(
@@ -68,6 +68,19 @@ def held_out_loss(
         DataError: If the assistant's part of a conversation cannot be found.
     """
     encoded = encode_records(tokenizer, records, max_tokens=max_tokens, on_truncated=on_truncated)
+    return encoded_loss(model, encoded, batch_tokens=batch_tokens)
+
+
+def encoded_loss(
+    model: Any, encoded: Sequence[Encoded], *, batch_tokens: int = 2048
+) -> list[tuple[float, int]]:
+    """Negative log-likelihood of the marked tokens, per record; as ``held_out_loss`` gives it.
+
+    Args:
+        model: A causal language model; it is left in the mode it came in.
+        encoded: Records as tokens; the marked ones that have a token before them count.
+        batch_tokens: Tokens of one forward pass, padding included; bounds memory.
+    """
     losses = [(0.0, 0)] * len(encoded)
     was_training = bool(model.training)
     try:

@@ -65,6 +65,9 @@ svg .line.s1{stroke:var(--second);stroke-dasharray:9 4}svg circle.s1{fill:var(--
 svg .line.s2{stroke:var(--third);stroke-dasharray:2 3}svg circle.s2{fill:var(--third)}
 svg .line.s3{stroke:var(--quiet);stroke-dasharray:12 4 2 4}svg circle.s3{fill:var(--quiet)}
 svg .line.s4{stroke:var(--bar)}svg circle.s4{fill:var(--bar)}
+svg .span{stroke-width:1.4;fill:none;stroke-opacity:.7}
+svg .span.s0{stroke:var(--accent)}svg .span.s1{stroke:var(--second)}
+svg .span.s2{stroke:var(--third)}svg .span.s3{stroke:var(--quiet)}svg .span.s4{stroke:var(--bar)}
 .keys{list-style:none;display:flex;flex-wrap:wrap;gap:4px 18px;margin:2px 0 4px;padding:0;
 font-size:14px}
 .keys svg{display:inline-block;width:36px;height:12px;margin-right:6px;vertical-align:-1px}

@@ -3,29 +3,26 @@
 A figure warns where it has moved for the worse by more than ``tolerance`` of the reference's value
 and the intervals are apart. Data that a model made of a model's data loses its rare words first,
 long before anybody sees it in an average (Shumailov et al. 2024, doi:10.1038/s41586-024-07566-y).
+Where the students of the generations are given too, and text that people wrote and none of them has
+seen, its perplexity under each of them is one more figure.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from stillroom.errors import DataError
-from stillroom.evaluate import Metric, Plot, Report, Table, bootstrap
-from stillroom.evaluate.diversity import (
-    Vectors,
-    coverage,
-    find_tail,
-    measure_diversity,
-)
+from stillroom.evaluate import Metric, Plot, Report, Table, paired_difference, perplexity
+from stillroom.evaluate.diversity import Vectors
 from stillroom.jobs import Job, Reporter
 from stillroom.provenance import Artifact, make_parent
 from stillroom.records import Record, read_records
+from stillroom.synth.variety import WORSE, Warned, Yardstick, find_warnings, text_budget
 from stillroom.text.normalize import words
 
 if TYPE_CHECKING:
@@ -33,17 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Monitoring", "Warned", "monitor"]
 
-_WORSE = {
-    "distinct_1": -1,
-    "distinct_3": -1,
-    "self_bleu": 1,
-    "compression": 1,
-    "repeated": 1,
-    "tail": -1,
-    "vendi": -1,
-    "coverage": -1,
-}
-_SHARE = 0.5
 _LEAST_WORDS = 200
 
 
@@ -52,6 +38,8 @@ class Monitoring:
     """The generations in order, the first of them the reference, and how they are compared.
 
     ``budget`` is the words of a draw; 0 takes half of what the smallest generation has.
+    ``students`` are checkpoints, one for each generation, and ``human`` records that people wrote
+    and that no student was trained on; both or none.
     """
 
     paths: tuple[Path, ...]
@@ -59,22 +47,16 @@ class Monitoring:
     tolerance: float = 0.05
     budget: int = 0
     seed: int = 0
+    students: tuple[str, ...] = ()
+    human: Path | None = None
 
     def to_text(self) -> str:
         """Return the settings as YAML, for the job."""
         told = asdict(self) | {"paths": [str(path) for path in self.paths]}
+        told["human"] = str(self.human) if self.human else None
         return "# stillroom synth monitor\n" + "".join(
             f"{name}: {json.dumps(value)}\n" for name, value in told.items()
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Warned:
-    """A figure of a generation that has moved for the worse, and by which share."""
-
-    generation: str
-    figure: str
-    change: float
 
 
 def monitor(
@@ -98,7 +80,8 @@ def monitor(
         reporter: What draws progress; default nothing.
 
     Raises:
-        DataError: If there are fewer than two generations, or one has too little text.
+        DataError: If there are fewer than two generations, one has too little text, or students
+            and human text do not fit them.
     """
     if len(plan.paths) < 2:
         raise DataError(
@@ -107,6 +90,7 @@ def monitor(
             expected="the reference first, then one or more generations",
             next="name what people wrote first: stillroom synth monitor seeds.jsonl made.jsonl",
         )
+    _check_students(plan)
     job = Job.start(
         out, plan.to_text(), seed=plan.seed, resume=resume, overwrite=overwrite, reporter=reporter
     )
@@ -128,8 +112,7 @@ def _run(
     texts = [[_text(record) for record in read_records(path)] for path in plan.paths]
     sizes = [sum(len(words(text)) for text in one) for one in texts]
     _check_sizes(names, sizes)
-    budget = min(plan.budget or int(_SHARE * min(sizes)), min(sizes))
-    tail, mass = find_tail(texts[0])
+    budget = min(plan.budget or text_budget(texts), min(sizes))
     vectors: list[Vectors | None] = [None] * len(texts)
     measured: list[dict[str, Metric]] = []
     with job.phase("measure", len(texts), "generations") as progress:
@@ -137,25 +120,17 @@ def _run(
             job.check_cancelled()
             if embedder is not None:
                 vectors[at] = embedder.embed([text or "-" for text in one], kind="passage")
-            figures = measure_diversity(
-                one,
-                budget=budget,
-                tail=tail,
-                tail_mass=mass,
-                vectors=vectors[at],
-                seed=plan.seed,
-            )
-            if at == 0:  # its own tail is that of the half which did not choose the words
-                half = measure_diversity(
-                    one[1::2], budget=budget, tail=tail, tail_mass=mass, seed=plan.seed
-                )
-                figures |= {"tail": half["tail"]} if "tail" in half else {}
-            rows, reference = vectors[at], vectors[0]
-            if rows is not None and reference is not None:
-                others = rows[1::2] if at == 0 else rows
-                figures["coverage"] = _cover(others, reference)
-            measured.append(figures)
-    warned = _compare(names, measured, plan.tolerance)
+            if at == 0:
+                stick = Yardstick(one, budget=budget, vectors=vectors[0], seed=plan.seed)
+                measured.append(stick.measure_reference(one, vectors[0]))
+            else:
+                measured.append(stick.measure(one, vectors[at]))
+    warned = [
+        one
+        for name, figures in zip(names[1:], measured[1:], strict=True)
+        for one in find_warnings(name, figures, measured[0], plan.tolerance)
+    ]
+    warned += _measure_students(plan, names, measured, job)
     report = _report(names, measured, warned, budget, plan)
     report.write(job.output)
     details = {
@@ -167,11 +142,64 @@ def _run(
     return job.finish("report", parents=parents, details=details), report, warned
 
 
-def _cover(rows: Vectors, reference: Vectors) -> Metric:
-    """Return how much of one half of the reference is covered by as many others."""
-    half = reference[::2]
-    covered = coverage(rows[: len(half)], half)
-    return bootstrap(covered.astype(np.float64), name="coverage")
+def _measure_students(
+    plan: Monitoring, names: Sequence[str], measured: list[dict[str, Metric]], job: Job
+) -> list[Warned]:
+    """Add the perplexity of the human text under each student; return the warnings of it.
+
+    The same records are read by all students, so that a change is told by pairs of losses, whose
+    interval is far narrower than those of the two perplexities.
+    """
+    if plan.human is None:
+        return []
+    from stillroom.evaluate import held_out_loss
+    from stillroom.models import load_causal_lm, resolve_checkpoint
+
+    records = list(read_records(plan.human))
+    warned: list[Warned] = []
+    first: list[tuple[float, int]] = []
+    with job.phase("read human text", len(names), "students") as progress:
+        for name, student, figures in zip(names, plan.students, measured, strict=True):
+            job.check_cancelled()
+            model, tokenizer = load_causal_lm(resolve_checkpoint(student, say=job.say))
+            losses = held_out_loss(model, tokenizer, records)
+            first = first or losses
+            figures["perplexity"] = perplexity(losses, seed=plan.seed)
+            warned += _compare_losses(name, first, losses, plan)
+            progress.advance()
+    return warned
+
+
+def _compare_losses(
+    name: str,
+    first: Sequence[tuple[float, int]],
+    losses: Sequence[tuple[float, int]],
+    plan: Monitoring,
+) -> list[Warned]:
+    pairs = [
+        (ours / count, theirs / base, count)
+        for (ours, count), (theirs, base) in zip(losses, first, strict=True)
+        if count and base
+    ]
+    if not pairs:
+        return []
+    ours, theirs, weights = zip(*pairs, strict=True)
+    rise = paired_difference(ours, theirs, weights=weights, seed=plan.seed)
+    change = math.exp(rise.value) - 1
+    is_clear = change > plan.tolerance and rise.low > 0
+    return [Warned(name, "perplexity", change)] if is_clear else []
+
+
+def _check_students(plan: Monitoring) -> None:
+    if (plan.human is None) == (not plan.students) and len(plan.students) in {0, len(plan.paths)}:
+        return
+    raise DataError(
+        f"{len(plan.students)} students for {len(plan.paths)} generations"
+        + ("" if plan.human else ", and no human text"),
+        code="synth.students",
+        expected="one checkpoint a generation, and a file of human records, or neither",
+        next="give --student once for each generation in order, and --human FILE",
+    )
 
 
 def _text(record: Record) -> str:
@@ -195,25 +223,6 @@ def _check_sizes(names: Sequence[str], sizes: Sequence[int]) -> None:
             )
 
 
-def _compare(
-    names: Sequence[str], measured: Sequence[dict[str, Metric]], tolerance: float
-) -> list[Warned]:
-    """Return what has moved for the worse, beyond tolerance and intervals."""
-    warned = []
-    for name, figures in zip(names[1:], measured[1:], strict=True):
-        for figure, metric in figures.items():
-            base = measured[0][figure]
-            change = (metric.value - base.value) / base.value if base.value else 0.0
-            if _WORSE[figure] * change > tolerance and _are_apart(metric, base):
-                warned.append(Warned(name, figure, change))
-    return warned
-
-
-def _are_apart(one: Metric, other: Metric) -> bool:
-    """Say whether two intervals do not meet; what has none is taken as it is."""
-    return not (one.low <= other.high and other.low <= one.high)
-
-
 def _report(
     names: Sequence[str],
     measured: Sequence[dict[str, Metric]],
@@ -229,7 +238,7 @@ def _report(
             for name, one in zip(names, measured, strict=True)
             if figure in one
         ]
-        worse = "lower" if _WORSE[figure] < 0 else "higher"
+        worse = "lower" if WORSE[figure] < 0 else "higher"
         report.section(
             figure,
             f"{worse.capitalize()} is less varied.",

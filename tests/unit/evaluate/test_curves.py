@@ -88,3 +88,10 @@ def test_a_report_keeps_its_curves(tmp_path):
 def test_the_same_thing_has_the_same_stroke_on_every_picture():
     first = draw_curves(Curves("c", "x", "y", (Series("s", ((0.0, 1.0), (1.0, 1.0)), style=3),)))
     assert 'class="line s3"' in first
+
+
+def test_intervals_are_drawn_and_kept():
+    one = Series("a", ((0.0, 1.0), (1.0, 2.0)), spans=((0.5, 1.5), (1.0, 5.0)))
+    curves = Curves("c", "x", "y", (one,))
+    assert draw_curves(curves).count('class="span s0"') == 2
+    assert Curves.from_json(curves.to_json()) == curves

@@ -16,6 +16,7 @@ from stillroom.evaluate.diversity import (
     measure_diversity,
     repeated,
     self_bleu,
+    spread,
     tail_share,
     vendi,
 )
@@ -118,3 +119,11 @@ def test_figures_are_of_one_budget_whatever_the_size():
     assert large["distinct_1"].low <= large["distinct_1"].value <= large["distinct_1"].high
     assert measure_diversity(many[:50], budget=1500)["distinct_1"].note
     assert not large["distinct_1"].note
+
+
+def test_spread_is_the_mean_distance_of_two_texts():
+    same = np.tile(np.array([[1.0, 0.0]], dtype=np.float32), (5, 1))
+    assert spread(same) == pytest.approx(0.0)
+    apart = np.eye(4, dtype=np.float32)
+    assert spread(apart) == pytest.approx(1.0)
+    assert spread(apart[:1]) == 0.0

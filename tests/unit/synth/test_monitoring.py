@@ -3,11 +3,13 @@
 import itertools
 import json
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from stillroom.checkpoints.fresh import write_fresh_checkpoint
 from stillroom.cli import stillroom
 from stillroom.errors import DataError
 from stillroom.records import Message, Record, write_records
@@ -71,6 +73,28 @@ def test_more_of_the_same_is_not_warned_of(generations):
     assert warned == []
     assert "No figure is worse" in report.summary
     assert "coverage" in {section.title for section in report.sections}
+
+
+def test_the_perplexity_of_human_text_under_each_student_is_a_figure(generations, tmp_path):
+    texts = ["A colony keeps its nest warm.", "The river rises in the north."] * 6
+    write(tmp_path / "human.jsonl", texts)
+    students = []
+    for name, spread in (("calm", 0.02), ("wild", 0.5)):
+        folder = write_fresh_checkpoint(tmp_path / name, texts, spread=spread)
+        students.append(str(folder))
+    plan = Monitoring(
+        (generations / "g0.jsonl", generations / "more.jsonl"),
+        students=tuple(students),
+        human=tmp_path / "human.jsonl",
+    )
+    _, report, warned = monitor(plan, generations / "out")
+    assert [one.figure for one in warned] == ["perplexity"]
+    assert warned[0].change > 0.05
+    names = {f"perplexity/{name}.jsonl" for name in ("g0", "more")}
+    assert names <= set(report.metrics)
+    with pytest.raises(DataError) as caught:
+        monitor(replace(plan, students=plan.students[:1]), generations / "other")
+    assert caught.value.problems[0].code == "synth.students"
 
 
 class Spread:

@@ -1,0 +1,282 @@
+"""The report of an experiment over generations: what rose, what fell, and who saw it first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from stillroom.evaluate import Metric, Report, Table
+from stillroom.evaluate.crossed import bootstrap_crossed
+from stillroom.evaluate.curves import Curves, Series
+from stillroom.synth.generations import Generations, Outcome, Unit
+from stillroom.synth.mixing import RULES
+from stillroom.synth.variety import WORSE
+
+__all__ = ["RISE", "Verdict", "judge", "report_generations"]
+
+RISE = 0.05
+"""The rise of held-out loss that a warning should come before."""
+_SAYS = {
+    "distinct_1": "distinct words",
+    "distinct_3": "distinct runs of three words",
+    "self_bleu": "how much each text is like the others",
+    "compression": "how much the texts compress",
+    "repeated": "four-word runs that another text has too",
+    "tail": "mass of the held-out text's rare words, 1 where it is as heavy as there",
+    "vendi": "how many different meanings there are",
+    "spread": "mean distance of two texts' meanings",
+    "coverage": "share of held-out meanings that have a neighbor",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one rule in one seed: first generation warned of, and first that rose by 5 %.
+
+    None where there was none.
+    """
+
+    rule: str
+    seed: int
+    warned: int | None
+    risen: int | None
+
+
+def judge(outcome: Outcome) -> list[Verdict]:
+    """Return for each rule and seed when the monitor warned and when held-out loss had risen."""
+    plan, found = outcome.plan, []
+    for rule in plan.rules:
+        for seed in range(plan.seeds):
+            first = sum(outcome.losses[Unit(seed, "", 0)])
+            numbers = range(1, plan.generations + 1)
+            warned = [at for at in numbers if outcome.warned[Unit(seed, rule, at)]]
+            risen = [
+                at for at in numbers if sum(outcome.losses[Unit(seed, rule, at)]) / first - 1 > RISE
+            ]
+            found.append(
+                Verdict(rule, seed, warned[0] if warned else None, risen[0] if risen else None)
+            )
+    return found
+
+
+def report_generations(outcome: Outcome) -> Report:
+    """Return the report: loss, verdicts, every figure, and the conditions."""
+    plan = outcome.plan
+    rises: dict[tuple[str, int], Metric] = {
+        (rule, at): _rise(outcome, rule, at)
+        for rule in plan.rules
+        for at in range(1, plan.generations + 1)
+    }
+    verdicts = judge(outcome)
+    report = Report("Replace against accumulate", _summarize(plan, rises, verdicts))
+    for rule in plan.rules:
+        report.add(rises[rule, plan.generations], is_headline=True)
+    _add_loss(report, outcome, rises)
+    _add_verdicts(report, verdicts)
+    names = list(next(iter(outcome.figures.values())))
+    for name in names:
+        _add_figure(report, outcome, name)
+    _add_conditions(report, outcome)
+    return report
+
+
+def _rise(outcome: Outcome, rule: str, generation: int) -> Metric:
+    """Return by which share held-out loss is above that of generation 0, over seeds and records."""
+    seeds = range(outcome.plan.seeds)
+    now = np.array([outcome.losses[Unit(seed, rule, generation)] for seed in seeds])
+    first = np.array([outcome.losses[Unit(seed, "", 0)] for seed in seeds])
+    return bootstrap_crossed(
+        now,
+        np.array(outcome.tokens, dtype=np.float64),
+        over=first,
+        seed=outcome.plan.seed,
+        name=f"rise of held-out loss/{rule}/generation {generation}",
+    )
+
+
+def _loss(outcome: Outcome, rule: str, generation: int) -> Metric:
+    unit_rule = rule if generation else ""
+    table = [
+        outcome.losses[Unit(seed, unit_rule, generation)] for seed in range(outcome.plan.seeds)
+    ]
+    return bootstrap_crossed(
+        np.array(table),
+        np.array(outcome.tokens, dtype=np.float64),
+        seed=outcome.plan.seed,
+        name=f"held-out loss/{rule}/generation {generation}",
+        unit="nats/token",
+    )
+
+
+def _add_loss(report: Report, outcome: Outcome, rises: Mapping[tuple[str, int], Metric]) -> None:
+    plan = outcome.plan
+    numbers = range(plan.generations + 1)
+    series, rows, metrics = [], [], []
+    for rule in plan.rules:
+        every = [rises[rule, at] for at in numbers if at]
+        series.append(
+            Series(
+                rule,
+                ((0.0, 0.0), *((float(at + 1), 100 * one.value) for at, one in enumerate(every))),
+                style=RULES.index(rule),
+                spans=((0.0, 0.0), *((100 * one.low, 100 * one.high) for one in every)),
+            )
+        )
+        losses = [_loss(outcome, rule, at) for at in numbers]
+        metrics += [*every, *losses]
+        for at in numbers:
+            one = rises[rule, at] if at else None
+            rows.append(
+                (
+                    rule,
+                    str(at),
+                    f"{losses[at].value:.3f}",
+                    f"{losses[at].low:.3f} to {losses[at].high:.3f}",
+                    f"{one.value:+.1%}" if one else "",
+                    f"{one.low:+.1%} to {one.high:+.1%}" if one else "",
+                )
+            )
+    curves = Curves(
+        "By how much each generation's student is worse on human text than generation 0's",
+        "generation",
+        "rise of held-out loss, %",
+        tuple(series),
+    )
+    report.section(
+        "Held-out loss",
+        "Of human records that nobody learned from. Intervals draw seeds and records anew.",
+        metrics=metrics,
+        curves=[curves],
+        table=Table(
+            "a row a rule and generation",
+            ("rule", "generation", "nats/token", "interval", "rise", "interval"),
+            tuple(rows),
+        ),
+    )
+
+
+def _add_verdicts(report: Report, verdicts: Sequence[Verdict]) -> None:
+    rows = tuple(
+        (
+            one.rule,
+            str(one.seed),
+            "never" if one.warned is None else f"data of generation {one.warned}",
+            "never" if one.risen is None else f"student of generation {one.risen}",
+            _order(one),
+        )
+        for one in verdicts
+    )
+    report.section(
+        "The monitor's warning",
+        "Data are measured before their student is trained: a warning of generation n's data comes "
+        "before generation n's loss.",
+        table=Table(
+            f"when the monitor warned, and when loss had risen by {RISE:.0%}",
+            ("rule", "seed", "warned of", "risen by", "warned first"),
+            rows,
+        ),
+    )
+
+
+def _order(one: Verdict) -> str:
+    if one.risen is None:
+        return "nothing to warn of" if one.warned is None else "no such rise"
+    return "yes" if one.warned is not None and one.warned <= one.risen else "no"
+
+
+def _add_figure(report: Report, outcome: Outcome, name: str) -> None:
+    plan = outcome.plan
+    series, metrics = [], []
+    for rule in plan.rules:
+        points = []
+        for at in range(plan.generations + 1):
+            units = [Unit(seed, rule if at else "", at) for seed in range(plan.seeds)]
+            found = [outcome.figures[unit][name] for unit in units]
+            mean = float(np.mean([one.value for one in found]))
+            points.append((float(at), mean))
+            metrics.append(
+                replace(
+                    found[0],
+                    name=f"{name}/{rule}/generation {at}",
+                    value=mean,
+                    low=min(one.low for one in found),
+                    high=max(one.high for one in found),
+                    note=f"mean of {plan.seeds} seeds; the interval holds those of all",
+                )
+            )
+        series.append(Series(rule, tuple(points), style=RULES.index(rule)))
+    worse = "Lower" if WORSE[name] < 0 else "Higher"
+    says = _SAYS.get(name, name)
+    report.section(
+        f"Data: {name}",
+        f"{says[0].upper()}{says[1:]}. {worse} is less varied.",
+        metrics=metrics,
+        curves=[
+            Curves(
+                f"{name} of what each generation learned from", "generation", name, tuple(series)
+            )
+        ],
+    )
+
+
+def _add_conditions(report: Report, outcome: Outcome) -> None:
+    plan, student = outcome.plan, outcome.plan.student
+    said = outcome.said
+    sizes = {rule: outcome.sizes[Unit(0, rule, plan.generations)] for rule in plan.rules}
+    rows = (
+        ("student", student.start),
+        ("parameters", f"{said['parameters']:,}"),
+        ("optimizer steps a student", str(student.train.count_steps(said["records"]))),
+        ("records a step", str(student.train.batch_size)),
+        ("human records", str(said["records"])),
+        ("held-out records", str(said["held_out"])),
+        ("tokens of a record, at most", str(student.max_tokens)),
+        ("share of human records, at least", f"{plan.human_share:.0%}"),
+        (
+            f"records learned from in generation {plan.generations}",
+            ", ".join(f"{rule} {size}" for rule, size in sizes.items()),
+        ),
+        ("seeds", str(plan.seeds)),
+        ("embedder", plan.embedder or "none"),
+        ("words of a draw", str(said["budget_words"])),
+    )
+    report.section(
+        "Conditions",
+        " ".join(
+            filter(
+                None,
+                (
+                    "All students of a seed start from the same weights and take as many steps, "
+                    "however many records they learn from.",
+                    said["origins"],
+                ),
+            )
+        ),
+        table=Table("of this experiment", ("what", "value"), rows),
+    )
+
+
+def _summarize(
+    plan: Generations, rises: Mapping[tuple[str, int], Metric], verdicts: Sequence[Verdict]
+) -> str:
+    said = []
+    for rule in plan.rules:
+        last = rises[rule, plan.generations]
+        said.append(f"{rule}: {last.value:+.1%} ({last.low:+.1%} to {last.high:+.1%})")
+    rose = [one for one in verdicts if one.risen is not None]
+    early = sum(_order(one) == "yes" for one in rose)
+    told = (
+        f"Where loss rose by {RISE:.0%}, the monitor had warned before in {early} of {len(rose)} "
+        "cases"
+        if rose
+        else f"Loss never rose by {RISE:.0%}"
+    )
+    calm = [one for one in verdicts if one.risen is None]
+    false = sum(one.warned is not None for one in calm)
+    told += f"; it also warned in {false} of {len(calm)} where it did not." if calm else "."
+    return (
+        f"Held-out loss after {plan.generations} generations, against that of a student of human "
+        f"records: {'; '.join(said)}. {told}"
+    )

@@ -1,0 +1,133 @@
+"""How much of a reference's variety other texts still have, and when to warn.
+
+One yardstick measures every generation alike: draws of as many words, the same rare words, the same
+vectors to be covered. Knows texts and vectors, neither files nor models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stillroom.evaluate import Metric, bootstrap
+from stillroom.evaluate.diversity import Vectors, coverage, find_tail, measure_diversity
+from stillroom.text.normalize import words
+
+__all__ = ["WORSE", "Warned", "Yardstick", "find_warnings", "text_budget"]
+
+WORSE = {
+    "distinct_1": -1,
+    "distinct_3": -1,
+    "self_bleu": 1,
+    "compression": 1,
+    "repeated": 1,
+    "tail": -1,
+    "vendi": -1,
+    "spread": -1,
+    "coverage": -1,
+    "perplexity": 1,
+}
+"""Which way each figure moves when variety is lost."""
+_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """A figure of a generation that has moved for the worse, and by which share."""
+
+    generation: str
+    figure: str
+    change: float
+
+
+class Yardstick:
+    """Measures texts beside a reference: its rare words, and its vectors where there are any."""
+
+    def __init__(
+        self,
+        reference: Sequence[str],
+        *,
+        budget: int,
+        vectors: Vectors | None = None,
+        seed: int = 0,
+        draws: int = 20,
+    ) -> None:
+        """Learn the reference.
+
+        Args:
+            reference: Texts that people wrote.
+            budget: Words of a draw.
+            vectors: One for each text, (N, D), L2-normalized.
+            seed: Of the draws.
+            draws: How many.
+        """
+        self.budget, self.seed, self.draws = budget, seed, draws
+        self.tail, self.mass = find_tail(reference)
+        self._half = None if vectors is None else vectors[::2]
+
+    def measure(self, texts: Sequence[str], vectors: Vectors | None = None) -> dict[str, Metric]:
+        """Return the figures of some texts that are not the reference itself."""
+        figures = self._figures(texts, vectors)
+        if vectors is not None and self._half is not None:
+            figures["coverage"] = _cover(vectors, self._half)
+        return figures
+
+    def measure_reference(
+        self, reference: Sequence[str], vectors: Vectors | None = None
+    ) -> dict[str, Metric]:
+        """Return the reference's own figures; tail and coverage are those of its other half."""
+        figures = self._figures(reference, vectors)
+        half = self._figures(reference[1::2], None)
+        figures |= {"tail": half["tail"]} if "tail" in half else {}
+        if vectors is not None and self._half is not None:
+            figures["coverage"] = _cover(vectors[1::2], self._half)
+        return figures
+
+    def _figures(self, texts: Sequence[str], vectors: Vectors | None) -> dict[str, Metric]:
+        return measure_diversity(
+            texts,
+            budget=self.budget,
+            tail=self.tail,
+            tail_mass=self.mass,
+            vectors=vectors,
+            seed=self.seed,
+            draws=self.draws,
+        )
+
+
+def text_budget(generations: Sequence[Sequence[str]]) -> int:
+    """Return half the words that the smallest of several has."""
+    return int(_SHARE * min(sum(len(words(text)) for text in one) for one in generations))
+
+
+def find_warnings(
+    name: str, figures: Mapping[str, Metric], base: Mapping[str, Metric], tolerance: float
+) -> list[Warned]:
+    """Return what has moved for the worse, beyond the tolerance and both intervals.
+
+    Args:
+        name: Of the generation.
+        figures: Its own.
+        base: Those it is compared with.
+        tolerance: Share of the base's value that may be lost.
+    """
+    warned = []
+    for figure, metric in figures.items():
+        first = base[figure]
+        change = (metric.value - first.value) / first.value if first.value else 0.0
+        if WORSE[figure] * change > tolerance and _are_apart(metric, first):
+            warned.append(Warned(name, figure, change))
+    return warned
+
+
+def _cover(rows: Vectors, half: Vectors) -> Metric:
+    """Return how much of one half of the reference is covered by as many others."""
+    covered = coverage(rows[: len(half)], half)
+    return bootstrap(covered.astype(np.float64), name="coverage")
+
+
+def _are_apart(one: Metric, other: Metric) -> bool:
+    """Say whether two intervals do not meet; what has none is taken as it is."""
+    return not (one.low <= other.high and other.low <= one.high)

@@ -1,0 +1,208 @@
+"""What a student may learn from to tell which records help: all, without a group, a group alone.
+
+Two families are compared, each at one size, so that more data never passes for better data. In the
+first every arm misses one group: what is lost without it? In the second every arm is one group:
+what does it teach by itself? Where groups are filters, what a filter dropped is put back in.
+
+Knows records and draws, no students.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from stillroom.errors import DataError
+from stillroom.records import Record, find_record_file, read_records
+from stillroom.synth.human import draw_records
+
+__all__ = ["Arm", "Family", "Pools", "make_families", "read_pools"]
+
+By = Literal["generator", "filter"]
+DROPPED = "dropped.jsonl"
+ALL, UNFILTERED = "all", "unfiltered"
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """A name, and the records that its students draw from."""
+
+    name: str
+    group: str
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Arms of one size and the one that the others are compared with.
+
+    ``sign`` is 1 where a group is worth its arm's loss minus the base's (it is missing from the
+    arm), and -1 where the arm has it and the base does not single it out.
+    """
+
+    name: str
+    base: Arm
+    arms: tuple[Arm, ...]
+    size: int
+    sign: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """Kept records, those that each filter dropped, and the groups of the kept ones."""
+
+    kept: tuple[Record, ...]
+    dropped: Mapping[str, tuple[Record, ...]]
+    groups: Mapping[str, tuple[Record, ...]]
+    by: str
+
+
+def read_pools(paths: Sequence[Path], by: str) -> Pools:
+    """Read records and put them into groups.
+
+    Args:
+        paths: Files or artifacts of records, as ``stillroom run`` leaves them. Records that stand
+            aside for evaluation (``split`` held_out or test) and plain passages are not taken.
+        by: ``generator`` groups by the last step of the origin, ``filter`` by what dropped a record
+            (``dropped.jsonl`` beside the records), anything else is the name of a field.
+
+    Raises:
+        DataError: If there is nothing to compare.
+    """
+    kept: list[Record] = []
+    dropped: dict[str, list[Record]] = {}
+    for path in paths:
+        kept += [one for one in read_records(path) if _is_taken(one)]
+        for name, record in _read_dropped(path):
+            dropped.setdefault(name, []).append(record)
+    groups: dict[str, list[Record]] = {}
+    if by != "filter":
+        for record in kept:
+            groups.setdefault(_group_of(record, by), []).append(record)
+    _check(kept, dropped if by == "filter" else groups, by, paths)
+    return Pools(
+        tuple(kept),
+        {name: tuple(found) for name, found in sorted(dropped.items())},
+        {name: tuple(found) for name, found in sorted(groups.items())},
+        by,
+    )
+
+
+def make_families(pools: Pools, *, least: int, most: int) -> tuple[list[Family], list[str]]:
+    """Return the families that can be compared, and the groups that are too small.
+
+    Args:
+        pools: From ``read_pools``.
+        least: Records that a group needs to be compared.
+        most: Records that an arm learns from at most.
+    """
+    if pools.by == "filter":
+        return _filter_families(pools, most), []
+    small = [name for name, found in pools.groups.items() if len(found) < least]
+    large = {name: found for name, found in pools.groups.items() if len(found) >= least}
+    base = Arm(ALL, "", pools.kept)
+    families = []
+    without = tuple(
+        Arm(f"without {name}", name, rest)
+        for name, found in large.items()
+        if len(rest := _without(pools.kept, found)) >= least
+    )
+    if without:
+        size = min(most, *(len(arm.records) for arm in without))
+        families.append(Family("leave one out", base, without, size, 1))
+    only = tuple(Arm(f"only {name}", name, found) for name, found in large.items())
+    if only:
+        size = min(most, *(len(arm.records) for arm in only))
+        families.append(Family("only one", base, only, size, -1))
+    return families, small
+
+
+def draw_arm(arm: Arm, size: int, seed: int) -> list[Record]:
+    """Return the records that a student of a seed learns from."""
+    return draw_records(arm.records, size, seed)
+
+
+def _filter_families(pools: Pools, most: int) -> list[Family]:
+    every = tuple(one for found in pools.dropped.values() for one in found)
+    kept, unfiltered = Arm("kept", "", pools.kept), (*pools.kept, *every)
+    without = tuple(
+        Arm(f"without filter {name}", name, (*pools.kept, *found))
+        for name, found in pools.dropped.items()
+    )
+    only = tuple(
+        Arm(f"only filter {name}", name, _without(unfiltered, found))
+        for name, found in pools.dropped.items()
+    )
+    size = min(most, len(pools.kept))
+    whole = Arm(UNFILTERED, "all filters", unfiltered)
+    return [
+        Family("leave one out", kept, (whole, *without), size, 1),
+        Family("only one", whole, only, size, -1),
+    ]
+
+
+def _without(records: Sequence[Record], found: Sequence[Record]) -> tuple[Record, ...]:
+    gone = {id(one) for one in found}
+    return tuple(one for one in records if id(one) not in gone)
+
+
+def _is_taken(record: Record) -> bool:
+    is_aside = record.fields.get("split") in {"held_out", "test"}
+    is_passage = len(record.messages) == 1 and "passage_id" in record.fields
+    is_said = record.messages[-1].role == "assistant" and record.messages[-1].content.strip()
+    return bool(is_said) and not is_aside and not is_passage
+
+
+def _group_of(record: Record, by: str) -> str:
+    if by == "generator":
+        return record.origin.chain[-1].method if record.origin.chain else record.origin.kind
+    value = record.fields.get(by)
+    return "nothing" if value is None else str(value)
+
+
+def _read_dropped(path: Path) -> Iterator[tuple[str, Record]]:
+    """Yield the records that filters dropped, with the filter; none where nothing says so."""
+    file = find_record_file(path).with_name(DROPPED)
+    if not file.is_file():
+        return
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            if row["record"] is None or row["filter"] in {"generator", "target"}:
+                continue
+            record = Record.from_json(row["record"])
+            if _is_taken(record):
+                yield row["filter"], record
+
+
+def _check(
+    kept: Sequence[Record], groups: Mapping[str, object], by: str, paths: Sequence[Path]
+) -> None:
+    where = ", ".join(map(str, paths))
+    if not kept:
+        raise DataError(
+            "no record to learn from",
+            code="synth.no-records",
+            where=where,
+            expected="records of a split other than held_out, with something the assistant says",
+            next="name an artifact of records",
+        )
+    if by == "filter" and not groups:
+        raise DataError(
+            "no filter dropped a record here",
+            code="synth.one-group",
+            where=where,
+            expected=f"{DROPPED} beside the records, with records in it",
+            next="name the folder of a finished synth run, or compare by generator",
+        )
+    if by != "filter" and len(groups) < 2:
+        raise DataError(
+            f"all {len(kept)} records are of one group by '{by}'",
+            code="synth.one-group",
+            where=where,
+            expected="two groups or more",
+            next="name records of several generators, or a field whose values differ",
+        )
