@@ -43,7 +43,7 @@ def read_human(path: Path) -> list[Record]:
         RecipeError: If it is a recipe of another kind.
     """
     if path.suffix in _RECIPES:
-        return _passages(_index_of(path))
+        return _read_recipe(path)
     try:
         records = list(read_records(path))
     except DataError as error:
@@ -110,18 +110,21 @@ def _passages(reference: str) -> list[Record]:
     ]
 
 
-def _index_of(path: Path) -> str:
+def _read_recipe(path: Path) -> list[Record]:
+    """Return what a recipe starts from: its passages, or its records of seeds."""
     from stillroom.errors import RecipeError
     from stillroom.recipes import load_recipe
     from stillroom.synth.recipe import SynthRecipe
 
     recipe = load_recipe(path)
-    if not isinstance(recipe, SynthRecipe):
-        raise RecipeError(
-            f"kind {recipe.kind} has no passages",
-            code="recipe.wrong-kind",
-            where=str(path),
-            expected="kind: synth",
-            next="name a file of records, or a recipe of kind synth",
-        )
-    return recipe.index
+    if isinstance(recipe, SynthRecipe) and recipe.index:
+        return _passages(recipe.index)
+    if isinstance(recipe, SynthRecipe) and recipe.seeds:
+        return read_human(Path(recipe.seeds))
+    raise RecipeError(
+        f"this recipe of kind {recipe.kind} starts from no passages and no records",
+        code="recipe.wrong-kind",
+        where=str(path),
+        expected="kind: synth, with index or seeds",
+        next="name a file of records, or such a recipe",
+    )

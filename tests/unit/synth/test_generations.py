@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from stillroom.cli import stillroom
-from stillroom.errors import Cancelled, DataError
+from stillroom.errors import Cancelled, DataError, RecipeError
 from stillroom.records import Message, Origin, Record, read_records, write_records
 from stillroom.synth import generations
 from stillroom.synth.generations import Generations, compare_generations, estimate_generations
@@ -129,6 +129,18 @@ def test_an_experiment_that_cannot_be_is_refused(human, tmp_path, wrong):
     with pytest.raises(DataError) as caught:
         compare_generations(plan_of(human, **wrong), tmp_path / "out")
     assert caught.value.problems[0].code == "synth.generations"
+
+
+def test_a_recipe_gives_its_passages_or_its_seeds(human, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    shown = "version: 1\nkind: synth\n"
+    recipe.write_text(f"{shown}index: {human}\n")
+    texts = {record.messages[0].content for record in read_human(recipe)}
+    assert texts == {record.messages[0].content for record in read_human(human)}
+    recipe.write_text("version: 1\nkind: evaluate\nrecords: r\nmodels: {m: m}\n")
+    with pytest.raises(RecipeError) as caught:
+        read_human(recipe)
+    assert caught.value.problems[0].code == "recipe.wrong-kind"
 
 
 def test_too_few_records_are_refused(human):
