@@ -19,7 +19,7 @@ from stillroom.errors import DataError
 from stillroom.records import Record, find_record_file, read_records
 from stillroom.synth.human import draw_records
 
-__all__ = ["Arm", "Family", "Pools", "make_families", "read_pools"]
+__all__ = ["Arm", "Family", "Pools", "draw_arm", "make_families", "read_pools"]
 
 By = Literal["generator", "filter"]
 DROPPED = "dropped.jsonl"
