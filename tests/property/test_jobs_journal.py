@@ -1,7 +1,12 @@
+import os
+import threading
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.jobs import Journal
+from stillroom.errors import IntegrityError
+from stillroom.jobs import Journal, journal
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=20),
@@ -42,3 +47,62 @@ def test_a_damaged_line_and_all_after_it_are_done_again(tmp_path_factory, positi
     with Journal(path) as again:
         assert all(again[key] == {"value": key * 5} for key in again.keys())  # noqa: SIM118
         assert len(again) < 6
+
+
+def test_memory_does_not_hold_the_values(tmp_path):
+    with Journal(tmp_path / "units.jsonl") as shelf:
+        shelf.put("large", "x" * 200_000)
+        shelf.put("small", [1])
+        assert shelf["large"] == "x" * 200_000
+        assert shelf["small"] == [1]
+        shelf["small"].append(2)
+        assert shelf["small"] == [1]
+        assert max(map(len, map(str, vars(shelf).values()))) < 1000
+
+
+def test_others_may_read_while_one_puts(tmp_path):
+    seen = []
+    with Journal(tmp_path / "units.jsonl") as shelf:
+
+        def read():
+            while len(shelf) < 300:
+                seen.extend(shelf[key] == {"at": key} for key in shelf.keys())  # noqa: SIM118
+
+        threads = [threading.Thread(target=read) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for number in range(300):
+            shelf.put(str(number), {"at": str(number)})
+        for thread in threads:
+            thread.join()
+    assert all(seen)
+
+
+def test_what_a_sync_on_another_thread_meets_is_raised_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "_SYNC_EVERY_S", -1.0)
+    with Journal(tmp_path / "units.jsonl") as shelf:
+        shelf.put("a", 1)
+        shelf.sync()
+
+        def fail(number):
+            raise OSError(5, "Input/output error")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "fsync", fail)
+            shelf.put("b", 2)
+            while not shelf._syncing.done():
+                pass
+            with pytest.raises(OSError, match="Input/output"):
+                shelf.put("c", 3)
+    with Journal(tmp_path / "units.jsonl") as again:
+        assert again["c"] == 3
+
+
+def test_a_journal_that_another_empties_is_told_of(tmp_path):
+    path = tmp_path / "units.jsonl"
+    with Journal(path) as shelf:
+        shelf.put("a", 1)
+        path.write_bytes(b"")
+        with pytest.raises(IntegrityError) as caught:
+            shelf["a"]
+        assert caught.value.problems[0].code == "job.journal-cut"

@@ -1,41 +1,52 @@
 """Journal: finished units of work by key, appended and synced, torn tails cut off.
 
 A unit that is in the journal is never done again; one that is not is done again from scratch. Each
-line carries a digest of itself, so that a half-written or damaged line is recognised.
+line carries a digest of itself, so that a half-written or damaged line is recognised. Memory holds
+keys and places; a value is read from the file when it is asked for.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from stillroom.errors import IntegrityError
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.provenance.digests import canonical_json, digest_bytes
 
 __all__ = ["Journal", "read_journal"]
 
 _SYNC_EVERY_S = 1.0
+_READ_BYTES = 1 << 14
 
 
 class Journal:
     """An append-only map from keys to JSON values in one file.
 
-    ``put`` is durable against a kill at once and against power loss within a second. Memory holds
-    every value; keep large values in files and journal their digests.
+    ``put`` is durable against a kill at once and against power loss within about a second. One
+    thread at a time may put; others may read meanwhile.
     """
 
     def __init__(self, path: Path) -> None:
         """Open or create the journal at ``path``; a torn or damaged tail is dropped."""
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._values, sound = _load(path)
+        self._places: dict[str, int] = {}
+        self._end = 0
+        for key, _, place, end in _lines(path):
+            self._places[key], self._end = place, end
         self._file = path.open("ab")
-        if path.stat().st_size > sound:
-            self._file.truncate(sound)
+        if path.stat().st_size > self._end:
+            self._file.truncate(self._end)
+        self._reader: IO[bytes] | None = None
         self._synced = time.monotonic()
+        self._syncing: Future[None] | None = None
 
     def __enter__(self) -> Journal:
         """Return the journal, to be closed at the end of the body."""
@@ -47,23 +58,24 @@ class Journal:
 
     def __contains__(self, key: str) -> bool:
         """Return whether the unit is done."""
-        return key in self._values
+        return key in self._places
 
     def __getitem__(self, key: str) -> Any:
-        """Return the value of a finished unit."""
-        return self._values[key]
+        """Return the value of a finished unit, a copy of its own."""
+        return self._read(self._places[key])
 
     def __len__(self) -> int:
         """Return how many units are done."""
-        return len(self._values)
+        return len(self._places)
 
     def keys(self) -> list[str]:
         """Return the keys in order of writing."""
-        return list(self._values)
+        return list(self._places)
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of a unit, or the default where it is not done."""
-        return self._values.get(key, default)
+        place = self._places.get(key)
+        return default if place is None else self._read(place)
 
     def put(self, key: str, value: Any) -> None:
         """Record a finished unit; the same key again replaces the value.
@@ -72,24 +84,73 @@ class Journal:
             ResourceError: If the disk is full.
         """
         body = canonical_json([key, value]).encode("utf-8", "surrogatepass")
+        line = f"{digest_bytes(body)[:16]} ".encode() + body + b"\n"
         with full_disk_as_error(self.path):
-            self._file.write(f"{digest_bytes(body)[:16]} ".encode() + body + b"\n")
+            self._file.write(line)
             self._file.flush()
-        self._values[key] = json.loads(body.decode("utf-8", "surrogatepass"))[1]
+        self._places[key] = self._end
+        self._end += len(line)
         if time.monotonic() - self._synced > _SYNC_EVERY_S:
-            self.sync()
+            self._begin_sync()
 
     def sync(self) -> None:
         """Force what was put to disk."""
+        self._end_sync()
         with full_disk_as_error(self.path):
             os.fsync(self._file.fileno())
         self._synced = time.monotonic()
+
+    def _begin_sync(self) -> None:
+        """Force it on another thread: a slow disk must not hold up those who put."""
+        if self._syncing is not None and not self._syncing.done():
+            return
+        self._end_sync()
+        done: Future[None] = Future()
+        self._syncing, self._synced = done, time.monotonic()
+        threading.Thread(target=self._sync_into, args=(done,), name="stillroom-sync").start()
+
+    def _sync_into(self, done: Future[None]) -> None:
+        try:
+            os.fsync(self._file.fileno())
+        except BaseException as error:  # noqa: BLE001  # raised again by who syncs or puts next
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    def _end_sync(self) -> None:
+        """Wait for a sync on another thread, and raise what it met."""
+        if self._syncing is not None:
+            begun, self._syncing = self._syncing, None
+            with full_disk_as_error(self.path):
+                begun.result()
 
     def close(self) -> None:
         """Sync and close."""
         if not self._file.closed:
             self.sync()
             self._file.close()
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _read(self, place: int) -> Any:
+        """Return the value of the line that begins at ``place``."""
+        if self._reader is None:
+            self._reader = self.path.open("rb")
+        parts: list[bytes] = []
+        at = place
+        while not parts or b"\n" not in parts[-1]:
+            parts.append(os.pread(self._reader.fileno(), _READ_BYTES, at))
+            at += len(parts[-1])
+            if not parts[-1]:
+                raise IntegrityError(
+                    "the journal has become shorter while it was in use",
+                    code="job.journal-cut",
+                    where=str(self.path),
+                    expected="a file that nobody else writes",
+                    next="run the same command again with --resume",
+                )
+        return _value_of(b"".join(parts).partition(b"\n")[0])[1]
 
 
 def read_journal(path: Path) -> dict[str, Any]:
@@ -97,21 +158,24 @@ def read_journal(path: Path) -> dict[str, Any]:
 
     For those who read while another writes: a line that is not whole yet is not seen.
     """
-    return _load(path)[0]
+    return {key: value for key, value, _, _ in _lines(path)}
 
 
-def _load(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the values and how many bytes of the file are sound."""
-    values: dict[str, Any] = {}
-    sound = 0
+def _lines(path: Path) -> Iterator[tuple[str, Any, int, int]]:
+    """Yield key, value, begin and end of every line up to the first that is not sound."""
     if not path.exists():
-        return values, sound
+        return
+    begin = 0
     with path.open("rb") as file:
         for line in file:
             mark, _, body = line.removesuffix(b"\n").partition(b" ")
             if not line.endswith(b"\n") or digest_bytes(body)[:16].encode() != mark:
-                break
-            key, value = json.loads(body.decode("utf-8", "surrogatepass"))
-            values[key] = value
-            sound += len(line)
-    return values, sound
+                return
+            key, value = _value_of(line[:-1])
+            yield key, value, begin, begin + len(line)
+            begin += len(line)
+
+
+def _value_of(line: bytes) -> tuple[str, Any]:
+    key, value = json.loads(line.partition(b" ")[2].decode("utf-8", "surrogatepass"))
+    return key, value

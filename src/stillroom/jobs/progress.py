@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Protocol, TextIO, TypeVar
 
@@ -135,12 +135,12 @@ class Progress:
         """Draw the last state."""
         self._reporter.end(self._line(final=kind is None))
 
-    def advance(self, count: int = 1, note: str = "") -> None:
-        """Count finished units, and draw when it is time."""
+    def advance(self, count: int = 1, note: str | Callable[[], str] = "") -> None:
+        """Count finished units, and draw when it is time; only then is a note made."""
         self.done += count
         now = time.monotonic()
         if now - self._shown >= self._reporter.every_s:
-            self._reporter.show(self._line(note=note))
+            self._reporter.show(self._line(note=note if isinstance(note, str) else note()))
             self._shown = now
 
     def over(self, items: Iterable[T]) -> Iterator[T]:

@@ -255,7 +255,8 @@ def _harvest(
         def show(harvest: Harvest) -> None:
             news = len(harvest.kept) - progress.done
             progress.advance(
-                news, f"{harvest.asked} asked, {len(harvest.dropped)} dropped, {purse.note()}"
+                news,
+                lambda: f"{harvest.asked} asked, {len(harvest.dropped)} dropped, {purse.note()}",
             )
 
         share = 1.0

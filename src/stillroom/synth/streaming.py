@@ -1,7 +1,8 @@
 """Units asked about on several threads, given back in order, each kept as soon as it is done.
 
-At most twice as many units as threads are begun beyond the one that is waited for, so memory does
-not grow with their number, and a kill or a reached target wastes no more than those.
+There are some more threads than requests at once, so that one that reads an answer leaves no
+connection idle. At most twice as many units as threads are begun beyond the one that is waited for:
+memory does not grow with their number, and a kill or a reached target wastes no more than those.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Shelf", "is_lost", "stream_units"]
 
 _AHEAD = 2
+_SPARE = 4
+"""One thread more for so many: while some read an answer, others have a request ready."""
 _LOOK_S = 0.2
 _REFUSALS = 20
 _LOST = 10
@@ -63,17 +66,16 @@ def stream_units(
     stream = _Stream(writer, model, shelf)
     remaining = iter(seeds)
     begun: deque[Future[Draft | None]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="stillroom-synth")
+    threads = workers + -(-workers // _SPARE)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="stillroom-synth")
     try:
         while True:
-            ahead = _AHEAD * workers - len(begun)
+            ahead = _AHEAD * threads - len(begun)
             begun.extend(pool.submit(stream.draft, seed) for seed in islice(remaining, ahead))
             if not begun:
                 return
-            while not wait([begun[0]], _LOOK_S).done:
-                pause()
+            found = _await(begun.popleft(), pause)
             pause()
-            found = begun.popleft().result()
             if found is not None:
                 stream.watch(found)
                 yield found
@@ -85,6 +87,17 @@ def stream_units(
 def is_lost(draft: Draft) -> bool:
     """Return whether a unit is not done, because the server did not answer all of it."""
     return any(failure.reason == LOST for failure in draft.failures)
+
+
+def _await(unit: Future[Draft | None], pause: Callable[[], None]) -> Draft | None:
+    """Return a unit's draft when it is there, pausing several times a second until then."""
+    while True:
+        try:
+            return unit.result(_LOOK_S)
+        except TimeoutError:
+            if unit.done():
+                raise
+            pause()
 
 
 class _Stream:

@@ -175,14 +175,19 @@ class _EndpointModel:
                     failed[index] = error
             return Completion("", "cancelled", model=self.fingerprint)
 
-        completions = work_through(
-            ask,
-            len(prompts),
-            self._endpoint.patience.concurrency,
-            self.fingerprint,
-            on_done,
-            is_cancelled,
-        )
+        if len(prompts) == 1:  # on this thread: who asks one by one has threads of its own
+            completions = [ask(0, is_cancelled or (lambda: False))]
+            if on_done is not None and not failed and completions[0].finish_reason != "cancelled":
+                on_done(0, completions[0])
+        else:
+            completions = work_through(
+                ask,
+                len(prompts),
+                self._endpoint.patience.concurrency,
+                self.fingerprint,
+                on_done,
+                is_cancelled,
+            )
         if failed:
             raise BackendError([failed[index].problems[0] for index in sorted(failed)])
         return completions
