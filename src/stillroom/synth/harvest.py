@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from stillroom.jobs import SpilledRecords
 from stillroom.models import ConcurrentModel
 from stillroom.records import Record
 from stillroom.synth.budget import Purse
@@ -100,7 +101,7 @@ class Harvest:
     """What one side of the split gave."""
 
     split: Split
-    kept: list[Record] = field(default_factory=list)
+    kept: list[Record] | SpilledRecords = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
     units: int = 0
     asked: int = 0
@@ -222,9 +223,13 @@ def gather(
     on_unit: Callable[[Harvest], None] = lambda harvest: None,
     purse: Purse | None = None,
     share: float = 1.0,
+    kept: SpilledRecords | None = None,
 ) -> Harvest:
-    """Judge drafts in order until ``wanted`` records are kept, or the purse's share is spent."""
-    harvest = Harvest(split)
+    """Judge drafts in order until ``wanted`` records are kept, or the purse's share is spent.
+
+    Kept records go into ``kept``, where one is given, else into memory.
+    """
+    harvest = Harvest(split) if kept is None else Harvest(split, kept)
     if purse is not None:
         purse.begin(harvest)
     if not wanted or (purse is not None and purse.reached(share)):

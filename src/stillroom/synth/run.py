@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.jobs import Estimate, Job, atomic_write
+from stillroom.jobs import Estimate, Job, SpilledRecords, atomic_write
 from stillroom.provenance import LEDGER, Artifact, Parent, digest_json, make_parent
-from stillroom.records import Message, Passage, Record, RecordWriter, combine_origins
+from stillroom.records import (
+    Message,
+    Origin,
+    Passage,
+    Record,
+    RecordWriter,
+    combine_origins,
+)
 from stillroom.synth.budget import Purse
 from stillroom.synth.graph_job import preview_graph, run_graph
 from stillroom.synth.harvest import Dropped, Harvest, Panel, draft_units, drop_record, gather
@@ -85,19 +92,25 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
     plan = _make_plan(recipe)
     _say_plan(plan, job)
     purse = Purse(recipe.budget)
-    with _lend(recipe, job.say) as models:
+    with (
+        _lend(recipe, job.say) as models,
+        SpilledRecords(job.scratch / "kept.jsonl") as kept,
+    ):
         model = models.text_model(recipe.model)
         context = plan.context(models, seed=recipe.seed)
         held_out = _harvest(recipe, plan, "held_out", context, model, job, purse)
-        context = plan.context(models, held_out.kept, recipe.seed)
-        train = _harvest(recipe, plan, "train", context, model, job, purse)
+        aside = list(held_out.kept)
+        context = plan.context(models, aside, recipe.seed)
+        train = _harvest(recipe, plan, "train", context, model, job, purse, kept)
         refuse_nothing(train, recipe)
         texts, refused = _passage_records(recipe, plan, context, job)
-    harvests = (held_out, train)
+        harvests = (held_out, train)
+        origin = _write_records(job.output / "records.jsonl", chain(train.kept, texts, aside))
+        report = make_report(
+            recipe, plan.source, plan.sides, plan.items, harvests, len(texts), refused
+        )
     dropped = [*held_out.dropped, *train.dropped, *refused]
-    _write_records(job.output / "records.jsonl", [*train.kept, *texts, *held_out.kept])
     _write_rows(job.output / "dropped.jsonl", (drop.to_json() for drop in dropped))
-    report = make_report(recipe, plan.source, plan.sides, plan.items, harvests, len(texts), refused)
     report["spent"] = purse.to_json()
     report["described"] = recipe.generator.describe(train.kept)
     with atomic_write(job.output / "report.json") as file:
@@ -111,7 +124,6 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
     ended = purse.reached()
     for shortfall in filter(None, (describe_shortfall(one, recipe, ended) for one in harvests)):
         job.say(shortfall)
-    origin = combine_origins(record.origin for record in (*train.kept, *texts, *held_out.kept))
     return job.finish(
         "records",
         parents=_parents(recipe, plan, model, job),
@@ -237,6 +249,7 @@ def _harvest(
     model: TextModel,
     job: Job,
     purse: Purse,
+    kept: SpilledRecords | None = None,
 ) -> Harvest:
     wanted = _wanted(recipe, plan, split)
     # The shelf is named by the model: a resume with another teacher must not mix the two.
@@ -262,7 +275,7 @@ def _harvest(
         share = 1.0
         if split == "held_out":  # which comes first, and must leave enough for training
             share = recipe.target.held_out / (recipe.target.held_out + recipe.target.train)
-        return gather(split, drafts, panel, wanted, show, purse, share)
+        return gather(split, drafts, panel, wanted, show, purse, share, kept)
 
 
 @contextmanager
@@ -323,10 +336,14 @@ def _passage_records(
     return kept, dropped
 
 
-def _write_records(path: Path, records: Sequence[Record]) -> None:
+def _write_records(path: Path, records: Iterable[Record]) -> Origin:
+    """Write the records; return their common origin."""
+    origins: dict[tuple[str, str], Origin] = {}
     with RecordWriter(path) as writer:
         for record in records:
             writer.write(record)
+            origins.setdefault((record.origin.kind, record.origin.license), record.origin)
+    return combine_origins(origins.values())
 
 
 def _write_rows(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
