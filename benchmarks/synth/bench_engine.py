@@ -1,161 +1,198 @@
-"""2,000 records from a server with 50 ms latency at 32 requests at once: throughput and CPU.
+"""2,000 prompts to a server with 50 ms latency at 32 at once, ours and three peers in turn.
 
-The server runs in another process; what is timed is one whole `stillroom run` of a synth recipe
-(generator rewrite, no filters), its start and its writing included, less the same for 20 records;
-CPU is of that process. The ideal is 2,000 / 32 * 50 ms. ``resent`` counts requests beyond 2,000
-that a run made which was killed (SIGKILL) at a random moment five times and then ended; records of
-it and of one that was never killed must be the same bytes.
+The server runs in a process of its own. What is timed is a whole process, its start and its writing
+included, less the same for a few prompts: for ours one `stillroom run` (generator rewrite, no
+filters), for a peer its usual way to complete prompts. CPU counts children. The ideal is prompts /
+32 * 50 ms; ``bare`` is a client in the same run that does nothing but ask.
+
+Then, with a short latency: requests that a run repeats which is killed five times at random
+moments, beyond those in flight; what one refused row among 100 costs; requests for one more row of
+a finished run with a cache; whether one request at a time and 64 give the same bytes.
 """
 
 import json
 import os
-import platform
 import random
-import resource
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
-import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.commands import Cost, compile_package, run_command
+from benchmarks.peers import peer_python
+from benchmarks.synth.engine_runs import (
+    CONCURRENCY,
+    WORK,
+    Endpoint,
+    command,
+    make_prompts,
+    run,
+    say,
+    serve,
+    write_recipe,
+)
+
 from stillroom.provenance import digest_file
-from stillroom.records import Location, Origin, Passage
 
-ROOT = Path(__file__).resolve().parents[2]
-WORK = ROOT / "build" / "bench" / "synth" / "engine"
-COUNT, FEW, CONCURRENCY, LATENCY = 2000, 20, 32, 0.05
-SERVER = """
-import asyncio, sys
-from aiohttp import web
-seen = 0
-async def chat(request):
-    global seen
-    seen += 1
-    body = await request.json()
-    await asyncio.sleep(LATENCY)
-    said = "In other words: " + body["messages"][-1]["content"][-80:-30]
-    choice = {"message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
-    usage = {"prompt_tokens": 60, "completion_tokens": 20}
-    return web.json_response({"choices": [choice], "usage": usage})
-async def count(request):
-    return web.json_response({"seen": seen})
-app = web.Application()
-app.add_routes([web.post("/v1/chat/completions", chat), web.get("/count", count)])
-web.run_app(app, host="127.0.0.1", port=PORT, print=None, access_log=None)
-"""
+COUNT, FEW, LATENCY, REPEATS, PEER_REPEATS = 2000, 100, 0.05, 3, 2
+HERE = Path(__file__).parent
+PEERS = {
+    "distilabel": ("distilabel", "1.5.3", ("openai", "requests", "beautifulsoup4")),
+    "data_designer": ("data-designer", "0.9.7", ()),
+    "curator": ("bespokelabs-curator", "0.1.31", ()),
+}
+QUIET = {
+    "NEMO_TELEMETRY_ENABLED": "false",
+    "TELEMETRY_ENABLED": "False",
+    "CURATOR_VIEWER": "0",
+    "OPENAI_API_KEY": "none",
+}
+Slope = tuple[float, float]
 
 
-def write_passages(path: Path, count: int) -> Path:
-    """Write passages of some forty words, all different."""
-    rng = random.Random(0)
-    words = [f"w{number}" for number in range(3000)]
-    rows = []
-    for number in range(count):
-        text = " ".join(rng.choice(words) for _ in range(40)) + f" and number {number}."
-        place = Location(f"doc-{number % 50}.txt", "0" * 64, 0, 1)
-        start = 1000 * number
-        passage = Passage(
-            f"doc-{number % 50}", start, start + len(text), text, place, origin=Origin("human")
-        )
-        rows.append(json.dumps(passage.to_json()) + "\n")
-    path.write_text("".join(rows))
-    return path
+def slope(way: Callable[[int], Cost]) -> Slope:
+    """Return wall and CPU seconds of the prompts beyond the few."""
+    few, many = way(FEW), way(COUNT)
+    return many.wall - few.wall, many.cpu - few.cpu
 
 
-def write_recipe(name: str, count: int, port: int) -> Path:
-    """Write the recipe as JSON, which is YAML."""
-    recipe = {
-        "version": 1,
-        "kind": "synth",
-        "index": str(write_passages(WORK / f"{name}.jsonl", count)),
-        "model": f"http://127.0.0.1:{port}/v1#m",
-        "engine": {"concurrency": CONCURRENCY},
-        "generator": "rewrite",
-        "filters": [],
-        "target": {"train": 10 * count, "held_out": 1},
-        "held_out": 0,
-        "attempts": 1,
-        "include_passages": 0,
-    }
-    path = WORK / f"{name}.yaml"
-    path.write_text(json.dumps(recipe))
-    return path
+def ours(endpoint: Endpoint) -> Slope:
+    """Return what our runs take."""
+
+    def way(count: int) -> Cost:
+        recipe = write_recipe(f"ours-{count}", make_prompts(count), endpoint)
+        shutil.rmtree(WORK / "out", ignore_errors=True)
+        return run_command(command(recipe, WORK / "out"))
+
+    return slope(way)
 
 
-def command(recipe: Path, out: Path, *more: str) -> list[str]:
-    """Return the command line of a run."""
-    return [sys.executable, "-m", "stillroom", "run", str(recipe), "--out", str(out), *more]
+def peer(name: str, endpoint: Endpoint) -> Slope:
+    """Return what a peer's runs take."""
+    package, version, also = PEERS[name]
+    python = peer_python(package, version, also=also)
+
+    def way(count: int) -> Cost:
+        prompts = WORK / f"prompts-{count}.json"
+        prompts.write_text(json.dumps(make_prompts(count)))
+        out = WORK / f"out-{name}"
+        shutil.rmtree(out, ignore_errors=True)
+        worker = str(HERE / f"{name}_worker.py")
+        shown = [str(endpoint.port), str(CONCURRENCY), str(prompts), str(out)]
+        before = endpoint.seen()
+        cost = run_command([str(python), worker, *shown])
+        if endpoint.seen() - before < count:
+            raise RuntimeError(f"{name} did not ask for every prompt")
+        return cost
+
+    return slope(way)
 
 
-def timed(recipe: Path, out: Path) -> tuple[float, float]:
-    """Return wall and CPU seconds of a run."""
+def bare(endpoint: Endpoint) -> float:
+    """Return the seconds that nothing but asking takes."""
+    words = [sys.executable, str(HERE / "bare_client.py"), str(endpoint.port)]
+    words += [str(COUNT - FEW), str(CONCURRENCY)]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    return float(json.loads(done.stdout)["seconds"])
+
+
+def measure_cost(endpoint: Endpoint) -> None:
+    """Measure throughput and CPU, ours and the peers' in turn."""
+    mine: list[Slope] = []
+    bares: list[float] = []
+    theirs: dict[str, list[Slope]] = {name: [] for name in PEERS}
+    for number in range(REPEATS):
+        bares.append(bare(endpoint))
+        mine.append(ours(endpoint))
+        if number < PEER_REPEATS:
+            for name, found in theirs.items():
+                found.append(peer(name, endpoint))
+    asked = COUNT - FEW
+    ideal = asked / CONCURRENCY * LATENCY
+    wall = statistics.median(one for one, _ in mine)
+    cpu = statistics.median(one for _, one in mine)
+    reached = statistics.median(bares)
+    say(
+        "synth/engine/efficiency",
+        ideal / wall,
+        n=REPEATS,
+        ideal_s=ideal,
+        bare=round(ideal / reached, 4),
+        of_bare=round(reached / wall, 4),
+    )
+    say("synth/engine/cpu_ms_per_record", 1000 * cpu / asked, n=REPEATS)
+    for name, found in theirs.items():
+        other = statistics.median(one for _, one in found)
+        told = {
+            "cpu_ms_per_record": round(1000 * other / asked, 3),
+            "efficiency": round(ideal / statistics.median(one for one, _ in found), 4),
+        }
+        version = f"{PEERS[name][0]} {PEERS[name][1]}"
+        say(f"synth/engine/cpu_vs_{name}", other / cpu, n=len(found), peer=version, **told)
+
+
+def measure_kills(endpoint: Endpoint) -> None:
+    """Kill five times at random moments; say what was asked again."""
+    recipe = write_recipe("kills", make_prompts(COUNT), endpoint)
+    wanted = digest_file(run(recipe, WORK / "whole") / "records.jsonl")
+    out = WORK / "killed"
     shutil.rmtree(out, ignore_errors=True)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    begun = time.perf_counter()
-    subprocess.run(command(recipe, out, "--quiet"), check=True, stdout=subprocess.DEVNULL)
-    wall = time.perf_counter() - begun
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def seen(port: int) -> int:
-    """Return how many requests the server saw."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/count") as answer:
-        return int(json.load(answer)["seen"])
-
-
-def kill_and_end(recipe: Path, out: Path, port: int) -> int:
-    """Run, kill five times at random moments, end; return the requests made."""
-    shutil.rmtree(out, ignore_errors=True)
-    rng, before = random.Random(1), seen(port)
+    shutil.rmtree(WORK / ".killed.partial", ignore_errors=True)
+    rng, before = random.Random(1), endpoint.seen()
     for number in range(5):
-        child = subprocess.Popen(
-            command(recipe, out, "--quiet", *(["--resume"] if number else [])),
-            stdout=subprocess.DEVNULL,
-        )
-        until = seen(port) + rng.randint(100, 350)
-        while seen(port) < until and child.poll() is None:
+        more = ["--resume"] if number else []
+        child = subprocess.Popen(command(recipe, out, *more), stdout=subprocess.DEVNULL)
+        until = endpoint.seen() + rng.randint(100, 350)
+        while endpoint.seen() < until and child.poll() is None:
             time.sleep(0.01)
         child.send_signal(signal.SIGKILL)
         child.wait()
-    subprocess.run(
-        command(recipe, out, "--quiet", "--resume"), check=True, stdout=subprocess.DEVNULL
-    )
-    return seen(port) - before
+    subprocess.run(command(recipe, out, "--resume"), check=True, stdout=subprocess.DEVNULL)
+    resent = endpoint.seen() - before - COUNT
+    assert digest_file(out / "output/records.jsonl") == wanted
+    say("synth/resume/resent", resent, kills=5, in_flight=CONCURRENCY)
+    say("synth/resume/resent_beyond_in_flight", max(0, resent - 5 * CONCURRENCY), kills=5)
 
 
-def say(what: str, value: float, **more: object) -> None:
-    """Print one figure."""
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-    print(json.dumps({"what": what, "value": round(value, 4), **more, "machine": machine}))
+def measure_rows(endpoint: Endpoint) -> None:
+    """Say what a refused row and one more row cost, and whether concurrency changes bytes."""
+    prompts = make_prompts(101)
+    refused = [*prompts[:40], f"REFUSE {prompts[40]}", *prompts[41:100]]
+    before = endpoint.seen()
+    rows = run(write_recipe("refused", refused, endpoint), WORK / "refused") / "records.jsonl"
+    left = len(rows.read_text().splitlines())
+    asked = endpoint.seen() - before
+    say("synth/engine/rows_lost_to_one_400", 100 - left, rows=100, requests=asked)
+    cache = WORK / "cache.sqlite"
+    cache.unlink(missing_ok=True)
+    run(write_recipe("first", prompts[:100], endpoint, cache=cache), WORK / "first")
+    before = endpoint.seen()
+    run(write_recipe("more", prompts, endpoint, cache=cache), WORK / "more")
+    say("synth/engine/requests_for_one_more_row", endpoint.seen() - before, rows=101)
+    digests = [
+        digest_file(
+            run(write_recipe("same", prompts, endpoint, concurrency=at), WORK / "same")
+            / "records.jsonl"
+        )
+        for at in (1, 64)
+    ]
+    say("synth/engine/same_bytes_at_1_and_64", float(digests[0] == digests[1]), rows=101)
 
 
 def main() -> None:
     """Start the server and measure."""
+    os.environ.update(QUIET)
     WORK.mkdir(parents=True, exist_ok=True)
-    port = 18731
-    text = SERVER.replace("PORT", str(port)).replace("LATENCY", str(LATENCY))
-    server = subprocess.Popen([sys.executable, "-c", text])
-    try:
-        time.sleep(2)
-        many, few = write_recipe("many", COUNT, port), write_recipe("few", FEW, port)
-        walls, cpus = [], []
-        for _ in range(3):
-            short, whole = timed(few, WORK / "out-few"), timed(many, WORK / "out")
-            walls.append(whole[0] - short[0])
-            cpus.append((whole[1] - short[1]) / (COUNT - FEW))
-        ideal = (COUNT - FEW) / CONCURRENCY * LATENCY
-        say("synth/engine/efficiency", ideal / sorted(walls)[1], n=3, ideal_s=ideal)
-        say("synth/engine/cpu_ms_per_record", 1000 * sorted(cpus)[1], n=3)
-        wanted = digest_file(WORK / "out/output/records.jsonl")
-        requests = kill_and_end(many, WORK / "killed", port)
-        assert digest_file(WORK / "killed/output/records.jsonl") == wanted
-        say("synth/resume/resent", requests - COUNT, kills=5, in_flight=CONCURRENCY)
-        say("synth/resume/resent_beyond_in_flight", max(0, requests - COUNT - 5 * CONCURRENCY))
-    finally:
-        server.kill()
+    compile_package("stillroom")
+    with serve(LATENCY) as endpoint:
+        measure_cost(endpoint)
+        measure_kills(endpoint)
+    with serve(0.01) as endpoint:
+        measure_rows(endpoint)
 
 
 if __name__ == "__main__":
