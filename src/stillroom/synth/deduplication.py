@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from stillroom.errors import DataError
 from stillroom.jobs import Job, Reporter, atomic_write
 from stillroom.provenance import Artifact, make_parent
@@ -65,8 +68,8 @@ def deduplicate(
 
     Leaves ``records.jsonl``, in the order of the files, and ``duplicates.jsonl``: each record that
     fell, the one it is a duplicate of, and their exact Jaccard similarity. Rows that cannot be read
-    are counted, and listed there too. Memory holds ids and scores, and otherwise grows with the
-    number of near duplicates; the n-grams lie in the job's scratch folder.
+    are counted, and listed there too. Memory holds some hundred bytes a record, and grows with
+    the number of near duplicates; the n-grams lie in the job's scratch folder.
 
     Args:
         plan: What to compare, and how.
@@ -92,15 +95,14 @@ def deduplicate(
 
 def _run(plan: Deduplication, job: Job) -> tuple[Artifact, dict[str, Any]]:
     unreadable: list[dict[str, Any]] = []
-    ids: list[str] = []
-    scores: list[float] = []
+    ids, scores = _Column("S24"), _Column("f8")
     with job.phase("read", unit="records") as progress:
 
         def texts() -> Iterator[str]:
             for _, record in _read(plan, unreadable):
-                if len(ids) % _TOLD == 0:
+                if progress.done % _TOLD == 0:
                     job.check_cancelled()
-                ids.append(record.id)
+                ids.append(record.id.encode())
                 scores.append(_score(record, plan.prefer))
                 progress.advance()
                 yield _text(record, plan.fields)
@@ -115,7 +117,7 @@ def _run(plan: Deduplication, job: Job) -> tuple[Artifact, dict[str, Any]]:
             next="name files of records",
         )
     with job.phase("compare", len(ids), "records") as progress:
-        order = sorted(range(len(ids)), key=lambda index: (-scores[index], ids[index], index))
+        order = np.lexsort((ids.array(), -scores.array()))
         found = find_duplicates(sets, threshold=plan.threshold, order=order)
         progress.advance(len(ids))
     counts = {
@@ -126,11 +128,39 @@ def _run(plan: Deduplication, job: Job) -> tuple[Artifact, dict[str, Any]]:
         "wordless": int((sets.sizes == 0).sum()),
     }
     origin = _write(plan, job, {one.index for one in found})
-    _write_duplicates(job.output / DUPLICATES, found, ids, unreadable)
+    _write_duplicates(job.output / DUPLICATES, found, ids.array(), unreadable)
     sizes = Counter(Counter(one.kept for one in found).values())
     details = counts | {"cluster_sizes": {str(n + 1): c for n, c in sorted(sizes.items())}}
     parents = [make_parent("records", path, job.out) for path in plan.paths]
     return job.finish("records", parents=parents, origin=origin, details=details), details
+
+
+class _Column:
+    """A growing column of numbers or short strings, as small as numpy has them."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._whole: list[npt.NDArray[Any]] = []
+        self._rest: list[Any] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._whole)) + len(self._rest)
+
+    def append(self, value: object) -> None:
+        self._rest.append(value)
+        if len(self._rest) == _TOLD:
+            self._pack()
+
+    def array(self) -> npt.NDArray[Any]:
+        """Return all of it."""
+        self._pack()
+        self._whole = [np.concatenate(self._whole)] if self._whole else []
+        return self._whole[0] if self._whole else np.zeros(0, dtype=self._kind)
+
+    def _pack(self) -> None:
+        if self._rest:
+            self._whole.append(np.array(self._rest, dtype=self._kind))
+            self._rest = []
 
 
 def _read(
@@ -169,14 +199,17 @@ def _write(plan: Deduplication, job: Job, fallen: set[int]) -> dict[str, Any]:
 
 
 def _write_duplicates(
-    path: Path, found: Sequence[Duplicate], ids: Sequence[str], unreadable: list[dict[str, Any]]
+    path: Path,
+    found: Sequence[Duplicate],
+    ids: npt.NDArray[np.bytes_],
+    unreadable: list[dict[str, Any]],
 ) -> None:
     with atomic_write(path) as file:
         for one in found:
             row = {
                 "reason": "duplicate",
-                "id": ids[one.index],
-                "kept": ids[one.kept],
+                "id": ids[one.index].decode(),
+                "kept": ids[one.kept].decode(),
                 "jaccard": round(one.similarity, 6),
             }
             file.write(json.dumps(row) + "\n")

@@ -6,6 +6,9 @@ such an n-gram are compared, and those exactly. Unlike banded MinHash it misses 
 needs no signatures. The order is that of the hashes, but that n-grams found in many texts come
 last, so that phrases that thousands of texts share make no candidates.
 
+Sets may lie in a file: they are read a block at a time, and the n-grams of prefixes are joined a
+part of their range at a time, so that memory holds a few numbers a text and what is near.
+
 Sources: Chaudhuri, Ganti and Kaushik 2006, doi:10.1109/ICDE.2006.9 (prefix filter); Bayardo, Ma and
 Srikant 2007, doi:10.1145/1242572.1242591 (All-Pairs, with the bound on sizes). Differs: the order
 is by hash rather than by frequency, and frequent n-grams are put last where they turn up.
@@ -31,7 +34,9 @@ _CROWD = 48
 """Texts that share an n-gram of their prefixes, from which it is put last."""
 _ROUNDS = 4
 _PAIRS = 1 << (64 - HASH_BITS)
-_PART_ENTRIES = 1 << 25
+_PART_ENTRIES = 1 << 23
+"""N-grams of prefixes that are sorted at once: some 400 MB."""
+_BLOCK_ENTRIES = 1 << 21
 _PORTION = 1 << 22
 _ROUNDING = 1e-9
 
@@ -46,13 +51,14 @@ class Duplicate:
 
 
 def find_duplicates(
-    sets: ShingleSets, *, threshold: float = 0.8, order: Sequence[int] | None = None
+    sets: ShingleSets, *, threshold: float = 0.8, order: Sequence[int] | Positions | None = None
 ) -> list[Duplicate]:
     """Return the texts that are nearly a text that is kept, in order of index.
 
     Texts are taken in ``order``; each is kept unless its similarity to one already kept reaches the
-    threshold. So every duplicate is near the very text that stays, and clusters cannot chain. Texts
-    without words are kept.
+    threshold, and then falls to the nearest of these. So every duplicate is near the very text that
+    stays, and clusters cannot chain. A text whose n-grams are those of an earlier one shares its
+    fate. Texts without words are kept.
 
     Args:
         sets: The texts' n-grams.
@@ -101,9 +107,9 @@ def _find_twins(sets: ShingleSets, rank: Positions) -> Positions:
     filled = np.flatnonzero(sizes)
     if not len(filled):
         return twins
-    mixed = sets.values * np.uint64(0x9E3779B97F4A7C15)
-    mixed ^= mixed >> np.uint64(29)
-    marks = np.add.reduceat(mixed, sets.offsets[filled])
+    marks = np.concatenate(
+        [_mark(sets, filled[start:stop]) for start, stop in _blocks(sizes[filled])]
+    )
     by_mark = np.lexsort((rank[filled], sizes[filled], marks))
     ordered, ordered_marks = filled[by_mark], marks[by_mark]
     fresh = np.ones(len(ordered), dtype=bool)
@@ -112,6 +118,27 @@ def _find_twins(sets: ShingleSets, rank: Positions) -> Positions:
     )
     twins[ordered] = ordered[np.maximum.accumulate(np.where(fresh, np.arange(len(ordered)), 0))]
     return twins
+
+
+def _mark(sets: ShingleSets, texts: Positions) -> Hashes:
+    """Return a number of each set of a run of texts, the same for equal sets."""
+    first, last = sets.offsets[texts[0]], sets.offsets[texts[-1] + 1]
+    mixed = sets.values[first:last] * np.uint64(0x9E3779B97F4A7C15)
+    mixed ^= mixed >> np.uint64(29)
+    marks: Hashes = np.add.reduceat(mixed, sets.offsets[texts] - first)
+    return marks
+
+
+def _blocks(counts: Positions) -> Iterator[tuple[int, int]]:
+    """Yield where to cut a list so that the counts of each piece stay within a block."""
+    ends = np.cumsum(counts)
+    start = 0
+    while start < len(counts):
+        before = int(ends[start - 1]) if start else 0
+        stop = int(np.searchsorted(ends, before + _BLOCK_ENTRIES, side="right"))
+        stop = max(stop, start + 1)
+        yield start, stop
+        start = stop
 
 
 class _Join:
@@ -156,16 +183,17 @@ class _Join:
     def _find_frequent(self) -> None:
         """Put the n-grams last that are in many prefixes, and look again, a few times."""
         for _ in range(_ROUNDS):
-            found = []
-            for part in range(self.parts):
-                values, _owners = self._entries(part)
-                found.append(_crowded(values))
-            fresh = np.concatenate(found)
-            if not len(fresh):
+            found, touched = [], []
+            for part in range(self.parts):  # an n-gram is of one part only
+                values, owners = self._entries(part)
+                fresh = _crowded(values)
+                found.append(fresh)
+                touched.append(np.unique(owners[np.isin(values, fresh)]))
+            every = np.concatenate(found)
+            if not len(every):
                 return
-            touched = [o[np.isin(v, fresh)] for v, o in map(self._entries, range(self.parts))]
             self.reordered[np.concatenate(touched)] = True
-            self.frequent = np.union1d(self.frequent, fresh)
+            self.frequent = np.union1d(self.frequent, every)
 
     def _entries(self, part: int) -> tuple[Hashes, Positions]:
         """Return the n-grams of all prefixes that fall into a part, sorted, and whose they are."""
@@ -177,17 +205,42 @@ class _Join:
         return self._only[1]
 
     def _sort_entries(self, part: int) -> tuple[Hashes, Positions]:
-        plain = np.flatnonzero(~self.reordered)
-        values = self.sets.values[spread(self.starts[plain], self.prefixes[plain])]
-        owners = np.repeat(plain, self.prefixes[plain])
-        if self.reordered.any():
-            more, whose = self._reorder(np.flatnonzero(self.reordered))
-            values, owners = np.concatenate([values, more]), np.concatenate([owners, whose])
-        if self.parts > 1:
-            mine = (values * np.uint64(self.parts)) >> np.uint64(HASH_BITS) == part
-            values, owners = values[mine], owners[mine]
+        pieces = [
+            self._choose(part, *entries)
+            for is_reordered in (False, True)
+            for entries in self._prefix_blocks(np.flatnonzero(self.reordered == is_reordered))
+        ]
+        if not pieces:
+            return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
+        values = np.concatenate([values for values, _ in pieces])
+        owners = np.concatenate([owners for _, owners in pieces])
         order = np.argsort(values, kind="stable")
         return values[order], owners[order]
+
+    def _prefix_blocks(self, owners: Positions) -> Iterator[tuple[Hashes, Positions]]:
+        """Yield the n-grams of some sets' prefixes, and whose they are, a block at a time.
+
+        The sets are either all reordered or none.
+        """
+        if not len(owners):
+            return
+        is_reordered = bool(self.reordered[owners[0]])
+        by_place = owners[np.argsort(self.starts[owners], kind="stable")]  # as the file has them
+        counts = self.sizes if is_reordered else self.prefixes
+        for start, stop in _blocks(counts[by_place]):
+            some = by_place[start:stop]
+            if is_reordered:
+                yield self._reorder(some)
+            else:
+                values = self.sets.values[spread(self.starts[some], self.prefixes[some])]
+                yield values, np.repeat(some, self.prefixes[some])
+
+    def _choose(self, part: int, values: Hashes, owners: Positions) -> tuple[Hashes, Positions]:
+        """Return the entries that fall into a part."""
+        if self.parts == 1:
+            return values, owners
+        mine = (values * np.uint64(self.parts)) >> np.uint64(HASH_BITS) == part
+        return values[mine], owners[mine]
 
     def _reorder(self, owners: Positions) -> tuple[Hashes, Positions]:
         """Return the prefixes of some sets with frequent n-grams last."""

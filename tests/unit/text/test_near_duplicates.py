@@ -28,8 +28,12 @@ def similarity(one, other):
 
 def brute_force(texts, n, threshold, order):
     sets = [grams(text, n) for text in texts]
-    kept, found = [], {}
+    kept, found, first = [], {}, {}
     for index in order:
+        twin = first.setdefault(frozenset(sets[index]), index)
+        if sets[index] and twin != index:
+            found[index] = found.get(twin, (twin, 1.0))
+            continue
         near = [(-similarity(sets[index], sets[one]), at, one) for at, one in enumerate(kept)]
         best = min(near, default=(0.0, 0, 0))
         if sets[index] and -best[0] >= threshold:
