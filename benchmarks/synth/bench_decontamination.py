@@ -1,13 +1,15 @@
-"""Test questions planted in training questions: how many are found, by kind, and false alarms.
+"""Test questions planted in training texts: how many are found, by kind, and false alarms.
 
-Items are the first 300 questions of a file of grade-school problems, texts are the others. Planted
+Items are the first 300 questions of a file of grade-school problems, texts are the others. Without
+that file the items are 36 of its questions and sentences of the Python language reference, whose
+other sentences are the texts: real text that every Python brings. Planted
 are verbatim copies (alone and within other text), copies with one word in ten and in six changed,
 shuffled words, and rewordings by hand: 24 that the threshold was chosen on, 12 that it was not
 (paraphrases*.json, of items 1-24 and 25-36). The baseline is overlap of word 13-grams, and for
 rewordings cosine alone at the threshold that gives as many false alarms. False alarms of rewordings
 are counted on 1,500 of the texts; some are variants of an item that the file itself holds.
 
-Usage: bench_decontamination.py QUESTIONS.jsonl (GSM8K's train.jsonl, say)
+Usage: bench_decontamination.py [QUESTIONS.jsonl] (GSM8K's train.jsonl, say)
 """
 
 import json
@@ -18,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import numpy as np
 
@@ -26,6 +29,7 @@ from stillroom.synth.leak_check import Limits
 from stillroom.text.contamination import ItemIndex, count_texts
 from stillroom.text.normalize import words
 from stillroom.text.rewording import RewordingIndex
+from stillroom.text.sentences import split_sentences
 
 HERE = Path(__file__).parent
 ITEMS, COMPARED = 300, 1500
@@ -143,16 +147,29 @@ def measure_meanings(items: Sequence[str], texts: Sequence[str]) -> None:
     say("synth/decontamination/rephrased/false_alarms", alarms / len(compared), n=len(compared))
 
 
-def main(path: Path) -> None:
+def read_questions(path: Path | None) -> tuple[list[str], list[str]]:
+    """Return items and texts."""
+    if path is not None:
+        questions = [json.loads(line)["question"] for line in path.read_text().splitlines()]
+        return questions[:ITEMS], questions[ITEMS:]
+    told = json.loads((HERE / "paraphrased_items.json").read_text())["items"]
+    found = {
+        " ".join(text[begin:end].split())
+        for text in topics.values()
+        for begin, end in split_sentences(text)
+    }
+    fit = sorted(one for one in found if 12 <= len(words(one)) <= 60)
+    random.Random(0).shuffle(fit)
+    missing = ITEMS - len(told)
+    return [*told, *fit[:missing]], fit[missing:]
+
+
+def main(path: Path | None) -> None:
     """Measure both ways of finding."""
-    questions = [json.loads(line)["question"] for line in path.read_text().splitlines()]
-    items, texts = questions[:ITEMS], questions[ITEMS:]
+    items, texts = read_questions(path)
     measure_words(items, texts)
     measure_meanings(items, texts)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        main(Path(sys.argv[1]))
-    else:
-        print("no figures of decontamination: name GSM8K's train.jsonl", file=sys.stderr)
+    main(Path(sys.argv[1]) if sys.argv[1:] else None)
