@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, overload
 
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.records import Record
@@ -14,7 +14,7 @@ from stillroom.records import Record
 __all__ = ["SpilledRecords"]
 
 
-class SpilledRecords:
+class SpilledRecords(Sequence[Record]):
     """A list that can grow, be counted, read by index and gone through; its rows lie in a file.
 
     The file belongs to the list: what lay there before is overwritten, and whoever made the folder
@@ -41,8 +41,16 @@ class SpilledRecords:
         """Return how many there are."""
         return len(self._places)
 
-    def __getitem__(self, index: int) -> Record:
-        """Return one, a copy of its own."""
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        """Return one, or those of a slice, copies of their own."""
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
         self._flush()
         self._reader.seek(self._places[index])
         return _parse(self._reader.readline())

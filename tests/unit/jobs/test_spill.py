@@ -23,6 +23,8 @@ def test_what_was_put_comes_back_in_order_and_by_index(tmp_path):
     assert some == RECORDS[:5]
     assert list(spilled) == RECORDS
     assert spilled[41] == RECORDS[41]
+    assert spilled[-3:] == RECORDS[-3:]
+    assert RECORDS[7] in spilled
     assert len(spilled) == 50
     assert bool(spilled)
     spilled.close()
