@@ -37,6 +37,12 @@ Examples:
     show_default=True,
     help="Groups: generator, filter (needs dropped.jsonl), or the name of a field.",
 )
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    help="Compare this group; may be given again; 'all filters' is one of the filters'.",
+)
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Per arm.")
 @click.option(
     "--records",
@@ -77,6 +83,7 @@ def command(
     records: tuple[Path, ...],
     human: Path,
     by: str,
+    groups: tuple[str, ...],
     seeds: int,
     most: int,
     held_out: int,
@@ -111,6 +118,7 @@ def command(
         "records" if equal == "records" else "tokens",
         make_student(**student),
         seed,
+        groups,
     )
     estimate = estimate_worth(plan)
     print_estimate(estimate, out, as_json=as_json, only=only_estimate, quiet=quiet)

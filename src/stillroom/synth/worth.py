@@ -48,7 +48,8 @@ class Worth:
     """Which records, measured on what, in which groups, and how large the experiment is.
 
     ``equal`` is what all arms of a family have as much of. ``records`` is the most that an arm
-    learns from, ``held_out`` the most that is measured on, ``least`` what a group needs.
+    learns from, ``held_out`` the most that is measured on, ``least`` what a group needs. ``groups``
+    are compared, by default all; where groups are filters, one is called ``all filters``.
     """
 
     paths: tuple[Path, ...]
@@ -61,6 +62,7 @@ class Worth:
     equal: Literal["tokens", "records"] = "tokens"
     student: StudentSettings = field(default_factory=StudentSettings)
     seed: int = 0
+    groups: tuple[str, ...] = ()
 
     def to_text(self) -> str:
         """Return the settings as YAML, for the job."""
@@ -125,7 +127,7 @@ def measure_worth(
 def estimate_worth(plan: Worth) -> Estimate:
     """Return what the experiment will need, by its arms and the size of its student."""
     families, _ = make_families(
-        read_pools(plan.paths, plan.by), least=plan.least, most=plan.records
+        read_pools(plan.paths, plan.by), least=plan.least, most=plan.records, chosen=plan.groups
     )
     students = plan.seeds * sum(1 + len(family.arms) for family in families)
     parameters = count_parameters(plan.student)
@@ -150,7 +152,9 @@ class _Experiment:
 
     def __init__(self, plan: Worth, pools: Pools, job: Job) -> None:
         self.plan, self.job = plan, job
-        families, small = make_families(pools, least=plan.least, most=plan.records)
+        families, small = make_families(
+            pools, least=plan.least, most=plan.records, chosen=plan.groups
+        )
         self.measured = Measured(plan, families, small)
         texts = [_text(record) for record in pools.kept]
         self.students = Students(plan.student, texts, job)

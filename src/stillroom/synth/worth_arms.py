@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -91,14 +91,40 @@ def read_pools(paths: Sequence[Path], by: str) -> Pools:
     )
 
 
-def make_families(pools: Pools, *, least: int, most: int) -> tuple[list[Family], list[str]]:
+def make_families(
+    pools: Pools, *, least: int, most: int, chosen: Sequence[str] = ()
+) -> tuple[list[Family], list[str]]:
     """Return the families that can be compared, and the groups that are too small.
 
     Args:
         pools: From ``read_pools``.
         least: Records that a group needs to be compared.
         most: Records that an arm learns from at most.
+        chosen: Names of the groups to compare; none compares all.
+
+    Raises:
+        DataError: If a name is that of no group.
     """
+    families, small = _every_family(pools, least, most)
+    if not chosen:
+        return families, small
+    known = {arm.group for family in families for arm in family.arms}
+    unknown = sorted(set(chosen) - known)
+    if unknown:
+        raise DataError(
+            f"there is no group {unknown[0]!r} to compare",
+            code="synth.no-group",
+            expected=f"one of: {', '.join(sorted(known))}",
+            next="name a group as the report does, or leave --group out for all",
+        )
+    kept = [
+        replace(family, arms=tuple(arm for arm in family.arms if arm.group in chosen))
+        for family in families
+    ]
+    return [family for family in kept if family.arms], small
+
+
+def _every_family(pools: Pools, least: int, most: int) -> tuple[list[Family], list[str]]:
     if pools.by == "filter":
         return _filter_families(pools, most), []
     small = [name for name, found in pools.groups.items() if len(found) < least]

@@ -126,6 +126,15 @@ def test_what_cannot_be_compared_is_refused(world, tmp_path):
     assert caught.value.problems[0].code == "synth.too-few"
 
 
+def test_one_group_may_be_chosen(world):
+    pools = read_pools((world / "run",), "filter")
+    families, _ = make_families(pools, least=20, most=100, chosen=("all filters",))
+    assert [[arm.name for arm in family.arms] for family in families] == [["unfiltered"]]
+    with pytest.raises(DataError) as caught:
+        make_families(pools, least=20, most=100, chosen=("none such",))
+    assert caught.value.problems[0].code == "synth.no-group"
+
+
 def test_small_groups_are_named_and_not_compared(world):
     pools = read_pools((world / "mixed.jsonl",), "number")
     families, small = make_families(pools, least=20, most=100)
