@@ -31,6 +31,12 @@ def student_options(function: F) -> F:
             "--steps", type=int, default=120, show_default=True, help="Optimizer steps a student."
         ),
         click.option(
+            "--epochs",
+            type=float,
+            default=0.0,
+            help="Passes over what is learned, in place of --steps: more records, more steps.",
+        ),
+        click.option(
             "--lora-rank",
             type=int,
             default=0,
@@ -69,6 +75,7 @@ def make_student(
     max_tokens: int,
     lora_rank: int,
     steps: int,
+    epochs: float,
     batch_size: int,
     learning_rate: float,
     threads: int,
@@ -92,7 +99,8 @@ def make_student(
             vocabulary=vocabulary,
             max_tokens=max_tokens,
             train=TrainSettings(
-                steps=steps,
+                steps=None if epochs else steps,
+                epochs=epochs or 1.0,
                 batch_size=batch_size,
                 learning_rate=learning_rate,
                 threads=threads,

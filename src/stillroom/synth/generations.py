@@ -3,7 +3,8 @@
 Generation 0 learns from human records. Every later one learns from a mixture of them and of what
 the students before wrote, by one or several rules, and each is measured: its loss on human records
 that nobody learned from, and how varied what it learned from is beside them. Every student of a
-seed starts from the same weights and takes as many optimizer steps, so that only the data differ.
+seed starts from the same weights. They take as many optimizer steps each, so that only the data
+differ, or (as in the papers) read all they learn from as often, so that more data are more steps.
 
 A unit is one student: it is trained, measured and asked to write, and then journaled, so that a
 killed job goes on with the next one and ends with the same bytes.
@@ -153,6 +154,9 @@ def estimate_generations(plan: Generations) -> Estimate:
     parameters = count_parameters(plan.student)
     settings = plan.student
     steps = settings.train.count_steps(plan.records)
+    if settings.train.steps is None and "accumulate" in plan.rules:
+        grown = sum(range(2, plan.generations + 2)) / plan.generations  # times the first one's
+        steps = round(steps * (1 + (grown - 1) / len(plan.rules)))
     learned = steps * settings.train.batch_size * settings.max_tokens
     # Six products a parameter to learn a token; writing one is slower than its two would say.
     each = parameters * (6.0 * learned + 20.0 * plan.records * settings.max_tokens) / _FLOPS
@@ -163,7 +167,8 @@ def estimate_generations(plan: Generations) -> Estimate:
         seconds=plan.units * (each + 3.0) + embedded,
         memory_knob="take a smaller student",
         disk_knob="take fewer records or generations",
-        basis=f"{plan.units} students of {parameters / 1e6:.2f} M parameters, {steps} steps each",
+        basis=f"{plan.units} students of {parameters / 1e6:.2f} M parameters, {steps} steps "
+        "each in the mean",
     )
 
 

@@ -228,7 +228,7 @@ def _add_conditions(report: Report, outcome: Outcome) -> None:
     rows = (
         ("student", student.start),
         ("parameters", f"{said['parameters']:,}"),
-        ("optimizer steps a student", str(student.train.count_steps(said["records"]))),
+        ("optimizer steps a student", _steps(outcome)),
         ("records a step", str(student.train.batch_size)),
         ("human records", str(said["records"])),
         ("held-out records", str(said["held_out"])),
@@ -248,14 +248,29 @@ def _add_conditions(report: Report, outcome: Outcome) -> None:
             filter(
                 None,
                 (
-                    "All students of a seed start from the same weights and take as many steps, "
-                    "however many records they learn from.",
+                    "All students of a seed start from the same weights.",
+                    f"Each reads what it learns from {student.train.epochs:g} times, so that more "
+                    "records are more steps."
+                    if student.train.steps is None
+                    else "All take as many steps, however many records they learn from: where "
+                    "records accumulate, each is read less often, those of people too.",
                     said["origins"],
                 ),
             )
         ),
         table=Table("of this experiment", ("what", "value"), rows),
     )
+
+
+def _steps(outcome: Outcome) -> str:
+    """Return how many steps the students of the first and of the last generation take."""
+    plan, count = outcome.plan, outcome.plan.student.train.count_steps
+    if plan.student.train.steps is not None:
+        return str(plan.student.train.steps)
+    last = (
+        f"{rule} {count(outcome.sizes[Unit(0, rule, plan.generations)])}" for rule in plan.rules
+    )
+    return f"{count(outcome.said['records'])} at first, in the end {', '.join(last)}"
 
 
 def _summarize(

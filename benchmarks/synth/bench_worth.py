@@ -1,0 +1,125 @@
+"""Planted faults among human records: is a student of kept records better than one of unfiltered?
+
+Human questions with the sentence that answers them are learned; half of the records get a fault
+(another record's answer, its words shuffled, a refusal), and ``stillroom synth worth`` says
+of each kind what a student loses without it and learns from it alone, on held-out human records. A
+planted experiment shows that the measure sees what is there; it is no claim about what a teacher
+writes. Usage: bench_worth.py [SQUAD.json] [SEEDS]
+"""
+
+import json
+import random
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.synth.engine_runs import ROOT, say
+
+from stillroom.records import Message, Origin, Record, write_records
+from stillroom.synth.students import StudentSettings
+from stillroom.synth.worth import Worth, measure_worth
+from stillroom.synth.worth_report import leaderboard
+from stillroom.train import TrainSettings
+
+WORK = ROOT / "build" / "bench" / "synth" / "worth"
+LEARNED, HELD_OUT = 600, 150
+FAULTS = ("other", "shuffled", "refusal")
+
+
+def read_pairs(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield question, answering sentence and article of each human question."""
+    for article in json.loads(path.read_text())["data"]:
+        for paragraph in article["paragraphs"]:
+            text = paragraph["context"]
+            for asked in paragraph["qas"]:
+                if asked["answers"]:
+                    at = asked["answers"][0]["answer_start"]
+                    yield asked["question"].strip(), sentence_at(text, at), article["title"]
+
+
+def sentence_at(text: str, at: int) -> str:
+    """Return the sentence that holds a place."""
+    begin = max((one.end() for one in re.finditer(r"(?<=[.!?])\s+(?=[A-Z])", text[:at])), default=0)
+    found = re.search(r"[.!?](?=\s+[A-Z]|\s*$)", text[at:])
+    return text[begin : at + found.end() if found else len(text)].strip()
+
+
+def plant(record: Record, others: Sequence[Record], fault: str, rng: random.Random) -> Record:
+    """Return the record with a fault in its answer."""
+    answer = record.messages[1].content
+    if fault == "other":
+        answer = rng.choice(others).messages[1].content
+    elif fault == "shuffled":
+        told = answer.split()
+        answer = " ".join(rng.sample(told, len(told)))
+    else:
+        answer = "I am sorry, but as a language model I cannot answer that."
+    turns = (record.messages[0], Message("assistant", answer))
+    return replace(record, messages=turns, fields={**record.fields, "fault": fault})
+
+
+def main(path: Path, seeds: int) -> None:
+    """Plant, judge, and measure what the judging was worth."""
+    rng = random.Random(0)
+    pairs = list(read_pairs(path))
+    rng.shuffle(pairs)
+    records = [
+        Record(
+            (Message("user", question), Message("assistant", answer)),
+            {"document_id": title, "fault": "none"},
+            Origin("human"),
+        )
+        for question, answer, title in pairs
+    ]
+    held_out, rest = records[:HELD_OUT], records[HELD_OUT : HELD_OUT + LEARNED]
+    mixed = [
+        plant(one, rest, FAULTS[at % len(FAULTS)], rng) if at % 2 else one
+        for at, one in enumerate(rest)
+    ]
+    WORK.mkdir(parents=True, exist_ok=True)
+    write_records(WORK / "human.jsonl", held_out)
+    write_records(WORK / "mixed.jsonl", mixed)
+    student = StudentSettings(
+        layers=2,
+        hidden=96,
+        vocabulary=768,
+        max_tokens=96,
+        train=TrainSettings(
+            steps=80,
+            batch_size=8,
+            micro_tokens=4096,
+            learning_rate=4e-3,
+            precision="float32",
+            threads=1,
+            log_every=80,
+        ),
+    )
+    plan = Worth(
+        (WORK / "mixed.jsonl",),
+        WORK / "human.jsonl",
+        "fault",
+        seeds,
+        held_out=HELD_OUT,
+        student=student,
+    )
+    _, _, measured = measure_worth(plan, WORK / "report", overwrite=True)
+    for row in leaderboard(measured):
+        say(
+            f"synth/worth/planted/{row.family}/{row.group}",
+            row.worth.value,
+            low=round(row.worth.low, 4),
+            high=round(row.worth.high, 4),
+            verdict=row.verdict,
+            unit="nats a token at equal tokens",
+            seeds=seeds,
+            n=HELD_OUT,
+        )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        main(Path(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] else 3)
+    else:
+        print("no figures of worth: name a file in SQuAD's format", file=sys.stderr)
