@@ -179,7 +179,7 @@ class _Experiment:
         self.plan, self.job = plan, job
         records = read_human(plan.path)
         side = split_human(records, plan.held_out / (plan.held_out + plan.records), plan.seed)
-        texts = [_text(record) for record in side.train]
+        texts = ["\n".join(one.content for one in record.messages) for record in side.train]
         self.students = Students(plan.student, texts, job)
         self.human = self._pieces(side.train, plan.records)
         self.held_out = self._pieces(side.held_out, plan.held_out)
@@ -332,7 +332,8 @@ def _units(plan: Generations) -> Iterator[Unit]:
 
 
 def _text(record: Record) -> str:
-    return "\n".join(one.content for one in record.messages)
+    """Return what is measured: a plain text, or what the assistant says last."""
+    return record.messages[-1].content
 
 
 def count_parameters(settings: StudentSettings) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from stillroom.evaluate import Metric, Report, Table
 from stillroom.evaluate.crossed import bootstrap_crossed
 from stillroom.evaluate.curves import Curves, Series
+from stillroom.evaluate.report import Grid
 from stillroom.synth.generations import Generations, Outcome, Unit
 from stillroom.synth.mixing import RULES
 from stillroom.synth.variety import WORSE
@@ -78,6 +79,7 @@ def report_generations(outcome: Outcome) -> Report:
     names = list(next(iter(outcome.figures.values())))
     for name in names:
         _add_figure(report, outcome, name)
+    _add_numbers(report, outcome, names)
     _add_conditions(report, outcome)
     return report
 
@@ -144,10 +146,11 @@ def _add_loss(report: Report, outcome: Outcome, rises: Mapping[tuple[str, int], 
         "rise of held-out loss, %",
         tuple(series),
     )
+    for metric in metrics:
+        report.add(metric)
     report.section(
         "Held-out loss",
         "Of human records that nobody learned from. Intervals draw seeds and records anew.",
-        metrics=metrics,
         curves=[curves],
         table=Table(
             "a row a rule and generation",
@@ -203,21 +206,39 @@ def _add_figure(report: Report, outcome: Outcome, name: str) -> None:
                     value=mean,
                     low=min(one.low for one in found),
                     high=max(one.high for one in found),
-                    note=f"mean of {plan.seeds} seeds; the interval holds those of all",
+                    note="",
                 )
             )
         series.append(Series(rule, tuple(points), style=RULES.index(rule)))
     worse = "Lower" if WORSE[name] < 0 else "Higher"
     says = _SAYS.get(name, name)
+    for metric in metrics:
+        report.add(metric)
     report.section(
         f"Data: {name}",
         f"{says[0].upper()}{says[1:]}. {worse} is less varied.",
-        metrics=metrics,
         curves=[
             Curves(
                 f"{name} of what each generation learned from", "generation", name, tuple(series)
             )
         ],
+    )
+
+
+def _add_numbers(report: Report, outcome: Outcome, names: Sequence[str]) -> None:
+    """Show every number with its interval, a column a rule."""
+    plan = outcome.plan
+    rows = []
+    for measure in ("held-out loss", "rise of held-out loss", *names):
+        for at in range(plan.generations + 1):
+            cells = tuple(f"{measure}/{rule}/generation {at}" for rule in plan.rules)
+            if cells[0] in report.metrics:
+                rows.append((f"{measure}, generation {at}", report.metrics[cells[0]].unit, cells))
+    report.section(
+        "All measurements",
+        "Losses and their rises with intervals over seeds and records; figures of data as the mean "
+        "of all seeds, with the least low and the greatest high end of their intervals.",
+        grid=Grid("by rule", tuple(plan.rules), tuple(rows)),
     )
 
 
