@@ -55,7 +55,7 @@ def bootstrap_crossed(
     by_column = rng.multinomial(columns, np.full(columns, 1 / columns), resamples)
     draws = mean(tables, weights, by_row, by_column.astype(np.float64))
     low, high = np.quantile(draws, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    note = f"{rows} runs" if rows < 5 else ""
+    note = f"{rows} run{'s' * (rows > 1)}" if rows < 5 else ""
     return Metric(name, value, float(low), float(high), columns, unit, note)
 
 
