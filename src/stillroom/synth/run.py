@@ -109,18 +109,18 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
         report = make_report(
             recipe, plan.source, plan.sides, plan.items, harvests, len(texts), refused
         )
-    dropped = [*held_out.dropped, *train.dropped, *refused]
-    _write_rows(job.output / "dropped.jsonl", (drop.to_json() for drop in dropped))
-    report["spent"] = purse.to_json()
-    report["described"] = recipe.generator.describe(train.kept)
-    with atomic_write(job.output / "report.json") as file:
-        json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
-    seeds = [text_of_item(item) for item in plan.items["train"]]
-    checks = frozenset(chosen.method_name() for chosen in recipe.filters)
-    written = [*train.kept, *texts]
-    told = Told(report, written, held_out.kept, dropped, seeds, [recipe.model], checks)
-    with atomic_write(job.output / "report.html") as file:
-        file.write(draw_run(told))
+        dropped = [*held_out.dropped, *train.dropped, *refused]
+        _write_rows(job.output / "dropped.jsonl", (drop.to_json() for drop in dropped))
+        report["spent"] = purse.to_json()
+        report["described"] = recipe.generator.describe(train.kept)
+        with atomic_write(job.output / "report.json") as file:
+            json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
+        seeds = [text_of_item(item) for item in plan.items["train"]]
+        checks = frozenset(chosen.method_name() for chosen in recipe.filters)
+        written = [*train.kept, *texts]
+        told = Told(report, written, held_out.kept, dropped, seeds, [recipe.model], checks)
+        with atomic_write(job.output / "report.html") as file:
+            file.write(draw_run(told))
     ended = purse.reached()
     for shortfall in filter(None, (describe_shortfall(one, recipe, ended) for one in harvests)):
         job.say(shortfall)
