@@ -71,6 +71,8 @@ class FaceFinder:
             DataError: If the file is damaged.
         """
         path = detector or find_model_file(*_YUNET)
+        # OpenCV 5 warns at every network that its new engine knows no targets; errors are raised.
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         try:
             self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), least_score, 0.3, 500)
         except cv2.error as error:
