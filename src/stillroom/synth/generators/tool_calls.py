@@ -4,13 +4,15 @@ Source: Liu et al. 2024 (APIGen), arXiv:2406.18518, section 3 (queries and calls
 tools, checked for format, by execution and for meaning) and Patil et al. 2023 (Gorilla),
 arXiv:2305.15334. Differs: arguments are held to the tool's schema by grammar where the backend has
 one; results come of a table of calls, of functions run in the sandbox, or are made up by the
-teacher, and the record says which.
+teacher, and the record says which. For meaning, a text or number of a call must stand in the
+request.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -25,8 +27,11 @@ from stillroom.synth.steps import Steps, Stepwise, Unit
 from stillroom.synth.structured import object_of, text_of, violation_of
 from stillroom.synth.templates import Template
 from stillroom.synth.toolbox import Tool, Toolbox, read_tools
+from stillroom.synth.wording import collapse
 
 __all__ = ["ToolCalls"]
+
+_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
 class ToolCalls(Stepwise):
@@ -75,6 +80,9 @@ class ToolCalls(Stepwise):
     distractors: int = Field(2, ge=0, le=32, description="other tools that are offered beside one")
     none_fits: float = Field(
         0.1, ge=0, le=1, description="share of requests that no tool fits, answered in words"
+    )
+    given_only: bool = Field(
+        True, description="drop calls with a text or number that the request does not say"
     )
     max_request_characters: int = Field(300, ge=40, le=4000, description="longest request")
     max_answer_tokens: int = Field(200, ge=16, le=4096, description="longest answer")
@@ -164,6 +172,9 @@ class ToolCalls(Stepwise):
         if problem:  # fill has looked; a call that does not fit its tool is never kept
             unit.fail("arguments do not fit the tool", problem)
             return None
+        if self.given_only and (strange := _not_given(found, request, tool.parameters)):
+            unit.fail("an argument that the user did not give", f"{strange}: {request}")
+            return None
         return dict(found)
 
     def _result(self, unit: Unit, box: Toolbox, tool: Tool, call: Mapping[str, Any]) -> Steps[Any]:
@@ -201,3 +212,20 @@ class ToolCalls(Stepwise):
                 "result_by": "",
             }
             unit.keep([Message("user", request), Message("assistant", answer)], told)
+
+
+def _not_given(call: Mapping[str, Any], request: str, schema: Mapping[str, Any]) -> str:
+    """Return the first argument that the request does not say; a choice of a few need not be."""
+    told, parts = collapse(request).casefold(), schema.get("properties") or {}
+    for name, value in call.items():
+        if isinstance(value, bool) or "enum" in parts.get(name, {}):
+            continue
+        if isinstance(value, str) and collapse(value).casefold() not in told:
+            return f"{name}={value}"
+        if isinstance(value, int | float) and f"{abs(value):g}" not in _numbers_in(request):
+            return f"{name}={value}"
+    return ""
+
+
+def _numbers_in(text: str) -> set[str]:
+    return {f"{float(found.replace(',', '')):g}" for found in _NUMBER.findall(text)}

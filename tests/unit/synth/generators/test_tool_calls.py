@@ -65,6 +65,15 @@ def test_arguments_that_do_not_fit_are_never_kept(tools):
     assert reasons(made) == ["arguments is not the JSON asked"]
 
 
+def test_values_that_the_user_did_not_give_are_dropped(tools):
+    made, _ = draft_of(make(tools), BLANK, script(a=9))
+    assert reasons(made) == ["an argument that the user did not give"]
+    made, _ = draft_of(make(tools, given_only=False), BLANK, script(a=9, result="12"))
+    assert made.records
+    made, _ = draft_of(make(tools), BLANK, script(message="Add 2.0 and 3,000.", b=3000))
+    assert made.records
+
+
 def test_functions_run_in_the_sandbox(tools, tmp_path):
     code = tmp_path / "functions.py"
     code.write_text(CODE)
@@ -82,9 +91,9 @@ def test_a_table_gives_results_of_the_calls_it_holds(tools, tmp_path):
     table.write_text("\n".join(map(json.dumps, rows)))
     method = make(tools, results="table", source=str(table))
     assert draft_of(method, BLANK, script())[0].records[0].messages[2].content == "5"
-    assert reasons(draft_of(method, BLANK, script(a=9))[0]) == [
-        "a call that the table does not hold"
-    ]
+    assert reasons(
+        draft_of(method.model_copy(update={"given_only": False}), BLANK, script(a=9))[0]
+    ) == ["a call that the table does not hold"]
 
 
 def test_requests_that_no_tool_fits_are_answered_in_words(tools):
