@@ -62,7 +62,7 @@ def test_scores_are_those_of_each_pair_alone(checkpoint, labels):
     reader = open_reranker(str(folder))
     assert isinstance(reader, Reranker)
     expected = [reference(folder, "ground corn", text) for text in TEXTS]
-    assert reader.score("ground corn", TEXTS) == pytest.approx(expected, abs=1e-5)
+    assert reader.score("ground corn", TEXTS) == pytest.approx(expected, rel=1e-5)
     assert len(set(expected)) == len(TEXTS)
 
 

@@ -129,7 +129,8 @@ def test_tokens_a_minute_space_the_requests(serve, completion, connect):
     spent = time.monotonic() - begun
     model.close()
     times = [at for *_, at in server.requests]
-    assert min(b - a for a, b in zip(sorted(times), sorted(times)[1:], strict=False)) > 0.2
+    # each is held back to its own moment; on a busy machine one may come late, near the next
+    assert all(at - begun > 0.2 * number for number, at in enumerate(sorted(times)))
     assert spent > 1.0
 
 
