@@ -24,13 +24,15 @@ from stillroom.errors import MissingExtraError
 __all__ = ["same_formula"]
 
 _LONGEST = 300
-_TIMEOUT_S = 3.0
-_START_S = 30.0
+_TIMEOUT_S = 6.0
+_START_S = 120.0
 _FORMULA = re.compile(r"[\d\\^=<>+*/]|\b[a-zA-Z]\b")
 _SERVER = """
 import json, sys, logging
 logging.disable(logging.CRITICAL)
 from math_verify import parse, verify
+sides = [parse(text, parsing_timeout=None) for text in ("$x^2$", "$0.5$")]
+verify(*sides, timeout_seconds=None)  # loads what the first comparison needs
 print("ready", flush=True)
 for line in sys.stdin:
     one, other = json.loads(line)
