@@ -5,7 +5,7 @@ Source: none of diffusion's; the twin that a diffusion model is compared with.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
@@ -24,6 +24,12 @@ class Autoregressive(Noising):
 
     paper: ClassVar[str] = "none"
     is_causal: ClassVar[bool] = True
+
+    @classmethod
+    @override
+    def recipe_sets(cls) -> dict[str, Any]:
+        """Return that attention is causal and logits are shifted."""
+        return {"attention": "causal", "logit_shift": True}
 
     @override
     def copies(
