@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from stillroom.recipes.emitting import emit_scalar
-from stillroom.recipes.settings import Form
+from stillroom.recipes.settings import Form, Secret
 from stillroom.registry.method import Choice, Method
 
 __all__ = ["default_of", "describe", "is_list", "least_length", "placeholder", "to_plain"]
@@ -84,6 +84,8 @@ def to_plain(value: Any) -> Any:
         return {str(key): to_plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [to_plain(part) for part in value]
+    if isinstance(value, Secret):
+        return value.reference
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 

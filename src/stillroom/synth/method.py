@@ -428,6 +428,23 @@ class Selector(Method, ABC):
 
     paper: ClassVar[str] = ""
 
+    @classmethod
+    @override
+    def recipe_needs(cls) -> dict[str, int]:
+        """Return that a recipe must name what to write about."""
+        return {"index": 1}
+
+    @classmethod
+    @override
+    def recipe_sets(cls) -> dict[str, Any]:
+        """Return a graph of two steps, of which the second is this one."""
+        chosen = {name: info.default for name, info in cls.model_fields.items()}
+        steps = {
+            "write": {"generator": {"name": "grounded_qa"}},
+            "choose": {"select": {"name": cls.method_name(), **chosen}},
+        }
+        return {"include_passages": 0, "steps": steps}
+
     @abstractmethod
     def select(self, pool: Pool) -> Selection:
         """Return what is kept; every record is either kept or has its verdict.
