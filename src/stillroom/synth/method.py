@@ -443,7 +443,7 @@ class Selector(Method, ABC):
             "write": {"generator": {"name": "grounded_qa"}},
             "choose": {"select": {"name": cls.method_name(), **chosen}},
         }
-        return {"include_passages": 0, "steps": steps}
+        return {"generator": None, "filters": None, "include_passages": 0, "steps": steps}
 
     @abstractmethod
     def select(self, pool: Pool) -> Selection:
