@@ -278,7 +278,7 @@ def test_disk_that_fills_up_and_is_enlarged_ends_with_the_same_digests(job, run,
     """Takes over 10 s."""
     out = take_over(run, small_disk / "run", ("index", "records"))
     process = job.start(out, "--quiet")
-    wait_for(out, "steps/.student-*.partial/recipe.yaml", process)
+    wait_for(out, "steps/.student-*.partial/**/preflight.json", process)  # which looks at the disk
     fill(small_disk / "ballast")
     told, talked = process.communicate(timeout=60)
     full = subprocess.CompletedProcess((), process.returncode, told, talked)

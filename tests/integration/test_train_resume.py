@@ -67,7 +67,7 @@ def finish(process: subprocess.Popen[str]) -> None:
     [
         ("scratch/cache/index.jsonl", "logits"),
         ("metrics.jsonl", "logits"),
-        ("metrics.jsonl", "features"),
+        pytest.param("metrics.jsonl", "features", marks=pytest.mark.slow),
     ],
 )
 def test_ends_with_the_same_bytes_after_a_kill(
@@ -93,6 +93,7 @@ def test_ends_with_the_same_bytes_after_a_kill(
     assert '"resumed"' in (out / "events.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_rollouts_are_the_same_bytes_after_a_kill(folder: Path, tmp_path: Path) -> None:
     whole, out = tmp_path / "rollouts-whole", tmp_path / "rollouts"
     finish(start(folder, whole))

@@ -3,7 +3,9 @@
 An item is looked for in a stretch of the text not much longer than itself. What counts is the share
 of its words that are found there, each word by its information (rare ones more); *in order* it is
 that of the longest common subsequence of words. Short items, whose words are common property, must
-stand there word for word, and items of a word or two must be a whole part of the record.
+stand there word for word, and items of a word or two must be a whole part of the record. Of items
+of up to a dozen words the names and numbers must all be there: the same question about another
+place is another question.
 
 Source: the failures of n-gram overlap described by Yang et al. 2023, arXiv:2311.04850. Differs: no
 n-grams, so that one word changed in six and short items are found too; what was rephrased with
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stillroom.text.normalize import words
+from stillroom.text.rewording import find_anchors
 
 __all__ = ["ItemIndex", "Match", "MatchKind", "count_texts"]
 
@@ -86,6 +89,10 @@ class ItemIndex:
         }
         self._whole: dict[tuple[str, ...], int] = {}
         self._holders: dict[str, list[int]] = {}
+        self._names = [
+            find_anchors(text, known, texts) & set(item) if len(item) <= _FEW else frozenset()
+            for text, item in zip(items, self._items, strict=True)
+        ]
         self._totals = [sum(self._weight[word] for word in set(item)) for item in self._items]
         for number, item in enumerate(self._items):
             if item:
@@ -119,7 +126,7 @@ class ItemIndex:
         item = self._items[number]
         if _holds_run(found, item):
             return Match(number, "verbatim", 1.0)
-        if len(item) <= _SHORT:
+        if len(item) <= _SHORT or not self._names[number] <= set(found):
             return None
         near = max(self.near, _NEAR_OF_FEW) if len(item) <= _FEW else self.near
         best: Match | None = None

@@ -100,3 +100,11 @@ def test_without_items_nothing_is_like_anything():
     empty = RewordingIndex([], np.zeros((0, 2), dtype=np.float32))
     assert empty.find("text", np.ones(2, dtype=np.float32)) is None
     assert ItemIndex([]).find("text") is None
+
+
+def test_the_same_question_about_another_place_is_another_question():
+    index = ItemIndex(["What does the old dairy of Elm churn every week?"])
+    assert index.find("What does the old dairy of Birch churn every week?") is None
+    near = index.find("What does the old dairy of Elm churn each week?")
+    assert near is not None
+    assert near.kind == "near"

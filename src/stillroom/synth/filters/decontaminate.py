@@ -16,7 +16,7 @@ from typing_extensions import override
 from stillroom.records import Record
 from stillroom.synth.evidence import text_of
 from stillroom.synth.method import Context, Filter, Judge, Verdict
-from stillroom.text.contamination import ItemIndex
+from stillroom.text.contamination import ItemIndex, count_texts
 
 __all__ = ["Decontaminate"]
 
@@ -48,7 +48,9 @@ class _Items:
     def __init__(self, chosen: Decontaminate, context: Context) -> None:
         texts = {text_of(record, name) for record in context.held_out for name in _FIELDS}
         self._items, self._near = sorted(texts), chosen.near
-        self._index = ItemIndex(self._items, near=chosen.near)
+        # what is common in these documents tells questions about them apart the least
+        frequency, count = count_texts(one.text for one in context.passages.values())
+        self._index = ItemIndex(self._items, frequency=frequency, texts=count, near=chosen.near)
 
     def judge(self, record: Record) -> Verdict:
         for message in record.messages:
