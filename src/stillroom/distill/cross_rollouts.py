@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -71,22 +71,21 @@ class CrossReading:
     readers: tuple[Reader, Reader]
     crossing: Crossing
     is_live: bool
-    _made: dict[int, tuple[Rollout, CrossRollout | None]] = field(default_factory=dict, init=False)
 
     def read(
         self, rollout: Rollout, prompt: RolloutPrompt, credit: Numbers | None
     ) -> CrossRollout | None:
         """Return it as both sides read it; None where no chunk of it can be compared."""
-        made = self._make(rollout, prompt)
+        made = self._align(rollout, prompt)
         if made is None or self.is_live:
             return made
         if rollout.teacher is None:
             raise ValueError("a rollout that can be read was not heard by the teacher")
-        return CrossRollout(made.lesson, rollout.teacher, made.cut)
+        return replace(made, heard=rollout.teacher)
 
     def for_teacher(self, rollout: Rollout, prompt: RolloutPrompt) -> Lesson | None:
         """Return the teacher's tokens of it."""
-        made = self._make(rollout, prompt)
+        made = self._align(rollout, prompt)
         return None if made is None else made.lesson.taught
 
     def learned(self, item: CrossRollout) -> Lesson:
@@ -118,17 +117,6 @@ class CrossReading:
             "rollout_tokens_cut": float(sum(one.cut for one in read)),
             "rollout_coverage": float(inside.mean()),
         }
-
-    def _make(self, rollout: Rollout, prompt: RolloutPrompt) -> CrossRollout | None:
-        """Return both sides of a rollout, made once while a step uses it."""
-        kept = self._made.get(id(rollout))
-        if kept is not None and kept[0] is rollout:
-            return kept[1]
-        made = self._align(rollout, prompt)
-        while len(self._made) >= _KEPT:
-            del self._made[next(iter(self._made))]
-        self._made[id(rollout)] = (rollout, made)
-        return made
 
     def _align(self, rollout: Rollout, prompt: RolloutPrompt) -> CrossRollout | None:
         teacher, student = self.readers
@@ -165,18 +153,16 @@ class CrossReading:
         if prompt.messages:
             told = render_chat(student.tokenizer, prompt.messages, add_generation_prompt=True)
             before = told.encode()
-        sizes = tokens.lengths[rollout.ids]
-        whole = before + tokens.join(rollout.ids).tobytes()
-        text = whole.decode(errors="ignore")
-        kept = len(rollout.ids)
-        if text.encode() != whole:
-            valid = _valid_bytes(whole) - len(before)
-            kept = int(np.searchsorted(sizes.cumsum(), valid, side="right"))
+        whole, kept = before + tokens.join(rollout.ids).tobytes(), len(rollout.ids)
+        valid = _valid_bytes(whole)
+        if valid < len(whole):
+            ends = tokens.lengths[rollout.ids].cumsum()
+            kept = int(np.searchsorted(ends, valid - len(before), side="right"))
             whole = before + tokens.join(rollout.ids[:kept]).tobytes()
         ids = np.concatenate([opening, rollout.ids[:kept]])
         try:
             text = whole.decode()
-        except UnicodeDecodeError:  # the cut fell within a character of the prompt's last token
+        except UnicodeDecodeError:  # the prompt itself ends within a character
             return None, ""
         placed = match_tokens(tokens, ids, text)
         spoken = rollout.ids[:kept] if prompt.messages else ids
@@ -184,10 +170,6 @@ class CrossReading:
         if not prompt.messages and tokens.prepends != "no" and said.startswith(b" "):
             said = said[1:]
         return placed, said.decode(errors="ignore")
-
-
-_KEPT = 4096
-"""Rollouts whose two sides are remembered: those of some steps, and of a buffer."""
 
 
 def _valid_bytes(raw: bytes) -> int:

@@ -45,6 +45,7 @@ class Journal:
         if path.stat().st_size > self._end:
             self._file.truncate(self._end)
         self._reader: IO[bytes] | None = None
+        self._opening = threading.Lock()
         self._synced = time.monotonic()
         self._syncing: Future[None] | None = None
 
@@ -135,12 +136,14 @@ class Journal:
 
     def _read(self, place: int) -> Any:
         """Return the value of the line that begins at ``place``."""
-        if self._reader is None:
-            self._reader = self.path.open("rb")
+        with self._opening:
+            if self._reader is None:
+                self._reader = self.path.open("rb")
+            reader = self._reader.fileno()
         parts: list[bytes] = []
         at = place
         while not parts or b"\n" not in parts[-1]:
-            parts.append(os.pread(self._reader.fileno(), _READ_BYTES, at))
+            parts.append(os.pread(reader, _READ_BYTES, at))
             at += len(parts[-1])
             if not parts[-1]:
                 raise IntegrityError(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
+from stillroom.jobs.databases import open_shared_database
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.models.choosing import Chosen, weigh_given
 from stillroom.models.protocols import ConcurrentModel, Score, TemplatedModel, TextModel
@@ -25,7 +26,6 @@ from stillroom.records import Completion, Message, Prompt, Sampling
 
 __all__ = ["CachedModel", "CompletionCache", "cached"]
 
-_WAIT_S = 60.0
 _TABLE = "CREATE TABLE IF NOT EXISTS completions (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
 
 
@@ -42,15 +42,9 @@ class CompletionCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         try:
-            self._database = sqlite3.connect(
-                path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False
-            )
             with full_disk_as_error(path):
-                self._database.execute("PRAGMA journal_mode=WAL")
-                self._database.execute("PRAGMA synchronous=NORMAL")
-                self._database.execute(_TABLE)
+                self._database = open_shared_database(path, _TABLE)
         except sqlite3.DatabaseError as error:
-            self._database.close()
             raise DataError(
                 f"{path} cannot be used as a completion cache: {error}",
                 code="data.cache",

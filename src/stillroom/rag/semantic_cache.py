@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom.errors import DataError
+from stillroom.jobs.databases import open_shared_database
 from stillroom.provenance import digest_json
 from stillroom.rag.support import is_negated, numbers_of
 from stillroom.records import Answer, Citation, Completion, Hit, Location, Passage
@@ -83,9 +84,7 @@ class SemanticCache:
         self.hits = self.misses = 0
         self._lock = threading.Lock()
         try:
-            self._database = sqlite3.connect(
-                path or ":memory:", check_same_thread=False, isolation_level=None, timeout=10
-            )
+            self._database = open_shared_database(path or ":memory:", wait_s=10)
             self._prepare()
         except sqlite3.DatabaseError as error:
             raise _unusable(
@@ -96,7 +95,6 @@ class SemanticCache:
 
     def _prepare(self) -> None:
         with self._lock:
-            self._database.execute("PRAGMA journal_mode=WAL")
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
             tables = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if tables and version != SEMANTIC_VERSION:

@@ -7,13 +7,13 @@ or absent: a kill loses at most the batch at work. Vectors come back bit for bit
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stillroom.jobs.databases import open_shared_database
 from stillroom.provenance import digest_text
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from stillroom.models.protocols import TextKind, Vectors
 
 __all__ = ["CachedEmbedder"]
+
+_TABLE = "CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, cut INTEGER, vector BLOB)"
 
 
 class CachedEmbedder:
@@ -36,11 +38,7 @@ class CachedEmbedder:
         self.truncated = inner.truncated
         self.computed = 0
         """How many texts were really embedded."""
-        self._store = sqlite3.connect(path, isolation_level=None)
-        self._store.execute("PRAGMA journal_mode=WAL")
-        self._store.execute(
-            "CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, cut INTEGER, vector BLOB)"
-        )
+        self._store = open_shared_database(path, _TABLE)
 
     def __getattr__(self, name: str) -> Any:
         """Return what the embedder has beside."""
