@@ -55,9 +55,11 @@ def command(
     cannot be read.
     """
     from stillroom.errors import StillroomError
+    from stillroom.forensics.lab import has_lab, open_lab
     from stillroom.forensics.signing import open_lists, verify_file
 
-    lists = open_lists(official=official, interim=interim, user=trust)
+    lab = open_lab() if has_lab() else None
+    lists = open_lists(official=official, interim=interim, user=trust, lab=lab)
     results, failed = {}, False
     for file in files:
         try:

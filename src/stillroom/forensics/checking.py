@@ -55,21 +55,11 @@ class Checked:
         """One sentence: the strongest evidence there is, and no more than it says."""
         if self.error:
             return f"not checked: {self.error}"
+        said = _say_credentials(self.credentials)
+        marked = "carries this lab's watermark: made by the lab to test detectors"
         if self.trace is not None and self.trace.watermark:
-            return "carries this lab's watermark: made by the lab to test detectors"
-        found = self.credentials
-        if found is None or found.integrity in {"none", "unreadable"}:
-            return "nothing is known of its origin; that is no sign of a forgery"
-        if found.integrity == "broken":
-            return "was changed since it was signed; what its credentials say no longer holds"
-        kinds = {kind.rsplit("/", 1)[-1] for kind in found.source_types}
-        says = "it was made or composed by a program" if kinds & set(_SYNTHETIC) else "its origin"
-        if found.is_trusted:
-            return (
-                f"as signed by {found.issuer}, on the {found.trust} list, whose word it is: {says}"
-            )
-        whose = f"someone who calls themselves {found.issuer}, vouched for by no list"
-        return f"as signed by {whose}: {says}"
+            return f"{said}; {marked}" if said else marked
+        return said or "nothing is known of its origin; that is no sign of a forgery"
 
     def lines(self) -> list[str]:
         """Return the verdict and all evidence, in order."""
@@ -99,6 +89,20 @@ class Checked:
         }
 
 
+def _say_credentials(found: Credentials | None) -> str:
+    """Return what a file's credentials say and how far that holds; empty without any."""
+    if found is None or found.integrity in {"none", "unreadable"}:
+        return ""
+    if found.integrity == "broken":
+        return "was changed since it was signed; what its credentials say no longer holds"
+    kinds = {kind.rsplit("/", 1)[-1] for kind in found.source_types}
+    says = "it was made or composed by a program" if kinds & set(_SYNTHETIC) else "its origin"
+    if found.is_trusted:
+        return f"as signed by {found.issuer}, on the {found.named_list}, whose word it is: {says}"
+    whose = f"someone who calls themselves {found.issuer}, vouched for by no list"
+    return f"as signed by {whose}: {says}"
+
+
 def list_media(paths: Sequence[Path]) -> Iterator[Path]:
     """Yield the named files, and of folders every file whose ending is of a medium, sorted."""
     endings = _PICTURES | set(MIME_TYPES)
@@ -121,10 +125,12 @@ def check_file(
     Args:
         path: Image, video, audio or PDF.
         lists: Trust lists, in order.
-        lab: The lab whose watermark is looked for; None looks for none.
+        lab: The lab whose watermark is looked for, and whose own authority is trusted after the
+            lists; None looks for none.
         remote: Fetch credentials that lie elsewhere.
     """
     suffix = path.suffix.lower()
+    lists = [*lists, *([lab.trust] if lab is not None else [])]
     try:
         if not path.is_file():
             return Checked(path, error="there is no such file")

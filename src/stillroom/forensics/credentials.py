@@ -58,6 +58,7 @@ MIME_TYPES = {
     ".pdf": "application/pdf",
 }
 _LABELS = get_args(Label)
+_LISTS = {"lab": "user list, as this lab's own authority"}
 _CREDENTIAL = "signingCredential."
 _UNTRUSTED = "signingCredential.untrusted"
 _NOTHING = ("no JUMBF data found", "ManifestNotFound", "ProvenanceMissing")
@@ -191,7 +192,7 @@ class Credentials:
             return [f"provenance unreadable: {self.note}"]
         said = "as signed" if self.integrity == "intact" else "changed since it was signed"
         claim = "" if self.is_trusted else " (self-asserted: anyone can write this name)"
-        trust = f"on the {self.trust} list" if self.is_trusted else "vouched for by no trusted list"
+        trust = f"on the {self.named_list}" if self.is_trusted else "vouched for by no trusted list"
         lines = [
             f"integrity: {self.integrity}, the file is {said}",
             f"trust: {self.trust}, the signer is {trust}",
@@ -211,6 +212,11 @@ class Credentials:
     def is_trusted(self) -> bool:
         """Whether a list that the user trusts vouches for the signer."""
         return self.trust in _LABELS
+
+    @property
+    def named_list(self) -> str:
+        """The list that vouches, in words; this lab's own authority is on the user's side."""
+        return _LISTS.get(self.trust, f"{self.trust} list")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, with the manifest store."""

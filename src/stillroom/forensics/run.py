@@ -210,13 +210,22 @@ def _describe(task: _Task, forged: Forged, bases: Bases, label: int) -> Made:
         image=forged.image if label else forged.twin,
         generator=generator,
         seed=recipe.seed,
-        run=digest_text(dump_recipe(recipe))[:16],
+        run=_name_run(recipe),
         source_type=source,
         box=mask_box(forged.mask) if label else (0, 0, 0, 0),
         consent=bases.consent,
         parent=None if path is None else _read_parent(path),
         about={"faces": bases.origin, "number": task.number},
     )
+
+
+def _name_run(recipe: ForensicsRecipe) -> str:
+    """Return the run's name, which goes into every watermark: of all that decides the pixels.
+
+    How many workers forge decides nothing, so it is not in the name: with it, two workers would
+    write another mark than one.
+    """
+    return digest_text(dump_recipe(recipe.model_copy(update={"workers": 1})))[:16]
 
 
 def _read_parent(path: Path) -> tuple[bytes, str] | None:

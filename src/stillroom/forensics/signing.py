@@ -16,15 +16,26 @@ from stillroom.forensics.credentials import (
     sign_bytes,
     verify_file,
 )
+from stillroom.forensics.lab import Lab
 from stillroom.jobs import atomic_write
 
 __all__ = ["open_lists", "sign_file", "verify_file"]
 
 
 def open_lists(
-    *, official: Sequence[Path] = (), interim: Sequence[Path] = (), user: Sequence[Path] = ()
+    *,
+    official: Sequence[Path] = (),
+    interim: Sequence[Path] = (),
+    user: Sequence[Path] = (),
+    lab: Lab | None = None,
 ) -> list[TrustList]:
     """Return trust lists with their labels, in the order that they are asked.
+
+    Args:
+        official: PEM files of the C2PA's own list.
+        interim: PEM files of the list that was frozen at the start of 2026.
+        user: PEM files of authorities that the user trusts.
+        lab: The user's lab, whose own authority is trusted after all others, as label ``lab``.
 
     Raises:
         DataError: If a file holds no certificate.
@@ -33,6 +44,7 @@ def open_lists(
         *(TrustList.read("official", path) for path in official),
         *(TrustList.read("interim", path) for path in interim),
         *(TrustList.read("user", path) for path in user),
+        *([lab.trust] if lab is not None else []),
     ]
 
 

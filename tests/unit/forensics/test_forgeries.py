@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from stillroom.forensics.colours import transfer_colour
+from stillroom.forensics.drawing import draw_face
 from stillroom.forensics.face import MIRRORED, canonical_points
 from stillroom.forensics.hulls import HULL_KINDS, draw_hull, feather, soften
 from stillroom.forensics.method import EDITS, FORGERIES
@@ -43,8 +44,9 @@ def test_forgery_is_of_its_seed_and_within_its_mask(chosen, faces):
         np.testing.assert_array_equal(face.image, copy)
 
 
-def test_sbi_draws_ratios_hulls_and_sides_evenly(faces):
+def test_sbi_draws_ratios_hulls_and_sides_evenly():
     sbi = FORGERIES.build("sbi")
+    faces = [draw_face(7, number, 64) for number in range(6)]  # what is drawn has no size
     made = [
         sbi.forge(faces[number % 6 : number % 6 + 1], np.random.default_rng(number))
         for number in range(240)

@@ -56,17 +56,14 @@ def test_every_image_is_marked(made, lab):
 def test_same_seed_same_pixels_for_any_number_of_workers(made, tmp_path):
     out, artifact = made
     again = run_recipe(recipe(edits="[recompress]", workers=2), tmp_path / "again")
-    assert rows_of(tmp_path / "again") != []
-    first, second = rows_of(out), rows_of(tmp_path / "again")
-    # The run's own name goes into the watermark; what is forged must not differ by one bit.
-    for one, other in zip(first, second, strict=True):
-        assert one["details"] == other["details"]
-        if one["mask"]:
-            masks = [np.load(run / "output" / one["mask"]) for run in (out, tmp_path / "again")]
-            np.testing.assert_array_equal(*masks)
-    assert again.digest != ""
-    third = run_recipe(recipe(edits="[recompress]"), tmp_path / "third")
-    assert third.digest == artifact.digest
+    assert rows_of(out) == rows_of(tmp_path / "again")
+    for path in sorted((out / "output").rglob("*.*")):
+        other = tmp_path / "again" / path.relative_to(out)
+        if path.suffix == ".jpg":  # a signature is of its moment, the pixels are not
+            np.testing.assert_array_equal(read_image(path), read_image(other))
+        else:
+            assert path.read_bytes() == other.read_bytes()
+    assert again.digest == artifact.digest
 
 
 def test_a_killed_run_goes_on_to_the_same_digest(made, tmp_path, monkeypatch):
