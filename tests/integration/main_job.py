@@ -3,9 +3,10 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
+
+from tests.processes import Process
 
 from stillroom.testing import tiny_checkpoint
 
@@ -64,13 +65,7 @@ class MainJob:
 
     def start(self, out, *more):
         """Start one make."""
-        return subprocess.Popen(
-            self.arguments(out, *more),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        return Process(self.arguments(out, *more), env={**os.environ, "OMP_NUM_THREADS": "1"})
 
     def make(self, out, *more):
         """Run one make to its end; return its exit code and what it said."""

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.processes import Process
 
 from stillroom.flow import run_recipe
 from stillroom.provenance import read_artifact
@@ -81,9 +81,7 @@ def write_recipe(folder: Path, out: Path, fields: dict[str, Any]) -> Path:
     return recipe
 
 
-def start(
-    folder: Path, out: Path, fields: dict[str, Any], ranks: int, *more: str
-) -> list[subprocess.Popen[str]]:
+def start(folder: Path, out: Path, fields: dict[str, Any], ranks: int, *more: str) -> list[Process]:
     recipe = write_recipe(folder, out, fields)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -101,15 +99,11 @@ def start(
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
-        running.append(
-            subprocess.Popen(
-                command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
+        running.append(Process(command, env=env))
     return running
 
 
-def finish(running: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
+def finish(running: list[Process]) -> list[tuple[int, str]]:
     told = [process.communicate(timeout=120) for process in running]
     return [
         (process.returncode, out + err) for process, (out, err) in zip(running, told, strict=True)

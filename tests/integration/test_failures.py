@@ -10,6 +10,7 @@ import time
 
 import pytest
 from tests.integration.main_job import MainJob, digests
+from tests.processes import run_process
 
 from stillroom.provenance import read_artifact
 
@@ -72,11 +73,8 @@ def take_over(run, out, names):
 
 
 def stillroom(*arguments, **environment):
-    return subprocess.run(
+    return run_process(
         [sys.executable, "-m", "stillroom", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
         timeout=60,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )

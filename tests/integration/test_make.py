@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
 from tests.integration.main_job import MainJob, digests
+from tests.processes import run_process
 
 from stillroom.provenance import read_artifact, read_ledger
 
@@ -27,12 +27,7 @@ def run(job):
 
 
 def stillroom(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "stillroom", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_process([sys.executable, "-m", "stillroom", *map(str, arguments)])
 
 
 def test_report_has_every_figure_with_its_n(run):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.processes import Process
 
 WORKER = """
 import json, os, sys
@@ -94,11 +95,7 @@ def launch(
                 "MASTER_PORT": str(port),
             }
         command = [sys.executable, str(worker), str(folder), str(poison), sharding, how]
-        running.append(
-            subprocess.Popen(
-                command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
+        running.append(Process(command, env=env))
     done = []
     for process in running:
         out, err = process.communicate(timeout=120)

@@ -2,12 +2,12 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from tests.processes import Process
 
 from stillroom.provenance import read_artifact
 from stillroom.records import Message, Record, write_records
@@ -51,13 +51,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def start(folder: Path, out: Path, how: str = "new") -> subprocess.Popen[str]:
+def start(folder: Path, out: Path, how: str = "new") -> Process:
     command = [sys.executable, str(folder / "script.py"), str(folder), str(out), how]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    return Process(command, env=env)
 
 
-def finish(process: subprocess.Popen[str]) -> None:
+def finish(process: Process) -> None:
     _, told = process.communicate(timeout=120)
     assert process.returncode == 0, told
 
