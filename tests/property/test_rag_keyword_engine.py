@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.rag.engines.impacts import TermCache
 from stillroom.rag.engines.keyword_engine import KeywordEngine
 from stillroom.rag.engines.postings import Postings, write_postings
+from stillroom.text.impacts import TermCache
 
 VARIANTS = ["lucene", "robertson", "atire", "bm25l", "bm25+"]
 WORDS = [f"w{at}" for at in range(8)]

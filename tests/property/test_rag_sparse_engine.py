@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import IntegrityError
-from stillroom.rag.engines.impacts import TermCache
 from stillroom.rag.engines.sparse_engine import (
     WEIGHTS,
     SparseEngine,
@@ -14,6 +13,7 @@ from stillroom.rag.engines.sparse_engine import (
     merge_term_weights,
     write_term_weights,
 )
+from stillroom.text.impacts import TermCache
 
 WORDS = [f"w{at}" for at in range(9)]
 weights = st.sampled_from([0.0, -1.0, 0.25, 0.5, 1.0, 1.5, 0.1])

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stillroom.models import Embedder, TextModel
-    from stillroom.rag.engines.weighing import Bm25Variant
+    from stillroom.text.bm25 import Bm25Variant
 
 __all__ = ["Index", "best_positions"]
 

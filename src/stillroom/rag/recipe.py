@@ -7,10 +7,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from stillroom.rag.analyzer import Stemming
-from stillroom.rag.engines.weighing import Bm25Variant
 from stillroom.rag.measuring.sweep_settings import SweepSettings
 from stillroom.rag.storing import STORES, IndexStore
 from stillroom.recipes import Recipe, Reference, Settings
+from stillroom.text.bm25 import Bm25Variant
 from stillroom.text.method import CHUNKERS, Chunker, Limits
 
 __all__ = [

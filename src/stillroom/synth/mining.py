@@ -1,12 +1,12 @@
 """Mining: the passages nearest to a query, by embedding or by BM25, in a collection that fits here.
 
-Source: Robertson and Zaragoza 2009 (BM25; k1 1.2, b 0.75, as Lucene has it). Exact: every passage
-is compared. For collections of millions, mine with an index and give the file as candidates.
+The BM25 is the house's (``stillroom.text.bm25``), as Lucene has it, k1 1.2 and b 0.75. Exact:
+every passage is compared. For collections of millions, mine with an index and give the file as
+candidates.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from stillroom.records import Passage
 from stillroom.synth.wording import content_stems
+from stillroom.text.bm25 import Weighing, weigh_term
+from stillroom.text.impacts import Impacts, rank_rows
 
 if TYPE_CHECKING:
     from stillroom.models import Embedder
 
 __all__ = ["Mine", "Near"]
 
-_K1, _B = 1.2, 0.75
 _CHARACTERS = 4000
 
 
@@ -60,7 +61,7 @@ class Mine:
         self._by = by
         texts = [passage.text[:_CHARACTERS] for passage in self._passages]
         self._vectors: Any = self._embedder.embed(texts, kind="passage")
-        self._bm25 = _Bm25(texts) if by != "dense" else None
+        self._keywords = _Keywords(texts) if by != "dense" else None
 
     def nearest(self, query: str, positive: Passage, depth: int) -> tuple[float, int, list[Near]]:
         """Return cosine and rank (from 1) of the positive, and the nearest others, nearest first.
@@ -73,8 +74,8 @@ class Mine:
         orders = {}
         if self._by != "words":
             orders["dense"] = _best(cosines, depth)
-        if self._bm25 is not None:
-            orders["words"] = _best(self._bm25.score(query), depth)
+        if self._keywords is not None:
+            orders["words"] = self._keywords.nearest(query, depth)
         found: dict[int, str] = {}
         for rank in range(depth):
             for by, order in orders.items():
@@ -90,30 +91,30 @@ class Mine:
         return score, 1 + int((cosines[others] > score).sum()), near
 
 
-class _Bm25:
+class _Keywords:
+    """BM25 over texts in memory; a term is the stem of a word that carries meaning."""
+
     def __init__(self, texts: Sequence[str]) -> None:
         counts = [Counter(content_stems(text)) for text in texts]
         self._size = len(texts)
-        lengths = np.array([sum(count.values()) for count in counts], dtype=np.float64)
-        norms = _K1 * (1 - _B + _B * lengths / max(lengths.mean() if self._size else 1.0, 1.0))
-        places: dict[str, list[tuple[int, int]]] = {}
-        for place, count in enumerate(counts):
+        lengths = np.array([count.total() for count in counts], dtype=np.float64)
+        lengths /= max(lengths.sum() / max(self._size, 1), 1.0)
+        held: dict[str, list[tuple[int, int]]] = {}
+        for row, count in enumerate(counts):
             for stem, number in count.items():
-                places.setdefault(stem, []).append((place, number))
-        self._weights: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {}
-        for stem, rows in places.items():
-            at = np.array([place for place, _ in rows])
-            frequency = np.array([number for _, number in rows], dtype=np.float64)
-            rarity = math.log(1 + (self._size - len(rows) + 0.5) / (len(rows) + 0.5))
-            self._weights[stem] = at, rarity * frequency / (frequency + norms[at])
+                held.setdefault(stem, []).append((row, number))
+        self._impacts: dict[str, Impacts] = {}
+        for stem, pairs in held.items():
+            rows = np.array([row for row, _ in pairs], dtype=np.int64)
+            frequency = np.array([number for _, number in pairs], dtype=np.float64)
+            self._impacts[stem] = weigh_term(Weighing(), rows, frequency, lengths[rows], self._size)
 
-    def score(self, query: str) -> NDArray[Any]:
-        scores = np.zeros(self._size)
-        for stem in content_stems(query):
-            if stem in self._weights:
-                at, weights = self._weights[stem]
-                scores[at] += weights
-        return scores
+    def nearest(self, query: str, depth: int) -> NDArray[np.int64]:
+        """Return the best rows, best first, ties by row; those without a term of it never."""
+        terms = Counter(content_stems(query)).items()
+        known = self._impacts
+        weighted = [(stem, float(times), known[stem]) for stem, times in terms if stem in known]
+        return rank_rows(weighted, self._size, depth, None)[0]
 
 
 def _best(scores: NDArray[Any], depth: int) -> NDArray[Any]:

@@ -6,9 +6,7 @@ first asked for, and kept while memory allows. Scores do not depend on how rows 
 files, on the mask or on what was asked before: a row's score is one sum in one order.
 
 Source: Robertson and Zaragoza 2009, doi:10.1561/1500000019; the variants as Kamphuis et al. 2020
-("Which BM25 Do You Mean?", ECIR) and the library bm25s state them. Of BM25L and BM25+ a term that a
-row lacks adds what zero occurrences score, so that, as in bm25s, all rows have the same number of
-summands.
+("Which BM25 Do You Mean?", ECIR) and the library bm25s state them (``stillroom.text.bm25``).
 
 Does not know: passages, documents, queries' syntax, who asks.
 """
@@ -21,16 +19,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stillroom.rag.engines.impacts import Impacts, TermCache, rank_rows
 from stillroom.rag.engines.postings import Field, Postings
-from stillroom.rag.engines.weighing import (
-    Bm25Variant,
-    Weighing,
-    at_zero,
-    default_delta,
-    idf_of,
-    saturate,
-)
+from stillroom.text.bm25 import Bm25Variant, Weighing, default_delta, idf_of, weigh_term
+from stillroom.text.impacts import Impacts, TermCache, rank_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -179,14 +170,8 @@ class KeywordEngine:
         frequency = headings * how.headings + body * how.body
         if not (how.headings > 0 and how.body > 0):
             rows, frequency = rows[frequency > 0], frequency[frequency > 0]
-        idf = idf_of(how.variant, len(rows), self.population)
-        if not len(rows) or idf <= 0:
-            return Impacts(np.zeros(0, dtype=np.int64), np.zeros(0), 0.0, 0.0)
         lengths, mean = self._relative_lengths(how)
-        values = saturate(how, frequency, 1 - how.b + how.b * lengths[rows] / mean)
-        absent = idf * at_zero(how)
-        values = idf * values - absent
-        return Impacts(rows, values, float(values.max()), absent)
+        return weigh_term(how, rows, frequency, lengths[rows] / mean, self.population)
 
     def _count_terms(self) -> NDArray[np.int64]:
         """Return how many terms each row has in headings and in text, (N, 2)."""

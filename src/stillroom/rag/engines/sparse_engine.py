@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from stillroom.rag.engines.arrays import Arrays, map_arrays, write_arrays
-from stillroom.rag.engines.impacts import Impacts, TermCache, rank_rows
 from stillroom.rag.engines.term_table import TermTable, sort_terms
+from stillroom.text.impacts import Impacts, TermCache, rank_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

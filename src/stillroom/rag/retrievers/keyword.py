@@ -2,7 +2,7 @@
 
 Source: Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM25 and Beyond".
 Differs from the paper: no idf is negative, of no variant; headings count as weighted words. The
-five variants are stated in ``stillroom.rag.engines.weighing``.
+five variants are stated in ``stillroom.text.bm25``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.engines.weighing import Bm25Variant
 from stillroom.rag.method import Query, Retriever, search_keyword
+from stillroom.text.bm25 import Bm25Variant
 
 if TYPE_CHECKING:
     from stillroom.rag.index import Index

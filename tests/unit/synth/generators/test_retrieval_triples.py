@@ -1,12 +1,17 @@
 import json
+from collections import Counter
 
 import pytest
 from tests.unit.synth.conftest import make_passages
 from tests.unit.synth.generators.hostile import HOSTILE, fill, reasons, survives
 
+from stillroom.rag.engines.keyword_engine import KeywordEngine
+from stillroom.rag.engines.postings import Postings, write_postings
+from stillroom.records import Passage
 from stillroom.synth.generators.retrieval_triples import RetrievalTriples
 from stillroom.synth.method import Corpus, Seed
 from stillroom.synth.mining import Mine
+from stillroom.synth.wording import content_stems
 from stillroom.testing import scripted_model
 
 PASSAGES = make_passages()
@@ -65,28 +70,16 @@ def test_candidates_come_of_a_file(tmp_path):
     assert {one["passage_id"] for one in record.fields["negatives"]} <= known
 
 
-def test_mining_by_words_ranks_as_bm25():
-    import math
-
+def test_mining_by_words_ranks_as_the_keyword_engine_does(tmp_path):
+    terms = [content_stems(one.text) for one in PASSAGES]
+    write_postings(tmp_path, [("", [], one, 0, len(one)) for one in terms])
+    engine = KeywordEngine([Postings.open(tmp_path)])
     mine = Mine(PASSAGES, "builtin:static", "words")
-    scores = mine._bm25.score("yeast raises dough")
-    best = int(scores.argmax())
-    assert "yeast" in PASSAGES[best].text
-    lengths = [len(one) for one in map(stems, (one.text for one in PASSAGES))]
-    expected = 0.0
-    for stem in stems("yeast raises dough"):
-        have = [one for one in PASSAGES if stem in stems(one.text)]
-        count = stems(PASSAGES[best].text).count(stem)
-        rarity = math.log(1 + (len(PASSAGES) - len(have) + 0.5) / (len(have) + 0.5))
-        norm = 1.2 * (0.25 + 0.75 * lengths[best] / (sum(lengths) / len(lengths)))
-        expected += rarity * count / (count + norm)
-    assert scores[best] == pytest.approx(expected)
-
-
-def stems(text):
-    from stillroom.synth.wording import content_stems
-
-    return content_stems(text)
+    for query in ("yeast raises dough", "bees and the brood nest", "glass glass breaks", "zzz"):
+        rows, _ = engine.search(Counter(content_stems(query)), 5)
+        absent = Passage("elsewhere", 0, 1, "a", PASSAGES[0].location)
+        found = mine.nearest(query, absent, 5)[2]
+        assert [one.passage.id for one in found] == [PASSAGES[row].id for row in rows]
 
 
 @pytest.mark.parametrize("said", HOSTILE)
