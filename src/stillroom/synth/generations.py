@@ -26,7 +26,7 @@ from stillroom.provenance import Artifact, make_parent
 from stillroom.records import Link, Record, combine_origins, read_records, write_records
 from stillroom.synth.human import describe_origins, draw_records, read_human, split_human
 from stillroom.synth.method import derive_seed
-from stillroom.synth.mixing import RULES, Rule, mix
+from stillroom.synth.mixing import RULES, Rule, mix_generation
 from stillroom.synth.students import Students, StudentSettings, is_plain
 from stillroom.synth.variety import Warned, Yardstick, find_warnings, text_budget
 from stillroom.train.precision import fixed_threads
@@ -270,7 +270,8 @@ class _Experiment:
         ]
         rule: Rule = next(rule for rule in RULES if rule == unit.rule)
         seed = derive_seed(self.plan.seed, unit.seed)
-        return mix(rule, self.human, written, human_share=self.plan.human_share, seed=seed)
+        share = self.plan.human_share
+        return mix_generation(rule, self.human, written, human_share=share, seed=seed)
 
     def _writer(self, unit: Unit, number: int) -> Unit:
         return Unit(unit.seed, unit.rule if number else "", number)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
@@ -20,7 +20,6 @@ from stillroom.synth.method import FILTERS, GENERATORS, SELECTORS, Filter, Gener
 
 __all__ = [
     "STARTS",
-    "MixSettings",
     "Step",
     "check_steps",
     "ends_of",
@@ -70,29 +69,6 @@ class Step(Settings):
         if self.select is not None:
             return self.select.method_name()
         return ", ".join(one.method_name() for one in self.filters)
-
-
-class MixSettings(Settings):
-    """What becomes of the new records beside those that were there before."""
-
-    records: tuple[Reference, ...] = Field(
-        (), description="files or artifacts of records that are there already"
-    )
-    rule: Literal["accumulate", "replace"] = Field(
-        "accumulate",
-        description="accumulate keeps what was there; replace drops it, but for what human_share "
-        "asks for: data replaced over generations collapses",
-    )
-    human_share: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="share of the training records that people wrote, at least; synthetic ones "
-        "beyond it are left out",
-    )
-    unknown: Literal["refuse", "drop", "keep"] = Field(
-        "refuse", description="what becomes of training records whose origin nobody has told"
-    )
 
 
 def sources_of(steps: Mapping[str, Step], start: str) -> dict[str, tuple[str, ...]]:

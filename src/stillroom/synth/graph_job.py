@@ -12,12 +12,12 @@ from stillroom.errors import DataError
 from stillroom.jobs import Job, atomic_write
 from stillroom.provenance import Artifact, Parent, make_parent
 from stillroom.records import Record, RecordWriter, combine_origins
-from stillroom.synth.blending import Mixed, count_origins, mix_records
 from stillroom.synth.budget import Purse
 from stillroom.synth.graph_run import Crop, Graph, Start, read_starts
 from stillroom.synth.items import kind_of, text_of_item
 from stillroom.synth.lending import Lending
 from stillroom.synth.method import Split, Verdict
+from stillroom.synth.mixing import Mixed, count_origins, mix_records
 from stillroom.synth.outline import forecast_steps
 from stillroom.synth.page import Told, draw_run, is_page
 from stillroom.synth.recipe import EVERYTHING
@@ -48,7 +48,8 @@ def run_graph(recipe: SynthRecipe, job: Job, models: Lending) -> Artifact:
         shelves.close()
     if not train.kept:
         raise _nothing_kept(train)
-    mixed = mix_records(train.harvest.kept, recipe.mix) if recipe.mix else None
+    new = train.harvest.kept
+    mixed = mix_records(new, recipe.mix, seed=recipe.seed) if recipe.mix else None
     written = mixed.records if mixed is not None else tuple(train.harvest.kept)
     dropped = [*held_out.harvest.dropped, *train.harvest.dropped]
     dropped += mixed.dropped if mixed is not None else ()

@@ -13,8 +13,9 @@ from pydantic import (
 
 from stillroom.errors import RecipeError
 from stillroom.recipes import Recipe, Reference, Settings
-from stillroom.synth.graph import MixSettings, Step, check_steps, refuse_both, sources_of
+from stillroom.synth.graph import Step, check_steps, refuse_both, sources_of
 from stillroom.synth.method import FILTERS, GENERATORS, PASSAGE_FILTERS, Filter, Generator
+from stillroom.synth.mixing import MixSettings
 
 __all__ = [
     "DEFAULT_FILTERS",

@@ -13,7 +13,7 @@ from stillroom.synth import generations
 from stillroom.synth.generations import Generations, compare_generations, estimate_generations
 from stillroom.synth.generations_report import judge
 from stillroom.synth.human import read_human, split_human
-from stillroom.synth.mixing import RULES, mix
+from stillroom.synth.mixing import RULES, mix_generation
 from stillroom.synth.students import CUT, Students, StudentSettings
 from stillroom.train import TrainSettings
 
@@ -163,7 +163,7 @@ def test_mixtures_have_the_size_and_the_share_of_human_records_that_was_asked(ru
     human = [f"h{at}" for at in range(50)]
     written = [[f"{part}-{at}" for at in range(50)] for part in range(4)]
     for share in (0.0, 0.3):
-        mixed = mix(rule, human, written, human_share=share, seed=1)
+        mixed = mix_generation(rule, human, written, human_share=share, seed=1)
         assert len(set(mixed)) == len(mixed) == (250 if rule == "accumulate" else 50)
         kept = sum(one.startswith("h") for one in mixed)
         if rule == "replace":
@@ -173,7 +173,7 @@ def test_mixtures_have_the_size_and_the_share_of_human_records_that_was_asked(ru
             assert kept == 50
         else:
             assert 15 <= kept < 30 if share else 2 <= kept < 20
-        assert mixed == mix(rule, human, written, human_share=share, seed=1)
+        assert mixed == mix_generation(rule, human, written, human_share=share, seed=1)
 
 
 def test_a_long_text_is_learned_in_pieces_that_go_on(finished, human, tmp_path):

@@ -17,8 +17,7 @@ from stillroom.errors import DataError, RecipeError
 from stillroom.jobs import Job
 from stillroom.recipes import dump_recipe, parse_recipe
 from stillroom.records import Message, Origin, Record, read_records, write_records
-from stillroom.synth.blending import mix_records
-from stillroom.synth.graph import MixSettings
+from stillroom.synth.mixing import MixSettings, mix_records
 from stillroom.synth.outline import draw_graph, forecast_steps
 from stillroom.synth.run import estimate, preview, run
 
@@ -398,6 +397,25 @@ def test_replacing_drops_what_was_there_and_says_so(tmp_path):
     assert [drop.reason for drop in mixed.dropped] == ["replaced", "replaced"]
     kept = mix_records([made(5)], settings.model_copy(update={"human_share": 0.5}))
     assert kept.records == (human(1), made(5))
+
+
+def test_a_subsample_is_as_large_as_what_people_wrote(tmp_path):
+    write_records(tmp_path / "old.jsonl", [*map(human, range(30)), *map(made, range(60))])
+    settings = MixSettings(
+        records=(str(tmp_path / "old.jsonl"),), rule="accumulate_subsample", human_share=0.5
+    )
+    new = [made(n) for n in range(60, 90)]
+    mixed = mix_records(new, settings, seed=3)
+    kinds = [record.origin.kind for record in mixed.records]
+    assert len(kinds) == 30
+    assert kinds.count("human") >= 15
+    assert {drop.reason for drop in mixed.dropped} == {"not drawn"}
+    assert len(mixed.dropped) == 90
+    assert mix_records(new, settings, seed=3) == mixed
+    assert mix_records(new, settings, seed=4).records != mixed.records
+    with pytest.raises(DataError) as caught:
+        mix_records([made(1)], MixSettings(rule="accumulate_subsample"))
+    assert caught.value.code == "synth.human-share"
 
 
 def test_nothing_unknown_is_trained_on_in_silence(tmp_path):
