@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import IntegrityError
 from stillroom.rag.engines import sketches as module
-from stillroom.rag.engines.mixing import hadamard, mixing_of
+from stillroom.rag.engines.mixing import mix_rows, mixing_of
 from stillroom.rag.engines.sketches import SKETCHES, ApproximateEngine, Sketches
 from stillroom.rag.engines.vectors import DenseEngine
 
@@ -49,13 +50,21 @@ def test_a_sketch_counts_the_signs_of_a_rotation():
     order, signs = mixing_of(128)
     mixing = np.zeros((128, 128))
     mixing[order, np.arange(128)] = signs
-    blocks = np.kron(np.eye(2), hadamard()) / 8
+    blocks = np.kron(np.eye(2), scipy.linalg.hadamard(64)) / 8
     rotation = mixing @ blocks
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(128), atol=1e-6)
     turned = vectors @ rotation > 0
     expected = (turned != turned[5]).sum(axis=1)
     assert np.abs(made.compare(vectors[5]).astype(int) - expected).max() <= 1
     assert made.compare(vectors[5])[5] == 0
+
+
+@given(st.integers(0, 2**32), st.integers(1, 200), st.integers(1, 40))
+@settings(max_examples=40, deadline=None)
+def test_a_vector_is_mixed_to_the_same_bits_among_any_others(seed, width, count):
+    vectors = np.random.default_rng(seed).standard_normal((count, width)).astype(np.float32)
+    alone = np.concatenate([mix_rows(vectors[row : row + 1]) for row in range(count)])
+    assert alone.tobytes() == mix_rows(vectors).tobytes()
 
 
 def test_recall_is_measured_and_reached():

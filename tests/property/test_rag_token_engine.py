@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import IntegrityError
@@ -113,6 +113,7 @@ def test_of_codes_the_best_rows_are_those_of_what_they_read_back_as(seed, bits, 
     assert (rows.tolist(), scores.tolist()) == expected
 
 
+@example(111288673, 4)
 @given(st.integers(0, 2**32), st.sampled_from([4, 8, 16, 32]))
 @settings(max_examples=40, deadline=None)
 def test_merged_files_have_the_bytes_of_one(tmp_path_factory, seed, bits):

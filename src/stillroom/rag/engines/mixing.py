@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["BLOCK", "hadamard", "mix_rows", "mixed_width", "mixing_of"]
+__all__ = ["BLOCK", "mix_rows", "mixed_width", "mixing_of"]
 
 BLOCK = 64
 
@@ -33,8 +33,26 @@ def mix_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     order, signs = mixing_of(width)
     padded = np.zeros((count, len(order)), dtype=np.float32)
     padded[:, :width] = vectors
-    blocks = (padded[:, order] * signs).reshape(count, len(order) // BLOCK, BLOCK)
-    return np.asarray((blocks @ hadamard()).reshape(count, len(order)))
+    blocks = np.ascontiguousarray((padded[:, order] * signs).reshape(-1, BLOCK).T)
+    return np.ascontiguousarray(_hadamard(blocks).T).reshape(count, len(order))
+
+
+def _hadamard(blocks: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the Hadamard transform of every column of (64, N); overwrites what it is given.
+
+    By sums and differences alone: a product of matrices rounds a row otherwise when it stands among
+    others, and a vector's code must depend on nothing but the vector.
+    """
+    spare = np.empty_like(blocks)
+    half = 1
+    while half < BLOCK:
+        pairs = blocks.reshape(BLOCK // half // 2, 2, half, blocks.shape[1])
+        out = spare.reshape(pairs.shape)
+        np.add(pairs[:, 0], pairs[:, 1], out=out[:, 0])
+        np.subtract(pairs[:, 0], pairs[:, 1], out=out[:, 1])
+        blocks, spare = spare, blocks
+        half *= 2
+    return blocks
 
 
 @lru_cache(maxsize=8)
@@ -45,12 +63,3 @@ def mixing_of(width: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     numbers = np.frombuffer(drawn, dtype="<u8")
     signs = np.where(numbers & 1, 1.0, -1.0).astype(np.float32)
     return np.argsort(numbers, kind="stable"), signs
-
-
-@lru_cache(maxsize=1)
-def hadamard() -> NDArray[np.float32]:
-    """Return the Hadamard matrix of a block, (64, 64), of ones and minus ones."""
-    matrix = np.ones((1, 1), dtype=np.float32)
-    while len(matrix) < BLOCK:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return matrix
