@@ -2,8 +2,8 @@
 
 A generator is given seeds (an item, a split, a number to draw by) and gives one draft for each; an
 item is a passage, a record, a topic of a taxonomy, or nothing. A filter is given one record and
-gives a verdict; a verifier decides by rule, asking no model, and lets nothing pass that it cannot
-decide. None of them reads files or knows the job.
+gives a verdict; a verifier, which is the floor's, decides by rule, asking no model. None of them
+reads files or knows the job.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from typing_extensions import override
 
+from stillroom.evaluate.verifying import VERIFIERS, Verifier
 from stillroom.provenance import digest_json
 from stillroom.records import Passage, Record
 from stillroom.registry import Method, Seam
@@ -453,34 +454,6 @@ class Selector(Method, ABC):
         """
 
 
-class Verifier(Method, ABC):
-    """Checks one text against the fields of its task."""
-
-    paper: ClassVar[str] = ""
-    needs: ClassVar[tuple[str, ...]] = ()
-    """Which fields a task must have, one of them at least; empty if none."""
-
-    def lacks(self, fields: Mapping[str, Any]) -> bool:
-        """Return whether a task gives nothing to check by."""
-        return bool(self.needs) and not any(
-            fields.get(name) not in (None, "") for name in self.needs
-        )
-
-    @abstractmethod
-    def check(self, text: str, fields: Mapping[str, Any]) -> Verdict:
-        """Return whether a text is right, and why not.
-
-        Args:
-            text: What the teacher said.
-            fields: The fields of the task's record.
-
-        Raises:
-            ResourceError: If code cannot be isolated here.
-            MissingExtraError: If what compares is not installed.
-        """
-
-
 GENERATORS = Seam("stillroom.synth.generators", Generator)
 FILTERS = Seam("stillroom.synth.filters", Filter)
 SELECTORS = Seam("stillroom.synth.selectors", Selector)
-VERIFIERS = Seam("stillroom.synth.verifiers", Verifier)

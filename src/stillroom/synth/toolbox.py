@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
-from stillroom.synth.sandbox import run_code
+from stillroom.evaluate.sandbox import run_code
 
 __all__ = ["Tool", "Toolbox", "read_tools"]
 

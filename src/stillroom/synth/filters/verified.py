@@ -1,6 +1,6 @@
 """Verified: the answer is right by rule: maths, code that runs, a pattern, a schema.
 
-Own method over the seam ``synth.verifiers``, whose methods generators draw by as well: what was
+Own method over the seam ``evaluate.verifiers``, whose methods generators draw by as well: what was
 written by people, or by another tool, is held to the same rule. The right answer, the tests or the
 pattern stand in the record's fields.
 """
@@ -39,8 +39,8 @@ class Verified(Filter):
                 return Verdict(True)
             return Verdict(False, "nothing to check by", 0.0)
         text = str(record.fields.get(self.field, "")) if self.field else answer_of(record)
-        verdict = self.verifier.check(text, record.fields)
-        if verdict.keep:
-            return verdict
-        told = {"verifier": self.verifier.method_name(), **verdict.told}
-        return Verdict(False, verdict.reason or "wrong", verdict.score, told=told)
+        check = self.verifier.check(text, record.fields)
+        if check.keep:
+            return Verdict(True, score=check.score)
+        told = {"verifier": self.verifier.method_name()}
+        return Verdict(False, check.reason or "wrong", check.score, told=told)

@@ -168,7 +168,7 @@ def _cannot_isolate(ready: dict[str, object], errors: str) -> ResourceError:
     )
     return ResourceError(
         "code cannot be isolated on this machine, and was not run",
-        code="synth.sandbox",
+        code="evaluate.sandbox",
         expected=", ".join(missing) or f"a Linux kernel with Landlock and seccomp ({errors:.200})",
         next="run the job on a newer Linux, or choose another verifier",
     )

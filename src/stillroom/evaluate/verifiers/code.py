@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.synth.method import Verdict, Verifier
-from stillroom.synth.sandbox import Outcome, run_code
+from stillroom.evaluate.sandbox import Outcome, run_code
+from stillroom.evaluate.verifying import Check, Verifier
 
 __all__ = ["Code"]
 
@@ -31,24 +31,24 @@ class Code(Verifier):
     memory_mb: int = Field(512, ge=64, le=8192, description="megabytes of memory of a run")
 
     @override
-    def check(self, text: str, fields: Mapping[str, Any]) -> Verdict:
+    def check(self, text: str, fields: Mapping[str, Any]) -> Check:
         code = _code_of(text)
         if not code:
-            return Verdict(False, "no code", 0.0)
+            return Check(False, "no code", 0.0)
         tests, cases = _tests_of(fields), _cases_of(fields)
         if not tests and not cases:
-            return Verdict(False, "no tests to run", 0.0)
+            return Check(False, "no tests to run", 0.0)
         if tests:
             outcome = self._run([code, *tests])
             if not outcome.is_done:
-                return Verdict(False, f"fails its tests: {outcome.reason}", 0.0)
+                return Check(False, f"fails its tests: {outcome.reason}", 0.0)
         for passed, (given, wanted) in enumerate(cases):
             outcome = self._run([code], given)
             if not outcome.is_done:
-                return Verdict(False, f"fails a case: {outcome.reason}", passed / len(cases))
+                return Check(False, f"fails a case: {outcome.reason}", passed / len(cases))
             if outcome.output.split() != wanted.split():
-                return Verdict(False, "prints something else", passed / len(cases))
-        return Verdict(True)
+                return Check(False, "prints something else", passed / len(cases))
+        return Check(True)
 
     def _run(self, parts: list[str], stdin: str = "") -> Outcome:
         memory = self.memory_mb * 2**20

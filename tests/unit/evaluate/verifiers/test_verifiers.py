@@ -1,12 +1,12 @@
 import pytest
 
 from stillroom.errors import MissingExtraError
-from stillroom.synth import symbolic
-from stillroom.synth.method import VERIFIERS
-from stillroom.synth.verifiers.code import Code
-from stillroom.synth.verifiers.json_schema import JsonSchema
-from stillroom.synth.verifiers.maths import Maths
-from stillroom.synth.verifiers.regex import Regex
+from stillroom.evaluate import symbolic
+from stillroom.evaluate.verifiers.code import Code
+from stillroom.evaluate.verifiers.json_schema import JsonSchema
+from stillroom.evaluate.verifiers.maths import Maths
+from stillroom.evaluate.verifiers.regex import Regex
+from stillroom.evaluate.verifying import VERIFIERS
 
 
 @pytest.mark.parametrize(

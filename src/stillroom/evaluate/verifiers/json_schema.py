@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.synth.method import Verdict, Verifier
-from stillroom.synth.structured import read_json
+from stillroom.evaluate.json_text import read_json
+from stillroom.evaluate.verifying import Check, Verifier
 
 __all__ = ["JsonSchema"]
 
@@ -28,13 +28,13 @@ class JsonSchema(Verifier):
     )
 
     @override
-    def check(self, text: str, fields: Mapping[str, Any]) -> Verdict:
+    def check(self, text: str, fields: Mapping[str, Any]) -> Check:
         schema = fields.get("schema") or self.json_schema
         if not isinstance(schema, Mapping) or not schema:
-            return Verdict(False, "no schema to fit", 0.0)
+            return Check(False, "no schema to fit", 0.0)
         reading = read_json(text, schema)
         if reading.problem:
-            return Verdict(False, "does not fit the schema", 0.0)
+            return Check(False, "does not fit the schema", 0.0)
         if reading.is_repaired:
-            return Verdict(False, "is JSON only after repair", 0.0)
-        return Verdict(True)
+            return Check(False, "is JSON only after repair", 0.0)
+        return Check(True)

@@ -4,8 +4,8 @@ import subprocess
 import pytest
 
 from stillroom.errors import ResourceError
-from stillroom.synth import sandbox
-from stillroom.synth.sandbox import run_code
+from stillroom.evaluate import sandbox
+from stillroom.evaluate.sandbox import run_code
 
 HOSTILE = {
     "import socket; socket.socket()": "PermissionError",
@@ -62,7 +62,7 @@ def test_where_the_doors_do_not_close_nothing_is_run(monkeypatch, tmp_path):
     monkeypatch.setattr(sandbox, "_CHILD", child)
     with pytest.raises(ResourceError, match="cannot be isolated") as caught:
         run_code(["print(1)"])
-    assert caught.value.problems[0].code == "synth.sandbox"
+    assert caught.value.problems[0].code == "evaluate.sandbox"
     assert "Landlock" in caught.value.problems[0].expected
 
 

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 from typing_extensions import override
 
-from stillroom.synth.method import Verdict, Verifier
-from stillroom.synth.sandbox import run_code
+from stillroom.evaluate.sandbox import run_code
+from stillroom.evaluate.verifying import Check, Verifier
 
 __all__ = ["Regex"]
 
@@ -44,21 +44,21 @@ class Regex(Verifier):
         return value
 
     @override
-    def check(self, text: str, fields: Mapping[str, Any]) -> Verdict:
+    def check(self, text: str, fields: Mapping[str, Any]) -> Check:
         pattern = str(fields.get("pattern") or self.pattern)
         if not pattern:
-            return Verdict(False, "no pattern to match", 0.0)
+            return Check(False, "no pattern to match", 0.0)
         try:
             compiled = re.compile(pattern)
         except re.error:
-            return Verdict(False, "its pattern is no regular expression", 0.0)
+            return Check(False, "its pattern is no regular expression", 0.0)
         text = text.strip()
         if _NESTED.search(pattern):  # such patterns may take forever
             asked = json.dumps([pattern, text, self.whole])
             outcome = run_code([_SEARCH], stdin=asked, timeout_s=2.0)
             if not outcome.is_done:
-                return Verdict(False, "the pattern does not come to an end", 0.0)
+                return Check(False, "the pattern does not come to an end", 0.0)
             found = outcome.output.strip() == "1"
         else:
             found = bool((compiled.fullmatch if self.whole else compiled.search)(text))
-        return Verdict(True) if found else Verdict(False, "does not match the pattern", 0.0)
+        return Check(True) if found else Check(False, "does not match the pattern", 0.0)

@@ -13,8 +13,8 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.evaluate.final_answer import Find, find_answer, same_answer
-from stillroom.synth.method import Verdict, Verifier
-from stillroom.synth.symbolic import same_formula
+from stillroom.evaluate.symbolic import same_formula
+from stillroom.evaluate.verifying import Check, Verifier
 
 __all__ = ["Maths"]
 
@@ -35,18 +35,18 @@ class Maths(Verifier):
     )
 
     @override
-    def check(self, text: str, fields: Mapping[str, Any]) -> Verdict:
+    def check(self, text: str, fields: Mapping[str, Any]) -> Check:
         wanted = _right_answer(str(fields.get("answer", "")), self.find)
         found = find_answer(text, self.find)
         if not wanted:
-            return Verdict(False, "no right answer to compare with", 0.0)
+            return Check(False, "no right answer to compare with", 0.0)
         if not found:
-            return Verdict(False, "no answer found", 0.0)
+            return Check(False, "no answer found", 0.0)
         if same_answer(found, wanted):
-            return Verdict(True)
+            return Check(True)
         if self.formulas and same_formula(found, wanted):
-            return Verdict(True)
-        return Verdict(False, "another answer", 0.0)
+            return Check(True)
+        return Check(False, "another answer", 0.0)
 
 
 def _right_answer(text: str, find: Find) -> str:
