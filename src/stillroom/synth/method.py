@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from typing_extensions import override
 
-from stillroom.evaluate.verifying import VERIFIERS, Verifier
+from stillroom.evaluate.method import VERIFIERS, Verifier
 from stillroom.provenance import digest_json
 from stillroom.records import Passage, Record
 from stillroom.registry import Method, Seam

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.evaluate.method import Check, Verifier
 from stillroom.evaluate.sandbox import Outcome, run_code
-from stillroom.evaluate.verifying import Check, Verifier
 
 __all__ = ["Code"]
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.evaluate.json_text import read_json
-from stillroom.evaluate.verifying import Check, Verifier
+from stillroom.evaluate.method import Check, Verifier
 
 __all__ = ["JsonSchema"]
 

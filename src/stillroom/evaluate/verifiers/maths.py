@@ -13,8 +13,8 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.evaluate.final_answer import Find, find_answer, same_answer
+from stillroom.evaluate.method import Check, Verifier
 from stillroom.evaluate.symbolic import same_formula
-from stillroom.evaluate.verifying import Check, Verifier
 
 __all__ = ["Maths"]
 

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 from typing_extensions import override
 
+from stillroom.evaluate.method import Check, Verifier
 from stillroom.evaluate.sandbox import run_code
-from stillroom.evaluate.verifying import Check, Verifier
 
 __all__ = ["Regex"]
 

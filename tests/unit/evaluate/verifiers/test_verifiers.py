@@ -2,11 +2,11 @@ import pytest
 
 from stillroom.errors import MissingExtraError
 from stillroom.evaluate import symbolic
+from stillroom.evaluate.method import VERIFIERS
 from stillroom.evaluate.verifiers.code import Code
 from stillroom.evaluate.verifiers.json_schema import JsonSchema
 from stillroom.evaluate.verifiers.maths import Maths
 from stillroom.evaluate.verifiers.regex import Regex
-from stillroom.evaluate.verifying import VERIFIERS
 
 
 @pytest.mark.parametrize(
