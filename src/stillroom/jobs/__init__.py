@@ -10,7 +10,7 @@ from stillroom.jobs.files import atomic_write, replace_folder, sync_folder
 from stillroom.jobs.job import Job, count_seconds
 from stillroom.jobs.journal import Journal, read_journal
 from stillroom.jobs.progress import Progress, QuietReporter, Reporter, choose_reporter
-from stillroom.jobs.spill import SpilledRecords
+from stillroom.jobs.spill import Spilled, SpilledRecords
 
 __all__ = [
     "Estimate",
@@ -20,6 +20,7 @@ __all__ = [
     "Progress",
     "QuietReporter",
     "Reporter",
+    "Spilled",
     "SpilledRecords",
     "atomic_write",
     "check_fits",

@@ -1,35 +1,46 @@
-"""Records that lie in a file while a job collects them, so that memory does not grow with them."""
+"""Rows that lie in a file while a job collects them, so that memory does not grow with them."""
 
 from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, overload
+from typing import IO, Any, Self, TypeVar, overload
 
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.records import Record
 
-__all__ = ["SpilledRecords"]
+__all__ = ["Spilled", "SpilledRecords"]
+
+T = TypeVar("T")
 
 
-class SpilledRecords(Sequence[Record]):
+class Spilled(Sequence[T]):
     """A list that can grow, be counted, read by index and gone through; its rows lie in a file.
 
     The file belongs to the list: what lay there before is overwritten, and whoever made the folder
     removes it.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Begin with nothing at ``path``."""
+    def __init__(
+        self, path: Path, to_json: Callable[[T], Any], from_json: Callable[[Any], T]
+    ) -> None:
+        """Begin with nothing.
+
+        Args:
+            path: Where the rows lie.
+            to_json: Makes plain JSON values of a row.
+            from_json: Makes an equal row of them.
+        """
         self._path = path
+        self._to_json, self._from_json = to_json, from_json
         self._writer: IO[bytes] = path.open("wb")
         self._reader: IO[bytes] = path.open("rb")
         self._places = array("Q")
         self._end = 0
 
-    def __enter__(self) -> SpilledRecords:
+    def __enter__(self) -> Self:
         """Return the list, to be closed at the end of the body."""
         return self
 
@@ -42,52 +53,62 @@ class SpilledRecords(Sequence[Record]):
         return len(self._places)
 
     @overload
-    def __getitem__(self, index: int) -> Record: ...
+    def __getitem__(self, index: int) -> T: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: slice) -> list[T]: ...
 
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+    def __getitem__(self, index: int | slice) -> T | list[T]:
         """Return one, or those of a slice, copies of their own."""
         if isinstance(index, slice):
             return [self[at] for at in range(*index.indices(len(self)))]
         self._flush()
-        self._reader.seek(self._places[index])
-        return _parse(self._reader.readline())
+        return self._read(index)
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[T]:
         """Yield all, in order of their coming."""
         self._flush()
         for at in range(len(self)):
-            self._reader.seek(self._places[at])
-            yield _parse(self._reader.readline())
+            yield self._read(at)
 
-    def append(self, record: Record) -> None:
+    def append(self, row: T) -> None:
         """Add one.
 
         Raises:
             ResourceError: If the disk is full.
         """
-        row = {
-            "messages": [message.to_json() for message in record.messages],
-            "fields": dict(record.fields),
-            "origin": record.origin.to_json(),
-        }
-        line = json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n"
+        text = json.dumps(self._to_json(row), ensure_ascii=False)
+        line = text.encode("utf-8", "surrogatepass") + b"\n"
         with full_disk_as_error(self._path):
             self._writer.write(line)
         self._places.append(self._end)
         self._end += len(line)
 
     def close(self) -> None:
-        """Close the file; the records can no longer be read."""
+        """Close the file; the rows can no longer be read."""
         self._writer.close()
         self._reader.close()
+
+    def _read(self, index: int) -> T:
+        self._reader.seek(self._places[index])
+        return self._from_json(json.loads(self._reader.readline().decode("utf-8", "surrogatepass")))
 
     def _flush(self) -> None:
         with full_disk_as_error(self._path):
             self._writer.flush()
 
 
-def _parse(line: bytes) -> Record:
-    return Record.from_json(json.loads(line.decode("utf-8", "surrogatepass")))
+class SpilledRecords(Spilled[Record]):
+    """Records in a file; what they say of themselves is kept, their ids follow from it."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin with nothing at ``path``."""
+        super().__init__(path, _row_of, Record.from_json)
+
+
+def _row_of(record: Record) -> dict[str, Any]:
+    return {
+        "messages": [message.to_json() for message in record.messages],
+        "fields": dict(record.fields),
+        "origin": record.origin.to_json(),
+    }

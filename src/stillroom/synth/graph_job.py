@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,31 +39,43 @@ def run_graph(recipe: SynthRecipe, job: Job, models: Lending) -> Artifact:
         DataError: If there is nothing to start from, or no training record is kept.
         BackendError: If a teacher fails; what was asked before is on the shelves.
     """
+    with ExitStack() as closing:
+        return _run(recipe, job, models, closing)
+
+
+def _run(recipe: SynthRecipe, job: Job, models: Lending, closing: ExitStack) -> Artifact:
     start = read_starts(recipe)
     purse = Purse(recipe.budget)
     shelves = Shelves.of(job)
+
+    def harvest(split: Split, aside: Sequence[Record]) -> Crop:
+        return _harvest(recipe, start, split, aside, models, shelves, job, purse, closing)
+
     try:
-        held_out = _harvest(recipe, start, "held_out", (), models, shelves, job, purse)
-        records = held_out.harvest.kept
-        train = _harvest(recipe, start, "train", records, models, shelves, job, purse)
+        held_out = harvest("held_out", ())
+        aside = list(held_out.harvest.kept)
+        train = harvest("train", aside)
     finally:
         shelves.close()
-    if not train.kept:
-        raise _nothing_kept(train)
     new = train.harvest.kept
+    if not new:
+        raise _nothing_kept(train)
     mixed = mix_records(new, recipe.mix, seed=recipe.seed) if recipe.mix else None
-    written = mixed.records if mixed is not None else tuple(train.harvest.kept)
-    dropped = [*held_out.harvest.dropped, *train.harvest.dropped]
-    dropped += mixed.dropped if mixed is not None else ()
-    _write(job, [*written, *held_out.harvest.kept], dropped, (train, held_out))
+    written = mixed.records if mixed is not None else new
+    left_out = mixed.dropped if mixed is not None else ()
+
+    def dropped() -> Iterator[Dropped]:
+        return chain(held_out.harvest.dropped, train.harvest.dropped, left_out)
+
+    _write(job, chain(written, aside), dropped(), (train, held_out))
     report = _report(recipe, start, (held_out, train), mixed, written, purse)
     with atomic_write(job.output / "report.json") as file:
         json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
     told = Told(
         report,
         written,
-        held_out.harvest.kept,
-        dropped,
+        aside,
+        dropped(),
         [
             text_of_item(item)
             for (_, side), items in start.items.items()
@@ -75,8 +89,8 @@ def run_graph(recipe: SynthRecipe, job: Job, models: Lending) -> Artifact:
         file.write(draw_run(told))
     ended = purse.reached()
     if ended:
-        job.say(f"warning: {len(train.kept)} training records kept; {ended}")
-    origin = combine_origins(record.origin for record in (*written, *held_out.harvest.kept))
+        job.say(f"warning: {len(new)} training records kept; {ended}")
+    origin = combine_origins(record.origin for record in chain(written, aside))
     return job.finish(
         "records",
         parents=_parents(recipe, start, models, job),
@@ -119,6 +133,7 @@ def _harvest(
     shelves: Shelves,
     job: Job,
     purse: Purse,
+    closing: ExitStack,
 ) -> Crop:
     target = recipe.target
     wanted = target.train if split == "train" else target.held_out
@@ -139,23 +154,17 @@ def _harvest(
             note = f"{one.asked} asked, {len(one.dropped)} dropped, {purse.note()}"
             progress.advance(len(one.kept) - progress.done, note)
 
-        return graph.harvest(wanted, purse, share, show)
+        return graph.harvest(wanted, closing, purse, share, show)
 
 
 def _write(
-    job: Job, records: Sequence[Record], dropped: Sequence[Dropped], crops: Sequence[Crop]
+    job: Job, records: Iterable[Record], dropped: Iterable[Dropped], crops: Sequence[Crop]
 ) -> None:
     with RecordWriter(job.output / "records.jsonl") as writer:
         for record in records:
             writer.write(record)
     _write_rows(job.output / "dropped.jsonl", (drop.to_json() for drop in dropped))
-    rows = (
-        {"id": one.record.id, "scores": {name: round(v, 6) for name, v in one.scores.items()}}
-        for crop in crops
-        for one in crop.kept
-        if one.scores
-    )
-    _write_rows(job.output / "scores.jsonl", rows)
+    _write_rows(job.output / "scores.jsonl", chain.from_iterable(crop.scores for crop in crops))
 
 
 def _write_rows(path: Path, rows: Iterator[Mapping[str, object]]) -> None:

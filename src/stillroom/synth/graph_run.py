@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
+from stillroom.jobs import Spilled
 from stillroom.records import Message, Passage, Record
 from stillroom.synth.budget import Purse
 from stillroom.synth.bundles import Account, Bundle, Scored, Yield, map_ahead, take_turns, tee
@@ -68,10 +69,13 @@ class Start:
 
 @dataclass(slots=True)
 class Crop:
-    """What one side of the split has given: records, rows of what fell, and each step's yield."""
+    """What one side of the split has given: records, rows of what fell, and each step's yield.
+
+    Records, rows and scores (one for each record that has some) lie in files.
+    """
 
     harvest: Harvest
-    kept: list[Scored] = field(default_factory=list)
+    scores: Spilled[dict[str, Any]]
     steps: dict[str, Yield] = field(default_factory=dict)
     told: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -129,6 +133,7 @@ class Graph:
         """Stand the streams of one side; nothing is asked before they are pulled."""
         self._recipe, self._start, self._split = recipe, start, split
         self._context, self._shelves, self._pause = context, shelves, pause
+        self._scratch = scratch
         self._closing = ExitStack()
         self.panels: dict[str, Panel] = {}
         sources = sources_of(recipe.steps, recipe.first)
@@ -152,21 +157,27 @@ class Graph:
     def harvest(
         self,
         wanted: int,
+        closing: ExitStack,
         purse: Purse | None = None,
         share: float = 1.0,
         on_bundle: Callable[[Crop], None] = lambda crop: None,
     ) -> Crop:
-        """Pull the graph until enough is kept, the budget's share is spent, or nothing comes."""
-        crop = Crop(Harvest(self._split))
+        """Pull the graph until enough is kept, the budget's share is spent, or nothing comes.
+
+        The files of what it returns are closed with ``closing``.
+        """
+        harvest = Harvest.spilled(self._split, self._scratch, closing)
+        rows: Spilled[dict[str, Any]] = Spilled(self._scratch / "scores.jsonl", dict, dict)
+        crop = Crop(harvest, closing.enter_context(rows))
         crop.steps = {name: Yield(name) for name in self._recipe.steps}
         if purse is not None:
             purse.begin(crop.harvest)
-        settled: set[tuple[str, int]] = set()
+        settled = {name: _Settled() for name in self._recipe.steps}
         try:
             for bundle in take_turns(self._streams) if wanted else ():
                 self._settle(crop, bundle, settled, wanted)
                 on_bundle(crop)
-                if len(crop.kept) >= wanted or (purse is not None and purse.reached(share)):
+                if len(harvest.kept) >= wanted or (purse is not None and purse.reached(share)):
                     break
         finally:
             self.close()
@@ -183,13 +194,12 @@ class Graph:
         self._closing.close()
 
     def _settle(
-        self, crop: Crop, bundle: Bundle, settled: set[tuple[str, int]], wanted: int
+        self, crop: Crop, bundle: Bundle, settled: Mapping[str, _Settled], wanted: int
     ) -> None:
         harvest = crop.harvest
         for account in bundle.accounts:
-            if (account.step, account.number) in settled:
+            if not settled[account.step].add(account.number):
                 continue
-            settled.add((account.step, account.number))
             crop.steps[account.step].add(account)
             harvest.units += account.units if account.asked else 0
             harvest.asked += account.asked
@@ -197,14 +207,17 @@ class Graph:
             harvest.completion_tokens += account.completion_tokens
             harvest.parsed += account.given if account.asked else 0
             harvest.changed += account.changed
-            harvest.dropped += account.dropped
+            for row in account.dropped:
+                harvest.drop(row)
         for scored in bundle.records:
-            if len(crop.kept) < wanted:
-                crop.kept.append(scored)
+            if len(harvest.kept) < wanted:
                 harvest.kept.append(scored.record)
+                if scored.scores:
+                    rounded = {name: round(value, 6) for name, value in scored.scores.items()}
+                    crop.scores.append({"id": scored.record.id, "scores": rounded})
             else:
                 verdict = Verdict(False, "beyond the number wanted")
-                harvest.dropped.append(
+                harvest.drop(
                     drop_record(self._split, "target", verdict, scored.record.id, scored.record)
                 )
 
@@ -410,6 +423,24 @@ class Graph:
         return Bundle(
             tuple(Scored(record, scores.get(record.id, {})) for record in records), accounts
         )
+
+
+class _Settled:
+    """The numbers of a step's accounts that are settled: all below one, and a few beyond it."""
+
+    def __init__(self) -> None:
+        self._below = 0
+        self._beyond: set[int] = set()
+
+    def add(self, number: int) -> bool:
+        """Settle an account; return whether it was not."""
+        if number < self._below or number in self._beyond:
+            return False
+        self._beyond.add(number)
+        while self._below in self._beyond:
+            self._beyond.remove(self._below)
+            self._below += 1
+        return True
 
 
 def _to_record(item: Item, split: Split) -> Record:

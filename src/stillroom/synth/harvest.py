@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.jobs import SpilledRecords
+from stillroom.jobs import Spilled, SpilledRecords
 from stillroom.models import ConcurrentModel
 from stillroom.records import Record
 from stillroom.synth.budget import Purse
@@ -59,6 +61,10 @@ class Dropped:
             **({"step": self.step} if self.step else {}),
         }
 
+    def to_exact_json(self) -> dict[str, object]:
+        """Return a row that gives back the same: its score is not rounded."""
+        return {**self.to_json(), "score": self.score}
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Dropped:
         """Read what ``to_json`` wrote."""
@@ -102,7 +108,7 @@ class Harvest:
 
     split: Split
     kept: list[Record] | SpilledRecords = field(default_factory=list)
-    dropped: list[Dropped] = field(default_factory=list)
+    dropped: list[Dropped] | Spilled[Dropped] = field(default_factory=list)
     units: int = 0
     asked: int = 0
     parsed: int = 0
@@ -111,11 +117,25 @@ class Harvest:
     counts: Counter[str] = field(default_factory=Counter)
     changed: int = 0
     told: Mapping[str, Any] = field(default_factory=dict)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def spilled(cls, split: Split, folder: Path, closing: ExitStack) -> Harvest:
+        """Return one whose records and rows lie in a folder, until ``closing`` closes."""
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = SpilledRecords(folder / f"{split}-kept.jsonl")
+        rows = folder / f"{split}-dropped.jsonl"
+        dropped = Spilled(rows, Dropped.to_exact_json, Dropped.from_json)
+        return cls(split, closing.enter_context(kept), closing.enter_context(dropped))
+
+    def drop(self, row: Dropped) -> None:
+        """Put a row among what fell."""
+        self.reasons[f"{row.filter}: {row.reason}"] += 1
+        self.dropped.append(row)
 
     def count_reasons(self) -> dict[str, int]:
         """Return how many fell to each ``filter: reason``, commonest first."""
-        counts = Counter(f"{drop.filter}: {drop.reason}" for drop in self.dropped)
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+        return dict(sorted(self.reasons.items(), key=lambda item: (-item[1], item[0])))
 
     def add(self, draft: Draft, panel: Panel, wanted: int) -> None:
         """Judge a draft; once ``wanted`` records are kept, the rest of it is not looked at."""
@@ -126,7 +146,7 @@ class Harvest:
         self.parsed += len(draft.records)
         self.counts.update(draft.counts)
         for failure in draft.failures:
-            self.dropped.append(
+            self.drop(
                 Dropped(self.split, "generator", failure.reason, draft.key, text=failure.text)
             )
         if panel.is_costly and len(self.kept) < wanted:
@@ -147,7 +167,7 @@ class Harvest:
                 self.kept.append(kept)
 
     def _drop(self, draft: Draft, name: str, verdict: Verdict, record: Record) -> None:
-        self.dropped.append(drop_record(self.split, name, verdict, draft.key, record))
+        self.drop(drop_record(self.split, name, verdict, draft.key, record))
 
 
 def draft_units(
@@ -223,13 +243,13 @@ def gather(
     on_unit: Callable[[Harvest], None] = lambda harvest: None,
     purse: Purse | None = None,
     share: float = 1.0,
-    kept: SpilledRecords | None = None,
+    harvest: Harvest | None = None,
 ) -> Harvest:
     """Judge drafts in order until ``wanted`` records are kept, or the purse's share is spent.
 
-    Kept records go into ``kept``, where one is given, else into memory.
+    What comes goes into ``harvest``, where one is given, else into memory.
     """
-    harvest = Harvest(split) if kept is None else Harvest(split, kept)
+    harvest = Harvest(split) if harvest is None else harvest
     if purse is not None:
         purse.begin(harvest)
     if not wanted or (purse is not None and purse.reached(share)):

@@ -6,8 +6,7 @@ of the collapse monitor, at equal budgets of words for what was started from and
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +18,9 @@ from stillroom.evaluate.report import Report, Table
 from stillroom.records import Record
 from stillroom.synth.harvest import Dropped
 from stillroom.synth.method import derive_seed
+from stillroom.synth.tallying import LENGTHS, SAMPLE, Falls, Lowest, Tally, says_of
 from stillroom.synth.terms import find_terms
-from stillroom.synth.turns import answer_of, instruction_of, whole_text
+from stillroom.synth.turns import answer_of, instruction_of
 from stillroom.text.normalize import words
 
 __all__ = ["PAGE", "Told", "draw_run", "is_page"]
@@ -29,13 +29,9 @@ PAGE = "report.html"
 
 _SHOWN = 240
 _REASONS = 12
-_EXAMPLES = 3
-_KEPT_EXAMPLES = 6
-_SAMPLE = 2000
 _BUDGET = 5000
 _LEAST_WORDS = 200
 _OPENINGS = 10
-_BINS = (8, 16, 32, 64, 128, 256, 512)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +39,28 @@ class Told:
     """What a page is drawn of.
 
     ``report`` is the run's report.json, ``seeds`` the texts that were started from, ``teachers``
-    the references of the models that wrote, ``checks`` the names of all filters.
+    the references of the models that wrote, ``checks`` the names of all filters. Records and rows
+    are gone through once.
     """
 
     report: Mapping[str, Any]
-    train: Sequence[Record]
-    held_out: Sequence[Record]
-    dropped: Sequence[Dropped]
+    train: Iterable[Record]
+    held_out: Iterable[Record]
+    dropped: Iterable[Dropped]
     seeds: Sequence[str] = ()
     teachers: Sequence[str] = ()
     checks: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What was told, counted."""
+
+    told: Told
+    report: Mapping[str, Any]
+    train: Tally
+    held_out: Tally
+    falls: Falls
 
 
 def is_page(path: str) -> bool:
@@ -62,38 +70,46 @@ def is_page(path: str) -> bool:
 
 def draw_run(told: Told) -> str:
     """Return the page of a run, as HTML that needs nothing else."""
-    report = Report("Records of a run", _summarize(told))
-    _add_headlines(report, told)
-    _add_steps(report, told)
-    _add_reasons(report, told)
-    _add_examples(report, told)
-    _add_variety(report, told)
-    _add_coverage(report, told)
-    _add_contamination(report, told)
-    _add_rights(report, told)
-    _add_judges(report, told)
+    facts = _Facts(
+        told,
+        told.report,
+        Tally.of(told.train),
+        Tally.of(told.held_out),
+        Falls.of(told.dropped),
+    )
+    report = Report("Records of a run", _summarize(facts))
+    _add_headlines(report, facts)
+    _add_steps(report, facts)
+    _add_reasons(report, facts)
+    _add_examples(report, facts)
+    _add_variety(report, facts)
+    _add_coverage(report, facts)
+    _add_contamination(report, facts)
+    _add_rights(report, facts)
+    _add_judges(report, facts)
     return draw_page(report.to_json())
 
 
-def _summarize(told: Told) -> str:
-    kept, fell = len(told.train) + len(told.held_out), len(told.dropped)
-    asked = told.report["spent"]["asks"]
-    said = f"{kept} records kept, {len(told.held_out)} of them held out; {fell} rows fell"
+def _summarize(facts: _Facts) -> str:
+    train, held_out = facts.train.count, facts.held_out.count
+    fell, asked = facts.falls.counts.total(), facts.report["spent"]["asks"]
+    said = f"{train + held_out} records kept, {held_out} of them held out; {fell} rows fell"
     said += f" in {asked} asks." if asked else "."
-    unknown = sum(record.origin.kind == "unknown" for record in told.train)
+    unknown = facts.train.kinds["unknown"]
     if unknown:
         said += f" The origin of {unknown} training records is unknown."
     return said
 
 
-def _add_headlines(report: Report, told: Told) -> None:
-    spent = told.report["spent"]
+def _add_headlines(report: Report, facts: _Facts) -> None:
+    spent = facts.report["spent"]
+    train, held_out = facts.train, facts.held_out
     tiles = [
-        Metric("training records", float(len(told.train)), n=len(told.train)),
-        Metric("held-out records", float(len(told.held_out)), n=len(told.held_out)),
+        Metric("training records", float(train.count), n=train.count),
+        Metric("held-out records", float(held_out.count), n=held_out.count),
     ]
     if spent["asks"]:
-        kept = sum(record.origin.kind == "synthetic" for record in (*told.train, *told.held_out))
+        kept = train.kinds["synthetic"] + held_out.kinds["synthetic"]
         tiles += [
             Metric("asks", float(spent["asks"])),
             Metric("tokens", float(spent["tokens"])),
@@ -103,7 +119,7 @@ def _add_headlines(report: Report, told: Told) -> None:
         tiles.append(Metric("money", float(spent["money"])))
     for tile in tiles:
         report.add(replace(tile, note="counted"), is_headline=True)
-    prices = told.report.get("prices")
+    prices = facts.report.get("prices")
     priced = f" Prices a million tokens: {prices}." if prices else ""
     report.section(
         "Counts and cost",
@@ -113,10 +129,10 @@ def _add_headlines(report: Report, told: Told) -> None:
     )
 
 
-def _add_steps(report: Report, told: Told) -> None:
+def _add_steps(report: Report, facts: _Facts) -> None:
     for split in ("train", "held_out"):
-        side = told.report["splits"].get(split, {})
-        rows, plotted = _yield_rows(side, told.report.get("steps", {}))
+        side = facts.report["splits"].get(split, {})
+        rows, plotted = _yield_rows(side, facts.report.get("steps", {}))
         if not rows or not any(value for _, value in plotted):
             continue
         columns = ("step", "from", "took", "gave", "share", "asked", "tokens", "fell")
@@ -173,8 +189,8 @@ def _yield_rows(
     return rows, plotted
 
 
-def _add_reasons(report: Report, told: Told) -> None:
-    counts = Counter(_name(drop) for drop in told.dropped)
+def _add_reasons(report: Report, facts: _Facts) -> None:
+    counts = facts.falls.counts
     if not counts:
         report.section("What fell", "Nothing fell.")
         return
@@ -193,20 +209,17 @@ def _add_reasons(report: Report, told: Told) -> None:
     report.section("What fell", text, plot=plot, table=table)
 
 
-def _add_examples(report: Report, told: Told) -> None:
-    shown = sorted(told.train, key=lambda record: derive_seed(record.id))[:_KEPT_EXAMPLES]
+def _add_examples(report: Report, facts: _Facts) -> None:
+    shown = facts.train.examples.ranked()
     if shown:
         rows = tuple((_clip(instruction_of(one) or "–"), _clip(answer_of(one))) for one in shown)
         report.section(
             "Kept, for example", table=Table("Drawn by hash", ("asked", "answered"), rows)
         )
-    by_reason: dict[str, list[Dropped]] = {}
-    for drop in told.dropped:
-        by_reason.setdefault(_name(drop), []).append(drop)
+    falls = facts.falls
     rows_fell = []
-    for name in sorted(by_reason, key=lambda one: (-len(by_reason[one]), one))[:_REASONS]:
-        held = sorted(by_reason[name], key=lambda one: derive_seed(one.unit, _says(one)))
-        rows_fell += [(name, _measure(one), _clip(_says(one))) for one in held[:_EXAMPLES]]
+    for name in sorted(falls.counts, key=lambda one: (-falls.counts[one], one))[:_REASONS]:
+        rows_fell += [(name, _measure(one), _clip(says_of(one))) for one in falls.examples(name)]
     if rows_fell:
         table = Table(
             "At most three of each reason", ("reason", "measured", "row"), tuple(rows_fell)
@@ -214,17 +227,17 @@ def _add_examples(report: Report, told: Told) -> None:
         report.section("Fell, for example", "All of them: stillroom synth drops RUN.", table=table)
 
 
-def _add_variety(report: Report, told: Told) -> None:
-    made = [whole_text(record) for record in told.train if record.origin.kind == "synthetic"]
-    sides = {"made": _sample(made or [whole_text(record) for record in told.train])}
-    if told.seeds:
-        sides["started from"] = _sample(told.seeds)
+def _add_variety(report: Report, facts: _Facts) -> None:
+    seeds = facts.told.seeds
+    sides = {"made": facts.train.texts}
+    if seeds:
+        sides["started from"] = _sample(seeds)
     sizes = {name: sum(len(words(text)) for text in texts) for name, texts in sides.items()}
     if min(sizes.values()) < _LEAST_WORDS:
         report.section("Variety", f"Fewer than {_LEAST_WORDS} words: too little to measure.")
         return
     budget = min(_BUDGET, int(0.5 * min(sizes.values())))
-    tail, mass = find_tail(sides["started from"]) if told.seeds else (frozenset[str](), 0.0)
+    tail, mass = find_tail(sides["started from"]) if seeds else (frozenset[str](), 0.0)
     measured = {
         name: measure_diversity(texts, budget=budget, tail=tail, tail_mass=mass)
         for name, texts in sides.items()
@@ -254,12 +267,11 @@ def _add_variety(report: Report, told: Told) -> None:
     )
 
 
-def _add_coverage(report: Report, told: Told) -> None:
-    records = [record for record in told.train if record.origin.kind == "synthetic"]
-    if not records:
+def _add_coverage(report: Report, facts: _Facts) -> None:
+    per_document = facts.train.documents
+    if not per_document:
         return
-    per_document = Counter(str(record.fields.get("document_id", record.id)) for record in records)
-    total = told.report["splits"]["train"].get("documents", 0)
+    total = facts.report["splits"]["train"].get("documents", 0)
     bounds = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 10**9))
     labels, values = [], []
     if total >= len(per_document):
@@ -279,7 +291,7 @@ def _add_coverage(report: Report, told: Told) -> None:
             "Documents by how many records they gave", tuple(labels), tuple(values), kind="bars"
         ),
     )
-    lengths = Counter(_bin(len(words(answer_of(record)))) for record in records)
+    lengths = facts.train.lengths
     bins = range(max(lengths) + 1)
     report.section(
         "Length of answers",
@@ -290,9 +302,7 @@ def _add_coverage(report: Report, told: Told) -> None:
             kind="bars",
         ),
     )
-    openings = Counter(
-        " ".join(instruction_of(record).split()[:3]) for record in records if instruction_of(record)
-    )
+    openings = facts.train.openings
     if openings:
         most = openings.most_common(_OPENINGS)
         report.section(
@@ -307,27 +317,27 @@ def _add_coverage(report: Report, told: Told) -> None:
         )
 
 
-def _add_contamination(report: Report, told: Told) -> None:
-    if "decontaminate" not in told.checks:
+def _add_contamination(report: Report, facts: _Facts) -> None:
+    if "decontaminate" not in facts.told.checks:
         report.section(
             "Contamination",
             "Not checked: no step has the filter decontaminate. For named benchmarks and "
             "rewordings: stillroom synth decontaminate.",
         )
         return
-    found = [drop for drop in told.dropped if drop.filter == "decontaminate"]
+    found = facts.falls.found
     text = (
-        f"{len(told.held_out)} held-out records were looked for in every training record; "
-        f"{len(found)} rows held one. Rewordings need an embedder: stillroom synth decontaminate."
+        f"{facts.held_out.count} held-out records were looked for in every training record; "
+        f"{facts.falls.held_out} rows held one. Rewordings need an embedder: "
+        "stillroom synth decontaminate."
     )
-    rows = tuple((_clip(one.against), f"{one.score:.2f}", _clip(_says(one))) for one in found[:10])
+    rows = tuple((_clip(one.against), f"{one.score:.2f}", _clip(says_of(one))) for one in found)
     table = Table("Held-out items found", ("item", "share", "row"), rows) if rows else None
     report.section("Contamination", text, table=table)
 
 
-def _add_rights(report: Report, told: Told) -> None:
-    licenses = Counter(record.origin.license or "nobody tells" for record in told.train)
-    origins = Counter(record.origin.kind for record in told.train)
+def _add_rights(report: Report, facts: _Facts) -> None:
+    licenses, origins = facts.train.licenses, facts.train.kinds
     rows = tuple((name, str(count)) for name, count in licenses.most_common())
     said = ", ".join(f"{count} {kind}" for kind, count in sorted(origins.items()))
     report.section(
@@ -335,8 +345,8 @@ def _add_rights(report: Report, told: Told) -> None:
         f"Of the training records: {said}.",
         table=Table("Licenses of the training records", ("license", "records"), rows),
     )
-    if told.teachers:
-        terms = [(teacher, find_terms(teacher)) for teacher in dict.fromkeys(told.teachers)]
+    if facts.told.teachers:
+        terms = [(teacher, find_terms(teacher)) for teacher in dict.fromkeys(facts.told.teachers)]
         report.section(
             "Terms of the teachers",
             "A reminder to read them, not advice.",
@@ -348,10 +358,10 @@ def _add_rights(report: Report, told: Told) -> None:
         )
 
 
-def _add_judges(report: Report, told: Told) -> None:
+def _add_judges(report: Report, facts: _Facts) -> None:
     rows = [
         (split.replace("_", " "), step, name, str(value))
-        for split, side in told.report["splits"].items()
+        for split, side in facts.report["splits"].items()
         for step, filters in _by_step(side.get("measured", {})).items()
         for name, value in filters
     ]
@@ -374,16 +384,6 @@ def _by_step(measured: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
     return found
 
 
-def _name(drop: Dropped) -> str:
-    return f"{f'{drop.step} / ' if drop.step else ''}{drop.filter}: {drop.reason}"
-
-
-def _says(drop: Dropped) -> str:
-    if drop.record is None:
-        return drop.text
-    return " | ".join(one.content for one in drop.record.messages)
-
-
 def _measure(drop: Dropped) -> str:
     if not drop.score and drop.limit is None:
         return "–"
@@ -397,16 +397,17 @@ def _clip(text: str) -> str:
 
 def _sample(texts: Sequence[str]) -> list[str]:
     """Return at most so many texts, chosen by hash, so that a page takes seconds."""
-    if len(texts) <= _SAMPLE:
-        return list(texts)
-    return sorted(texts, key=lambda text: derive_seed(text))[:_SAMPLE]
-
-
-def _bin(count: int) -> int:
-    return sum(count >= edge for edge in _BINS)
+    chosen: Lowest[str] = Lowest(SAMPLE)
+    for text in texts:
+        chosen.add(derive_seed(text), text)
+    return chosen.drawn()
 
 
 def _bin_name(at: int) -> str:
     if at == 0:
-        return f"below {_BINS[0]}"
-    return f"{_BINS[at - 1]} or more" if at == len(_BINS) else f"{_BINS[at - 1]} to {_BINS[at] - 1}"
+        return f"below {LENGTHS[0]}"
+    return (
+        f"{LENGTHS[at - 1]} or more"
+        if at == len(LENGTHS)
+        else f"{LENGTHS[at - 1]} to {LENGTHS[at] - 1}"
+    )

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.jobs import Estimate, Job, SpilledRecords, atomic_write
+from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.provenance import LEDGER, Artifact, Parent, digest_json, make_parent
 from stillroom.records import (
     Message,
@@ -92,16 +92,13 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
     plan = _make_plan(recipe)
     _say_plan(plan, job)
     purse = Purse(recipe.budget)
-    with (
-        _lend(recipe, job.say) as models,
-        SpilledRecords(job.scratch / "kept.jsonl") as kept,
-    ):
+    with _lend(recipe, job.say) as models, ExitStack() as closing:
         model = models.text_model(recipe.model)
         context = plan.context(models, seed=recipe.seed)
-        held_out = _harvest(recipe, plan, "held_out", context, model, job, purse)
+        held_out = _harvest(recipe, plan, "held_out", context, model, job, purse, closing)
         aside = list(held_out.kept)
         context = plan.context(models, aside, recipe.seed)
-        train = _harvest(recipe, plan, "train", context, model, job, purse, kept)
+        train = _harvest(recipe, plan, "train", context, model, job, purse, closing)
         refuse_nothing(train, recipe)
         texts, refused = _passage_records(recipe, plan, context, job)
         harvests = (held_out, train)
@@ -109,16 +106,16 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
         report = make_report(
             recipe, plan.source, plan.sides, plan.items, harvests, len(texts), refused
         )
-        dropped = [*held_out.dropped, *train.dropped, *refused]
-        _write_rows(job.output / "dropped.jsonl", (drop.to_json() for drop in dropped))
+        rows = (drop.to_json() for drop in chain(held_out.dropped, train.dropped, refused))
+        _write_rows(job.output / "dropped.jsonl", rows)
         report["spent"] = purse.to_json()
         report["described"] = recipe.generator.describe(train.kept)
         with atomic_write(job.output / "report.json") as file:
             json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
         seeds = [text_of_item(item) for item in plan.items["train"]]
         checks = frozenset(chosen.method_name() for chosen in recipe.filters)
-        written = [*train.kept, *texts]
-        told = Told(report, written, held_out.kept, dropped, seeds, [recipe.model], checks)
+        written, dropped = chain(train.kept, texts), chain(held_out.dropped, train.dropped, refused)
+        told = Told(report, written, aside, dropped, seeds, [recipe.model], checks)
         with atomic_write(job.output / "report.html") as file:
             file.write(draw_run(told))
     ended = purse.reached()
@@ -249,7 +246,7 @@ def _harvest(
     model: TextModel,
     job: Job,
     purse: Purse,
-    kept: SpilledRecords | None = None,
+    closing: ExitStack,
 ) -> Harvest:
     wanted = _wanted(recipe, plan, split)
     # The shelf is named by the model: a resume with another teacher must not mix the two.
@@ -275,7 +272,8 @@ def _harvest(
         share = 1.0
         if split == "held_out":  # which comes first, and must leave enough for training
             share = recipe.target.held_out / (recipe.target.held_out + recipe.target.train)
-        return gather(split, drafts, panel, wanted, show, purse, share, kept)
+        harvest = Harvest.spilled(split, job.scratch, closing)
+        return gather(split, drafts, panel, wanted, show, purse, share, harvest)
 
 
 @contextmanager
