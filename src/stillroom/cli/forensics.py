@@ -13,6 +13,10 @@ __all__ = ["command"]
     "forensics",
     cls=LazyGroup,
     lazy={
+        "benchmark": (
+            "stillroom.cli.forensics_benchmark",
+            "Measure detectors so that the figures hold: splits, audits, one protocol.",
+        ),
         "check": (
             "stillroom.cli.forensics_check",
             "Say what is known of files: credentials, this lab's watermark, limits.",

@@ -9,6 +9,8 @@ from click.testing import CliRunner
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError, IntegrityError
 from stillroom.flow import estimate_recipe, run_recipe
+from stillroom.forensics.audits import audit_items
+from stillroom.forensics.items import read_items
 from stillroom.forensics.marking import read_image, unmarked_files
 from stillroom.forensics.run import MANIFEST
 from stillroom.recipes import parse_recipe
@@ -45,6 +47,13 @@ def test_each_fake_has_a_mask_and_a_real_twin(made):
         assert mask.shape == (128, 128)
         assert mask.max() > 0
         assert real["generator"] == "recompress"
+
+
+def test_a_set_passes_its_own_audit(made):
+    out, _ = made
+    found = audit_items(read_items(out), out / "output")
+    assert (found.leaks, found.twins, found.unread) == ((), (), ())
+    assert not found.tells_by_file
 
 
 def test_every_image_is_marked(made, lab):
