@@ -15,7 +15,7 @@ __all__ = ["command"]
     lazy={
         "benchmark": (
             "stillroom.cli.forensics_benchmark",
-            "Measure detectors so that the figures hold: splits, audits, one protocol.",
+            "Measure detectors so that the figures hold: manifests, splits, audits, one protocol.",
         ),
         "check": (
             "stillroom.cli.forensics_check",
