@@ -25,7 +25,13 @@ Examples:
 @click.option("--column", default="score", show_default=True, help="The scores' column.")
 @click.option("--detector", default="", help="Its name; default the table's.")
 @click.option("--split", default="test", show_default=True, help="What is tested; '' for all.")
-@click.option("--unit", type=click.Choice(["frame", "clip"]), default="frame", show_default=True)
+@click.option(
+    "--unit",
+    type=click.Choice(["frame", "clip"]),
+    default="frame",
+    show_default=True,
+    help="Whether files or whole clips are judged.",
+)
 @click.option(
     "--aggregation",
     type=click.Choice(["mean", "max", "top"]),

@@ -31,8 +31,20 @@ Examples:
     show_default=True,
     help="What no two splits share.",
 )
-@click.option("--held-out", type=click.FloatRange(0, 0.9), default=0.2, show_default=True)
-@click.option("--validation", type=click.FloatRange(0, 0.9), default=0.1, show_default=True)
+@click.option(
+    "--held-out",
+    type=click.FloatRange(0, 0.9),
+    default=0.2,
+    show_default=True,
+    help="Share to test on.",
+)
+@click.option(
+    "--validation",
+    type=click.FloatRange(0, 0.9),
+    default=0.1,
+    show_default=True,
+    help="Share to choose thresholds and calibrate on.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the lot.")
 @click.option("--out", type=existing_path, required=True, help="The new manifest.")
 @json_option
