@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from stillroom.diffusion.caching import CACHES, CacheMethod
 from stillroom.diffusion.layout import LAYOUTS, Layout
+from stillroom.diffusion.learning import OBJECTIVES, Objective
 from stillroom.diffusion.noise import NOISINGS, SCHEDULES, Noising, Schedule
 from stillroom.diffusion.scoring import ESTIMATORS, Estimator
 from stillroom.diffusion.steps import (
@@ -28,6 +29,7 @@ __all__ = [
     "LAYOUTS",
     "LENGTHS",
     "NOISINGS",
+    "OBJECTIVES",
     "ORDERS",
     "REMASKINGS",
     "SCHEDULES",
@@ -37,6 +39,7 @@ __all__ = [
     "Layout",
     "Length",
     "Noising",
+    "Objective",
     "Order",
     "Remasking",
     "Schedule",

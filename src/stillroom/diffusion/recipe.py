@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from stillroom.diffusion.learning import OBJECTIVES, Objective
 from stillroom.diffusion.noise import NOISINGS, SCHEDULES, Noising, Schedule
 from stillroom.recipes import Recipe, Reference, Settings, Size
 from stillroom.train.settings import TrainSettings
@@ -144,6 +145,11 @@ class DiffusionRecipe(Recipe):
         description="whether a state predicts the next token; null keeps what the start does: an "
         "autoregressive one's do, a new network's do not",
     )
+    objective: Annotated[Objective, OBJECTIVES.choice("bound")] = Field(
+        default_factory=lambda: OBJECTIVES.build("bound"),
+        description="what it is trained towards: bound says what is said, vrpo prefers chosen "
+        "answers to rejected ones, diffu_grpo is rewarded by a verifier",
+    )
     noising: Annotated[Noising, NOISINGS.choice("independent")] = Field(
         default_factory=lambda: NOISINGS.build("independent"),
         description="the noisy copies that a text is learned from",
@@ -198,6 +204,18 @@ class DiffusionRecipe(Recipe):
             raise ValueError("block_growth leads to a block_size; leave it empty")
         if self.noising.is_causal and self.logit_shift is False:
             raise ValueError("an autoregressive model's logits are shifted: leave logit_shift out")
+        if self.objective.needs_model:
+            self._check_objective()
         if self.train.sharding != "none":
             raise ValueError("this job is done by one process; set train.sharding: none")
         return self
+
+    def _check_objective(self) -> None:
+        """Refuse what belongs to learning from texts alone."""
+        name = self.objective.method_name()
+        if isinstance(self.start, ScratchSettings):
+            raise ValueError(f"objective {name} goes on from a model: set start to its checkpoint")
+        if self.attention == "causal":
+            raise ValueError(f"objective {name} is for a diffusion model, not for attention causal")
+        if self.anneal_steps or self.block_growth:
+            raise ValueError(f"anneal_steps and block_growth belong to objective bound, not {name}")

@@ -13,16 +13,15 @@ from torch import nn
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.checkpoints.writer import plan_tensors
-from stillroom.diffusion.lessons import Lesson, encode_lessons
+from stillroom.diffusion.learning import Course, Lessons
+from stillroom.diffusion.lessons import encode_lessons
 from stillroom.diffusion.metadata import CONFIG_KEY, DiffusionMetadata
 from stillroom.diffusion.model import DiffusionModel
 from stillroom.diffusion.objective import DiffusionObjective
 from stillroom.diffusion.opening import check_attention, load_prepared
 from stillroom.diffusion.recipe import DiffusionRecipe, ScratchSettings
-from stillroom.diffusion.source import NoisySource
-from stillroom.diffusion.starting import prepare_start, read_json
+from stillroom.diffusion.starting import check_start, prepare_start, read_json
 from stillroom.diffusion.validating import Validation
-from stillroom.errors import DataError
 from stillroom.jobs import Estimate, Job
 from stillroom.models import resolve_checkpoint
 from stillroom.provenance import Artifact, Parent, make_parent
@@ -48,6 +47,7 @@ def run(recipe: DiffusionRecipe, job: Job) -> Artifact:
         Cancelled: If the user stopped it; ``--resume`` goes on.
     """
     with fixed_threads(recipe.train.threads):
+        check_start(recipe)
         split = split_records(Path(recipe.records))
         start = job.scratch / "start"
         with job.phase("start", 1, "networks") as progress:
@@ -57,18 +57,11 @@ def run(recipe: DiffusionRecipe, job: Job) -> Artifact:
         model = load_prepared(start)
         check_attention(model, str(start))
         lessons, counts = _encode(recipe, split, model, job)
-        held_out, _ = _encode_held_out(recipe, split, model)
-        validation = Validation(
-            model,
-            held_out,
-            recipe.validation,
-            is_causal=recipe.noising.is_causal,
-            seed=recipe.seed,
-        )
+        validation = _hold_out(recipe, split, model)
         details: dict[str, Any] = {"start": said, "records": counts}
-        details["before"] = _measure(validation, job, "measure before")
+        details["before"] = _measure(recipe, split, validation, job, "measure before")
         details["train"] = _train(recipe, job, model, lessons, validation)
-        details["after"] = _measure(validation, job, "measure after")
+        details["after"] = _measure(recipe, split, validation, job, "measure after")
         details["fingerprint"] = _write(recipe, job, model, start, split)
     _tell(details, job)
     return job.finish(
@@ -87,14 +80,21 @@ def estimate(recipe: DiffusionRecipe) -> Estimate:
     """Return memory, disk and time of the job; a start that is not here counts as 135M."""
     parameters, vocabulary, basis = _size_of(recipe)
     records = _count_records(recipe)
-    steps = recipe.train.count_steps(records) if records else recipe.train.steps or 0
+    steps = (
+        recipe.train.count_steps(records * recipe.objective.steps_per_batch)
+        if records
+        else recipe.train.steps or 0
+    )
     tokens = recipe.train.batch_size * recipe.max_tokens / 2 * steps
-    times = 2 if recipe.attention == "block_causal" else 1
+    times = 2.0 if recipe.attention == "block_causal" else 1
     times *= 2 if recipe.noising.method_name() == "complementary" else 1
+    times *= recipe.objective.reads
     speed = _FLOPS_PER_CORE * (recipe.train.threads or os.cpu_count() or 1)
     width = 4 if recipe.out.dtype == "float32" else 2
     return Estimate(
-        memory_bytes=16 * parameters + 8 * vocabulary * 1024 + _OVERHEAD,
+        memory_bytes=(16 + 4 * recipe.objective.needs_model) * parameters
+        + 8 * vocabulary * 1024
+        + _OVERHEAD,
         disk_bytes=parameters * (width + 4 + 12),
         seconds=6 * parameters * tokens * times / speed + 10,
         memory_knob="lower train.micro_tokens, or set train.lora",
@@ -131,52 +131,49 @@ def _texts(split: Split) -> Iterator[str]:
 
 def _encode(
     recipe: DiffusionRecipe, split: Split, model: DiffusionModel, job: Job
-) -> tuple[list[Lesson], dict[str, Any]]:
+) -> tuple[Lessons, dict[str, Any]]:
     with job.phase("encode", len(split.train), "records") as progress:
-        lessons, counts = encode_lessons(
-            model.tokenizer,
-            split.train,
-            max_tokens=recipe.max_tokens,
-            include_prompt=recipe.include_prompt,
-            first=int(model.metadata.logit_shift),
-            on_done=progress.advance,
-        )
-    found = {**counts.to_json(), "passed_over": split.passed_over}
-    if counts.cut or counts.left_out or split.passed_over:
+        lessons = recipe.objective.encode(recipe, model, split.train, progress.advance)
+    found = {**lessons.counts, "passed_over": split.passed_over}
+    told = ", ".join(
+        f"{count} {name.replace('_', ' ')}"
+        for name, count in lessons.counts.items()
+        if count and name.startswith(("records_", "tokens_cut"))
+    )
+    if told or split.passed_over:
         job.say(
-            f"{counts.cut} records were cut at {recipe.max_tokens} tokens ({counts.tokens_cut} "
-            f"tokens), {counts.left_out} left out, passed over: {split.passed_over or 'none'}"
+            f"within {recipe.max_tokens} tokens: {told or 'all records whole'}; passed over: "
+            f"{split.passed_over or 'none'}"
         )
-    if not lessons:
-        raise DataError(
-            "no record has a token to learn",
-            code="diffusion.no-places",
-            where="records",
-            expected="assistant messages within max_tokens",
-            next=f"raise max_tokens above {recipe.max_tokens}, or set include_prompt: true",
-        )
+    if not lessons.items:
+        raise recipe.objective.miss(recipe, len(split.train))
     return lessons, found
 
 
-def _encode_held_out(
-    recipe: DiffusionRecipe, split: Split, model: DiffusionModel
-) -> tuple[list[Lesson], object]:
-    return encode_lessons(
+def _hold_out(recipe: DiffusionRecipe, split: Split, model: DiffusionModel) -> Validation:
+    held_out, _ = encode_lessons(
         model.tokenizer,
         split.held_out[: recipe.validation.records],
         max_tokens=recipe.max_tokens,
         include_prompt=recipe.include_prompt,
         first=int(model.metadata.logit_shift),
     )
+    return Validation(
+        model, held_out, recipe.validation, is_causal=recipe.noising.is_causal, seed=recipe.seed
+    )
 
 
-def _measure(validation: Validation, job: Job, name: str) -> dict[str, Any]:
+def _measure(
+    recipe: DiffusionRecipe, split: Split, validation: Validation, job: Job, name: str
+) -> dict[str, Any]:
     """Measure, once: a resumed run takes what was measured before."""
     journal = job.journal("measured")
-    if name not in journal and validation.lessons:
-        with job.phase(name, len(validation.lessons), "records") as progress:
-            bound = validation.bound(progress.advance)
-        journal.put(name, {**bound, **validation.fixed_times()})
+    held_out = split.held_out[: recipe.validation.records]
+    if name not in journal and held_out:
+        with job.phase(name, len(validation.lessons) or 1, "records") as progress:
+            bound = validation.bound(progress.advance) if validation.lessons else {}
+            own = recipe.objective.measure(recipe, validation.model, held_out)
+        journal.put(name, {**bound, **validation.fixed_times(), **own})
     return dict(journal.get(name, {}))
 
 
@@ -184,17 +181,19 @@ def _train(
     recipe: DiffusionRecipe,
     job: Job,
     model: DiffusionModel,
-    lessons: list[Lesson],
+    lessons: Lessons,
     validation: Validation,
 ) -> dict[str, Any]:
     network = model.network
     if recipe.train.lora is not None:
         network = model.network = add_lora(network, recipe.train.lora, recipe.seed)
-    steps = recipe.train.count_steps(len(lessons))
+    objective = recipe.objective
+    steps = recipe.train.count_steps(len(lessons.items) * objective.steps_per_batch)
+    has_times = objective.has_times and not recipe.noising.is_causal
     trained = train(
         network,
-        NoisySource(lessons, recipe, model.metadata, steps),
-        DiffusionObjective(model, has_times=not recipe.noising.is_causal),
+        objective.begin(Course(recipe, model, lessons.items, steps, job)),
+        DiffusionObjective(model, has_times=has_times),
         recipe.train,
         job,
         seed=recipe.seed,
@@ -277,12 +276,17 @@ def _origin(recipe: DiffusionRecipe, split: Split) -> Origin:
         parts.append(Origin("unknown", license=stored.license))
         fingerprint = stored.fingerprint
     method = f"diffusion.noisings.{recipe.noising.method_name()}"
+    if recipe.objective.needs_model:
+        method = f"diffusion.objectives.{recipe.objective.method_name()}"
     return Origin("synthetic", (Link(method, fingerprint),), combine_origins(parts).license)
 
 
 def _tell(details: dict[str, Any], job: Job) -> None:
     before, after = details["before"], details["after"]
-    if not after:
+    for name, value in after.items():
+        if name.startswith(("preference/", "reward/")) and name in before:
+            job.say(f"held-out {name} {before[name]:.3f} before, {value:.3f} after")
+    if "is_bound" not in after:
         return
     what = "bound" if after["is_bound"] else "loss"
     job.say(

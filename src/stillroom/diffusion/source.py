@@ -48,6 +48,7 @@ class NoisyText:
         scale: Of each token's loss, (T,), float64.
         t: The time at each token, (T,), float64.
         units: What the text counts for in the step's mean; 0 for a second copy.
+        told: The loss that the text stands for, where that is not the sum of its scaled ones.
     """
 
     record_id: str
@@ -57,6 +58,7 @@ class NoisyText:
     scale: npt.NDArray[np.float64]
     t: npt.NDArray[np.float64]
     units: int
+    told: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class NoisyBatch:
         record_ids: The records inside.
         tokens: Tokens, without padding.
         valid: Units.
+        told: The loss that the texts stand for, where that is not the sum of the scaled ones.
     """
 
     ids: Tensor
@@ -89,6 +92,7 @@ class NoisyBatch:
     record_ids: tuple[str, ...]
     tokens: int
     valid: int
+    told: float | None = None
 
 
 class NoisySource:
@@ -305,6 +309,7 @@ def lay_out(
         tuple(text.record_id for text in texts),
         int(lengths.sum()),
         sum(text.units for text in texts),
+        sum(told) if (told := [t.told for t in texts if t.told is not None]) else None,
     )
 
 

@@ -25,7 +25,7 @@ from stillroom.errors import CheckpointError, DataError
 from stillroom.models import resolve_checkpoint
 from stillroom.models.causal import load_tokenizer
 
-__all__ = ["draw_network", "prepare_start", "read_json", "rewrite_checkpoint"]
+__all__ = ["check_start", "draw_network", "prepare_start", "read_json", "rewrite_checkpoint"]
 
 _EMBEDDINGS = ("model.embed_tokens.weight", "gpt_neox.embed_in.weight")
 _HEADS = ("lm_head.weight", "embed_out.weight")
@@ -55,6 +55,27 @@ def prepare_start(recipe: DiffusionRecipe, texts: Callable[[], Iterable[str]], f
         said = _take_over(recipe, Checkpoint.open(resolve_checkpoint(recipe.start)), folder)
     done.write_text(said, encoding="utf-8")
     return said
+
+
+def check_start(recipe: DiffusionRecipe) -> None:
+    """Refuse an autoregressive start where the objective needs a diffusion model.
+
+    Raises:
+        CheckpointError: If it is one, or is missing.
+    """
+    if isinstance(recipe.start, ScratchSettings) or not recipe.objective.needs_model:
+        return
+    stored = Checkpoint.open(resolve_checkpoint(recipe.start))
+    known = DiffusionMetadata.from_config(stored.config, str(stored.folder))
+    if known is None and translate(stored) is None:
+        raise CheckpointError(
+            f"objective {recipe.objective.method_name()} goes on from a diffusion model, and this "
+            "is an autoregressive checkpoint",
+            code="diffusion.not-diffusion",
+            where=str(stored.folder / "config.json"),
+            expected="a diffusion checkpoint that answers already",
+            next="train it first with objective: bound",
+        )
 
 
 def rewrite_checkpoint(reference: str, out: Path, *, overwrite: bool = False) -> str:

@@ -1,0 +1,3 @@
+"""Objectives: what the model is trained towards."""
+
+SEAM = "what the model is trained towards"
