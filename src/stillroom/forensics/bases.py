@@ -9,7 +9,7 @@ from typing import Protocol
 
 from stillroom.errors import DataError
 from stillroom.forensics.consent import Consent
-from stillroom.forensics.drawing import draw_face
+from stillroom.forensics.drawing import draw_face, name_face
 from stillroom.forensics.face import Face
 from stillroom.forensics.recipe import FacesSettings
 from stillroom.provenance import digest_file
@@ -36,6 +36,9 @@ class Bases(Protocol):
     def __getitem__(self, number: int) -> Face:
         """Return one face."""
 
+    def identity(self, number: int) -> str:
+        """Return whose face it is."""
+
     def path(self, number: int) -> Path | None:
         """Return the picture a face comes from; None where it is drawn."""
 
@@ -54,6 +57,9 @@ class _Drawn:
     def __getitem__(self, number: int) -> Face:
         return draw_face(self.seed, number, self.size)
 
+    def identity(self, number: int) -> str:
+        return name_face(self.seed, number)
+
     def path(self, number: int) -> Path | None:
         return None
 
@@ -70,6 +76,9 @@ class _Folder:
 
     def __getitem__(self, number: int) -> Face:
         return self.faces[number]
+
+    def identity(self, number: int) -> str:
+        return self.faces[number].identity
 
     def path(self, number: int) -> Path | None:
         return self.paths[number]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from stillroom.forensics.face import PARTS, Face, Image, Points, canonical_points
 from stillroom.provenance import digest_bytes
 
-__all__ = ["draw_face"]
+__all__ = ["draw_face", "name_face"]
 
 _FINE = 2  # drawn larger, then reduced, for smooth edges
 Colour = tuple[float, float, float]
@@ -46,8 +46,13 @@ def draw_face(seed: int, number: int, size: int = 256) -> Face:
     _draw_mouth(canvas, points[PARTS["mouth"]], skin, rng)
     image = _photograph(canvas, size, rng)
     landmarks = np.asarray((points + 0.5) / _FINE - 0.5, dtype=np.float32)
-    name = f"drawn-{seed}-{number}"
+    name = name_face(seed, number)
     return Face(image, landmarks, name, name, digest_bytes(image.tobytes()))
+
+
+def name_face(seed: int, number: int) -> str:
+    """Return the name of a drawn face, which is its identity too."""
+    return f"drawn-{seed}-{number}"
 
 
 def _place(rng: np.random.Generator, side: int) -> Points:

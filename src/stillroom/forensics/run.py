@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import IntegrityError
+from stillroom.forensics.casting import Cast, cast_faces
 from stillroom.forensics.extras import need
 from stillroom.forensics.recipe import ForensicsRecipe, SplitSettings
 from stillroom.jobs import Estimate, Job, atomic_write
@@ -34,11 +35,15 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True)
 class _Task:
-    """One forgery to make: everything a worker needs, and nothing that depends on the others."""
+    """One forgery to make: everything a worker needs, and nothing that depends on the others.
+
+    ``block`` names the identities that go into one split together.
+    """
 
     number: int
     faces: tuple[Face, ...]
     recipe: ForensicsRecipe
+    block: str
 
 
 def run(recipe: ForensicsRecipe, job: Job) -> Artifact:
@@ -120,7 +125,8 @@ def _forge_all(
 ) -> Iterator[tuple[_Task, Forged]]:
     """Yield forgeries in order; with several workers they are made in other processes."""
     numbers = [number for number in range(recipe.count) if number not in done]
-    tasks = (_make_task(recipe, bases, number) for number in numbers)
+    cast = cast_faces([bases.identity(at) for at in range(len(bases))], recipe.method.faces_needed)
+    tasks = (_make_task(recipe, bases, cast, number) for number in numbers)
     if recipe.workers == 1:
         for task in tasks:
             yield task, _forge(task)
@@ -130,13 +136,9 @@ def _forge_all(
             yield from zip(batch, pool.map(_forge, batch), strict=True)
 
 
-def _make_task(recipe: ForensicsRecipe, bases: Bases, number: int) -> _Task:
-    count = len(bases)
-    faces = tuple(
-        bases[(number + other * max(count // 2, 1)) % count]
-        for other in range(recipe.method.faces_needed)
-    )
-    return _Task(number, faces, recipe)
+def _make_task(recipe: ForensicsRecipe, bases: Bases, cast: Cast, number: int) -> _Task:
+    chosen, block = cast.choose(number)
+    return _Task(number, tuple(bases[at] for at in chosen), recipe, block)
 
 
 def _forge(task: _Task) -> Forged:
@@ -181,7 +183,7 @@ def _write(
                 "source_id": face.name,
                 "identity": face.identity,
                 "others": [other.identity for other in task.faces[1:]],
-                "split": _choose_split(face.identity, recipe.seed, recipe.split),
+                "split": _choose_split(task.block, recipe.seed, recipe.split),
                 "mask": f"masks/{name}.npy" if label else None,
                 "compression": f"{recipe.out.format}-{recipe.out.quality}",
                 "consent": bases.consent or None,
@@ -236,9 +238,9 @@ def _read_parent(path: Path) -> tuple[bytes, str] | None:
     return (path.read_bytes(), mime) if mime else None
 
 
-def _choose_split(identity: str, seed: int, split: SplitSettings) -> str:
-    """Return the split of an identity: by its own digest, so that no face can move it."""
-    place = int(digest_text(f"{seed} {identity}")[:12], 16) / 16**12
+def _choose_split(block: str, seed: int, split: SplitSettings) -> str:
+    """Return the split of a block of identities: by its own digest, so that no face can move it."""
+    place = int(digest_text(f"{seed} {block}")[:12], 16) / 16**12
     if place < split.held_out:
         return "test"
     return "validation" if place < split.held_out + split.validation else "train"

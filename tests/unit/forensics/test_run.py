@@ -74,6 +74,18 @@ def test_same_seed_same_pixels_for_any_number_of_workers(made, tmp_path):
     assert again.digest == artifact.digest
 
 
+def test_no_split_shares_a_person_with_another(tmp_path):
+    run_recipe(
+        recipe(count=8, method="{name: swap}", split="{held_out: 0.4, validation: 0}"),
+        tmp_path / "set",
+    )
+    splits = {}
+    for row in rows_of(tmp_path / "set"):
+        for name in (row["identity"], *row["others"]):
+            assert splits.setdefault(name, row["split"]) == row["split"]
+    assert set(splits.values()) == {"train", "test"}
+
+
 def test_a_killed_run_goes_on_to_the_same_digest(made, tmp_path, monkeypatch):
     from stillroom.forensics import marking
 
