@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 from tests.unit.distill.conftest import make_records
-from tests.unit.distill.test_run import FAST, do, make_recipe
+from tests.unit.distill.test_run import FAST, do
+from tests.unit.distill.test_run import make_recipe as make_quick
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.distill.control import CrossEntropy, control_batch_size
@@ -14,7 +15,13 @@ from stillroom.jobs import Job
 from stillroom.models import load_causal_lm
 from stillroom.testing import tiny_checkpoint
 
-__all__ = ["do", "make_recipe"]
+__all__ = ["do", "make_quick", "make_recipe"]
+
+
+@pytest.fixture
+def make_recipe(make_quick):
+    """Measure all that is measured where nothing is set."""
+    return lambda **changes: make_quick(**{"fidelity": {}, **changes})
 
 
 def test_loss_and_gradient_are_those_of_cross_entropy(tmp_path, lessons):

@@ -55,7 +55,7 @@ def make_recipe(teacher_folder, records_file, student_folder):
             "crossing": {"name": "chunk_likelihood"},
             "train": FAST,
             "candidates": 0,
-            "fidelity": {"control": False},
+            "fidelity": {"control": False, "answers": 0, "speed": False},
         }
         return DistillRecipe.model_validate({**fields, **changes})
 

@@ -58,7 +58,7 @@ def make_recipe(teacher_folder, records_file, tmp_path):
             "train": FAST,
             "candidates": 0,
             "include_prompt": False,
-            "fidelity": {"control": False},
+            "fidelity": {"control": False, "answers": 0, "speed": False},
         }
         return DistillRecipe.model_validate({**fields, **changes})
 

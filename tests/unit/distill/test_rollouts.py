@@ -366,6 +366,7 @@ def make_recipe(teacher_folder, records_file):
             "targets": {"mode": "live"},
             "train": FAST,
             "rollouts": {"name": "on_policy", "max_new_tokens": 10},
+            "fidelity": {"control": False, "answers": 0, "speed": False},
         }
         return DistillRecipe.model_validate({**fields, **changes})
 

@@ -51,7 +51,7 @@ def make_recipe(folders, tmp_path):
             "targets": {"k": 16},
             "train": FAST,
             "candidates": 0,
-            "fidelity": {"control": False},
+            "fidelity": {"control": False, "answers": 0, "speed": False},
         }
         return DistillRecipe.model_validate({**fields, **changes})
 

@@ -46,22 +46,22 @@ def test_gradients_of_coefficients_equal_finite_differences(opened):
 @pytest.mark.parametrize("objective", ["cross_entropy", "entropy"])
 def test_learning_lowers_what_it_is_asked_to(opened, search, objective):
     base, parents = opened
-    learning = Learning(objective=objective, search=search, steps=20, every=5, learning_rate=0.05)
-    found = learn_coefficients(base, parents, records(16), learning, device="cpu")
+    learning = Learning(objective=objective, search=search, steps=8, every=4, learning_rate=0.1)
+    found = learn_coefficients(base, parents, records(12), learning, device="cpu")
     if objective == "cross_entropy":
         assert found.losses["learned"].value < found.losses["start"].value
     assert found.step > 0
     assert min(loss for _, loss in found.history) < found.history[0][1]
     assert list(found.coefficients) == ["embed_tokens", "layer 0", "layer 1", "norm"]
-    again = learn_coefficients(base, parents, records(16), learning, device="cpu")
+    again = learn_coefficients(base, parents, records(12), learning, device="cpu")
     assert again.coefficients == found.coefficients
 
 
 def test_entropy_is_judged_by_the_loss_too(opened):
     base, parents = opened
-    quick = {"steps": 30, "every": 30, "learning_rate": 0.1}
+    quick = {"steps": 10, "every": 10, "learning_rate": 0.2}
     found = [
-        learn_coefficients(base, parents, records(16), Learning(objective=name, **quick))
+        learn_coefficients(base, parents, records(12), Learning(objective=name, **quick))
         for name in ("entropy", "cross_entropy")
     ]
     for name in ("0/tune1", "1/tune2", "start"):

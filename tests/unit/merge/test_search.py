@@ -1,14 +1,13 @@
 import json
 import math
-import os
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 import torch
 from click.testing import CliRunner
+from tests.processes import Process
 from tests.unit.merge.conftest import rewrite
 
 from stillroom.checkpoints import Checkpoint
@@ -168,28 +167,28 @@ def test_a_path_through_layers_is_found_and_written(pair, records, tmp_path):
 
 
 def test_several_processes_find_the_same(pair, records, tmp_path):
-    here = recipe_for(pair[1:], records, search={"evaluations": 6})
-    there = recipe_for(pair[1:], records, search={"evaluations": 6, "workers": 2})
+    here = recipe_for(pair[1:], records, search={"evaluations": 4})
+    there = recipe_for(pair[1:], records, search={"evaluations": 4, "workers": 2})
     one = run(here, start(tmp_path / "one", here))
     two = run(there, start(tmp_path / "two", there))
     assert one.digest == two.digest
 
 
 def test_a_killed_search_goes_on_to_the_same_bytes(pair, records, tmp_path):
-    recipe = recipe_for(pair[1:], records, search={"evaluations": 30})
+    recipe = recipe_for(pair[1:], records, search={"evaluations": 16})
     straight = run(recipe, start(tmp_path / "straight", recipe))
     file = tmp_path / "recipe.yaml"
     file.write_text(dump_recipe(recipe))
     command = [sys.executable, "-c", RUN, str(file), str(tmp_path / "out")]
     journal = tmp_path / ".out.partial" / "journals" / "trials.jsonl"
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = Process(command)
     until = time.monotonic() + 60
     while time.monotonic() < until and process.poll() is None:
         if journal.exists() and journal.read_text().count("trial ") >= 5:
-            os.kill(process.pid, signal.SIGKILL)
+            process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.005)
-    process.wait()
+    process.communicate()
     assert not (tmp_path / "out").exists()
     again = run(recipe, start(tmp_path / "out", recipe, resume=True))
     assert again.digest == straight.digest
