@@ -1,0 +1,291 @@
+"""Reading clips: a few frames, evenly spaced by time, without decoding what lies between.
+
+Frames are sought by time, never by counts, which files often state wrongly. Where a keyframe lies
+within a quarter of the spacing from the wanted time it stands in, since everything else has to be
+decoded from a keyframe on; the time of every frame is what its file says. Frames are turned as the
+file says, colours follow its range. One frame is held at a time, so memory does not grow with the
+clip. What is damaged is noted, and what can be read is read.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stillroom.errors import DataError
+from stillroom.forensics.extras import need
+from stillroom.forensics.face import Image
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+__all__ = ["Clip", "Frame", "open_clip", "space_frames"]
+
+MOST_PIXELS = 60_000_000
+_STAND_IN = 0.25  # of the spacing: how far a keyframe may lie from the wanted time
+_FAR = 1.5  # seconds ahead from which it is sought where the file has no index
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A decoded frame: RGB (H, W, 3), upright, and its time in seconds from the clip's start."""
+
+    image: Image
+    time: float
+
+
+@dataclass
+class Clip:
+    """What a file says of itself, before a frame is decoded.
+
+    ``duration`` is in seconds, 0 if the file does not say; ``rate`` is the mean of frames a second.
+    ``notes`` grow while frames are read: what was damaged, turned or missing. ``decoded`` counts
+    the frames that had to be decoded.
+    """
+
+    path: Path
+    has_video: bool
+    has_audio: bool
+    duration: float = 0.0
+    rate: float = 0.0
+    width: int = 0
+    height: int = 0
+    codec: str = ""
+    notes: list[str] = field(default_factory=list)
+    decoded: int = 0
+
+
+def open_clip(path: Path) -> Clip:
+    """Read what a file says of itself.
+
+    Raises:
+        DataError: If it is missing, no medium, or too large.
+    """
+    need("av")
+    with _open(path) as container:
+        video = _video(container)
+        clip = Clip(path, video is not None, bool(container.streams.audio))
+        if container.duration:
+            clip.duration = container.duration / 1_000_000
+        if video is None:
+            return clip
+        clip.width, clip.height = video.codec_context.width, video.codec_context.height
+        clip.codec = video.codec_context.name
+        if clip.width * clip.height > MOST_PIXELS:
+            raise _refused(
+                path, f"has frames of {clip.width}x{clip.height} pixels", "smaller frames"
+            )
+        if video.duration and video.time_base:
+            clip.duration = float(video.duration * video.time_base)
+        clip.rate = float(video.average_rate or 0)
+        return clip
+
+
+def space_frames(clip: Clip, count: int = 32, *, exact: bool = False) -> Iterator[Frame]:
+    """Yield frames evenly spaced by time, each at most once; fewer where the clip has fewer.
+
+    Args:
+        clip: As ``open_clip`` gives it; its notes and ``decoded`` are kept up.
+        count: How many at most.
+        exact: Decode to the very frame shown at each time, rather than take a keyframe nearby.
+
+    Raises:
+        DataError: If the file holds no frame that can be decoded.
+    """
+    if not clip.has_video:
+        raise _refused(clip.path, "holds no video", "a clip with a video track")
+    found = 0
+    with _open(clip.path) as container:
+        video = _video(container)
+        if video is not None:
+            video.thread_type = "AUTO"
+            if not clip.duration:
+                clip.duration = _measure(clip, count)
+            for frame in _Seeker(container, video, clip, exact).at(count):
+                found += 1
+                yield frame
+    if not found:
+        raise _refused(clip.path, "holds no frame that can be decoded", "a whole clip")
+    if found < count and clip.rate * clip.duration > 2 * count:
+        clip.notes.append(f"only {found} of {count} frames could be read")
+
+
+class _Seeker:
+    """Walks a video from wanted time to wanted time."""
+
+    def __init__(
+        self, container: InputContainer, video: VideoStream, clip: Clip, exact: bool
+    ) -> None:
+        self.container, self.video, self.clip, self.exact = container, video, clip, exact
+        base = video.time_base or Fraction(1, 1000)
+        self.base = float(base)
+        self.start = float((video.start_time or 0) * base)
+        self.keys = sorted(
+            {
+                float(entry.timestamp * base) - self.start
+                for entry in video.index_entries
+                if entry.is_keyframe
+            }
+        )
+        self.position = -1.0
+        self.shown: av.VideoFrame | None = None
+        self.held: av.VideoFrame | None = None  # the one after it, already decoded
+        self.frames: Iterator[av.VideoFrame] | None = None
+
+    def at(self, count: int) -> Iterator[Frame]:
+        spacing = self.clip.duration / count
+        last = -1.0
+        for number in range(count):
+            frame = self._find(self._aim((number + 0.5) * spacing, spacing))
+            if frame is None:
+                continue
+            time = self._time(frame)
+            if time <= last:
+                continue
+            last = time
+            yield Frame(self._upright(frame), time)
+
+    def _aim(self, time: float, spacing: float) -> float:
+        """Return the time to decode to: that of a keyframe near enough, else the wanted one."""
+        if self.exact or not self.keys:
+            return time
+        at = bisect_right(self.keys, time)
+        near = min(self.keys[max(at - 1, 0) : at + 1], key=lambda key: abs(key - time))
+        return near if abs(near - time) <= _STAND_IN * spacing else time
+
+    def _find(self, time: float) -> av.VideoFrame | None:
+        """Return the frame that is shown at a time: the last one that does not begin after it."""
+        import av
+
+        if self._is_far(time):
+            self._seek(time)
+        shown = self.held or self.shown
+        if self.held is not None and self._time(self.held) > time + self.base:
+            return self.shown  # what is shown until then was found before
+        try:
+            for frame in self._decode():
+                self.clip.decoded += 1
+                if frame.pts is None:
+                    continue
+                self.position = self._time(frame)
+                if self.position > time + self.base:
+                    self.shown, self.held = shown or frame, frame
+                    return self.shown
+                shown = frame
+                if self._is_exactly(frame, time):
+                    break
+        except (av.FFmpegError, EOFError) as error:
+            self._note(f"damaged about {max(self.position, 0):.1f} s: {_reason(error)}")
+            self.frames = None
+            self.position = -1.0
+        self.shown, self.held = shown, None
+        return shown
+
+    def _decode(self) -> Iterator[av.VideoFrame]:
+        if self.frames is None:
+            self.frames = iter(self.container.decode(self.video))
+        return self.frames
+
+    def _is_exactly(self, frame: av.VideoFrame, time: float) -> bool:
+        """Whether a keyframe was aimed at, so that what follows need not be decoded."""
+        return bool(frame.key_frame) and abs(self._time(frame) - time) <= self.base
+
+    def _is_far(self, time: float) -> bool:
+        """Whether seeking saves decoding: a keyframe lies between here and there."""
+        if self.position < 0:
+            return time > 0
+        if self.keys:
+            at = bisect_right(self.keys, time + self.base)
+            return at > 0 and self.keys[at - 1] > self.position + self.base
+        return time - self.position > _FAR
+
+    def _seek(self, time: float) -> None:
+        import av
+
+        stamp = int((time + self.start) / self.base) + 1
+        try:
+            self.container.seek(stamp, stream=self.video, backward=True)
+        except av.FFmpegError as error:
+            self._note(f"cannot be searched: {_reason(error)}")
+            return
+        self.frames, self.shown, self.held = None, None, None
+
+    def _time(self, frame: av.VideoFrame) -> float:
+        return float((frame.pts or 0) * self.base) - self.start
+
+    def _upright(self, frame: av.VideoFrame) -> Image:
+        image = frame.to_ndarray(format="rgb24")
+        turns = round(float(frame.rotation) / 90) % 4
+        if turns:
+            self._note("turned as the file says")
+        return np.ascontiguousarray(np.rot90(image, turns), dtype=np.uint8)
+
+    def _note(self, line: str) -> None:
+        if line not in self.clip.notes:
+            self.clip.notes.append(line)
+
+
+def _measure(clip: Clip, count: int) -> float:
+    """Return the length of a file that does not say it, from its packets; none is decoded."""
+    import av
+
+    last = 0.0
+    with _open(clip.path) as container:
+        video = _video(container)
+        if video is None or video.time_base is None:
+            return 0.0
+        start = video.start_time or 0
+        try:
+            for packet in container.demux(video):
+                if packet.pts is not None:
+                    end = packet.pts + (packet.duration or 0) - start
+                    last = max(last, float(end * video.time_base))
+        except av.FFmpegError as error:
+            clip.notes.append(f"damaged about {last:.1f} s: {_reason(error)}")
+    clip.notes.append("the file does not say how long it is; its packets were counted")
+    return last or count / 25.0
+
+
+def _video(container: InputContainer) -> VideoStream | None:
+    """Return the first video that is no picture attached to a sound."""
+    from av.stream import Disposition
+
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    return None
+
+
+def _open(path: Path) -> InputContainer:
+    import av
+
+    if not path.is_file():
+        raise _refused(path, "does not exist", "a clip")
+    try:
+        return av.open(str(path), metadata_errors="ignore")
+    except (av.FFmpegError, ValueError) as error:
+        raise _refused(path, f"is damaged, or no clip: {_reason(error)}", "a whole file") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what the library says without its number and path."""
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(said).split(":")[0].strip().lower()
+
+
+def _refused(path: Path, what: str, expected: str) -> DataError:
+    return DataError(
+        f"{path.name} {what}",
+        code="forensics.clip",
+        where=str(path),
+        expected=expected,
+        next="convert it, or leave it out",
+    )

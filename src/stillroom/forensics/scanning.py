@@ -1,0 +1,204 @@
+"""Faces of a clip over time: found in a few frames, joined into tracks that end where shots do.
+
+Source: tracks by overlap of boxes, as Bochinski et al. 2017, "High-speed tracking-by-detection
+without using image information" (IoU tracker); shots by correlation of colour histograms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from stillroom.forensics.clips import Clip, Frame, space_frames
+from stillroom.forensics.face import Image
+from stillroom.forensics.faces import Detection, FaceFinder
+
+__all__ = ["Scan", "Sight", "Track", "scan_clip"]
+
+_OVERLAP = 0.2
+_NEAR = 0.8  # of a face's width: how far it may move between frames that are apart in time
+_SAME_SHOT = 0.5
+_SIDE = 96
+_KEPT = 6
+_SMALL = 64
+_STRIP = 160
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """A face in one frame: the time in seconds, its box, the detector's score."""
+
+    time: float
+    box: Box
+    score: float
+
+
+@dataclass
+class Track:
+    """One face over time; ``crops`` are some small pictures of it."""
+
+    shot: int
+    sights: list[Sight] = field(default_factory=list)
+    crops: list[Image] = field(default_factory=list)
+
+    @property
+    def width(self) -> float:
+        """Median width of the face in pixels."""
+        return float(np.median([sight.box[2] for sight in self.sights]))
+
+    def line(self) -> str:
+        """Return the track as one line."""
+        first, last = self.sights[0], self.sights[-1]
+        return (
+            f"{first.time:.1f} to {last.time:.1f} s, seen in {len(self.sights)} frames, "
+            f"{self.width:.0f} pixels wide"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "shot": self.shot,
+            "width": round(self.width, 1),
+            "sights": [
+                {
+                    "time": round(sight.time, 3),
+                    "box": [round(part, 1) for part in sight.box],
+                    "score": round(sight.score, 3),
+                }
+                for sight in self.sights
+            ],
+        }
+
+
+@dataclass
+class Scan:
+    """What was seen of a clip: frames looked at, shots, tracks; ``strip`` are small frames."""
+
+    times: list[float] = field(default_factory=list)
+    shots: int = 0
+    tracks: list[Track] = field(default_factory=list)
+    strip: list[tuple[float, Image]] = field(default_factory=list)
+
+    def limits(self) -> tuple[str, ...]:
+        """Return what limits a judgement of the faces."""
+        small = [track for track in self.tracks if track.width < _SMALL]
+        found = []
+        if small:
+            found.append(f"{len(small)} of {len(self.tracks)} faces are below {_SMALL} pixels")
+        brief = [track for track in self.tracks if len(track.sights) < 2]
+        if brief:
+            found.append(f"{len(brief)} faces were seen in one frame alone")
+        return tuple(found)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "times": [round(time, 3) for time in self.times],
+            "shots": self.shots,
+            "tracks": [track.to_json() for track in self.tracks],
+        }
+
+
+def scan_clip(clip: Clip, *, count: int = 32, finder: FaceFinder | None = None) -> Scan:
+    """Find the faces of a clip in evenly spaced frames, and join them into tracks.
+
+    Args:
+        clip: As ``open_clip`` gives it.
+        count: How many frames are looked at.
+        finder: Finds faces; default a new one.
+
+    Raises:
+        DataError: If the clip has no frame.
+        MissingExtraError: If no face detector is here.
+    """
+    finder = finder or FaceFinder()
+    scan, before = Scan(), None
+    alive: list[Track] = []
+    for number, frame in enumerate(space_frames(clip, count)):
+        colours = _histogram(frame.image)
+        if before is None or cv2.compareHist(before, colours, cv2.HISTCMP_CORREL) < _SAME_SHOT:
+            scan.shots += 1
+            alive = []
+        before = colours
+        scan.times.append(frame.time)
+        if number % max(count // 8, 1) == 0:
+            scan.strip.append((frame.time, _reduce(frame.image, _STRIP)))
+        alive = _join(scan, alive, frame, finder.find(frame.image))
+    return scan
+
+
+def _join(
+    scan: Scan, alive: Sequence[Track], frame: Frame, found: Sequence[Detection]
+) -> list[Track]:
+    """Give each found face to the nearest track that is free; what is left begins a new one."""
+    pairs = sorted(
+        (
+            (_likeness(track.sights[-1].box, face.box), at, number)
+            for at, track in enumerate(alive)
+            for number, face in enumerate(found)
+        ),
+        reverse=True,
+    )
+    of: dict[int, Track] = {}
+    taken: set[int] = set()
+    for likeness, at, number in pairs:
+        if likeness > 0 and at not in taken and number not in of:
+            taken.add(at)
+            of[number] = alive[at]
+    for number, face in enumerate(found):
+        track = of.get(number)
+        if track is None:
+            track = of[number] = Track(scan.shots)
+            scan.tracks.append(track)
+        track.sights.append(Sight(frame.time, face.box, face.score))
+        if len(track.crops) < _KEPT:
+            track.crops.append(_cut(frame.image, face.box))
+    return [*of.values(), *(track for at, track in enumerate(alive) if at not in taken)]
+
+
+def _likeness(one: Box, other: Box) -> float:
+    """Return the overlap of two boxes, or a little where they lie near; 0 for different faces."""
+    left, top = max(one[0], other[0]), max(one[1], other[1])
+    right = min(one[0] + one[2], other[0] + other[2])
+    bottom = min(one[1] + one[3], other[1] + other[3])
+    both = max(right - left, 0) * max(bottom - top, 0)
+    overlap = both / max(one[2] * one[3] + other[2] * other[3] - both, 1e-9)
+    if overlap >= _OVERLAP:
+        return overlap
+    width = min(one[2], other[2])
+    gap = np.hypot(
+        one[0] + one[2] / 2 - other[0] - other[2] / 2,
+        one[1] + one[3] / 2 - other[1] - other[3] / 2,
+    )
+    alike = 0.5 < one[2] / max(other[2], 1e-9) < 2
+    return 0.1 * (1 - float(gap) / (_NEAR * width)) if alike and gap < _NEAR * width else 0.0
+
+
+def _histogram(image: Image) -> npt.NDArray[np.float32]:
+    small = cv2.resize(image, (64, 36), interpolation=cv2.INTER_AREA)
+    hsv = cv2.cvtColor(small, cv2.COLOR_RGB2HSV)
+    counts = cv2.calcHist([hsv], [0, 1], None, [16, 8], [0, 180, 0, 256])
+    return np.asarray(cv2.normalize(counts, counts), dtype=np.float32)
+
+
+def _reduce(image: Image, width: int) -> Image:
+    share = width / image.shape[1]
+    size = width, max(round(image.shape[0] * share), 1)
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def _cut(image: Image, box: Box) -> Image:
+    x, y, width, height = box
+    side = 1.4 * max(width, height)
+    left, top = int(x + width / 2 - side / 2), int(y + height / 2 - side / 2)
+    part = image[max(top, 0) : int(top + side), max(left, 0) : int(left + side)]
+    if part.size == 0:
+        return np.zeros((_SIDE, _SIDE, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(part, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA), np.uint8)
