@@ -17,9 +17,9 @@ from measuring import measure
 
 from stillroom.distill.align_files import open_tokenizer
 from stillroom.distill.alignment import align
-from stillroom.distill.token_bytes import read_token_bytes
 from stillroom.distill.token_spans import Placed, place_tokens
 from stillroom.models.hub import DEFAULT_TEACHER
+from stillroom.models.token_bytes import read_token_bytes
 
 TOKENS = 2_000
 

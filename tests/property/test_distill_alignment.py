@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tests.unit.distill.zoo import EXACT, LINES, MAKERS, make
 
 from stillroom.distill.alignment import KINDS, Region, align
-from stillroom.distill.token_bytes import SPECIAL, UNKNOWN
 from stillroom.distill.token_spans import Placed, place_tokens
+from stillroom.models.token_bytes import SPECIAL, UNKNOWN
 
 PIECES = st.sampled_from(
     [

@@ -9,9 +9,9 @@ from typing import Any
 from stillroom.distill.alignment import align
 from stillroom.distill.alignment_report import AlignmentReport
 from stillroom.distill.cross_lessons import Reader, encode_cross
-from stillroom.distill.token_bytes import read_token_bytes
 from stillroom.distill.token_spans import place_tokens
 from stillroom.errors import CheckpointError, DataError
+from stillroom.models.token_bytes import read_token_bytes
 
 __all__ = ["align_files", "open_tokenizer"]
 

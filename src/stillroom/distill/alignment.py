@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from stillroom.distill.token_bytes import SPECIAL, UNKNOWN
 from stillroom.distill.token_spans import Placed
 from stillroom.errors import DataError
+from stillroom.models.token_bytes import SPECIAL, UNKNOWN
 
 __all__ = [
     "KINDS",

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.distill.alignment import KINDS, ONE_TO_ONE, SPECIAL_PAIR, Alignment
-from stillroom.distill.token_bytes import TokenBytes
 from stillroom.distill.token_map import map_tokens
 from stillroom.distill.token_spans import Placed
+from stillroom.models.token_bytes import TokenBytes
 
 __all__ = ["AlignmentReport"]
 

@@ -45,13 +45,13 @@ from stillroom.distill.rollout_course import Voice, written_course
 from stillroom.distill.scoring import ModelScorer, TeacherScorer
 from stillroom.distill.teachers import as_local
 from stillroom.distill.teaching import Classroom, Course
-from stillroom.distill.token_bytes import read_token_bytes
 from stillroom.distill.token_map import map_tokens
 from stillroom.distill.yardstick import CrossYardstick, Yardstick
 from stillroom.errors import DataError
 from stillroom.jobs import atomic_write
 from stillroom.models import resolve_checkpoint
 from stillroom.models.causal import load_tokenizer
+from stillroom.models.token_bytes import read_token_bytes
 from stillroom.records import Record
 
 __all__ = ["CrossLane"]

@@ -25,9 +25,9 @@ from stillroom.distill.alignment import (
     find_regions,
 )
 from stillroom.distill.encode import Lesson
-from stillroom.distill.token_bytes import TokenBytes
 from stillroom.distill.token_spans import Placed, place_tokens
 from stillroom.evaluate.spans import assistant_spans
+from stillroom.models.token_bytes import TokenBytes
 from stillroom.records import Record
 
 __all__ = [

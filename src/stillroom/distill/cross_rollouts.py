@@ -32,9 +32,9 @@ from stillroom.distill.cross_loss import rows_of
 from stillroom.distill.crossing import Crossing
 from stillroom.distill.encode import Lesson
 from stillroom.distill.rollout_text import Rollout, RolloutPrompt
-from stillroom.distill.token_bytes import TEXT
 from stillroom.distill.token_spans import Placed, match_tokens
 from stillroom.models import render_chat
+from stillroom.models.token_bytes import TEXT
 from stillroom.records import Message, Record
 
 __all__ = ["CrossReading", "CrossRollout"]

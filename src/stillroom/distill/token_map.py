@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from stillroom.distill.token_bytes import SPECIAL, TEXT, TokenBytes
+from stillroom.models.token_bytes import SPECIAL, TEXT, TokenBytes
 
 if TYPE_CHECKING:
     from torch import Tensor

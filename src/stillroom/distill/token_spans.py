@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stillroom.distill.token_bytes import SPECIAL, UNKNOWN, TokenBytes
 from stillroom.errors import DataError
+from stillroom.models.token_bytes import SPECIAL, UNKNOWN, TokenBytes
 
 __all__ = ["Placed", "RoundTrip", "check_round_trip", "match_tokens", "place_tokens"]
 

@@ -113,7 +113,7 @@ def test_ends_of_turn_with_other_surfaces_pair_by_role(tmp_path):
     """The teacher ends a turn with </s>, the student with <|im_end|>: both are eos."""
     from transformers import PreTrainedTokenizerFast
 
-    from stillroom.distill.token_bytes import read_token_bytes
+    from stillroom.models.token_bytes import read_token_bytes
 
     sides = []
     for name, eos, text in (

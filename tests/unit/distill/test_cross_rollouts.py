@@ -20,11 +20,11 @@ from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.rollout_source import RolloutSource
 from stillroom.distill.rollout_text import Rollout, RolloutPrompt
 from stillroom.distill.run import run
-from stillroom.distill.token_bytes import read_token_bytes
 from stillroom.distill.token_map import map_tokens
 from stillroom.errors import Cancelled
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm, render_chat
+from stillroom.models.token_bytes import read_token_bytes
 from stillroom.records import Message, Record, read_records
 from stillroom.testing import tiny_checkpoint
 from stillroom.testing.checkpoint import CHAT_TEMPLATE

@@ -16,10 +16,10 @@ from stillroom.distill.cross_fidelity import NOT_DEFINED, CrossFidelity
 from stillroom.distill.cross_lessons import Reader, encode_cross
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.run import run
-from stillroom.distill.token_bytes import read_token_bytes
 from stillroom.errors import Cancelled, CheckpointError, DataError
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm
+from stillroom.models.token_bytes import read_token_bytes
 from stillroom.records import Message, Record
 from stillroom.testing import tiny_checkpoint
 from stillroom.testing.checkpoint import CHAT_TEMPLATE

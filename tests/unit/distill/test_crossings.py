@@ -9,10 +9,10 @@ import torch
 from stillroom.distill.cross_lessons import Reader, encode_cross, make_cross_batch
 from stillroom.distill.cross_loss import CrossObjective, rows_of, score_lesson
 from stillroom.distill.crossing import CROSSINGS
-from stillroom.distill.token_bytes import read_token_bytes
 from stillroom.distill.token_map import TokenMap, map_tokens
 from stillroom.errors import DataError, ShapeError
 from stillroom.models import load_causal_lm
+from stillroom.models.token_bytes import read_token_bytes
 from stillroom.records import Message, Record
 from stillroom.testing import tiny_checkpoint
 

@@ -8,10 +8,10 @@ from tests.unit.distill.zoo import EXACT, LINES, MAKERS, make
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from stillroom.distill.token_bytes import SPECIAL, TEXT, UNKNOWN, UNUSED, read_token_bytes
 from stillroom.distill.token_map import map_tokens
 from stillroom.distill.token_spans import check_round_trip, match_tokens, place_tokens
 from stillroom.errors import CheckpointError, DataError
+from stillroom.models.token_bytes import SPECIAL, TEXT, UNKNOWN, UNUSED, read_token_bytes
 
 HARD = (
     "",
