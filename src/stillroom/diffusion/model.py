@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stillroom.diffusion.attention import mask_for, sees
 from stillroom.diffusion.metadata import DiffusionMetadata
+from stillroom.diffusion.swift import SwiftBody
 from stillroom.models.key_space import KeySpace, SlotCall, call_cache
 from stillroom.train.lora import plain_model
 
@@ -83,6 +84,7 @@ class DiffusionModel:
         self.network, self.metadata, self.tokenizer = network, metadata, tokenizer
         self.name, self.fingerprint = name, fingerprint
         self.body, self.head = body_and_head(network)
+        self._swift = SwiftBody.of(self.body)
         parameters = inspect.signature(self.body.forward).parameters
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self.calls = 0
@@ -117,6 +119,8 @@ class DiffusionModel:
         what they give alone up to rounding; a call of one text has no padding at all.
         """
         self.calls += len(readings)
+        if len(readings) == 1 and self._swift is not None and not torch.is_grad_enabled():
+            return [self._read_one(self._swift, readings[0])]
         width = max(len(reading.ids) for reading in readings)
         ids = torch.zeros(len(readings), width, dtype=torch.long)
         positions = torch.zeros_like(ids)
@@ -130,6 +134,19 @@ class DiffusionModel:
         more = {self._cache_name: call_cache(calls), "use_cache": True} if calls else {}
         hidden = self._forward(ids, positions, seen, **({"use_cache": False} | more))
         return [hidden[row, reading.want.to(hidden.device)] for row, reading in enumerate(readings)]
+
+    def _read_one(self, swift: SwiftBody, reading: Reading) -> Tensor:
+        if reading.keys is not None and reading.slots is None:
+            raise ValueError("a reading with keys says which slots it writes")
+        device = self.device
+        return swift.read(
+            reading.ids.to(device),
+            reading.positions.to(device),
+            reading.seen.to(device),
+            reading.want.to(device),
+            reading.keys,
+            None if reading.slots is None else reading.slots.to(device),
+        )
 
     def states(
         self, ids: Tensor, positions: Tensor, seen: Tensor, *, network: Any = None
