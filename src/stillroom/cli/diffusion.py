@@ -33,6 +33,11 @@ __all__ = ["command"]
             "stillroom.cli.diffusion_train",
             "Run a recipe of kind diffusion.",
         ),
+        "tune": (
+            "stillroom.cli.diffusion_tune",
+            "Measure quality against readings and seconds, and write the best settings as a "
+            "preset.",
+        ),
     },
     epilog="""
 \b

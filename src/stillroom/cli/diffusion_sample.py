@@ -38,6 +38,12 @@ Examples:
     help="A YAML file of decoding settings.",
 )
 @click.option(
+    "--preset",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="A preset that tune wrote, or the folder it left.",
+)
+@click.option(
     "--set",
     "overrides",
     multiple=True,
@@ -64,6 +70,7 @@ def command(
     chat: bool,
     holes: bool,
     settings: Path | None,
+    preset: Path | None,
     overrides: tuple[str, ...],
     model_is: tuple[str, ...],
     count: int,
@@ -79,13 +86,19 @@ def command(
     length, cache, temperature, top_k, top_p, cfg_scale, end.stop_early, seed and rows.
     """
     from stillroom.cli.diffusion_words import open_model, read_settings
+    from stillroom.diffusion.presets import read_preset
     from stillroom.diffusion.requests import decode
     from stillroom.diffusion.sampling import generate
     from stillroom.diffusion.watching import TerminalView, collect, write_animation
     from stillroom.diffusion.writing import Event
 
-    decoding = read_settings(settings, overrides)
+    if preset is not None and settings is not None:
+        raise click.UsageError("give either --preset or --settings")
+    found = read_preset(preset) if preset is not None else None
+    decoding = read_settings(settings, overrides, found)
     model = open_model(checkpoint, model_is, dtype=dtype, device=device)
+    if found is not None:
+        found.check_against(model.fingerprint)
     requests = _requests(model, prompts, decoding.max_new_tokens, decoding.seed, chat, holes, count)
     events: list[Event] = []
     first = len(requests[0].ids) if not holes else 0
@@ -110,16 +123,20 @@ def command(
                 "steps": sample.steps,
                 "nfe": sample.nfe,
                 "reopened": sample.reopened,
+                "drift": sample.drift,
             }
             for text, sample in zip(texts, samples, strict=True)
         ]
-        print_json({"samples": rows, "settings": decoding.model_dump(mode="json")})
+        name = found.name if found is not None else None
+        said = decoding.model_dump(mode="json")
+        print_json({"samples": rows, "preset": name, "settings": said})
         return
     for text, sample in zip(texts, samples, strict=True):
         click.echo(text)
+        moved = "" if sample.drift is None else f", drift {sample.drift:.3f}"
         click.echo(
             f"{len(sample.new_ids)} tokens, {sample.steps} steps, {sample.nfe} readings, "
-            f"{sample.finish_reason}",
+            f"{sample.finish_reason}{moved}",
             err=True,
         )
 

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from stillroom.diffusion.decoding import DecodeSettings
     from stillroom.diffusion.model import DiffusionModel
+    from stillroom.diffusion.presets import Preset
     from stillroom.diffusion.scoring import Estimator
 
 __all__ = ["open_model", "read_estimator", "read_settings"]
 
 
-def read_settings(path: Path | None, overrides: Sequence[str]) -> DecodeSettings:
-    """Return decoding settings from a YAML file and overrides.
+def read_settings(
+    path: Path | None, overrides: Sequence[str], preset: Preset | None = None
+) -> DecodeSettings:
+    """Return decoding settings from a YAML file or a preset, and overrides.
 
     Raises:
         RecipeError: With every problem, each where it stands.
@@ -24,6 +27,11 @@ def read_settings(path: Path | None, overrides: Sequence[str]) -> DecodeSettings
     from stillroom.errors import RecipeError
     from stillroom.recipes.groups import parse_group
 
+    if preset is not None:
+        from stillroom.recipes.emitting import emit
+
+        text = "\n".join(emit(preset.settings.model_dump(mode="json")))
+        return parse_group(DecodeSettings, text, f"preset {preset.name}", overrides)
     if path is None:
         return parse_group(DecodeSettings, overrides=overrides)
     if not path.is_file():

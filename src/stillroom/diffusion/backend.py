@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -17,17 +18,20 @@ from typing_extensions import override
 
 from stillroom.diffusion.caching import CACHES, CacheMethod
 from stillroom.diffusion.decoding import DecodeSettings
+from stillroom.diffusion.presets import Preset, read_preset
 from stillroom.diffusion.scoring import ESTIMATORS, Estimator
 from stillroom.diffusion.steps import COMMITS, CommitRule
-from stillroom.errors import BackendError
+from stillroom.errors import BackendError, RecipeError
 from stillroom.models.method import Backend
-from stillroom.models.protocols import Score, TextModel
+from stillroom.models.protocols import CanvasStep, Score, TextModel
 from stillroom.models.requests import check_room, cut_at_stop, held_back, spread_sampling
 from stillroom.records import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
+    from stillroom.diffusion.filling import Filled
     from stillroom.diffusion.model import DiffusionModel
     from stillroom.diffusion.writing import Event, Sample
+    from stillroom.models.token_bytes import TokenBytes
 
 __all__ = ["Diffusion"]
 
@@ -40,6 +44,11 @@ class Diffusion(Backend):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the weights; auto is bfloat16 where the device multiplies it"
+    )
+    preset: str | None = Field(
+        None,
+        description="a preset that `stillroom diffusion tune` wrote, or the folder it left: order, "
+        "commit rule, blocks, cache and the rest, in place of the three below",
     )
     block_length: int | None = Field(
         None, ge=1, description="places written before the next ones are begun"
@@ -73,24 +82,51 @@ class Diffusion(Backend):
                 expected="tokenizer.json beside the weights",
                 next="copy the tokenizer's files into the folder",
             )
-        return _DiffusionTextModel(model, self)
+        return _DiffusionTextModel(model, self, self._preset(model))
+
+    def _preset(self, model: DiffusionModel) -> Preset | None:
+        """Read the preset, which must have been measured on these weights."""
+        if self.preset is None:
+            return None
+        found = read_preset(Path(self.preset))
+        named = {"block_length", "commit", "cache"} & self.model_fields_set
+        if named:
+            raise RecipeError(
+                f"preset '{found.name}' and {', '.join(sorted(named))} are both given",
+                code="diffusion.preset",
+                expected="a preset, or settings of one's own",
+                next="leave one of them out",
+            )
+        found.check_against(model.fingerprint)
+        found.settings.check_against(model.metadata)
+        return found
 
 
 class _DiffusionTextModel:
     """A TextModel over a diffusion model; one request at a time."""
 
-    def __init__(self, model: DiffusionModel, engine: Diffusion) -> None:
+    def __init__(
+        self, model: DiffusionModel, engine: Diffusion, preset: Preset | None = None
+    ) -> None:
         from stillroom.diffusion.opening import model_length
+        from stillroom.provenance import digest_json
 
         self.model: DiffusionModel | None = model
         self.engine = engine
         self.name = model.name
-        kept = engine.model_dump(mode="json", exclude={"num_threads", "device"})
-        from stillroom.provenance import digest_json
-
-        self.fingerprint = f"{model.fingerprint}:{digest_json(kept)[:12]}"
+        kept = engine.model_dump(mode="json", exclude={"num_threads", "device", "preset"})
+        mark = ""
+        self.settings = DecodeSettings(
+            block_length=engine.block_length, commit=engine.commit, cache=engine.cache
+        )
+        if preset is not None:  # what is recorded is what was used, wherever the file lay
+            self.settings = preset.settings
+            kept |= {"preset": preset.settings.model_dump(mode="json")}
+            mark = f"{preset.name}-"
+        self.fingerprint = f"{model.fingerprint}:{mark}{digest_json(kept)[:12]}"
         self.context_length = engine.context_length or model_length(model)
         self._lock = threading.Lock()
+        self._table: TokenBytes | None = None
 
     def generate(
         self,
@@ -108,23 +144,35 @@ class _DiffusionTextModel:
             if is_stopped():
                 completions.append(Completion("", "cancelled", model=self.fingerprint))
                 continue
-            sample, length = self._write(prompt, one, None, is_stopped)
-            completions.append(self._complete(sample, length, one))
-            if on_done is not None and sample.finish_reason != "cancelled":
+            completions.append(self._ask(prompt, one, is_stopped))
+            if on_done is not None and completions[-1].finish_reason != "cancelled":
                 on_done(index, completions[-1])
         return completions
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
         """Yield the text in pieces; a piece is given out once nothing before it is open."""
+        for item in self._follow(prompt, sampling):
+            if isinstance(item, str):
+                yield item
+
+    def stream_canvas(self, prompt: Prompt, sampling: Sampling) -> Iterator[str | CanvasStep]:
+        """Yield what ``stream`` yields, and each step before the piece that it settled."""
+        yield from self._follow(prompt, sampling)
+
+    def _follow(self, prompt: Prompt, sampling: Sampling) -> Iterator[str | CanvasStep]:
         import queue
 
-        from stillroom.diffusion.writing import Sample
+        from stillroom.diffusion.writing import Event
 
         events: queue.Queue[Any] = queue.Queue()
         is_left = threading.Event()
 
         def work() -> None:
             try:
+                if prompt.schema is not None:
+                    filled, _ = self._fill(prompt, sampling, events.put, is_left.is_set)
+                    events.put(filled)
+                    return
                 sample, _ = self._write(prompt, sampling, events.put, is_left.is_set)
                 events.put(sample)
             except Exception as error:  # noqa: BLE001  # raised again where it is waited for
@@ -138,12 +186,13 @@ class _DiffusionTextModel:
                 found = events.get()
                 if isinstance(found, Exception):
                     raise found
-                is_last = isinstance(found, Sample)
+                if isinstance(found, Event):
+                    yield self._canvas_step(found)
                 text = self._settled(found, sampling)
                 if text.startswith(given) and len(text) > len(given):
                     yield text[len(given) :]
                     given = text
-                if is_last:
+                if not isinstance(found, Event | str):
                     return
         finally:
             is_left.set()  # a reader that has left frees the model at the next call
@@ -193,6 +242,59 @@ class _DiffusionTextModel:
             )
         return self.model
 
+    def _ask(
+        self, prompt: Prompt, sampling: Sampling, is_cancelled: Callable[[], bool]
+    ) -> Completion:
+        if prompt.schema is None:
+            sample, length = self._write(prompt, sampling, None, is_cancelled)
+            return self._complete(sample, length, sampling)
+        filled, length = self._fill(prompt, sampling, None, is_cancelled)
+        reason = "cancelled" if filled.is_cancelled else "stop"
+        return Completion(filled.text, reason, length, filled.tokens, self.fingerprint)
+
+    def _fill(
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        on_text: Callable[[str], None] | None,
+        is_cancelled: Callable[[], bool],
+    ) -> tuple[Filled, int]:
+        """Fill the skeleton of a prompt's schema; stops do not cut what must parse."""
+        from stillroom.diffusion.filling import Filler
+        from stillroom.diffusion.requests import prompt_request
+        from stillroom.diffusion.skeleton import build_skeleton
+        from stillroom.models.token_bytes import read_token_bytes
+
+        model = self._opened()
+        skeleton = build_skeleton(prompt.schema or {})
+        if self._table is None:
+            self._table = read_token_bytes(model.tokenizer)
+        ids = prompt_request(model.tokenizer, prompt, 0).ids
+        room = check_room(len(ids), sampling.max_new_tokens, self.context_length, self.name)
+        filler = Filler(model, self._table, self._settings(sampling))
+        with self._lock:
+            filled = filler.fill(
+                ids,
+                skeleton,
+                room=room,
+                seed=sampling.seed,
+                on_text=on_text,
+                is_cancelled=is_cancelled,
+            )
+        return filled, len(ids)
+
+    def _canvas_step(self, event: Event) -> CanvasStep:
+        from stillroom.diffusion.requests import piece_texts
+
+        first = event.tail
+        texts = piece_texts(self._opened().tokenizer, event.ids)
+        pieces = tuple(
+            None if event.is_open[at] else texts[at] for at in range(first, len(event.ids))
+        )
+        written = tuple(at - first for at in event.written if at >= first)
+        changed = tuple(at - first for at in event.changed if at >= first)
+        return CanvasStep(event.step, event.nfe, pieces, written, changed)
+
     def _write(
         self,
         prompt: Prompt,
@@ -204,24 +306,10 @@ class _DiffusionTextModel:
         from stillroom.diffusion.sampling import generate
 
         model = self._opened()
-        if prompt.schema is not None:
-            raise BackendError(
-                "a diffusion model is not held to a JSON Schema",
-                code="backend.schema",
-                expected="a prompt without a schema",
-                next="use another backend for this request",
-            )
         request = prompt_request(model.tokenizer, prompt, sampling.max_new_tokens, sampling.seed)
         length = len(request.ids)
         room = check_room(length, sampling.max_new_tokens, self.context_length, self.name)
-        settings = DecodeSettings(
-            block_length=self.engine.block_length,
-            commit=self.engine.commit,
-            cache=self.engine.cache,
-            temperature=max(sampling.temperature, 0.0),
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-        )
+        settings = self._settings(sampling)
         with self._lock:
             (sample,) = generate(
                 model,
@@ -232,15 +320,28 @@ class _DiffusionTextModel:
             )
         return sample, length
 
+    def _settings(self, sampling: Sampling) -> DecodeSettings:
+        drawn = {
+            "temperature": max(sampling.temperature, 0.0),
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+        }
+        return self.settings.model_copy(update=drawn)
+
     def _complete(self, sample: Sample, length: int, sampling: Sampling) -> Completion:
         text, is_cut = cut_at_stop(self._decode(sample.new_ids), sampling.stop)
         reason = "stop" if is_cut else sample.finish_reason
         return Completion(text, reason, length, len(sample.new_ids), self.fingerprint)
 
-    def _settled(self, found: Event | Sample, sampling: Sampling) -> str:
+    def _settled(self, found: Event | Sample | Filled | str, sampling: Sampling) -> str:
         """Return the text that no later step changes."""
+        from stillroom.diffusion.filling import Filled
         from stillroom.diffusion.writing import Sample
 
+        if isinstance(found, str):
+            return found
+        if isinstance(found, Filled):
+            return found.text
         if isinstance(found, Sample):
             return cut_at_stop(self._decode(found.new_ids), sampling.stop)[0]
         ends, stop = set(self._opened().metadata.end_token_ids), found.tail

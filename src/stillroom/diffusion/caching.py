@@ -71,6 +71,11 @@ class Session:
         self.model = model
         self.shift = int(model.metadata.logit_shift)
 
+    @property
+    def drift(self) -> float | None:
+        """How far what was kept had moved when it was read again; None where nothing is stale."""
+        return None
+
     def read(self, ask: Ask) -> Reads:
         """Yield readings; return the states behind the logits of places and shadows, (k + m, D).
 

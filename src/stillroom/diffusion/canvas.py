@@ -8,13 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from stillroom.errors import DataError
 
-__all__ = ["Canvas", "Request"]
+__all__ = ["Canvas", "Request", "Rule"]
+
+
+class Rule(Protocol):
+    """What a text's open places may hold together."""
+
+    def choose(self, ids: Tensor, is_open: Tensor, places: Tensor, logits: Tensor) -> Tensor:
+        """Return a token for each place, (k,), by logits (k, V) and what stands already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +33,13 @@ class Request:
         ids: The text; None is a hole of one token.
         max_new_tokens: Open places behind the text.
         seed: Of this text's own draws; None takes the settings'.
+        rule: What the open places may hold together; None is anything.
     """
 
     ids: tuple[int | None, ...] = ()
     max_new_tokens: int = 0
     seed: int | None = None
+    rule: Rule | None = None
 
 
 @dataclass(slots=True)

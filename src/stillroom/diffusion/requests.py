@@ -6,6 +6,7 @@ A hole is written ``[[N]]``: N open places, whatever stands before and behind.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from stillroom.diffusion.canvas import Request
@@ -13,7 +14,14 @@ from stillroom.diffusion.writing import Sample
 from stillroom.models.chat import render_prompt
 from stillroom.records import Message, Prompt
 
-__all__ = ["chat_request", "decode", "holes_request", "prompt_request", "text_request"]
+__all__ = [
+    "chat_request",
+    "decode",
+    "holes_request",
+    "piece_texts",
+    "prompt_request",
+    "text_request",
+]
 
 _HOLE = re.compile(r"\[\[(\d+)\]\]")
 
@@ -62,3 +70,24 @@ def decode(tokenizer: Any, sample: Sample, *, whole: bool) -> str:
     """
     ids = list(sample.ids if whole else sample.new_ids)
     return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def piece_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Return each token's own text, as far as a token has one.
+
+    Tokens are decoded in company of those before, so that leading spaces stay; a character that
+    several tokens make up together stands at the last of them.
+    """
+    texts, before = [], ""
+    for stop in range(1, len(ids) + 1):
+        start = max(0, stop - 8)
+        now = _decode(tokenizer, ids[start:stop])
+        before = _decode(tokenizer, ids[start : stop - 1])
+        texts.append(now[len(before) :] if now.startswith(before) else now)
+    return texts
+
+
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(
+        tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    ).rstrip("\ufffd")

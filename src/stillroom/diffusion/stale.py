@@ -2,7 +2,8 @@
 
 Every token's keys and values follow from the whole text, so none is final. These sessions read the
 whole text at times and only a part of it in between; what they do not read is stale. Refreshed in
-every step, they are exact.
+every step, they are exact. How stale it had become is measured whenever it is read again: one less
+the cosine of a place's values before and after, over all layers.
 """
 
 from __future__ import annotations
@@ -53,28 +54,65 @@ class StaleSession(Session):
         self._age = 0
         self._states: Tensor | None = None
         self._block = -1
+        self._moved, self._compared = 0.0, 0
+        self.ages = torch.zeros(0, dtype=torch.long)
+        """Steps since each place was read, (T,)."""
+        self.known = torch.zeros(0, dtype=torch.bool)
+        """Which places were ever read, (T,)."""
+
+    @property
+    @override
+    def drift(self) -> float | None:
+        """How far values had moved when stale places were read again, 0 to 2; None before that."""
+        return self._moved / self._compared if self._compared else None
 
     @override
     def read(self, ask: Ask) -> Reads:
         visible = self.visible(ask)
-        chosen = torch.arange(visible) if self._is_due(ask) else self._choose(ask, self._known(ask))
+        is_due = self._is_due(ask)
+        chosen = torch.arange(visible) if is_due else self._choose(ask, self._known(ask))
         needed = ask.places - self.shift
+        before = self._values_before(chosen, is_due=is_due)
         reading = self.reading(ask, chosen, visible, want=torch.arange(len(chosen)))
         reading.keys = self.keys
         reading.slots = torch.cat([chosen, visible + torch.arange(len(ask.shadows))])
         states = yield reading
         own, beside = states[: len(chosen)], states[len(chosen) :]
         self._keep(ask, chosen, own)
+        if before is not None:
+            self._compare(chosen, _distance(before, self._values(chosen)))
+        self.ages += 1
+        self.ages[chosen] = 0
+        self.known[chosen] = True
         if self._states is None:
             raise ValueError("nothing was read")
         # a state before the chosen places is taken as it was when that place was last read
         return torch.cat([self._states[needed.to(own.device)], beside])
+
+    def _values_before(self, chosen: Tensor, *, is_due: bool) -> Tensor | None:
+        """Return the values that are about to be replaced, where it is told how far they move."""
+        return self._values(chosen) if is_due and bool(self.known.any()) else None
+
+    def _values(self, places: Tensor) -> Tensor:
+        """Return the values of places in every layer, (L, n, H d)."""
+        found = [values[0][:, places].transpose(0, 1).flatten(1) for _, values in self.keys.layers]
+        return torch.stack(found)
+
+    def _compare(self, chosen: Tensor, distance: Tensor) -> None:
+        """Note how far places moved, (n,), those that were stale."""
+        is_stale = (self.ages[chosen] > 0) & self.known[chosen]
+        self._moved += float(distance[is_stale].sum())
+        self._compared += int(is_stale.sum())
 
     def _is_due(self, ask: Ask) -> bool:
         is_new = self._last is None or len(self._last) != len(ask.ids)
         begins = self._per_block and ask.start != self._block
         self._block = ask.start
         self._age += 1
+        if is_new:
+            self._last = None
+            self.ages = torch.zeros(len(ask.ids), dtype=torch.long)
+            self.known = torch.zeros(len(ask.ids), dtype=torch.bool)
         if is_new or begins or (self._refresh is not None and self._age >= self._refresh):
             self._age = 0
             return True
@@ -87,9 +125,15 @@ class StaleSession(Session):
 
     def _keep(self, ask: Ask, chosen: Tensor, states: Tensor) -> None:
         """Note what was read, and the states of it."""
-        if self._last is None or len(self._last) != len(ask.ids):
+        if self._last is None:
             self._last = torch.full_like(ask.ids, -1)
             self._states = states.new_zeros(len(ask.ids), states.shape[-1])
         self._last[chosen] = ask.ids[chosen]
         if self._states is not None:
             self._states[chosen.to(states.device)] = states
+
+
+def _distance(before: Tensor, after: Tensor) -> Tensor:
+    """Return one less the cosine of values, the mean over layers, (n,), on the processor."""
+    cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
+    return (1 - cosine).mean(0).cpu()

@@ -7,39 +7,21 @@ from __future__ import annotations
 
 import html
 import json
+import shutil
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from stillroom.diffusion.requests import piece_texts
 from stillroom.diffusion.writing import Event
 from stillroom.jobs import atomic_write
 
-__all__ = ["TerminalView", "collect", "piece_texts", "write_animation"]
+__all__ = ["TerminalView", "collect", "write_animation"]
 
 _OPEN = "·"
 _RESET, _DIM, _BOLD, _RED = "\x1b[0m", "\x1b[2m", "\x1b[1;32m", "\x1b[1;31m"
-
-
-def piece_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """Return each token's own text, as far as a token has one.
-
-    Tokens are decoded in company of those before, so that leading spaces stay; a character that
-    several tokens make up together stands at the last of them.
-    """
-    texts, before = [], ""
-    for stop in range(1, len(ids) + 1):
-        start = max(0, stop - 8)
-        now = _decode(tokenizer, ids[start:stop])
-        before = _decode(tokenizer, ids[start : stop - 1])
-        texts.append(now[len(before) :] if now.startswith(before) else now)
-    return texts
-
-
-def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    return str(
-        tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    ).rstrip("\ufffd")
 
 
 class TerminalView:
@@ -64,11 +46,17 @@ class TerminalView:
         if is_terminal and self._lines:
             self.stream.write(f"\x1b[{self._lines}A\x1b[J")
         self.stream.write(f"{head}\n{text}\n" if is_terminal else f"{head}: {text}\n")
-        self._lines = 2 + text.count("\n") + len(text) // 100
+        self._lines = self._height(f"{head}\n{self.draw(event, color=False, is_flat=False)}")
         self.stream.flush()
 
-    def draw(self, event: Event, *, color: bool) -> str:
-        """Return a text as it stands, open places as dots."""
+    @staticmethod
+    def _height(text: str) -> int:
+        """Return how many lines a text takes in this terminal."""
+        columns = max(shutil.get_terminal_size().columns, 1)
+        return sum(max(-(-_width(line) // columns), 1) for line in text.split("\n"))
+
+    def draw(self, event: Event, *, color: bool, is_flat: bool = True) -> str:
+        """Return a text as it stands, open places as dots; without color on one line, if flat."""
         texts = piece_texts(self.tokenizer, event.ids)
         written, changed, parts = set(event.written), set(event.changed), []
         for at in range(self.first, len(event.ids)):
@@ -79,7 +67,15 @@ class TerminalView:
                 mark = _DIM if event.is_open[at] and not mark else mark
             parts.append(f"{mark}{text}{_RESET}" if mark else text)
         joined = "".join(parts)
-        return joined if color else joined.replace("\n", "⏎")
+        return joined.replace("\n", "⏎") if is_flat and not color else joined
+
+
+def _width(line: str) -> int:
+    """Return how many columns a line takes: wide characters two, combining ones none."""
+    return sum(
+        2 if unicodedata.east_asian_width(letter) in "WF" else not unicodedata.combining(letter)
+        for letter in line.expandtabs()
+    )
 
 
 def write_animation(
@@ -145,9 +141,12 @@ body { font: 16px/1.6 system-ui, sans-serif; color: var(--ink); background: var(
 #text { font: 17px/1.9 ui-monospace, monospace; white-space: pre-wrap;
   border: 1px solid var(--line); border-radius: 8px; padding: 1rem; min-height: 6rem;
   overflow-wrap: anywhere; }
-#text .open { opacity: .35; } #text .given { color: var(--given); }
-#text .new { color: var(--new); font-weight: 700; background: rgba(31, 122, 77, .18); }
-#text .changed { color: var(--changed); font-weight: 700; background: rgba(179, 38, 30, .18); }
+#text .open { display: inline-block; width: .9ch; margin: 0 .15ch; color: var(--given);
+  background: var(--line); border-radius: 3px; line-height: 1.15; text-align: center; }
+#text .given { color: var(--given); }
+#text .new, #text .changed { font-weight: 700; border-radius: 3px; }
+#text .new { color: var(--new); background: rgba(31, 122, 77, .18); }
+#text .changed { color: var(--changed); background: rgba(179, 38, 30, .18); }
 #bar { display: flex; gap: .75rem; align-items: center; margin: 1rem 0; }
 #bar input { flex: 1; } button { font: inherit; padding: .2rem .9rem; }
 small { color: var(--given); }
@@ -156,8 +155,9 @@ small { color: var(--given); }
 <div id="bar"><button id="play" type="button">Play</button>
 <input id="step" type="range" min="0" value="0" aria-label="step"><output id="said"></output></div>
 <div id="text" aria-live="off">@LAST@</div>
-<p><small>Green: written in this step. Red: opened again or replaced. Gray: given. A dot is an open
-place. Point at a token to see the step it was written in and how sure the model was.</small></p>
+<p><small>Green: written in this step. Red: opened again or replaced. Gray: given. A gray box is an
+open place. Point at a token to see the step it was written in and how sure the model was.
+</small></p>
 <script>
 const frames = @DATA@, first = @FIRST@;
 const box = document.getElementById("text"), slider = document.getElementById("step");
@@ -167,8 +167,10 @@ function draw(n) {
   const f = frames[n]; if (!f) return;
   box.textContent = "";
   f.text.forEach((t, at) => {
-    const s = document.createElement("span");
-    s.textContent = t === null ? "\\u00b7" : t;
+    const s = document.createElement("span"), bare = t === null ? "\\u00b7" : t.trimStart();
+    // marks stand on the word, not on the space before it
+    if (t !== null && bare && bare !== t) box.append(t.slice(0, t.length - bare.length));
+    s.textContent = bare || t;
     s.className = f.changed.includes(at) ? "changed" : t === null ? "open"
       : f.new.includes(at) ? "new" : at < first ? "given" : "";
     if (t !== null && at >= first) {

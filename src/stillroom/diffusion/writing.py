@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stillroom.diffusion.caching import Ask, Session
 from stillroom.diffusion.canvas import Canvas, Request
-from stillroom.diffusion.choosing import choose_tokens, suppress
+from stillroom.diffusion.choosing import choose_tokens, draw_exponential, suppress
 from stillroom.diffusion.decoding import DecodeSettings
 from stillroom.diffusion.model import DiffusionModel, Reading
 from stillroom.diffusion.view import Look, Step, View
@@ -69,6 +69,8 @@ class Sample:
         confidence: Of each token when it was chosen; 1 where given.
         chosen_at: The step each was chosen in; -1 where given or open.
         reopened: How many tokens were taken back or replaced.
+        drift: How far kept values had moved when they were read again: one less their cosine, the
+            mean; None where nothing that is kept grows stale.
     """
 
     ids: tuple[int, ...]
@@ -79,6 +81,7 @@ class Sample:
     confidence: tuple[float, ...]
     chosen_at: tuple[int, ...]
     reopened: int
+    drift: float | None = None
 
 
 @dataclass(slots=True)
@@ -173,6 +176,7 @@ class Writer:
             tuple(canvas.confidence.tolist()),
             tuple(canvas.chosen_at.tolist()),
             self.changes,
+            self._sessions[0].drift,
         )
 
     def _extend(self) -> Reads:
@@ -272,13 +276,7 @@ class Writer:
         if len(places) == 0:
             return places
         settings = self.settings
-        tokens = choose_tokens(
-            logits,
-            temperature=settings.temperature,
-            rng=self.rng,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-        )
+        tokens = self._choose(places, logits)
         view = View(places, tokens, logits, step, self.rng)
         rank = settings.order.score(view).sort(descending=True, stable=True).indices
         ordered = view.ordered(rank)
@@ -290,6 +288,23 @@ class Writer:
         own = ordered.tokens[is_taken.to(tokens.device)].cpu()
         self.canvas.commit(chosen, own, ordered.confidence[is_taken], self.steps)
         return chosen
+
+    def _choose(self, places: Tensor, logits: Tensor) -> Tensor:
+        """Return what would be written at places, (k,): drawn, or as the text's rule allows."""
+        settings, rule = self.settings, self.request.rule
+        if rule is None:
+            return choose_tokens(
+                logits,
+                temperature=settings.temperature,
+                rng=self.rng,
+                top_k=settings.top_k,
+                top_p=settings.top_p,
+            )
+        if settings.temperature:
+            # the likeliest of perturbed logits: exact where places do not depend on each other
+            noise = draw_exponential(logits.shape, self.rng).log_().to(logits.device)
+            logits = logits.double() / settings.temperature - noise
+        return rule.choose(self.canvas.ids, self.canvas.is_open, places, logits)
 
     def _without_ends(self, view: View) -> View:
         """Leave out candidates that end the text, unless there are no others."""

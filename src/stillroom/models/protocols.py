@@ -20,6 +20,8 @@ else:
     Vectors = Any
 
 __all__ = [
+    "CanvasModel",
+    "CanvasStep",
     "ConcurrentModel",
     "Embedder",
     "Reranker",
@@ -115,6 +117,33 @@ class ConcurrentModel(TextModel, Protocol):
     @property
     def concurrency(self) -> int:
         """How many requests it takes at once; more wait for their turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class CanvasStep:
+    """A text after one step of a model that writes in any order.
+
+    Args:
+        step: From 0.
+        readings: Of the model so far.
+        pieces: The text of each place behind the prompt, None where it is open.
+        written: Places that were written in this step.
+        changed: Places that were opened again or replaced.
+    """
+
+    step: int
+    readings: int
+    pieces: tuple[str | None, ...]
+    written: tuple[int, ...]
+    changed: tuple[int, ...]
+
+
+@runtime_checkable
+class CanvasModel(TextModel, Protocol):
+    """A TextModel that writes in any order, and can show how."""
+
+    def stream_canvas(self, prompt: Prompt, sampling: Sampling) -> Iterator[str | CanvasStep]:
+        """Yield the pieces that ``stream`` yields, and the steps between them."""
 
 
 @runtime_checkable

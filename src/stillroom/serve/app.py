@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from stillroom.errors import DataError, RecipeError
-from stillroom.models.protocols import Vectors
+from stillroom.models.protocols import CanvasModel, CanvasStep, Vectors
 from stillroom.records import Answer, Citation, Completion, Prompt, Sampling
 from stillroom.serve.counters import CONTENT_TYPE, Counters, Counting
 from stillroom.serve.guard import ACCESS, Guard
@@ -27,7 +27,7 @@ from stillroom.serve.wire import ChatRequest, CompletionRequest, EmbeddingReques
 
 __all__ = ["create_app"]
 
-_Item = str | Completion | Answer
+_Item = str | Completion | Answer | CanvasStep
 
 
 def create_app(
@@ -112,6 +112,8 @@ class _Desk:
                 code="invalid_response_format",
                 param="response_format",
             )
+        if body.wants_canvas:
+            raise _no_canvas()
         ask, k, settings = served.ask, body.k or served.k, body.ask_settings()
         reply = Reply(body.model, is_chat=True, turns_not_read=len(prompt.messages) - 1)
 
@@ -184,9 +186,14 @@ class _Desk:
     ) -> Response:
         """Answer by the model alone."""
         model = self.served.model
+        shows = model if isinstance(model, CanvasModel) and body.wants_canvas else None
+        if body.wants_canvas and (shows is None or not body.stream):
+            raise _no_canvas()
 
         def work(is_stopped: IsStopped) -> Iterator[_Item]:
-            if body.stream:
+            if shows is not None:
+                yield from shows.stream_canvas(prompt, sampling)
+            elif body.stream:
                 yield from model.stream(prompt, sampling)
             else:
                 yield model.generate([prompt], sampling, is_cancelled=is_stopped)[0]
@@ -245,6 +252,8 @@ class _Heard:
         if isinstance(item, str):
             self.text += item
             return
+        if isinstance(item, CanvasStep):
+            return
         if isinstance(item, Answer):
             self.citations, self.details = item.citations, item.details
         self._completion = item.completion if isinstance(item, Answer) else item
@@ -266,6 +275,23 @@ class _Heard:
         return "length" if is_long else "stop"
 
 
+def _no_canvas() -> Refusal:
+    return Refusal(
+        400,
+        "a canvas is shown in streams, by models that write in any order",
+        code="no_canvas",
+        param="stream_options",
+    )
+
+
+def _show(item: _Item, reply: Reply) -> Iterator[bytes]:
+    """Yield the event of a piece of text or of a step."""
+    if isinstance(item, str):
+        yield reply.piece(item)
+    elif isinstance(item, CanvasStep):
+        yield reply.canvas(item)
+
+
 async def _events(
     first: _Item | None,
     items: AsyncIterator[_Item],
@@ -283,12 +309,12 @@ async def _events(
         try:
             if first is not None:
                 heard.take(first)
-                if isinstance(first, str):
-                    yield reply.piece(first)
+                for said in _show(first, reply):
+                    yield said
             async for item in opened:
                 heard.take(item)
-                if isinstance(item, str):
-                    yield reply.piece(item)
+                for said in _show(item, reply):
+                    yield said
         except Exception as error:  # noqa: BLE001  # the status is sent: only an event is left
             yield event(explain(error).to_json())
             return

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from stillroom.models.protocols import Vectors
+from stillroom.models.protocols import CanvasStep, Vectors
 from stillroom.records import Citation
 
 __all__ = [
@@ -168,6 +168,17 @@ class Reply:
     def piece(self, text: str) -> bytes:
         """Return a chunk of text."""
         return self.chunk({"content": text}) if self.is_chat else self.chunk({}, text=text)
+
+    def canvas(self, step: CanvasStep) -> bytes:
+        """Return a chunk without text that shows the whole of it as it stands: an extension."""
+        shown = {
+            "step": step.step,
+            "readings": step.readings,
+            "pieces": list(step.pieces),
+            "written": list(step.written),
+            "changed": list(step.changed),
+        }
+        return event({**self._head(self._chunk_kind), "choices": [], "canvas": shown})
 
     def cited(
         self,

@@ -53,6 +53,11 @@ class _Drawn(_Request):
         """Whether a stream ends with a chunk of usage."""
         return bool((self.stream_options or {}).get("include_usage"))
 
+    @property
+    def wants_canvas(self) -> bool:
+        """Whether a stream shows every step of a model that writes in any order; an extension."""
+        return bool((self.stream_options or {}).get("include_canvas"))
+
     def sampling(self, limits: Limits, *, wanted: int | None) -> Sampling:
         """Return how to draw, within the limits.
 

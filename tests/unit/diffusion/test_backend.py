@@ -1,15 +1,19 @@
 """A diffusion checkpoint as a TextModel: complete, stream, score, cancel, be chosen by itself."""
 
+import asyncio
+import contextlib
 import json
 import threading
 
+import httpx
 import pytest
 from tests.unit.diffusion.conftest import say_diffusion
 
 from stillroom.diffusion.backend import Diffusion
 from stillroom.errors import BackendError
-from stillroom.models.protocols import TextModel
+from stillroom.models.protocols import CanvasModel, CanvasStep, TextModel
 from stillroom.records import Message, Prompt, Sampling
+from stillroom.serve import Limits, Served, create_app
 from stillroom.testing import tiny_checkpoint
 
 PROMPT = Prompt((Message("user", "Say something."),))
@@ -65,6 +69,75 @@ def test_leaving_a_stream_frees_the_model(model):
     assert model.generate([PROMPT], Sampling(max_new_tokens=2))[0].completion_tokens <= 2
 
 
+def test_a_schema_is_held_whole_and_streamed(model):
+    shape = {"jar": {"type": "string", "maxLength": 6}, "n": {"type": "integer", "minimum": 0}}
+    prompt = Prompt(text="A jar", schema={"type": "object", "properties": shape})
+    sampling = Sampling(max_new_tokens=90, stop=("jar",))
+    (whole,) = model.generate([prompt], sampling)
+    value = json.loads(whole.text)
+    assert list(value) == ["jar", "n"]
+    assert isinstance(value["n"], int)
+    assert whole.finish_reason == "stop"
+    assert "".join(model.stream(prompt, sampling)) == whole.text
+
+
+def test_steps_are_streamed_between_the_pieces(model):
+    assert isinstance(model, CanvasModel)
+    sampling = Sampling(max_new_tokens=6)
+    items = list(model.stream_canvas(PROMPT, sampling))
+    steps = [item for item in items if isinstance(item, CanvasStep)]
+    assert "".join(item for item in items if isinstance(item, str)) == "".join(
+        model.stream(PROMPT, sampling)
+    )
+    assert [step.step for step in steps] == list(range(len(steps)))
+    assert all(len(step.pieces) == 6 for step in steps)
+    for step in steps:
+        assert all(step.pieces[at] is not None for at in step.written)
+    assert sum(piece is None for piece in steps[0].pieces) == 5
+
+
+def test_the_server_shows_the_canvas_and_frees_the_slot_of_who_leaves(model):
+    app = create_app(Served("run", model), limits=Limits(running=1, waiting=0))
+    body = {"model": "run", "messages": [{"role": "user", "content": "A jar?"}], "stream": True}
+    body["stream_options"] = {"include_canvas": True}
+
+    async def ask(client, **more):
+        return await client.post("/v1/chat/completions", json={**body, **more})
+
+    async def go():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            shown = await ask(client, max_tokens=5)
+            plain = await ask(client, max_tokens=5, stream_options=None)
+            refused = await ask(client, max_tokens=5, stream=False)
+            leaving = asyncio.create_task(ask(client, max_tokens=400))
+            await asyncio.sleep(0.05)
+            leaving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await leaving
+            for _ in range(200):
+                again = await ask(client, max_tokens=2)
+                if again.status_code == 200:
+                    break
+                await asyncio.sleep(0.05)
+            return shown, plain, refused, again
+
+    shown, plain, refused, again = asyncio.run(go())
+    chunks = [json.loads(line[6:]) for line in shown.text.split("\n\n")[:-2]]
+    steps = [chunk["canvas"] for chunk in chunks if "canvas" in chunk]
+    assert steps[-1]["pieces"].count(None) == 0
+    assert steps[0]["written"]
+
+    def text(reply):
+        chunks = [json.loads(line[6:]) for line in reply.text.split("\n\n")[:-2]]
+        found = [c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"]]
+        return "".join(found)
+
+    assert text(shown) == text(plain)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "no_canvas")
+    assert again.status_code == 200
+
+
 def test_cancelling_leaves_the_rest_undone(model):
     calls = []
 
@@ -103,7 +176,7 @@ def test_a_bound_is_shared_out(model, tmp_path):
 @pytest.mark.parametrize(
     ("prompt", "code"),
     [
-        (Prompt(text="x", schema={"type": "object"}), "backend.schema"),
+        (Prompt(text="x", schema={"type": "string", "pattern": "a"}), "backend.schema"),
         (Prompt(text="word " * 800), "backend.context"),
     ],
 )

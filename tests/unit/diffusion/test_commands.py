@@ -13,8 +13,8 @@ from tests.unit.diffusion.test_training import chats, plains
 
 from stillroom.cli.app import stillroom
 from stillroom.diffusion.opening import open_diffusion
-from stillroom.diffusion.requests import decode, holes_request
-from stillroom.diffusion.watching import TerminalView, piece_texts, write_animation
+from stillroom.diffusion.requests import decode, holes_request, piece_texts
+from stillroom.diffusion.watching import TerminalView, write_animation
 from stillroom.diffusion.writing import Event
 from stillroom.errors import StillroomError
 from stillroom.records import write_records
@@ -163,7 +163,9 @@ def test_tokens_of_a_text_join_to_the_text(folder):
     assert "".join(piece_texts(tokenizer, ids)) == said
 
 
-def test_the_terminal_view_redraws_and_marks(folder):
+def test_the_terminal_view_redraws_and_marks(folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -176,7 +178,16 @@ def test_the_terminal_view_redraws_and_marks(folder):
     drawn = stream.getvalue()
     assert "\x1b[1;32m" in drawn
     assert "\x1b[1;31m" in drawn
-    assert re.search(r"\x1b\[\d+A\x1b\[J", drawn)
+    # "step 0, 1 readings, 1 open" and one line of text: no more is drawn over
+    assert re.findall(r"\x1b\[(\d+)A\x1b\[J", drawn) == ["2"]
+    ids = tuple(tokenizer("word " * 20)["input_ids"])
+    view = TerminalView(tokenizer, stream)
+    event = Event(0, 0, 1, ids, (False,) * len(ids), (1, 2), (), (1.0,) * len(ids), 0)
+    text = view.draw(event, color=False)
+    view.show(event)
+    view.show(event)
+    lines = 1 + -(-len(text) // 30)
+    assert stream.getvalue().count(f"\x1b[{lines}A\x1b[J") == 1
 
 
 def test_scores_records_with_an_error_and_tells_how_many_samples(folder, tmp_path):
