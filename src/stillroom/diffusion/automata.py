@@ -7,14 +7,16 @@ them. Knows neither tokens nor models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = ["Automaton", "integers", "list_of", "literals", "numbers", "quoted", "strings", "union"]
 
+_State = Any  # whatever can be a key: the states of one kind have one form
 _DIGITS = range(0x30, 0x3A)
 _TEXT = [byte for byte in range(0x20, 0x80) if byte not in (0x22, 0x5C, 0x7F)]
 # leading bytes of UTF-8 and how many follow; E0, ED, F0 and F4 have narrower seconds
@@ -52,9 +54,9 @@ class Automaton:
 
 
 def _explore(
-    first: Hashable,
-    step: Callable[[Hashable], dict[int, Hashable]],
-    is_end: Callable[[Hashable], bool],
+    first: _State,
+    step: Callable[[_State], dict[int, _State]],
+    is_end: Callable[[_State], bool],
 ) -> Automaton:
     """Number the states that are reached from the first."""
     numbers_, rows = {first: 0}, []
@@ -74,7 +76,7 @@ def literals(values: Sequence[bytes]) -> Automaton:
     """Return what reads these and nothing else."""
     wanted = set(values)
 
-    def step(state: Hashable) -> dict[int, Hashable]:
+    def step(state: _State) -> dict[int, _State]:
         begun = state if isinstance(state, bytes) else b""
         size = len(begun)
         return {
@@ -93,20 +95,20 @@ def strings(least: int = 0, most: int | None = None) -> Automaton:
     def count(now: int) -> int:
         return min(now + 1, top) if most is None else now + 1
 
-    def step(state: Hashable) -> dict[int, Hashable]:
-        now, rest, low, high = state  # type: ignore[misc]  # as made below
+    def step(state: _State) -> dict[int, _State]:
+        now, rest, low, high = state
         if rest:
             return {byte: (now, rest - 1, 0x80, 0xC0) for byte in range(low, high)}
         if most is not None and now >= most:
             return {}
         more = count(now)
-        found: dict[int, Hashable] = {byte: (more, 0, 0, 0) for byte in _TEXT}
+        found: dict[int, _State] = {byte: (more, 0, 0, 0) for byte in _TEXT}
         found |= {lead: (more, *rule) for lead, rule in _LEADS.items()}
         return found
 
-    def is_end(state: Hashable) -> bool:
-        now, rest, _, _ = state  # type: ignore[misc]
-        return rest == 0 and now >= least
+    def is_end(state: _State) -> bool:
+        now, rest, _, _ = state
+        return bool(rest == 0 and now >= least)
 
     return _explore((0, 0, 0, 0), step, is_end)
 
@@ -140,10 +142,10 @@ def integers(low: int | None = None, high: int | None = None) -> Automaton:
 _Range = tuple[int, int] | None
 
 
-def _next_digit(state: Hashable, plus: _Range, minus: _Range) -> dict[int, Hashable]:
+def _next_digit(state: _State, plus: _Range, minus: _Range) -> dict[int, _State]:
     """Return where digits lead: a state is a sign and how the digits compare with both bounds."""
-    kind, *rest = state  # type: ignore[misc]
-    found: dict[int, Hashable] = {}
+    kind, *rest = state
+    found: dict[int, _State] = {}
     if kind == "start":
         if minus is not None:
             found[0x2D] = ("-",)
@@ -165,8 +167,8 @@ def _next_digit(state: Hashable, plus: _Range, minus: _Range) -> dict[int, Hasha
     }
 
 
-def _begin(kind: str, bounds: tuple[int, int]) -> dict[int, Hashable]:
-    found: dict[int, Hashable] = {}
+def _begin(kind: str, bounds: tuple[int, int]) -> dict[int, _State]:
+    found: dict[int, _State] = {}
     if bounds[0] <= 0:
         found[0x30] = (kind, 1, None, None)
     for digit in range(1, 10):
@@ -178,7 +180,7 @@ def _begin(kind: str, bounds: tuple[int, int]) -> dict[int, Hashable]:
 
 def _longer(
     kind: str, bounds: tuple[int, int], count: int, below: int, above: int, digit: int
-) -> Hashable | None:
+) -> _State | None:
     """Return the state after one digit more, or None where no number within bounds begins so.
 
     ``below`` and ``above`` compare the digits so far with the first ones of each bound: -1, 0, 1.
@@ -199,8 +201,8 @@ def _longer(
     return None if is_hopeless else after
 
 
-def _is_within(state: Hashable, plus: _Range, minus: _Range) -> bool:
-    kind, *rest = state  # type: ignore[misc]
+def _is_within(state: _State, plus: _Range, minus: _Range) -> bool:
+    kind, *rest = state
     bounds = plus if kind == "+" else minus
     if len(rest) != 3 or bounds is None:
         return False
@@ -217,8 +219,8 @@ def _is_within(state: Hashable, plus: _Range, minus: _Range) -> bool:
 def numbers() -> Automaton:
     """Return what reads any JSON number, without an exponent."""
 
-    def step(state: Hashable) -> dict[int, Hashable]:
-        ways: dict[Hashable, dict[int, Hashable]] = {
+    def step(state: _State) -> dict[int, _State]:
+        ways: dict[_State, dict[int, _State]] = {
             "start": {0x2D: "sign", 0x30: "zero", **dict.fromkeys(_DIGITS[1:], "whole")},
             "sign": {0x30: "zero", **dict.fromkeys(_DIGITS[1:], "whole")},
             "zero": {0x2E: "point"},

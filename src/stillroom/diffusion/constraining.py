@@ -50,7 +50,7 @@ class TokenMoves:
         """
         count = min(len(table), vocabulary)
         lengths = table.lengths[:count]
-        alphabet = (values.table >= 0).any(0)  # (256,)
+        alphabet = np.any(values.table >= 0, axis=0)  # (256,)
         outside = np.concatenate([[0], np.cumsum(~alphabet[table.data])])
         is_fit = (table.kinds[:count] == TEXT) & (lengths > 0)
         is_fit &= outside[table.starts[1 : count + 1]] == outside[table.starts[:count]]

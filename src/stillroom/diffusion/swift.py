@@ -164,7 +164,8 @@ def _norm(module: Any, x: Tensor) -> Tensor:
         found: Tensor = module(x)  # the library's norm is in float32 whatever it is given
         return found
     shape = module.weight.shape
-    return functional.rms_norm(x, shape, None, module.variance_epsilon) * module.weight
+    scaled: Tensor = functional.rms_norm(x, shape, None, module.variance_epsilon) * module.weight
+    return scaled
 
 
 def _head_norm(attention: Any, name: str, x: Tensor) -> Tensor:

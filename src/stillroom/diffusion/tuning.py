@@ -168,19 +168,20 @@ def expand_grid(
     if model.metadata.block_size is not None:
         rows |= {"block_length": ("null",), "cache": ("null",)}  # exact by itself
     for word in words:
-        key, _, values = word.partition("=")
-        if not key or not values:
+        key, _, listed = word.partition("=")
+        if not key or not listed:
             raise RecipeError(
                 f"--try {word!r} is not KEY=VALUE,VALUE",
                 code="diffusion.tune",
                 expected="as commit.threshold=0.8,0.9",
                 next="see the settings in `stillroom diffusion sample --help`",
             )
-        rows[key] = tuple(values.split(","))
+        rows[key] = tuple(listed.split(","))
     base = [f"max_new_tokens={max_new_tokens}", *fixed]
     plain = [*base, "commit.name=top_k", "commit.k=1", "cache=whole"]
     found = [Candidate(BASELINE, parse_group(DecodeSettings, overrides=plain))]
-    left_out, seen = [], set()
+    left_out: list[str] = []
+    seen: set[str] = set()
     for values in itertools.product(*rows.values()):
         chosen = [f"{key}={value}" for key, value in zip(rows, values, strict=True)]
         label = " ".join(chosen)
@@ -221,7 +222,8 @@ def make_cases(
     Raises:
         DataError: If no record has an answer.
     """
-    tokenizer, cases, longest = model.tokenizer, [], 1
+    tokenizer, longest = model.tokenizer, 1
+    cases: list[Case] = []
     for record in records:
         if len(cases) == most:
             break
