@@ -1,8 +1,9 @@
 """Comparing two stores of one index: they must hold the same, and find the same with equal scores.
 
 Questions are a few words in a row of passages drawn at random, for keyword search, and vectors of
-passages drawn at random, for dense search; both are exact, so that rows must be equal and scores,
-too. What is compared is all that the stores hold, whoever may see it.
+passages drawn at random, for dense search, and where they are kept their term weights and token
+vectors; all are exact, so that rows must be equal and scores, too. What is compared is all that the
+stores hold, whoever may see it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from stillroom.rag.store.description import Description, open_analyzer
 from stillroom.rag.view import View
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
     from stillroom.rag.store.protocol import Reading
     from stillroom.rag.view import Ranking
 
@@ -82,8 +87,50 @@ def compare_readings(
             raise _differs(where, f"passage {row} has another vector")
         found = [_search_dense(view, vectors[0]) for view in views]
         greatest = max(greatest, _compare(found[0], found[1], where, f"the vector of {row}"))
+    greatest = max(greatest, _compare_extras(views, rows, where))
     snapshot = new.snapshot
     return Comparison(snapshot.documents, snapshot.passages, snapshot.digest, count, greatest)
+
+
+def _compare_extras(views: Sequence[View], rows: NDArray[np.int64], where: Path) -> float:
+    """Return the greatest difference of two scores by term weights or token vectors.
+
+    Raises:
+        IntegrityError: If only one store keeps them, or they find or are something else.
+    """
+    for name in ("sparse", "tokens"):
+        if len({getattr(view, name) is None for view in views}) > 1:
+            raise _differs(where, f"only one of both keeps what is asked for as {name}")
+    greatest = 0.0
+    for row in rows.tolist():
+        for ask, what in ((_ask_terms, "term weights"), (_ask_tokens, "token vectors")):
+            (kept, found), (other, again) = (ask(view, row, rows) for view in views)
+            if not np.array_equal(kept, other):
+                raise _differs(where, f"passage {row} has other {what}")
+            greatest = max(greatest, _compare(found, again, where, f"the {what} of {row}"))
+    return greatest
+
+
+def _ask_terms(view: View, row: int, rows: NDArray[np.int64]) -> tuple[Any, Ranking]:
+    """Return the term weights of a row, and what is found by them."""
+    engine = view.sparse
+    if engine is None:
+        return [], []
+    terms = engine.terms_of(int(view.rows.places[row]))
+    kept = np.array(list(terms.items()), dtype=object)
+    return kept, view.rank(lambda depth: engine.search(terms, depth), _DEPTH)
+
+
+def _ask_tokens(view: View, row: int, rows: NDArray[np.int64]) -> tuple[Any, Ranking]:
+    """Return the token vectors of a row, and what of some rows is found by them."""
+    engine = view.tokens
+    if engine is None:
+        return [], []
+    places = view.rows.places[rows]
+    own = engine.vectors_of(int(view.rows.places[row]))
+    if not len(own):
+        return own, []
+    return own, view.rank(lambda depth: engine.search(own, depth, rows=places), _DEPTH)
 
 
 def draw_questions(reading: Reading, view: View, rng: np.random.Generator, count: int) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,8 @@ def migrate_index(
         reporter: What draws progress.
 
     Raises:
-        DataError: If an earlier migration's source was not dropped, or the index lies there.
+        DataError: If an earlier migration's source was not dropped, the index lies there, or the
+            store cannot hold all that the index is searched by; nothing is then begun.
         ResourceError: If another process writes the index, or a store cannot be reached.
         IntegrityError: If the copy differs; nothing is then switched.
     """
@@ -95,6 +96,7 @@ def migrate_index(
         )
     source = open_store(output)
     with source.write() as writer:  # nobody changes it meanwhile; readers go on
+        _refuse_loss(home, method, writer.description["settings"])
         job = _start_job(home, method, writer, reporter)
         try:
             with job.interruptible():
@@ -264,6 +266,24 @@ def _settle(home: Path, output: Path) -> None:
     for name in _FILES:
         if (output / name).exists():
             (output / name).rename(kept / name)
+
+
+def _refuse_loss(home: Path, method: IndexStore, settings: Mapping[str, Any]) -> None:
+    """Refuse a store in which the index could not be searched as it can now.
+
+    Raises:
+        DataError: If the store cannot hold something; says what.
+    """
+    lacking = method.list_lacking(settings)
+    if lacking:
+        raise DataError(
+            f"the store {method.method_name()} cannot hold {' and '.join(lacking)}",
+            code="rag.store-lacks",
+            where=str(home),
+            expected="a store that holds all that the index is searched by: folder or qdrant",
+            next="choose such a store, or rebuild the index without them first: "
+            f"stillroom rag rebuild {home} --recipe RECIPE",
+        )
 
 
 def _kept(home: Path) -> DataError:

@@ -193,10 +193,11 @@ class RagRecipe(Recipe):
 
     @model_validator(mode="after")
     def _check_extras(self) -> Self:
-        if (self.sparse or self.tokens) and self.store.method_name() != "folder":
+        lacking = self.store.list_lacking({"sparse": self.sparse, "tokens": self.tokens})
+        if lacking:
             raise ValueError(
-                f"the store {self.store.method_name()} keeps no term weights and no token vectors: "
-                "leave sparse and tokens out, or take the store folder"
+                f"the store {self.store.method_name()} cannot hold {' and '.join(lacking)}: "
+                "leave that out, or take the store folder"
             )
         return self
 

@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from stillroom.errors import DataError
 from stillroom.jobs import atomic_write
@@ -31,8 +31,29 @@ __all__ = [
 STORE_FILE = "store.json"
 
 
+_EXTRAS = {
+    "sparse": "term weights of learned sparse search (sparse)",
+    "tokens": "token vectors of late interaction (tokens)",
+}
+
+
 class IndexStore(Method, ABC):
-    """A kind of store, with its settings."""
+    """A kind of store, with its settings.
+
+    ``keeps_extras`` where it holds what else a recipe may ask for: term weights, token vectors.
+    """
+
+    keeps_extras: ClassVar[bool] = False
+
+    def list_lacking(self, settings: Mapping[str, Any]) -> list[str]:
+        """Return what an index of some settings is searched by and this store cannot hold.
+
+        Args:
+            settings: A recipe's, or those of an index's description.
+        """
+        if self.keeps_extras:
+            return []
+        return [what for name, what in _EXTRAS.items() if settings.get(name)]
 
     @abstractmethod
     def create(self, folder: Path, description: Mapping[str, Any]) -> StoreWriter:

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
 from tests.unit.models.tiny_encoders import make_colbert, make_masked_lm
 from tests.unit.rag.conftest import write_pages
 
@@ -16,12 +17,16 @@ from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.models.term_weights import TermEncoder
 from stillroom.models.token_states import ColbertEncoder
+from stillroom.rag.comparing import compare_readings
 from stillroom.rag.index import Index
 from stillroom.rag.method import Query
+from stillroom.rag.migrating import drop_source, migrate_index
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.repairing import repair_index
 from stillroom.rag.run import run
 from stillroom.rag.store.checking import check_folder
+from stillroom.rag.store.folder_store import FolderStore
+from stillroom.rag.storing import STORES
 from stillroom.rag.updating import update_index
 from stillroom.rag.upkeep import compact_index, delete_documents
 from stillroom.recipes import parse_recipe
@@ -290,12 +295,70 @@ def test_a_recipe_says_it_in_a_line(place):
 
 
 def test_a_store_that_keeps_none_is_refused(place):
-    from stillroom.rag.storing import STORES
+    asked = (
+        ({"tokens": {"bits": 4}}, "token vectors"),
+        ({"sparse": {"model": str(place)}}, "term weights"),
+    )
+    for told, what in asked:
+        RagRecipe(documents=str(place), store="qdrant", **told)
+        with pytest.raises((RecipeError, ValueError), match=what):
+            RagRecipe(documents=str(place), store="postgres", **told)
 
-    others = [name for name in STORES.names() if name != "folder"]
-    for name in others:
-        with pytest.raises((RecipeError, ValueError)):
-            RagRecipe(documents=str(place), store=name, tokens={"bits": 4})
+
+def test_a_migration_that_would_lose_them_is_refused_before_it_begins(copied):
+    place = copied
+    before = sorted(place.rglob("*"))
+    told = CliRunner().invoke(
+        stillroom, ["rag", "migrate", str(place / "index"), "--to", "postgres"]
+    )
+    assert told.exit_code == 1
+    assert "postgres cannot hold term weights" in told.output
+    assert "and token vectors of late interaction (tokens)" in told.output
+    assert "[rag.store-lacks]" in told.output
+    assert sorted(place.rglob("*")) == before
+
+
+def test_they_move_to_qdrant_and_back_and_follow_their_folder(copied, models, monkeypatch):
+    pytest.importorskip("qdrant_client", reason="pip install stillroom[qdrant]")
+    place = copied
+    monkeypatch.setenv("STILLROOM_QDRANT", str(place / "server"))
+    index = place / "index"
+    with Index.open(index) as opened:
+        before = {way: ranking(opened, way, k=10) for way in WAYS}
+    done = migrate_index(index, STORES.build("qdrant"))
+    assert done.comparison.difference == 0
+    with Index.open(index) as opened:
+        assert {way: ranking(opened, way, k=10) for way in WAYS} == before
+    assert drop_source(index)
+    (place / "documents/new.md").write_text("# Mill\n\nThe mill ground corn and sugar.\n")
+    assert update_index(index, embedder=open_embedder("static")).added == 1
+    with Index.open(index) as opened:
+        after = {way: ranking(opened, way, k=10) for way in WAYS}
+    assert after != before
+    compact_index(index)
+    migrate_index(index, STORES.build("folder"))
+    with Index.open(index) as opened:
+        assert {way: ranking(opened, way, k=10) for way in WAYS} == after
+    assert check_folder(index / "output") == []
+
+
+def test_a_copy_with_other_weights_or_vectors_differs(built, copied, models):
+    other = copied / "index/output"
+    for name in ("term_weights", "token_vectors"):
+        (file,) = other.rglob(f"{name}.safetensors")
+        told = {key: np.array(one) for key, one in load_file(file).items()}
+        key = "weights" if name == "term_weights" else "vectors"
+        told[key][0] += 1
+        kept = file.read_bytes()
+        save_file(told, file)
+        old, new = (FolderStore(one).read(verify=False) for one in (built / "index/output", other))
+        try:
+            with pytest.raises(IntegrityError, match=name.replace("_", " ")):
+                compare_readings(old, new, copied, queries=64)
+        finally:
+            old.close()
+            new.close()
+        file.write_bytes(kept)
 
 
 def test_a_killed_build_goes_on_with_what_was_made(built, place, models, monkeypatch):

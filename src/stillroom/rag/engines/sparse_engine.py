@@ -235,6 +235,14 @@ class SparseEngine:
         ]
         return rank_rows(weighted, len(self), k, mask)
 
+    def terms_of(self, row: int) -> dict[str, float]:
+        """Return a row's terms with their weights, in order of the terms."""
+        at = int(np.searchsorted(self._offsets, row, side="right")) - 1
+        first = row - self._offsets[at]
+        own = self._parts[at].span(first, first + 1)
+        weights = own.postings()[2].tolist()
+        return dict(zip((word.decode() for word in own.words()), weights, strict=True))
+
     def _impacts(self, term: str) -> Impacts:
         key = (self._mark, term)
         known = self._cache.get(key)

@@ -76,6 +76,11 @@ class TokenEngine:
         order = np.lexsort((near, -scores))[:k]
         return near[order], scores[order]
 
+    def vectors_of(self, row: int) -> NDArray[np.float32]:
+        """Return a row's token vectors, (T, D), as they are kept."""
+        at = int(np.searchsorted(self._offsets, row, side="right")) - 1
+        return self._parts[at].of(row - int(self._offsets[at]))
+
     def _list_rows(
         self, mask: NDArray[np.bool_] | None, rows: NDArray[np.int64] | None
     ) -> NDArray[np.int64]:
@@ -111,8 +116,7 @@ class TokenEngine:
         return found
 
     def _score(self, query: NDArray[np.float32], row: int) -> float:
-        at = int(np.searchsorted(self._offsets, row, side="right")) - 1
-        own = self._parts[at].of(row - int(self._offsets[at])).astype(np.float64)
+        own = self.vectors_of(row).astype(np.float64)
         return float((own @ query.T.astype(np.float64)).max(axis=0).sum())
 
 

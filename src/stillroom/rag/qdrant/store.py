@@ -15,6 +15,7 @@ from stillroom.rag.filters import Condition
 from stillroom.rag.qdrant.points import Points, digest_vector
 from stillroom.rag.qdrant.vectors import QdrantVectors
 from stillroom.rag.store.checking import Damage, check_folder
+from stillroom.rag.store.extras import Extras, extras_of
 from stillroom.rag.store.folder_store import FolderStore
 from stillroom.rag.store.ledger import SegmentEntry
 from stillroom.rag.store.manifest import entry_of, renew_manifest
@@ -56,6 +57,9 @@ class _Wordy:
 
     def marks(self) -> Sequence[Mark]:
         return self.part.marks()
+
+    def extras(self) -> Extras:
+        return extras_of(self.part)
 
     def vectors(self) -> NDArray[Any]:
         return np.zeros((self.part.entry.passages, 0), dtype=np.float32)

@@ -24,6 +24,7 @@ class Folder(IndexStore):
     """The index's own folder."""
 
     paper: ClassVar[str] = ""
+    keeps_extras: ClassVar[bool] = True
 
     @override
     def create(self, folder: Path, description: Mapping[str, Any]) -> StoreWriter:

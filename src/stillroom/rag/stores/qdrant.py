@@ -1,5 +1,7 @@
 """A collection of Qdrant for the vectors; documents, words and snapshots stay in the folder.
 
+Term weights and token vectors stay there, too, so that every retriever works.
+
 Source: HNSW by Malkov and Yashunin 2016, arXiv:1603.09320, as Qdrant builds it. Differs: a search
 is exact unless the recipe's ``dense.search`` says otherwise; scores are those of the folder.
 """
@@ -28,6 +30,7 @@ class Qdrant(IndexStore):
     """Qdrant; its address stands in an environment variable and is written nowhere."""
 
     paper: ClassVar[str] = "arXiv:1603.09320"
+    keeps_extras: ClassVar[bool] = True
 
     address: Secret = Field(
         Secret("${env:STILLROOM_QDRANT}"),
