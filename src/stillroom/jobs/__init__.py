@@ -7,7 +7,7 @@ atomically; ``estimate`` says beforehand what a job will need.
 
 from stillroom.jobs.estimate import Estimate, Machine, check_fits, describe_machine
 from stillroom.jobs.files import atomic_write, replace_folder, sync_folder
-from stillroom.jobs.job import Job, count_seconds
+from stillroom.jobs.job import Job, count_seconds, working_folder
 from stillroom.jobs.journal import Journal, read_journal
 from stillroom.jobs.progress import Progress, QuietReporter, Reporter, choose_reporter
 from stillroom.jobs.spill import Spilled, SpilledRecords
@@ -30,4 +30,5 @@ __all__ = [
     "read_journal",
     "replace_folder",
     "sync_folder",
+    "working_folder",
 ]

@@ -37,7 +37,7 @@ from stillroom.provenance.artifact import (
 )
 from stillroom.provenance.digests import digest_text
 
-__all__ = ["Job", "count_seconds"]
+__all__ = ["Job", "count_seconds", "working_folder"]
 
 _WORKING_ONLY = ("journals", "scratch", ".lock")
 
@@ -97,7 +97,7 @@ class Job:
             ResourceError: If another process holds the folder, or the disk is full.
         """
         cls.recover(out)
-        work = _working_folder(out)
+        work = working_folder(out)
         if out.exists() and not (resume and work.exists()):
             _refuse_taken(out, overwrite=overwrite)
         unfinished = work.exists() and not resume
@@ -291,7 +291,7 @@ class Job:
         Returns:
             Whether ``out`` is now a finished folder.
         """
-        work = _working_folder(out)
+        work = working_folder(out)
         if (work / ARTIFACT_FILE).is_file():
             for name in _WORKING_ONLY:
                 path = work / name
@@ -354,7 +354,8 @@ def _refuse_taken(out: Path, *, overwrite: bool) -> None:
         )
 
 
-def _working_folder(out: Path) -> Path:
+def working_folder(out: Path) -> Path:
+    """Return where a job whose folder shall be ``out`` works until it is finished."""
     return out.with_name(f".{out.name}.partial")
 
 

@@ -2,8 +2,8 @@
 
 Documents are copied in batches, each a commit of the new store, which nobody reads yet: a migration
 that was killed goes on with what is missing. Then counts, digest and check of the copy must agree
-with the source, and a sample of queries must find the same rows with the same scores. The switch is
-the renaming of one file, ``store.json``. The source stays, beside the index, until it is dropped.
+with the source, and a sample of queries must find the same rows with the same scores. The switch
+exchanges two folders in one step. The source stays, beside the index, until it is dropped.
 
 The copy has the newest snapshot alone; readers that have the source open go on with it.
 """
@@ -18,16 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError, IntegrityError
-from stillroom.jobs import Job, atomic_write, sync_folder
-from stillroom.provenance.ledger import LEDGER
+from stillroom.jobs import Job, atomic_write, replace_folder, sync_folder, working_folder
+from stillroom.jobs.files import exchange_folders
 from stillroom.rag.approximation import renew_recall
 from stillroom.rag.comparing import Comparison, compare_readings
-from stillroom.rag.store.locking import SNAPSHOTS
 from stillroom.rag.store.manifest import renew_manifest
 from stillroom.rag.store.publishing import Change
-from stillroom.rag.store.segments import SEGMENTS
 from stillroom.rag.store.structures import is_approximate
-from stillroom.rag.storing import STORE_FILE, STORES, IndexStore, open_store, read_store_file
+from stillroom.rag.storing import STORES, IndexStore, open_store, read_store_file
 from stillroom.rag.updating import find_home
 
 if TYPE_CHECKING:
@@ -41,7 +39,7 @@ SOURCE = "source"
 """The folder, beside output, that keeps where an index lay before it was migrated."""
 
 _BATCH = 4_000
-_FILES = (LEDGER, SEGMENTS, SNAPSHOTS)
+_TARGET = "target.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +133,8 @@ def _start_job(
     home: Path, method: IndexStore, writer: StoreWriter, reporter: Reporter | None
 ) -> Job:
     """Go on with a migration of the same state to the same store, or begin one."""
-    place = home.with_name(f".{home.name}.migrate")
-    job = Job.start(place, "migrate\n", resume=True, reporter=reporter)
-    kept = job.scratch / "target.json"
+    job = Job.start(_place(home), "migrate\n", resume=True, reporter=reporter)
+    kept = job.scratch / _TARGET
     told = [writer.find_snapshot().digest, method.model_dump(mode="json")]
     if kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) != told:
         job.say("the copy that was begun is of another state or to another store: starting over")
@@ -239,33 +236,26 @@ def _prove(source: Store, draft: Path, home: Path, queries: int, job: Job) -> Co
     return told
 
 
-def _switch(home: Path, output: Path, draft: Path, method: IndexStore) -> None:
+def _switch(home: Path, output: Path, draft: Path) -> None:
     """Let the index lie in its new store from here, and keep the old one beside it."""
-    kept = home / SOURCE
-    kept.mkdir(exist_ok=True)
-    if (draft / STORE_FILE).is_file():
-        old = output / STORE_FILE
-        if old.is_file():
-            shutil.copy2(old, kept / STORE_FILE)
-        sync_folder(kept)
-        (draft / STORE_FILE).replace(old)  # the switch
-    else:
-        for name in _FILES:
-            (draft / name).rename(output / name)
-        sync_folder(output)
-        (output / STORE_FILE).rename(kept / STORE_FILE)  # the switch
-    sync_folder(output)
-    _settle(home, output)
+    sync_folder(draft)
+    exchange_folders(draft, output)
+    replace_folder(draft, home / SOURCE)
 
 
 def _settle(home: Path, output: Path) -> None:
-    """Move what lies in the index's folder and is the old store's to where the source is kept."""
-    kept = home / SOURCE
-    if not kept.is_dir() or not (output / STORE_FILE).is_file():
+    """Put the old store where a source is kept, if a kill came between the switch and that."""
+    work = working_folder(_place(home))
+    target, old = work / "scratch" / _TARGET, work / "output"
+    if (home / SOURCE).exists() or not target.is_file() or not old.is_dir():
         return
-    for name in _FILES:
-        if (output / name).exists():
-            (output / name).rename(kept / name)
+    method = STORES.build(read_store_file(output).get("store", "folder"))
+    if json.loads(target.read_text(encoding="utf-8"))[1] == method.model_dump(mode="json"):
+        replace_folder(old, home / SOURCE)
+
+
+def _place(home: Path) -> Path:
+    return home.with_name(f".{home.name}.migrate")
 
 
 def _refuse_loss(home: Path, method: IndexStore, settings: Mapping[str, Any]) -> None:
