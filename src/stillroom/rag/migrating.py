@@ -102,7 +102,7 @@ def migrate_index(
                 comparison = _prove(source, job.output, home, queries, job)
         finally:
             job.close()
-        _switch(home, output, job.output, method)
+        _switch(home, output, job.output)
     shutil.rmtree(job.work)
     done = Migration(before.method_name(), method.method_name(), copied, comparison)
     with open_store(output).write() as writer:

@@ -18,6 +18,7 @@ from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.models.term_weights import TermEncoder
 from stillroom.models.token_states import ColbertEncoder
+from stillroom.rag import migrating
 from stillroom.rag.comparing import compare_readings
 from stillroom.rag.index import Index
 from stillroom.rag.method import Query
@@ -331,15 +332,20 @@ def test_they_move_to_qdrant_and_back_and_follow_their_folder(copied, models, mo
     with Index.open(index) as opened:
         assert {way: ranking(opened, way, k=10) for way in WAYS} == before
     assert drop_source(index)
+    assert not drop_source(index)
     (place / "documents/new.md").write_text("# Mill\n\nThe mill ground corn and sugar.\n")
     assert update_index(index, embedder=open_embedder("static")).added == 1
     with Index.open(index) as opened:
         after = {way: ranking(opened, way, k=10) for way in WAYS}
     assert after != before
     compact_index(index)
-    migrate_index(index, STORES.build("folder"))
+    with monkeypatch.context() as patch:  # killed between the switch and what follows it
+        patch.setattr(migrating, "replace_folder", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            migrate_index(index, STORES.build("folder"))
     with Index.open(index) as opened:
         assert {way: ranking(opened, way, k=10) for way in WAYS} == after
+    assert drop_source(index)
     assert check_folder(index / "output") == []
 
 
