@@ -6,15 +6,18 @@ hashed words of 384 dimensions for vectors: what is measured is everything but a
 Opening is of a folder whose pages are in memory, without recomputing digests (and with, beside
 it). A hybrid question is `Index.retrieve` of 10 hits with their texts, its vector known already.
 Building again is `stillroom rag update` over a folder that did not change, or where a hundredth of
-the files were written anew. A delete is visible once a search by an
-open index, refreshed, does not find it any more: from taking the writer's lock on.
-STILLROOM_BENCH_FILES makes fewer files.
+the files were written anew. A delete is visible once another process, which has the index open and
+looks every millisecond for a newer snapshot, searches and does not find it any more: from the call
+on. All structures change at the same commit; the call returns later, once artifact.json is renewed.
+STILLROOM_BENCH_FILES makes fewer files; ``bench_index.py deletes INDEX`` measures deleting from an
+index that is there, and takes documents out of it.
 """
 
 import json
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +29,7 @@ from corpus import passages, queries
 
 from stillroom.jobs import Job
 from stillroom.models.embedders.static import Static
+from stillroom.rag import upkeep
 from stillroom.rag.index import Index
 from stillroom.rag.method import make_query
 from stillroom.rag.recipe import RagRecipe
@@ -174,22 +178,74 @@ def measure_questions(index: Index, asked: list[str], more: dict[str, object]) -
 
 
 def measure_deletes(out: Path, index: Index, more: dict[str, object]) -> None:
-    """Print how long it takes until a deleted document is not found any more."""
-    times, cpu = [], []
+    """Print how long it takes until another process does not find a deleted document any more."""
+    seen, returned, spent, before_commit = [], [], [], []
+    committed: list[float] = []
+    renew = upkeep.renew_manifest
+
+    def note(writer: object) -> None:
+        committed.append(time.process_time())
+        renew(writer)
+
+    command = [sys.executable, __file__, "watch", str(out)]
+    watcher = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert watcher.stdin
+    assert watcher.stdout
+    upkeep.renew_manifest = note
     for at in range(REPEATS):
-        text = index.passage_at(at * 50).text
-        gone = index.retrieve(text, 1, retriever="keyword")[0].passage.document_id
-        path = index.document(gone).path
-        start, spent = time.perf_counter(), time.process_time()
-        delete_documents(out, [path])
         index.refresh()
-        found = index.retrieve(text, 10, retriever="keyword")
-        times.append((time.perf_counter() - start) * 1000)
-        cpu.append((time.process_time() - spent) * 1000)
-        assert all(hit.passage.document_id != gone for hit in found), "a deleted one was found"
-    spent = round(statistics.median(cpu), 3)
-    print_figure("rag/delete_visible_ms", "wall ms", times, None, None, cpu_ms=spent, **more)
+        passage = index.passage_at(at * 50)
+        gone = passage.document_id
+        watcher.stdin.write(json.dumps({"text": passage.text, "gone": gone}) + "\n")
+        watcher.stdin.flush()
+        assert watcher.stdout.readline() == "found\n", "what is to be deleted was not found"
+        start, cpu = time.monotonic(), time.process_time()
+        delete_documents(out, [index.document(gone).path])
+        returned.append((time.monotonic() - start) * 1000)
+        spent.append((time.process_time() - cpu) * 1000)
+        before_commit.append((committed[-1] - cpu) * 1000)
+        seen.append((float(watcher.stdout.readline()) - start) * 1000)
+    upkeep.renew_manifest = renew
+    watcher.communicate()
+    print_figure(
+        "rag/delete_visible_ms",
+        "wall ms",
+        seen,
+        None,
+        None,
+        cpu_ms_to_commit=round(statistics.median(before_commit), 3),
+        returned_ms=round(statistics.median(returned), 3),
+        cpu_ms=round(statistics.median(spent), 3),
+        **more,
+    )
+
+
+def watch(out: Path) -> None:
+    """Say for each line when a search does not find a document any more, by the shared clock."""
+    with Index.open(out, verify=False) as index:
+        for line in sys.stdin:
+            told = json.loads(line)
+            index.refresh()
+            while True:
+                found = index.retrieve(told["text"], 10, retriever="keyword")
+                if all(hit.passage.document_id != told["gone"] for hit in found):
+                    break
+                print("found", flush=True)
+                while not index.refresh():
+                    time.sleep(0.001)
+            print(time.monotonic(), flush=True)
+
+
+def measure_there(out: Path) -> None:
+    """Print how long a delete takes in an index that is there."""
+    with Index.open(out, verify=False) as index:
+        measure_deletes(out, index, {"passages": len(index)})
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["watch"]:
+        watch(Path(sys.argv[2]))
+    elif sys.argv[1:2] == ["deletes"]:
+        measure_there(Path(sys.argv[2]))
+    else:
+        main()

@@ -346,6 +346,8 @@ def test_they_move_to_qdrant_and_back_and_follow_their_folder(copied, models, mo
     with Index.open(index) as opened:
         assert {way: ranking(opened, way, k=10) for way in WAYS} == after
     assert drop_source(index)
+    assert {one.path for one in check_folder(index / "output")} <= {"artifact.json"}
+    compact_index(index)  # as every writer it renews what the kill left behind
     assert check_folder(index / "output") == []
 
 
