@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.text.contamination import ItemIndex, count_texts
-from stillroom.text.rewording import RewordingIndex, find_anchors
+from stillroom.text.rewording import RewordingIndex, find_anchors, find_numbers
 
 RNG = random.Random(0)
 SYLLABLES = "ba ke li mo nu sa ti vo ra de".split()
@@ -94,6 +94,43 @@ def test_of_texts_equally_close_that_with_the_same_names_is_the_rewording():
     assert found.score == pytest.approx(1.0)
     other = index.find("Count the trees of a man", query)
     assert other.anchors == 0.0
+
+
+ITEM = "Sam bought 37 pens at $4.25 and 118 clips, and paid with 412 dollars. What is left?"
+
+
+def look_for(text, *, cosine, count=1000):
+    """Return the likeness of a text to the one item, in texts that hold none of its words."""
+    index = RewordingIndex([ITEM], np.array([[1.0, 0.0]], dtype=np.float32), texts=count)
+    vector = np.array([cosine, (1 - cosine**2) ** 0.5], dtype=np.float32)
+    return index.find(text, vector)
+
+
+def test_the_same_numbers_in_the_same_order_are_the_question_in_other_names():
+    other = "Ute kauft 37 Rosen zu 4.25 und 118 Tulpen und zahlt mit 412 Euro. Was bleibt?"
+    assert find_numbers(other) == ["37", "4.25", "118", "412"]
+    assert look_for(other, cosine=0.3).score > 0.86
+    shuffled = "Ute zahlt mit 412 Euro, kauft 118 Tulpen zu 4.25 und 37 Rosen."
+    assert look_for(shuffled, cosine=0.3).order == 0.0
+    more = "Of 37 men 12 left, 90 came, 4.25 and 118 and 66 were 412 or 81 or 55 or 73."
+    assert look_for(more, cosine=0.3).order == 0.0
+
+
+@given(st.lists(st.sampled_from(["37", "4.25", "118", "412", "three", "x"]), max_size=9))
+def test_an_order_is_bounded_and_largest_for_the_item_itself(told):
+    found = look_for(" ".join(told), cosine=0.5)
+    assert 0 <= found.order <= look_for(ITEM, cosine=0.5).order <= 13
+    assert 0 <= found.anchors <= 1
+
+
+def test_common_words_shared_are_little_and_none_are_neither():
+    frequency = {"3": 600, "sam": 500}
+    vectors = np.array([[1.0, 0.0]], dtype=np.float32)
+    common = RewordingIndex(["Sam has 3. Why?"], vectors, frequency=frequency, texts=1000)
+    found = common.find("Sam eats 3. Who?", np.array([1.0, 0.0], dtype=np.float32))
+    assert 0 < found.anchors < 0.4
+    plain = RewordingIndex(["which games suit a group"], vectors, texts=1000)
+    assert plain.find("anything", vectors[0]).anchors == pytest.approx(0.3)
 
 
 def test_without_items_nothing_is_like_anything():
