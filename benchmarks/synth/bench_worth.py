@@ -4,12 +4,20 @@ Human questions with the sentence that answers them are learned; half of the rec
 (another record's answer, its words shuffled, a refusal), and ``stillroom synth worth`` says
 of each kind what a student loses without it and learns from it alone, on held-out human records. A
 planted experiment shows that the measure sees what is there; it is no claim about what a teacher
-writes. Usage: bench_worth.py [SQUAD.json] [SEEDS]
+writes.
+
+With ``--raw`` nothing is planted: the lines of a text as they stand (headings, fragments and
+paragraphs of WikiText-2, say) go through the room's filters at their defaults, and a student of
+kept lines is compared with one of as many unfiltered ones, and of as many tokens of unfiltered
+ones, on paragraphs of the SQuAD file.
+
+Usage: bench_worth.py [SQUAD.json] [SEEDS] [--raw TEXT.txt]
 """
 
 import json
 import random
 import re
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -26,6 +34,22 @@ from stillroom.train import TrainSettings
 WORK = ROOT / "build" / "bench" / "synth" / "worth"
 LEARNED, HELD_OUT = 600, 150
 FAULTS = ("other", "shuffled", "refusal")
+FILTERS = ("gopher_quality", "repetition", "length", "duplicate")
+STUDENT = StudentSettings(
+    layers=2,
+    hidden=96,
+    vocabulary=768,
+    max_tokens=96,
+    train=TrainSettings(
+        steps=80,
+        batch_size=8,
+        micro_tokens=4096,
+        learning_rate=4e-3,
+        precision="float32",
+        threads=1,
+        log_every=80,
+    ),
+)
 
 
 def read_pairs(path: Path) -> Iterator[tuple[str, str, str]]:
@@ -81,28 +105,13 @@ def main(path: Path, seeds: int) -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     write_records(WORK / "human.jsonl", held_out)
     write_records(WORK / "mixed.jsonl", mixed)
-    student = StudentSettings(
-        layers=2,
-        hidden=96,
-        vocabulary=768,
-        max_tokens=96,
-        train=TrainSettings(
-            steps=80,
-            batch_size=8,
-            micro_tokens=4096,
-            learning_rate=4e-3,
-            precision="float32",
-            threads=1,
-            log_every=80,
-        ),
-    )
     plan = Worth(
         (WORK / "mixed.jsonl",),
         WORK / "human.jsonl",
         "fault",
         seeds,
         held_out=HELD_OUT,
-        student=student,
+        student=STUDENT,
     )
     _, _, measured = measure_worth(plan, WORK / "report", overwrite=True)
     for row in leaderboard(measured):
@@ -118,8 +127,74 @@ def main(path: Path, seeds: int) -> None:
         )
 
 
+def filter_lines(raw: Path) -> Path:
+    """Put the lines of a text through the filters; return the folder of what was kept."""
+    lines = [line.strip() for line in raw.read_text().splitlines()]
+    records = [
+        Record((Message("assistant", line),), {"document_id": str(at)}, Origin("human"))
+        for at, line in enumerate(lines)
+        if line
+    ]
+    write_records(WORK / "raw.jsonl", records)
+    recipe = {
+        "version": 1,
+        "kind": "synth",
+        "seeds": str(WORK / "raw.jsonl"),
+        "held_out": 0,
+        "steps": {"clean": {"filters": list(FILTERS)}},
+    }
+    path, out = WORK / "filters.yaml", WORK / "filtered"
+    path.write_text(json.dumps(recipe))
+    words = [sys.executable, "-m", "stillroom", "run", str(path), "--out", str(out), "--quiet"]
+    subprocess.run([*words, "--overwrite"], check=True, stdout=subprocess.DEVNULL)
+    return out
+
+
+def measure_filters(squad: Path, raw: Path, seeds: int) -> None:
+    """Filter a text as it stands, and measure what that was worth."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    contexts = [
+        paragraph["context"]
+        for article in json.loads(squad.read_text())["data"]
+        for paragraph in article["paragraphs"]
+    ]
+    random.Random(0).shuffle(contexts)
+    human = [Record((Message("assistant", one),), {}, Origin("human")) for one in contexts]
+    write_records(WORK / "paragraphs.jsonl", human[:HELD_OUT])
+    filtered = filter_lines(raw)
+    for equal in ("records", "tokens"):
+        plan = Worth(
+            (filtered,),
+            WORK / "paragraphs.jsonl",
+            "filter",
+            seeds,
+            records=LEARNED,
+            held_out=HELD_OUT,
+            equal=equal,
+            student=STUDENT,
+            groups=("all filters",),
+        )
+        _, _, measured = measure_worth(plan, WORK / f"report-{equal}", overwrite=True)
+        for row in leaderboard(measured):
+            say(
+                f"synth/worth/filters/{equal}/{row.group}",
+                row.worth.value,
+                low=round(row.worth.low, 4),
+                high=round(row.worth.high, 4),
+                verdict=row.verdict,
+                unit=f"nats a token at equal {equal}",
+                filters=FILTERS,
+                seeds=seeds,
+                n=HELD_OUT,
+            )
+
+
 if __name__ == "__main__":
-    if sys.argv[1:]:
+    raw = Path(sys.argv.pop()) if "--raw" in sys.argv else None
+    if raw is not None:
+        sys.argv.remove("--raw")
+        measure_filters(Path(sys.argv[1]), raw, int(sys.argv[2]) if sys.argv[2:] else 3)
+    elif sys.argv[1:]:
         main(Path(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] else 3)
     else:
         print("no figures of worth: name a file in SQuAD's format", file=sys.stderr)
