@@ -9,7 +9,7 @@ anew in every update, under the same masks for the model, the one that wrote, an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
@@ -64,9 +64,9 @@ class DiffuGrpo(Objective):
 
     @classmethod
     @override
-    def recipe_needs(cls) -> dict[str, int]:
-        """Return that a start must be named."""
-        return {"start": 1}
+    def recipe_sets(cls) -> dict[str, Any]:
+        """Return that a start is named: a diffusion checkpoint."""
+        return {"start": "path/to/checkpoint"}
 
     @property
     @override

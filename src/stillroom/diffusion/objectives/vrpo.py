@@ -10,7 +10,7 @@ spreads less; times come from strata.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
@@ -52,9 +52,9 @@ class Vrpo(Objective):
 
     @classmethod
     @override
-    def recipe_needs(cls) -> dict[str, int]:
-        """Return that a start must be named."""
-        return {"start": 1}
+    def recipe_sets(cls) -> dict[str, Any]:
+        """Return that a start is named: a diffusion checkpoint."""
+        return {"start": "path/to/checkpoint"}
 
     @property
     @override
