@@ -71,3 +71,15 @@ def test_nothing_is_left_running():
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
     assert "sandbox_child.py" not in listed.stdout
     assert signal.SIGXCPU
+
+
+def test_a_start_that_took_too_long_is_tried_again_with_patience(monkeypatch):
+    given = []
+
+    def slow(order, stdin, out, err, timeout_s, plain=sandbox._start):
+        given.append(timeout_s)
+        return (-signal.SIGXCPU, []) if len(given) == 1 else plain(order, stdin, out, err, 60)
+
+    monkeypatch.setattr(sandbox, "_start", slow)
+    assert run_code(["print(1)"], timeout_s=1).output == "1\n"
+    assert given == [1, 1 + sandbox._PATIENCE_S]
