@@ -3,7 +3,8 @@
 A diffusion model and its autoregressive twin of the same shape learn the same facts by recipes of
 kind diffusion: 100 told only as "A is B .", 100 only as "B is A .", 400 both ways. Asked are: the
 sentence as it was told (forward), the missing name before it (infill; its twin cannot),
-and the sentence that was never told (reversed). Seeds are those named on the command line.
+and the sentence that was never told (reversed). Seeds are those named on the command line;
+``--plot FILE`` draws all of them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -30,6 +32,7 @@ from stillroom.diffusion.model import DiffusionModel
 from stillroom.diffusion.opening import open_diffusion
 from stillroom.diffusion.recipe import DiffusionRecipe
 from stillroom.diffusion.sampling import generate
+from stillroom.evaluate.plots import Plot, draw_plot
 from stillroom.flow import run_recipe
 from stillroom.models import load_causal_lm
 from stillroom.records import write_records
@@ -149,11 +152,38 @@ def measure_seed(seed: int) -> dict[str, float]:
     }
 
 
+def draw_shares(rows: list[dict[str, float]]) -> str:
+    """Return an SVG of the shares of right answers: the median, and least and largest seed."""
+    names = [name for name in rows[0] if not name.endswith("minutes")]
+    values = [[row[name] for row in rows] for name in names]
+    plot = Plot(
+        f"Share of facts answered rightly: median of {len(rows)} seeds, least and largest",
+        tuple(name.replace("/", ": ").replace("_", " ") for name in names),
+        tuple(statistics.median(own) for own in values),
+        tuple(min(own) for own in values),
+        tuple(max(own) for own in values),
+    )
+    found = re.search(r"<svg.*</svg>", draw_plot(plot), re.DOTALL)
+    style = (
+        "svg{background:#fff}text{font:13px system-ui,sans-serif;fill:#23211d}.label{text-anchor:"
+        "end}.tick{text-anchor:middle;fill:#66615a;font-size:12px}.grid{stroke:#e3ded5}"
+        ".whisker{stroke:#8a4b14;stroke-width:1.6;fill:none}.dot{fill:#8a4b14}"
+    )
+    svg = found[0] if found else "<svg></svg>"
+    return svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1).replace(
+        ">", f"><style>{style}</style>", 1
+    )
+
+
 def main() -> None:
     """Print one figure a measure: the median over seeds, and every seed's."""
     torch.set_num_threads(1)
-    seeds = [int(word) for word in sys.argv[1:]] or list(SEEDS)
+    words = sys.argv[1:]
+    plot = words.pop(words.index("--plot") + 1) if "--plot" in words else ""
+    seeds = [int(word) for word in words if word != "--plot"] or list(SEEDS)
     rows = [measure_seed(seed) for seed in seeds]
+    if plot:
+        Path(plot).write_text(draw_shares(rows) + "\n", encoding="utf-8")
     for name in rows[0]:
         values = [row[name] for row in rows]
         line = {
