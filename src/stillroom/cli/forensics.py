@@ -34,6 +34,7 @@ __all__ = ["command"]
             "stillroom.cli.forensics_trace",
             "Find the lab's own files by their watermark, stripped or not.",
         ),
+        "train": ("stillroom.cli.forensics_train", "Learn a detector from a recipe."),
     },
     epilog="""
 \b

@@ -18,6 +18,7 @@ __all__ = ["command"]
 Examples:
   stillroom forensics check photo.jpg
   stillroom forensics check downloads --official C2PA-TRUST-LIST.pem --html check.html
+  stillroom forensics check photo.jpg --detector runs/sbi --prevalence 0.01 --maps
 """,
 )
 @click.argument("paths", type=existing_path, nargs=-1, required=True)
@@ -32,6 +33,21 @@ Examples:
 @click.option(
     "--remote", is_flag=True, help="Fetch manifests that lie elsewhere; needs the network."
 )
+@click.option(
+    "--detector",
+    "detectors",
+    type=existing_path,
+    multiple=True,
+    help="A trained detector that looks at each face; may be repeated.",
+)
+@click.option(
+    "--prevalence",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.5,
+    show_default=True,
+    help="The share of such files that you expect to be forged; chances move with it.",
+)
+@click.option("--maps", is_flag=True, help="Show where detectors that indicate a forgery see it.")
 @json_option
 @debug_option
 def command(
@@ -41,33 +57,43 @@ def command(
     interim: tuple[Path, ...],
     html: Path | None,
     remote: bool,
+    detectors: tuple[Path, ...],
+    prevalence: float,
+    maps: bool,
     as_json: bool,
 ) -> None:
     """Say what is known of files: credentials, this lab's watermark, limits.
 
-    Evidence in order, never one number. No detector judges the pixels yet, and the output says so.
+    Evidence in order, never one number. Detectors that are named judge each face; their findings
+    stand beside the verdict, as chances, or as inconclusive where the picture is too poor for them.
     Exit code 1 if a file could not be checked; the others are checked all the same.
     """
     from stillroom.forensics.check_page import draw_check_page
-    from stillroom.forensics.checking import LIMITS, check_file, list_media
+    from stillroom.forensics.checking import check_file, list_limits, list_media
     from stillroom.forensics.lab import has_lab, open_lab
     from stillroom.forensics.signing import open_lists
     from stillroom.jobs import atomic_write
 
     lists = open_lists(official=official, interim=interim, user=trust)
     lab = open_lab() if has_lab() else None
+    judges = None
+    if detectors:
+        from stillroom.forensics.judging import open_judges
+
+        judges = open_judges(detectors, prevalence=prevalence, with_maps=maps)
+    limits = list_limits(judges)
     found = []
     for path in list_media(paths):
-        found.append(check_file(path, lists, lab=lab, remote=remote))
+        found.append(check_file(path, lists, lab=lab, remote=remote, judges=judges))
         if not as_json:
             click.echo("\n".join(found[-1].lines()))
     if html is not None:
         with atomic_write(html) as file:
-            file.write(draw_check_page(found))
+            file.write(draw_check_page(found, limits))
     if as_json:
-        print_json({"files": [one.to_json() for one in found], "limits": list(LIMITS)})
+        print_json({"files": [one.to_json() for one in found], "limits": list(limits)})
     else:
-        for line in LIMITS:
+        for line in limits:
             click.echo(line, err=True)
     if any(one.error for one in found):
         raise click.exceptions.Exit(1)

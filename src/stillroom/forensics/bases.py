@@ -11,10 +11,10 @@ from stillroom.errors import DataError
 from stillroom.forensics.consent import Consent
 from stillroom.forensics.drawing import draw_face, name_face
 from stillroom.forensics.face import Face
-from stillroom.forensics.recipe import FacesSettings
-from stillroom.provenance import digest_file
+from stillroom.forensics.recipe import FacesSettings, SplitSettings
+from stillroom.provenance import digest_file, digest_text
 
-__all__ = ["Bases", "list_pictures", "open_bases"]
+__all__ = ["Bases", "choose_split", "list_pictures", "open_bases"]
 
 _ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".pgm"})
 
@@ -114,11 +114,11 @@ def open_bases(
     if consent is not None:
         for use in uses:
             consent.check(use, [digest_file(path) for path in pictures])
-    faces, paths = _find_faces(pictures, folder, size, say)
+    faces, paths = _find_faces(pictures, folder, size, settings.margin, say)
     return _Folder(
         tuple(faces),
         tuple(paths),
-        "person" if consent else f"synthetic: {settings.synthetic_source}",
+        "person" if consent or settings.basis else f"synthetic: {settings.synthetic_source}",
         consent.id if consent else "",
     )
 
@@ -147,8 +147,16 @@ def list_pictures(path: Path) -> list[Path]:
     return found
 
 
+def choose_split(block: str, seed: int, split: SplitSettings) -> str:
+    """Return the split of a person, or of a block of people, by the digest of their name alone."""
+    place = int(digest_text(f"{seed} {block}")[:12], 16) / 16**12
+    if place < split.held_out:
+        return "test"
+    return "validation" if place < split.held_out + split.validation else "train"
+
+
 def _find_faces(
-    pictures: Sequence[Path], folder: Path, size: int, say: Callable[[str], None]
+    pictures: Sequence[Path], folder: Path, size: int, margin: float, say: Callable[[str], None]
 ) -> tuple[list[Face], list[Path]]:
     from stillroom.forensics.faces import FaceFinder, crop_square
     from stillroom.forensics.pictures import load_picture
@@ -166,7 +174,7 @@ def _find_faces(
         if not found:
             say(f"left out: {name} shows no face")
             continue
-        image, points = crop_square(image, finder.landmarks(image, found[0]), size)
+        image, points = crop_square(image, finder.landmarks(image, found[0]), size, margin=margin)
         identity = path.parent.name if path.parent != folder else path.stem
         faces.append(Face(image, points, name, identity, digest_file(path), finder.landmark_source))
         paths.append(path)

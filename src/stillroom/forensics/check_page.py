@@ -8,10 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 from stillroom.forensics.checking import LIMITS, Checked
 
+if TYPE_CHECKING:
+    from stillroom.forensics.detecting import Finding
+
 __all__ = ["draw_check_page"]
+
+_SHOWN = 0.05
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _STYLE = """
@@ -29,13 +35,14 @@ margin:18px 0}
 .verdict{font-weight:600;color:var(--accent)}.quiet{color:var(--quiet);font-size:14px}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 18px;margin:10px 0}
 dt{color:var(--quiet)}dd{margin:0;overflow-wrap:anywhere}
+figure{margin:12px 0}svg{fill:var(--accent)}.frame{fill:none;stroke:var(--line);stroke-width:.15}
 pre{overflow-x:auto;font-size:12.5px;max-height:420px}
 """
 
 
-def draw_check_page(found: Sequence[Checked]) -> str:
-    """Return the page of some checked files."""
-    limits = "".join(f"<li>{escape(line)}</li>" for line in LIMITS)
+def draw_check_page(found: Sequence[Checked], limits: Sequence[str] = LIMITS) -> str:
+    """Return the page of some checked files, above it what no finding says."""
+    listed = "".join(f"<li>{escape(line)}</li>" for line in limits)
     sections = "\n".join(_draw(one) for one in found)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -43,8 +50,9 @@ def draw_check_page(found: Sequence[Checked]) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>What is known of {len(found)} files</title><style>{_STYLE}</style></head>"
         f"<body><main><h1>What is known of {len(found)} files</h1>"
-        "<p>Evidence in order: what a file is signed to be, then this lab's watermark. It is never "
-        f"mixed into one number.</p><ul class=quiet>{limits}</ul>\n{sections}\n"
+        "<p>Evidence in order: what a file is signed to be, then this lab's watermark, then what "
+        "detectors make of faces. It is never "
+        f"mixed into one number.</p><ul class=quiet>{listed}</ul>\n{sections}\n"
         "</main></body></html>\n"
     )
 
@@ -59,6 +67,8 @@ def _draw(one: Checked) -> str:
         sizes = ", ".join(f"{box[2]} x {box[3]} pixels" for box in one.faces)
         rows.append(("faces", f"{len(one.faces)}" + (f" ({sizes})" if sizes else "")))
     rows += [("limits", line) for line in one.quality]
+    rows += [("detector", finding.line()) for finding in one.findings]
+    maps = "".join(_draw_map(finding) for finding in one.findings if finding.map)
     listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(said)}</dd>" for name, said in rows)
     tree = ""
     if one.credentials is not None and one.credentials.manifests:
@@ -68,7 +78,25 @@ def _draw(one: Checked) -> str:
         )
     return (
         f"<section><h2>{escape(str(one.path))}</h2>"
-        f'<p class="verdict">{escape(one.verdict)}</p><dl>{listed}</dl>{tree}</section>'
+        f'<p class="verdict">{escape(one.verdict)}</p><dl>{listed}</dl>{maps}{tree}</section>'
+    )
+
+
+def _draw_map(finding: Finding) -> str:
+    """Return a finding's map as a grid of squares, over the outline of a face's window."""
+    count = len(finding.map)
+    cells = "".join(
+        f'<rect x="{x}" y="{y}" width="1" height="1" fill-opacity="{value:.2f}"/>'
+        for y, row in enumerate(finding.map)
+        for x, value in enumerate(row)
+        if value >= _SHOWN
+    )
+    return (
+        f"<figure><svg viewBox='0 0 {count} {count}' width=180 height=180 role=img "
+        f"aria-label='where it indicates a forgery'>{cells}"
+        f"<rect width='{count}' height='{count}' class=frame /></svg><figcaption class=quiet>"
+        f"{escape(finding.detector)}: the places in the window about the face that moved the score "
+        "most, if it indicates a forgery; no proof of where one is</figcaption></figure>"
     )
 
 

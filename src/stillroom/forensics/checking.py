@@ -1,9 +1,9 @@
 """What is known of a file: evidence in order, never mixed into one number.
 
 First what the file is signed to be (integrity, trust, issuer), then whether it carries this lab's
-watermark, then how far its pixels could be judged at all. No detector is built in yet, and the
-verdict says so: without credentials and without a mark, nothing is known. One bad file costs that
-file, and the rest goes on.
+watermark, then how far its pixels could be judged at all, then what each detector that was named
+makes of each face. A detector's finding stands beside the verdict and never enters it. One bad file
+costs that file, and the rest goes on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.forensics.credentials import MIME_TYPES, Credentials, TrustList, verify_file
@@ -20,13 +20,21 @@ from stillroom.forensics.pictures import Picture, load_picture
 from stillroom.forensics.tracing import Trace, trace_image
 from stillroom.provenance import digest_file
 
-__all__ = ["LIMITS", "Checked", "check_file", "list_media"]
+if TYPE_CHECKING:
+    from stillroom.forensics.detecting import Finding
+    from stillroom.forensics.judging import Judges
+
+__all__ = ["LIMITS", "Checked", "check_file", "list_limits", "list_media"]
 
 LIMITS = (
     "Missing credentials are no sign of a forgery, and credentials in order are no sign of truth: "
     "they say who signed.",
     "No watermark means no mark of this lab; other makers' marks are not read.",
     "No detector judged the pixels: nothing here says whether they are forged.",
+)
+_OF_DETECTORS = (
+    "A detector's chance is of the forgeries it learned, at the prevalence it names; what it does "
+    "not indicate may be forged all the same.",
 )
 _PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 _SYNTHETIC = ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicMedia")
@@ -39,7 +47,8 @@ class Checked:
     """Everything found of one file; ``error`` says why nothing could be.
 
     ``faces`` are the boxes found (x, y, width, height), None where none were looked for;
-    ``quality`` are lines on what limits a judgement of the pixels.
+    ``quality`` are lines on what limits a judgement of the pixels; ``findings`` what each detector
+    makes of each face.
     """
 
     path: Path
@@ -48,6 +57,7 @@ class Checked:
     trace: Trace | None = None
     faces: tuple[tuple[int, int, int, int], ...] | None = None
     quality: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
     error: str = ""
 
     @property
@@ -72,7 +82,8 @@ class Checked:
             lines.append(f"  watermark: {self.trace.line()}")
         if self.faces is not None:
             lines.append(f"  faces: {len(self.faces)}")
-        return [*lines, *(f"  limits: {line}" for line in self.quality)]
+        lines += [f"  limits: {line}" for line in self.quality]
+        return [*lines, *(f"  detector: {finding.line()}" for finding in self.findings)]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -84,7 +95,7 @@ class Checked:
             "watermark": self.trace.to_json() if self.trace else None,
             "faces": None if self.faces is None else [list(box) for box in self.faces],
             "quality": list(self.quality),
-            "detectors": [],
+            "detectors": [finding.to_json() for finding in self.findings],
             "error": self.error or None,
         }
 
@@ -103,6 +114,13 @@ def _say_credentials(found: Credentials | None) -> str:
     return f"as signed by {whose}: {says}"
 
 
+def list_limits(judges: Judges | None) -> tuple[str, ...]:
+    """Return what no finding says, a sentence each; with detectors, what they cannot see."""
+    if judges is None:
+        return LIMITS
+    return (*LIMITS[:-1], *_OF_DETECTORS, *judges.blind)
+
+
 def list_media(paths: Sequence[Path]) -> Iterator[Path]:
     """Yield the named files, and of folders every file whose ending is of a medium, sorted."""
     endings = _PICTURES | set(MIME_TYPES)
@@ -118,7 +136,12 @@ def list_media(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def check_file(
-    path: Path, lists: Sequence[TrustList] = (), *, lab: Lab | None = None, remote: bool = False
+    path: Path,
+    lists: Sequence[TrustList] = (),
+    *,
+    lab: Lab | None = None,
+    remote: bool = False,
+    judges: Judges | None = None,
 ) -> Checked:
     """Return what is known of a file; what cannot be read is said in ``error``, never raised.
 
@@ -128,6 +151,7 @@ def check_file(
         lab: The lab whose watermark is looked for, and whose own authority is trusted after the
             lists; None looks for none.
         remote: Fetch credentials that lie elsewhere.
+        judges: The detectors that look at faces; None looks with none.
     """
     suffix = path.suffix.lower()
     lists = [*lists, *([lab.trust] if lab is not None else [])]
@@ -149,7 +173,8 @@ def check_file(
         return Checked(path, digest, credentials, quality=(f"no pixels: {what}",))
     trace = trace_image(picture.image, lab) if lab is not None else None
     faces, quality = _look(picture)
-    return Checked(path, digest, credentials, trace, faces, quality)
+    findings = () if judges is None else judges.judge(picture)
+    return Checked(path, digest, credentials, trace, faces, quality, findings)
 
 
 def _unknown(path: Path) -> Checked:

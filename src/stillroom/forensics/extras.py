@@ -15,15 +15,15 @@ from stillroom.errors import MissingExtraError
 __all__ = ["find_model_file", "need"]
 
 
-def need(*modules: str) -> None:
-    """Refuse to go on without the modules that the extra ``forensics`` brings.
+def need(*modules: str, extra: str = "forensics") -> None:
+    """Refuse to go on without the modules that an extra brings.
 
     Raises:
         MissingExtraError: With the first that is missing.
     """
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            raise MissingExtraError.of(module, "forensics", "the forensics room")
+            raise MissingExtraError.of(module, extra, "the forensics room")
 
 
 def find_model_file(package: str, ending: str) -> Path:

@@ -1,4 +1,4 @@
-"""The seams of this room: ``Forgery``, ``Edit`` and their folders.
+"""The seams of this room: ``Forgery``, ``Edit``, ``Detector`` and their folders.
 
 What a method returns is an array in memory. Nothing here writes a file: that is ``marking`` alone.
 Imports neither OpenCV nor torch, so that a recipe can name methods.
@@ -17,8 +17,18 @@ if TYPE_CHECKING:
     import numpy as np
 
     from stillroom.forensics.face import Face, Image, Mask
+    from stillroom.forensics.networks import Network
 
-__all__ = ["EDITS", "FORGERIES", "Edit", "Forged", "Forgery", "SourceType"]
+__all__ = [
+    "DETECTORS",
+    "EDITS",
+    "FORGERIES",
+    "Detector",
+    "Edit",
+    "Forged",
+    "Forgery",
+    "SourceType",
+]
 
 SourceType = Literal[
     "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicMedia"
@@ -66,5 +76,30 @@ class Edit(Method):
         """Return the edited picture, (H, W, 3); all chance comes from ``rng``."""
 
 
+class Detector(Method):
+    """Tells forged faces from real ones by their pixels; a higher score is forged.
+
+    Class variables: ``blind``, what it cannot see by its very making, a sentence each, which its
+    model card and every verdict repeat; ``keeps_pixels``, whether it looks at pixels as they came,
+    cut out and not resized, since resizing makes or removes the traces that it knows.
+    """
+
+    blind: ClassVar[tuple[str, ...]] = ()
+    keeps_pixels: ClassVar[bool] = False
+
+    @abstractmethod
+    def build(self, pixels: int) -> Network:
+        """Return the network with its starting weights.
+
+        Args:
+            pixels: Height and width of the pictures it will be given.
+
+        Raises:
+            MissingExtraError: If a package that brings weights or a backbone is not here.
+            CheckpointError: If the weights named cannot be used.
+        """
+
+
 FORGERIES: Seam[Forgery] = Seam("stillroom.forensics.forgeries", Forgery)
 EDITS: Seam[Edit] = Seam("stillroom.forensics.edits", Edit)
+DETECTORS: Seam[Detector] = Seam("stillroom.forensics.detectors", Detector)

@@ -1,4 +1,4 @@
-"""ForensicsRecipe: which faces are forged how, how many, and how the set is split."""
+"""ForensicsRecipe: which faces are forged how, how many, how split; and who learns from them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from stillroom.errors import RecipeError
+from stillroom.forensics.detector_settings import DetectorSettings
 from stillroom.forensics.method import EDITS, FORGERIES, Edit, Forgery
 from stillroom.recipes import Recipe, Reference, Settings
 
@@ -29,10 +30,20 @@ class FacesSettings(Settings):
         description="of pictures of people: the consent record that covers them "
         "(stillroom forensics consent writes one)",
     )
+    basis: str = Field(
+        default="",
+        max_length=200,
+        description="of pictures of people that a detector learns from and that never leave "
+        "memory: the license or agreement they are used under",
+    )
+    margin: float = Field(
+        default=1.9, ge=1, le=4, description="side of the square about a face, in face sizes"
+    )
 
     @model_validator(mode="after")
     def _say_whose(self) -> FacesSettings:
-        if self.folder is not None and not self.synthetic_source and self.consent is None:
+        is_said = self.synthetic_source or self.consent is not None or self.basis
+        if self.folder is not None and not is_said:
             raise RecipeError(
                 "nothing says whose faces these are",
                 code="forensics.whose-faces",
@@ -42,7 +53,7 @@ class FacesSettings(Settings):
                 next="stillroom forensics consent --help, or leave faces.folder out: faces are "
                 "then drawn",
             )
-        if self.folder is None and (self.synthetic_source or self.consent is not None):
+        if self.folder is None and is_said:
             raise RecipeError(
                 "faces.consent and faces.synthetic_source are of a folder",
                 code="forensics.whose-faces",
@@ -105,3 +116,20 @@ class ForensicsRecipe(Recipe):
         default_factory=SplitSettings, description="what the files are for"
     )
     out: OutSettings = Field(default_factory=OutSettings, description="the files")
+    detector: DetectorSettings | None = Field(
+        default=None,
+        description="learn a detector of these forgeries instead of writing them: its checkpoint "
+        "is what the job leaves",
+    )
+
+    @model_validator(mode="after")
+    def _fakes_need_consent(self) -> ForensicsRecipe:
+        if self.detector is None and self.faces.basis:
+            raise RecipeError(
+                "faces.basis is for detectors: fakes that are written need consent",
+                code="forensics.whose-faces",
+                where="faces.basis",
+                expected="faces.consent for pictures of people",
+                next="stillroom forensics consent --help, or add the group 'detector'",
+            )
+        return self

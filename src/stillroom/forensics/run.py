@@ -1,4 +1,4 @@
-"""The job of kind ``forensics``: faces in, a set of marked forgeries and real twins out."""
+"""The job of kind ``forensics``: faces in, a set of marked forgeries or a detector of them out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import IntegrityError
 from stillroom.forensics.casting import Cast, cast_faces
 from stillroom.forensics.extras import need
-from stillroom.forensics.recipe import ForensicsRecipe, SplitSettings
+from stillroom.forensics.recipe import ForensicsRecipe
 from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.provenance import Artifact, digest_text, make_parent
 from stillroom.recipes import dump_recipe
@@ -22,6 +22,7 @@ from stillroom.records import Link, Origin
 
 if TYPE_CHECKING:
     from stillroom.forensics.bases import Bases
+    from stillroom.forensics.detector_settings import DetectorSettings
     from stillroom.forensics.face import Face
     from stillroom.forensics.marking import Made, Marker
     from stillroom.forensics.method import Forged
@@ -30,6 +31,8 @@ __all__ = ["MANIFEST", "estimate", "run"]
 
 MANIFEST = "manifest.jsonl"
 _SECONDS_EACH = 0.12
+_SECONDS_LEARNED = 0.035
+_SECONDS_FORGED = 0.01
 _AT_ONCE = 8
 
 
@@ -47,13 +50,17 @@ class _Task:
 
 
 def run(recipe: ForensicsRecipe, job: Job) -> Artifact:
-    """Make the set; every image is marked by ``marking.Marker``, and the whole set is proved.
+    """Make the set, every image marked by ``marking.Marker``, or learn the recipe's detector.
 
     Raises:
         DataError: If there are no faces, or no consent for them.
         IntegrityError: If a file lacks a mark.
         Cancelled: If the user stopped it; ``--resume`` goes on to the same pixels.
     """
+    if recipe.detector is not None:
+        from stillroom.forensics.learning import learn
+
+        return learn(recipe, job)
     need("cv2", "c2pa", "cryptography", "PIL")
     from stillroom.forensics.bases import open_bases
     from stillroom.forensics.lab import open_lab
@@ -108,6 +115,8 @@ def run(recipe: ForensicsRecipe, job: Job) -> Artifact:
 
 def estimate(recipe: ForensicsRecipe) -> Estimate:
     """Say what a set will need, by the size and number of its images."""
+    if recipe.detector is not None:
+        return _estimate_learning(recipe, recipe.detector)
     pixels = recipe.size**2
     share = pixels / 256**2
     return Estimate(
@@ -117,6 +126,22 @@ def estimate(recipe: ForensicsRecipe) -> Estimate:
         memory_knob="lower workers",
         disk_knob="lower count or size, or write out.format=jpg",
         basis=f"{recipe.count} fakes and twins of {recipe.size}x{recipe.size} pixels",
+    )
+
+
+def _estimate_learning(recipe: ForensicsRecipe, settings: DetectorSettings) -> Estimate:
+    """Say what learning needs, as measured with the default backbone at 128 pixels."""
+    share = (settings.pixels / 128) ** 2
+    steps = settings.train.count_steps(recipe.count)
+    pictures = 2 * settings.train.batch_size * steps
+    return Estimate(
+        memory_bytes=int(700_000_000 + 2 * settings.train.batch_size * share * 40_000_000),
+        disk_bytes=80_000_000,
+        seconds=pictures * (_SECONDS_LEARNED * share + _SECONDS_FORGED * (recipe.size / 256) ** 2),
+        memory_knob="lower detector.train.batch_size or detector.pixels",
+        disk_knob="choose a smaller backbone",
+        basis=f"{steps} steps of {settings.train.batch_size} faces and as many fakes of "
+        f"{settings.pixels}x{settings.pixels} pixels",
     )
 
 
@@ -165,6 +190,8 @@ def _write(
     """Write a forgery, its mask and its real twin; return their rows of the manifest."""
     import numpy as np
 
+    from stillroom.forensics.bases import choose_split
+
     recipe, face = task.recipe, task.faces[0]
     name = f"{task.number:06d}"
     with atomic_write(output / "masks" / f"{name}.npy", "wb") as file:
@@ -183,7 +210,7 @@ def _write(
                 "source_id": face.name,
                 "identity": face.identity,
                 "others": [other.identity for other in task.faces[1:]],
-                "split": _choose_split(task.block, recipe.seed, recipe.split),
+                "split": choose_split(task.block, recipe.seed, recipe.split),
                 "mask": f"masks/{name}.npy" if label else None,
                 "compression": f"{recipe.out.format}-{recipe.out.quality}",
                 "consent": bases.consent or None,
@@ -236,14 +263,6 @@ def _read_parent(path: Path) -> tuple[bytes, str] | None:
 
     mime = MIME_TYPES.get(path.suffix.lower())
     return (path.read_bytes(), mime) if mime else None
-
-
-def _choose_split(block: str, seed: int, split: SplitSettings) -> str:
-    """Return the split of a block of identities: by its own digest, so that no face can move it."""
-    place = int(digest_text(f"{seed} {block}")[:12], 16) / 16**12
-    if place < split.held_out:
-        return "test"
-    return "validation" if place < split.held_out + split.validation else "train"
 
 
 def _refuse_unmarked(unmarked: dict[str, list[str]]) -> None:

@@ -30,7 +30,7 @@ from stillroom.train.schedule import learning_rate_at
 from stillroom.train.settings import TrainSettings
 from stillroom.train.sharding import shard_modules, whole_state
 from stillroom.train.source import MicroBatch, Source
-from stillroom.train.state import load_state, save_state, trainable
+from stillroom.train.state import kept_buffers, load_state, save_state, trainable
 
 __all__ = ["STATE_FILE", "Loss", "Objective", "TrainSummary", "make_optimizer", "train"]
 
@@ -329,7 +329,9 @@ class _Run(Generic[B]):
         weights = {name: whole(value.detach()) for name, value in trainable(self.modules)}
         moments = whole_state(self.optimizer.state_dict())
         if self.ranks.is_main:
-            save_state(self.state_path, self.identity, step, weights, moments, self.totals)
+            buffers = {name: value.detach() for name, value in kept_buffers(self.modules)}
+            path = self.state_path
+            save_state(path, self.identity, step, weights, moments, self.totals, buffers)
 
 
 def make_optimizer(

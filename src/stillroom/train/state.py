@@ -1,7 +1,8 @@
 """The saved state of a run: one file, replaced whole, that a resumed run starts from.
 
-It holds trainable weights (of modules beside the model too), optimizer moments and the step number.
-Schedule, data order and random draws are functions of the step and the seed, so they are not in it.
+It holds trainable weights and kept buffers (of modules beside the model too; a batch norm's running
+statistics change with every step), optimizer moments and the step number. Schedule, data order and
+random draws are functions of the step and the seed, so they are not in it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import atomic_write
 from stillroom.train.sharding import like_parameter
 
-__all__ = ["load_state", "save_state", "trainable"]
+__all__ = ["kept_buffers", "load_state", "save_state", "trainable"]
 
 
 def save_state(
@@ -28,6 +29,7 @@ def save_state(
     weights: Mapping[str, Tensor],
     moments: Mapping[str, Any],
     totals: dict[str, float],
+    buffers: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the state after ``step`` finished steps; a kill while writing keeps the old one.
 
@@ -38,6 +40,7 @@ def save_state(
         weights: What is trained, by the names of ``trainable``.
         moments: The optimizer's ``state_dict``.
         totals: Running totals.
+        buffers: What changes with the steps beside weights, by the names of ``kept_buffers``.
     """
     with atomic_write(path, "wb") as file:
         torch.save(
@@ -47,6 +50,7 @@ def save_state(
                 "weights": dict(weights),
                 "optimizer": dict(moments),
                 "totals": totals,
+                "buffers": dict(buffers or {}),
             },
             file,
         )
@@ -77,7 +81,9 @@ def load_state(
             next="remove it to train from the first step again",
         ) from error
     own = dict(trainable(modules))
-    if state["identity"] != identity or set(state["weights"]) != set(own):
+    buffers, stored = dict(kept_buffers(modules)), state.get("buffers", {})
+    same = set(state["weights"]) == set(own) and set(stored) == set(buffers)
+    if state["identity"] != identity or not same:
         raise DataError(
             "the saved training state is of another run",
             code="train.other-run",
@@ -88,6 +94,8 @@ def load_state(
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(like_parameter(state["weights"][name], value))
+        for name, value in buffers.items():
+            value.copy_(stored[name])
     ordered = [value for group in optimizer.param_groups for value in group["params"]]
     for number, moments in state["optimizer"]["state"].items():
         for name, value in moments.items():
@@ -103,4 +111,15 @@ def trainable(modules: Sequence[nn.Module]) -> list[tuple[str, nn.Parameter]]:
         for number, module in enumerate(modules)
         for name, value in module.named_parameters()
         if value.requires_grad
+    ]
+
+
+def kept_buffers(modules: Sequence[nn.Module]) -> list[tuple[str, Tensor]]:
+    """Return the buffers that a state dict would hold, named as ``trainable`` names parameters."""
+    return [
+        (f"{'beside.' if number else ''}{prefix}{'.' if prefix else ''}{name}", value)
+        for number, module in enumerate(modules)
+        for prefix, part in module.named_modules()
+        for name, value in part.named_buffers(recurse=False)
+        if name not in part._non_persistent_buffers_set
     ]

@@ -1,0 +1,298 @@
+"""What a detector of self-blended faces makes of forgeries it never saw, within ten CPU minutes.
+
+Real faces are read from FACES (a folder a person; default the AT&T set of the shared data). Without
+them faces are drawn, and the lines say so: of photographs such figures say nothing. Each seed
+splits the people anew; runs lie in RUNS and are resumed, so that a stopped benchmark goes on.
+PARTS chooses: auc, control, whole, explain.
+"""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from stillroom.evaluate import Metric
+from stillroom.flow import run_recipe
+from stillroom.forensics.bases import open_bases
+from stillroom.forensics.detecting import TrainedDetector
+from stillroom.forensics.explaining import pointing_game
+from stillroom.forensics.face import Face, Image
+from stillroom.forensics.learning import Faces, split_faces
+from stillroom.forensics.measures import area_under_curve, cluster_interval
+from stillroom.forensics.method import FORGERIES
+from stillroom.forensics.proving import CONDITIONS, make_trial
+from stillroom.forensics.recipe import ForensicsRecipe
+from stillroom.forensics.streams import LinearSpectrum
+from stillroom.forensics.treatments import compress
+from stillroom.forensics.views import to_planes
+from stillroom.recipes import build_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+MEDIA = Path(os.environ.get("MEDIA", ROOT / "../shared/data/media"))
+FACES = Path(os.environ.get("FACES", MEDIA / "faces-att-orl"))
+SYNTHETIC = Path(os.environ.get("SYNTHETIC", MEDIA / "faces-synthetic"))
+RUNS = Path(os.environ.get("RUNS", ROOT / "build/bench-detectors"))
+SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "0,1,2").split(",")]
+PARTS = os.environ.get("PARTS", "auc,control,whole,explain").split(",")
+EPOCHS = float(os.environ.get("EPOCHS", "12"))
+SIZE, PIXELS = 144, 112
+LOW = round(80 / 224 * SIZE)  # a face rendered at 80 pixels, were it 224 wide
+TARGETS = {"sbi": 0.70, "swap_alpha": 0.66, "swap_lowres": 0.90, "swap_poisson": 0.69}
+AIMS = {"sbi": 0.80, "swap_alpha": 0.75, "swap_lowres": 0.95, "swap_poisson": 0.78}
+TESTS: dict[str, dict[str, Any]] = {
+    "sbi": {"name": "sbi"},
+    "swap_alpha": {"name": "swap", "blending": "alpha"},
+    "swap_lowres": {"name": "swap", "blending": "alpha", "resolution": LOW},
+    "swap_poisson": {"name": "swap", "blending": "poisson"},
+}
+
+
+def tell(what: str, value: float, **more: object) -> None:
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    line = {"what": what, "value": round(value, 4), **more, "machine": machine}
+    print(json.dumps(line), flush=True)
+
+
+def recipe_of(seed: int, **detector: Any) -> ForensicsRecipe:
+    """Return the recipe of one seed; people are named by their folder."""
+    folder = {"folder": str(FACES), "basis": "AT&T Laboratories Cambridge, free for research"}
+    found = build_recipe(
+        {
+            "version": 1,
+            "kind": "forensics",
+            "seed": seed,
+            "method": {"name": "sbi"},
+            "count": 400,
+            "size": SIZE,
+            "faces": {**(folder if FACES.is_dir() else {}), "margin": 1.5},
+            "split": {"held_out": 0.3, "validation": 0.1},
+            "detector": {
+                "model": {"name": "cnn"},
+                "pixels": PIXELS,
+                "train": {"epochs": EPOCHS, "batch_size": 12},
+                **detector,
+            },
+        }
+    )
+    assert isinstance(found, ForensicsRecipe)
+    return found
+
+
+def train(name: str, recipe: ForensicsRecipe) -> tuple[TrainedDetector, float]:
+    """Return a detector and the CPU minutes of learning it, also over several sittings."""
+    out, clock = RUNS / f"{name}-{recipe.seed}", RUNS / f"{name}-{recipe.seed}.cpu"
+    RUNS.mkdir(parents=True, exist_ok=True)
+    start = time.process_time()
+    try:
+        run_recipe(recipe, out, resume=True)
+    finally:
+        before = float(clock.read_text()) if clock.is_file() else 0.0
+        clock.write_text(str(before + time.process_time() - start))
+    return TrainedDetector.open(out, device="cpu"), float(clock.read_text()) / 60
+
+
+def faces_of(recipe: ForensicsRecipe) -> Faces:
+    bases = open_bases(
+        recipe.faces, [], seed=recipe.seed, count=recipe.count, size=SIZE, say=lambda line: None
+    )
+    return split_faces(bases, recipe)
+
+
+def summarize(what: str, found: list[Metric], **more: object) -> None:
+    """Print the mean over seeds; its limits are the means of the seeds' own, which is cautious."""
+    values = [metric.value for metric in found]
+    tell(
+        what,
+        statistics.mean(values),
+        low=round(statistics.mean(metric.low for metric in found), 4),
+        high=round(statistics.mean(metric.high for metric in found), 4),
+        seeds=[round(value, 4) for value in values],
+        people=[metric.n for metric in found],
+        faces="real" if FACES.is_dir() else "drawn",
+        **more,
+    )
+
+
+def measure_auc() -> None:
+    """Held-out self-blends, and swaps of three kinds, clean and degraded."""
+    found: dict[str, list[Metric]] = {}
+    minutes = []
+    for seed in SEEDS:
+        recipe = recipe_of(seed)
+        detector, spent = train("cnn", recipe)
+        minutes.append(round(spent, 2))
+        faces = faces_of(recipe)
+        strangers = faces.of(faces.test)  # second faces of swaps are of test people, too
+        for name, settings in TESTS.items():
+            trial = make_trial(
+                strangers,
+                [FORGERIES.build(settings)],
+                seed=1000 + seed,
+            )
+            for condition, change in CONDITIONS.items():
+                found.setdefault(f"{name}/{condition}", []).append(
+                    trial.measure(detector, change, name)
+                )
+    for name in TESTS:
+        summarize(
+            f"forensics/auc/{name}",
+            found[f"{name}/clean"],
+            target=TARGETS[name],
+            aim=AIMS[name],
+            cpu_minutes=minutes,
+        )
+        for condition in list(CONDITIONS)[1:]:
+            summarize(f"forensics/auc/{name}/{condition}", found[f"{name}/{condition}"])
+
+
+def measure_control() -> None:
+    """Labels drawn by lot: what the protocol measures of a detector that learned nothing."""
+    found = []
+    for seed in SEEDS:
+        recipe = recipe_of(seed, shuffle_labels=True)
+        detector, _ = train("shuffled", recipe)
+        faces = faces_of(recipe).of(faces_of(recipe).test)
+        trial = make_trial(faces, [FORGERIES.build("sbi")], seed=1000 + seed)
+        found.append(trial.measure(detector, lambda image: image, "auc"))
+    summarize("forensics/auc/shuffled_labels", found, wanted=0.5)
+
+
+def measure_explain() -> None:
+    """Heatmaps against masks: hits of the highest place, beside chance and random weights."""
+    for name, settings in {"sbi": TESTS["sbi"], "swap_lowres": TESTS["swap_lowres"]}.items():
+        rows = []
+        for seed in SEEDS:
+            recipe = recipe_of(seed)
+            detector, _ = train("cnn", recipe)
+            faces = faces_of(recipe)
+            strangers = faces.of(faces.test)
+            trial = make_trial(
+                strangers, [FORGERIES.build(settings)], seed=1000 + seed
+            )
+            rows.append(pointing_game(detector, trial, seed=seed))
+        hits, chance, control = (
+            statistics.mean(getattr(row, key) for row in rows)
+            for key in ("hits", "chance", "random_weights")
+        )
+        tell(
+            f"forensics/explain/pointing_game/{name}",
+            hits,
+            times_chance=round(hits / chance, 2),
+            chance=round(chance, 4),
+            random_weights=round(control, 4),
+            seeds=[round(row.hits, 4) for row in rows],
+            n=[row.n for row in rows],
+            target_times_chance=2.0,
+        )
+
+
+def measure_whole() -> None:
+    """Whole synthetic faces against real ones: a spectral head, both classes treated alike."""
+    recipe = recipe_of(0)
+    if not FACES.is_dir() or not SYNTHETIC.is_dir():
+        print(json.dumps({"what": "forensics/auc/whole_image", "skipped": "no photographs"}))
+        return
+    real = list(faces_of(recipe).every)
+    synthetic = load_synthetic()
+    for quality, side in ((90, 96), (75, 64)):
+        treat = same_for_all(side, quality)
+        tell_whole(f"generator_q{quality}_{side}", real, synthetic, treat)
+        twins = [
+            Face(upsampled(face, at), face.landmarks, face.name, face.identity, "")
+            for at, face in enumerate(real)
+        ]
+        tell_whole(f"upsampled_q{quality}_{side}", real, twins, treat)
+
+
+def load_synthetic() -> list[Face]:
+    settings = {"folder": str(SYNTHETIC), "synthetic_source": "StyleGAN", "margin": 1.5}
+    base = recipe_of(0)
+    recipe = base.model_copy(update={"faces": type(base.faces).model_validate(settings)})
+    bases = open_bases(recipe.faces, [], seed=0, count=400, size=SIZE, say=lambda line: None)
+    return [bases[number] for number in range(len(bases))]
+
+
+def upsampled(face: Face, number: int) -> Image:
+    forgery = FORGERIES.build("upsample")
+    return forgery.forge([face], np.random.default_rng([number, 0x5EC])).image
+
+
+def same_for_all(side: int, quality: int) -> Callable[[Image], Image]:
+    """Return what both classes go through: grey, one size, one JPEG table."""
+
+    def treat(image: Image) -> Image:
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        small = cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA)
+        return compress(np.repeat(small[..., None], 3, axis=2), quality)
+
+    return treat
+
+
+def tell_whole(
+    name: str, real: list[Face], fake: list[Face], treat: Callable[[Image], Image]
+) -> None:
+    """Five folds by person: a linear head on spectra, and one on brightness and contrast alone."""
+    images = [treat(face.image) for face in (*real, *fake)]
+    labels = np.array([0] * len(real) + [1] * len(fake))
+    people = [face.identity for face in (*real, *fake)]
+    network = LinearSpectrum(images[0].shape[0], 48, 12)
+    with torch.inference_mode():
+        spectra = network.describe(torch.from_numpy(to_planes(images))).double().numpy()
+    plain = np.array([[image.mean(), image.std()] for image in images])
+    scores = fold_scores(spectra, labels, people)
+    metric = cluster_interval(labels, scores, people)
+    control = area_under_curve(labels, fold_scores(plain, labels, people))
+    tell(
+        f"forensics/auc/whole_image/{name}",
+        metric.value,
+        low=round(metric.low, 4),
+        high=round(metric.high, 4),
+        n=len(images),
+        brightness_alone=None if control is None else round(control, 4),
+        target=0.85,
+    )
+
+
+def fold_scores(features: np.ndarray, labels: np.ndarray, people: list[str]) -> np.ndarray:
+    """Return held-out scores of ridge-penalized logistic regression, folds by person."""
+    names = sorted(set(people))
+    order = {name: at % 5 for at, name in enumerate(np.random.default_rng(0).permutation(names))}
+    fold = np.array([order[person] for person in people])
+    scores = np.zeros(len(labels))
+    for held in range(5):
+        known = fold != held
+        mean, spread = features[known].mean(0), features[known].std(0) + 1e-9
+        scaled = (features - mean) / spread
+        scaled = np.concatenate([scaled, np.ones((len(scaled), 1))], axis=1)
+        weights = np.zeros(scaled.shape[1])
+        for _ in range(30):
+            said = 1 / (1 + np.exp(-np.clip(scaled[known] @ weights, -30, 30)))
+            slope = scaled[known].T @ (said - labels[known]) + 10.0 * weights
+            bend = (scaled[known].T * (said * (1 - said))) @ scaled[known]
+            weights -= np.linalg.solve(bend + 10.0 * np.eye(len(weights)), slope)
+        scores[~known] = scaled[~known] @ weights
+    return scores
+
+
+def main() -> None:
+    cv2.setNumThreads(1)
+    parts = {
+        "auc": measure_auc,
+        "control": measure_control,
+        "whole": measure_whole,
+        "explain": measure_explain,
+    }
+    for name in PARTS:
+        parts[name]()
+
+
+if __name__ == "__main__":
+    main()

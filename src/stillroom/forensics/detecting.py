@@ -1,0 +1,318 @@
+"""``TrainedDetector``: a detector from disk, its scores, and what it may say of one face.
+
+A score is evidence of the traces a detector learned, nothing more. It becomes a chance through the
+calibration on validation faces, at the prevalence that is asked for; and it is withheld where the
+picture is worse than what the detector was shown to work on, where small re-encodings turn it
+round, or where it never was shown to work at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stillroom.checkpoints import Checkpoint, CheckpointWriter
+from stillroom.errors import CheckpointError, RecipeError
+from stillroom.forensics.calibrating import Calibrator
+from stillroom.forensics.face import Image
+from stillroom.forensics.method import DETECTORS, Detector
+from stillroom.forensics.networks import Network
+from stillroom.forensics.treatments import compress, fit_size, rescale
+from stillroom.forensics.views import cut_window, middle_window, to_planes
+from stillroom.models.causal import choose_device
+
+__all__ = ["CONFIG_KEY", "About", "Finding", "TrainedDetector", "write_detector"]
+
+CONFIG_KEY = "stillroom_detector"
+_AT_ONCE = 32
+_UNSURE = (1 / 3, 2 / 3)
+_SPARE = "num_batches_tracked"
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class About:
+    """What is kept of a detector beside its weights.
+
+    ``size`` is the side of the square about a face that it learned from, ``margin`` that side in
+    sizes of the landmarks' box; ``least_face`` (pixels of such a square) and ``least_quality`` (of
+    JPEG) bound what it was shown to work on; ``is_shown`` says whether it was at all.
+    """
+
+    method: Detector
+    pixels: int
+    size: int
+    margin: float
+    calibrator: Calibrator
+    learned_from: tuple[str, ...] = ()
+    faces: str = ""
+    least_face: int = 0
+    least_quality: int = 0
+    is_shown: bool = False
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def blind(self) -> tuple[str, ...]:
+        """What it cannot see, a sentence each."""
+        names = ", ".join(self.learned_from)
+        own = (f"It learned from {names}; of other forgeries its silence says nothing.",)
+        return (*self.method.blind, *(own if names else ()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "version": 1,
+            "method": self.method.model_dump(mode="json"),
+            "pixels": self.pixels,
+            "size": self.size,
+            "margin": self.margin,
+            "calibration": self.calibrator.to_json(),
+            "learned_from": list(self.learned_from),
+            "faces": self.faces,
+            "least_face": self.least_face,
+            "least_quality": self.least_quality,
+            "is_shown": self.is_shown,
+            "blind": list(self.blind),
+            "figures": dict(self.figures),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> About:
+        """Read what ``to_json`` wrote."""
+        return cls(
+            DETECTORS.build(data["method"]),
+            int(data["pixels"]),
+            int(data["size"]),
+            float(data["margin"]),
+            Calibrator.from_json(data["calibration"]),
+            tuple(data["learned_from"]),
+            str(data["faces"]),
+            int(data["least_face"]),
+            int(data["least_quality"]),
+            bool(data["is_shown"]),
+            dict(data["figures"]),
+        )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a detector makes of one face: chance of forged, or why none is given.
+
+    ``chance`` is None where it is withheld; ``reasons`` then say why. ``box`` is the face's.
+    """
+
+    detector: str
+    fingerprint: str
+    box: tuple[int, int, int, int]
+    logit: float
+    chance: float | None
+    prevalence: float
+    reasons: tuple[str, ...] = ()
+    map: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def is_indicated(self) -> bool:
+        """Whether a chance is given and high."""
+        return self.chance is not None and self.chance > _UNSURE[1]
+
+    @property
+    def verdict(self) -> str:
+        """What may be said, in one clause."""
+        if self.chance is None:
+            return f"inconclusive: {'; '.join(self.reasons)}"
+        at = f"chance {self.chance:.2f} where {self.prevalence:.3g} of such files are forged"
+        low, _ = _UNSURE
+        if self.is_indicated:
+            return f"indicates a forgery ({at})"
+        if self.chance < low:
+            return f"does not indicate a forgery of the kinds it knows ({at})"
+        return f"inconclusive: neither likely nor unlikely ({at})"
+
+    def line(self) -> str:
+        """Return the verdict with its detector and face."""
+        x, y, width, height = self.box
+        return f"{self.detector}, face of {width}x{height} at {x},{y}: {self.verdict}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "detector": self.detector,
+            "fingerprint": self.fingerprint,
+            "face": list(self.box),
+            "verdict": self.verdict,
+            "chance": self.chance,
+            "prevalence": self.prevalence,
+            "logit": self.logit,
+            "reasons": list(self.reasons),
+            "map": [list(row) for row in self.map],
+        }
+
+
+class TrainedDetector:
+    """A network with what is known of it; use ``open``."""
+
+    def __init__(self, network: Network, about: About, fingerprint: str = "") -> None:
+        """Judge with a network, in evaluation mode."""
+        self.network, self.about, self.fingerprint = network.eval(), about, fingerprint
+        self.device = next(network.parameters()).device
+
+    @classmethod
+    def open(cls, path: Path, *, device: str = "auto") -> TrainedDetector:
+        """Open a detector's checkpoint or the run that left it.
+
+        Raises:
+            CheckpointError: If it is missing, damaged, or no detector of this program.
+            MissingExtraError: If a package it needs is not here.
+        """
+        stored = Checkpoint.open(path)
+        data = stored.config.get(CONFIG_KEY)
+        if not isinstance(data, dict):
+            raise _no_detector(path, "config.json does not say so")
+        try:
+            about = About.from_json(data)
+        except (KeyError, TypeError, ValueError, RecipeError) as error:
+            raise _no_detector(path, f"what it says of itself is damaged ({error})") from error
+        network = _build_bare(about)
+        _fill(network, stored, path)
+        return cls(network.to(choose_device(device)), about, stored.fingerprint)
+
+    @property
+    def name(self) -> str:
+        """The method's name and what it learned from, as verdicts say it."""
+        names = "+".join(self.about.learned_from)
+        return f"{self.about.method.method_name()}{f' of {names}' if names else ''}"
+
+    def show(self, image: Image) -> Image:
+        """Return what the network is given of a square about a face, (P, P, 3)."""
+        side = self.about.size
+        fitted = fit_size(image, (side, side))
+        keeps = self.about.method.keeps_pixels
+        window = middle_window(side, self.about.pixels, keeps_pixels=keeps)
+        return cut_window(fitted, window, self.about.pixels)
+
+    def logits(self, images: Sequence[Image]) -> Floats:
+        """Return raw scores of squares about faces, (N,); higher is forged."""
+        found: list[float] = []
+        for start in range(0, len(images), _AT_ONCE):
+            planes = to_planes([self.show(image) for image in images[start : start + _AT_ONCE]])
+            with torch.inference_mode():
+                judged = self.network.judge(torch.from_numpy(planes).to(self.device))
+            found += judged.logits.double().cpu().tolist()
+        return np.array(found)
+
+    def judge(
+        self,
+        image: Image,
+        *,
+        box: tuple[int, int, int, int],
+        face_pixels: float,
+        jpeg_quality: int | None,
+        prevalence: float = 0.5,
+    ) -> Finding:
+        """Return what may be said of one face.
+
+        Args:
+            image: The square about it, (S, S, 3).
+            box: The face's place in the picture.
+            face_pixels: The square's side in the picture's own pixels.
+            jpeg_quality: The picture's, None where it is no JPEG.
+            prevalence: Share of forgeries among such files.
+        """
+        views = [image, compress(image, 75), rescale(image, 0.75)]
+        logits = self.logits(views)
+        chances = self.about.calibrator.chances(logits, prevalence)
+        reasons = [*self._doubts(face_pixels, jpeg_quality), *_turned(chances)]
+        return Finding(
+            self.name,
+            self.fingerprint,
+            box,
+            float(logits[0]),
+            None if reasons else float(chances[0]),
+            prevalence,
+            tuple(reasons),
+        )
+
+    def _doubts(self, face_pixels: float, jpeg_quality: int | None) -> list[str]:
+        """Return why a picture lies outside of what the detector was shown to work on."""
+        found = []
+        if not self.about.is_shown:
+            found.append("this detector was not shown to tell forged from real")
+        if face_pixels < self.about.least_face:
+            found.append(
+                f"face of {face_pixels / self.about.margin:.0f} px, below the "
+                f"{self.about.least_face / self.about.margin:.0f} px it was shown to work on"
+            )
+        if jpeg_quality is not None and jpeg_quality < self.about.least_quality:
+            found.append(
+                f"JPEG quality {jpeg_quality}, below the {self.about.least_quality} it was shown "
+                "to work on"
+            )
+        return found
+
+
+def write_detector(folder: Path, network: Network, about: About) -> str:
+    """Write weights and config as a checkpoint into a folder; return its fingerprint.
+
+    Tensors are float32 in safetensors, under the network's own names.
+    """
+    tensors = {
+        name: value.detach().float().cpu().contiguous()
+        for name, value in network.state_dict().items()
+        if not name.endswith(_SPARE)
+    }
+    config = {
+        "model_type": "stillroom-detector",
+        "architectures": [type(about.method).__name__],
+        CONFIG_KEY: about.to_json(),
+    }
+    plan = {name: ("F32", tuple(value.shape)) for name, value in tensors.items()}
+    with CheckpointWriter(folder, config=config, plan=plan, in_place=True) as writer:
+        for name in sorted(tensors):
+            writer.add(name, tensors[name])
+    return Checkpoint.open(folder).fingerprint
+
+
+def _build_bare(about: About) -> Network:
+    """Return the network without its starting weights, which are about to be replaced."""
+    fields = type(about.method).model_fields
+    bare = about.method.model_copy(update={"weights": "none"} if "weights" in fields else {})
+    return bare.build(about.pixels)
+
+
+def _fill(network: Network, stored: Checkpoint, path: Path) -> None:
+    own = {name: value for name, value in network.state_dict().items() if not name.endswith(_SPARE)}
+    names = set(stored.names())
+    if names != set(own):
+        missing, extra = sorted(set(own) - names), sorted(names - set(own))
+        what = f"lacks {missing[0]}" if missing else f"has {extra[0]} besides"
+        raise _no_detector(path, f"its weights are another network's: it {what}")
+    with torch.no_grad():
+        for name, value in own.items():
+            if stored.shape(name) != tuple(value.shape):
+                raise _no_detector(path, f"{name} has the shape {stored.shape(name)}")
+            value.copy_(stored.tensor(name))
+
+
+def _turned(chances: Floats) -> list[str]:
+    """Return why a chance is not to be relied on: saving the picture again turns it round."""
+    low, high = _UNSURE
+    if float(chances.max()) > high and float(chances.min()) < low:
+        return ["saving the picture again turns the score round"]
+    return []
+
+
+def _no_detector(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is no detector: {why}",
+        code="forensics.no-detector",
+        where=str(path),
+        expected="a folder that stillroom forensics train left",
+        next="stillroom new forensics/cnn > detector.yaml, and train one",
+    )

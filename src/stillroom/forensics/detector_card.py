@@ -1,0 +1,114 @@
+"""The model card of a detector: what it learned, what it measured, and where it is blind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stillroom.checkpoints.card import write_card
+from stillroom.forensics.detecting import About
+from stillroom.forensics.recipe import FacesSettings
+
+__all__ = ["write_detector_card"]
+
+_SAID = {
+    "clean": "as they are",
+    "jpeg70": "after JPEG 70",
+    "jpeg40": "after JPEG 40",
+    "half": "at half their size and back",
+    "noise8": "with noise of deviation 8",
+    "blur": "blurred (sigma 1.5 at 224 pixels)",
+}
+_BLIND_BELOW = 0.6
+
+
+def write_detector_card(
+    folder: Path, about: About, figures: Mapping[str, Any], faces: FacesSettings
+) -> None:
+    """Write README.md beside the weights.
+
+    Args:
+        folder: The checkpoint's.
+        about: The detector.
+        figures: What was measured on test faces.
+        faces: Whose faces it learned from.
+    """
+    name = about.method.method_name()
+    write_card(
+        folder,
+        f"Detector {name} of {', '.join(about.learned_from)}",
+        "\n".join(_body(about, figures, faces)),
+        tags=["forgery-detection", name],
+        fields={"library_name": "stillroom", "pipeline_tag": "image-classification"},
+    )
+
+
+def _body(about: About, figures: Mapping[str, Any], faces: FacesSettings) -> list[str]:
+    count = figures["faces"]
+    whose = faces.basis or about.faces
+    lines = [
+        f"Paper: {about.method.paper}. A higher score is forged. It looks at {about.pixels} x "
+        f"{about.pixels} pixels of a square about each face.",
+        "",
+        "## What it learned",
+        "",
+        f"Forgeries made on the fly by {', '.join(about.learned_from)} from {count['train']} faces "
+        f"({whose}); calibrated on {count['validation']}, tested on {count['test']}. No person is "
+        "in two of these.",
+        "",
+        "## Where it is blind",
+        "",
+        *[f"- {line}" for line in [*about.blind, *_measured_blindness(figures)]],
+    ]
+    if not about.is_shown:
+        lines.append(
+            "- On validation faces the interval of its area under the curve reaches 0.5: it was "
+            "not shown to tell forged from real, and all it says is called inconclusive."
+        )
+    if about.faces.startswith("drawn"):
+        lines.append("- It learned from drawn faces: of photographs its scores say nothing.")
+    lines += [
+        "",
+        "## What was measured",
+        "",
+        "Area under the curve on test faces, with a 95 % interval over people; what is done to "
+        "pictures is done to real and forged alike.",
+        "",
+        "| pictures | area | interval | n |",
+        "|---|---|---|---|",
+        *[_row(_SAID[name], metric) for name, metric in figures["auc"].items()],
+        "",
+        f"Calibration ({about.calibrator.method}, {about.calibrator.n} validation pictures), error "
+        f"and Brier score on test faces: {_chances(figures['calibration']['before'])} before, "
+        f"{_chances(figures['calibration']['after'])} after.",
+        "",
+        f"Judgements are withheld below {about.least_face / about.margin:.0f} pixels of face and "
+        f"below JPEG quality {about.least_quality}: further down less than 70 % of what it has "
+        "above chance was left on validation faces.",
+    ]
+    return lines
+
+
+def _measured_blindness(figures: Mapping[str, Any]) -> list[str]:
+    return [
+        f"Measured: on pictures {_SAID[name]} its area is {metric['value']:.2f}, which is little "
+        "or nothing."
+        for name, metric in figures["auc"].items()
+        if metric["value"] is not None and metric["value"] < _BLIND_BELOW
+    ]
+
+
+def _row(said: str, metric: Mapping[str, Any]) -> str:
+    if metric["low"] is None:
+        return (
+            f"| {said} | {metric['value']:.3f} | none: {metric.get('note', '')} | {metric['n']} |"
+        )
+    return (
+        f"| {said} | {metric['value']:.3f} | {metric['low']:.3f} to {metric['high']:.3f} | "
+        f"{metric['n']} |"
+    )
+
+
+def _chances(values: Mapping[str, float]) -> str:
+    return f"{values['calibration_error']:.3f} and {values['brier']:.3f}"

@@ -1,0 +1,100 @@
+"""DetectorSettings: which detector is learned, from which views of faces, and how long.
+
+Free of torch, so that a recipe can hold and check it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stillroom.forensics.choices import Calibration
+from stillroom.forensics.method import DETECTORS, FORGERIES, Detector, Forgery
+from stillroom.recipes import Reference, Settings
+from stillroom.train.settings import TrainSettings
+
+__all__ = ["DetectorSettings", "FitSettings", "ViewSettings"]
+
+
+class FitSettings(Settings):
+    """Optimizer, schedule and bookkeeping; each step sees as many real faces as fakes."""
+
+    steps: int | None = Field(
+        default=None, ge=1, description="optimizer steps; null takes as many as 'epochs' makes"
+    )
+    epochs: float = Field(default=12.0, gt=0, description="passes over the faces")
+    batch_size: int = Field(
+        default=12, ge=1, le=4096, description="faces a step, each real and forged"
+    )
+    learning_rate: float = Field(default=5e-4, gt=0, description="peak learning rate")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        default="cosine", description="how the learning rate falls after the warmup"
+    )
+    warmup: float = Field(default=0.1, ge=0, lt=1, description="share of the steps that warm up")
+    weight_decay: float = Field(default=0.01, ge=0, description="decay of matrices")
+    max_grad_norm: float | None = Field(
+        default=5.0, gt=0, description="clip the gradient's norm to this; null does not clip"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="float32", description="of products; weights stay float32"
+    )
+    threads: int = Field(
+        default=0, ge=0, description="CPU threads; 0 takes every core; others may change last bits"
+    )
+    save_every_s: float = Field(
+        default=60.0, ge=0, description="seconds between saved states for --resume"
+    )
+
+    def count_steps(self, faces: int) -> int:
+        """Return the optimizer steps that these settings make of so many faces."""
+        return self.to_train().count_steps(faces)
+
+    def to_train(self) -> TrainSettings:
+        """Return these as the training loop's settings."""
+        return TrainSettings(**self.model_dump())
+
+
+class ViewSettings(Settings):
+    """What happens to a real face and its fake alike before the detector sees them."""
+
+    crop: float = Field(default=0.12, ge=0, lt=0.5, description="most that is cut off, as a share")
+    flip: bool = Field(default=True, description="mirror every other pair")
+    colour: float = Field(default=0.5, ge=0, le=3, description="strength of the colour change")
+    jpeg: float = Field(default=0.5, ge=0, le=1, description="share of pairs that are compressed")
+    least_quality: int = Field(default=40, ge=1, le=100, description="lowest JPEG quality of those")
+
+
+class DetectorSettings(Settings):
+    """Learn a detector from the faces and the recipe's forgeries, made as they are needed."""
+
+    model: Annotated[Detector, DETECTORS.choice("cnn")] = Field(
+        default="cnn", validate_default=True, description="which detector"
+    )
+    pixels: int = Field(
+        default=128, ge=32, le=1024, description="width and height of what it looks at"
+    )
+    also: list[Annotated[Forgery, FORGERIES.choice()]] = Field(
+        default_factory=list,
+        description="further forgeries beside the recipe's method; one is drawn by lot each time",
+    )
+    train: FitSettings = Field(default_factory=FitSettings, description="optimizer and schedule")
+    views: ViewSettings = Field(
+        default_factory=ViewSettings, description="what pairs go through alike"
+    )
+    calibration: Calibration = Field(
+        default="platt", description="how scores become chances, fitted on validation faces alone"
+    )
+    start: Reference | None = Field(
+        default=None, description="a detector of the same make to go on from"
+    )
+    teacher: Reference | None = Field(
+        default=None, description="a detector, of any make, whose scores are learned beside labels"
+    )
+    teacher_share: float = Field(
+        default=0.5, ge=0, le=1, description="weight of the teacher's scores against the labels"
+    )
+    shuffle_labels: bool = Field(
+        default=False,
+        description="a control: labels drawn by lot, so that a sound protocol measures 0.5",
+    )

@@ -1,0 +1,43 @@
+"""A convolutional network on the picture itself: the baseline, and with self-blended fakes the SBI.
+
+Source: Roessler et al. 2019, "FaceForensics++", arXiv:1901.08971, section 5 (a classifier that was
+trained on ImageNet, on face crops); with the forgery ``sbi`` it is the detector of Shiohara and
+Yamasaki 2022, arXiv:2204.08376. Differs: EfficientNet-Lite0 instead of Xception or B4, so that
+minutes on a CPU suffice; AdamW instead of SAM.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.forensics.choices import Weights
+from stillroom.forensics.method import Detector
+
+if TYPE_CHECKING:
+    from stillroom.forensics.networks import Network
+
+__all__ = ["Cnn"]
+
+
+class Cnn(Detector):
+    """A convolutional network on pixels."""
+
+    paper: ClassVar[str] = "arXiv:1901.08971"
+    blind: ClassVar[tuple[str, ...]] = (
+        "It knows the traces of the forgeries it learned from, and no others.",
+    )
+    backbone: str = Field(default="tf_efficientnet_lite0", description="timm's name of a network")
+    weights: Weights = Field(
+        default="imagenet", description="what it starts from: ImageNet's weights, or random ones"
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="share of features left out")
+
+    @override
+    def build(self, pixels: int) -> Network:
+        from stillroom.forensics.networks import Backbone
+        from stillroom.forensics.streams import Stream
+
+        return Stream(Backbone(self.backbone, self.weights, dropout=self.dropout))

@@ -1,0 +1,43 @@
+"""Frequency-aware decomposition: the picture split into bands of its cosine transform.
+
+Source: Qian et al. 2020, "Thinking in Frequency: Face Forgery Detection by Mining Frequency-aware
+Clues", arXiv:2007.09355, section 3.1 (FAD). Differs: the second branch (LFS) and the attention
+between branches are left out, as they are where the method is usually run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.forensics.choices import Weights
+from stillroom.forensics.method import Detector
+
+if TYPE_CHECKING:
+    from stillroom.forensics.networks import Network
+
+__all__ = ["F3net"]
+
+
+class F3net(Detector):
+    """Bands of the cosine transform, each as a picture."""
+
+    paper: ClassVar[str] = "arXiv:2007.09355"
+    keeps_pixels: ClassVar[bool] = True
+    blind: ClassVar[tuple[str, ...]] = (
+        "It reads frequencies: strong compression, blur and resizing take away what it reads.",
+    )
+    backbone: str = Field(default="tf_efficientnet_lite0", description="timm's name of a network")
+    weights: Weights = Field(
+        default="imagenet", description="what it starts from: ImageNet's weights, or random ones"
+    )
+
+    @override
+    def build(self, pixels: int) -> Network:
+        from stillroom.forensics.networks import Backbone
+        from stillroom.forensics.streams import FrequencyBands, Stream
+
+        body = Backbone(self.backbone, self.weights, channels=12, widen="repeat")
+        return Stream(body, instead=FrequencyBands(pixels))

@@ -1,0 +1,42 @@
+"""The phase spectrum as a fourth channel: what is left of a picture whose amplitudes are all 1.
+
+Source: Liu et al. 2021, "Spatial-Phase Shallow Learning: Rethinking Face Forgery Detection in
+Frequency Domain", arXiv:2103.01856, section 3 (phase as an image; the first convolution's fourth
+channel starts as the mean of the others). Differs: the network is cut to no fewer layers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.forensics.choices import Weights
+from stillroom.forensics.method import Detector
+
+if TYPE_CHECKING:
+    from stillroom.forensics.networks import Network
+
+__all__ = ["Spsl"]
+
+
+class Spsl(Detector):
+    """Pixels and their phase spectrum in one network."""
+
+    paper: ClassVar[str] = "arXiv:2103.01856"
+    keeps_pixels: ClassVar[bool] = True
+    blind: ClassVar[tuple[str, ...]] = (
+        "It reads the traces of upsampling: a forgery without resampling need not show any.",
+    )
+    backbone: str = Field(default="tf_efficientnet_lite0", description="timm's name of a network")
+    weights: Weights = Field(
+        default="imagenet", description="what it starts from: ImageNet's weights, or random ones"
+    )
+
+    @override
+    def build(self, pixels: int) -> Network:
+        from stillroom.forensics.networks import Backbone
+        from stillroom.forensics.streams import PhaseImage, Stream
+
+        return Stream(Backbone(self.backbone, self.weights, channels=4), beside=PhaseImage())

@@ -1,0 +1,92 @@
+"""Detectors before a picture: faces found, each judged by each detector, none mixed with another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from stillroom.forensics.detecting import Finding, TrainedDetector
+from stillroom.forensics.explaining import draw_maps, has_maps
+from stillroom.forensics.face import Image
+from stillroom.forensics.faces import Detection, FaceFinder, crop_square
+from stillroom.forensics.pictures import Picture
+
+__all__ = ["Judges", "open_judges"]
+
+_GRID = 16
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Detectors with what they share: who finds faces, at which prevalence chances are told."""
+
+    detectors: tuple[TrainedDetector, ...]
+    finder: FaceFinder
+    prevalence: float = 0.5
+    with_maps: bool = False
+
+    @property
+    def blind(self) -> tuple[str, ...]:
+        """What each detector cannot see, a sentence each, under its name."""
+        return tuple(
+            f"{detector.name}: {line}"
+            for detector in self.detectors
+            for line in detector.about.blind
+        )
+
+    def judge(self, picture: Picture) -> tuple[Finding, ...]:
+        """Return what each detector makes of each face; empty where there is no face."""
+        found = []
+        for face in self.finder.find(picture.image):
+            landmarks = self.finder.landmarks(picture.image, face)
+            extent = float((landmarks.max(axis=0) - landmarks.min(axis=0)).max())
+            for detector in self.detectors:
+                about = detector.about
+                square, _ = crop_square(
+                    picture.image, landmarks, about.size, margin=about.margin
+                )
+                said = detector.judge(
+                    square,
+                    box=_box_of(face),
+                    face_pixels=about.margin * extent,
+                    jpeg_quality=picture.jpeg_quality,
+                    prevalence=self.prevalence,
+                )
+                found.append(self._with_map(detector, square, said))
+        return tuple(found)
+
+    def _with_map(self, detector: TrainedDetector, square: Image, said: Finding) -> Finding:
+        """Add the map where the finding indicates a forgery; of anything else none is shown."""
+        if not self.with_maps or not said.is_indicated or not has_maps(detector):
+            return said
+        full = draw_maps(detector, [square])[0]
+        edges = np.linspace(0, full.shape[0], _GRID + 1).astype(int)
+        rows = tuple(
+            tuple(
+                round(float(full[y0:y1, x0:x1].mean()), 3)
+                for x0, x1 in zip(edges, edges[1:], strict=False)
+            )
+            for y0, y1 in zip(edges, edges[1:], strict=False)
+        )
+        return replace(said, map=rows)
+
+
+def open_judges(
+    paths: Sequence[Path], *, prevalence: float = 0.5, with_maps: bool = False
+) -> Judges:
+    """Open detectors and the finder of faces.
+
+    Raises:
+        CheckpointError: If one is no detector.
+        MissingExtraError: If the packages for faces or networks are not here.
+    """
+    opened = tuple(TrainedDetector.open(path) for path in paths)
+    return Judges(opened, FaceFinder(), prevalence, with_maps)
+
+
+def _box_of(face: Detection) -> tuple[int, int, int, int]:
+    x, y, width, height = (round(part) for part in face.box)
+    return x, y, width, height

@@ -1,0 +1,285 @@
+"""Learning a detector: faces split by person, pairs forged on the fly, chances fitted, bounds set.
+
+No fake leaves memory. Test faces are touched once, at the end, for the figures of the card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from stillroom.errors import DataError
+from stillroom.forensics.bases import Bases, choose_split, open_bases
+from stillroom.forensics.calibrating import Calibrator, fit_calibrator
+from stillroom.forensics.detecting import About, TrainedDetector, write_detector
+from stillroom.forensics.detector_card import write_detector_card
+from stillroom.forensics.detector_settings import DetectorSettings
+from stillroom.forensics.extras import need
+from stillroom.forensics.face import Face
+from stillroom.forensics.measures import brier_score, calibration_gap
+from stillroom.forensics.method import Forgery
+from stillroom.forensics.networks import Network
+from stillroom.forensics.pairs import PairBatch, PairSource
+from stillroom.forensics.proving import Trial, find_bounds, make_trial, measure_conditions
+from stillroom.forensics.recipe import ForensicsRecipe
+from stillroom.jobs import Job
+from stillroom.models.causal import choose_device
+from stillroom.provenance import Artifact, Parent, make_parent
+from stillroom.records import Link, Origin
+from stillroom.train.loop import Loss, train
+from stillroom.train.precision import fixed_threads
+
+__all__ = ["Faces", "learn", "prove", "split_faces", "teach"]
+
+_VALIDATION_REPEATS = 2
+
+
+@dataclass(frozen=True)
+class Faces:
+    """All faces, and the numbers of those to learn from, to calibrate on, and to test on."""
+
+    every: tuple[Face, ...]
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+    test: tuple[int, ...]
+
+    def of(self, numbers: Sequence[int]) -> list[Face]:
+        """Return faces by number."""
+        return [self.every[number] for number in numbers]
+
+
+def learn(recipe: ForensicsRecipe, job: Job) -> Artifact:
+    """Learn the recipe's detector and publish its checkpoint.
+
+    Raises:
+        DataError: If there are too few faces, or no consent for them.
+        MissingExtraError: If the detector's packages are not here.
+        Cancelled: If the user stopped it; ``--resume`` goes on to the same bytes.
+    """
+    settings = _settings_of(recipe)
+    need("cv2", "PIL")
+    forgeries = [recipe.method, *settings.also]
+    uses = [method.method_name() for method in forgeries]
+    bases = open_bases(
+        recipe.faces,
+        uses,
+        seed=recipe.seed,
+        count=max(recipe.count, 2),
+        size=recipe.size,
+        say=job.say,
+    )
+    faces = split_faces(bases, recipe)
+    job.say(
+        f"{len(faces.train)} faces to learn from, {len(faces.validation)} to calibrate on, "
+        f"{len(faces.test)} to test on; no person is in two of these"
+    )
+    with fixed_threads(settings.train.threads):
+        network, trained = teach(recipe, faces, forgeries, job)
+        detector, figures = prove(recipe, network, faces, forgeries, bases.origin, job)
+        fingerprint = write_detector(job.output, network, detector.about)
+    write_detector_card(job.output, detector.about, figures, recipe.faces)
+    _tell(figures, detector.about, job)
+    parents = _parents(recipe, job)
+    return job.finish(
+        "checkpoint",
+        parents=parents,
+        origin=Origin("synthetic")
+        .then(Link(f"forensics.detectors.{settings.model.method_name()}"))
+        .to_json(),
+        details={
+            "detector": detector.about.to_json(),
+            "train": trained,
+            "fingerprint": fingerprint,
+            "faces": bases.origin,
+            "consent": bases.consent,
+        },
+    )
+
+
+def split_faces(bases: Bases, recipe: ForensicsRecipe) -> Faces:
+    """Return the faces, each person in one split by the digest of their name.
+
+    Raises:
+        DataError: If a split is empty.
+    """
+    every = tuple(bases[number] for number in range(len(bases)))
+    places: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for number, face in enumerate(every):
+        places[choose_split(face.identity, recipe.seed, recipe.split)].append(number)
+    empty = [name for name, numbers in places.items() if not numbers]
+    if empty:
+        raise DataError(
+            f"of {len(every)} faces none is left for {' and '.join(empty)}",
+            code="forensics.too-few-faces",
+            where="split",
+            expected="people enough for learning, validation and test, apart",
+            next="raise count, give more people's faces, or change split and seed",
+        )
+    return Faces(every, tuple(places["train"]), tuple(places["validation"]), tuple(places["test"]))
+
+
+def teach(
+    recipe: ForensicsRecipe, faces: Faces, forgeries: Sequence[Forgery], job: Job
+) -> tuple[Network, dict[str, Any]]:
+    """Return the trained network, and what the training came to."""
+    settings = _settings_of(recipe)
+    device = choose_device("auto")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        network = settings.model.build(settings.pixels)
+    if settings.start is not None:
+        start = TrainedDetector.open(Path(settings.start), device="cpu")
+        if start.about.method.method_name() != settings.model.method_name():
+            raise _other_make(settings, start)
+        network.load_state_dict(start.network.state_dict())
+    network.to(device)
+    teacher = TrainedDetector.open(Path(settings.teacher)) if settings.teacher else None
+    source = PairSource(faces.of(faces.train), forgeries, settings, seed=recipe.seed, device=device)
+
+    def objective(model: nn.Module, batch: PairBatch) -> Loss:
+        if not isinstance(model, Network):
+            raise TypeError("a detector is a Network")
+        judged = model.judge(batch.images)
+        total, parts = model.loss(judged, batch.labels, batch.masks)
+        if teacher is None:
+            return Loss(total, parts)
+        wanted = _ask(teacher, batch)
+        gap = functional.binary_cross_entropy_with_logits(judged.logits, wanted, reduction="sum")
+        share = settings.teacher_share
+        return Loss((1 - share) * total + share * gap, {**parts, "teacher": float(gap.detach())})
+
+    fit = settings.train.model_copy(
+        update={"batch_size": min(settings.train.batch_size, len(faces.train))}
+    )
+    summary = train(network, source, objective, fit.to_train(), job, seed=recipe.seed)
+    return network.eval(), asdict(summary)
+
+
+def prove(
+    recipe: ForensicsRecipe,
+    network: Network,
+    faces: Faces,
+    forgeries: Sequence[Forgery],
+    origin: str,
+    job: Job,
+) -> tuple[TrainedDetector, dict[str, Any]]:
+    """Calibrate and bound a network on validation faces, then measure it once on test faces."""
+    settings = _settings_of(recipe)
+    about = About(
+        settings.model,
+        settings.pixels,
+        recipe.size,
+        recipe.faces.margin,
+        Calibrator("none"),
+        tuple(dict.fromkeys(method.method_name() for method in forgeries)),
+        origin,
+    )
+    with job.phase("prove", 3, "steps") as progress:
+        detector = TrainedDetector(network, about)
+        # Second faces of swaps come from the same split: no one is in two.
+        known = make_trial(
+            faces.of(faces.validation),
+            forgeries,
+            seed=recipe.seed,
+            repeats=_VALIDATION_REPEATS,
+        )
+        calibrator = fit_calibrator(
+            settings.calibration, known.labels, detector.logits(known.images)
+        )
+        progress.advance()
+        least_face, least_quality, works = find_bounds(detector, known)
+        progress.advance()
+        test = make_trial(faces.of(faces.test), forgeries, seed=recipe.seed + 1)
+        figures = {"auc": measure_conditions(detector, test)}
+        figures |= _measure_chances(detector, calibrator, test)
+        figures["faces"] = {
+            "train": len(faces.train),
+            "validation": len(faces.validation),
+            "test": len(faces.test),
+        }
+        progress.advance()
+    about = replace(
+        about,
+        calibrator=calibrator,
+        least_face=least_face,
+        least_quality=least_quality,
+        is_shown=works and not settings.shuffle_labels,
+        figures=figures,
+    )
+    return TrainedDetector(network, about), figures
+
+
+def _measure_chances(
+    detector: TrainedDetector, calibrator: Calibrator, test: Trial
+) -> dict[str, Any]:
+    """Return calibration error and Brier score on test faces, before and after."""
+    logits = detector.logits(test.images)
+    found = {}
+    for name, one in (("before", Calibrator("none")), ("after", calibrator)):
+        chances = one.chances(logits)
+        found[name] = {
+            "calibration_error": calibration_gap(test.labels, chances, equal_mass=True),
+            "brier": brier_score(test.labels, chances),
+        }
+    return {"calibration": found}
+
+
+def _ask(teacher: TrainedDetector, batch: PairBatch) -> torch.Tensor:
+    """Return the teacher's chances for a batch, (B,); it looks at pictures of its own size."""
+    pixels = teacher.about.pixels
+    images = batch.images
+    if images.shape[-1] != pixels:
+        images = functional.interpolate(
+            images, size=(pixels, pixels), mode="bilinear", antialias=True
+        )
+    with torch.no_grad():
+        logits = teacher.network(images)
+    chances = teacher.about.calibrator.chances(np.asarray(logits.double().cpu().numpy()))
+    return torch.from_numpy(chances).to(logits)
+
+
+def _settings_of(recipe: ForensicsRecipe) -> DetectorSettings:
+    if recipe.detector is None:
+        raise TypeError("the recipe trains no detector")
+    return recipe.detector
+
+
+def _parents(recipe: ForensicsRecipe, job: Job) -> list[Parent]:
+    settings = _settings_of(recipe)
+    places = {
+        "faces": recipe.faces.folder,
+        "start": settings.start,
+        "teacher": settings.teacher,
+    }
+    return [make_parent(role, Path(path), job.out) for role, path in places.items() if path]
+
+
+def _tell(figures: dict[str, Any], about: About, job: Job) -> None:
+    clean = figures["auc"]["clean"]
+    job.say(
+        f"area under the curve on people it never saw: {clean['value']:.3f} "
+        f"[{clean['low'] or 0:.3f}, {clean['high'] or 1:.3f}]; holds down to squares of "
+        f"{about.least_face} pixels about a face and JPEG {about.least_quality}"
+    )
+    if not about.is_shown:
+        job.say(
+            "it was not shown to tell forged from real on validation faces: check will call all "
+            "it says inconclusive"
+        )
+
+
+def _other_make(settings: DetectorSettings, start: TrainedDetector) -> DataError:
+    return DataError(
+        f"detector.start is a {start.about.method.method_name()}",
+        code="forensics.other-detector",
+        where="detector.start",
+        expected=f"a detector {settings.model.method_name()}, as detector.model",
+        next="name the same method, or use it as detector.teacher",
+    )
