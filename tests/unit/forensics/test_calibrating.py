@@ -30,12 +30,16 @@ def test_temperature_keeps_the_sign_of_a_logit():
 
 
 def test_isotonic_is_the_nearest_rising_fit():
-    from scipy.optimize import isotonic_regression
-
-    labels, logits = draw(n=300)
+    labels, logits = draw(n=60)
     found = fit_calibrator("isotonic", labels, logits)
     order = np.argsort(logits)
-    wanted = isotonic_regression(labels[order].astype(float)).x
+    rows = labels[order].astype(float)
+    wanted = np.array(
+        [
+            max(min(rows[j : k + 1].mean() for k in range(i, 60)) for j in range(i + 1))
+            for i in range(60)
+        ]
+    )
     said = found.chances(logits[order])
     assert (np.diff(said) >= -1e-12).all()
     inner = (wanted > 0.02) & (wanted < 0.98)

@@ -129,5 +129,4 @@ def test_imagenet_weights_land_in_their_places():
     assert torch.equal(noise.body.body.conv_stem.weight[:, :3], stem)
     assert torch.allclose(noise.body.body.conv_stem.weight[:, 3], stem.mean(1))
     norm = plain.body.body.bn1
-    assert norm.running_var.min() > 0
     assert norm.running_mean.abs().max() > 0.1  # learned statistics, not those of a new network
