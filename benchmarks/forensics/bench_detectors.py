@@ -174,9 +174,7 @@ def measure_explain() -> None:
             detector, _ = train("cnn", recipe)
             faces = faces_of(recipe)
             strangers = faces.of(faces.test)
-            trial = make_trial(
-                strangers, [FORGERIES.build(settings)], seed=1000 + seed
-            )
+            trial = make_trial(strangers, [FORGERIES.build(settings)], seed=1000 + seed)
             rows.append(pointing_game(detector, trial, seed=seed))
         hits, chance, control = (
             statistics.mean(getattr(row, key) for row in rows)

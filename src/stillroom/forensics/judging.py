@@ -1,9 +1,10 @@
-"""Detectors before a picture: faces found, each judged by each detector, none mixed with another."""
+"""Detectors before a picture: each face judged by each detector, no finding mixed with another."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +46,7 @@ class Judges:
             extent = float((landmarks.max(axis=0) - landmarks.min(axis=0)).max())
             for detector in self.detectors:
                 about = detector.about
-                square, _ = crop_square(
-                    picture.image, landmarks, about.size, margin=about.margin
-                )
+                square, _ = crop_square(picture.image, landmarks, about.size, margin=about.margin)
                 said = detector.judge(
                     square,
                     box=_box_of(face),
@@ -65,11 +64,8 @@ class Judges:
         full = draw_maps(detector, [square])[0]
         edges = np.linspace(0, full.shape[0], _GRID + 1).astype(int)
         rows = tuple(
-            tuple(
-                round(float(full[y0:y1, x0:x1].mean()), 3)
-                for x0, x1 in zip(edges, edges[1:], strict=False)
-            )
-            for y0, y1 in zip(edges, edges[1:], strict=False)
+            tuple(round(float(full[y0:y1, x0:x1].mean()), 3) for x0, x1 in pairwise(edges))
+            for y0, y1 in pairwise(edges)
         )
         return replace(said, map=rows)
 

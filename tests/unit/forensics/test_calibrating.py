@@ -78,7 +78,9 @@ def test_few_pictures_say_neither_never_nor_always():
 
 
 def test_what_cannot_be_fitted_is_refused():
-    with pytest.raises(DataError, match="both real and forged"):
+    with pytest.raises(DataError, match="both real and forged") as caught:
         fit_calibrator("platt", [1, 1], [0.1, 0.2])
-    with pytest.raises(DataError, match="nothing to decide"):
+    assert caught.value.code == "forensics.calibration"
+    with pytest.raises(DataError, match="nothing to decide") as caught:
         move_prevalence(np.array([0.5]), 0.5, 1.0)
+    assert caught.value.code == "forensics.prevalence"

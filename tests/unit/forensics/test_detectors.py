@@ -101,8 +101,11 @@ def test_every_detector_judges_a_batch_and_one_picture_alike(name, images):
     method = DETECTORS.get(name)
     if any(info.is_required() for info in method.model_fields.values()):
         pytest.skip("it needs a checkpoint; see its own test")
-    small = {key: value for key, value in (("weights", "none"), ("width", 8)) if key in
-             method.model_fields}
+    small = {
+        key: value
+        for key, value in (("weights", "none"), ("width", 8))
+        if key in method.model_fields
+    }
     pixels = 256 if name == "meso4" else 64
     network = method.model_validate(small).build(pixels).eval()
     given = torch.nn.functional.interpolate(images, (pixels, pixels))
@@ -116,8 +119,9 @@ def test_every_detector_judges_a_batch_and_one_picture_alike(name, images):
 
 
 def test_an_unknown_backbone_is_named():
-    with pytest.raises(CheckpointError, match="timm knows no network 'resnext_of_mine'"):
-        DETECTORS.build({"name": "cnn", "backbone": "resnext_of_mine"}).build(64)
+    with pytest.raises(CheckpointError, match="timm knows no network 'mine'") as caught:
+        DETECTORS.build({"name": "cnn", "backbone": "mine"}).build(64)
+    assert caught.value.code == "forensics.backbone"
     with pytest.raises(CheckpointError, match="no package that is known carries"):
         DETECTORS.build({"name": "cnn", "backbone": "resnet18"}).build(64)
 

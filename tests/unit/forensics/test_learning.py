@@ -13,9 +13,9 @@ from stillroom.flow import run_recipe
 from stillroom.forensics.calibrating import Calibrator
 from stillroom.forensics.detecting import TrainedDetector
 from stillroom.forensics.explaining import draw_maps, pointing_game
+from stillroom.forensics.method import FORGERIES
 from stillroom.forensics.pairs import PairSource
 from stillroom.forensics.proving import Trial, make_trial
-from stillroom.forensics.method import FORGERIES
 from stillroom.recipes import parse_recipe
 
 RECIPE = """
@@ -91,7 +91,9 @@ def test_a_judgement_is_withheld_where_it_was_not_shown_to_hold(trained, faces):
     detector = TrainedDetector.open(trained)
     about = detector.about
     shown = vars(about) | {
-        "is_shown": True, "least_face": 90, "least_quality": 50,
+        "is_shown": True,
+        "least_face": 90,
+        "least_quality": 50,
         "calibrator": Calibrator("platt", 1e-6, 2.0),
     }
     detector.about = type(about)(**shown)
@@ -157,21 +159,58 @@ def test_maps_find_what_a_detector_was_told(trained, faces):
     assert pointing_game(detector, everywhere).hits == 1.0
 
 
-def test_bad_recipes_and_folders_are_refused(trained, tmp_path):
-    with pytest.raises(CheckpointError, match="config.json does not say so"):
-        config = json.loads((trained / "output/config.json").read_text())
-        del config["stillroom_detector"]
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        weights = (trained / "output/model.safetensors").read_bytes()
-        (tmp_path / "model.safetensors").write_bytes(weights)
+def changed(trained, folder, change):
+    """Copy a detector's weights, and its config after a change."""
+    config = json.loads((trained / "output/config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = (trained / "output/model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights)
+    return folder
+
+
+def test_what_is_no_detector_is_refused(trained, tmp_path):
+    changed(trained, tmp_path, lambda config: config.pop("stillroom_detector"))
+    with pytest.raises(CheckpointError, match=r"config\.json does not say so") as caught:
         TrainedDetector.open(tmp_path)
+    assert caught.value.code == "forensics.no-detector"
+    changed(trained, tmp_path, lambda config: config["stillroom_detector"].pop("pixels"))
+    with pytest.raises(CheckpointError, match="says of itself is damaged"):
+        TrainedDetector.open(tmp_path)
+    other = {"name": "spectral"}
+    changed(trained, tmp_path, lambda config: config["stillroom_detector"].update(method=other))
     with pytest.raises(CheckpointError, match="another network"):
-        config = json.loads((trained / "output/config.json").read_text())
-        config["stillroom_detector"]["method"] = {"name": "spectral"}
-        (tmp_path / "config.json").write_text(json.dumps(config))
         TrainedDetector.open(tmp_path)
-    with pytest.raises(DataError, match="none is left for"):
+
+
+def test_recipes_that_cannot_be_learned_are_refused(trained, tmp_path):
+    with pytest.raises(DataError, match="none is left for") as caught:
         run_recipe(parse_recipe(RECIPE.replace("count: 14", "count: 2")), tmp_path / "few")
-    with pytest.raises(RecipeError, match="faces.basis is for detectors"):
-        text = RECIPE.split("detector:")[0] + "faces: {folder: x, basis: a license}\n"
+    assert caught.value.code == "forensics.too-few-faces"
+    other = RECIPE.replace("npr, width: 8", "spectral") + f"  start: {trained}\n"
+    with pytest.raises(DataError, match=r"detector\.start is a npr") as caught:
+        run_recipe(parse_recipe(other), tmp_path / "other")
+    assert caught.value.code == "forensics.other-detector"
+    text = RECIPE.split("detector:")[0] + "faces: {folder: x, basis: a license}\n"
+    with pytest.raises(RecipeError, match=r"faces\.basis is for detectors"):
         parse_recipe(text)
+
+
+def test_a_detector_without_places_has_no_maps(tmp_path, faces):
+    from stillroom.forensics.detecting import About
+    from stillroom.forensics.method import DETECTORS
+
+    method = DETECTORS.build("spectral")
+    about = About(method, 32, 160, 1.9, Calibrator("none"))
+    with pytest.raises(DataError, match="no places to show") as caught:
+        draw_maps(TrainedDetector(method.build(32), about), [faces[0].image])
+    assert caught.value.code == "forensics.no-map"
+
+
+def test_a_student_learns_its_teachers_scores(trained, tmp_path):
+    text = RECIPE.replace("npr, width: 8", "spectral") + f"  teacher: {trained}\n"
+    run_recipe(parse_recipe(text), tmp_path / "student")
+    artifact = json.loads((tmp_path / "student/artifact.json").read_text())
+    assert [parent["role"] for parent in artifact["parents"]] == ["teacher"]
+    lines = (tmp_path / "student/metrics.jsonl").read_text().splitlines()
+    assert any(json.loads(line)["name"] == "teacher" for line in lines)
