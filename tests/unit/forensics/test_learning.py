@@ -140,8 +140,8 @@ def test_train_command_tells_figures_and_blindness(tmp_path):
     plain = RECIPE.split("detector:")[0]
     (tmp_path / "r.yaml").write_text(plain)
     done = CliRunner().invoke(stillroom, words)
-    assert done.exit_code == 2
-    assert "the recipe learns no detector" in done.output
+    assert isinstance(done.exception, RecipeError)
+    assert "the recipe learns no detector" in str(done.exception)
 
 
 def test_maps_find_what_a_detector_was_told(trained, faces):
