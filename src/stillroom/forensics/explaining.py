@@ -4,7 +4,7 @@ A map that looks convincing may come from random weights as well; so maps are he
 lab's masks, against chance, and against the same network with its weights drawn anew. A map is
 shown for what is called forged alone: what made a face look real is no place.
 
-Source: Draelos and Carin 2020, "HiResCAM", arXiv:2011.08891 (features times their gradients, summed
+Source: Draelos et al. 2020, "HiResCAM", arXiv:2011.08891 (features times their gradients, summed
 over channels); Zhang et al. 2016, "Top-down Neural Attention by Excitation Backprop",
 arXiv:1608.00507, section 4.1 (pointing game); Adebayo et al. 2018, "Sanity Checks for Saliency
 Maps", arXiv:1810.03292 (random weights).
