@@ -34,9 +34,9 @@ def command(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Learn a detector from a recipe of kind forensics that has the group 'detector'.
+    """Learn a detector from a recipe.
 
-    The same as `stillroom run`, and says what it came to on people it never saw. The model card in
+    The recipe is of kind forensics and has the group 'detector'. The same as `stillroom run`, and says what it came to on people it never saw. The model card in
     output/README.md says where it is blind.
     """
     from stillroom.errors import RecipeError
