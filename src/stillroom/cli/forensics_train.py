@@ -36,8 +36,9 @@ def command(
 ) -> None:
     """Learn a detector from a recipe.
 
-    The recipe is of kind forensics and has the group 'detector'. The same as `stillroom run`, and says what it came to on people it never saw. The model card in
-    output/README.md says where it is blind.
+    The recipe is of kind forensics and has the group 'detector'. The same as `stillroom run`, and
+    says what it came to on people it never saw. The model card in output/README.md says where it is
+    blind.
     """
     from stillroom.errors import RecipeError
     from stillroom.flow import run_recipe
