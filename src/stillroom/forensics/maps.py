@@ -23,8 +23,7 @@ class BoundaryMap(Network):
         super().__init__()
         self.normalize = Normalize()
         self.trunk = Backbone(name, weights)
-        wide = int(self.trunk.body.num_features)
-        self.raise_up = nn.Sequential(nn.Conv2d(wide, 64, 1), nn.ReLU(inplace=True))
+        self.raise_up = nn.Sequential(nn.Conv2d(self.trunk.wide, 64, 1), nn.ReLU(inplace=True))
         self.read = nn.Sequential(
             nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(64, 1, 1)
         )
@@ -48,7 +47,8 @@ class BoundaryMap(Network):
         plain, _ = super().loss(judged, labels, masks)
         if judged.map is None:
             raise TypeError("this network gives a map")
-        wanted = functional.adaptive_avg_pool2d(boundary_of(masks)[:, None], judged.map.shape[-2:])
+        size = (judged.map.shape[-2], judged.map.shape[-1])
+        wanted = functional.adaptive_avg_pool2d(boundary_of(masks)[:, None], size)
         gap = (torch.sigmoid(judged.map) - wanted[:, 0]).square().mean((1, 2)).sum()
         return plain + self.map_weight * gap, {"map_loss": float(gap.detach())}
 

@@ -136,7 +136,8 @@ class Backbone(nn.Module):
         if weights == "imagenet":
             _load_imagenet(self.body, name, channels, widen)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(int(self.body.num_features), 1)
+        self.wide = int(cast("int", self.body.num_features))
+        self.head = nn.Linear(self.wide, 1)
 
     def forward(self, images: Tensor) -> Judged:
         """Return what is said of pictures (B, channels, H, W)."""

@@ -80,7 +80,7 @@ class PhaseImage(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         spectrum = torch.fft.fft2(to_grey(images).float())
         phase = torch.polar(torch.ones_like(spectrum.real), spectrum.angle())
-        found = torch.fft.ifft2(phase).real
+        found: Tensor = torch.fft.ifft2(phase).real
         return found * math.sqrt(images.shape[-1] * images.shape[-2])
 
 
@@ -111,7 +111,7 @@ class FrequencyBands(nn.Module):
         filters = self.bands + torch.tanh(self.learned / 2)  # 2 sigmoid(w) - 1
         split = found[:, None] * filters[None, :, None]  # (B, 4, 3, H, W)
         back = self.cosine.T @ split @ self.cosine
-        return back.flatten(1, 2)  # (B, 12, H, W)
+        return torch.flatten(back, 1, 2)  # (B, 12, H, W)
 
 
 class NeighborResidual(nn.Module):
@@ -265,10 +265,10 @@ def azimuthal_mean(grey: Tensor, ring: Tensor, radii: int) -> Tensor:
         ring: The radius that each frequency counts to, (H W,), ``radii`` for none.
         radii: How many.
     """
-    power = torch.fft.fft2(grey).abs().square().flatten(1)
+    power: Tensor = torch.fft.fft2(grey).abs().square().flatten(1)
     sums = power.new_zeros(len(power), radii + 1).index_add(1, ring, power)[:, :radii]
     counts = torch.bincount(ring, minlength=radii + 1)[:radii]
-    decibels = 10 * (sums / counts + _LEAST).log10()
+    decibels: Tensor = 10 * (sums / counts + _LEAST).log10()
     return decibels - decibels[:, :1]
 
 

@@ -7,6 +7,7 @@ nothing but the forgery tells them apart.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from stillroom.forensics.treatments import compress, jitter_colour
 __all__ = ["View", "cut_window", "draw_view", "middle_window", "to_planes"]
 
 Window = tuple[int, int, int]
+Pixels = TypeVar("Pixels", Image, Mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +74,14 @@ def middle_window(side: int, pixels: int, *, keeps_pixels: bool) -> Window:
     return (side - size) // 2, (side - size) // 2, size
 
 
-def cut_window(image: npt.NDArray[np.generic], window: Window, pixels: int) -> Image:
-    """Return a window of a picture, resized where it is not ``pixels`` wide already."""
+def cut_window(image: Pixels, window: Window, pixels: int) -> Pixels:
+    """Return a window of a picture or mask, resized where it is not ``pixels`` wide already."""
     top, left, size = window
-    cut = image[top : top + size, left : left + size]
-    if size != pixels:
-        method = cv2.INTER_AREA if size > pixels else cv2.INTER_LINEAR
-        cut = np.asarray(cv2.resize(cut, (pixels, pixels), interpolation=method), image.dtype)
-    return np.ascontiguousarray(cut)  # type: ignore[return-value]  # dtype as the picture's
+    cut = np.ascontiguousarray(image[top : top + size, left : left + size])
+    if size == pixels:
+        return cut
+    method = cv2.INTER_AREA if size > pixels else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(cut, (pixels, pixels), interpolation=method), dtype=image.dtype)
 
 
 def to_planes(images: list[Image]) -> npt.NDArray[np.float32]:

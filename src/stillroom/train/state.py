@@ -94,8 +94,8 @@ def load_state(
     with torch.no_grad():
         for name, value in own.items():
             value.copy_(like_parameter(state["weights"][name], value))
-        for name, value in buffers.items():
-            value.copy_(stored[name])
+        for name, buffer in buffers.items():
+            buffer.copy_(stored[name])
     ordered = [value for group in optimizer.param_groups for value in group["params"]]
     for number, moments in state["optimizer"]["state"].items():
         for name, value in moments.items():
