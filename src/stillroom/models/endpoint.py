@@ -157,8 +157,8 @@ class Endpoint:
             try:
                 return future.result(_LOOK_S)
             except concurrent.futures.TimeoutError:
-                if future.done():
-                    raise
+                if future.done():  # just after the wait for it gave up, or by its own error
+                    return future.result()
                 if is_stopped is not None and is_stopped():
                     future.cancel()
                     raise Cancelled("stopped while waiting", code="job.cancelled") from None

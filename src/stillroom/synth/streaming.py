@@ -95,8 +95,8 @@ def _await(unit: Future[Draft | None], pause: Callable[[], None]) -> Draft | Non
         try:
             return unit.result(_LOOK_S)
         except TimeoutError:
-            if unit.done():
-                raise
+            if unit.done():  # just after the wait for it gave up, or by an error of its own
+                return unit.result()
             pause()
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from stillroom.synth.harvest import draft_units
 from stillroom.synth.method import Seed
 from stillroom.synth.recipe import SynthRecipe
 from stillroom.synth.run import run
+from stillroom.synth.streaming import _await
 
 SAID = "The passage in other words, said of "
 
@@ -189,6 +191,24 @@ def test_what_is_waited_for_can_be_cancelled():
     seeds = [Seed(passage, "train") for passage in make_passages()]
     with pytest.raises(StopError):
         list(draft_units(seeds, Waiting(), Slow(), {}, batch_size=4, pause=pause))
+
+
+def test_a_unit_that_is_done_just_after_the_wait_for_it_is_no_failure():
+    class Late(Future):
+        """Is done at the moment when a wait for it gives up."""
+
+        def result(self, timeout=None):
+            if timeout is not None and not self.done():
+                self.set_result("made")
+                raise TimeoutError
+            return super().result(timeout)
+
+    unit = Late()
+    assert _await(unit, lambda: unit.done() or unit.set_result("made")) == "made"
+    failed = Future()
+    failed.set_exception(TimeoutError("the unit's own"))
+    with pytest.raises(TimeoutError, match="own"):
+        _await(failed, lambda: None)
 
 
 def test_a_killed_run_ends_with_the_same_bytes_and_pays_little_twice(tmp_path, serve):
