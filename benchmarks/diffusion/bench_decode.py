@@ -8,6 +8,7 @@ text in every step, and noise over every place; an autoregressive twin with its 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
@@ -37,26 +38,30 @@ from stillroom.models import load_causal_lm
 from stillroom.models.chat import render_prompt
 from stillroom.records import Prompt, write_records
 
-PLACES, ASKED = 48, int(os.environ.get("STILLROOM_BENCH_TEXTS", "100"))
+ASKED = int(os.environ.get("STILLROOM_BENCH_TEXTS", "100"))
 STEPS = int(os.environ.get("STILLROOM_BENCH_STEPS", "1500"))
+KEYS = int(os.environ.get("STILLROOM_BENCH_KEYS", "16"))  # copied words; fewer are sooner learned
+WIDTH = int(os.environ.get("STILLROOM_BENCH_WIDTH", "128"))
+PLACES = 32 + KEYS
 WORK = ROOT / "build" / "bench" / "diffusion"
 
 
 def train_model(name: str, **settings: Any) -> Path:
     """Return a trained model's folder, made on first use."""
-    out = WORK / f"{name}-{STEPS}"
+    out = WORK / f"{name}-{STEPS}-{KEYS}-{WIDTH}"
     if not (out / "artifact.json").is_file():
         WORK.mkdir(parents=True, exist_ok=True)
-        write_records(WORK / "forms.jsonl", make_forms(20_000, seed=7))
+        records = WORK / f"forms-{KEYS}.jsonl"
+        write_records(records, make_forms(20_000, seed=7, keys=KEYS))
         said = {
             "start": {
                 "tokenizer": "builtin:words",
                 "layers": 3,
-                "width": 128,
+                "width": WIDTH,
                 "heads": 4,
                 "context_length": 128,
             },
-            "records": str(WORK / "forms.jsonl"),
+            "records": str(records),
             "train": {
                 "steps": STEPS,
                 "batch_size": 48,
@@ -93,16 +98,25 @@ def reference(model: DiffusionModel, request: Request, rng: torch.Generator) -> 
 
 
 def measure_way(
-    write: Callable[[int], tuple[list[int], int]], decode: Any, truth: Any
+    write: Callable[[int], tuple[list[int], int]], decode: Any, truth: Any, ends: set[int]
 ) -> dict[str, float]:
-    """Return validity, readings and processor seconds of one way over all texts."""
-    valid, nfe, begun = 0, 0, time.process_time()
+    """Return validity, readings, processor seconds and tokens before the end of one way."""
+    valid, nfe, tokens = 0, 0, 0
+    write(0)  # the first call of a way pays for what is loaded
+    begun = time.process_time()
     for number in range(ASKED):
         ids, readings = write(number)
+        ids = list(itertools.takewhile(lambda token: token not in ends, ids))
         nfe += readings
+        tokens += len(ids)
         valid += is_valid(decode(ids), truth[number])
     spent = time.process_time() - begun
-    return {"valid": valid / ASKED, "nfe": nfe / ASKED, "cpu_s": spent / ASKED}
+    return {
+        "valid": valid / ASKED,
+        "nfe": nfe / ASKED,
+        "cpu_s": spent / ASKED,
+        "tokens_per_cpu_s": tokens / max(spent, 1e-9),
+    }
 
 
 def tell(what: str, value: float, unit: str, **more: object) -> None:
@@ -115,7 +129,7 @@ def tell(what: str, value: float, unit: str, **more: object) -> None:
 def main() -> None:
     """Train (once) and print the figures."""
     torch.set_num_threads(1)
-    forms = make_forms(ASKED, seed=99)
+    forms = make_forms(ASKED, seed=99, keys=KEYS)
     truth = [form.messages[0].content.split() for form in forms]
     full = open_diffusion(str(train_model("forms")), dtype="float32")
     blocks = open_diffusion(
@@ -124,6 +138,8 @@ def main() -> None:
     twin, words = load_causal_lm(
         train_model("forms-twin", noising="autoregressive", attention="causal"), dtype="float32"
     )
+
+    ends = set(full.metadata.end_token_ids)
 
     def ask(model: DiffusionModel, number: int) -> Request:
         prompt = Prompt((forms[number].messages[0],))
@@ -136,7 +152,7 @@ def main() -> None:
             (sample,) = generate(model, [ask(model, number)], chosen)
             return list(sample.new_ids), sample.nfe
 
-        return measure_way(write, model.tokenizer.decode, truth)
+        return measure_way(write, model.tokenizer.decode, truth, ends)
 
     def plain(number: int) -> tuple[list[int], int]:
         rng = torch.Generator().manual_seed(number)
@@ -155,7 +171,7 @@ def main() -> None:
         return found, PLACES
 
     rows = {
-        "reference": measure_way(plain, full.tokenizer.decode, truth),
+        "reference": measure_way(plain, full.tokenizer.decode, truth, ends),
         "one a step": way(full, commit="top_k"),
         "4 a step": way(full, commit={"name": "top_k", "k": 4}),
         "threshold 0.9": way(full, commit={"name": "threshold", "threshold": 0.9}),
@@ -167,9 +183,15 @@ def main() -> None:
         "threshold, dual cache": way(
             full, commit="threshold", cache={"name": "dual"}, block_length=16
         ),
+        "threshold, prefix cache, refresh 2": way(
+            full, commit="threshold", cache={"name": "prefix", "refresh": 2}, block_length=16
+        ),
+        "threshold, adaptive cache": way(
+            full, commit="threshold", cache={"name": "adaptive"}, block_length=16
+        ),
         "blocks, one a step": way(blocks, commit="top_k"),
         "blocks, threshold": way(blocks, commit="threshold"),
-        "autoregressive, own cache": measure_way(autoregressive, words.decode, truth),
+        "autoregressive, own cache": measure_way(autoregressive, words.decode, truth, ends),
     }
     for name, row in rows.items():
         tell(
@@ -188,7 +210,13 @@ def main() -> None:
     cached = max(
         (
             rows[name]
-            for name in ("threshold, prefix cache", "threshold, dual cache", "blocks, threshold")
+            for name in (
+                "threshold, prefix cache",
+                "threshold, prefix cache, refresh 2",
+                "threshold, dual cache",
+                "threshold, adaptive cache",
+                "blocks, threshold",
+            )
         ),
         key=lambda row: (row["valid"] >= base["valid"] - 0.01, base["cpu_s"] / row["cpu_s"]),
     )

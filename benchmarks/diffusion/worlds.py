@@ -10,8 +10,8 @@ from stillroom.records import Message, Record
 KEYS, TEMPLATE, VALUES, STYLES = 16, 28, 64, 8
 
 
-def make_forms(count: int, seed: int, split: str = "train") -> list[Record]:
-    """Return records: 16 values, and a form of 48 words that copies them.
+def make_forms(count: int, seed: int, split: str = "train", *, keys: int = KEYS) -> list[Record]:
+    """Return records: 16 values (``keys``), and a form of 48 words that copies them.
 
     A form has 28 words that never change, the 16 values in order, and 4 words of one style out of
     8, free to choose but the same at all four places: what is written in one step without regard to
@@ -20,7 +20,7 @@ def make_forms(count: int, seed: int, split: str = "train") -> list[Record]:
     rng = random.Random(seed)
     found = []
     for number in range(count):
-        values = [f"v{rng.randrange(VALUES)}" for _ in range(KEYS)]
+        values = [f"v{rng.randrange(VALUES)}" for _ in range(keys)]
         form = write_form(values, rng.randrange(STYLES))
         found.append(
             Record(
