@@ -44,6 +44,12 @@ Examples:
     help="Quality that may be lost against one place a step.",
 )
 @click.option("--name", default="tuned", help="Of the preset.")
+@click.option(
+    "--write",
+    "is_written",
+    is_flag=True,
+    help="Leave the preset at the checkpoint: whoever asks this model then writes by it.",
+)
 @click.option("--seed", type=int, default=0, help="Of draws and intervals.")
 @click.option("--model-is", multiple=True, metavar="KEY=VALUE", help="What is known of the model.")
 @click.option("--out", type=existing_path, required=True, help="The folder of the report.")
@@ -59,6 +65,7 @@ def command(
     measure: str,
     loss: float,
     name: str,
+    is_written: bool,
     seed: int,
     model_is: tuple[str, ...],
     out: Path,
@@ -71,14 +78,18 @@ def command(
 
     Every setting of a grid (threshold x block x cache x order, or what --try says) writes the
     answers of the records, beside one place a step with nothing kept. Printed is what nothing else
-    beats; output/preset.yaml is the cheapest that loses at most --loss.
+    beats; output/preset.yaml is the cheapest that loses at most --loss. With --write, serve, synth,
+    rag and evaluate write by it, and completions name it.
     """
     from stillroom.cli.diffusion_words import open_model
     from stillroom.cli.judged import align_columns
     from stillroom.cli.options import print_json
+    from stillroom.diffusion.presets import PRESET_FILE, write_preset
     from stillroom.diffusion.tuning_job import TunePlan, tune_decoding
     from stillroom.jobs import choose_reporter
 
+    if is_written and not Path(checkpoint).is_dir():
+        raise click.UsageError("--write leaves a preset in the checkpoint's folder: give its path")
     model = open_model(checkpoint, model_is)
     plan = TunePlan(checkpoint, records, split, most, tried, fixed, measure, loss, name, seed)
     artifact, report, preset = tune_decoding(
@@ -89,6 +100,8 @@ def command(
         overwrite=overwrite,
         reporter=choose_reporter(quiet=quiet),
     )
+    if is_written:
+        write_preset(Path(checkpoint) / PRESET_FILE, preset)
     if as_json:
         told = {"digest": artifact.digest, "preset": preset.model_dump(mode="json")}
         print_json({"out": str(out), **told, **report.to_json()})

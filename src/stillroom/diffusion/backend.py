@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from stillroom.diffusion.caching import CACHES, CacheMethod
 from stillroom.diffusion.decoding import DecodeSettings
-from stillroom.diffusion.presets import Preset, read_preset
+from stillroom.diffusion.presets import Preset, find_preset, read_preset
 from stillroom.diffusion.scoring import ESTIMATORS, Estimator
 from stillroom.diffusion.steps import COMMITS, CommitRule
 from stillroom.errors import BackendError, RecipeError
@@ -48,7 +48,8 @@ class Diffusion(Backend):
     preset: str | None = Field(
         None,
         description="a preset that `stillroom diffusion tune` wrote, or the folder it left: order, "
-        "commit rule, blocks, cache and the rest, in place of the three below",
+        "commit rule, blocks, cache and the rest, in place of the three below; null is the one "
+        "that tune --write left at the checkpoint, where none of the three is given; 'none' is none",
     )
     block_length: int | None = Field(
         None, ge=1, description="places written before the next ones are begun"
@@ -82,14 +83,17 @@ class Diffusion(Backend):
                 expected="tokenizer.json beside the weights",
                 next="copy the tokenizer's files into the folder",
             )
-        return _DiffusionTextModel(model, self, self._preset(model))
+        return _DiffusionTextModel(model, self, self._preset(model, Path(reference)))
 
-    def _preset(self, model: DiffusionModel) -> Preset | None:
+    def _preset(self, model: DiffusionModel, checkpoint: Path) -> Preset | None:
         """Read the preset, which must have been measured on these weights."""
-        if self.preset is None:
-            return None
-        found = read_preset(Path(self.preset))
         named = {"block_length", "commit", "cache"} & self.model_fields_set
+        place = Path(self.preset) if self.preset is not None else None
+        if place is None and not named:
+            place = find_preset(checkpoint)
+        if place is None or self.preset == "none":
+            return None
+        found = read_preset(place)
         if named:
             raise RecipeError(
                 f"preset '{found.name}' and {', '.join(sorted(named))} are both given",

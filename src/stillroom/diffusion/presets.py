@@ -17,7 +17,7 @@ from stillroom.recipes import Settings
 from stillroom.recipes.emitting import emit
 from stillroom.recipes.groups import parse_group
 
-__all__ = ["PRESET_FILE", "Preset", "read_preset", "write_preset"]
+__all__ = ["PRESET_FILE", "Preset", "find_preset", "read_preset", "write_preset"]
 
 PRESET_FILE = "preset.yaml"
 
@@ -69,6 +69,17 @@ def read_preset(path: Path) -> Preset:
             next="stillroom diffusion tune CHECKPOINT --records R --out FOLDER",
         )
     return parse_group(Preset, found.read_text(encoding="utf-8"), str(found))
+
+
+def find_preset(checkpoint: Path) -> Path | None:
+    """Return the preset that ``tune --write`` left at a checkpoint, or None.
+
+    It lies in the checkpoint's folder; of a run, beside its artifact.json and not among its output.
+    """
+    places = [checkpoint / PRESET_FILE]
+    if checkpoint.name == "output" and (checkpoint.parent / "artifact.json").is_file():
+        places.append(checkpoint.parent / PRESET_FILE)
+    return next((place for place in places if place.is_file()), None)
 
 
 def write_preset(path: Path, preset: Preset) -> None:

@@ -109,11 +109,13 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_choice(folder, records, tmp_
 def test_the_command_prints_the_front_and_a_run_records_the_preset(folder, records, tmp_path):
     out = tmp_path / "out"
     words = ["diffusion", "tune", str(folder), "--records", str(records), "--out", str(out)]
-    words += ["--quiet", "--most", "2", "--set", "max_new_tokens=4", "--name", "brisk"]
+    words += ["--quiet", "--most", "2", "--set", "max_new_tokens=4", "--name", "brisk", "--write"]
     done = CliRunner().invoke(stillroom, words + [w for row in SMALL for w in ("--try", row)])
     assert done.exit_code == 0, done.output
     assert "Pareto set" in done.stdout
     assert "preset" in done.stdout
+    assert read_preset(folder) == read_preset(out)
+    (folder / "preset.yaml").unlink()
     sample = ["diffusion", "sample", str(folder), "ask", "--preset", str(out), "--json"]
     done = CliRunner().invoke(stillroom, [*sample, "--set", "order=margin"])
     assert done.exit_code == 0, done.output
@@ -143,6 +145,15 @@ def test_a_preset_of_other_weights_is_refused(folder, tmp_path):
     with pytest.raises(RecipeError) as caught:
         open_text_model(str(folder), backend="diffusion", **both)
     assert caught.value.code == "diffusion.preset"
+
+
+def test_a_preset_that_was_left_at_the_checkpoint_is_used(tmp_path):
+    folder = say_diffusion(tiny_checkpoint(tmp_path / "m", layers=1, hidden=32))
+    write_preset(folder / "preset.yaml", Preset(name="left"))
+    for more, is_used in (({}, True), ({"preset": "none"}, False), ({"block_length": 4}, False)):
+        model = open_text_model(str(folder), backend="diffusion", **more)
+        assert (":left-" in model.fingerprint) == is_used
+        model.close()
 
 
 def test_records_without_answers_and_unknown_measures_are_refused(folder, tmp_path):
