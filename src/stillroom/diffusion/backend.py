@@ -49,7 +49,8 @@ class Diffusion(Backend):
         None,
         description="a preset that `stillroom diffusion tune` wrote, or the folder it left: order, "
         "commit rule, blocks, cache and the rest, in place of the three below; null is the one "
-        "that tune --write left at the checkpoint, where none of the three is given; 'none' is none",
+        "that tune --write left at the checkpoint, where none of the three is given; 'none' is "
+        "none",
     )
     block_length: int | None = Field(
         None, ge=1, description="places written before the next ones are begun"
