@@ -43,7 +43,8 @@ RUNS = Path(os.environ.get("RUNS", ROOT / "build/bench-detectors"))
 SEEDS = [int(seed) for seed in os.environ.get("SEEDS", "0,1,2").split(",")]
 PARTS = os.environ.get("PARTS", "auc,control,whole,explain").split(",")
 EPOCHS = float(os.environ.get("EPOCHS", "12"))
-SIZE, PIXELS = 144, 112
+THREADS = int(os.environ.get("THREADS", "1"))
+SIZE, PIXELS = 128, 96
 LOW = round(80 / 224 * SIZE)  # a face rendered at 80 pixels, were it 224 wide
 TARGETS = {"sbi": 0.70, "swap_alpha": 0.66, "swap_lowres": 0.90, "swap_poisson": 0.69}
 AIMS = {"sbi": 0.80, "swap_alpha": 0.75, "swap_lowres": 0.95, "swap_poisson": 0.78}
@@ -77,7 +78,7 @@ def recipe_of(seed: int, **detector: Any) -> ForensicsRecipe:
             "detector": {
                 "model": {"name": "cnn"},
                 "pixels": PIXELS,
-                "train": {"epochs": EPOCHS, "batch_size": 12},
+                "train": {"epochs": EPOCHS, "batch_size": 12, "threads": THREADS},
                 **detector,
             },
         }

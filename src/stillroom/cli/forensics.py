@@ -25,6 +25,11 @@ __all__ = ["command"]
             "stillroom.cli.forensics_consent",
             "Write a record of who agreed to the use of which pictures.",
         ),
+        "export": ("stillroom.cli.forensics_export", "Write a detector as an ONNX file."),
+        "import": (
+            "stillroom.cli.forensics_import",
+            "Bring a published detector's weights into this program's files.",
+        ),
         "ledger": ("stillroom.cli.forensics_ledger", "Prove the lab's ledger, row by row."),
         "provenance": (
             "stillroom.cli.forensics_provenance",

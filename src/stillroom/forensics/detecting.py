@@ -57,6 +57,7 @@ class About:
     least_quality: int = 0
     is_shown: bool = False
     figures: Mapping[str, Any] = field(default_factory=dict)
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def blind(self) -> tuple[str, ...]:
@@ -81,6 +82,7 @@ class About:
             "is_shown": self.is_shown,
             "blind": list(self.blind),
             "figures": dict(self.figures),
+            "kept": dict(self.kept),
         }
 
     @classmethod
@@ -98,6 +100,7 @@ class About:
             int(data["least_quality"]),
             bool(data["is_shown"]),
             dict(data["figures"]),
+            dict(data["kept"]),
         )
 
 
@@ -179,7 +182,7 @@ class TrainedDetector:
             about = About.from_json(data)
         except (KeyError, TypeError, ValueError, RecipeError) as error:
             raise _no_detector(path, f"what it says of itself is damaged ({error})") from error
-        network = _build_bare(about)
+        network = about.method.rebuild(about.pixels, about.kept)
         _fill(network, stored, path)
         return cls(network.to(choose_device(device)), about, stored.fingerprint)
 
@@ -277,13 +280,6 @@ def write_detector(folder: Path, network: Network, about: About) -> str:
         for name in sorted(tensors):
             writer.add(name, tensors[name])
     return Checkpoint.open(folder).fingerprint
-
-
-def _build_bare(about: About) -> Network:
-    """Return the network without its starting weights, which are about to be replaced."""
-    fields = type(about.method).model_fields
-    bare = about.method.model_copy(update={"weights": "none"} if "weights" in fields else {})
-    return bare.build(about.pixels)
 
 
 def _fill(network: Network, stored: Checkpoint, path: Path) -> None:

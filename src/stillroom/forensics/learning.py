@@ -212,6 +212,7 @@ def prove(
         least_quality=least_quality,
         is_shown=works and not settings.shuffle_labels,
         figures=figures,
+        kept=network.kept,
     )
     return TrainedDetector(network, about), figures
 

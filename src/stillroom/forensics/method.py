@@ -99,6 +99,16 @@ class Detector(Method):
             CheckpointError: If the weights named cannot be used.
         """
 
+    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> Network:
+        """Return the network without its starting weights, which are about to be replaced.
+
+        Args:
+            pixels: As for ``build``.
+            kept: What the network had to be ``kept`` of it beside its weights.
+        """
+        bare = {"weights": "none"} if "weights" in type(self).model_fields else {}
+        return self.model_copy(update=bare).build(pixels)
+
 
 FORGERIES: Seam[Forgery] = Seam("stillroom.forensics.forgeries", Forgery)
 EDITS: Seam[Edit] = Seam("stillroom.forensics.edits", Edit)

@@ -6,9 +6,10 @@ itself, so that no caller can forget it. Knows no data and no training but the l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,11 @@ class Judged:
 
 class Network(nn.Module):
     """A detector's network: ``judge`` pictures, and how wrong that was."""
+
+    @property
+    def kept(self) -> Mapping[str, Any]:
+        """What beside weights and settings has to be known to build it again."""
+        return {}
 
     def judge(self, images: Tensor) -> Judged:
         """Return what the network says of pictures (B, 3, H, W) in [0, 1]."""

@@ -1,0 +1,55 @@
+"""Layer norms alone are tuned: a vision model learns forgeries with a thousandth of its weights.
+
+Source: Yermakov et al. 2025, "Deepfake Detection that Generalizes Across Benchmarks" (GenD),
+arXiv:2508.06248 (layer-norm tuning, features on the sphere, alignment and uniformity, paired real
+and forged faces); the two losses are those of Wang and Isola 2020, arXiv:2005.10242.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.forensics.method import Detector
+from stillroom.recipes import Reference
+
+if TYPE_CHECKING:
+    from stillroom.forensics.networks import Network
+    from stillroom.models.vision import Vision
+
+__all__ = ["Gend"]
+
+
+class Gend(Detector):
+    """A vision model whose layer norms learn."""
+
+    paper: ClassVar[str] = "arXiv:2508.06248"
+    blind: ClassVar[tuple[str, ...]] = (
+        "It knows the traces of the forgeries it learned from, and no others.",
+    )
+    checkpoint: Reference = Field(description="a vision model: CLIP, SigLIP, DINOv2, ViT")
+    alignment: float = Field(default=0.1, ge=0, description="draws faces of one label together")
+    uniformity: float = Field(default=0.5, ge=0, description="spreads faces over the sphere")
+
+    @override
+    def build(self, pixels: int) -> Network:
+        from stillroom.models.vision import load_vision
+
+        return self._tune(load_vision(Path(self.checkpoint)))
+
+    @override
+    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> Network:
+        from stillroom.models.vision import build_vision
+
+        return self._tune(build_vision(kept))
+
+    def _tune(self, vision: Vision) -> Network:
+        from stillroom.forensics.towers import Tower, free_norms
+
+        tower = Tower(vision, to_sphere=True, alignment=self.alignment, uniformity=self.uniformity)
+        free_norms(tower.tower)
+        return tower

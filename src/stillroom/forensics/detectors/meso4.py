@@ -1,0 +1,36 @@
+"""MesoNet's Meso4: four small convolutions, published weights of which can be imported.
+
+Source: Afchar et al. 2018, "MesoNet: a Compact Facial Video Forgery Detection Network",
+arXiv:1809.00888, section 3.1 and its released code: batch norm after the activation, pooling by
+2, 2, 2 and 4, features flattened place by place, and an output that is 1 for REAL. Here, as
+everywhere in this room, a higher score is forged: imported weights of the last layer change sign.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from typing_extensions import override
+
+from stillroom.forensics.method import Detector
+
+if TYPE_CHECKING:
+    from stillroom.forensics.networks import Network
+
+__all__ = ["Meso4"]
+
+
+class Meso4(Detector):
+    """Four convolutions on faces of 256 pixels."""
+
+    paper: ClassVar[str] = "arXiv:1809.00888"
+    blind: ClassVar[tuple[str, ...]] = (
+        "Its published weights know the autoencoder swaps of 2018; on newer sets they were found "
+        "inverted.",
+    )
+
+    @override
+    def build(self, pixels: int) -> Network:
+        from stillroom.forensics.small import SmallStack
+
+        return SmallStack(pixels)

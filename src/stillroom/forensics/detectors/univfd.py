@@ -1,0 +1,47 @@
+"""A linear output on a frozen vision model: what it sees of pictures that no generator taught it.
+
+Source: Ojha et al. 2023, "Towards Universal Fake Image Detectors that Generalize Across Generative
+Models", arXiv:2302.10174, section 4.2 (linear classification of CLIP's features). Takes any vision
+model of transformers; the paper's is CLIP ViT-L/14.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.forensics.method import Detector
+from stillroom.recipes import Reference
+
+if TYPE_CHECKING:
+    from stillroom.forensics.networks import Network
+
+__all__ = ["Univfd"]
+
+
+class Univfd(Detector):
+    """A frozen vision model and one linear output."""
+
+    paper: ClassVar[str] = "arXiv:2302.10174"
+    blind: ClassVar[tuple[str, ...]] = (
+        "It sees what the vision model was taught to see: small seams need not be among it.",
+    )
+    checkpoint: Reference = Field(description="a vision model: CLIP, SigLIP, DINOv2, ViT")
+
+    @override
+    def build(self, pixels: int) -> Network:
+        from stillroom.forensics.towers import Tower
+        from stillroom.models.vision import load_vision
+
+        return Tower(load_vision(Path(self.checkpoint)))
+
+    @override
+    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> Network:
+        from stillroom.forensics.towers import Tower
+        from stillroom.models.vision import build_vision
+
+        return Tower(build_vision(kept))
