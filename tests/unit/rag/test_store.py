@@ -1,5 +1,6 @@
 """Snapshots, pins and the lock of an index, changed through its writer."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from stillroom.errors import DataError, IntegrityError, ResourceError
 from stillroom.rag.index import Index
+from stillroom.rag.store.checking import check_folder
 from stillroom.rag.store.publishing import Change
 from stillroom.rag.store.segments import segment_folder
 from stillroom.rag.store.writer import Writer
@@ -26,7 +28,7 @@ folder = Path(sys.argv[1])
 held = Held(open_snapshot(folder, verify=False))
 digest = held.ledger.query("SELECT digest FROM contents")[0][0]
 part = Relabelled(held.find_same(digest)[0], "x.md")
-writer.write_snapshot_file = lambda *_: os.kill(os.getpid(), 9)
+writer.place_snapshot_file = lambda *_: os.kill(os.getpid(), 9)
 writer.Writer.open(folder).commit(Change(puts=[(part, Facts())]), reason="killed", keep=1)
 """
 
@@ -62,6 +64,25 @@ def test_a_reader_sees_its_snapshot_until_it_refreshes(place):
             hit.passage.location.path for hit in index.retrieve("purr cats", 10)
         }
         assert index.digest != first
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_a_snapshot_whose_file_a_power_failure_took_is_there_again(place, monkeypatch, is_empty):
+    def lose_power(folder, number):
+        path = folder / "snapshots" / f"{number:06d}.json"
+        path.write_bytes(b"") if is_empty else path.unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stillroom.rag.store.writer.sync_snapshot_file", lose_power)
+        with pytest.raises(KeyboardInterrupt):
+            remove(place, "animals/cats.md")
+    remove(place)
+    told = json.loads((place / "output/snapshots/000002.json").read_text())
+    with Index.open(place, snapshot=2) as index:
+        assert told == {"snapshot": 2, "digest": index.digest}
+        assert "animals/cats.md" not in paths_of(index)
+    assert check_folder(place / "output")[1:] == []  # artifact.json alone is of before
 
 
 def test_a_deleted_document_is_gone_from_every_way_to_reach_it(place):

@@ -10,11 +10,16 @@ import shutil
 import sqlite3
 from pathlib import Path
 
-from stillroom.rag.store.locking import SNAPSHOTS, Pin, snapshot_file
+from stillroom.rag.store.locking import SNAPSHOTS, Pin, snapshot_file, write_snapshot_file
 from stillroom.rag.store.schema import PASSAGE_BITS
 from stillroom.rag.store.segments import list_segment_folders, segment_folder
 
-__all__ = ["remove_orphans", "remove_staged", "remove_unneeded"]
+__all__ = [
+    "remove_orphans",
+    "remove_staged",
+    "remove_unneeded",
+    "restore_snapshot_files",
+]
 
 _PURGE = (
     "DELETE FROM placements WHERE died <= :oldest",
@@ -55,6 +60,14 @@ def remove_orphans(folder: Path, connection: sqlite3.Connection) -> list[Path]:
     for path in orphans:
         _remove(path)
     return orphans
+
+
+def restore_snapshot_files(folder: Path, connection: sqlite3.Connection) -> None:
+    """Make the files of snapshots again that a power failure after their commit took."""
+    for number, digest in connection.execute("SELECT number, digest FROM snapshots").fetchall():
+        path = snapshot_file(folder, number)
+        if not path.is_file() or not path.stat().st_size:
+            write_snapshot_file(folder, number, digest)
 
 
 def remove_unneeded(folder: Path, connection: sqlite3.Connection, newest: int, keep: int) -> int:

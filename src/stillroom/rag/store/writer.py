@@ -2,9 +2,10 @@
 
 Order of a change: passages and parsed documents are staged in the ledger, where no snapshot shows
 them; a segment of the new rows is written, synced and renamed; the file of the new snapshot is
-written; then one transaction publishes all of it. A kill before that leaves what the next writer
-removes, a kill after it leaves derived files (index.json, artifact.json) that the next writer
-renews. What only snapshots need that are no longer kept goes when no reader pins one of them.
+written; one transaction publishes all of it; then that file is forced to disk. A kill before the
+commit leaves what the next writer removes; a kill after it leaves derived files (index.json,
+artifact.json, after a power failure the snapshot's) that the next writer renews. What only snapshots
+need that are no longer kept goes when no reader pins one of them.
 """
 
 from __future__ import annotations
@@ -21,13 +22,23 @@ from stillroom.provenance import FileEntry, digest_large_file
 from stillroom.provenance.ledger import LEDGER
 from stillroom.rag.analyzer import Analyzer
 from stillroom.rag.store.ledger import Ledger, SegmentEntry
-from stillroom.rag.store.locking import WriterLock, snapshot_file, write_snapshot_file
+from stillroom.rag.store.locking import (
+    WriterLock,
+    place_snapshot_file,
+    snapshot_file,
+    sync_snapshot_file,
+)
 from stillroom.rag.store.manifest import entry_of
 from stillroom.rag.store.merging import choose_merged
 from stillroom.rag.store.parts import Facts, Part
 from stillroom.rag.store.protocol import Told
 from stillroom.rag.store.publishing import Change, Publication
-from stillroom.rag.store.purging import remove_orphans, remove_staged, remove_unneeded
+from stillroom.rag.store.purging import (
+    remove_orphans,
+    remove_staged,
+    remove_unneeded,
+    restore_snapshot_files,
+)
 from stillroom.rag.store.schema import FOREVER, create_ledger, open_ledger
 from stillroom.rag.store.segments import Merged, segment_folder, write_segment
 from stillroom.rag.store.snapshots import Snapshot, damaged
@@ -84,6 +95,7 @@ class Writer:
             with transaction(connection):
                 remove_staged(connection)
             remove_orphans(folder, connection)
+            restore_snapshot_files(folder, connection)
             return cls(folder, connection, lock)
         except sqlite3.Error as error:
             lock.release()
@@ -204,7 +216,8 @@ class Writer:
             check()
             with transaction(self.connection):
                 digest = publication.publish(contents, entry, merged, self.description, reason)
-                write_snapshot_file(self.folder, number, digest)
+                place_snapshot_file(self.folder, number, digest)
+            sync_snapshot_file(self.folder, number)
             remove_unneeded(self.folder, self.connection, number, keep)
         return self.ledger.find_snapshot(number)
 
@@ -225,7 +238,8 @@ class Writer:
             check()
             with transaction(self.connection):
                 digest = publication.publish([], entry, merged, self.description, "compacted")
-                write_snapshot_file(self.folder, number, digest)
+                place_snapshot_file(self.folder, number, digest)
+            sync_snapshot_file(self.folder, number)
             oldest = remove_unneeded(self.folder, self.connection, number, 1)
             if oldest == number:
                 self.connection.execute("VACUUM")
