@@ -135,7 +135,7 @@ def place_snapshot_file(folder: Path, number: int, digest: str) -> None:
     """Write the file of a snapshot that is about to be published; ``sync_snapshot_file`` follows.
 
     Two waits for the disk less before readers see the snapshot. Only where the power fails between
-    commit and sync is the file missing; the next writer, or a repair, makes it again from the ledger.
+    commit and sync is the file missing; the next writer or a repair makes it from the ledger again.
     """
     path = snapshot_file(folder, number)
     path.parent.mkdir(parents=True, exist_ok=True)

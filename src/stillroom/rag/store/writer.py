@@ -4,8 +4,8 @@ Order of a change: passages and parsed documents are staged in the ledger, where
 them; a segment of the new rows is written, synced and renamed; the file of the new snapshot is
 written; one transaction publishes all of it; then that file is forced to disk. A kill before the
 commit leaves what the next writer removes; a kill after it leaves derived files (index.json,
-artifact.json, after a power failure the snapshot's) that the next writer renews. What only snapshots
-need that are no longer kept goes when no reader pins one of them.
+artifact.json, after a power failure the snapshot's) that the next writer renews. What is needed by
+snapshots alone that are no longer kept goes when no reader pins one of them.
 """
 
 from __future__ import annotations
