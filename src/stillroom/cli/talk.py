@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from stillroom.cli.options import print_json
+from stillroom.jobs import plain_line
 from stillroom.provenance import Artifact
 from stillroom.records import Answer
 
@@ -35,9 +36,8 @@ def tell_run(out: Path, artifact: Artifact) -> None:
     if artifact.kind != "report" or not report.is_file():
         click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
         for failed in artifact.details.get("failed", ()):
-            click.echo(
-                f"left out {failed['path']}: {failed['reason']}  [{failed['code']}]", err=True
-            )
+            told = f"left out {failed['path']}: {failed['reason']}  [{failed['code']}]"
+            click.echo(plain_line(told), err=True)
         return
     metrics = {
         metric["name"]: metric

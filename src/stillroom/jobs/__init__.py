@@ -9,7 +9,13 @@ from stillroom.jobs.estimate import Estimate, Machine, check_fits, describe_mach
 from stillroom.jobs.files import atomic_write, replace_folder, sync_folder
 from stillroom.jobs.job import Job, count_seconds, working_folder
 from stillroom.jobs.journal import Journal, read_journal
-from stillroom.jobs.progress import Progress, QuietReporter, Reporter, choose_reporter
+from stillroom.jobs.progress import (
+    Progress,
+    QuietReporter,
+    Reporter,
+    choose_reporter,
+    plain_line,
+)
 from stillroom.jobs.spill import Spilled, SpilledRecords
 
 __all__ = [
@@ -27,6 +33,7 @@ __all__ = [
     "choose_reporter",
     "count_seconds",
     "describe_machine",
+    "plain_line",
     "read_journal",
     "replace_folder",
     "sync_folder",

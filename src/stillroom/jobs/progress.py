@@ -19,6 +19,7 @@ __all__ = [
     "Reporter",
     "TerminalReporter",
     "choose_reporter",
+    "plain_line",
 ]
 
 T = TypeVar("T")
@@ -39,6 +40,16 @@ class Reporter(Protocol):
 
     def say(self, line: str) -> None:
         """Print a message that stays."""
+
+
+def plain_line(text: str) -> str:
+    """Return a text as one line whose control and direction characters are written out.
+
+    What is said names files, and a file's name may hold line ends and what steers a terminal.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 class QuietReporter:
@@ -67,15 +78,15 @@ class LineReporter:
 
     def show(self, line: str) -> None:
         """Print the state as a line."""
-        print(line, file=self.stream, flush=True)
+        print(plain_line(line), file=self.stream, flush=True)
 
     def end(self, line: str) -> None:
         """Print the final state as a line."""
-        print(line, file=self.stream, flush=True)
+        print(plain_line(line), file=self.stream, flush=True)
 
     def say(self, line: str) -> None:
         """Print the message."""
-        print(line, file=self.stream, flush=True)
+        print(plain_line(line), file=self.stream, flush=True)
 
 
 class TerminalReporter(LineReporter):
@@ -85,15 +96,15 @@ class TerminalReporter(LineReporter):
 
     def show(self, line: str) -> None:
         """Redraw the line in place."""
-        print(f"\r\x1b[2K{line}", end="", file=self.stream, flush=True)
+        print(f"\r\x1b[2K{plain_line(line)}", end="", file=self.stream, flush=True)
 
     def end(self, line: str) -> None:
         """Redraw the line and leave it."""
-        print(f"\r\x1b[2K{line}", file=self.stream, flush=True)
+        print(f"\r\x1b[2K{plain_line(line)}", file=self.stream, flush=True)
 
     def say(self, line: str) -> None:
         """Print the message on a line of its own."""
-        print(f"\r\x1b[2K{line}", file=self.stream, flush=True)
+        print(f"\r\x1b[2K{plain_line(line)}", file=self.stream, flush=True)
 
 
 def choose_reporter(*, quiet: bool = False) -> Reporter:

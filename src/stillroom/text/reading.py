@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stillroom.errors import DataError, ResourceError, StillroomError
+from stillroom.jobs import plain_line
 from stillroom.provenance import digest_bytes
 from stillroom.records import Document, Origin
 from stillroom.text.language import detect_language
@@ -45,8 +46,7 @@ class Failure:
 
     def __str__(self) -> str:
         """Return one line for a person, whatever the file is called."""
-        path = "".join(one if one.isprintable() else repr(one)[1:-1] for one in self.path)
-        return f"{path}: {self.reason}  [{self.code}]"
+        return plain_line(f"{self.path}: {self.reason}  [{self.code}]")
 
 
 @dataclass(frozen=True, slots=True)

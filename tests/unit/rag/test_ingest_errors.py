@@ -1,7 +1,9 @@
 import os
 
 import pytest
+from click.testing import CliRunner
 
+from stillroom.cli import stillroom
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag.recipe import RagRecipe
@@ -79,3 +81,21 @@ def test_pages_that_are_pictures_are_told_while_an_index_is_built(build, folder,
     events = (tmp_path / "index" / "events.jsonl").read_text()
     assert "scan.pdf" in events
     assert "1 page is a picture and left out" in events
+
+
+def test_a_bad_file_takes_one_line_whatever_it_is_called(tmp_path):
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "good.md").write_text("The mill grinds corn.\n")
+    names = ("bad\nleft out: good.md: forged.txt", "red\x1b[31m.txt", "turned\u202e.txt")
+    for name in names:
+        (folder / name).write_bytes(b"")
+    out = str(tmp_path / "index")
+    settings = ("embedder=static", "max_failed=0.9")
+    told = CliRunner().invoke(stillroom, ["rag", "index", str(folder), "--out", out, *settings])
+    assert told.exit_code == 0, told.output
+    lines = told.stderr.splitlines()
+    assert sum(line.startswith("left out: ") for line in lines) == len(names)
+    assert sum(line.startswith("left out ") for line in lines) == len(names)
+    assert all(line.isprintable() for line in lines)
+    assert any("bad\\nleft out: good.md: forged.txt: the file is empty" in line for line in lines)

@@ -82,7 +82,8 @@ def test_a_snapshot_whose_file_a_power_failure_took_is_there_again(place, monkey
     with Index.open(place, snapshot=2) as index:
         assert told == {"snapshot": 2, "digest": index.digest}
         assert "animals/cats.md" not in paths_of(index)
-    assert check_folder(place / "output")[1:] == []  # artifact.json alone is of before
+    found = check_folder(place / "output")  # a bare writer renews neither of these
+    assert {one.path for one in found} <= {"artifact.json", "index.json"}
 
 
 def test_a_deleted_document_is_gone_from_every_way_to_reach_it(place):
