@@ -27,7 +27,8 @@ _ITEM = re.compile(r"(?:^|\n)\s*\d{1,3}\s*[.):]\s*")
 _SORRY_WORDS = 80
 _LEANS = re.compile(
     r"\b(?:the|this|given|above) (?:given |above |following )?"
-    r"(?:text|passage|article|document|excerpt|paragraph|statement)\b",
+    r"(?:text|passage|article|document|excerpt|paragraph|statement)\b"
+    r"(?! (?:of|editor|file|field|box|message|format|mode|string|type)s?\b)",
     re.IGNORECASE,
 )
 

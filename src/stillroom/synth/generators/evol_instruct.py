@@ -45,7 +45,8 @@ _HOW: dict[Way, str] = {
 }
 _LEAK = re.compile(
     r"#?\s*(?:given|rewritten|new|created|the (?:given|new|rewritten)) (?:prompt|instruction)\b#?"
-    r"|more complex version|</?text>",
+    r"|(?:rewrit|rephras|reword|revis|modif)\w* (?:the|this|your) (?:instruction|prompt)\b"
+    r"|(?:instruction|prompt) (?:above|below)\b|more complex version|</?text>",
     re.IGNORECASE,
 )
 _LABEL = re.compile(r"^(?:(?:new|rewritten) )?instruction\s*:\s*", re.IGNORECASE)

@@ -51,6 +51,7 @@ def test_every_round_goes_on_from_the_last_that_survived():
         ({"answer": "and, the, of."}, "eliminated: an answer that says nothing"),
         ({"evolved": "#Rewritten Prompt#: Explain."}, "eliminated: words of the prompt in the"),
         ({"evolved": "Explain the given prompt in depth."}, "eliminated: words of the prompt"),
+        ({"evolved": "Rewrite the instruction for all."}, "eliminated: words of the prompt"),
     ],
 )
 def test_the_papers_rules_eliminate_and_keep_the_parent(said, reason):

@@ -11,6 +11,7 @@ from stillroom.records import Passage
 from stillroom.synth.generators.retrieval_triples import RetrievalTriples
 from stillroom.synth.method import Corpus, Seed
 from stillroom.synth.mining import Mine
+from stillroom.synth.tasks import leans_on_text
 from stillroom.synth.wording import content_stems
 from stillroom.testing import scripted_model
 
@@ -52,6 +53,13 @@ def test_what_may_be_an_answer_is_no_negative():
     assert reasons(asked) == ["no hard negative is left"]
     assert asked.counts["false negatives by the teacher"] == 2
     assert triple(script(), ask_teacher=True).records
+
+
+def test_a_query_about_texts_does_not_lean_on_its_own():
+    assert leans_on_text("What can be concluded from the text?")
+    assert leans_on_text("The article is about teachers in Wales.")
+    assert not leans_on_text("How does the text editor of a terminal work?")
+    assert not leans_on_text("Who wrote the text of the anthem?")
 
 
 def test_a_query_must_be_understood_and_find_its_passage():
