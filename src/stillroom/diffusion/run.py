@@ -284,7 +284,8 @@ def _origin(recipe: DiffusionRecipe, split: Split) -> Origin:
 def _tell(details: dict[str, Any], job: Job) -> None:
     before, after = details["before"], details["after"]
     for name, value in after.items():
-        if name.startswith(("preference/", "reward/")) and name in before:
+        is_told = name.startswith(("preference/", "reward/"))
+        if is_told and name in before and not name.endswith(("/pairs", "/tasks")):
             job.say(f"held-out {name} {before[name]:.3f} before, {value:.3f} after")
     if "is_bound" not in after:
         return

@@ -147,3 +147,17 @@ def test_what_is_known_better_may_be_said_and_nothing_else(tmp_path):
     with pytest.raises(RecipeError) as caught:
         open_diffusion(str(folder), overrides={"blocks": 3})
     assert caught.value.code == "recipe.unknown-key"
+
+
+def test_a_model_whose_tokens_change_little_opens_in_half_precision(tmp_path):
+    """What one token changes of another's state is below what bfloat16 tells apart."""
+    from safetensors.torch import load_file, save_file
+
+    folder = say_diffusion(tiny_checkpoint(tmp_path / "m", layers=1, hidden=32))
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    for name in tensors:
+        if name.endswith("o_proj.weight"):
+            tensors[name] *= 1e-5
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert open_diffusion(str(folder), dtype="bfloat16").dtype == torch.bfloat16
