@@ -8,8 +8,9 @@ round, or where it never was shown to work at all.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ class About:
 
     ``size`` is the side of the square about a face that it learned from, ``margin`` that side in
     sizes of the landmarks' box; ``least_face`` (pixels of such a square) and ``least_quality`` (of
-    JPEG) bound what it was shown to work on; ``is_shown`` says whether it was at all.
+    JPEG) bound what it was shown to work on; ``is_shown`` says whether it was at all; ``weights``
+    is the digest of the weights that all this was measured with.
     """
 
     method: Detector
@@ -58,6 +60,7 @@ class About:
     is_shown: bool = False
     figures: Mapping[str, Any] = field(default_factory=dict)
     kept: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = ""
 
     @property
     def blind(self) -> tuple[str, ...]:
@@ -83,6 +86,7 @@ class About:
             "blind": list(self.blind),
             "figures": dict(self.figures),
             "kept": dict(self.kept),
+            "weights": self.weights,
         }
 
     @classmethod
@@ -101,6 +105,7 @@ class About:
             bool(data["is_shown"]),
             dict(data["figures"]),
             dict(data["kept"]),
+            str(data["weights"]),
         )
 
 
@@ -184,6 +189,9 @@ class TrainedDetector:
             raise _no_detector(path, f"what it says of itself is damaged ({error})") from error
         network = about.method.rebuild(about.pixels, about.kept)
         _fill(network, stored, path)
+        if about.is_shown and _digest_weights(network) != about.weights:
+            # Merged, tuned or quantized elsewhere: what was measured is of other weights.
+            about = replace(about, is_shown=False)
         return cls(network.to(choose_device(device)), about, stored.fingerprint)
 
     @property
@@ -246,7 +254,9 @@ class TrainedDetector:
         """Return why a picture lies outside of what the detector was shown to work on."""
         found = []
         if not self.about.is_shown:
-            found.append("this detector was not shown to tell forged from real")
+            found.append(
+                "this detector, with these weights, was not shown to tell forged from real"
+            )
         if face_pixels < self.about.least_face:
             found.append(
                 f"face of {face_pixels / self.about.margin:.0f} px, below the "
@@ -273,13 +283,23 @@ def write_detector(folder: Path, network: Network, about: About) -> str:
     config = {
         "model_type": "stillroom-detector",
         "architectures": [type(about.method).__name__],
-        CONFIG_KEY: about.to_json(),
+        CONFIG_KEY: replace(about, weights=_digest_weights(network)).to_json(),
     }
     plan = {name: ("F32", tuple(value.shape)) for name, value in tensors.items()}
     with CheckpointWriter(folder, config=config, plan=plan, in_place=True) as writer:
         for name in sorted(tensors):
             writer.add(name, tensors[name])
     return Checkpoint.open(folder).fingerprint
+
+
+def _digest_weights(network: Network) -> str:
+    """Return a digest of all weights, by name."""
+    found = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        if not name.endswith(_SPARE):
+            found.update(name.encode())
+            found.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _fill(network: Network, stored: Checkpoint, path: Path) -> None:

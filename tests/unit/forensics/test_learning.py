@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -11,7 +12,7 @@ from stillroom.cli.app import stillroom
 from stillroom.errors import CheckpointError, DataError, RecipeError
 from stillroom.flow import run_recipe
 from stillroom.forensics.calibrating import Calibrator
-from stillroom.forensics.detecting import TrainedDetector
+from stillroom.forensics.detecting import TrainedDetector, write_detector
 from stillroom.forensics.explaining import draw_maps, pointing_game
 from stillroom.forensics.method import FORGERIES
 from stillroom.forensics.pairs import PairSource
@@ -111,6 +112,23 @@ def test_a_judgement_is_withheld_where_it_was_not_shown_to_hold(trained, faces):
     )
     detector.about = type(about)(**{**shown, "is_shown": False})
     assert "not shown to tell" in judged(detector, image).verdict
+
+
+def test_figures_are_of_the_weights_they_were_measured_with(trained, tmp_path):
+    from dataclasses import replace
+
+    detector = TrainedDetector.open(trained, device="cpu")
+    about = replace(detector.about, is_shown=True)
+    (tmp_path / "a").mkdir()
+    write_detector(tmp_path / "a", detector.network, about)
+    assert TrainedDetector.open(tmp_path / "a").about.is_shown
+    with torch.no_grad():
+        detector.network.body.head.bias.add_(1)
+    (tmp_path / "b").mkdir()
+    write_detector(tmp_path / "b", detector.network, about)
+    other = (tmp_path / "a/config.json").read_bytes()
+    (tmp_path / "b/config.json").write_bytes(other)  # as a merge keeps the first one's config
+    assert not TrainedDetector.open(tmp_path / "b").about.is_shown
 
 
 def test_findings_stand_beside_the_verdict(trained, tmp_path):
