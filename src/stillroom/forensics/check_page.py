@@ -11,6 +11,10 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from stillroom.forensics.checking import LIMITS, Checked
+from stillroom.forensics.manifest_tree import draw_manifest_tree
+from stillroom.forensics.media_looks import ClipLook
+from stillroom.forensics.page import frame_page
+from stillroom.forensics.previews import draw_preview, draw_timeline, embed_picture
 
 if TYPE_CHECKING:
     from stillroom.forensics.detecting import Finding
@@ -18,42 +22,19 @@ if TYPE_CHECKING:
 __all__ = ["draw_check_page"]
 
 _SHOWN = 0.05
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-_STYLE = """
-:root{color-scheme:light dark;--page:#fbfaf7;--card:#fff;--ink:#23211d;--quiet:#66615a;
---line:#e3ded5;--accent:#8a4b14}
-@media(prefers-color-scheme:dark){:root{--page:#181715;--card:#211f1c;--ink:#ece7de;--quiet:#a49d92;
---line:#3a3631;--accent:#e8a45c}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);
-font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
-main{max-width:860px;margin:0 auto;padding:40px 24px 64px}
-h1{font-size:30px;margin:0 0 8px}h2{font-size:18px;margin:0 0 6px;overflow-wrap:anywhere}
-section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:18px 22px;
-margin:18px 0}
-.verdict{font-weight:600;color:var(--accent)}.quiet{color:var(--quiet);font-size:14px}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 18px;margin:10px 0}
-dt{color:var(--quiet)}dd{margin:0;overflow-wrap:anywhere}
-figure{margin:12px 0}svg{fill:var(--accent)}.frame{fill:none;stroke:var(--line);stroke-width:.15}
-pre{overflow-x:auto;font-size:12.5px;max-height:420px}
-"""
+_MOST_FACES = 12
 
 
 def draw_check_page(found: Sequence[Checked], limits: Sequence[str] = LIMITS) -> str:
     """Return the page of some checked files, above it what no finding says."""
     listed = "".join(f"<li>{escape(line)}</li>" for line in limits)
     sections = "\n".join(_draw(one) for one in found)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>What is known of {len(found)} files</title><style>{_STYLE}</style></head>"
-        f"<body><main><h1>What is known of {len(found)} files</h1>"
+    count = len(found)
+    return frame_page(
+        f"What is known of {count} file{'' if count == 1 else 's'}",
         "<p>Evidence in order: what a file is signed to be, then this lab's watermark, then what "
-        "detectors make of faces. It is never "
-        f"mixed into one number.</p><ul class=quiet>{listed}</ul>\n{sections}\n"
-        "</main></body></html>\n"
+        "detectors make of faces. It is never mixed into one number.</p>"
+        f"<ul class=quiet>{listed}</ul>\n{sections}\n",
     )
 
 
@@ -66,19 +47,26 @@ def _draw(one: Checked) -> str:
     if one.faces is not None:
         sizes = ", ".join(f"{box[2]} x {box[3]} pixels" for box in one.faces)
         rows.append(("faces", f"{len(one.faces)}" + (f" ({sizes})" if sizes else "")))
+    if one.look is not None:
+        rows += [_split(line) for line in one.look.lines()]
     rows += [("limits", line) for line in one.quality]
     rows += [("detector", finding.line()) for finding in one.findings]
     maps = "".join(_draw_map(finding) for finding in one.findings if finding.map)
     listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(said)}</dd>" for name, said in rows)
     tree = ""
     if one.credentials is not None and one.credentials.manifests:
-        text = json.dumps(dict(one.credentials.manifests), indent=1, ensure_ascii=False)
+        store = dict(one.credentials.manifests)
+        text = json.dumps(store, indent=1, ensure_ascii=False)
         tree = (
-            f"<details><summary>Credentials as signed</summary><pre>{escape(text)}</pre></details>"
+            f"<h3>What it was made from, as signed</h3>{draw_manifest_tree(store)}"
+            f"<details><summary>Credentials in full</summary><pre>{escape(text)}</pre></details>"
         )
+    shown = draw_preview(one.preview) if one.preview is not None else ""
+    look = f'<div class="look">{shown}<dl>{listed}</dl></div>' if rows else ""
     return (
         f"<section><h2>{escape(str(one.path))}</h2>"
-        f'<p class="verdict">{escape(one.verdict)}</p><dl>{listed}</dl>{maps}{tree}</section>'
+        f'<p class="verdict">{escape(one.verdict)}</p>{look}{maps}{_draw_look(one.look)}{tree}'
+        "</section>"
     )
 
 
@@ -92,12 +80,38 @@ def _draw_map(finding: Finding) -> str:
         if value >= _SHOWN
     )
     return (
-        f"<figure><svg viewBox='0 0 {count} {count}' width=180 height=180 role=img "
+        f"<figure class=map><svg viewBox='0 0 {count} {count}' role=img "
         f"aria-label='where it indicates a forgery'>{cells}"
         f"<rect width='{count}' height='{count}' class=frame /></svg><figcaption class=quiet>"
         f"{escape(finding.detector)}: the places in the window about the face that moved the score "
         "most, if it indicates a forgery; no proof of where one is</figcaption></figure>"
     )
+
+
+def _draw_look(look: ClipLook | None) -> str:
+    """Return frames over time, when which face is seen, and some pictures of each."""
+    if look is None or look.scan is None:
+        return ""
+    scan = look.scan
+    frames = "".join(
+        f'<figure><img src="{embed_picture(image)}" alt="the frame at {time:.1f} seconds">'
+        f"<figcaption>{time:.1f} s</figcaption></figure>"
+        for time, image in scan.strip
+    )
+    parts = [f'<h3>Frames over time</h3><div class="strip">{frames}</div>']
+    if scan.tracks:
+        parts.append(f"<h3>Faces over time</h3>{draw_timeline(look)}")
+    for number, track in enumerate(scan.tracks[:_MOST_FACES], start=1):
+        crops = "".join(
+            f'<img src="{embed_picture(crop)}" alt="face {number}">' for crop in track.crops
+        )
+        parts.append(
+            f'<p class="quiet">face {number}, {escape(track.line())}</p>'
+            f'<div class="faces">{crops}</div>'
+        )
+    if len(scan.tracks) > _MOST_FACES:
+        parts.append(f'<p class="quiet">and {len(scan.tracks) - _MOST_FACES} more faces</p>')
+    return "".join(parts)
 
 
 def _split(line: str) -> tuple[str, str]:

@@ -9,14 +9,16 @@ costs that file, and the rest goes on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.forensics.credentials import MIME_TYPES, Credentials, TrustList, verify_file
 from stillroom.forensics.lab import Lab
+from stillroom.forensics.media_looks import CLIPS, SOUNDS, ClipLook, look_at_clip, look_at_sound
 from stillroom.forensics.pictures import Picture, load_picture
+from stillroom.forensics.previews import Preview, make_preview
 from stillroom.forensics.tracing import Trace, trace_image
 from stillroom.provenance import digest_file
 
@@ -38,6 +40,7 @@ _OF_DETECTORS = (
 )
 _PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 _SYNTHETIC = ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicMedia")
+_NO_JUDGE = "the named detectors judge pictures; of this file they judged nothing"
 _SMALL_FACE = 64
 _LOW_QUALITY = 40
 
@@ -48,7 +51,8 @@ class Checked:
 
     ``faces`` are the boxes found (x, y, width, height), None where none were looked for;
     ``quality`` are lines on what limits a judgement of the pixels; ``findings`` what each detector
-    makes of each face.
+    makes of each face; ``look`` is what was seen and heard of a clip or recording; ``preview`` a
+    reduced picture for the page.
     """
 
     path: Path
@@ -59,6 +63,8 @@ class Checked:
     quality: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     error: str = ""
+    look: ClipLook | None = None
+    preview: Preview | None = None
 
     @property
     def verdict(self) -> str:
@@ -80,6 +86,8 @@ class Checked:
             lines += [f"  {line}" for line in self.credentials.lines()]
         if self.trace is not None:
             lines.append(f"  watermark: {self.trace.line()}")
+        if self.look is not None:
+            lines += [f"  {line}" for line in self.look.lines()]
         if self.faces is not None:
             lines.append(f"  faces: {len(self.faces)}")
         lines += [f"  limits: {line}" for line in self.quality]
@@ -93,6 +101,7 @@ class Checked:
             "verdict": self.verdict,
             "credentials": self.credentials.to_json() if self.credentials else None,
             "watermark": self.trace.to_json() if self.trace else None,
+            "clip": self.look.to_json() if self.look else None,
             "faces": None if self.faces is None else [list(box) for box in self.faces],
             "quality": list(self.quality),
             "detectors": [finding.to_json() for finding in self.findings],
@@ -107,11 +116,13 @@ def _say_credentials(found: Credentials | None) -> str:
     if found.integrity == "broken":
         return "was changed since it was signed; what its credentials say no longer holds"
     kinds = {kind.rsplit("/", 1)[-1] for kind in found.source_types}
-    says = "it was made or composed by a program" if kinds & set(_SYNTHETIC) else "its origin"
-    if found.is_trusted:
-        return f"as signed by {found.issuer}, on the {found.named_list}, whose word it is: {says}"
-    whose = f"someone who calls themselves {found.issuer}, vouched for by no list"
-    return f"as signed by {whose}: {says}"
+    says = "says that it was made or composed by a program"
+    if not kinds & set(_SYNTHETIC):
+        says = "does not say that a program made it"
+    whose = f"{found.issuer}, on the {found.named_list}"
+    if not found.is_trusted:
+        whose = f"someone who calls themselves {found.issuer or 'nothing'}, vouched for by no list"
+    return f"is as signed by {whose}, who {says}"
 
 
 def list_limits(judges: Judges | None) -> tuple[str, ...]:
@@ -123,7 +134,7 @@ def list_limits(judges: Judges | None) -> tuple[str, ...]:
 
 def list_media(paths: Sequence[Path]) -> Iterator[Path]:
     """Yield the named files, and of folders every file whose ending is of a medium, sorted."""
-    endings = _PICTURES | set(MIME_TYPES)
+    endings = _PICTURES | CLIPS | SOUNDS | set(MIME_TYPES)
     for path in paths:
         if path.is_dir():
             yield from (
@@ -160,6 +171,11 @@ def check_file(
             return Checked(path, error="there is no such file")
         digest = digest_file(path)
         credentials = verify_file(path, lists, remote=remote) if suffix in MIME_TYPES else None
+        if suffix in CLIPS | SOUNDS:
+            found = _check_clip(path, digest, credentials, lab)
+            if judges is None or found.error:
+                return found
+            return replace(found, quality=(*found.quality, _NO_JUDGE))
         if suffix not in _PICTURES:
             return Checked(path, digest, credentials) if credentials else _unknown(path)
     except DataError as error:
@@ -174,7 +190,24 @@ def check_file(
     trace = trace_image(picture.image, lab) if lab is not None else None
     faces, quality = _look(picture)
     findings = () if judges is None else judges.judge(picture)
-    return Checked(path, digest, credentials, trace, faces, quality, findings)
+    preview = make_preview(picture.image, faces or ())
+    return Checked(
+        path, digest, credentials, trace, faces, quality, findings=findings, preview=preview
+    )
+
+
+def _check_clip(
+    path: Path, digest: str, credentials: Credentials | None, lab: Lab | None
+) -> Checked:
+    """Return what is known of a clip or recording; its credentials also where it cannot be read."""
+    try:
+        look = look_at_sound(path) if path.suffix.lower() in SOUNDS else look_at_clip(path, lab)
+    except DataError as error:
+        what = error.problems[0].what
+        if credentials is None or credentials.integrity in {"none", "unreadable"}:
+            return Checked(path, error=what)
+        return Checked(path, digest, credentials, quality=(f"not decoded: {what}",))
+    return Checked(path, digest, credentials, look.trace, quality=look.limits, look=look)
 
 
 def _unknown(path: Path) -> Checked:

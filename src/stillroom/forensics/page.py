@@ -27,15 +27,20 @@ dt{color:var(--quiet)}dd{margin:0;overflow-wrap:anywhere}
 code,pre{font:12.5px/1.5 ui-monospace,"DejaVu Sans Mono",monospace}
 pre{overflow:auto;max-height:420px;background:var(--code);border-radius:8px;padding:12px}
 summary{cursor:pointer;color:var(--accent)}
-.look{display:flex;gap:18px;flex-wrap:wrap;align-items:flex-start;margin:12px 0}
-.look img{max-width:100%;height:auto;border-radius:8px;display:block}
-.faces{display:flex;flex-wrap:wrap;gap:10px}
-.faces figure,.plots figure{margin:0}.faces img{width:96px;height:96px;object-fit:cover}
+.look{display:flex;gap:24px;flex-wrap:wrap;align-items:flex-start;margin:12px 0}
+.look dl{flex:1 1 320px;margin:0}.look .shown{flex:0 1 auto;margin:0}
+.shown svg{border-radius:8px}.box{fill:none;stroke:var(--accent);stroke-width:2.5}
+.faces{display:flex;flex-wrap:wrap;gap:8px;margin:0 0 12px}
+.plots figure,.strip figure{margin:0}.faces img{width:72px;height:72px;border-radius:6px}
+.strip{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:10px}
+.strip img{width:100%;border-radius:6px;display:block}
 figcaption{font-size:13px;color:var(--quiet);margin-top:4px}
 .plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:16px}
 svg{width:100%;height:auto;display:block}
 .grid{stroke:var(--line)}.tick{fill:var(--quiet);font-size:11px}
 .line{fill:none;stroke:var(--accent);stroke-width:2}.dot{fill:var(--accent)}.band{fill:var(--band)}
+figure.map{margin:12px 0}.map svg{fill:var(--accent);width:180px;height:180px}
+.frame{fill:none;stroke:var(--line);stroke-width:.15}
 ul.tree{list-style:none;margin:0;padding-left:18px;border-left:2px solid var(--line)}
 .tree li{margin:6px 0;overflow-wrap:anywhere}
 @media(max-width:600px){main{padding:24px 14px}dl{grid-template-columns:1fr;gap:0}

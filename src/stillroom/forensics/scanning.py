@@ -6,7 +6,7 @@ without using image information" (IoU tracker); shots by correlation of colour h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,11 +42,20 @@ class Sight:
 
 @dataclass
 class Track:
-    """One face over time; ``crops`` are some small pictures of it."""
+    """One face over time; ``crops`` are some small pictures of it, evenly over what was seen."""
 
     shot: int
     sights: list[Sight] = field(default_factory=list)
     crops: list[Image] = field(default_factory=list)
+    stride: int = 1
+
+    def add(self, sight: Sight, image: Image) -> None:
+        """Add a sight; of every ``stride`` sights one picture is kept, and half of them if many."""
+        if len(self.sights) % self.stride == 0:
+            self.crops.append(_cut(image, sight.box))
+            if len(self.crops) > _KEPT:
+                self.crops, self.stride = self.crops[::2], 2 * self.stride
+        self.sights.append(sight)
 
     @property
     def width(self) -> float:
@@ -106,13 +115,20 @@ class Scan:
         }
 
 
-def scan_clip(clip: Clip, *, count: int = 32, finder: FaceFinder | None = None) -> Scan:
+def scan_clip(
+    clip: Clip,
+    *,
+    count: int = 32,
+    finder: FaceFinder | None = None,
+    look: Callable[[Image], None] | None = None,
+) -> Scan:
     """Find the faces of a clip in evenly spaced frames, and join them into tracks.
 
     Args:
         clip: As ``open_clip`` gives it.
         count: How many frames are looked at.
         finder: Finds faces; default a new one.
+        look: Is shown every frame that is looked at, so that none is decoded twice.
 
     Raises:
         DataError: If the clip has no frame.
@@ -122,6 +138,8 @@ def scan_clip(clip: Clip, *, count: int = 32, finder: FaceFinder | None = None) 
     scan, before = Scan(), None
     alive: list[Track] = []
     for number, frame in enumerate(space_frames(clip, count)):
+        if look is not None:
+            look(frame.image)
         colours = _histogram(frame.image)
         if before is None or cv2.compareHist(before, colours, cv2.HISTCMP_CORREL) < _SAME_SHOT:
             scan.shots += 1
@@ -157,9 +175,7 @@ def _join(
         if track is None:
             track = of[number] = Track(scan.shots)
             scan.tracks.append(track)
-        track.sights.append(Sight(frame.time, face.box, face.score))
-        if len(track.crops) < _KEPT:
-            track.crops.append(_cut(frame.image, face.box))
+        track.add(Sight(frame.time, face.box, face.score), frame.image)
     return [*of.values(), *(track for at, track in enumerate(alive) if at not in taken)]
 
 

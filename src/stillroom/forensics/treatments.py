@@ -35,7 +35,7 @@ def from_float(image: npt.NDArray[np.floating]) -> Image:
     """Round to 8 bits; values out of range are clipped, never wrapped."""
     whole = np.rint(image)
     np.minimum(np.maximum(whole, 0, out=whole), 255, out=whole)
-    return whole.astype(np.uint8)
+    return np.asarray(whole, dtype=np.uint8)
 
 
 def blend(source: Image, target: Image, mask: Mask) -> Image:
@@ -79,13 +79,15 @@ def jitter_colour(image: Image, rng: np.random.Generator, *, strength: float = 1
     At strength 1: each channel by up to 20 with probability 0.3, hue by up to 5 degrees,
     saturation and value by up to 15 %, brightness and contrast by up to 10 %.
     """
-    out = image.astype(np.float32)
+    out: npt.NDArray[np.float32] = image.astype(np.float32)
     if rng.random() < 0.3:
         out += rng.uniform(-20, 20, 3).astype(np.float32) * strength
     light = np.minimum(np.maximum(out, 0, out=out), 255, out=out)
     light /= 255.0
     # Planes one by one: numpy's loops over the last axis of an image are ten times slower.
-    hue, *rest = (np.asarray(p) for p in cv2.split(cv2.cvtColor(light, cv2.COLOR_RGB2HSV)))
+    hue, *rest = (
+        np.asarray(p, np.float32) for p in cv2.split(cv2.cvtColor(light, cv2.COLOR_RGB2HSV))
+    )
     hue += rng.uniform(-5, 5) * strength
     np.add(hue, 360, out=hue, where=hue < 0)
     np.subtract(hue, 360, out=hue, where=hue >= 360)
@@ -93,7 +95,7 @@ def jitter_colour(image: Image, rng: np.random.Generator, *, strength: float = 1
     for plane, factor in zip(rest, factors, strict=True):
         plane *= factor
         np.minimum(np.maximum(plane, 0, out=plane), 1, out=plane)
-    out = np.asarray(cv2.cvtColor(cv2.merge([hue, *rest]), cv2.COLOR_HSV2RGB))
+    out = np.asarray(cv2.cvtColor(cv2.merge([hue, *rest]), cv2.COLOR_HSV2RGB), np.float32)
     out *= 255.0
     gain, shift = 1 + rng.uniform(-0.1, 0.1) * strength, rng.uniform(-0.1, 0.1) * strength * 128
     middle = float(out.mean())

@@ -71,7 +71,7 @@ def test_a_signers_word_is_reported_as_theirs(media, found):
     assert "vouched for by no list" in found["signed.png"].verdict
     said = check_file(media / "signed.png", lists(media)).verdict
     assert "on the user list" in said
-    assert "made or composed by a program" in said
+    assert "says that it was made or composed by a program" in said
 
 
 def test_a_changed_file_is_said_to_be_changed(found):

@@ -213,3 +213,4 @@ def test_faces_are_tracked_and_tracks_end_with_their_shot(tmp_path):
     assert [track.shot for track in long] == [1, 2]
     assert long[0].sights[-1].time < long[1].sights[0].time
     assert long[0].crops[0].shape == (96, 96, 3)
+    assert all(len(track.crops) <= 6 for track in scan.tracks)

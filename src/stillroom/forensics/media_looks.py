@@ -1,0 +1,150 @@
+"""Looking at clips and sounds for a check: what they are, whose faces, which frames are marked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import DataError, MissingExtraError
+from stillroom.forensics.clips import Clip, open_clip, space_frames
+from stillroom.forensics.face import Image
+from stillroom.forensics.lab import Lab
+from stillroom.forensics.scanning import Scan, scan_clip
+from stillroom.forensics.sounds import Sound, hear_sound
+from stillroom.forensics.tracing import Trace
+from stillroom.forensics.watermark import Watermark
+
+__all__ = ["CLIPS", "SOUNDS", "ClipLook", "look_at_clip", "look_at_sound"]
+
+CLIPS = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
+SOUNDS = frozenset({".wav", ".mp3", ".flac", ".m4a", ".ogg", ".opus", ".aac"})
+_FRAMES = 32
+
+
+@dataclass(frozen=True)
+class ClipLook:
+    """What was seen and heard of a clip.
+
+    ``sound`` is None where there is no audio track; ``trace`` is the lab's mark of the first frame
+    that carries one, ``marked`` how many of the frames looked at do; ``scan`` is None where no face
+    detector is here or the file has no video.
+    """
+
+    clip: Clip
+    scan: Scan | None = None
+    sound: Sound | None = None
+    trace: Trace | None = None
+    marked: int = 0
+    limits: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return what it is, and the faces over time."""
+        clip, lines = self.clip, []
+        if clip.has_video:
+            lines.append(
+                f"video: {clip.duration:.1f} s, {clip.width}x{clip.height}, {clip.codec}, "
+                f"{clip.rate:.4g} frames a second on average"
+            )
+        lines.append(f"sound: {self.sound.line()}" if self.sound else "sound: no audio track")
+        if self.scan is not None:
+            scan = self.scan
+            lines.append(
+                f"looked at: {len(scan.times)} frames, {clip.decoded} decoded, {scan.shots} shot"
+                f"{'' if scan.shots == 1 else 's'}"
+            )
+            lines += [
+                f"face {number}: {track.line()}"
+                for number, track in enumerate(scan.tracks, start=1)
+            ]
+            if not scan.tracks:
+                lines.append("faces: none found")
+        if self.marked:
+            lines.append(f"marked frames: {self.marked} of those looked at")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        clip = self.clip
+        return {
+            "duration": clip.duration,
+            "width": clip.width,
+            "height": clip.height,
+            "codec": clip.codec or None,
+            "rate": clip.rate,
+            "sound": self.sound.to_json() if self.sound else None,
+            "scan": self.scan.to_json() if self.scan else None,
+            "marked_frames": self.marked,
+        }
+
+
+def look_at_clip(path: Path, lab: Lab | None = None, *, count: int = _FRAMES) -> ClipLook:
+    """Look at evenly spaced frames of a clip, and listen to its first audio track.
+
+    Args:
+        path: The file.
+        lab: Whose watermark is looked for in the frames, as they stand.
+        count: How many frames.
+
+    Raises:
+        DataError: If the file is no clip, or nothing of it can be decoded.
+    """
+    clip = open_clip(path)
+    if not (clip.has_video or clip.has_audio):
+        raise DataError(
+            f"{path.name} holds neither video nor sound",
+            code="forensics.clip",
+            where=str(path),
+            expected="a clip or a recording",
+            next="leave it out",
+        )
+    limits = [] if clip.has_video else ["the file holds no video"]
+    payloads: list[int] = []
+    scan = _watch(clip, count, lab, payloads, limits) if clip.has_video else None
+    sound = _listen(path, limits) if clip.has_audio else None
+    trace = Trace() if lab is not None and clip.has_video else None
+    if payloads and lab is not None:
+        trace = Trace(format(payloads[0], "012x"), (1.0, 1.0), lab.ledger.find(payloads[0]))
+    return ClipLook(clip, scan, sound, trace, len(payloads), (*clip.notes, *limits))
+
+
+def look_at_sound(path: Path) -> ClipLook:
+    """Listen to a recording.
+
+    Raises:
+        DataError: If it holds no sound that can be decoded.
+    """
+    sound = hear_sound(path)
+    return ClipLook(Clip(path, False, True, sound.duration), sound=sound, limits=sound.limits())
+
+
+def _watch(
+    clip: Clip, count: int, lab: Lab | None, payloads: list[int], limits: list[str]
+) -> Scan | None:
+    """Scan a clip for faces, and its frames for the lab's mark; what limits that is added."""
+    mark = Watermark(lab.key) if lab is not None else None
+
+    def look(image: Image) -> None:
+        if mark is not None and (found := mark.read(image).payload) is not None:
+            payloads.append(found)
+
+    try:
+        scan = scan_clip(clip, count=count, look=look)
+    except MissingExtraError as error:
+        limits.append(f"faces were not looked for: {error.problems[0].what}")
+        for frame in space_frames(clip, count):
+            look(frame.image)
+        return None
+    limits += scan.limits()
+    return scan
+
+
+def _listen(path: Path, limits: list[str]) -> Sound | None:
+    """Hear a clip's sound; where it cannot be decoded, the rest of the clip still counts."""
+    try:
+        sound = hear_sound(path)
+    except DataError as error:
+        limits.append(error.problems[0].what)
+        return None
+    limits += sound.limits()
+    return sound
