@@ -16,7 +16,7 @@ __all__ = ["command"]
     epilog="""
 \b
 Examples:
-  stillroom forensics benchmark stress run/output --scorer mine.py:score --allow-code
+  stillroom forensics benchmark stress run/output --scorer runs/sbi
   stillroom forensics benchmark stress run/output --scorer mine.py:score --allow-code \\
     --treatment jpeg --treatment blur --html curves.html
 """,
@@ -25,7 +25,8 @@ Examples:
 @click.option(
     "--scorer",
     required=True,
-    help="FILE.py:NAME of a function that takes a list of RGB images (H, W, 3), 8 bits, and "
+    help="A trained detector's folder (pictures are squares about faces, as the lab's sets hold "
+    "them), or FILE.py:NAME of a function that takes a list of RGB images (H, W, 3), 8 bits, and "
     "returns a score each, higher for fake.",
 )
 @click.option("--allow-code", is_flag=True, help="Run that file.")

@@ -47,7 +47,7 @@ class Stressed:
 def stress_items(
     items: Sequence[Item],
     load: Callable[[Item], Image],
-    score: Callable[[Sequence[Image]], Sequence[float]],
+    score: Callable[[Sequence[Image]], Iterable[float]],
     *,
     treatments: Sequence[str] = (),
     strengths: Sequence[int] = STRENGTHS,

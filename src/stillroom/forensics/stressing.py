@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -21,7 +21,7 @@ from stillroom.forensics.stress import stress_items
 
 __all__ = ["Scorer", "Strain", "draw_stress_page", "load_scorer", "stress_manifest"]
 
-Scorer = Callable[[Sequence[Image]], Sequence[float]]
+Scorer = Callable[[Sequence[Image]], Iterable[float]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def stress_manifest(
 
     Args:
         manifest: The file, or its folder.
-        scorer: A callable, or ``FILE.py:NAME`` of one.
+        scorer: A callable, ``FILE.py:NAME`` of one, or the folder of a trained detector, which
+            takes the pictures as squares about faces, as the lab's sets hold them.
         treatments: Names; default all.
         split: Which rows; empty for all.
         seed: Of what is drawn by lot.
@@ -93,7 +94,7 @@ def stress_manifest(
     source = "the validation split"
     if len({item.label for item in chosen}) < 2:
         chosen, source = tested, "the tested files as they are"
-    scores = [float(score([load(item)])[0]) for item in chosen]
+    scores = [float(value) for item in chosen for value in score([load(item)])]
     threshold = pick_threshold([item.label for item in chosen], scores)
     rows = stress_items(tested, load, score, treatments=treatments, seed=seed)
     curves = trace_curves(rows, threshold if threshold is not None else 0.5, seed=seed)
@@ -103,11 +104,16 @@ def stress_manifest(
 
 
 def load_scorer(named: str, *, allow_code: bool) -> Scorer:
-    """Return the function that ``FILE.py:NAME`` names.
+    """Return a trained detector's scores of squares about faces, or what ``FILE.py:NAME`` names.
 
     Raises:
         DataError: If code may not be run, or the file has no such function.
+        CheckpointError: If a folder is named that holds no detector.
     """
+    if Path(named).is_dir():
+        from stillroom.forensics.detecting import TrainedDetector
+
+        return TrainedDetector.open(Path(named)).logits
     path, _, name = named.rpartition(":")
     if not allow_code:
         raise _no_scorer(named, "a file of code was named, and code may not be run", "--allow-code")
