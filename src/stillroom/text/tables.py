@@ -19,7 +19,9 @@ MAX_HEADER = 1_000
 """Characters of a header row that is repeated; a longer one would be most of a passage."""
 
 _DELIMITER = re.compile(
-    r"(?<![^\r\n])[ \t]*\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*(?![^\r\n])"
+    # possessive, since a line of nothing but spaces else takes time by the square of their number
+    r"(?<![^\r\n])[ \t]*+(?:\|[ \t]*+)?:?-++:?[ \t]*+(?:\|[ \t]*+:?-++:?[ \t]*+)*+"
+    r"(?:\|[ \t]*+)?(?![^\r\n])"
 )
 _ROWS = re.compile(r"(?:\r\n|\n|\r)[^\r\n]*\|[^\r\n]*")
 _LETTER = re.compile(r"[^\W\d_]")

@@ -96,3 +96,11 @@ def test_code_has_no_tables():
     text = "a | b\n--- | ---\n1 | 2\n"
     document = Document("a.py", "0", "text/x-python", text, metadata={"is_code": True})
     assert find_tables(document) == []
+
+
+@pytest.mark.parametrize("line", [" " * 100_000, "\t " * 50_000, "-" * 100_000, "|" * 100_000])
+def test_a_line_of_nothing_but_spaces_or_marks_takes_no_longer_than_it_is(line):
+    begun = time.process_time()
+    document = parse_bytes(f"{line}needle\n{line}".encode(), "odd.txt")
+    assert find_tables(document) == []
+    assert time.process_time() - begun < 5  # by the square of its length it took minutes
