@@ -184,7 +184,7 @@ def expand_grid(
     seen: set[str] = set()
     for values in itertools.product(*rows.values()):
         chosen = [f"{key}={value}" for key, value in zip(rows, values, strict=True)]
-        label = " ".join(chosen)
+        label = _label(rows, values)
         settings = parse_group(DecodeSettings, overrides=[*base, *chosen])
         try:
             settings.check_against(model.metadata)
@@ -202,6 +202,13 @@ def expand_grid(
             next="give others by --try",
         )
     return found, left_out
+
+
+def _label(rows: Mapping[str, Sequence[str]], values: Sequence[str]) -> str:
+    """Return what makes settings different from the others of the grid."""
+    pairs = [(key, value) for key, value in zip(rows, values, strict=True) if len(rows[key]) > 1]
+    pairs = pairs or list(zip(rows, values, strict=True))
+    return " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in pairs)
 
 
 def _says_the_same(settings: DecodeSettings, seen: set[str]) -> bool:

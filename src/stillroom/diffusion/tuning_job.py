@@ -198,6 +198,11 @@ def _report(
         f"and {base.cpu_s / max(chosen.cpu_s, 1e-9):.1f} times less processor time than one place "
         f"a step, {100 * lost.value:+.1f} points of {plan.measure} lost ({records} records)."
     )
+    if not any(one.quality for one in outcomes):
+        said += (
+            " No setting gets anything right by this measure, so that the choice stands on time "
+            "alone: compare by another measure, or on records that the model can answer."
+        )
     report = Report("Decoding", f"{len(outcomes)} settings on {records} records. {said}")
     report.add(lost, is_headline=True)
     front = find_pareto(outcomes)

@@ -63,6 +63,7 @@ def test_the_grid_holds_the_baseline_and_what_the_model_can_do(make_model):
     assert all(one.settings.max_new_tokens == 7 for one in found)
     assert left_out
     assert all("cache=block" in label for label in left_out)
+    assert found[1].label == "threshold=0.7 block_length=null cache=null order=confidence"
     assert len({one.settings.model_dump_json() for one in found}) == len(found)
     by_blocks, _ = expand_grid(make_model(attention="block_causal", block_size=4), (), (), 8)
     assert {one.settings.block_length for one in by_blocks} == {None}
@@ -100,6 +101,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_choice(folder, records, tmp_
     assert preset.checkpoint == model.fingerprint
     assert artifact.details["preset"]["measured"]["records"] == 3
     assert "times fewer readings" in report.summary
+    assert "by another measure" in report.summary
     table = report.sections[1].table
     assert len(table.rows) == 5
     again, _, _ = tune_decoding(model, plan, tmp_path / "again")
