@@ -119,7 +119,9 @@ class DiffusionModel:
         what they give alone up to rounding; a call of one text has no padding at all.
         """
         self.calls += len(readings)
-        if len(readings) == 1 and self._swift is not None and not torch.is_grad_enabled():
+        # only beside kept keys: without them states are the library's own, bit for bit
+        is_small = len(readings) == 1 and readings[0].keys is not None
+        if is_small and self._swift is not None and not torch.is_grad_enabled():
             return [self._read_one(self._swift, readings[0])]
         width = max(len(reading.ids) for reading in readings)
         ids = torch.zeros(len(readings), width, dtype=torch.long)
