@@ -26,10 +26,11 @@ __all__ = ["Boundaries", "Cutter", "Span", "find_boundaries", "make_passages", "
 Span = tuple[int, int]
 
 _IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # none beyond U+3000
-_CLAUSE = re.compile(r"(?<=[,;:])\s+(?=\S)|(?<=[，；：、])(?=\S)")
-_LINE = re.compile(r"[\r\n]\s*(?=\S)")
-_PARAGRAPH = re.compile(r"(?:\r\n|\r|\n)[^\S\r\n]*[\r\n]\s*(?=\S)")
-_ITEM = re.compile(r"[\r\n]\s*(?=(?:[-*+•|>]|#{1,6}|\d{1,3}[.)])[ \t]|```|~~~|\|)")
+# possessive, so that a run of white space is read once, however long
+_CLAUSE = re.compile(r"(?<=[,;:])\s++(?=\S)|(?<=[，；：、])(?=\S)")
+_LINE = re.compile(r"[\r\n]\s*+(?=\S)")
+_PARAGRAPH = re.compile(r"(?>\r\n|\r|\n)[^\S\r\n]*+[\r\n]\s*+(?=\S)")
+_ITEM = re.compile(r"(?:[-*+•|>]|#{1,6}|\d{1,3}[.)])[ \t]|```|~~~|\|")
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+)[^\r\n]*$", re.MULTILINE)
 _ROW = re.compile(r"^[ \t]*\|[^\r\n]*\|[ \t]*$", re.MULTILINE)
 _FULL_LINE = re.compile(r"\S[^\r\n]*")
@@ -63,7 +64,8 @@ def find_boundaries(document: Document, ruler: Ruler, size: int) -> Boundaries:
         rows = [match.span() for match in _FULL_LINE.finditer(text)]
     whole += [span for span in rows if ruler.measure(*span) <= size]
     lines = _ends(_LINE, text)
-    items = lines if by_line else _union(_ends(_ITEM, text), _within(lines, large))
+    starts = array("q", (line for line in lines if _ITEM.match(text, line)))
+    items = lines if by_line else _union(starts, _within(lines, large))
     sentences = array("q", (start for start, _ in split_sentences(text)))
     blocked = _merge(whole)
     kept = [
@@ -251,7 +253,9 @@ def _strip_space(text: str, start: int, end: int) -> int:
 
 
 def _ends(pattern: re.Pattern[str], text: str) -> array[int]:
-    return array("q", (match.end() for match in pattern.finditer(text)))
+    """Return where matches end; white space at the end of the text is not looked at."""
+    end = _strip_space(text, 0, len(text))
+    return array("q", (match.end() for match in pattern.finditer(text, 0, end)))
 
 
 def _word_starts(text: str) -> array[int]:

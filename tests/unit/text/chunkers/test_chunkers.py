@@ -7,6 +7,8 @@ import pytest
 from stillroom.errors import RecipeError
 from stillroom.records import Document, Origin
 from stillroom.text import CHUNKERS, estimate_tokens, parse_bytes
+from stillroom.text.measuring import Ruler
+from stillroom.text.splitting import find_boundaries
 
 GUIDE = """# Guide
 
@@ -58,6 +60,29 @@ LONG_LINES = {
     "emoji": "👩\u200d👩\u200d👧👍🏽🇩🇪" * 60_000,
     "sentences": "The cat sat on the mat, as cats do. " * 28_000,
 }
+
+
+@pytest.mark.parametrize("gap", ["\n", "\n ", " \r\n\t"])
+@pytest.mark.parametrize("name", CHUNKERS.names())
+def test_many_empty_lines_cost_no_more_than_its_length(name, gap):
+    empty = gap * (200_000 // len(gap))
+    text = f"The first line.{empty}- an item{empty}The last line.{empty}"
+    document = Document("a.txt", "0" * 64, "text/plain", text)
+    started = time.process_time()
+    passages = list(CHUNKERS.build(name).chunk(document, embed=embed_letters))
+    assert time.process_time() - started < 20
+    assert "".join("".join(passage.text.split()) for passage in passages) == "".join(text.split())
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_as_their_system_ends_them(end):
+    text = end.join(["First line,", "second line.", "", "Next paragraph.", "- item", "end"])
+    document = Document("a.txt", "0" * 64, "text/plain", text)
+    found = find_boundaries(document, Ruler(text), 5)
+    starts = [text.index(word) for word in ("second", "Next", "- item", "end")]
+    assert list(found.lines) == starts
+    assert list(found.paragraphs) == starts[1:2]
+    assert starts[2] in found.items
 
 
 @pytest.mark.parametrize("kind", LONG_LINES)
