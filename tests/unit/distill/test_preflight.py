@@ -70,7 +70,9 @@ def test_another_vocabulary_stops_the_job_before_any_weight_is_loaded(make_recip
     with pytest.raises(CheckpointError) as caught:
         do(recipe)
     assert caught.value.code == "distill.vocabulary"
-    crossing = make_recipe(student=str(other), targets={}, crossing={"name": "chunk_likelihood"})
+    crossing = make_recipe(
+        student=str(other), targets={}, crossing={"name": "chunk_likelihood"}, fidelity={}
+    )
     flight = run_preflight(crossing, tmp_path)
     assert find(flight, "vocabulary")[0].level == "ok"
     # Such a job trains its control, too, and says what that takes.
