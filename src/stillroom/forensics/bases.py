@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stillroom.errors import DataError
+from stillroom.forensics.camera_traces import refuse_photographs
 from stillroom.forensics.consent import Consent
 from stillroom.forensics.drawing import draw_face, name_face
 from stillroom.forensics.face import Face
@@ -104,7 +105,8 @@ def open_bases(
         say: Told of pictures that are left out.
 
     Raises:
-        DataError: If the folder has no face, or the consent does not cover the use.
+        DataError: If the folder has no face, the consent does not cover the use, or pictures of
+            nobody were taken by a camera.
     """
     if settings.folder is None:
         return _Drawn(seed, count, size)
@@ -114,6 +116,8 @@ def open_bases(
     if consent is not None:
         for use in uses:
             consent.check(use, [digest_file(path) for path in pictures])
+    elif settings.synthetic_source:
+        refuse_photographs(pictures, settings.synthetic_source)
     faces, paths = _find_faces(pictures, folder, size, settings.margin, say)
     return _Folder(
         tuple(faces),

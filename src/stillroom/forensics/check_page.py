@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from stillroom.forensics.checking import LIMITS, Checked
 from stillroom.forensics.manifest_tree import draw_manifest_tree
+from stillroom.forensics.marking import LABEL
 from stillroom.forensics.media_looks import ClipLook
 from stillroom.forensics.page import frame_page
 from stillroom.forensics.previews import draw_preview, draw_timeline, embed_picture
@@ -61,7 +62,9 @@ def _draw(one: Checked) -> str:
             f"<h3>What it was made from, as signed</h3>{draw_manifest_tree(store)}"
             f"<details><summary>Credentials in full</summary><pre>{escape(text)}</pre></details>"
         )
-    shown = draw_preview(one.preview) if one.preview is not None else ""
+    # A picture of the lab's leaves through this page, too: it says what it is, beside its mark.
+    label = LABEL if one.trace is not None and one.trace.watermark else ""
+    shown = draw_preview(one.preview, label) if one.preview is not None else ""
     look = f'<div class="look">{shown}<dl>{listed}</dl></div>' if rows else ""
     return (
         f"<section><h2>{escape(str(one.path))}</h2>"

@@ -17,7 +17,7 @@ from stillroom.errors import DataError, MissingExtraError
 from stillroom.forensics.credentials import MIME_TYPES, Credentials, TrustList, verify_file
 from stillroom.forensics.lab import Lab
 from stillroom.forensics.media_looks import CLIPS, SOUNDS, ClipLook, look_at_clip, look_at_sound
-from stillroom.forensics.pictures import Picture, load_picture
+from stillroom.forensics.pictures import PICTURES, Picture, load_picture
 from stillroom.forensics.previews import Preview, make_preview
 from stillroom.forensics.tracing import Trace, trace_image
 from stillroom.provenance import digest_file
@@ -38,7 +38,6 @@ _OF_DETECTORS = (
     "A detector's chance is of the forgeries it learned, at the prevalence it names; what it does "
     "not indicate may be forged all the same.",
 )
-_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 _SYNTHETIC = ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicMedia")
 _NO_JUDGE = "the named detectors judge pictures; of this file they judged nothing"
 _SMALL_FACE = 64
@@ -134,7 +133,7 @@ def list_limits(judges: Judges | None) -> tuple[str, ...]:
 
 def list_media(paths: Sequence[Path]) -> Iterator[Path]:
     """Yield the named files, and of folders every file whose ending is of a medium, sorted."""
-    endings = _PICTURES | CLIPS | SOUNDS | set(MIME_TYPES)
+    endings = PICTURES | CLIPS | SOUNDS | set(MIME_TYPES)
     for path in paths:
         if path.is_dir():
             yield from (
@@ -176,7 +175,7 @@ def check_file(
             if judges is None or found.error:
                 return found
             return replace(found, quality=(*found.quality, _NO_JUDGE))
-        if suffix not in _PICTURES:
+        if suffix not in PICTURES:
             return Checked(path, digest, credentials) if credentials else _unknown(path)
     except DataError as error:
         return Checked(path, error=error.problems[0].what)

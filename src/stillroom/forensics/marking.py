@@ -46,7 +46,8 @@ _XMP = (
     'Iptc4xmpExt:DigitalSourceType="{source}"/></rdf:RDF></x:xmpmeta>'
 )
 MEDIA_ENDINGS = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".mp4", ".wav"}
+    " .jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif .heic .heif .pgm .ppm .jxl .jp2 .svg .pdf"
+    " .mp4 .mov .m4v .mkv .webm .avi .wav .mp3 .flac .m4a .ogg .opus .aac".split()
 )
 
 

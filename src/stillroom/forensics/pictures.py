@@ -6,6 +6,7 @@ its size is known, so a small file cannot ask for gigabytes.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import warnings
 from dataclasses import dataclass
@@ -17,8 +18,14 @@ from stillroom.errors import DataError
 from stillroom.forensics.extras import need
 from stillroom.forensics.face import Image
 
-__all__ = ["MOST_PIXELS", "Picture", "load_picture"]
+__all__ = ["MOST_PIXELS", "PICTURES", "Picture", "load_picture"]
 
+PICTURES = frozenset(
+    " .jpg .jpeg .png .webp .bmp .tif .tiff .gif .avif .heic .heif .pgm .ppm".split()
+)
+"""Endings of what is read as a picture."""
+
+_HEIC = frozenset({b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"})
 MOST_PIXELS = 120_000_000
 
 
@@ -45,6 +52,8 @@ def load_picture(path: Path) -> Picture:
     from PIL import Image as Pictures
     from PIL import ImageOps, UnidentifiedImageError
 
+    _open_heif()
+
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -69,15 +78,36 @@ def load_picture(path: Path) -> Picture:
                 image = np.asarray(turned.convert("RGB"))
     except UnidentifiedImageError as error:
         kinds = "JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF"
-        heic = data[4:12] in {b"ftypheic", b"ftypheix", b"ftypmif1"}
-        what = "is HEIC, which is not read" if heic else "is no picture that is read"
-        raise _refused(path, what, kinds) from error
+        if data[4:12] in _HEIC:
+            raise _unread_heic(path) from error
+        raise _refused(path, "is no picture that is read", kinds) from error
     except Pictures.DecompressionBombError as error:
         most = f"at most {MOST_PIXELS // 1_000_000} million pixels"
         raise _refused(path, "has too many pixels", most) from error
     except (OSError, ValueError, SyntaxError) as error:
         raise _refused(path, f"is damaged: {error}", "a whole file") from error
     return Picture(image, kind, notes, quality)
+
+
+def _open_heif() -> None:
+    """Let pictures of iPhones be opened where the package that decodes them is here."""
+    if importlib.util.find_spec("pillow_heif") is not None:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
+def _unread_heic(path: Path) -> DataError:
+    """Return the error of a HEIC that is not read: damaged, or nothing here decodes it."""
+    if importlib.util.find_spec("pillow_heif") is not None:
+        return _refused(path, "is a damaged HEIC", "a whole file")
+    return DataError(
+        f"{path.name} is HEIC, which is not read here",
+        code="forensics.picture",
+        where=str(path),
+        expected="the package pillow-heif, or JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF",
+        next="pip install 'stillroom[heic]', or convert it",
+    )
 
 
 def _notes(opened: object) -> tuple[str, ...]:

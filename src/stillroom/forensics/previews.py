@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from html import escape
 
 import cv2
 import numpy as np
@@ -49,8 +50,8 @@ def embed_picture(image: Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
 
 
-def draw_preview(preview: Preview) -> str:
-    """Return the picture with a frame about each face, as inline SVG."""
+def draw_preview(preview: Preview, caption: str = "") -> str:
+    """Return the picture with a frame about each face, as inline SVG; ``caption`` below it."""
     height, width = preview.image.shape[:2]
     frames = "".join(
         f'<rect class="box" x="{x}" y="{y}" width="{w}" height="{h}" rx="4"/>'
@@ -62,7 +63,7 @@ def draw_preview(preview: Preview) -> str:
         f'style="width:{min(width, _SHOWN)}px;max-width:100%" '
         f'role="img" aria-label="the file, with {count} faces framed">'
         f'<image href="{embed_picture(preview.image)}" width="{width}" height="{height}"/>'
-        f"{frames}</svg></figure>"
+        f"{frames}</svg>{f'<figcaption>{escape(caption)}</figcaption>' if caption else ''}</figure>"
     )
 
 

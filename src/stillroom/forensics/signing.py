@@ -16,7 +16,9 @@ from stillroom.forensics.credentials import (
     sign_bytes,
     verify_file,
 )
-from stillroom.forensics.lab import Lab
+from stillroom.forensics.lab import Lab, has_lab, open_lab
+from stillroom.forensics.pictures import PICTURES
+from stillroom.forensics.tracing import trace_file
 from stillroom.jobs import atomic_write
 
 __all__ = ["open_lists", "sign_file", "verify_file"]
@@ -68,7 +70,8 @@ def sign_file(
         timestamp_url: A timestamp authority; empty asks none.
 
     Raises:
-        DataError: If the file, its type or the certificate is refused, or ``out`` exists.
+        DataError: If the file, its type or the certificate is refused, ``out`` exists, or the file
+            carries this user's lab's watermark and would be signed without saying so.
     """
     mime = mime_type(file)
     if out.exists():
@@ -94,6 +97,8 @@ def sign_file(
             expected="a media file",
             next="check the path",
         )
+    if not made_by:
+        _refuse_lab_file(file)
     signer = dataclasses.replace(Signer.open(ca), timestamp_url=timestamp_url)
     manifest: dict[str, object] = {"title": title or file.name}
     if made_by:
@@ -104,3 +109,22 @@ def sign_file(
     with atomic_write(out, "wb") as target:
         target.write(signed)
     return verify_file(out, [TrustList.read("user", ca / CA_FILE)])
+
+
+def _refuse_lab_file(file: Path) -> None:
+    """Refuse to sign what this user's lab made as if nothing were known of how it was made."""
+    if not has_lab() or file.suffix.lower() not in PICTURES:
+        return
+    try:
+        found = trace_file(file, open_lab())
+    except DataError:
+        return  # what is no picture is refused by who signs it, with its own reason
+    if found.watermark:
+        raise DataError(
+            f"{file.name} carries this lab's watermark {found.watermark}, and would be signed "
+            "without saying so",
+            code="forensics.lab-file",
+            where=str(file),
+            expected="--made-by with the generator, for a file that the lab made",
+            next="stillroom forensics trace FILE says which forgery it is",
+        )

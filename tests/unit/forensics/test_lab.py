@@ -362,3 +362,24 @@ def test_exif_orientation_and_jpeg_quality_are_read(tmp_path):
     assert found.image.shape == (40, 20, 3)
     assert found.jpeg_quality == pytest.approx(70, abs=3)
     assert any("orientation" in note for note in found.notes)
+
+
+def test_pictures_of_iphones_are_read_where_their_decoder_is_here(tmp_path, faces, monkeypatch):
+    import importlib.util
+
+    from stillroom.forensics.pictures import load_picture
+
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_bytes("RGB", (160, 160), faces[0].image.tobytes()).save(str(tmp_path / "a.heic"))
+    found = load_picture(tmp_path / "a.heic")
+    assert found.image.shape == (160, 160, 3)
+    assert np.abs(found.image.astype(int) - faces[0].image).mean() < 6
+    (tmp_path / "b.heic").write_bytes((tmp_path / "a.heic").read_bytes()[:200])
+    with pytest.raises(DataError, match="damaged"):
+        load_picture(tmp_path / "b.heic")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "pillow_heif" else find(name)
+    )
+    with pytest.raises(DataError, match="not read here"):
+        load_picture(tmp_path / "b.heic")

@@ -1,0 +1,64 @@
+"""Whether a picture shows signs of a camera, held against the claim that nobody is in it.
+
+Who names a generator for a folder answers for it alone, without anyone's consent. A program cannot
+know a person from a drawing, but it can read what cameras write: the make, the exposure, or
+credentials that say the picture was captured. Their absence proves nothing.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from stillroom.errors import DataError
+from stillroom.forensics.credentials import MIME_TYPES, read_credentials
+
+__all__ = ["refuse_photographs", "says_of_camera"]
+
+_IFD, _GPS = 0x8769, 0x8825
+_TAGS = {0x010F: "the camera's make", 0x0110: "the camera's model"}
+_EXPOSURE = {0x829A: "an exposure time", 0x829D: "an aperture", 0x8827: "a sensitivity"}
+_CAPTURED = ("digitalCapture", "negativeFilm", "positiveFilm", "print")
+
+
+def says_of_camera(path: Path) -> str:
+    """Return what in a file says that a camera took it, empty if nothing does."""
+    from PIL import Image as Pictures
+
+    data = path.read_bytes()
+    try:
+        with Pictures.open(io.BytesIO(data)) as picture:
+            exif = picture.getexif()
+    except (OSError, ValueError, SyntaxError):
+        return ""  # what cannot be read is left out, with its reason, where faces are looked for
+    found = [said for tag, said in _TAGS.items() if str(exif.get(tag) or "").strip()]
+    inner = exif.get_ifd(_IFD)
+    found += [said for tag, said in _EXPOSURE.items() if inner.get(tag)]
+    if exif.get_ifd(_GPS):
+        found.append("where it was taken")
+    mime = MIME_TYPES.get(path.suffix.lower())
+    if not found and mime is not None and b"jumb" in data:
+        kinds = {kind.rsplit("/", 1)[-1] for kind in read_credentials(data, mime).source_types}
+        if kinds & set(_CAPTURED):
+            found.append("credentials of a captured picture")
+    return found[0] if found else ""
+
+
+def refuse_photographs(pictures: Iterable[Path], generator: str) -> None:
+    """Refuse pictures that are said to show nobody, and were taken by a camera.
+
+    Raises:
+        DataError: With the first that says so.
+    """
+    for path in pictures:
+        said = says_of_camera(path)
+        if said:
+            raise DataError(
+                f"{path.name} is said to be made by {generator}, and holds {said}",
+                code="forensics.photograph",
+                where=str(path),
+                expected="pictures that no camera took, or the consent of who they show",
+                next="stillroom forensics consent --help, and faces.consent instead of "
+                "faces.synthetic_source",
+            )

@@ -1,0 +1,198 @@
+"""The lab's rules attacked as a user would: by recipes and commands, with real files."""
+
+import base64
+import io
+import re
+from datetime import date
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from stillroom.cli.app import stillroom
+from stillroom.errors import DataError, RecipeError
+from stillroom.flow import run_recipe
+from stillroom.forensics.camera_traces import says_of_camera
+from stillroom.forensics.certificates import init_ca
+from stillroom.forensics.check_page import draw_check_page
+from stillroom.forensics.checking import check_file
+from stillroom.forensics.consent import write_consent
+from stillroom.forensics.marking import LABEL, Made, Marker, decode_image, read_image
+from stillroom.forensics.signing import sign_file
+from stillroom.forensics.watermark import Watermark
+from stillroom.recipes import parse_recipe
+
+
+@pytest.fixture
+def people(tmp_path, faces):
+    """A folder of pictures that stand in for photographs of two people."""
+    for number, face in enumerate(faces[:2]):
+        (tmp_path / "people" / f"person{number}").mkdir(parents=True)
+        Image.fromarray(face.image).save(tmp_path / "people" / f"person{number}" / "a.png")
+    return tmp_path / "people"
+
+
+def pictures(folder):
+    return sorted(folder.rglob("*.png"))
+
+
+def consent(people, out, **changes):
+    fields = {"who": "Anna", "basis": "form", "scope": ["sbi"], "expires": date(2999, 1, 1)}
+    write_consent(out, pictures(people), **{**fields, **changes})
+    return out
+
+
+def forge(people, out, *, method="sbi", faces=None, more=""):
+    said = "".join(f", {key}: {value}" for key, value in (faces or {}).items())
+    text = (
+        f"version: 1\nkind: forensics\nmethod: {{name: {method}}}\ncount: 2\nsize: 128\n"
+        f"faces: {{folder: {people}{said}}}\n{more}"
+    )
+    return run_recipe(parse_recipe(text, "test"), out)
+
+
+def media_of(folder):
+    endings = {".png", ".jpg", ".npy"}
+    return [path for path in folder.rglob("*") if path.suffix in endings] if folder.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("changes", "method", "more", "says"),
+    [
+        ({"expires": date(2020, 1, 1)}, "sbi", "", "expired on 2020-01-01"),
+        ({}, "swap", "", "does not cover 'swap'"),
+        ({}, "sbi", "edits: [retouch]\n", "does not cover 'retouch'"),
+    ],
+    ids=["expired", "other-forgery", "other-edit"],
+)
+def test_a_consent_that_does_not_cover_the_use_forges_nothing(
+    changes, method, more, says, people, tmp_path
+):
+    record = consent(people, tmp_path / "c.json", **changes)
+    with pytest.raises(DataError, match=says) as caught:
+        forge(people, tmp_path / "run", method=method, faces={"consent": record}, more=more)
+    assert caught.value.code == "forensics.consent"
+    assert media_of(tmp_path / "run") == []
+
+
+def test_a_picture_put_beside_those_agreed_to_stops_the_run(people, tmp_path, faces):
+    record = consent(people, tmp_path / "c.json")
+    Image.fromarray(faces[2].image).save(people / "person0" / "0.png")
+    with pytest.raises(DataError, match="does not cover 1 of the pictures"):
+        forge(people, tmp_path / "run", faces={"consent": record})
+    assert media_of(tmp_path / "run") == []
+
+
+def test_a_detectors_basis_does_not_serve_for_files(people, tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        forge(people, tmp_path / "run", faces={"basis": "a license"})
+    assert caught.value.code == "forensics.whose-faces"
+
+
+def test_consent_is_asked_again_when_a_run_goes_on(people, tmp_path):
+    record = consent(people, tmp_path / "c.json")
+    text = (
+        "version: 1\nkind: forensics\ncount: 2\nsize: 128\n"
+        f"faces: {{folder: {people}, consent: {record}}}\n"
+    )
+    recipe = parse_recipe(text, "test")
+
+    def stop(self, *given):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Marker, "emit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipe(recipe, tmp_path / "run")
+    record.unlink()
+    consent(people, record, expires=date(2020, 1, 1))
+    with pytest.raises(DataError) as caught:
+        run_recipe(recipe, tmp_path / "run", resume=True)
+    assert caught.value.code == "forensics.consent"
+
+
+def exif(**tags):
+    found = Image.Exif()
+    names = {"make": 0x010F, "model": 0x0110}
+    for name, value in tags.items():
+        if name in names:
+            found[names[name]] = value
+        else:
+            found.get_ifd(0x8769)[0x829A] = value
+    return found
+
+
+@pytest.mark.parametrize("tags", [{"make": "Canon"}, {"model": "X100"}, {"exposure": 0.01}])
+def test_photographs_do_not_pass_for_pictures_of_nobody(tags, people, tmp_path):
+    path = pictures(people)[0]
+    Image.open(path).save(path.with_suffix(".jpg"), exif=exif(**tags))
+    assert says_of_camera(path) == ""
+    with pytest.raises(DataError, match=r"a\.jpg is said to be made by StyleGAN") as caught:
+        forge(people, tmp_path / "run", faces={"synthetic_source": "StyleGAN"})
+    assert caught.value.code == "forensics.photograph"
+    assert media_of(tmp_path / "run") == []
+
+
+def test_credentials_of_a_captured_picture_do_not_pass_either(people, lab):
+    from stillroom.forensics.credentials import sign_bytes
+
+    path = pictures(people)[0]
+    signed = sign_bytes(
+        path.read_bytes(), "image/png", {"title": "a"}, lab.signer, source_type="digitalCapture"
+    )
+    path.write_bytes(signed)
+    assert says_of_camera(path) == "credentials of a captured picture"
+
+
+@pytest.fixture
+def forgery(lab, faces, tmp_path):
+    made = Made(faces[0].image, "sbi", 1, "run", "compositeWithTrainedAlgorithmicMedia")
+    Marker(lab).emit(made, tmp_path / "forgery.png")
+    return tmp_path / "forgery.png"
+
+
+def test_a_stripped_forgery_is_not_signed_as_if_nothing_were_known(forgery, tmp_path):
+    init_ca(tmp_path / "ca")
+    Image.fromarray(read_image(forgery)).save(tmp_path / "stripped.jpg", quality=80)
+    words = ["forensics", "provenance", "sign", str(tmp_path / "stripped.jpg")]
+    words += ["--ca", str(tmp_path / "ca"), "--out", str(tmp_path / "clean.jpg")]
+    done = CliRunner().invoke(stillroom, words)
+    assert done.exit_code == 1
+    assert done.exception.code == "forensics.lab-file"
+    assert not (tmp_path / "clean.jpg").exists()
+    done = CliRunner().invoke(stillroom, [*words, "--made-by", "the lab"])
+    assert done.exit_code == 0, done.output
+    found = check_file(tmp_path / "clean.jpg").credentials
+    assert any(kind.endswith("trainedAlgorithmicMedia") for kind in found.source_types)
+
+
+def test_other_peoples_files_are_signed_as_before(tmp_path, faces):
+    init_ca(tmp_path / "ca")
+    Image.fromarray(faces[3].image).save(tmp_path / "plain.png")
+    found = sign_file(tmp_path / "plain.png", tmp_path / "signed.png", tmp_path / "ca")
+    assert found.integrity == "intact"
+
+
+def test_a_forgery_leaves_through_the_page_with_label_and_mark(forgery, lab):
+    page = draw_check_page([check_file(forgery, lab=lab)])
+    assert f"<figcaption>{LABEL}</figcaption>" in page
+    data = re.search(r"data:image/jpeg;base64,([^\"]+)", page).group(1)
+    assert Watermark(lab.key).read(decode_image(base64.b64decode(data))).payload is not None
+
+
+def test_no_command_writes_media_but_what_the_marker_made(people, tmp_path, lab):
+    """Every file that forging leaves is either marked, or a mask, or text."""
+    record = consent(people, tmp_path / "c.json")
+    forge(people, tmp_path / "run", faces={"consent": record})
+    rows = {row["sha256"]: row for row in lab.ledger.rows()}
+    for path in (tmp_path / "run").rglob("*"):
+        if not path.is_file():
+            continue
+        data = path.read_bytes()
+        if path.suffix == ".jpg":
+            assert Marker(lab).missing_marks(path, rows) == []
+        elif path.suffix == ".npy":
+            assert np.load(io.BytesIO(data)).ndim == 2
+        else:
+            data.decode("utf-8")
