@@ -46,8 +46,38 @@ _XMP = (
     'Iptc4xmpExt:DigitalSourceType="{source}"/></rdf:RDF></x:xmpmeta>'
 )
 MEDIA_ENDINGS = frozenset(
-    " .jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif .heic .heif .pgm .ppm .jxl .jp2 .svg .pdf"
-    " .mp4 .mov .m4v .mkv .webm .avi .wav .mp3 .flac .m4a .ogg .opus .aac".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".pgm",
+        ".ppm",
+        ".jxl",
+        ".jp2",
+        ".svg",
+        ".pdf",
+        ".mp4",
+        ".mov",
+        ".m4v",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".wav",
+        ".mp3",
+        ".flac",
+        ".m4a",
+        ".ogg",
+        ".opus",
+        ".aac",
+    ]
 )
 
 

@@ -21,7 +21,21 @@ from stillroom.forensics.face import Image
 __all__ = ["MOST_PIXELS", "PICTURES", "Picture", "load_picture"]
 
 PICTURES = frozenset(
-    " .jpg .jpeg .png .webp .bmp .tif .tiff .gif .avif .heic .heif .pgm .ppm".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".gif",
+        ".avif",
+        ".heic",
+        ".heif",
+        ".pgm",
+        ".ppm",
+    ]
 )
 """Endings of what is read as a picture."""
 
