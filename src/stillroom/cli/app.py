@@ -40,7 +40,10 @@ _COMMANDS = {
     "new": ("stillroom.cli.new", "Print a commented recipe."),
     "rag": ("stillroom.cli.rag", "Retrieval's own verbs."),
     "run": ("stillroom.cli.run", "Run a recipe of any kind."),
-    "serve": ("stillroom.cli.serve", "Serve a run behind an OpenAI-compatible API."),
+    "serve": (
+        "stillroom.cli.serve",
+        "Serve a run behind an OpenAI-compatible API, jobs of clients, or both.",
+    ),
     "show": (
         "stillroom.cli.show",
         "Show a run, an artifact, an answer, a teacher cache or a method; --lineage walks back.",

@@ -21,10 +21,11 @@ __all__ = ["command"]
 Examples:
   stillroom serve run
   stillroom serve index --model ./my-checkpoint --way dense+mmr --unsupported refuse
+  stillroom serve --jobs ./workspace --job-workers 2
   STILLROOM_API_KEY=... stillroom serve run --host 0.0.0.0 --port 8000
 """,
 )
-@click.argument("run", type=existing_path)
+@click.argument("run", type=existing_path, required=False)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--port", default=8151, show_default=True, help="The port; 0 takes a free one.")
 @click.option("--model", default="", help="Another model than the run's own.")
@@ -38,27 +39,68 @@ Examples:
     show_default=True,
     help="How many passages the model is shown.",
 )
+@click.option("--jobs", type=existing_path, default=None, help="The folder that jobs run in.")
+@click.option(
+    "--job-workers",
+    default=1,
+    type=click.IntRange(min=1, max=64),
+    show_default=True,
+    help="How many jobs run at once.",
+)
+@click.option(
+    "--allow-endpoint",
+    "endpoints",
+    multiple=True,
+    help="An address that recipes of clients may ask models at; may be repeated.",
+)
+@click.option("--allow-hub", is_flag=True, help="Let recipes of clients download from the hub.")
+@click.option(
+    "--allow-variable",
+    "variables",
+    multiple=True,
+    help="A variable that ${env:NAME} in recipes of clients may name; may be repeated.",
+)
 @access_options
 @ask_options
 @debug_option
 def command(
-    run: Path,
+    run: Path | None,
     host: str,
     port: int,
     model: str,
     api_key_file: Path | None,
     tenant: str,
     principals: tuple[str, ...],
+    jobs: Path | None,
+    job_workers: int,
+    endpoints: tuple[str, ...],
+    allow_hub: bool,
+    variables: tuple[str, ...],
     **given: Any,
 ) -> None:
-    """Serve a run behind an OpenAI-compatible API.
+    """Serve a run behind an OpenAI-compatible API, jobs of clients, or both.
 
     Listens on this machine alone unless told otherwise; another host needs API keys, from
     --api-key-file or the variable STILLROOM_API_KEY. Of an index with tenants a key's client sees
     what the key's own line says (KEY tenant=NAME principal=LABEL ...), or --tenant.
+
+    With --jobs clients send recipes (POST /v1/jobs), which run in processes of their own, fenced
+    into that folder; with keys of tenants, into tenants/NAME of it.
     """
+    from stillroom.errors import RecipeError
     from stillroom.rag.tracing import trace_if_asked
-    from stillroom.serve import run_server
+    from stillroom.serve import JobsHere, run_server
+    from stillroom.serve.confining import Openings
+
+    if run is None and jobs is None:
+        raise RecipeError(
+            "there is nothing to serve",
+            code="serve.nothing",
+            where="stillroom serve",
+            expected="the folder of a run, or --jobs FOLDER",
+            next="stillroom serve RUN",
+        )
+    openings = Openings(endpoints, allow_hub, variables)
 
     trace_if_asked()
     run_server(
@@ -69,5 +111,6 @@ def command(
         settings=ask_settings(given),
         api_key_file=api_key_file,
         access=find_access(tenant, principals),
+        jobs=JobsHere(jobs, job_workers, openings) if jobs is not None else None,
         say=lambda line: click.echo(line, err=True),
     )

@@ -28,6 +28,7 @@ from stillroom.jobs import (
     check_fits,
     count_seconds,
     describe_machine,
+    tell_listener,
 )
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.provenance import (
@@ -89,6 +90,9 @@ class FlowRun:
             done: dict[str, Path] = {}
             for number, (name, step) in enumerate(self.recipe.steps.items(), start=1):
                 ready = self._prepare(name, step, done)
+                place = {"number": number, "of": len(self.recipe.steps)}
+                begun = {"name": name, "kind": step.recipe.kind, **place}
+                tell_listener(self.reporter, "step", begun)
                 head = f"step {number}/{len(self.recipe.steps)} {name}"
                 done[name] = self._do(ready, head, before)
             return self._commit(done)

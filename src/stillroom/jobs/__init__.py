@@ -10,11 +10,13 @@ from stillroom.jobs.files import atomic_write, replace_folder, sync_folder
 from stillroom.jobs.job import Job, count_seconds, working_folder
 from stillroom.jobs.journal import Journal, read_journal
 from stillroom.jobs.progress import (
+    Listener,
     Progress,
     QuietReporter,
     Reporter,
     choose_reporter,
     plain_line,
+    tell_listener,
 )
 from stillroom.jobs.spill import Spilled, SpilledRecords
 
@@ -22,6 +24,7 @@ __all__ = [
     "Estimate",
     "Job",
     "Journal",
+    "Listener",
     "Machine",
     "Progress",
     "QuietReporter",
@@ -37,5 +40,6 @@ __all__ = [
     "read_journal",
     "replace_folder",
     "sync_folder",
+    "tell_listener",
     "working_folder",
 ]

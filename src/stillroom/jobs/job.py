@@ -24,7 +24,7 @@ from typing import Any
 from stillroom.errors import Cancelled, DataError, ResourceError
 from stillroom.jobs.files import atomic_write, full_disk_as_error, replace_folder, sync_folder
 from stillroom.jobs.journal import Journal
-from stillroom.jobs.progress import Progress, QuietReporter, Reporter
+from stillroom.jobs.progress import Progress, QuietReporter, Reporter, tell_listener
 from stillroom.provenance.artifact import (
     ARTIFACT_FILE,
     Artifact,
@@ -317,6 +317,8 @@ class Job:
     def _append(self, name: str, fields: Mapping[str, object]) -> None:
         with full_disk_as_error(self.work), (self.work / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(fields, ensure_ascii=False, default=str) + "\n")
+        kind = "metric" if name == "metrics.jsonl" else "event"
+        tell_listener(self.reporter, kind, fields)
 
 
 def count_seconds(folder: Path) -> float:

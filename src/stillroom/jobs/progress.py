@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Protocol, TextIO, TypeVar
+from typing import Protocol, TextIO, TypeVar, runtime_checkable
 
 __all__ = [
     "LineReporter",
+    "Listener",
     "Progress",
     "QuietReporter",
     "Reporter",
     "TerminalReporter",
     "choose_reporter",
     "plain_line",
+    "tell_listener",
 ]
 
 T = TypeVar("T")
@@ -40,6 +42,20 @@ class Reporter(Protocol):
 
     def say(self, line: str) -> None:
         """Print a message that stays."""
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """A reporter that wants what happens as values, too, and not only as lines to draw."""
+
+    def hear(self, kind: str, fields: Mapping[str, object]) -> None:
+        """Take what happened: ``progress``, ``metric``, ``step``, or an event of a job."""
+
+
+def tell_listener(reporter: Reporter, kind: str, fields: Mapping[str, object]) -> None:
+    """Tell a reporter what happened, if it listens."""
+    if isinstance(reporter, Listener):
+        reporter.hear(kind, fields)
 
 
 def plain_line(text: str) -> str:
@@ -134,6 +150,7 @@ class Progress:
     def __enter__(self) -> Progress:
         """Draw the first state."""
         self._reporter.show(self._line())
+        self._tell()
         self._shown = time.monotonic()
         return self
 
@@ -145,13 +162,16 @@ class Progress:
     ) -> None:
         """Draw the last state."""
         self._reporter.end(self._line(final=kind is None))
+        self._tell()
 
     def advance(self, count: int = 1, note: str | Callable[[], str] = "") -> None:
         """Count finished units, and draw when it is time; only then is a note made."""
         self.done += count
         now = time.monotonic()
         if now - self._shown >= self._reporter.every_s:
-            self._reporter.show(self._line(note=note if isinstance(note, str) else note()))
+            said = note if isinstance(note, str) else note()
+            self._reporter.show(self._line(note=said))
+            self._tell(said)
             self._shown = now
 
     def over(self, items: Iterable[T]) -> Iterator[T]:
@@ -159,6 +179,12 @@ class Progress:
         for item in items:
             yield item
             self.advance()
+
+    def _tell(self, note: str = "") -> None:
+        fields = {"name": self.name, "done": self.done, "total": self.total, "unit": self.unit}
+        spent, worked = time.monotonic() - self._start, self.done - self._first
+        rate = round(worked / spent, 6) if worked and spent > 0 else None
+        tell_listener(self._reporter, "progress", {**fields, "rate": rate, "note": note})
 
     def _line(self, *, final: bool = False, note: str = "") -> str:
         spent = time.monotonic() - self._start

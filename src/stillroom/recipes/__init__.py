@@ -18,6 +18,7 @@ from stillroom.recipes.settings import (
     Secret,
     Settings,
     Size,
+    check_references,
     resolve_in,
 )
 
@@ -29,6 +30,7 @@ __all__ = [
     "Settings",
     "Size",
     "build_recipe",
+    "check_references",
     "comment_recipe",
     "dump_recipe",
     "list_kinds",

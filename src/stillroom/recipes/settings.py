@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -28,7 +28,17 @@ from pydantic_core import CoreSchema, core_schema
 
 from stillroom.errors import RecipeError
 
-__all__ = ["Duration", "Form", "Recipe", "Reference", "Secret", "Settings", "Size", "resolve_in"]
+__all__ = [
+    "Duration",
+    "Form",
+    "Recipe",
+    "Reference",
+    "Secret",
+    "Settings",
+    "Size",
+    "check_references",
+    "resolve_in",
+]
 
 MAX_SEED = 2**63 - 1
 
@@ -137,7 +147,27 @@ def resolve_in(folder: Path | None) -> Iterator[None]:
         _FOLDER.reset(token)
 
 
+_CHECK: ContextVar[Callable[[str], None] | None] = ContextVar("stillroom_check", default=None)
+
+
+@contextmanager
+def check_references(check: Callable[[str], None]) -> Iterator[None]:
+    """Within the body, every ``Reference`` is shown to ``check`` as it is written.
+
+    Args:
+        check: Raises a RecipeError where a reference may not be used.
+    """
+    token = _CHECK.set(check)
+    try:
+        yield
+    finally:
+        _CHECK.reset(token)
+
+
 def _resolve_reference(value: str) -> str:
+    check = _CHECK.get()
+    if check is not None:
+        check(value)
     if not value or "\0" in value:
         raise RecipeError(
             "a reference is empty" if not value else "a reference holds a NUL character",

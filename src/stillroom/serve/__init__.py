@@ -1,8 +1,9 @@
-"""Serve: a run behind an OpenAI-compatible API, on this machine unless told otherwise.
+"""Serve: a run behind an OpenAI-compatible API, and jobs, on this machine unless told otherwise.
 
 Chat answers from the run's documents with citations, or from the model alone; completions and
 embeddings besides. Keys are compared in constant time, sizes and concurrency are bounded, a client
-that leaves stops its generation. In: the folder of a finished run. Out: HTTP.
+that leaves stops its generation. Recipes that clients send run as jobs in processes of their own,
+fenced into one folder. In: the folder of a finished run, the folder of jobs. Out: HTTP.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ if TYPE_CHECKING:
     from stillroom.serve.app import create_app
     from stillroom.serve.limits import Limits
     from stillroom.serve.served import Served, open_run
-    from stillroom.serve.server import run_server
+    from stillroom.serve.server import JobsHere, run_server
 
-__all__ = ["Limits", "Served", "create_app", "open_run", "run_server"]
+__all__ = ["JobsHere", "Limits", "Served", "create_app", "open_run", "run_server"]
 
 _HOMES = {
+    "JobsHere": "server",
     "Limits": "limits",
     "Served": "served",
     "create_app": "app",

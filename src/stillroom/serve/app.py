@@ -6,7 +6,7 @@ Routes only translate; limits, keys and threads have modules of their own.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,10 +17,12 @@ from stillroom.models.protocols import CanvasModel, CanvasStep, Vectors
 from stillroom.records import Answer, Citation, Completion, Prompt, Sampling
 from stillroom.serve.counters import CONTENT_TYPE, Counters, Counting
 from stillroom.serve.guard import ACCESS, Guard
+from stillroom.serve.job_routes import add_jobs
 from stillroom.serve.keys import ApiKey
 from stillroom.serve.limits import Limits
 from stillroom.serve.refusals import Refusal, add_handlers, explain
 from stillroom.serve.replies import DONE, Reply, embedding_reply, event
+from stillroom.serve.running import JobRunner
 from stillroom.serve.served import Served
 from stillroom.serve.slots import IsStopped, Slots, Work, result_of
 from stillroom.serve.wire import ChatRequest, CompletionRequest, EmbeddingRequest
@@ -31,25 +33,48 @@ _Item = str | Completion | Answer | CanvasStep
 
 
 def create_app(
-    served: Served, *, api_keys: Sequence[str | ApiKey] = (), limits: Limits | None = None
+    served: Served | None,
+    *,
+    api_keys: Sequence[str | ApiKey] = (),
+    limits: Limits | None = None,
+    jobs: JobRunner | None = None,
 ) -> FastAPI:
     """Return the API of what is served.
 
     Args:
-        served: Model, embedder and documents; the caller closes them after the app.
+        served: Model, embedder and documents; the caller closes them after the app. None serves
+            jobs alone.
         api_keys: Keys of which a client must bear one; none lets this machine in without. A key
             says as whom its client asks.
         limits: What a client may ask for at most.
+        jobs: Runs jobs of clients, from the app's start to its end.
     """
     bounds = limits or Limits()
     counters = Counters()
-    desk = _Desk(served, bounds, counters)
-    app = FastAPI(title="Stillroom", docs_url=None, redoc_url=None)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if jobs is not None:
+            jobs.start()
+        yield
+        if jobs is not None:
+            await jobs.stop()
+
+    app = FastAPI(title="Stillroom", docs_url=None, redoc_url=None, lifespan=lifespan)
     add_handlers(app)
     keys = [ApiKey(key) if isinstance(key, str) else key for key in api_keys]
     app.add_middleware(Guard, api_keys=keys, limits=bounds)
     app.add_middleware(Counting, counters=counters)  # the last one added is the outermost
 
+    _add_health(app, counters, served.names if served is not None else [])
+    if served is not None:
+        _add_models(app, _Desk(served, bounds, counters))
+    if jobs is not None:
+        add_jobs(app, jobs)
+    return app
+
+
+def _add_health(app: FastAPI, counters: Counters, names: Sequence[str]) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}
@@ -60,13 +85,16 @@ def create_app(
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_describe(name) for name in served.names]}
+        return {"object": "list", "data": [_describe(name) for name in names]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        if name not in served.names:
-            raise _unknown_model(name, served.names)
+        if name not in names:
+            raise _unknown_model(name, names)
         return _describe(name)
+
+
+def _add_models(app: FastAPI, desk: _Desk) -> None:
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
@@ -79,8 +107,6 @@ def create_app(
     @app.post("/v1/embeddings")
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         return await desk.embed(body, request)
-
-    return app
 
 
 class _Desk:

@@ -20,11 +20,24 @@ from stillroom.serve.refusals import Refusal
 if TYPE_CHECKING:
     from stillroom.rag.access import Access
 
-__all__ = ["ACCESS", "Guard", "find_key"]
+__all__ = ["ACCESS", "Guard", "find_key", "find_scope"]
 
 ACCESS = "stillroom.access"
 """Under what a request's scope says who asks: an Access, or None."""
 
+_SCOPES = (
+    ("/metrics", "metrics", "metrics"),
+    ("/v1/models", "models", "models"),
+    ("/v1/chat/", "models", "models"),
+    ("/v1/completions", "models", "models"),
+    ("/v1/embeddings", "models", "models"),
+    ("/v1/rerank", "models", "models"),
+    ("/v1/recipes", "jobs:read", "jobs:read"),
+    ("/v1/workspace", "jobs:read", "jobs:write"),
+    ("/v1/jobs", "jobs:read", "jobs:write"),
+    ("/v1/forensics/", "forensics", "forensics"),
+)
+"""Beginnings of paths, and the scope that reading (GET) and the rest of it take."""
 _OPEN_PATHS = frozenset({"/healthz"})
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1", "testserver"})
 _HEADERS = (
@@ -48,7 +61,7 @@ class Guard:
         """Stand before ``app``; keys are kept as digests only."""
         self.app, self.limits = app, limits
         self._keys = [_digest(key.secret) for key in api_keys]
-        self._askers = [key.access for key in api_keys]
+        self._askers = list(api_keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -87,7 +100,13 @@ class Guard:
                     code="invalid_api_key",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
-            return self._askers[found]
+            key = self._askers[found]
+            wanted = find_scope(scope["method"], scope["path"])
+            if wanted and wanted not in key.scopes:
+                raise Refusal(
+                    403, f"the key is not for this: it lacks {wanted}", code="missing_scope"
+                )
+            return key.access
         if host not in _LOCAL:
             raise Refusal(403, "without keys only this machine is answered", code="foreign_host")
         return None
@@ -109,6 +128,14 @@ class Guard:
                 raise _too_large(limit)
             if not message.get("more_body"):
                 return b"".join(parts)
+
+
+def find_scope(method: str, path: str) -> str:
+    """Return the scope that a request takes; empty where nothing is served."""
+    for beginning, reading, writing in _SCOPES:
+        if path.startswith(beginning):
+            return reading if method in {"GET", "HEAD"} else writing
+    return ""
 
 
 def find_key(authorization: bytes, digests: Sequence[bytes]) -> int | None:

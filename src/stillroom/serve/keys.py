@@ -1,8 +1,9 @@
 """API keys: secrets that clients bear, and as whom each of them asks.
 
-In a key file a line is a key, and after it who asks with it, where the index has tenants::
+In a key file a line is a key, and after it who asks with it and what for::
 
     kq3v...Zw  tenant=acme principal=group:sales principal=user:ann   # the sales desk
+    p0dN...Ka  tenant=acme scope=jobs:read scope=models
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ from pathlib import Path
 from stillroom.errors import DataError
 from stillroom.rag.access import Access
 
-__all__ = ["ApiKey", "read_keys"]
+__all__ = ["SCOPES", "ApiKey", "read_keys"]
 
 _VARIABLE = "STILLROOM_API_KEY"
 _SHORTEST_KEY = 16
+SCOPES = frozenset({"models", "jobs:read", "jobs:write", "forensics", "metrics"})
+"""What a key may be for."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key, and who asks with it; None where the server's own default does."""
+    """A key, who asks with it (None where the server's own default does), and what for."""
 
     secret: str
     access: Access | None = None
+    scopes: frozenset[str] = SCOPES
 
 
 def read_keys(path: Path | None = None) -> tuple[ApiKey, ...]:
@@ -76,25 +80,32 @@ def _read_private(path: Path) -> str:
 
 def _parse(words: list[str], path: Path) -> ApiKey:
     """Return the key of a line; what it says of the asker is never passed over."""
-    tenant, principals = "", []
+    tenant, principals, scopes = "", [], set()
     for word in words[1:]:
         name, equals, value = word.partition("=")
         if (
             not (equals and value)
-            or name not in {"tenant", "principal"}
+            or name not in {"tenant", "principal", "scope"}
             or (name == "tenant" and tenant)
+            or (name == "scope" and value not in SCOPES)
         ):
             raise _bad_file(path, f"{word!r:.40} after a key is not understood", _FORM)
         if name == "tenant":
             tenant = value
+        elif name == "scope":
+            scopes.add(value)
         else:
             principals.append(value)
     if principals and not tenant:
         raise _bad_file(path, "a key has principals and no tenant", _FORM)
-    return ApiKey(words[0], Access(tenant, principals) if tenant else None)
+    access = Access(tenant, principals) if tenant else None
+    return ApiKey(words[0], access, frozenset(scopes) or SCOPES)
 
 
-_FORM = "KEY, or KEY tenant=NAME principal=LABEL ..., and # before remarks"
+_FORM = (
+    "KEY, or KEY tenant=NAME principal=LABEL scope=SCOPE ..., and # before remarks; "
+    f"scopes are {', '.join(sorted(SCOPES))}"
+)
 
 
 def _bad_file(path: Path | None, what: str, expected: str) -> DataError:

@@ -24,3 +24,4 @@ class Limits:
     waiting: int = 8
     timeout_s: float = 300.0
     retry_after_s: int = 2
+    drain_s: int = 30

@@ -16,9 +16,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from stillroom.errors import BackendError, DataError, StillroomError
+from stillroom.errors import (
+    BackendError,
+    DataError,
+    Problem,
+    RecipeError,
+    ResourceError,
+    StillroomError,
+)
 
-__all__ = ["Refusal", "add_handlers", "explain"]
+__all__ = ["Refusal", "add_handlers", "describe_problem", "explain"]
 
 _LOG = logging.getLogger("stillroom.serve")
 _TYPES = {
@@ -40,19 +47,39 @@ class Refusal(Exception):  # noqa: N818  # what the client is told; not an error
         code: str,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
+        problems: Sequence[Problem] = (),
     ) -> None:
-        """Refuse with an HTTP status, a sentence and a code."""
+        """Refuse with an HTTP status, a sentence and a code; a recipe's problems one by one."""
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
         self.headers = dict(headers or {})
+        self.problems = tuple(problems)
 
     def to_json(self) -> dict[str, Any]:
         """Return OpenAI's error object."""
         kind = _TYPES.get(
             self.status, "invalid_request_error" if self.status < 500 else "server_error"
         )
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        error: dict[str, Any] = {
+            "message": self.message,
+            "type": kind,
+            "param": self.param,
+            "code": self.code,
+        }
+        if self.problems:
+            error["problems"] = [describe_problem(problem) for problem in self.problems]
         return {"error": error}
+
+
+def describe_problem(problem: Problem) -> dict[str, str]:
+    """Return a problem's four parts and its code."""
+    return {
+        "what": problem.what,
+        "code": problem.code,
+        "where": problem.where,
+        "expected": problem.expected,
+        "next": problem.next,
+    }
 
 
 def explain(error: BaseException) -> Refusal:
@@ -68,7 +95,13 @@ def explain(error: BaseException) -> Refusal:
         problem = error.problems[0]
         told = f"{problem.what}; expected {problem.expected}" if problem.expected else problem.what
         return Refusal(400, told, code=problem.code)
+    if isinstance(error, RecipeError):
+        told = error.problems[0].what
+        return Refusal(400, told, code=error.code, param="recipe", problems=error.problems)
     number = uuid.uuid4().hex[:12]
+    if isinstance(error, ResourceError) and error.code == "resource.disk-full":
+        _LOG.error("error %s: %s", number, error)
+        return Refusal(507, "the server's disk is full", code=error.code)
     if isinstance(error, StillroomError):
         _LOG.error("error %s: %s", number, error)
         if isinstance(error, BackendError):

@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from stillroom.errors import DataError, MissingExtraError, RecipeError, ResourceError
+from stillroom.serve.confining import Openings
 from stillroom.serve.keys import ApiKey, read_keys
 from stillroom.serve.limits import Limits
 
 if TYPE_CHECKING:
     from stillroom.rag.access import Access
     from stillroom.rag.asking import AskSettings
+    from stillroom.serve.running import JobRunner
     from stillroom.serve.served import Served
 
-__all__ = ["check_host", "run_server"]
+__all__ = ["JobsHere", "check_host", "run_server"]
 
 _VARIABLE = "STILLROOM_API_KEY"
 
 
+@dataclass(frozen=True)
+class JobsHere:
+    """Where jobs of clients run, how many at once, and what they may reach beside the folder."""
+
+    folder: Path
+    running: int = 1
+    openings: Openings = field(default_factory=Openings)
+
+
 def run_server(
-    run: Path,
+    run: Path | None,
     host: str = "127.0.0.1",
     port: int = 8151,
     *,
@@ -32,12 +46,13 @@ def run_server(
     api_key_file: Path | None = None,
     access: Access | None = None,
     limits: Limits | None = None,
+    jobs: JobsHere | None = None,
     say: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve a finished run until it is interrupted.
+    """Serve a finished run, or a folder of jobs, or both, until it is interrupted.
 
     Args:
-        run: The folder of a finished run.
+        run: The folder of a finished run; None serves jobs alone.
         host: Where to listen; another than this machine needs keys.
         port: The port; 0 takes a free one.
         model: Another model than the run's own.
@@ -45,6 +60,7 @@ def run_server(
         api_key_file: Keys, one a line; besides those of STILLROOM_API_KEY.
         access: As whom clients ask whose key names nobody, where the index has tenants.
         limits: What a client may ask for at most.
+        jobs: Where jobs of clients run; None takes none.
         say: Told where the server listens and what it serves.
 
     Raises:
@@ -60,30 +76,80 @@ def run_server(
         import uvicorn
 
         from stillroom.serve.app import create_app
+        from stillroom.serve.served import open_run
     except ImportError as error:
         raise MissingExtraError.of("fastapi and uvicorn", "serve", "Serving") from error
-    from stillroom.serve.served import open_run
+
+    class Server(uvicorn.Server):
+        """Tells the runner of jobs before it waits for clients that follow events."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            if runner is not None:
+                runner.begin_stop()
+            await super().shutdown(sockets)
 
     tell = say or (lambda line: None)
-    with (
-        _listen(host, port) as listening,
-        open_run(run, model=model, settings=settings, access=access, say=say) as served,
-    ):
-        _check_askers(served, keys, access)
-        app = create_app(served, api_keys=keys, limits=limits)
+    bounds = limits or Limits()
+    with ExitStack() as opened:
+        listening = opened.enter_context(_listen(host, port))
+        served = None
+        if run is not None:
+            served = opened.enter_context(
+                open_run(run, model=model, settings=settings, access=access, say=say)
+            )
+            _check_askers(served, keys, access)
+        runner = opened.enter_context(_open_jobs(jobs, keys, tell)) if jobs else None
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=15
+            create_app(served, api_keys=keys, limits=bounds, jobs=runner),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=15,
+            timeout_graceful_shutdown=bounds.drain_s,
         )
         taken = listening.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
-        tell(f"serving {', '.join(served.names)} at http://{shown}:{taken}/v1")
+        names = [*(served.names if served else ()), *(["jobs"] if runner else ())]
+        tell(f"serving {', '.join(names)} at http://{shown}:{taken}/v1")
         tell("API keys are asked for" if keys else "no API keys: this machine alone may ask")
-        uvicorn.Server(config).run(sockets=[listening])
+        Server(config).run(sockets=[listening])
+
+
+@contextmanager
+def _open_jobs(
+    jobs: JobsHere, keys: Sequence[ApiKey], tell: Callable[[str], None]
+) -> Iterator[JobRunner]:
+    """Hold the folder of jobs until the body ends."""
+    from stillroom.serve.running import JobRunner
+    from stillroom.serve.workspace import Workspace
+
+    for endpoint in jobs.openings.endpoints:
+        _check_endpoint(endpoint)
+    tenants = {key.access.tenant for key in keys if key.access is not None}
+    with Workspace(jobs.folder, has_tenants=bool(tenants)).open() as workspace:
+        for tenant in tenants:
+            workspace.root(tenant)
+        runner = JobRunner(workspace, openings=jobs.openings, running=jobs.running)
+        if not runner.has_fence:
+            tell("this kernel has no Landlock: jobs are confined by their recipes alone")
+        yield runner
+
+
+def _check_endpoint(endpoint: str) -> None:
+    parts = urlsplit(endpoint)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
+        raise RecipeError(
+            f"{endpoint!r:.80} is no address that recipes could be let ask",
+            code="serve.endpoint",
+            where="--allow-endpoint",
+            expected="http://HOST[:PORT]/PATH or https://",
+            next="give the address as a recipe would, without a model's name",
+        )
 
 
 def _check_askers(served: Served, keys: Sequence[ApiKey], access: Access | None) -> None:
     """Refuse keys that nobody could ask with, before the first question."""
-    named = [key for key in keys if key.access is not None]
+    named = [key for key in keys if key.access is not None and "models" in key.scopes]
     if served.rule == "tenants" and not named and access is None:
         raise DataError(
             "the index has tenants, and no API key says who asks",

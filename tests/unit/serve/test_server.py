@@ -3,8 +3,9 @@ import socket
 import pytest
 
 from stillroom.errors import DataError, RecipeError, ResourceError
-from stillroom.serve.keys import ApiKey, read_keys
-from stillroom.serve.server import check_host, run_server
+from stillroom.serve.confining import Openings
+from stillroom.serve.keys import SCOPES, ApiKey, read_keys
+from stillroom.serve.server import JobsHere, check_host, run_server
 
 KEY = "a-key-of-enough-length"
 
@@ -63,3 +64,32 @@ def test_a_taken_port_is_named(tmp_path):
         with pytest.raises(ResourceError, match=str(port)) as caught:
             run_server(tmp_path, port=port)
     assert caught.value.code == "serve.port"
+
+
+def test_nothing_to_serve_is_said():
+    from click.testing import CliRunner
+
+    from stillroom.cli.app import stillroom
+
+    error = CliRunner().invoke(stillroom, ["serve"]).exception
+    assert error.code == "serve.nothing"
+
+
+@pytest.mark.parametrize("address", ["file:///etc", "host:80", "http://", "http://me@host/v1"])
+def test_only_addresses_of_servers_are_opened_to_recipes(tmp_path, address):
+    jobs = JobsHere(tmp_path, openings=Openings((address,)))
+    with pytest.raises(RecipeError) as caught:
+        run_server(None, port=0, jobs=jobs)
+    assert caught.value.code == "serve.endpoint"
+
+
+def test_scopes_of_keys_are_read_and_odd_ones_refused(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text(f"{KEY} tenant=acme scope=jobs:read scope=models\n{KEY}2\n")
+    path.chmod(0o600)
+    first, second = read_keys(path)
+    assert first.scopes == {"jobs:read", "models"}
+    assert second.scopes == SCOPES
+    path.write_text(f"{KEY} scope=everything")
+    with pytest.raises(DataError, match="not understood"):
+        read_keys(path)

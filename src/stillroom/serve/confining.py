@@ -1,0 +1,190 @@
+"""Confining: which recipes a client may send, so that none reaches outside the served folder.
+
+Every text of a recipe is looked at, whatever its setting means: names inside the folder pass, and
+so do addresses, hubs and secrets that the operator opened by name. What a recipe says is one
+fence; the process that runs it has another (``fence``), for what this one cannot see.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from stillroom.errors import Problem, RecipeError
+from stillroom.recipes import Recipe, check_references, parse_recipe
+from stillroom.recipes.overrides import apply_overrides
+from stillroom.recipes.reading import dotted, read_yaml
+from stillroom.serve.workspace import CONTROL, Root
+
+__all__ = ["Openings", "read_recipe", "write_text"]
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*:")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_KNOWN = re.compile(
+    r"(file|https?|ftp|hub|hf[-_]hub|local-dir|s3|gs|data|job|step|sqlite|postgres(ql)?):", re.I
+)
+_HOME = re.compile(r"~[\w.-]*(/|\Z)")
+_INNER = re.compile(
+    r"[=:,](/|~|\.\.|[A-Za-z][A-Za-z0-9+.-]*://|(file|hub|local-dir|hf[-_]hub):)", re.I
+)
+_VARIABLE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+_LONGEST_NAME = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Openings:
+    """What recipes of clients may reach beside the served folder; nothing by default.
+
+    Args:
+        endpoints: Addresses that models may be asked at, each with all that lies below it.
+        hub: Whether ``hub:`` references may be downloaded; without, they find what is installed.
+        variables: Variables of the server's environment that ``${env:NAME}`` may name.
+    """
+
+    endpoints: tuple[str, ...] = ()
+    hub: bool = False
+    variables: tuple[str, ...] = ()
+
+    def has_endpoint(self, address: str) -> bool:
+        """Return whether an address lies at or below one of those that are open."""
+        try:
+            asked = urlsplit(address.partition("#")[0])
+            port = asked.port
+        except ValueError:
+            return False
+        if asked.username is not None or ".." in asked.path.split("/"):
+            return False
+        for endpoint in self.endpoints:
+            known = urlsplit(endpoint)
+            same = (known.scheme, known.hostname, known.port) == (
+                asked.scheme,
+                asked.hostname,
+                port,
+            )
+            path = known.path.rstrip("/")
+            if same and (asked.path.rstrip("/") == path or asked.path.startswith(f"{path}/")):
+                return True
+        return False
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The ports that a job may connect to."""
+        found = {443} if self.hub else set()
+        for endpoint in self.endpoints:
+            parts = urlsplit(endpoint)
+            found.add(parts.port or (443 if parts.scheme == "https" else 80))
+        return tuple(sorted(found))
+
+
+def write_text(recipe: str | Mapping[str, Any]) -> str:
+    """Return a recipe as YAML; JSON is read by the same reader."""
+    if isinstance(recipe, str):
+        return recipe
+    return json.dumps(recipe, ensure_ascii=False, indent=1)
+
+
+def read_recipe(text: str, root: Root, openings: Openings, overrides: Sequence[str] = ()) -> Recipe:
+    """Validate a client's recipe; its relative paths stay as they are written.
+
+    Args:
+        text: YAML 1.2.
+        root: The folder that its names start at.
+        openings: What else it may reach.
+        overrides: ``KEY=VALUE`` each.
+
+    Raises:
+        RecipeError: With every problem; ``recipe.outside`` where it reaches outside.
+    """
+    tree = read_yaml(text, "recipe")
+    apply_overrides(tree, overrides)
+    problems, said = [], set()
+    for path, found in _texts(tree.data, ()):
+        said.add(found)
+        if told := _find_fault(found, root, openings):
+            problems.append(_outside(told, f"{tree.place_of_value(path)} {dotted(path)}"))
+    if problems:
+        raise RecipeError(problems)
+
+    def check(reference: str) -> None:
+        if reference not in said:
+            return  # a default, which is ours
+        if told := _find_fault_of_reference(reference, root, openings):
+            raise RecipeError([_outside(told, "")])
+
+    with check_references(check):
+        return parse_recipe(text, "recipe", overrides)
+
+
+def _outside(told: str, where: str) -> Problem:
+    return Problem(
+        told,
+        "recipe.outside",
+        where,
+        "names inside the served folder, or what the server's operator opened",
+        "GET /v1/workspace lists what can be named",
+    )
+
+
+def _texts(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _texts(part, (*path, key))
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from _texts(part, (*path, index))
+
+
+def _find_fault_of_reference(text: str, root: Root, openings: Openings) -> str:
+    """Return what is wrong with a text that is known to be a reference; empty where nothing is."""
+    if text.startswith("builtin:"):
+        return ""
+    if _SCHEME.match(text):
+        return _fault_of_address(text, openings)
+    return _fault_of_name(text, root, is_sure=True)
+
+
+def _find_fault(text: str, root: Root, openings: Openings) -> str:
+    """Return what is wrong with a text of any setting; empty where nothing is."""
+    bare = text.strip()
+    for name in _VARIABLE.findall(text):
+        if name not in openings.variables:
+            return f"the variable {name} is not open to recipes"
+    if "\0" in text:
+        return "a text holds a NUL character"
+    is_word = not re.search(r"\s", bare)
+    if _URL.match(bare) or (is_word and _KNOWN.match(bare)):
+        return _fault_of_address(bare, openings)
+    if is_word and _INNER.search(bare):
+        return f"{bare!r:.80} names a path or an address within a setting"
+    return _fault_of_name(bare, root, is_sure=False)
+
+
+def _fault_of_address(text: str, openings: Openings) -> str:
+    if text.startswith("hub:") and ".." not in text:
+        return ""
+    if text.startswith(("http://", "https://")) and openings.has_endpoint(text):
+        return ""
+    return f"{text!r:.80} is not open to recipes"
+
+
+def _fault_of_name(text: str, root: Root, *, is_sure: bool) -> str:
+    """Return what is wrong with a text that is, or may be, a path."""
+    parts = re.split(r"[/\\]", text)
+    is_word = is_sure or not re.search(r"\s", text)
+    if text.startswith(("/", "\\")) or _HOME.match(text) or ".." in parts:
+        return f"{text!r:.80} lies outside the served folder"
+    hidden = [part for part in parts if part.startswith(".") and part != "."]
+    if hidden and (is_sure or (is_word and len(parts) > 1) or hidden[0] == CONTROL):
+        return f"{text!r:.80} names a hidden file"
+    if is_word and text.lower().endswith((".py", ".pyc", ".pyz")):
+        return f"{text!r:.80} is code, which recipes of clients may not bring"
+    if "\n" not in text and len(text) <= _LONGEST_NAME and not root.holds(Path(text)):
+        return f"{text!r:.80} leads outside the served folder"
+    return ""

@@ -1,0 +1,372 @@
+"""The jobs API: recipes in, events and artifacts out.
+
+Routes only translate; ``running`` runs, ``confining`` says what may run, ``workspace`` where.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, Query, Request
+from fastapi.responses import FileResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from stillroom.errors import DataError, RecipeError
+from stillroom.jobs import working_folder
+from stillroom.provenance import ARTIFACT_FILE, read_artifact
+from stillroom.recipes import Recipe, comment_recipe, dump_recipe, list_kinds, recipe_class
+from stillroom.registry.listing import list_kinds as summarize_kinds
+from stillroom.serve.confining import read_recipe, write_text
+from stillroom.serve.guard import ACCESS
+from stillroom.serve.refusals import Refusal, describe_problem
+from stillroom.serve.running import JobRunner
+from stillroom.serve.tickets import EVENTS_FILE, State, Ticket, read_events
+from stillroom.serve.workspace import Root
+
+__all__ = ["add_jobs"]
+
+_LOOK_S = 0.25
+_ALIVE_S = 15.0
+_AT_ONCE = 200
+_MOST_FILES = 10_000
+_PAGE = 100
+_TAIL = 1 << 15
+
+
+class SentRecipe(BaseModel):
+    """A recipe as a client sends it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    recipe: str | dict[str, Any] = Field(description="YAML text, or the same as JSON")
+    overrides: list[Annotated[str, Field(max_length=4096)]] = Field(
+        default_factory=list, max_length=100, description="KEY=VALUE each, as `stillroom run` takes"
+    )
+
+
+class SentJob(SentRecipe):
+    """POST /v1/jobs."""
+
+    name: str = Field("", max_length=200, description="what the client calls the job")
+
+
+def add_jobs(app: FastAPI, runner: JobRunner) -> None:
+    """Add the routes of jobs, recipes and the workspace to an app."""
+    _add_recipes(app, runner)
+    _add_jobs(app, runner)
+    _add_one_job(app, runner)
+    _add_results(app, runner)
+
+
+def _add_recipes(app: FastAPI, runner: JobRunner) -> None:
+    @app.get("/v1/recipes")
+    async def kinds() -> dict[str, Any]:
+        """List the kinds of recipes."""
+        rows = [{"kind": kind, "summary": said} for kind, said in summarize_kinds().items()]
+        return {"object": "list", "data": rows}
+
+    @app.get("/v1/recipes/{kind}")
+    async def kind(kind: str, method: Annotated[str, Query(max_length=80)] = "") -> dict[str, Any]:
+        """Describe a kind: the JSON Schema of its recipes, and one that is commented."""
+        if kind not in list_kinds():
+            raise Refusal(404, f"there is no kind {kind[:40]!r}", code="unknown_kind")
+        return await asyncio.to_thread(_describe_kind, kind, method)
+
+    @app.post("/v1/recipes/check")
+    async def check(body: SentRecipe, request: Request) -> dict[str, Any]:
+        """Validate a recipe and estimate memory, disk and time; nothing is kept."""
+        tenant = _tenant(request, runner)
+        try:
+            recipe = await _read(body, runner, tenant)
+        except RecipeError as error:
+            told = [describe_problem(one) for one in error.problems]
+            return {"object": "recipe.check", "valid": False, "fits": None, "problems": told}
+        text = dump_recipe(recipe)
+        found = await runner.check(text, tenant)
+        is_checked = found.pop("state") == "checked"
+        fits = not found["problems"] if is_checked else None
+        head = {"object": "recipe.check", "valid": True, "kind": recipe.kind, "fits": fits}
+        return {**head, "recipe": text, **found}
+
+    @app.get("/v1/workspace")
+    async def workspace(
+        request: Request, path: Annotated[str, Query(max_length=1024)] = ""
+    ) -> dict[str, Any]:
+        """List a folder of what recipes can name."""
+        root = runner.workspace.root(_tenant(request, runner))
+        return await asyncio.to_thread(_list_folder, root, path)
+
+
+def _add_jobs(app: FastAPI, runner: JobRunner) -> None:
+    @app.post("/v1/jobs", status_code=201)
+    async def submit(
+        body: SentJob,
+        request: Request,
+        response: Response,
+        idempotency_key: Annotated[str, Header(max_length=200)] = "",
+    ) -> dict[str, Any]:
+        """Put a job in line; the same Idempotency-Key again gives the same job."""
+        tenant = _tenant(request, runner)
+        recipe = await _read(body, runner, tenant)
+        ticket, is_new = runner.submit(recipe, tenant, label=body.name, request_key=idempotency_key)
+        response.status_code = 201 if is_new else 200
+        response.headers["Location"] = f"/v1/jobs/{ticket.id}"
+        return _describe(ticket, runner)
+
+    @app.get("/v1/jobs")
+    async def jobs(
+        request: Request,
+        state: State | None = None,
+        limit: Annotated[int, Query(ge=1, le=_PAGE)] = _PAGE,
+        before: Annotated[str, Query(max_length=80)] = "",
+    ) -> dict[str, Any]:
+        """List the tenant's jobs, newest first; ``before`` an id goes on from there."""
+        tenant = _tenant(request, runner)
+        mine = [
+            ticket
+            for ticket in reversed(list(runner.tickets))
+            if ticket.tenant == tenant
+            and (state is None or ticket.state == state)
+            and (not before or ticket.id < before)
+        ]
+        data = [_describe(ticket, runner) for ticket in mine[:limit]]
+        return {"object": "list", "data": data, "has_more": len(mine) > limit}
+
+
+def _add_one_job(app: FastAPI, runner: JobRunner) -> None:
+    @app.get("/v1/jobs/{name}")
+    async def job(name: str, request: Request) -> dict[str, Any]:
+        """Describe a job as it stands."""
+        return _describe(_find(name, request, runner), runner)
+
+    @app.delete("/v1/jobs/{name}", status_code=204)
+    async def remove(name: str, request: Request) -> Response:
+        """Forget a job that is over, and remove its folder."""
+        ticket = _find(name, request, runner)
+        await runner.remove(ticket.id)
+        return Response(status_code=204)
+
+    @app.post("/v1/jobs/{name}/cancel")
+    async def cancel(name: str, request: Request) -> dict[str, Any]:
+        """Stop a job at its next safe point; asked again, at once."""
+        return _describe(runner.cancel(_find(name, request, runner).id), runner)
+
+    @app.post("/v1/jobs/{name}/resume")
+    async def resume(name: str, request: Request) -> dict[str, Any]:
+        """Put a job that failed or was cancelled in line again."""
+        return _describe(runner.resume(_find(name, request, runner).id), runner)
+
+    @app.get("/v1/jobs/{name}/recipe")
+    async def recipe(name: str, request: Request) -> Response:
+        """Return the resolved recipe of a job as YAML."""
+        ticket = _find(name, request, runner)
+        return Response(runner.tickets.recipe(ticket.id), media_type="application/yaml")
+
+    @app.get("/v1/jobs/{name}/events")
+    async def events(
+        name: str,
+        request: Request,
+        after: Annotated[int, Query(ge=0, le=2**53)] = 0,
+        follow: bool = True,
+        last_event_id: Annotated[str, Header(max_length=20)] = "",
+    ) -> Response:
+        """Send a job's events (server-sent) from after the last that the client has."""
+        ticket = _find(name, request, runner)
+        start = int(last_event_id) if last_event_id.isdecimal() else after
+        path = runner.tickets.place(ticket.id) / EVENTS_FILE
+        if ticket.is_over and start >= path.stat().st_size:
+            return Response(status_code=204)  # tells an EventSource that there is no more
+        lines = _follow(path, start, ticket.id, runner, follow=follow)
+        return StreamingResponse(lines, media_type="text/event-stream")
+
+
+def _add_results(app: FastAPI, runner: JobRunner) -> None:
+    @app.get("/v1/jobs/{name}/files")
+    async def files(name: str, request: Request) -> dict[str, Any]:
+        """List the files of a job: of its artifact, or what there is so far."""
+        ticket = _find(name, request, runner)
+        return await asyncio.to_thread(_list_files, ticket, runner)
+
+    @app.get("/v1/jobs/{name}/files/{path:path}")
+    async def file(name: str, path: str, request: Request) -> Response:
+        """Send a file of a finished job; ranges are served."""
+        ticket = _find(name, request, runner)
+        folder = runner.out_of(ticket)
+        try:
+            found = Root(folder).find(path)
+        except DataError:
+            found = folder
+        if not found.is_file() or found.is_symlink():
+            raise Refusal(404, f"the job has no file {path[:200]!r}", code="unknown_file")
+        return FileResponse(
+            found, media_type=_media_type(found), filename=found.name,
+            content_disposition_type="attachment",
+        )  # fmt: skip
+
+
+async def _read(body: SentRecipe, runner: JobRunner, tenant: str) -> Recipe:
+    root = runner.workspace.root(tenant)
+    return await asyncio.to_thread(
+        read_recipe, write_text(body.recipe), root, runner.openings, body.overrides
+    )
+
+
+def _tenant(request: Request, runner: JobRunner) -> str:
+    """Return whose jobs a request is about."""
+    access = request.scope.get(ACCESS)
+    tenant = access.tenant if access else ""
+    if runner.workspace.has_tenants and not tenant:
+        raise Refusal(403, "the key does not say whose jobs are asked for", code="no_tenant")
+    return tenant if runner.workspace.has_tenants else ""
+
+
+def _find(name: str, request: Request, runner: JobRunner) -> Ticket:
+    """Return a ticket of the tenant; another's is as unknown as one that never was."""
+    ticket = runner.tickets.get(name)
+    if ticket is None or ticket.tenant != _tenant(request, runner):
+        raise Refusal(404, f"there is no job {name[:80]!r}", code="unknown_job")
+    return ticket
+
+
+def _describe(ticket: Ticket, runner: JobRunner) -> dict[str, Any]:
+    folder = f"jobs/{ticket.id}"
+    problems = [dict(problem) for problem in ticket.problems]
+    error = {"code": problems[0]["code"], "message": problems[0]["what"]} if problems else None
+    return {
+        "id": ticket.id,
+        "object": "job",
+        "kind": ticket.kind,
+        "name": ticket.label,
+        "state": "cancelling" if ticket.is_cancelling else ticket.state,
+        "position": runner.position(ticket),
+        "submitted_at": ticket.submitted,
+        "started_at": ticket.started or None,
+        "ended_at": ticket.ended or None,
+        "takes": ticket.takes,
+        "progress": _find_progress(ticket, runner),
+        "can_cancel": not ticket.is_over,
+        "can_resume": ticket.state in {"failed", "cancelled"},
+        "error": {**error, "problems": problems} if error else None,
+        "artifact": {**ticket.artifact, "path": folder} if ticket.artifact else None,
+    }
+
+
+def _find_progress(ticket: Ticket, runner: JobRunner) -> dict[str, Any] | None:
+    """Return the last step and count of a job that runs, as its events have them."""
+    if ticket.state != "running":
+        return None
+    path = runner.tickets.place(ticket.id) / EVENTS_FILE
+    found: dict[str, Any] = {}
+    for _, event in read_events(path, max(path.stat().st_size - _TAIL, 0)):
+        if event["event"] in {"step", "progress"}:
+            found[event["event"]] = {key: event[key] for key in event if key != "event"}
+    return found or None
+
+
+def _describe_kind(kind: str, method: str) -> dict[str, Any]:
+    try:
+        commented = comment_recipe(kind, method or None)
+    except RecipeError as error:
+        raise Refusal(404, error.problems[0].what, code="unknown_method") from error
+    schema = recipe_class(kind).model_json_schema(by_alias=True)
+    said = summarize_kinds()[kind]
+    return {"object": "recipe.kind", "kind": kind, "summary": said, "schema": schema,
+            "commented": commented}  # fmt: skip
+
+
+def _list_folder(root: Root, path: str) -> dict[str, Any]:
+    try:
+        entries, is_all = root.list(path)
+    except DataError as error:
+        raise Refusal(404, error.problems[0].what, code="unknown_path") from error
+    data = []
+    for entry in entries:
+        row: dict[str, Any] = {"path": entry.path, "size_bytes": entry.size_bytes}
+        if entry.size_bytes is None:
+            row["kind"] = _kind_of(root.folder / entry.path)
+        data.append(row)
+    return {"object": "list", "path": path, "data": data, "has_more": not is_all}
+
+
+def _kind_of(folder: Path) -> str:
+    """Return what a folder is: an artifact's kind, a checkpoint, or just a folder."""
+    try:
+        if (folder / ARTIFACT_FILE).is_file():
+            return read_artifact(folder).kind
+    except DataError:
+        return "folder"
+    return "checkpoint" if (folder / "config.json").is_file() else "folder"
+
+
+def _list_files(ticket: Ticket, runner: JobRunner) -> dict[str, Any]:
+    folder = runner.out_of(ticket)
+    is_finished = (folder / ARTIFACT_FILE).is_file()
+    place = folder if folder.is_dir() else working_folder(folder)
+    found: list[dict[str, Any]] = []
+    for path in sorted(place.rglob("*")) if place.is_dir() else ():
+        inner = path.relative_to(place)
+        if path.is_symlink() or not path.is_file() or any(p.startswith(".") for p in inner.parts):
+            continue
+        found.append({"path": inner.as_posix(), "size_bytes": path.stat().st_size})
+        if len(found) > _MOST_FILES:
+            break
+    has_more = len(found) > _MOST_FILES
+    return {
+        "object": "list",
+        "finished": is_finished,
+        "data": found[:_MOST_FILES],
+        "has_more": has_more,
+    }
+
+
+def _media_type(path: Path) -> str:
+    kinds: Mapping[str, str] = {
+        ".json": "application/json",
+        ".jsonl": "application/jsonl",
+        ".yaml": "application/yaml",
+        ".html": "text/html; charset=utf-8",
+        ".txt": "text/plain; charset=utf-8",
+        ".png": "image/png",
+    }
+    return kinds.get(path.suffix, "application/octet-stream")
+
+
+async def _follow(
+    path: Path, start: int, name: str, runner: JobRunner, *, follow: bool
+) -> AsyncIterator[bytes]:
+    """Yield events from a byte on, until the job is over, the server stops, or the client left."""
+    at, told = start, time.monotonic()
+    yield b": events of a job\n\n"
+    while True:
+        ticket = runner.tickets.get(name)
+        if ticket is None:
+            return
+        sent = 0
+        for end, event in read_events(path, at):
+            yield _event(event["event"], event, end)
+            at, sent = end, sent + 1
+            if sent == _AT_ONCE:
+                break
+        if sent:
+            told = time.monotonic()
+            await asyncio.sleep(0)
+            continue
+        if ticket.is_over:
+            yield _event("end", {"event": "end", "state": ticket.state}, at)
+            return
+        if not follow or runner.is_stopping:
+            return
+        if time.monotonic() - told > _ALIVE_S:
+            yield b": alive\n\n"
+            told = time.monotonic()
+        await asyncio.sleep(_LOOK_S)
+
+
+def _event(kind: str, fields: Mapping[str, Any], end: int) -> bytes:
+    data = json.dumps(fields, ensure_ascii=False)
+    return f"id: {end}\nevent: {kind}\ndata: {data}\n\n".encode("utf-8", "replace")

@@ -1,0 +1,407 @@
+"""Running jobs of clients: a queue, a few processes, and what becomes of each.
+
+A job runs in a process of its own, so that nothing it does, neither a crash nor memory that runs
+out, takes the server along. Tenants take turns. The queue is the tickets themselves: a server that
+starts finds them, and takes up what was running when the last one ended, however it ended. All of
+it runs on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import ResourceError
+from stillroom.jobs import working_folder
+from stillroom.provenance import digest_text
+from stillroom.recipes import Recipe, dump_recipe
+from stillroom.serve.confining import Openings
+from stillroom.serve.fence import can_fence
+from stillroom.serve.refusals import Refusal
+from stillroom.serve.tickets import Ticket, Tickets, new_id, now
+from stillroom.serve.workspace import Workspace
+
+__all__ = ["JobRunner"]
+
+_LOG = logging.getLogger("stillroom.serve")
+_LOG_FILE = "log.txt"
+_TAKES_BY_ITSELF = 5
+_BUSY_WAIT_S = 1.0
+_CHECK_S = 120.0
+_STOP_S = 20.0
+_LINE_BYTES = 1 << 22
+_KEPT_BACK = ("STILLROOM_API_KEY",)
+
+
+class JobRunner:
+    """Starts, stops, takes up and forgets jobs."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        *,
+        openings: Openings | None = None,
+        running: int = 1,
+        waiting: int = 100,
+    ) -> None:
+        """Read the tickets of a workspace that is held.
+
+        Args:
+            workspace: Open.
+            openings: What recipes may reach beside the folder.
+            running: How many jobs run at once.
+            waiting: How many of one tenant may stand in line.
+        """
+        self.workspace, self.openings = workspace, openings or Openings()
+        self.tickets = Tickets(workspace.control)
+        self.running, self.waiting = running, waiting
+        self.has_fence = can_fence()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._processes: dict[str, Process] = {}
+        self._checks = asyncio.Semaphore(1)
+        self._stopping = False
+
+    def start(self) -> None:
+        """Put what was running back in line, and begin; on the event loop."""
+        for ticket in list(self.tickets):
+            if ticket.state != "running":
+                continue
+            if ticket.is_cancelling:
+                self._change(ticket.id, state="cancelled", is_cancelling=False, ended=now())
+            elif ticket.takes >= _TAKES_BY_ITSELF:
+                told = f"the server ended {ticket.takes} times while the job ran"
+                self._fail(
+                    ticket.id, _problem(told, "job.too-many-takes", "resume it once you know why")
+                )
+            else:
+                self._change(ticket.id, state="queued")
+        self._pump()
+
+    async def stop(self, grace_s: float = _STOP_S) -> None:
+        """Ask what runs to stop at its next safe point, wait, kill the rest; all stays in line."""
+        self._stopping = True
+        for process in list(self._processes.values()):
+            _signal(process, signal.SIGTERM)
+        tasks = list(self._tasks.values())
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=grace_s)
+            for process in list(self._processes.values()):
+                _signal(process, signal.SIGKILL)
+            if late:
+                await asyncio.wait(late, timeout=_STOP_S)
+
+    def submit(
+        self, recipe: Recipe, tenant: str, *, label: str = "", request_key: str = ""
+    ) -> tuple[Ticket, bool]:
+        """Put a job in line.
+
+        Args:
+            recipe: Confined and validated.
+            tenant: Whose it is.
+            label: What the client calls it.
+            request_key: The same key again gives the same job.
+
+        Returns:
+            The ticket, and whether it is new.
+
+        Raises:
+            Refusal: If the tenant's line is full, or the key stands for another recipe.
+            ResourceError: If the disk is full.
+        """
+        text = dump_recipe(recipe)
+        mine = [ticket for ticket in self.tickets if ticket.tenant == tenant]
+        if request_key:
+            for ticket in mine:
+                if ticket.request_key != request_key:
+                    continue
+                if ticket.recipe_digest != digest_text(text):
+                    raise Refusal(
+                        409, "the key was sent with another recipe", code="idempotency_conflict"
+                    )
+                return ticket, False
+        if self._stopping:
+            raise Refusal(503, "the server is stopping", code="stopping")
+        if sum(ticket.state == "queued" for ticket in mine) >= self.waiting:
+            raise Refusal(
+                429,
+                f"{self.waiting} jobs are waiting; come again later",
+                code="too_many_jobs",
+                headers={"Retry-After": "30"},
+            )
+        ticket = Ticket(
+            new_id(recipe.kind),
+            tenant,
+            recipe.kind,
+            label=label,
+            submitted=now(),
+            request_key=request_key,
+            recipe_digest=digest_text(text),
+        )
+        self.tickets.add(ticket, text)
+        self._pump()
+        return self.tickets.get(ticket.id) or ticket, True
+
+    def cancel(self, name: str) -> Ticket:
+        """Stop a job at its next safe point; asked again, at once. What it did is kept."""
+        ticket = self.tickets.get(name)
+        if ticket is None or ticket.is_over:
+            raise Refusal(409, "the job is over already", code="job_is_over")
+        if ticket.state == "queued":
+            return self._change(name, state="cancelled", ended=now())
+        process = self._processes.get(name)
+        if process is not None:
+            _signal(process, signal.SIGKILL if ticket.is_cancelling else signal.SIGTERM)
+        return self._change(name, is_cancelling=True)
+
+    def resume(self, name: str) -> Ticket:
+        """Put a job that failed or was cancelled in line again; it goes on where it stopped."""
+        ticket = self.tickets.get(name)
+        if ticket is None or ticket.state not in {"failed", "cancelled"}:
+            raise Refusal(
+                409, "only a job that failed or was cancelled resumes", code="job_not_stopped"
+            )
+        self._change(name, state="queued", takes=0, ended="", problems=(), is_cancelling=False)
+        self._pump()
+        return self.tickets.get(name) or ticket
+
+    async def remove(self, name: str) -> None:
+        """Forget a job that is over, with all that it left.
+
+        Raises:
+            Refusal: If it is not over.
+        """
+        ticket = self.tickets.get(name)
+        if ticket is None or not ticket.is_over:
+            raise Refusal(409, "a job that is not over is cancelled first", code="job_is_not_over")
+        out = self.out_of(ticket)
+        self.tickets.remove(name)
+        for folder in (out, working_folder(out)):
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the server is on its way out."""
+        return self._stopping
+
+    def begin_stop(self) -> None:
+        """Start no more jobs, and let those who follow events go."""
+        self._stopping = True
+
+    def position(self, ticket: Ticket) -> int | None:
+        """Return how many jobs of all tenants were sent before it and wait still."""
+        if ticket.state != "queued":
+            return None
+        return sum(one.state == "queued" and one.id < ticket.id for one in self.tickets)
+
+    async def check(self, text: str, tenant: str) -> dict[str, Any]:
+        """Return what a valid recipe will need, found in a process of its own.
+
+        Raises:
+            Refusal: If that takes too long.
+        """
+        root = self.workspace.root(tenant)
+        order = self._order("check", text, tenant, root.jobs / "check", "")
+        async with self._checks:
+            process = await self._spawn(order, root.folder, None)
+            try:
+                result = await asyncio.wait_for(_result_of(process), _CHECK_S)
+            except TimeoutError:
+                raise Refusal(504, f"no estimate in {_CHECK_S:g} s", code="timeout") from None
+            finally:
+                _signal(process, signal.SIGKILL)
+                await process.wait()
+        return result or {"state": "failed", "problems": [_crash(process.returncode or 0)]}
+
+    def out_of(self, ticket: Ticket) -> Path:
+        """Return the folder of a job's artifact."""
+        return self.workspace.root(ticket.tenant).jobs / ticket.id
+
+    def _pump(self) -> None:
+        """Start what may start: of the tenant with fewest running, the oldest."""
+        while not self._stopping and len(self._tasks) < self.running:
+            busy = Counter(ticket.tenant for ticket in self.tickets if ticket.id in self._tasks)
+            line = [
+                ticket
+                for ticket in self.tickets
+                if ticket.state == "queued" and ticket.id not in self._tasks
+            ]
+            if not line:
+                return
+            last = self._last_started()
+            chosen = min(line, key=lambda one: (busy[one.tenant], last.get(one.tenant, ""), one.id))
+            self._change(
+                chosen.id, state="running", started=chosen.started or now(), takes=chosen.takes + 1
+            )
+            task = asyncio.get_running_loop().create_task(self._run(chosen.id))
+            self._tasks[chosen.id] = task
+
+    def _last_started(self) -> dict[str, str]:
+        last: dict[str, str] = {}
+        for ticket in self.tickets:
+            last[ticket.tenant] = max(last.get(ticket.tenant, ""), ticket.started)
+        return last
+
+    async def _run(self, name: str) -> None:
+        result, code = None, 0
+        try:
+            result, code = await self._attempt(name)
+        except Exception as error:  # noqa: BLE001  # the queue must go on
+            _LOG.error("job %s could not be started", name, exc_info=error)
+            problems = getattr(error, "problems", None)
+            told = [_of(one) for one in problems] if problems else [_crash(0)]
+            result = {"state": "failed", "problems": told}
+        finally:
+            self._processes.pop(name, None)
+            self._tasks.pop(name, None)
+        self._settle(name, result, code)
+        self._pump()
+
+    async def _attempt(self, name: str) -> tuple[dict[str, Any] | None, int]:
+        ticket = self.tickets.get(name)
+        if ticket is None:
+            raise LookupError(name)
+        place = self.tickets.place(name)
+        text = self.tickets.recipe(name)
+        order = self._order("run", text, ticket.tenant, self.out_of(ticket), str(place))
+        while True:
+            with (place / _LOG_FILE).open("ab") as log:
+                root = self.workspace.root(ticket.tenant)
+                process = await self._spawn(order, root.folder, log.fileno())
+            self._processes[name] = process
+            if self._stopping:
+                _signal(process, signal.SIGTERM)
+            result = await _result_of(process)
+            code = await process.wait()
+            if not _is_busy(result) or self._stopping:
+                return result, code
+            await asyncio.sleep(_BUSY_WAIT_S)  # the process of a killed server is still ending
+
+    def _order(self, do: str, text: str, tenant: str, out: Path, place: str) -> dict[str, Any]:
+        root = self.workspace.root(tenant)
+        return {
+            "do": do,
+            "recipe": text,
+            "root": str(root.folder),
+            "out": str(out.relative_to(root.folder)),
+            "place": place,
+            "readable": [str(root.shared)] if root.shared else [],
+            "ports": list(self.openings.ports),
+            "hub": self.openings.hub,
+            "fence": self.has_fence,
+        }
+
+    async def _spawn(self, order: Mapping[str, Any], folder: Path, log: int | None) -> Process:
+        environment = {key: value for key, value in os.environ.items() if key not in _KEPT_BACK}
+        environment["TMPDIR"] = str(self.workspace.scratch)
+        environment["STILLROOM_CACHE"] = str(self.workspace.scratch / f"cache-{folder.name}")
+        if not self.openings.hub:
+            environment["HF_HUB_OFFLINE"] = "1"
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",  # no module is taken from the served folder
+            "-m",
+            "stillroom.serve.job_child",
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=log if log is not None else asyncio.subprocess.DEVNULL,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
+            limit=_LINE_BYTES,
+        )
+        if process.stdin is not None:
+            process.stdin.write(json.dumps(order).encode() + b"\n")
+            with contextlib.suppress(ConnectionError):
+                await process.stdin.drain()
+        return process
+
+    def _settle(self, name: str, result: dict[str, Any] | None, code: int) -> None:
+        ticket = self.tickets.get(name)
+        if ticket is None:
+            return
+        if result and result["state"] == "finished":
+            done = {"state": "finished", "artifact": result["artifact"], "problems": ()}
+            self._change(name, **done, is_cancelling=False, ended=now())
+        elif self._stopping and not ticket.is_cancelling:
+            self._change(name, state="queued")
+        elif ticket.is_cancelling or (result and result["state"] == "cancelled"):
+            self._change(name, state="cancelled", is_cancelling=False, ended=now())
+        else:
+            self._fail(name, *(result["problems"] if result else [_crash(code)]))
+
+    def _fail(self, name: str, *problems: Mapping[str, str]) -> None:
+        _LOG.warning("job %s failed: %s", name, problems[0]["code"])
+        ticket = self.tickets.get(name)
+        root = str(self.workspace.root(ticket.tenant if ticket else "").folder)
+        told = tuple(
+            {key: value.replace(f"{root}/", "").replace(root, ".") for key, value in one.items()}
+            for one in problems
+        )
+        self._change(name, state="failed", problems=told, ended=now())
+
+    def _change(self, name: str, **fields: Any) -> Ticket:
+        """Change a ticket; where the disk is full the memory goes first, and the log says so."""
+        try:
+            return self.tickets.change(name, **fields)
+        except (OSError, ResourceError) as error:
+            _LOG.error("the ticket of job %s could not be written: %s", name, error)
+            ticket = self.tickets.get(name)
+            if ticket is None:
+                raise
+            return ticket
+
+
+def _signal(process: Process, number: int) -> None:
+    """Send a signal to a job's process; killed, all that it started goes with it."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+
+
+async def _result_of(process: Process) -> dict[str, Any] | None:
+    """Return what the process tells, or None where it ended without a word."""
+    if process.stdout is None:
+        return None
+    line = await process.stdout.readline()
+    try:
+        result = json.loads(line)
+    except ValueError:
+        return None
+    return result if isinstance(result, dict) else None
+
+
+def _is_busy(result: dict[str, Any] | None) -> bool:
+    problems: Sequence[Mapping[str, str]] = (result or {}).get("problems", ())
+    return bool(problems) and problems[0]["code"] == "resource.busy"
+
+
+def _crash(code: int) -> dict[str, str]:
+    if code == -signal.SIGKILL:
+        what = "the job's process was killed, most likely since memory ran out"
+        return _problem(what, "job.killed", "lower what the recipe takes, then resume")
+    if code < 0:
+        return _problem(f"the job's process died of signal {-code}", "job.killed", "resume it")
+    return _problem("the job's process ended without a word", "job.killed", "resume it")
+
+
+def _problem(what: str, code: str, then: str) -> dict[str, str]:
+    return {"what": what, "code": code, "where": "", "expected": "", "next": then}
+
+
+def _of(problem: Any) -> dict[str, str]:
+    return _problem(problem.what, problem.code, problem.next)

@@ -1,0 +1,355 @@
+"""Jobs over HTTP: real recipes in real processes, on checkpoints of a few kilobytes."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+import uvicorn
+
+from stillroom.rag.access import Access
+from stillroom.serve import Limits, create_app
+from stillroom.serve.confining import Openings
+from stillroom.serve.fence import can_fence
+from stillroom.serve.guard import find_scope
+from stillroom.serve.keys import SCOPES, ApiKey
+from stillroom.serve.running import JobRunner
+from stillroom.serve.tickets import Ticket, Tickets, new_id
+from stillroom.serve.workspace import Workspace
+from stillroom.testing import tiny_checkpoint
+
+MERGE = "kind: merge\nmethod: linear\nmodels: [{checkpoint: a}, {checkpoint: b}]\n"
+ENDLESS = {
+    "kind": "diffusion",
+    "start": {"tokenizer": "builtin:characters", "layers": 1, "width": 16, "heads": 1},
+    "records": "records.jsonl", "include_prompt": True, "max_tokens": 32,
+    "train": {"steps": 1_000_000, "batch_size": 2, "micro_tokens": 64},
+}  # fmt: skip
+KEYS = {name: f"{name}-with-a-key-of-length" for name in ("ann", "bob", "reader")}
+
+
+def fill(folder):
+    for name in "ab":
+        tiny_checkpoint(folder / name, seed=ord(name), layers=1, hidden=16)
+    turns = [{"role": "user", "content": "what"}, {"role": "assistant", "content": "that"}]
+    (folder / "records.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 8)
+
+
+@contextlib.contextmanager
+def live(folder, *, keys=(), **settings):
+    """Serve a folder of jobs on a free port; yields a client of the first key."""
+    tenants = bool({key.access for key in keys} - {None})
+    with Workspace(folder, has_tenants=tenants).open() as workspace:
+        runner = JobRunner(workspace, **settings)
+        app = create_app(None, api_keys=keys, jobs=runner, limits=Limits())
+        listening = socket.create_server(("127.0.0.1", 0))
+        config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        try:
+            address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            with httpx.Client(base_url=address, timeout=30) as client:
+                client.runner = runner
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            listening.close()
+        assert not thread.is_alive()
+
+
+def bear(client, name):
+    client.headers["Authorization"] = f"Bearer {KEYS[name]}"
+    return client
+
+
+def submit(client, recipe=MERGE, **more):
+    reply = client.post("/v1/jobs", json={"recipe": recipe, **more})
+    assert reply.status_code == 201, reply.text
+    assert reply.headers["Location"] == f"/v1/jobs/{reply.json()['id']}"
+    return reply.json()["id"]
+
+
+def follow(client, name, after=0):
+    """Return the events from a place on until the job is over."""
+    headers = {"Last-Event-ID": str(after)} if after else {}
+    found = []
+    with client.stream("GET", f"/v1/jobs/{name}/events", headers=headers) as reply:
+        assert reply.headers["Content-Type"].startswith("text/event-stream")
+        number = 0
+        for line in reply.iter_lines():
+            if line.startswith("id: "):
+                number = int(line[4:])
+            elif line.startswith("data: "):
+                found.append((number, json.loads(line[6:])))
+    return found
+
+
+def wait_for(client, name, *states):
+    until = time.monotonic() + 60
+    while (job := client.get(f"/v1/jobs/{name}").json())["state"] not in states:
+        assert time.monotonic() < until, job
+        time.sleep(0.05)
+    return job
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    fill(folder)
+    with live(folder) as client:
+        yield client
+
+
+def test_a_job_from_recipe_to_file(served):
+    name = submit(served, MERGE, name="mine", overrides=["seed=7"])
+    events = follow(served, name)
+    kinds = [event["event"] for _, event in events]
+    assert kinds[:2] == ["state", "state"]
+    assert kinds[-2:] == ["state", "end"]
+    assert {"started", "progress", "phase", "finished"} <= set(kinds)
+    job = served.get(f"/v1/jobs/{name}").json()
+    assert (job["state"], job["name"], job["kind"], job["takes"]) == (
+        "finished",
+        "mine",
+        "merge",
+        1,
+    )
+    assert job["artifact"]["kind"] == "checkpoint"
+    assert job["artifact"]["path"] == f"jobs/{name}"
+    assert "seed: 7" in served.get(f"/v1/jobs/{name}/recipe").text
+    # A reader that lost the connection goes on, and one that has all is told to stop.
+    number = events[2][0]
+    assert follow(served, name, number) == events[3:]
+    assert served.get(f"/v1/jobs/{name}/events?after={events[-1][0]}").status_code == 204
+    # Its result is a name that the next recipe may take.
+    again = MERGE.replace("checkpoint: a", f"checkpoint: jobs/{name}")
+    assert follow(served, submit(served, again))[-1][1]["state"] == "finished"
+
+
+def test_files_of_a_job_whole_and_in_ranges(served):
+    name = submit(served)
+    follow(served, name)
+    listed = served.get(f"/v1/jobs/{name}/files").json()
+    sizes = {row["path"]: row["size_bytes"] for row in listed["data"]}
+    assert listed["finished"]
+    assert "output/model.safetensors" in sizes
+    path = f"/v1/jobs/{name}/files/output/model.safetensors"
+    whole = served.get(path)
+    assert len(whole.content) == sizes["output/model.safetensors"]
+    assert whole.headers["X-Content-Type-Options"] == "nosniff"
+    part = served.get(path, headers={"Range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, whole.content[10:20])
+    assert served.get(path, headers={"Range": "bytes=99999999-"}).status_code == 416
+    for bad in ("..%2f..%2fa%2fconfig.json", "output", "none", ".lock", "%2fetc%2fpasswd", "a%00b"):
+        assert served.get(f"/v1/jobs/{name}/files/{bad}").status_code == 404
+    assert served.delete(f"/v1/jobs/{name}").status_code == 204
+    assert served.get(f"/v1/jobs/{name}").status_code == 404
+    assert not (served.runner.workspace.folder / "jobs" / name).exists()
+
+
+def test_a_job_is_cancelled_and_resumed(served):
+    name = submit(served, ENDLESS)
+    assert served.delete(f"/v1/jobs/{name}").status_code == 409
+    assert served.post(f"/v1/jobs/{name}/resume").status_code == 409
+    waiting = submit(served)
+    assert served.get(f"/v1/jobs/{waiting}").json()["position"] == 0
+    assert served.post(f"/v1/jobs/{waiting}/cancel").json()["state"] == "cancelled"
+    assert served.post(f"/v1/jobs/{waiting}/cancel").status_code == 409
+    assert served.post(f"/v1/jobs/{name}/cancel").json()["state"] == "cancelling"
+    job = wait_for(served, name, "cancelled")
+    assert job["can_resume"]
+    assert job["error"] is None
+    assert served.post(f"/v1/jobs/{waiting}/resume").json()["state"] == "running"
+    assert follow(served, waiting)[-1][1]["state"] == "finished"
+
+
+def test_a_job_whose_process_dies_fails_and_the_server_goes_on(served):
+    name = submit(served, ENDLESS)
+    runner = served.runner
+    until = time.monotonic() + 30
+    while name not in runner._processes:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    os.kill(runner._processes[name].pid, signal.SIGKILL)
+    error = wait_for(served, name, "failed")["error"]
+    assert error["code"] == "job.killed"
+    assert "memory" in error["message"]
+    assert follow(served, submit(served))[-1][1]["state"] == "finished"
+
+
+def test_what_goes_wrong_is_said_without_the_servers_paths(served):
+    name = submit(served, MERGE.replace("checkpoint: b", "checkpoint: none"))
+    follow(served, name)
+    job = served.get(f"/v1/jobs/{name}").json()
+    assert job["state"] == "failed"
+    assert job["error"]["problems"][0]["next"]
+    assert str(served.runner.workspace.folder) not in json.dumps(job)
+
+
+def test_a_recipe_that_reaches_out_or_is_wrong_is_refused(served):
+    for recipe, code in (
+        (MERGE.replace("checkpoint: b", "checkpoint: /etc"), "recipe.outside"),
+        (MERGE + "densty: 1\n", "recipe.unknown-key"),
+        ("kind: none", "recipe.unknown-kind"),
+        ("[", "recipe.yaml"),
+    ):
+        reply = served.post("/v1/jobs", json={"recipe": recipe})
+        assert reply.status_code == 400
+        assert reply.json()["error"]["code"] == code
+        assert reply.json()["error"]["problems"][0]["what"]
+        told = served.post("/v1/recipes/check", json={"recipe": recipe}).json()
+        assert told["valid"] is False
+        assert told["problems"][0]["code"] == code
+
+
+def test_check_says_what_a_recipe_needs(served):
+    told = served.post("/v1/recipes/check", json={"recipe": MERGE}).json()
+    assert told["valid"]
+    assert told["fits"]
+    assert told["problems"] == []
+    assert told["estimate"]["disk_bytes"] > 0
+    assert told["machine"]["cores"] > 0
+    assert told["recipe"].startswith("version: 1\nkind: merge\n")
+
+
+def test_kinds_methods_and_names_can_be_listed(served):
+    kinds = [row["kind"] for row in served.get("/v1/recipes").json()["data"]]
+    assert {"flow", "merge", "rag", "synth"} <= set(kinds)
+    described = served.get("/v1/recipes/merge?method=ties").json()
+    assert described["schema"]["properties"]["kind"]
+    assert "name: ties" in described["commented"]
+    assert served.get("/v1/recipes/none").status_code == 404
+    assert served.get("/v1/recipes/merge?method=none").status_code == 404
+    rows = {row["path"]: row for row in served.get("/v1/workspace").json()["data"]}
+    assert rows["a"]["kind"] == "checkpoint"
+    assert rows["records.jsonl"]["size_bytes"] > 0
+    inner = served.get("/v1/workspace?path=a").json()["data"]
+    assert "a/config.json" in [row["path"] for row in inner]
+    for bad in ("..", "/etc", ".stillroom", "none"):
+        assert served.get("/v1/workspace", params={"path": bad}).status_code == 404
+
+
+def test_a_request_that_is_sent_twice_makes_one_job(served):
+    headers = {"Idempotency-Key": "once"}
+    first = served.post("/v1/jobs", json={"recipe": MERGE}, headers=headers)
+    second = served.post("/v1/jobs", json={"recipe": MERGE}, headers=headers)
+    other = served.post("/v1/jobs", json={"recipe": MERGE + "seed: 2\n"}, headers=headers)
+    assert (first.status_code, second.status_code, other.status_code) == (201, 200, 409)
+    assert first.json()["id"] == second.json()["id"]
+    follow(served, first.json()["id"])
+
+
+def test_jobs_are_listed_newest_first_and_by_state(served):
+    name = submit(served)
+    follow(served, name)
+    page = served.get("/v1/jobs?limit=1").json()
+    assert [job["id"] for job in page["data"]] == [name]
+    assert page["has_more"]
+    older = served.get(f"/v1/jobs?before={name}&state=finished").json()["data"]
+    assert older
+    assert all(job["id"] < name and job["state"] == "finished" for job in older)
+    assert served.get("/v1/jobs?state=odd").status_code == 400
+
+
+def test_tenants_never_see_each_others_jobs(tmp_path):
+    keys = [ApiKey(KEYS["ann"], Access("ann")), ApiKey(KEYS["bob"], Access("bob"))]
+    keys.append(ApiKey(KEYS["reader"], Access("ann"), frozenset({"jobs:read"})))
+    keys.append(ApiKey("nobodys-key-of-enough-length"))
+    space = Workspace(tmp_path, has_tenants=True)
+    for name in ("ann", "bob"):
+        fill(space.root(name).folder)
+    with live(tmp_path, keys=keys) as client:
+        name = submit(bear(client, "ann"))
+        follow(client, name)
+        assert client.get(f"/v1/jobs/{name}").json()["state"] == "finished"
+        unknown = bear(client, "bob").get("/v1/jobs/20200101-000000-merge-00000000")
+        for path in ("", "/events", "/files", "/files/artifact.json", "/recipe"):
+            reply = client.get(f"/v1/jobs/{name}{path}")
+            assert reply.status_code == unknown.status_code == 404
+        for verb in ("cancel", "resume"):
+            assert client.post(f"/v1/jobs/{name}/{verb}").status_code == 404
+        assert client.delete(f"/v1/jobs/{name}").status_code == 404
+        assert client.get("/v1/jobs").json()["data"] == []
+        stolen = MERGE.replace("checkpoint: a", f"checkpoint: ../ann/jobs/{name}")
+        assert client.post("/v1/jobs", json={"recipe": stolen}).status_code == 400
+        assert bear(client, "reader").get(f"/v1/jobs/{name}").status_code == 200
+        refused = client.post("/v1/jobs", json={"recipe": MERGE})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "missing_scope")
+        client.headers["Authorization"] = "Bearer nobodys-key-of-enough-length"
+        assert client.get("/v1/jobs").json()["error"]["code"] == "no_tenant"
+
+
+def test_the_line_is_bounded(tmp_path):
+    fill(tmp_path)
+    with live(tmp_path, waiting=1) as client:
+        submit(client, ENDLESS)
+        submit(client)
+        full = client.post("/v1/jobs", json={"recipe": MERGE})
+        assert (full.status_code, full.headers["Retry-After"]) == (429, "30")
+
+
+def test_what_a_killed_server_left_is_taken_up(tmp_path):
+    fill(tmp_path)
+    with Workspace(tmp_path).open() as workspace:
+        tickets = Tickets(workspace.control)
+        left = [Ticket(f"{new_id('merge')[:-1]}{number}", "", "merge") for number in range(4)]
+        for ticket in left:
+            tickets.add(ticket, MERGE)
+        tickets.change(left[1].id, state="running", takes=1)
+        tickets.change(left[2].id, state="running", takes=5)
+        tickets.change(left[3].id, state="running", takes=1, is_cancelling=True)
+    with live(tmp_path) as client:
+        for ticket in left[:2]:
+            assert follow(client, ticket.id)[-1][1]["state"] == "finished"
+        assert client.get(f"/v1/jobs/{left[1].id}").json()["takes"] == 2
+        job = client.get(f"/v1/jobs/{left[2].id}").json()
+        assert job["error"]["code"] == "job.too-many-takes"
+        assert client.get(f"/v1/jobs/{left[3].id}").json()["state"] == "cancelled"
+
+
+def test_a_job_cannot_read_what_a_recipe_hid_from_the_first_fence(tmp_path):
+    """A folder inside holds a link to the outside, which no recipe names."""
+    if not can_fence():
+        pytest.skip("this kernel has no Landlock")
+    inside, outside = tmp_path / "inside", tmp_path.parent / f"{tmp_path.name}-outside"
+    inside.mkdir()
+    fill(inside)
+    outside.mkdir()
+    (inside / "a" / "model.safetensors").rename(outside / "model.safetensors")
+    (inside / "a" / "model.safetensors").symlink_to(outside / "model.safetensors")
+    with live(inside, openings=Openings()) as client:
+        name = submit(client)
+        follow(client, name)
+        assert client.get(f"/v1/jobs/{name}").json()["state"] == "failed"
+
+
+def test_every_path_takes_a_scope(tmp_path):
+    with Workspace(tmp_path).open() as workspace:
+        app = create_app(None, jobs=JobRunner(workspace))
+    for route in app.routes:
+        for method in getattr(route, "methods", None) or ():
+            if route.path.startswith("/v1/"):
+                assert find_scope(method, route.path) in SCOPES, route.path
+
+
+def test_a_job_that_fails_for_no_known_reason_is_told_by_a_number(served):
+    name = submit(served)
+    follow(served, name)
+    ticket = Ticket(new_id("merge"), "", "merge")
+    served.runner.tickets.add(ticket, MERGE)
+    (served.runner.tickets.place(ticket.id) / "recipe.yaml").write_text(MERGE)
+    blocked = served.runner.workspace.folder / "jobs" / f".{ticket.id}.partial"
+    blocked.mkdir()
+    (blocked / "artifact.json").mkdir()
+    (blocked / "recipe.yaml").mkdir()
+    served.runner.workspace.folder.joinpath("jobs", ticket.id).symlink_to("nowhere")
+    submit(served)
+    job = wait_for(served, ticket.id, "failed")
+    assert job["error"]["code"] in {"job.failed", "data.exists"}
