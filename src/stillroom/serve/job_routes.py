@@ -28,7 +28,7 @@ from stillroom.serve.running import JobRunner
 from stillroom.serve.tickets import EVENTS_FILE, State, Ticket, read_events
 from stillroom.serve.workspace import Root
 
-__all__ = ["add_jobs"]
+__all__ = ["SentJob", "SentRecipe", "add_jobs"]
 
 _LOOK_S = 0.25
 _ALIVE_S = 15.0
