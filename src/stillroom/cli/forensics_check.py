@@ -38,7 +38,7 @@ Examples:
     "detectors",
     type=existing_path,
     multiple=True,
-    help="A trained detector that looks at each face; may be repeated.",
+    help="A trained detector that looks at each face, in clips frame by frame; may be repeated.",
 )
 @click.option(
     "--prevalence",
@@ -46,6 +46,11 @@ Examples:
     default=0.5,
     show_default=True,
     help="The share of such files that you expect to be forged; chances move with it.",
+)
+@click.option(
+    "--pulse",
+    is_flag=True,
+    help="Look for a pulse in the faces of clips; decodes up to 20 seconds of every clip.",
 )
 @click.option("--maps", is_flag=True, help="Show where detectors that indicate a forgery see it.")
 @json_option
@@ -59,6 +64,7 @@ def command(
     remote: bool,
     detectors: tuple[Path, ...],
     prevalence: float,
+    pulse: bool,
     maps: bool,
     as_json: bool,
 ) -> None:
@@ -84,7 +90,9 @@ def command(
     limits = list_limits(judges)
     found = []
     for path in list_media(paths):
-        found.append(check_file(path, lists, lab=lab, remote=remote, judges=judges))
+        found.append(
+            check_file(path, lists, lab=lab, remote=remote, judges=judges, with_pulse=pulse)
+        )
         if not as_json:
             click.echo("\n".join(found[-1].lines()))
     if html is not None:

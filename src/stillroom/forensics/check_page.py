@@ -8,17 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
 from stillroom.forensics.checking import LIMITS, Checked
+from stillroom.forensics.findings import Course, Finding
 from stillroom.forensics.manifest_tree import draw_manifest_tree
 from stillroom.forensics.marking import LABEL
 from stillroom.forensics.media_looks import ClipLook
 from stillroom.forensics.page import frame_page
-from stillroom.forensics.previews import draw_preview, draw_timeline, embed_picture
-
-if TYPE_CHECKING:
-    from stillroom.forensics.detecting import Finding
+from stillroom.forensics.previews import draw_course, draw_preview, draw_timeline, embed_picture
 
 __all__ = ["draw_check_page"]
 
@@ -52,7 +49,8 @@ def _draw(one: Checked) -> str:
         rows += [_split(line) for line in one.look.lines()]
     rows += [("limits", line) for line in one.quality]
     rows += [("detector", finding.line()) for finding in one.findings]
-    maps = "".join(_draw_map(finding) for finding in one.findings if finding.map)
+    maps = "".join(_draw_map(finding) for finding in one.findings if isinstance(finding, Finding))
+    maps += "".join(draw_course(finding) for finding in one.findings if isinstance(finding, Course))
     listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(said)}</dd>" for name, said in rows)
     tree = ""
     if one.credentials is not None and one.credentials.manifests:
@@ -76,6 +74,8 @@ def _draw(one: Checked) -> str:
 def _draw_map(finding: Finding) -> str:
     """Return a finding's map as a grid of squares, over the outline of a face's window."""
     count = len(finding.map)
+    if not count:
+        return ""
     cells = "".join(
         f'<rect x="{x}" y="{y}" width="1" height="1" fill-opacity="{value:.2f}"/>'
         for y, row in enumerate(finding.map)

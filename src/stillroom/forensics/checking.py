@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.forensics.credentials import MIME_TYPES, Credentials, TrustList, verify_file
+from stillroom.forensics.findings import Course, Finding
 from stillroom.forensics.lab import Lab
 from stillroom.forensics.media_looks import CLIPS, SOUNDS, ClipLook, look_at_clip, look_at_sound
 from stillroom.forensics.pictures import PICTURES, Picture, load_picture
@@ -23,7 +24,6 @@ from stillroom.forensics.tracing import Trace, trace_image
 from stillroom.provenance import digest_file
 
 if TYPE_CHECKING:
-    from stillroom.forensics.detecting import Finding
     from stillroom.forensics.judging import Judges
 
 __all__ = ["LIMITS", "Checked", "check_file", "list_limits", "list_media"]
@@ -39,7 +39,8 @@ _OF_DETECTORS = (
     "not indicate may be forged all the same.",
 )
 _SYNTHETIC = ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicMedia")
-_NO_JUDGE = "the named detectors judge pictures; of this file they judged nothing"
+_NO_JUDGE = "no face was found for the named detectors to judge; they judged nothing here"
+_NO_FACE = "no face was found that a named detector judges"
 _SMALL_FACE = 64
 _LOW_QUALITY = 40
 
@@ -60,7 +61,7 @@ class Checked:
     trace: Trace | None = None
     faces: tuple[tuple[int, int, int, int], ...] | None = None
     quality: tuple[str, ...] = ()
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[Finding | Course, ...] = ()
     error: str = ""
     look: ClipLook | None = None
     preview: Preview | None = None
@@ -152,6 +153,7 @@ def check_file(
     lab: Lab | None = None,
     remote: bool = False,
     judges: Judges | None = None,
+    with_pulse: bool = False,
 ) -> Checked:
     """Return what is known of a file; what cannot be read is said in ``error``, never raised.
 
@@ -162,6 +164,7 @@ def check_file(
             lists; None looks for none.
         remote: Fetch credentials that lie elsewhere.
         judges: The detectors that look at faces; None looks with none.
+        with_pulse: Look for a pulse in the faces of clips.
     """
     suffix = path.suffix.lower()
     lists = [*lists, *([lab.trust] if lab is not None else [])]
@@ -171,8 +174,8 @@ def check_file(
         digest = digest_file(path)
         credentials = verify_file(path, lists, remote=remote) if suffix in MIME_TYPES else None
         if suffix in CLIPS | SOUNDS:
-            found = _check_clip(path, digest, credentials, lab)
-            if judges is None or found.error:
+            found = _check_clip(path, digest, credentials, lab, judges, with_pulse=with_pulse)
+            if judges is None or found.error or found.findings:
                 return found
             return replace(found, quality=(*found.quality, _NO_JUDGE))
         if suffix not in PICTURES:
@@ -189,6 +192,8 @@ def check_file(
     trace = trace_image(picture.image, lab) if lab is not None else None
     faces, quality = _look(picture)
     findings = () if judges is None else judges.judge(picture)
+    if judges is not None and not findings:
+        quality = (*quality, _NO_FACE)
     preview = make_preview(picture.image, faces or ())
     return Checked(
         path, digest, credentials, trace, faces, quality, findings=findings, preview=preview
@@ -196,17 +201,34 @@ def check_file(
 
 
 def _check_clip(
-    path: Path, digest: str, credentials: Credentials | None, lab: Lab | None
+    path: Path,
+    digest: str,
+    credentials: Credentials | None,
+    lab: Lab | None,
+    judges: Judges | None,
+    *,
+    with_pulse: bool,
 ) -> Checked:
     """Return what is known of a clip or recording; its credentials also where it cannot be read."""
     try:
-        look = look_at_sound(path) if path.suffix.lower() in SOUNDS else look_at_clip(path, lab)
+        if path.suffix.lower() in SOUNDS:
+            look = look_at_sound(path)
+        else:
+            look = look_at_clip(path, lab, judges=judges, with_pulse=with_pulse)
     except DataError as error:
         what = error.problems[0].what
         if credentials is None or credentials.integrity in {"none", "unreadable"}:
             return Checked(path, error=what)
         return Checked(path, digest, credentials, quality=(f"not decoded: {what}",))
-    return Checked(path, digest, credentials, look.trace, quality=look.limits, look=look)
+    return Checked(
+        path,
+        digest,
+        credentials,
+        look.trace,
+        quality=look.limits,
+        findings=look.courses,
+        look=look,
+    )
 
 
 def _unknown(path: Path) -> Checked:

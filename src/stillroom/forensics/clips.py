@@ -89,12 +89,19 @@ def open_clip(path: Path) -> Clip:
         return clip
 
 
-def space_frames(clip: Clip, count: int = 32, *, exact: bool = False) -> Iterator[Frame]:
+def space_frames(
+    clip: Clip,
+    count: int = 32,
+    *,
+    exact: bool = False,
+    within: tuple[float, float] | None = None,
+) -> Iterator[Frame]:
     """Yield frames evenly spaced by time, each at most once; fewer where the clip has fewer.
 
     Args:
         clip: As ``open_clip`` gives it; its notes and ``decoded`` are kept up.
         count: How many at most.
+        within: First and last second; default the whole clip.
         exact: Decode to the very frame shown at each time, rather than take a keyframe nearby.
 
     Raises:
@@ -109,12 +116,13 @@ def space_frames(clip: Clip, count: int = 32, *, exact: bool = False) -> Iterato
             video.thread_type = "AUTO"
             if not clip.duration:
                 clip.duration = _measure(clip, count)
-            for frame in _Seeker(container, video, clip, exact).at(count):
+            span = within or (0.0, clip.duration)
+            for frame in _Seeker(container, video, clip, exact).at(count, span):
                 found += 1
                 yield frame
     if not found:
         raise _refused(clip.path, "holds no frame that can be decoded", "a whole clip")
-    if found < count and clip.rate * clip.duration > 2 * count:
+    if found < count and within is None and clip.rate * clip.duration > 2 * count:
         clip.notes.append(f"only {found} of {count} frames could be read")
 
 
@@ -140,11 +148,11 @@ class _Seeker:
         self.held: av.VideoFrame | None = None  # the one after it, already decoded
         self.frames: Iterator[av.VideoFrame] | None = None
 
-    def at(self, count: int) -> Iterator[Frame]:
-        spacing = self.clip.duration / count
+    def at(self, count: int, span: tuple[float, float]) -> Iterator[Frame]:
+        spacing = (span[1] - span[0]) / count
         last = -1.0
         for number in range(count):
-            frame = self._find(self._aim((number + 0.5) * spacing, spacing))
+            frame = self._find(self._aim(span[0] + (number + 0.5) * spacing, spacing))
             if frame is None:
                 continue
             time = self._time(frame)

@@ -22,17 +22,24 @@ from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.errors import CheckpointError, RecipeError
 from stillroom.forensics.calibrating import Calibrator
 from stillroom.forensics.face import Image
+from stillroom.forensics.findings import UNSURE, Finding
 from stillroom.forensics.method import DETECTORS, Detector
 from stillroom.forensics.networks import Network
 from stillroom.forensics.treatments import compress, fit_size, rescale
 from stillroom.forensics.views import cut_window, middle_window, to_planes
 from stillroom.models.causal import choose_device
 
-__all__ = ["CONFIG_KEY", "About", "Finding", "TrainedDetector", "write_detector"]
+__all__ = [
+    "CONFIG_KEY",
+    "About",
+    "TrainedDetector",
+    "turns_round",
+    "write_detector",
+]
 
 CONFIG_KEY = "stillroom_detector"
 _AT_ONCE = 32
-_UNSURE = (1 / 3, 2 / 3)
+_CLIP = 4  # dimensions of a clip, (T, H, W, 3)
 _SPARE = "num_batches_tracked"
 
 Floats = npt.NDArray[np.float64]
@@ -109,60 +116,6 @@ class About:
         )
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What a detector makes of one face: chance of forged, or why none is given.
-
-    ``chance`` is None where it is withheld; ``reasons`` then say why. ``box`` is the face's.
-    """
-
-    detector: str
-    fingerprint: str
-    box: tuple[int, int, int, int]
-    logit: float
-    chance: float | None
-    prevalence: float
-    reasons: tuple[str, ...] = ()
-    map: tuple[tuple[float, ...], ...] = ()
-
-    @property
-    def is_indicated(self) -> bool:
-        """Whether a chance is given and high."""
-        return self.chance is not None and self.chance > _UNSURE[1]
-
-    @property
-    def verdict(self) -> str:
-        """What may be said, in one clause."""
-        if self.chance is None:
-            return f"inconclusive: {'; '.join(self.reasons)}"
-        at = f"chance {self.chance:.2f} where {self.prevalence:.3g} of such files are forged"
-        low, _ = _UNSURE
-        if self.is_indicated:
-            return f"indicates a forgery ({at})"
-        if self.chance < low:
-            return f"does not indicate a forgery of the kinds it knows ({at})"
-        return f"inconclusive: neither likely nor unlikely ({at})"
-
-    def line(self) -> str:
-        """Return the verdict with its detector and face."""
-        x, y, width, height = self.box
-        return f"{self.detector}, face of {width}x{height} at {x},{y}: {self.verdict}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {
-            "detector": self.detector,
-            "fingerprint": self.fingerprint,
-            "face": list(self.box),
-            "verdict": self.verdict,
-            "chance": self.chance,
-            "prevalence": self.prevalence,
-            "logit": self.logit,
-            "reasons": list(self.reasons),
-            "map": [list(row) for row in self.map],
-        }
-
-
 class TrainedDetector:
     """A network with what is known of it; use ``open``."""
 
@@ -201,7 +154,9 @@ class TrainedDetector:
         return f"{self.about.method.method_name()}{f' of {names}' if names else ''}"
 
     def show(self, image: Image) -> Image:
-        """Return what the network is given of a square about a face, (P, P, 3)."""
+        """Return what the network is given of a square about a face, (P, P, 3); of clips alike."""
+        if image.ndim == _CLIP:
+            return np.stack([self.show(frame) for frame in image])
         side = self.about.size
         fitted = fit_size(image, (side, side))
         keeps = self.about.method.keeps_pixels
@@ -239,7 +194,7 @@ class TrainedDetector:
         views = [image, compress(image, 75), rescale(image, 0.75)]
         logits = self.logits(views)
         chances = self.about.calibrator.chances(logits, prevalence)
-        reasons = [*self._doubts(face_pixels, jpeg_quality), *_turned(chances)]
+        reasons = [*self.doubts(face_pixels, jpeg_quality), *turns_round(chances)]
         return Finding(
             self.name,
             self.fingerprint,
@@ -250,7 +205,7 @@ class TrainedDetector:
             tuple(reasons),
         )
 
-    def _doubts(self, face_pixels: float, jpeg_quality: int | None) -> list[str]:
+    def doubts(self, face_pixels: float, jpeg_quality: int | None) -> list[str]:
         """Return why a picture lies outside of what the detector was shown to work on."""
         found = []
         if not self.about.is_shown:
@@ -316,9 +271,9 @@ def _fill(network: Network, stored: Checkpoint, path: Path) -> None:
             value.copy_(stored.tensor(name))
 
 
-def _turned(chances: Floats) -> list[str]:
+def turns_round(chances: Floats) -> list[str]:
     """Return why a chance is not to be relied on: saving the picture again turns it round."""
-    low, high = _UNSURE
+    low, high = UNSURE
     if float(chances.max()) > high and float(chances.min()) < low:
         return ["saving the picture again turns the score round"]
     return []

@@ -18,6 +18,7 @@ _SAID = {
     "jpeg40": "after JPEG 40",
     "half": "at half their size and back",
     "noise8": "with noise of deviation 8",
+    "h264": "after H.264 at a rate factor of 28",
     "blur": "blurred (sigma 1.5 at 224 pixels)",
 }
 _BLIND_BELOW = 0.6

@@ -70,7 +70,9 @@ def has_maps(detector: TrainedDetector) -> bool:
     """Return whether a detector's features have places, so that a map can be drawn."""
     pixels = detector.about.pixels
     with torch.inference_mode():
-        judged = detector.network.judge(torch.zeros(1, 3, pixels, pixels, device=detector.device))
+        frames = detector.about.method.looks_at
+        shape = (1, *([frames] if frames > 1 else []), 3, pixels, pixels)
+        judged = detector.network.judge(torch.zeros(shape, device=detector.device))
     return judged.map is not None or judged.grid is not None
 
 

@@ -1,7 +1,8 @@
 """Detectors as ONNX files: pictures in, logits out, compared with the detector beforehand.
 
-The file takes pictures (N, 3, P, P) in [0, 1] and gives logits (N,), higher for forged; what they
-mean (calibration, bounds, what it cannot see) is in its metadata, as in the checkpoint's config.
+The file takes pictures (N, 3, P, P) in [0, 1], of a head over time clips (N, T, 3, P, P), and gives
+logits (N,), higher for forged; what they mean (calibration, bounds, what it cannot see) is in its
+metadata, as in the checkpoint's config.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def export_onnx(detector: TrainedDetector, path: Path) -> float:
 
     pixels = detector.about.pixels
     generator = torch.Generator().manual_seed(0)
-    probe = torch.rand(2, 3, pixels, pixels, generator=generator)
+    frames = detector.about.method.looks_at
+    probe = torch.rand(2, *([frames] if frames > 1 else []), 3, pixels, pixels, generator=generator)
     network = detector.network.cpu().eval()
     try:
         with warnings.catch_warnings(), torch.no_grad():

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from stillroom.forensics.detecting import Finding, TrainedDetector
+from stillroom.forensics.clip_judging import Witness
+from stillroom.forensics.detecting import TrainedDetector
 from stillroom.forensics.explaining import draw_maps, has_maps
 from stillroom.forensics.face import Image
 from stillroom.forensics.faces import Detection, FaceFinder, crop_square
+from stillroom.forensics.findings import Finding
 from stillroom.forensics.pictures import Picture
 
 __all__ = ["Judges", "open_judges"]
@@ -45,6 +47,8 @@ class Judges:
             landmarks = self.finder.landmarks(picture.image, face)
             extent = float((landmarks.max(axis=0) - landmarks.min(axis=0)).max())
             for detector in self.detectors:
+                if detector.about.method.looks_at > 1:
+                    continue  # a head over time has nothing to say of one picture
                 about = detector.about
                 square, _ = crop_square(picture.image, landmarks, about.size, margin=about.margin)
                 said = detector.judge(
@@ -56,6 +60,10 @@ class Judges:
                 )
                 found.append(self._with_map(detector, square, said))
         return tuple(found)
+
+    def witness(self) -> Witness:
+        """Return who is shown the faces of one clip."""
+        return Witness(self.detectors, self.finder, self.prevalence)
 
     def _with_map(self, detector: TrainedDetector, square: Image, said: Finding) -> Finding:
         """Add the map where the finding indicates a forgery; of anything else none is shown."""

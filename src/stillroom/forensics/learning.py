@@ -64,7 +64,7 @@ def learn(recipe: ForensicsRecipe, job: Job) -> Artifact:
         Cancelled: If the user stopped it; ``--resume`` goes on to the same bytes.
     """
     settings = _settings_of(recipe)
-    need("cv2", "PIL")
+    need("cv2", "PIL", "av")
     forgeries = [recipe.method, *settings.also]
     uses = [method.method_name() for method in forgeries]
     bases = open_bases(
@@ -172,6 +172,7 @@ def prove(
 ) -> tuple[TrainedDetector, dict[str, Any]]:
     """Calibrate and bound a network on validation faces, then measure it once on test faces."""
     settings = _settings_of(recipe)
+    frames = settings.model.looks_at
     about = About(
         settings.model,
         settings.pixels,
@@ -189,6 +190,7 @@ def prove(
             forgeries,
             seed=recipe.seed,
             repeats=_VALIDATION_REPEATS,
+            frames=frames,
         )
         calibrator = fit_calibrator(
             settings.calibration, known.labels, detector.logits(known.images)
@@ -196,7 +198,7 @@ def prove(
         progress.advance()
         least_face, least_quality, works = find_bounds(detector, known)
         progress.advance()
-        test = make_trial(faces.of(faces.test), forgeries, seed=recipe.seed + 1)
+        test = make_trial(faces.of(faces.test), forgeries, seed=recipe.seed + 1, frames=frames)
         figures = {"auc": measure_conditions(detector, test)}
         figures |= _measure_chances(detector, calibrator, test)
         figures["faces"] = {

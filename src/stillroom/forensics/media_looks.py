@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.forensics.clips import Clip, open_clip, space_frames
 from stillroom.forensics.face import Image
+from stillroom.forensics.findings import Course
 from stillroom.forensics.lab import Lab
+from stillroom.forensics.pulse import Pulse, feel_pulses
 from stillroom.forensics.scanning import Scan, scan_clip
 from stillroom.forensics.sounds import Sound, hear_sound
 from stillroom.forensics.tracing import Trace
 from stillroom.forensics.watermark import Watermark
+
+if TYPE_CHECKING:
+    from stillroom.forensics.clip_judging import Witness
+    from stillroom.forensics.judging import Judges
 
 __all__ = ["CLIPS", "SOUNDS", "ClipLook", "look_at_clip", "look_at_sound"]
 
@@ -37,6 +43,8 @@ class ClipLook:
     trace: Trace | None = None
     marked: int = 0
     limits: tuple[str, ...] = ()
+    courses: tuple[Course, ...] = ()
+    pulses: tuple[Pulse, ...] = ()
 
     def lines(self) -> list[str]:
         """Return what it is, and the faces over time."""
@@ -59,6 +67,7 @@ class ClipLook:
             ]
             if not scan.tracks:
                 lines.append("faces: none found")
+        lines += [f"pulse: {pulse.line()}" for pulse in self.pulses]
         if self.marked:
             lines.append(f"marked frames: {self.marked} of those looked at")
         return lines
@@ -75,16 +84,26 @@ class ClipLook:
             "sound": self.sound.to_json() if self.sound else None,
             "scan": self.scan.to_json() if self.scan else None,
             "marked_frames": self.marked,
+            "pulses": [pulse.to_json() for pulse in self.pulses],
         }
 
 
-def look_at_clip(path: Path, lab: Lab | None = None, *, count: int = _FRAMES) -> ClipLook:
+def look_at_clip(
+    path: Path,
+    lab: Lab | None = None,
+    *,
+    count: int = _FRAMES,
+    judges: Judges | None = None,
+    with_pulse: bool = False,
+) -> ClipLook:
     """Look at evenly spaced frames of a clip, and listen to its first audio track.
 
     Args:
         path: The file.
         lab: Whose watermark is looked for in the frames, as they stand.
         count: How many frames.
+        judges: The detectors that are shown the faces; None shows them to none.
+        with_pulse: Look for a pulse in faces, which decodes up to 20 seconds of frames.
 
     Raises:
         DataError: If the file is no clip, or nothing of it can be decoded.
@@ -100,12 +119,16 @@ def look_at_clip(path: Path, lab: Lab | None = None, *, count: int = _FRAMES) ->
         )
     limits = [] if clip.has_video else ["the file holds no video"]
     payloads: list[int] = []
-    scan = _watch(clip, count, lab, payloads, limits) if clip.has_video else None
+    witness = judges.witness() if judges is not None and clip.has_video else None
+    scan = _watch(clip, count, lab, payloads, limits, witness) if clip.has_video else None
     sound = _listen(path, limits) if clip.has_audio else None
     trace = Trace() if lab is not None and clip.has_video else None
     if payloads and lab is not None:
         trace = Trace(format(payloads[0], "012x"), (1.0, 1.0), lab.ledger.find(payloads[0]))
-    return ClipLook(clip, scan, sound, trace, len(payloads), (*clip.notes, *limits))
+    pulses = _feel(clip, limits) if with_pulse and scan is not None and scan.tracks else ()
+    courses = witness.courses(_bits_per_pixel(clip)) if witness is not None else ()
+    notes = (*clip.notes, *limits)
+    return ClipLook(clip, scan, sound, trace, len(payloads), notes, courses, pulses)
 
 
 def look_at_sound(path: Path) -> ClipLook:
@@ -119,7 +142,12 @@ def look_at_sound(path: Path) -> ClipLook:
 
 
 def _watch(
-    clip: Clip, count: int, lab: Lab | None, payloads: list[int], limits: list[str]
+    clip: Clip,
+    count: int,
+    lab: Lab | None,
+    payloads: list[int],
+    limits: list[str],
+    witness: Witness | None,
 ) -> Scan | None:
     """Scan a clip for faces, and its frames for the lab's mark; what limits that is added."""
     mark = Watermark(lab.key) if lab is not None else None
@@ -129,7 +157,8 @@ def _watch(
             payloads.append(found)
 
     try:
-        scan = scan_clip(clip, count=count, look=look)
+        see = witness.see if witness is not None else None
+        scan = scan_clip(clip, count=count, look=look, see=see)
     except MissingExtraError as error:
         limits.append(f"faces were not looked for: {error.problems[0].what}")
         for frame in space_frames(clip, count):
@@ -137,6 +166,21 @@ def _watch(
         return None
     limits += scan.limits()
     return scan
+
+
+def _feel(clip: Clip, limits: list[str]) -> tuple[Pulse, ...]:
+    """Look for a pulse in the faces; where frames cannot be read, the rest still counts."""
+    try:
+        return feel_pulses(clip, bits_per_pixel=_bits_per_pixel(clip))
+    except DataError as error:
+        limits.append(f"no pulse was looked for: {error.problems[0].what}")
+        return ()
+
+
+def _bits_per_pixel(clip: Clip) -> float:
+    """Return the bits of a file a pixel and frame, 0 where the file does not say enough."""
+    pixels = clip.width * clip.height * clip.rate * clip.duration
+    return 8 * clip.path.stat().st_size / pixels if pixels else 0.0
 
 
 def _listen(path: Path, limits: list[str]) -> Sound | None:

@@ -87,6 +87,11 @@ class Detector(Method):
     blind: ClassVar[tuple[str, ...]] = ()
     keeps_pixels: ClassVar[bool] = False
 
+    @property
+    def looks_at(self) -> int:
+        """How many frames of a face make up one thing that it judges; 1 for pictures."""
+        return 1
+
     @abstractmethod
     def build(self, pixels: int) -> Network:
         """Return the network with its starting weights.

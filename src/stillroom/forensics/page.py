@@ -39,6 +39,7 @@ figcaption{font-size:13px;color:var(--quiet);margin-top:4px}
 svg{width:100%;height:auto;display:block}
 .grid{stroke:var(--line)}.tick{fill:var(--quiet);font-size:11px}
 .line{fill:none;stroke:var(--accent);stroke-width:2}.dot{fill:var(--accent)}.band{fill:var(--band)}
+figure.course{margin:12px 0}
 figure.map{margin:12px 0}.map svg{fill:var(--accent);width:180px;height:180px}
 .frame{fill:none;stroke:var(--line);stroke-width:.15}
 ul.tree{list-style:none;margin:0;padding-left:18px;border-left:2px solid var(--line)}

@@ -17,20 +17,24 @@ from torch import Tensor, nn
 from stillroom.forensics.detector_settings import DetectorSettings
 from stillroom.forensics.face import Face
 from stillroom.forensics.method import Forged, Forgery
-from stillroom.forensics.views import View, draw_view, to_planes
+from stillroom.forensics.moving import forge_moving
+from stillroom.forensics.views import View, draw_clip_view, draw_view, to_planes
 from stillroom.provenance import digest_json
 
 if TYPE_CHECKING:
     from stillroom.train.ranks import Ranks
 
-__all__ = ["PairBatch", "PairSource", "forge_pair", "make_batch"]
+__all__ = ["PairBatch", "PairSource", "forge_clip", "forge_pair", "make_batch"]
 
 _TRAIN = 0xDE7
 
 
 @dataclass(frozen=True, eq=False)
 class PairBatch:
-    """Pictures (B, 3, P, P) in [0, 1], labels (B,), masks (B, P, P); fakes first, then twins."""
+    """Pictures (B, 3, P, P) in [0, 1], labels (B,), masks (B, P, P); fakes first, then twins.
+
+    Of a detector that looks at clips: (B, T, 3, P, P) and (B, T, P, P).
+    """
 
     images: Tensor
     labels: Tensor
@@ -98,19 +102,25 @@ class PairSource:
             order = np.random.default_rng([self.seed, turn, _TRAIN]).permutation(len(self.faces))
             number = int(order[offset])
             rng = np.random.default_rng([self.seed, turn, number, _TRAIN])
-            forged = forge_pair(self.faces, number, self.forgeries, rng)
-            settings = self.settings
-            views.append(
-                draw_view(
-                    forged, settings.views, settings.pixels, rng, keeps_pixels=self.keeps_pixels
-                )
-            )
+            views.append(self._draw(number, rng))
             names.append(self.faces[number].name)
         batch = make_batch(views, names, self.device)
         if not self.settings.shuffle_labels:
             return batch
         labels = torch.tensor([self._lot(name, turn) for turn in (1, 0) for name in names])
         return PairBatch(batch.images, labels.to(self.device), batch.masks, batch.record_ids)
+
+    def _draw(self, number: int, rng: np.random.Generator) -> View:
+        settings, frames = self.settings, self.settings.model.looks_at
+        if frames > 1:
+            clip = forge_clip(self.faces, number, self.forgeries, frames, rng)
+            return draw_clip_view(
+                clip, settings.views, settings.pixels, rng, keeps_pixels=self.keeps_pixels
+            )
+        forged = forge_pair(self.faces, number, self.forgeries, rng)
+        return draw_view(
+            forged, settings.views, settings.pixels, rng, keeps_pixels=self.keeps_pixels
+        )
 
     def _lot(self, name: str, label: int) -> float:
         """Return a picture's lot, the same in every pass: else there would be nothing to learn."""
@@ -124,13 +134,32 @@ def forge_pair(
 
     Where a second face is needed, it is of another person if there is one.
     """
+    method, given = _choose(faces, number, forgeries, rng)
+    return method.forge(given, rng)
+
+
+def forge_clip(
+    faces: Sequence[Face],
+    number: int,
+    forgeries: Sequence[Forgery],
+    frames: int,
+    rng: np.random.Generator,
+) -> list[Forged]:
+    """Return a face set in motion and forged frame by frame, as ``forge_pair`` forges one."""
+    method, given = _choose(faces, number, forgeries, rng)
+    return forge_moving(given, method, frames, rng)
+
+
+def _choose(
+    faces: Sequence[Face], number: int, forgeries: Sequence[Forgery], rng: np.random.Generator
+) -> tuple[Forgery, list[Face]]:
     method = forgeries[int(rng.integers(len(forgeries)))] if len(forgeries) > 1 else forgeries[0]
     face = faces[number]
     given = [face]
     if method.faces_needed > 1:
         others = [one for one in faces if one.identity != face.identity] or list(faces)
         given.append(others[int(rng.integers(len(others)))])
-    return method.forge(given, rng)
+    return method, given
 
 
 def make_batch(views: Sequence[View], names: Sequence[str], device: torch.device) -> PairBatch:

@@ -10,9 +10,17 @@ import cv2
 import numpy as np
 
 from stillroom.forensics.face import Image
+from stillroom.forensics.findings import UNSURE, Course
 from stillroom.forensics.media_looks import ClipLook
 
-__all__ = ["Preview", "draw_preview", "draw_timeline", "embed_picture", "make_preview"]
+__all__ = [
+    "Preview",
+    "draw_course",
+    "draw_preview",
+    "draw_timeline",
+    "embed_picture",
+    "make_preview",
+]
 
 _WIDTH = 420
 _QUALITY = 82
@@ -99,4 +107,40 @@ def draw_timeline(look: ClipLook) -> str:
     return (
         f'<svg viewBox="0 0 {_ROOM} {height}" role="img" aria-label="when each face is seen">'
         f"{''.join(rows)}{feet}</svg>"
+    )
+
+
+def draw_course(course: Course) -> str:
+    """Return a face's chances over time as inline SVG, the span that says nothing shaded."""
+    if not course.times:
+        return ""
+    first, last = course.times[0], course.times[-1]
+    span = max(last - first, 1e-6)
+    high, low, height = 8, 108, 132
+
+    def place(time: float, chance: float) -> str:
+        across = _NAMES + (_ROOM - _NAMES - 14) * (time - first) / span
+        return f"{across:.1f},{low - (low - high) * chance:.1f}"
+
+    points = [place(*pair) for pair in zip(course.times, course.chances, strict=True)]
+    dots = "".join(
+        f'<circle class="dot" cx="{x}" cy="{y}" r="3.5"/>'
+        for x, y in (point.split(",") for point in points)
+    )
+    unsure = [low - (low - high) * edge for edge in UNSURE]
+    feet = "".join(
+        f'<text class="tick" x="{_NAMES + (_ROOM - _NAMES - 14) * part / 4:.1f}" y="{height - 6}" '
+        f'text-anchor="middle">{first + span * part / 4:.1f} s</text>'
+        for part in range(5)
+    )
+    return (
+        f"<figure class=course><svg viewBox='0 0 {_ROOM} {height}' role=img "
+        f"aria-label='chance over time, face {course.face}'>"
+        f'<rect class="band" x="{_NAMES}" y="{unsure[1]:.1f}" width="{_ROOM - _NAMES - 14}" '
+        f'height="{unsure[0] - unsure[1]:.1f}"/>'
+        f'<text class="tick" x="0" y="{high + 4}">forged</text>'
+        f'<text class="tick" x="0" y="{low + 4}">not</text>'
+        f'<polyline class="line" points="{" ".join(points)}"/>{dots}{feet}</svg>'
+        f"<figcaption class=quiet>{escape(course.detector)}, face {course.face}: the chance of "
+        "each score by itself; within the band it says nothing either way</figcaption></figure>"
     )

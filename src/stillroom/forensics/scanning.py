@@ -45,6 +45,7 @@ class Track:
     """One face over time; ``crops`` are some small pictures of it, evenly over what was seen."""
 
     shot: int
+    number: int = 0
     sights: list[Sight] = field(default_factory=list)
     crops: list[Image] = field(default_factory=list)
     stride: int = 1
@@ -73,6 +74,7 @@ class Track:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {
+            "face": self.number + 1,
             "shot": self.shot,
             "width": round(self.width, 1),
             "sights": [
@@ -121,6 +123,7 @@ def scan_clip(
     count: int = 32,
     finder: FaceFinder | None = None,
     look: Callable[[Image], None] | None = None,
+    see: Callable[[int, float, Image, Detection], None] | None = None,
 ) -> Scan:
     """Find the faces of a clip in evenly spaced frames, and join them into tracks.
 
@@ -129,6 +132,7 @@ def scan_clip(
         count: How many frames are looked at.
         finder: Finds faces; default a new one.
         look: Is shown every frame that is looked at, so that none is decoded twice.
+        see: Is shown every face: its track's number, the time, the frame, and where it is.
 
     Raises:
         DataError: If the clip has no frame.
@@ -148,14 +152,22 @@ def scan_clip(
         scan.times.append(frame.time)
         if number % max(count // 8, 1) == 0:
             scan.strip.append((frame.time, _reduce(frame.image, _STRIP)))
-        alive = _join(scan, alive, frame, finder.find(frame.image))
+        found = finder.find(frame.image)
+        alive, of = _join(scan, alive, frame, found)
+        if see is not None:
+            for at, face in enumerate(found):
+                see(of[at].number, frame.time, frame.image, face)
     return scan
 
 
 def _join(
     scan: Scan, alive: Sequence[Track], frame: Frame, found: Sequence[Detection]
-) -> list[Track]:
-    """Give each found face to the nearest track that is free; what is left begins a new one."""
+) -> tuple[list[Track], dict[int, Track]]:
+    """Give each found face to the nearest track that is free; what is left begins a new one.
+
+    Returns:
+        The tracks that go on, and the track of each found face by its place.
+    """
     pairs = sorted(
         (
             (_likeness(track.sights[-1].box, face.box), at, number)
@@ -173,10 +185,10 @@ def _join(
     for number, face in enumerate(found):
         track = of.get(number)
         if track is None:
-            track = of[number] = Track(scan.shots)
+            track = of[number] = Track(scan.shots, len(scan.tracks))
             scan.tracks.append(track)
         track.add(Sight(frame.time, face.box, face.score), frame.image)
-    return [*of.values(), *(track for at, track in enumerate(alive) if at not in taken)]
+    return [*of.values(), *(track for at, track in enumerate(alive) if at not in taken)], of
 
 
 def _likeness(one: Box, other: Box) -> float:

@@ -6,6 +6,7 @@ nothing but the forgery tells them apart.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,8 +18,9 @@ from stillroom.forensics.detector_settings import ViewSettings
 from stillroom.forensics.face import Image, Mask
 from stillroom.forensics.method import Forged
 from stillroom.forensics.treatments import compress, jitter_colour
+from stillroom.forensics.video_coding import code_frames
 
-__all__ = ["View", "cut_window", "draw_view", "middle_window", "to_planes"]
+__all__ = ["View", "cut_window", "draw_clip_view", "draw_view", "middle_window", "to_planes"]
 
 Window = tuple[int, int, int]
 Pixels = TypeVar("Pixels", Image, Mask)
@@ -85,9 +87,37 @@ def cut_window(image: Pixels, window: Window, pixels: int) -> Pixels:
 
 
 def to_planes(images: list[Image]) -> npt.NDArray[np.float32]:
-    """Return pictures (P, P, 3) in 8 bits as planes (N, 3, P, P) in [0, 1]."""
+    """Return pictures (P, P, 3) or clips (T, P, P, 3) in 8 bits as planes in [0, 1].
+
+    Pictures become (N, 3, P, P), clips (N, T, 3, P, P).
+    """
     stacked = np.stack(images).astype(np.float32) / 255.0
-    return np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))
+    return np.ascontiguousarray(np.moveaxis(stacked, -1, -3))
+
+
+def draw_clip_view(
+    forged: Sequence[Forged],
+    settings: ViewSettings,
+    pixels: int,
+    rng: np.random.Generator,
+    *,
+    keeps_pixels: bool,
+) -> View:
+    """Return a pair of clips, (T, P, P, 3) and masks (T, P, P): one draw serves all frames.
+
+    Half of them go through H.264, fake and real twin alike.
+    """
+    lot = int(rng.integers(2**63))
+    plain = settings.model_copy(update={"jpeg": 0.0})
+    views = [
+        draw_view(one, plain, pixels, np.random.default_rng(lot), keeps_pixels=keeps_pixels)
+        for one in forged
+    ]
+    fakes, reals = [view.fake for view in views], [view.real for view in views]
+    if rng.random() < settings.jpeg:
+        crf = int(rng.integers(18, 36))
+        fakes, reals = code_frames(fakes, crf), code_frames(reals, crf)
+    return View(np.stack(fakes), np.stack(reals), np.stack([view.mask for view in views]))
 
 
 def _draw_window(

@@ -49,7 +49,7 @@ def test_what_it_leaves_is_a_checkpoint_with_a_card(trained):
     assert "Where it is blind" in card
     assert "of photographs its scores say nothing" in card
     figures = detector.about.figures
-    assert set(figures["auc"]) == {"clean", "jpeg70", "jpeg40", "half", "noise8", "blur"}
+    assert set(figures["auc"]) == {*("clean", "jpeg70", "jpeg40", "half", "noise8", "blur", "h264")}
     people = figures["faces"]
     assert sum(people.values()) == 14
     assert min(people.values()) > 0

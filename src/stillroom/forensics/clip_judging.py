@@ -1,0 +1,165 @@
+"""Detectors before a clip: each face scored in every frame that is looked at, and over time.
+
+A track's score is the mean of its frames' logits; its chance is what the calibration says of one
+picture with that score, no more: frames of one face are not independent, so that many of them do
+not make a finding surer. The clip's finding is that of its strongest face. Squares about faces are
+scored as they come and let go, so memory does not grow with the clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from stillroom.forensics.detecting import TrainedDetector, turns_round
+from stillroom.forensics.face import Image
+from stillroom.forensics.faces import Detection, FaceFinder, crop_square
+from stillroom.forensics.findings import Course
+from stillroom.forensics.treatments import compress, rescale
+
+__all__ = ["Witness"]
+
+_AT_ONCE = 8
+_TOP_SHARE = 0.2
+_CODED = "h264"
+
+
+@dataclass
+class _Record:
+    """What is kept of one face before one detector: logits of each view, and sizes."""
+
+    times: list[float] = field(default_factory=list)
+    logits: list[list[float]] = field(default_factory=list)
+    sizes: list[float] = field(default_factory=list)
+    waiting: list[Image] = field(default_factory=list)
+    seen: int = 0
+
+
+class Witness:
+    """Is shown each face of a clip as a scan finds it, and says in the end what detectors make."""
+
+    def __init__(
+        self, detectors: Sequence[TrainedDetector], finder: FaceFinder, prevalence: float
+    ) -> None:
+        """Stand over detectors of faces; ``finder`` gives landmarks."""
+        self._detectors, self._finder, self._prevalence = tuple(detectors), finder, prevalence
+        self._records: dict[tuple[int, int], _Record] = {}
+
+    def see(self, track: int, time: float, image: Image, face: Detection) -> None:
+        """Take in one face of one frame.
+
+        Args:
+            track: Number of the face's track.
+            time: The frame's, in seconds.
+            image: The frame, RGB (H, W, 3).
+            face: As it was found in it.
+        """
+        landmarks = self._finder.landmarks(image, face)
+        extent = float((landmarks.max(axis=0) - landmarks.min(axis=0)).max())
+        for at, detector in enumerate(self._detectors):
+            about = detector.about
+            record = self._records.setdefault((track, at), _Record())
+            square, _ = crop_square(image, landmarks, about.size, margin=about.margin)
+            record.sizes.append(about.margin * extent)
+            record.seen += 1
+            record.waiting.append(square)
+            frames = about.method.looks_at
+            if frames == 1:
+                record.times.append(time)
+                if len(record.waiting) == _AT_ONCE:
+                    _flush(detector, record)
+            elif len(record.waiting) == frames:
+                record.times.append(time)
+                _judge_run(detector, record)
+
+    def courses(self, bits_per_pixel: float) -> tuple[Course, ...]:
+        """Return what each detector makes of each face, in the faces' order.
+
+        Args:
+            bits_per_pixel: Of the clip's video; 0 if it is not known.
+        """
+        found = []
+        for (track, at), record in sorted(self._records.items()):
+            detector = self._detectors[at]
+            if detector.about.method.looks_at == 1:
+                _flush(detector, record)
+            found.append(self._conclude(track, detector, record, bits_per_pixel))
+        return tuple(found)
+
+    def _conclude(
+        self, track: int, detector: TrainedDetector, record: _Record, bits_per_pixel: float
+    ) -> Course:
+        calibrator, prevalence = detector.about.calibrator, self._prevalence
+        reasons = [
+            *detector.doubts(float(np.median(record.sizes)), None),
+            *_doubt_coding(detector, bits_per_pixel),
+        ]
+        if not record.logits:
+            few = f"seen in {record.seen} frames of one face, fewer than the "
+            reasons.append(f"{few}{detector.about.method.looks_at} it looks at")
+            return Course(
+                *(detector.name, detector.fingerprint, track + 1, (), (), ()),
+                *(0.0, 0.0, None, prevalence, tuple(reasons)),
+            )
+        views = np.array(record.logits)  # (frames, views)
+        means = views.mean(axis=0)
+        chances = calibrator.chances(means, prevalence)
+        reasons += turns_round(chances)
+        plain = views[:, 0]
+        top = np.sort(plain)[-max(round(_TOP_SHARE * len(plain)), 1) :]
+        return Course(
+            detector.name,
+            detector.fingerprint,
+            track + 1,
+            tuple(record.times),
+            tuple(float(value) for value in plain),
+            tuple(float(value) for value in calibrator.chances(plain, prevalence)),
+            float(means[0]),
+            float(top.mean()),
+            None if reasons else float(chances[0]),
+            prevalence,
+            tuple(reasons),
+        )
+
+
+def _flush(detector: TrainedDetector, record: _Record) -> None:
+    """Score waiting pictures: each as it is, saved again, and reduced and enlarged."""
+    if not record.waiting:
+        return
+    views = [
+        view
+        for image in record.waiting
+        for view in (image, compress(image, 75), rescale(image, 0.75))
+    ]
+    logits = detector.logits(views).reshape(-1, 3)
+    record.logits += [[float(value) for value in row] for row in logits]
+    record.waiting = []
+
+
+def _judge_run(detector: TrainedDetector, record: _Record) -> None:
+    """Score a run of frames of one face, in the same three views."""
+    plain = np.stack(record.waiting)
+    views = [
+        plain,
+        np.stack([compress(frame, 75) for frame in plain]),
+        np.stack([rescale(frame, 0.75) for frame in plain]),
+    ]
+    record.logits.append([float(value) for value in detector.logits(views)])
+    record.waiting = []
+
+
+def _doubt_coding(detector: TrainedDetector, bits_per_pixel: float) -> list[str]:
+    """Return why frames of this clip lie outside of what the detector was shown to work on."""
+    figure = dict(detector.about.figures).get("auc", {}).get(_CODED)
+    if figure is None:
+        return ["what it makes of frames of video was not measured"]
+    if not figure.get("low") or figure["low"] <= 0.5:
+        return ["after H.264 it was not shown to tell forged from real"]
+    if 0 < bits_per_pixel < _LEAST_BITS:
+        return [f"strongly compressed video ({bits_per_pixel:.3f} bits a pixel)"]
+    return []
+
+
+_LEAST_BITS = 0.02  # below what a rate factor of 28 takes for a talking head

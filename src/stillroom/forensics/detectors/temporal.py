@@ -1,0 +1,58 @@
+"""A head over time: reads what a trained detector sees of one face in several frames.
+
+Source: Sabir et al. 2019, "Recurrent Convolutional Strategies for Face Manipulation Detection in
+Videos", arXiv:1905.00582 (a recurrent network over a face detector's features); Zheng et al. 2021,
+"Exploring Temporal Coherence for More General Video Face Forgery Detection", arXiv:2108.06693
+(a transformer over time). Differs: the frame detector is frozen, and changes from frame to frame
+are given beside what is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.forensics.method import Detector
+from stillroom.recipes import Reference
+
+if TYPE_CHECKING:
+    from stillroom.forensics.networks import Network
+
+__all__ = ["Temporal"]
+
+
+class Temporal(Detector):
+    """What changes over a face's frames, as a trained detector of pictures sees them."""
+
+    paper: ClassVar[str] = "arXiv:1905.00582"
+    blind: ClassVar[tuple[str, ...]] = (
+        "It learned from pictures set in motion, whose forged twins flicker: a forgery that is "
+        "steady over time, or a real face that moves otherwise, it does not know.",
+    )
+    checkpoint: Reference = Field(description="a trained detector of pictures, which stays frozen")
+    frames: int = Field(default=8, ge=2, le=64, description="frames of a face that it looks at")
+    mixer: Literal["gru", "conv", "transformer"] = Field(
+        default="gru", description="what reads the frames: recurrent, convolutions, or attention"
+    )
+    width: int = Field(default=48, ge=8, le=512, description="numbers a frame is reduced to")
+
+    @property
+    @override
+    def looks_at(self) -> int:
+        return self.frames
+
+    @override
+    def build(self, pixels: int) -> Network:
+        from stillroom.forensics.timed import open_timed
+
+        return open_timed(self, Path(self.checkpoint), pixels)
+
+    @override
+    def rebuild(self, pixels: int, kept: Mapping[str, Any]) -> Network:
+        from stillroom.forensics.timed import rebuild_timed
+
+        return rebuild_timed(self, kept)
