@@ -1,6 +1,7 @@
 """Detectors before clips: scores over time, a head over time, and a pulse that is no verdict."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -178,10 +179,7 @@ def test_a_head_needs_a_detector_of_pictures_of_its_size(timed, base):
 def test_a_moving_face_keeps_its_landmarks_and_its_pair_differs_where_it_is_forged():
     face = draw_face(3, 1, 128)
     moved = move_face(face, 6, np.random.default_rng(4))
-    steps = [
-        float(np.abs(b.landmarks - a.landmarks).max())
-        for a, b in zip(moved, moved[1:], strict=False)
-    ]
+    steps = [float(np.abs(b.landmarks - a.landmarks).max()) for a, b in pairwise(moved)]
     assert max(steps) > 0
     assert max(steps) < 8  # smooth: a few pixels from frame to frame
     clip = forge_moving([face], FORGERIES.build("sbi"), 4, np.random.default_rng(5))
@@ -191,7 +189,7 @@ def test_a_moving_face_keeps_its_landmarks_and_its_pair_differs_where_it_is_forg
         outside = one.mask == 0
         np.testing.assert_array_equal(one.image[outside], one.twin[outside])
     assert any((one.image != one.twin).any() for one in clip)
-    assert any((a.mask != b.mask).any() for a, b in zip(clip, clip[1:], strict=False))
+    assert any((a.mask != b.mask).any() for a, b in pairwise(clip))
 
 
 def test_video_coding_keeps_size_and_count_and_loses_more_at_higher_factors():
