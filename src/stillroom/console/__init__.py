@@ -1,6 +1,26 @@
-"""Web pages that speak only to ``serve``.
+"""Web pages over a served folder; they speak only to ``serve``.
 
-The console is not built yet: its place in the layers is kept.
+Server-rendered, with a little plain JavaScript; every asset comes from this package and the policy
+of the pages lets nothing else in. In: a folder of runs. Out: pages on this machine.
 """
 
-__all__: list[str] = []
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stillroom.console.app import create_console
+    from stillroom.console.running import run_console
+
+__all__ = ["create_console", "run_console"]
+
+_HOMES = {"create_console": "app", "run_console": "running"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module on first use; jinja2 comes with the app only."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"stillroom.console.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,14 +22,16 @@ def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
         hits: In the order of their numbers.
 
     Returns:
-        For each: ``number``, ``passage_id``, ``path``, ``byte_start``, ``byte_end``, ``is_exact``,
-        ``pages``, ``origin`` (human, synthetic, unknown or suspected-fake), ``license`` and
-        ``flags`` (labels of ``stillroom.rag.flags.FLAGS``).
+        For each: ``number``, ``passage_id``, ``score`` and ``rank`` as it was retrieved, ``path``,
+        ``byte_start``, ``byte_end``, ``is_exact``, ``pages``, ``origin`` (human, synthetic, unknown
+        or suspected-fake), ``license`` and ``flags`` (labels of ``stillroom.rag.flags.FLAGS``).
     """
     return [
         {
             "number": number,
             "passage_id": hit.passage.id,
+            "score": round(hit.score, 6),
+            "rank": hit.rank,
             "path": hit.passage.location.path,
             "byte_start": hit.passage.location.byte_start,
             "byte_end": hit.passage.location.byte_end,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from stillroom.errors import DataError, MissingExtraError, RecipeError, ResourceError
+from stillroom.errors import DataError, MissingExtraError, RecipeError
 from stillroom.serve.confining import Openings
 from stillroom.serve.keys import ApiKey, read_keys
 from stillroom.serve.limits import Limits
+from stillroom.serve.listening import is_loopback, listen
 
 if TYPE_CHECKING:
     from stillroom.rag.access import Access
@@ -91,7 +91,7 @@ def run_server(
     tell = say or (lambda line: None)
     bounds = limits or Limits()
     with ExitStack() as opened:
-        listening = opened.enter_context(_listen(host, port))
+        listening = opened.enter_context(listen(host, port))
         served = None
         if run is not None:
             served = opened.enter_context(
@@ -174,11 +174,7 @@ def check_host(host: str, keys: Sequence[ApiKey]) -> None:
     Raises:
         RecipeError: If the host is not this machine and there are no keys.
     """
-    try:
-        is_local = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_local = host == "localhost"
-    if not is_local and not keys:
+    if not is_loopback(host) and not keys:
         raise RecipeError(
             f"{host} can be reached from elsewhere, and there are no API keys",
             code="serve.open-host",
@@ -186,24 +182,3 @@ def check_host(host: str, keys: Sequence[ApiKey]) -> None:
             expected="127.0.0.1, or keys",
             next=f"export {_VARIABLE}=... or give --api-key-file",
         )
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(found[0], socket.SOCK_STREAM)
-        try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(found[4])
-        except OSError:
-            listening.close()
-            raise
-    except OSError as error:
-        raise ResourceError(
-            f"cannot listen at {host}:{port}: {error.strerror or error}",
-            code="serve.port",
-            where="--host, --port",
-            expected="an address of this machine and a free port",
-            next="choose another --port; 0 takes a free one",
-        ) from error
-    return listening

@@ -1,0 +1,43 @@
+"""``stillroom console``: pages over a folder of runs, on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from stillroom.cli.judged import find_access
+from stillroom.cli.options import access_options, debug_option, existing_path
+
+__all__ = ["command"]
+
+
+@click.command(
+    "console",
+    epilog="""
+\b
+Examples:
+  stillroom console
+  stillroom console ./runs --port 0
+""",
+)
+@click.argument("folder", type=existing_path, default=Path())
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", default=8152, show_default=True, help="The port; 0 takes a free one.")
+@access_options
+@debug_option
+def command(folder: Path, host: str, port: int, tenant: str, principals: tuple[str, ...]) -> None:
+    """Show a folder's runs, records and models in a browser.
+
+    Listens on this machine alone, fetches nothing from elsewhere, and asks for the key that it
+    prints with its address. FOLDER is the folder that your runs lie in; by default this one.
+    """
+    from stillroom.console import run_console
+
+    run_console(
+        folder,
+        host=host,
+        port=port,
+        access=find_access(tenant, principals),
+        say=lambda line: click.echo(line, err=True),
+    )

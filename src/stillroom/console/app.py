@@ -1,0 +1,132 @@
+"""The console as one ASGI app: pages, assets, and the API beneath the same door."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from stillroom.console.desk import Desk, PageLink
+from stillroom.console.door import Door
+from stillroom.console.pages import ask, sources
+from stillroom.errors import Problem, StillroomError
+from stillroom.serve.refusals import explain
+
+if TYPE_CHECKING:
+    from stillroom.rag.access import Access
+
+__all__ = ["create_console"]
+
+_PAGES = (PageLink("/ask", "Ask", "Answers from your documents, with citations"),)
+_OF_MODELS = ("/v1/chat/", "/v1/completions", "/v1/embeddings", "/v1/models")
+
+
+def create_console(
+    folder: Path,
+    *,
+    key: str,
+    access: Access | None = None,
+    names: frozenset[str] = frozenset(),
+) -> ASGIApp:
+    """Return the console over a folder.
+
+    Args:
+        folder: What it shows; nothing outside is read.
+        key: The secret that opens it.
+        access: Who asks, of indexes with tenants.
+        names: Names of this machine that are answered to beside its own three.
+    """
+    desk_holder: list[Desk] = []
+
+    async def refuse(request: Request, status: int, said: str) -> Response:
+        return await desk_holder[0].refuse(request, status, said)
+
+    door = Door(_unset, key=key, refuse=refuse, names=names)
+    desk = Desk(folder.absolute(), token=door.token, pages=_PAGES, access=access)
+    desk_holder.append(desk)
+    door.app = _Console(desk, _pages(desk))
+    return door
+
+
+async def _unset(scope: Scope, receive: Receive, send: Send) -> None:
+    raise RuntimeError("the console is not built yet")
+
+
+def _pages(desk: Desk) -> Starlette:
+    async def home(request: Request) -> Response:
+        return RedirectResponse("/ask", 303)
+
+    async def on_error(request: Request, error: Exception) -> Response:
+        return desk.explain(request, error)
+
+    async def on_missing(request: Request, error: Exception) -> Response:
+        told = Problem(
+            f"there is no page {request.url.path[:200]}", "console.no-page", next="see the menu"
+        )
+        return desk.page(request, "problem.html", status=404, problems=[told])
+
+    async def on_method(request: Request, error: Exception) -> Response:
+        told = Problem(f"{request.url.path[:200]} does not take {request.method}", "console.method")
+        return desk.page(request, "problem.html", status=405, problems=[told])
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        desk.close()
+
+    static = StaticFiles(packages=[("stillroom.console", "static")])
+    return Starlette(
+        routes=[
+            Route("/", home),
+            *ask.routes(desk),
+            *sources.routes(desk),
+            Mount("/static", static),
+        ],
+        exception_handlers={
+            404: on_missing,
+            405: on_method,
+            StillroomError: on_error,
+            Exception: on_error,
+        },
+        lifespan=lifespan,
+    )
+
+
+class _Console:
+    """Sends what asks a model to the model that ``at`` names, and the rest to the pages."""
+
+    def __init__(self, desk: Desk, pages: ASGIApp) -> None:
+        self.desk, self.pages = desk, pages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(_OF_MODELS):
+            await self.pages(scope, receive, send)
+            return
+        at = parse_qs(scope["query_string"].decode("latin-1")).get("at", [""])[0]
+        holding = self.desk.shelf.use(at)
+        try:
+            opened = await self.desk.work(holding.__enter__)
+        except Exception as error:  # noqa: BLE001  # told to the client as the API tells it
+            refusal = explain(error)
+            await JSONResponse(refusal.to_json(), refusal.status)(scope, receive, send)
+            return
+        try:
+            await opened.app(_without_key(scope), receive, send)
+        finally:
+            holding.__exit__(None, None, None)
+
+
+def _without_key(scope: Scope) -> Scope:
+    """Return a request as the API beneath sees it: the door has looked at where it came from."""
+    left = {b"authorization", b"cookie", b"host", b"origin"}
+    kept = [(key, value) for key, value in scope["headers"] if key not in left]
+    return {**scope, "headers": [*kept, (b"host", b"localhost")]}

@@ -1,0 +1,163 @@
+"""The desk: what every page needs, and how a page is drawn.
+
+Templates escape whatever they are given; a value that is missing is an error, never an empty place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from stillroom import __version__
+from stillroom.console.showing import FILTERS
+from stillroom.errors import (
+    BackendError,
+    DataError,
+    MissingExtraError,
+    Problem,
+    RecipeError,
+    ResourceError,
+    StillroomError,
+)
+from stillroom.serve.shelf import Shelf
+from stillroom.serve.views.found import Found, list_found
+from stillroom.serve.views.sources import Sources
+
+if TYPE_CHECKING:
+    from stillroom.rag.access import Access
+
+__all__ = ["Desk", "PageLink"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_LOG = logging.getLogger("stillroom.console")
+_NOT_FOUND = frozenset({"data.missing", "data.not-an-artifact", "rag.no-such-passage"})
+
+
+@dataclass(frozen=True, slots=True)
+class PageLink:
+    """A page of the navigation: its address, its word, and what it is for."""
+
+    path: str
+    word: str
+    what: str
+
+
+class Desk:
+    """The folder, what is open of it, and the templates."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        token: str,
+        pages: tuple[PageLink, ...],
+        access: Access | None = None,
+        has_jobs: bool = False,
+    ) -> None:
+        """Stand over a folder; ``close`` closes what was opened."""
+        self.root, self.access, self.has_jobs, self.token = root, access, has_jobs, token
+        self.sources = Sources(root, access)
+        self.shelf = Shelf(root, access)
+        self.templates = Environment(
+            loader=PackageLoader("stillroom.console"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self.templates.filters.update(FILTERS)
+        self.templates.globals.update(
+            pages=pages,
+            folder=root.resolve().name or str(root),
+            version=__version__,
+            has_jobs=has_jobs,
+            tenant=access.tenant if access else "",
+        )
+
+    def close(self) -> None:
+        """Close models and indexes."""
+        self.shelf.close()
+        self.sources.close()
+
+    async def work(self, call: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
+        """Run what may block beside the event loop."""
+        return await asyncio.to_thread(partial(call, *args, **more))
+
+    async def found(self) -> list[Found]:
+        """Return what lies in the folder."""
+        return await self.work(list_found, self.root)
+
+    def page(
+        self, request: Request, template: str, *, status: int = 200, **values: Any
+    ) -> HTMLResponse:
+        """Draw a page."""
+        given = {"here": request.url.path, "token": self.token, "is_inside": True, **values}
+        return HTMLResponse(self.templates.get_template(template).render(given), status)
+
+    async def refuse(self, request: Request, status: int, said: str) -> Response:
+        """Draw the page that says no: to somebody outside the one that asks for the key."""
+        if status == 401:
+            return self.page(request, "enter.html", status=401, said=said, is_inside=False)
+        return self.page(
+            request, "problem.html", status=status, problems=[Problem(said, "console.refused")],
+            is_inside=False,
+        )  # fmt: skip
+
+    def explain(self, request: Request, error: Exception) -> Response:
+        """Draw the page of an error; what was not foreseen goes into the log under a number."""
+        if isinstance(error, StillroomError):
+            problems = [_inner(one, self.root) for one in error.problems]
+            return self.page(
+                request, "problem.html", status=status_of(error), problems=problems
+            )  # fmt: skip
+        number = uuid.uuid4().hex[:12]
+        _LOG.error("error %s", number, exc_info=error)
+        told = Problem(
+            f"the console failed; its log says why under {number}",
+            "internal",
+            next="look at the terminal that runs it",
+        )
+        return self.page(request, "problem.html", status=500, problems=[told])
+
+
+def status_of(error: StillroomError) -> int:
+    """Return the HTTP status of an error."""
+    if error.code in _NOT_FOUND:
+        return 404
+    if error.code == "rag.access-needed":
+        return 403
+    kinds: Mapping[type[StillroomError], int] = {
+        ResourceError: 503,
+        BackendError: 503,
+        MissingExtraError: 501,
+        DataError: 400,
+        RecipeError: 400,
+    }
+    return next((status for kind, status in kinds.items() if isinstance(error, kind)), 500)
+
+
+def _inner(problem: Problem, root: Path) -> Problem:
+    """Return a problem with paths as they are named in the folder."""
+    top = str(root.absolute())
+
+    def inside(text: str) -> str:
+        return text.replace(f"{top}/", "").replace(top, ".")
+
+    return Problem(
+        inside(problem.what),
+        problem.code,
+        inside(problem.where),
+        inside(problem.expected),
+        inside(problem.next),
+    )

@@ -1,0 +1,1 @@
+"""Pages: one module each; routes only ask ``serve`` and fill a template."""

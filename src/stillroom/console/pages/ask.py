@@ -1,0 +1,53 @@
+"""Ask: questions to a run, answered as they are written, with what the answer stands on."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from stillroom.console.desk import Desk
+from stillroom.errors import DataError
+from stillroom.serve.views.methods import list_ways
+
+__all__ = ["routes"]
+
+
+def routes(desk: Desk) -> list[Route]:
+    """Return the routes of the page."""
+
+    async def page(request: Request) -> Response:
+        runs = [one for one in await desk.found() if one.is_run]
+        wanted = request.query_params.get("at", "")
+        chosen = next((one for one in runs if one.name == wanted), None)
+        if wanted and chosen is None:
+            raise DataError(
+                f"{wanted!r:.200} is no run that answers",
+                code="data.missing",
+                expected=f"one of: {', '.join(one.name for one in runs) or 'none yet'}",
+                next="choose a run on the page Ask",
+            )
+        return desk.page(
+            request,
+            "ask.html",
+            title="Ask",
+            runs=runs,
+            run=chosen or (runs[0] if runs else None),
+            ways=await desk.work(list_ways),
+            question=request.query_params.get("q", "")[:4000],
+        )
+
+    async def open_run(request: Request) -> Response:
+        served = await desk.work(desk.shelf.open, request.query_params.get("at", ""))
+        return JSONResponse({"model": served.name, "bare": served.bare_name, "k": served.k})
+
+    async def passages(request: Request) -> Response:
+        query = request.query_params
+        rows = await desk.work(desk.sources.passages, query.get("at", ""), query.getlist("id"))
+        return JSONResponse({"data": rows})
+
+    return [
+        Route("/ask", page),
+        Route("/ask/open", open_run, methods=["POST"]),
+        Route("/ask/passages", passages),
+    ]

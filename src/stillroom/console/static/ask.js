@@ -1,0 +1,280 @@
+// Ask: streams an answer, links its marks to their sources, and lists what was retrieved.
+(() => {
+  "use strict";
+  const { chat, open, make, svg, badge } = window.stillroom;
+  const $ = (id) => document.getElementById(id);
+  const KEPT = 20;
+
+  const sourceLink = (at, passage) =>
+    `/source?at=${encodeURIComponent(at)}&passage=${encodeURIComponent(passage)}#span`;
+
+  const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+
+  // The text with its marks as links and its unsupported sentences underlined.
+  const render = (answer, state) => {
+    const cited = new Map((state.citations || []).map((one) => [one.number, one]));
+    const open = (state.details.statements || []).filter(
+      (one) => "start" in one && (one.status === "unsupported" || one.status === "unverified"),
+    );
+    const cuts = new Set([0, state.text.length]);
+    // Positions count characters as Python does; a letter outside the BMP is two of JavaScript's.
+    const letters = Array.from(state.text);
+    const place = [0];
+    for (const letter of letters) place.push(place[place.length - 1] + letter.length);
+    const spans = open.map((one) => ({ ...one, from: place[one.start], to: place[one.end] }));
+    for (const span of spans) cuts.add(span.from).add(span.to);
+    const marks = [...state.text.matchAll(/\[(\d{1,3})\]/g)].filter((m) => cited.has(Number(m[1])));
+    for (const mark of marks) cuts.add(mark.index).add(mark.index + mark[0].length);
+    const at = [...cuts].filter((n) => n !== undefined).sort((a, b) => a - b);
+    answer.replaceChildren();
+    for (let i = 0; i + 1 < at.length; i += 1) {
+      const text = state.text.slice(at[i], at[i + 1]);
+      const mark = marks.find((m) => m.index === at[i] && m[0] === text);
+      if (mark) {
+        const one = cited.get(Number(mark[1]));
+        answer.append(
+          make("a", {
+            class: "cite to-source",
+            href: sourceLink(state.at, one.passage_id),
+            title: `${one.path}: bytes ${one.byte_start}–${one.byte_end}`,
+            "aria-label": `source ${one.number}, ${one.path}`,
+            text: mark[1],
+          }),
+        );
+        continue;
+      }
+      const span = spans.find((s) => s.from <= at[i] && at[i + 1] <= s.to);
+      if (span && text.trim()) {
+        const why =
+          span.status === "unverified" ? "its citation does not say this" : "no passage says this";
+        answer.append(make("span", { class: "open", title: why, text }));
+      } else {
+        answer.append(text);
+      }
+    }
+  };
+
+  const scoreBar = (score, best) => {
+    const share = best > 0 ? Math.max(0, Math.min(1, score / best)) : 0;
+    const bar = svg("svg", { viewBox: "0 0 100 5", preserveAspectRatio: "none", "aria-hidden": "true" });
+    bar.append(
+      svg("rect", { width: "100", height: "5", fill: "var(--line)" }),
+      svg("rect", { width: String(share * 100), height: "5", fill: "var(--accent)" }),
+    );
+    return make("div", { class: "score" }, bar, make("span", { text: `score ${score.toPrecision(3)}` }));
+  };
+
+  const listPassages = async (list, state) => {
+    const sources = state.details.sources || [];
+    list.replaceChildren();
+    if (!sources.length) return;
+    const cited = new Set((state.citations || []).map((one) => one.number));
+    const best = Math.max(...sources.map((one) => one.score || 0));
+    let texts = new Map();
+    try {
+      const wanted = sources.map((one) => `id=${encodeURIComponent(one.passage_id)}`).join("&");
+      const reply = await fetch(`/ask/passages?at=${encodeURIComponent(state.at)}&${wanted}`);
+      if (reply.ok) texts = new Map((await reply.json()).data.map((one) => [one.id, one]));
+    } catch {
+      // The list stands without the texts; each still opens at its source.
+    }
+    for (const one of sources) {
+      const told = texts.get(one.passage_id) || {};
+      const isCited = cited.has(one.number);
+      const item = make("li", { class: `passage${isCited ? " cited" : ""}` });
+      const pages = one.pages.length ? `, page ${one.pages[0]}` : "";
+      item.append(
+        make(
+          "a",
+          { class: "to-source place", href: sourceLink(state.at, one.passage_id) },
+          `[${one.number}] ${one.path}${pages}`,
+        ),
+      );
+      if (told.headings && told.headings.length)
+        item.append(make("div", { class: "quiet", text: told.headings.join(" › ") }));
+      if (told.missing)
+        item.append(make("p", { class: "text", text: "The index holds this passage no more." }));
+      if (told.text) item.append(make("p", { class: "text", text: told.text }));
+      if (typeof one.score === "number") item.append(scoreBar(one.score, best));
+      const tags = make("div", { class: "row" }, badge(one.origin));
+      if (one.license) tags.append(make("span", { class: "tag", text: one.license }));
+      if (!isCited) tags.append(make("span", { class: "tag", text: "not cited" }));
+      for (const flag of one.flags || [])
+        tags.append(make("span", { class: "tag bad", text: `look twice: ${flag}` }));
+      item.append(tags);
+      list.append(item);
+    }
+  };
+
+  const conclude = (parts, state) => {
+    const details = state.details;
+    const said = [];
+    if (details.abstained) {
+      const by = details.refusal === "model" ? "the model" : "support";
+      parts.refusal.hidden = false;
+      parts.refusal.textContent =
+        by === "model"
+          ? "Refused: the model found no answer in the passages."
+          : "Refused: no passage supports an answer. The nearest are shown.";
+    } else if (state.isGrounded && !(state.citations || []).length) {
+      parts.refusal.hidden = false;
+      parts.refusal.textContent = "No passage supports this answer.";
+    }
+    if (state.isGrounded) said.push(plural((state.citations || []).length, "citation"));
+    else if (!state.isStopped) said.push("from the model alone, without documents");
+    const open = (details.statements || []).filter((one) => one.status === "unsupported").length;
+    if (open && !details.abstained) said.push(`${plural(open, "sentence")} no passage supports`);
+    const origins = Object.entries(details.origins || {});
+    if (origins.length) said.push(`origin of what is cited: ${origins.map(([k, n]) => `${n} ${k}`).join(", ")}`);
+    if (state.finish === "length") said.push("cut off at the most tokens it may have");
+    if (state.isStopped) said.push("stopped");
+    if (state.model) said.push(`written by the model of ${state.model}`);
+    for (const one of details.dropped_statements || []) said.push(`left out, since no passage says it: ${one.text}`);
+    for (const one of details.notices || []) said.push(one);
+    parts.under.textContent = said.join(" · ");
+  };
+
+  const draw = (state) => {
+    const answer = make("div", { class: "answer" });
+    const refusal = make("p", { class: "note ask", hidden: true });
+    const under = make("p", { class: "under" });
+    const list = make("ul", { class: "passages", "aria-label": "Passages that were retrieved" });
+    const article = make(
+      "article",
+      { class: "exchange" },
+      make("h2", { text: state.question }),
+      make("div", {}, refusal, answer, under),
+      list,
+    );
+    $("exchanges").append(article);
+    return { article, answer, refusal, under, list };
+  };
+
+  const kept = () => {
+    try {
+      return JSON.parse(sessionStorage.getItem("exchanges") || "[]");
+    } catch {
+      return [];
+    }
+  };
+  const keep = (state) => {
+    try {
+      const { controller, ...plain } = state;
+      sessionStorage.setItem("exchanges", JSON.stringify([...kept(), plain].slice(-KEPT)));
+    } catch {
+      // A full store costs the history of this tab, nothing else.
+    }
+  };
+
+  const settings = () => {
+    const way = [$("retriever").value, $("reranker").value].filter(Boolean);
+    const told = { k: Number($("k").value) || 3 };
+    if ($("retriever").value) told.way = way.join("+");
+    else if ($("reranker").value) told.way = `convex+${$("reranker").value}`;
+    if ($("answering").value) told.answering = $("answering").value;
+    if ($("unsupported").value !== "mark") told.unsupported = $("unsupported").value;
+    return told;
+  };
+
+  let running = null;
+  const setBusy = (isBusy) => {
+    $("send").disabled = isBusy;
+    $("stop").hidden = !isBusy;
+  };
+
+  const ask = async (question) => {
+    const state = {
+      at: $("run").value, question, text: "", citations: null, details: {}, finish: "", model: "",
+      isGrounded: !$("bare").checked, isStopped: false, controller: new AbortController(),
+    };
+    running = state;
+    $("hint").hidden = true;
+    const parts = draw(state);
+    parts.answer.setAttribute("aria-busy", "true");
+    parts.under.textContent = "Opening the model…";
+    parts.article.scrollIntoView({ block: "start" });
+    setBusy(true);
+    $("status").textContent = "Answering";
+    try {
+      const names = await open(state.at);
+      state.model = names.model;
+      parts.under.textContent = state.isGrounded ? "Looking for passages…" : "Reading…";
+      const body = {
+        model: state.isGrounded ? names.model : names.bare,
+        messages: [{ role: "user", content: question }],
+        max_tokens: Number($("tokens").value) || 200,
+        stream: true,
+        ...(state.isGrounded ? settings() : {}),
+      };
+      await chat(state.at, body, {
+        signal: state.controller.signal,
+        onText: (piece) => {
+          if (!state.text) parts.under.textContent = "Writing…";
+          state.text += piece;
+          parts.answer.textContent = state.text;
+        },
+        onDelta: (delta) => {
+          if (delta.citations) {
+            state.citations = delta.citations;
+            state.details = delta.answer || {};
+          }
+          if (delta.finish_reason) state.finish = delta.finish_reason;
+        },
+      });
+    } catch (error) {
+      if (error.name === "AbortError") {
+        state.isStopped = true;
+      } else {
+        parts.refusal.hidden = false;
+        parts.refusal.className = "note bad";
+        parts.refusal.textContent = `It could not be answered: ${error.message}`;
+        state.failed = true;
+      }
+    }
+    parts.answer.removeAttribute("aria-busy");
+    render(parts.answer, state);
+    if (!state.failed) conclude(parts, state);
+    else parts.under.textContent = "";
+    await listPassages(parts.list, state);
+    if (!state.failed) keep(state);
+    running = null;
+    setBusy(false);
+    $("status").textContent = state.failed
+      ? "The question could not be answered"
+      : `${state.details.abstained ? "Refused. " : ""}Answer complete, ${plural((state.citations || []).length, "citation")}: ${state.text}`;
+    $("question").focus();
+  };
+
+  document.addEventListener("DOMContentLoaded", () => {
+    if (!$("composer")) return;
+    for (const state of kept().filter((one) => one.at === $("talk").dataset.at)) {
+      const parts = draw(state);
+      render(parts.answer, state);
+      conclude(parts, state);
+      listPassages(parts.list, state);
+      $("hint").hidden = true;
+    }
+    const grow = () => {
+      $("question").rows = Math.min(8, $("question").value.split("\n").length);
+    };
+    $("question").addEventListener("input", grow);
+    $("question").addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+        event.preventDefault();
+        $("composer").requestSubmit();
+      }
+    });
+    $("composer").addEventListener("submit", (event) => {
+      event.preventDefault();
+      const question = $("question").value.trim();
+      if (!question || running) return;
+      $("question").value = "";
+      grow();
+      ask(question);
+    });
+    $("stop").addEventListener("click", () => running && running.controller.abort());
+    $("run").addEventListener("change", () => {
+      window.location.href = `/ask?at=${encodeURIComponent($("run").value)}`;
+    });
+  });
+})();

@@ -1,0 +1,197 @@
+"""Sources: passages of an index and the documents they stand in, as one asker sees them.
+
+All reading goes through ``rag.audience``: of an index with tenants nothing is shown that whoever
+asks may not see, and a document of another tenant is as unknown as one that never was.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stillroom.errors import DataError
+from stillroom.flow.opening import find_step
+from stillroom.provenance import find_output, read_artifact
+from stillroom.provenance.sources import look_at_document
+from stillroom.serve.views.found import find_inside, name_of, read_json
+
+if TYPE_CHECKING:
+    from stillroom.rag.access import Access
+    from stillroom.rag.audience import Audience
+    from stillroom.rag.index import Index
+    from stillroom.records import Document, Passage
+
+__all__ = ["SourceView", "Sources", "has_tenants"]
+
+_MOST_IDS = 50
+_KEPT = 4
+_AROUND = 60_000
+_MOST_SHOWN = 400_000
+
+
+@dataclass(frozen=True, slots=True)
+class SourceView:
+    """A document with one passage marked: ``before + marked + after`` is its text, or a part.
+
+    ``cut_before`` and ``cut_after`` count the characters that are not shown; ``notes`` say what a
+    reader must know of the file as it lies now.
+    """
+
+    index: str
+    path: str
+    title: str
+    headings: tuple[str, ...]
+    before: str
+    marked: str
+    after: str
+    cut_before: int
+    cut_after: int
+    first_line: int
+    place: dict[str, Any]
+    origin: dict[str, Any]
+    passage_id: str
+    document_id: str
+    context: str
+    notes: tuple[str, ...]
+
+
+class Sources:
+    """The indexes of a folder, opened when first asked; closed when others are asked for."""
+
+    def __init__(self, root: Path, access: Access | None = None) -> None:
+        """Read indexes under ``root`` as one asker, where they have tenants."""
+        self.root, self.access = root, access
+        self._open: OrderedDict[Path, Audience] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def index_of(self, name: str) -> Path:
+        """Return the folder of a name's index: of a run its index step, of an index itself.
+
+        Raises:
+            DataError: If it is neither.
+        """
+        folder = find_inside(self.root, name)
+        if read_artifact(folder).kind == "index":
+            return folder
+        return find_step(folder, "index")
+
+    def index(self, name: str) -> Index:
+        """Return an index as it is now and as the asker sees it; not to be closed.
+
+        Raises:
+            DataError: If the name holds none, or it has tenants and nobody asks.
+        """
+        from stillroom.rag.audience import Audience
+
+        folder = self.index_of(name)
+        access = self.access if has_tenants(folder) else None
+        with self._lock:
+            audience = self._open.pop(folder, None)
+            if audience is None:
+                audience = Audience(folder, default=access)
+            self._open[folder] = audience
+            if len(self._open) > _KEPT:
+                self._open.popitem(last=False)[1].close()
+        return audience.seen_by(access)
+
+    def passages(self, name: str, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Return passages by their ids; of one that is not there only ``missing`` is said."""
+        index = self.index(name)
+        found: list[dict[str, Any]] = []
+        for one in ids[:_MOST_IDS]:
+            try:
+                passage = index.passage(one)
+            except DataError:
+                found.append({"id": one, "missing": True})
+                continue
+            found.append(
+                {
+                    "id": passage.id,
+                    "text": passage.text,
+                    "headings": list(passage.headings),
+                    "title": passage.title,
+                    "path": passage.location.path,
+                    "place": str(passage.location),
+                }
+            )
+        return found
+
+    def source(self, name: str, passage_id: str) -> SourceView:
+        """Return the document of a passage with the passage marked.
+
+        Raises:
+            DataError: If the index shows the asker no such passage.
+        """
+        folder = self.index_of(name)
+        index = self.index(name)
+        passage = index.passage(passage_id)
+        document = index.document(passage.document_id)
+        return _mark(document, passage, folder, name_of(self.root, folder))
+
+    def close(self) -> None:
+        """Close all that is open."""
+        with self._lock:
+            for audience in self._open.values():
+                audience.close()
+            self._open.clear()
+
+
+def has_tenants(index: Path) -> bool:
+    """Return whether an index denies: what it holds is shown to those of a tenant alone."""
+    told = read_json(find_output(index, "index") / "index.json")
+    settings = told.get("settings") if isinstance(told, dict) else None
+    return isinstance(settings, dict) and settings.get("access", "open") != "open"
+
+
+def _mark(document: Document, passage: Passage, folder: Path, name: str) -> SourceView:
+    text, start, end = document.text, passage.start, passage.end
+    first, last = 0, len(text)
+    if len(text) > _MOST_SHOWN:
+        first = _at_line(text, max(0, start - _AROUND))
+        last = min(len(text), end + _AROUND)
+    place = passage.location
+    notes = []
+    try:
+        file, told = look_at_document(folder, place.path, place.digest)
+        notes += list(told)
+        if file is not None and not told:
+            notes.append("the file is the one that was read: its digest is the same")
+    except OSError as error:
+        notes.append(f"the file cannot be looked at: {os.strerror(error.errno or 0)}")
+    if not place.is_exact:
+        notes.append("the bytes hold the text within markup or in another encoding")
+    return SourceView(
+        index=name,
+        path=document.path,
+        title=document.title or document.path,
+        headings=passage.headings,
+        before=text[first:start],
+        marked=text[start:end],
+        after=text[end:last],
+        cut_before=first,
+        cut_after=len(text) - last,
+        first_line=text.count("\n", 0, start) + 1,
+        place={
+            "byte_start": place.byte_start,
+            "byte_end": place.byte_end,
+            "is_exact": place.is_exact,
+            "pages": list(place.pages),
+            "label": place.label,
+            "digest": place.digest,
+        },
+        origin=passage.origin.to_json(),
+        passage_id=passage.id,
+        document_id=passage.document_id,
+        context=passage.context,
+        notes=tuple(notes),
+    )
+
+
+def _at_line(text: str, position: int) -> int:
+    """Return where the line begins that a position stands in."""
+    return text.rfind("\n", 0, position) + 1

@@ -1,0 +1,138 @@
+import json
+
+import pytest
+from starlette.testclient import TestClient
+from tests.console_folder import HOSTILE, KEY, SAID, build_tenants
+
+from stillroom.console import create_console
+from stillroom.rag.access import Access
+from stillroom.serve.views.sources import Sources
+
+
+def ask(client, token, **body):
+    body = {
+        "model": "run", "messages": [{"role": "user", "content": "Where does the river rise?"}],
+        "stream": True, **body,
+    }  # fmt: skip
+    headers = {"x-stillroom-token": token}
+    reply = client.post("/v1/chat/completions?at=run", json=body, headers=headers)
+    assert reply.status_code == 200, reply.text
+    lines = [line[6:] for line in reply.text.split("\n\n") if line.startswith("data: {")]
+    deltas = [one["choices"][0]["delta"] for one in map(json.loads, lines)]
+    return "".join(one.get("content", "") for one in deltas), deltas
+
+
+def test_the_page_offers_the_runs_of_the_folder(client):
+    page = client.get("/ask").text
+    assert 'data-at="run"' in page
+    assert 'value="run" selected' in page
+    assert client.get("/ask?at=elsewhere").status_code == 404
+    assert 'id="send"' in client.get("/ask?at=run&q=why").text
+
+
+def test_an_answer_is_cited_with_scores_and_origins(client, token):
+    text, deltas = ask(client, token)
+    assert text.startswith("The river rises in the north.")
+    told = next(one for one in deltas if "citations" in one)
+    assert told["citations"][0]["path"] == "rivers.txt"
+    sources = told["answer"]["sources"]
+    assert {one["origin"] for one in sources} == {"human"}
+    assert all(isinstance(one["score"], float) and one["rank"] >= 1 for one in sources)
+    ids = [one["passage_id"] for one in sources]
+    rows = client.get("/ask/passages", params={"at": "run", "id": [*ids, "pas-none"]}).json()["data"]
+    assert "river rises" in rows[0]["text"]
+    assert rows[-1] == {"id": "pas-none", "missing": True}
+
+
+def test_the_model_alone_answers_under_its_own_name(client, token):
+    names = client.post("/ask/open?at=run", headers={"x-stillroom-token": token}).json()
+    assert names == {"model": "run", "bare": "run-bare", "k": 3}
+    text, deltas = ask(client, token, model="run-bare")
+    assert text == SAID
+    assert not any("citations" in one for one in deltas)
+
+
+def test_a_citation_opens_its_document_with_the_span_marked(client, token, folder):
+    told = next(one for one in ask(client, token)[1] if "citations" in one)["citations"][0]
+    for more in ("", "&part=1"):
+        page = client.get(f"/source?at=run&passage={told['passage_id']}{more}").text
+        marked = page.split('<mark id="span" tabindex="-1">')[1].split("</mark>")[0]
+        assert marked == told["text"]
+        assert f"{told['byte_start']}–{told['byte_end']}" in page
+        assert "its digest is the same" in page
+        assert 'class="badge human"' in page
+    data = (folder / "documents/rivers.txt").read_bytes()
+    assert data[told["byte_start"] : told["byte_end"]].decode() == told["text"]
+
+
+def test_a_hostile_document_is_shown_and_not_obeyed(client, folder):
+    index = Sources(folder).index("run")
+    ids = [index.passage_at(row).id for row in range(len(index))]
+    hostile = [one for one in ids if "ferry" in index.passage(one).text]
+    page = client.get(f"/source?at=run&passage={hostile[0]}").text
+    assert HOSTILE not in page
+    assert "&lt;script&gt;alert" in page
+
+
+def test_a_changed_file_is_said_to_be(client, folder, token):
+    told = next(one for one in ask(client, token)[1] if "citations" in one)["citations"][0]
+    path = folder / "documents/rivers.txt"
+    before = path.read_text()
+    try:
+        path.write_text("Another river.\n")
+        page = client.get(f"/source?at=run&passage={told['passage_id']}").text
+        assert "the file has changed since it was read" in page
+        assert told["text"] in page
+    finally:
+        path.write_text(before)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret", "run/../../secret", "/etc", "..%2fsecret", ".stillroom", "run\\..\\x", "a\0b", ""],
+)
+def test_no_name_leads_outside_the_folder(client, token, name):
+    headers = {"x-stillroom-token": token}
+    assert client.get("/source", params={"at": name, "passage": "x"}).status_code in {400, 404}
+    assert client.get("/ask/passages", params={"at": name, "id": "x"}).status_code in {400, 404}
+    assert client.post("/ask/open", params={"at": name}, headers=headers).status_code in {400, 404}
+    assert client.get("/v1/models", params={"at": name}).status_code in {400, 404, 500}
+
+
+def test_a_link_that_leads_outside_is_no_name_inside(client, folder):
+    link = folder / "link"
+    link.symlink_to(folder.parent / "secret")
+    try:
+        reply = client.get("/source", params={"at": "link", "passage": "x"})
+        assert reply.status_code == 404
+        assert str(folder.parent) not in reply.text
+    finally:
+        link.unlink()
+
+
+def test_models_are_opened_of_the_folder_alone(client, token):
+    headers = {"x-stillroom-token": token}
+    reply = client.post("/ask/open", params={"at": "hub:another/model"}, headers=headers)
+    assert reply.status_code == 404
+
+
+def test_a_tenant_is_shown_its_own_alone(tmp_path):
+    folder = build_tenants(tmp_path)
+    sources = Sources(folder, Access("a"))
+    index = sources.index("index")
+    own = index.passage_at(0)
+    assert "aword" in own.text
+    other = Sources(folder, Access("b")).index("index").passage_at(0).id
+    app = create_console(folder, key=KEY, access=Access("a"))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        client.get(f"/?key={KEY}")
+        assert "aword" in client.get("/source", params={"at": "index", "passage": own.id}).text
+        reply = client.get("/source", params={"at": "index", "passage": other})
+        assert reply.status_code == 404
+        assert "bword" not in reply.text
+        rows = client.get("/ask/passages", params={"at": "index", "id": [other, own.id]}).json()
+        assert [one.get("missing", False) for one in rows["data"]] == [True, False]
+    app = create_console(folder, key=KEY)
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        client.get(f"/?key={KEY}")
+        assert client.get("/source", params={"at": "index", "passage": own.id}).status_code == 403
