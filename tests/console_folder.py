@@ -38,7 +38,9 @@ def build_folder(place):
 def build_tenants(place):
     """Return a folder with an index in which each of two tenants has one document."""
     folder = place / "tenants"
-    write(folder / "documents", {f"{one}.txt": f"The canary of {one} is {one}word.\n" for one in "ab"})
+    write(
+        folder / "documents", {f"{one}.txt": f"The canary of {one} is {one}word.\n" for one in "ab"}
+    )
     told = [{"path": f"{one}.txt", "tenant": one, "labels": ["public"]} for one in "ab"]
     (place / "told.jsonl").write_text("".join(json.dumps(one) + "\n" for one in told))
     recipe = RagRecipe(

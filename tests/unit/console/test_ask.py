@@ -39,7 +39,9 @@ def test_an_answer_is_cited_with_scores_and_origins(client, token):
     assert {one["origin"] for one in sources} == {"human"}
     assert all(isinstance(one["score"], float) and one["rank"] >= 1 for one in sources)
     ids = [one["passage_id"] for one in sources]
-    rows = client.get("/ask/passages", params={"at": "run", "id": [*ids, "pas-none"]}).json()["data"]
+    rows = client.get("/ask/passages", params={"at": "run", "id": [*ids, "pas-none"]}).json()[
+        "data"
+    ]
     assert "river rises" in rows[0]["text"]
     assert rows[-1] == {"id": "pas-none", "missing": True}
 
@@ -89,7 +91,16 @@ def test_a_changed_file_is_said_to_be(client, folder, token):
 
 @pytest.mark.parametrize(
     "name",
-    ["../secret", "run/../../secret", "/etc", "..%2fsecret", ".stillroom", "run\\..\\x", "a\0b", ""],
+    [
+        "../secret",
+        "run/../../secret",
+        "/etc",
+        "..%2fsecret",
+        ".stillroom",
+        "run\\..\\x",
+        "a\0b",
+        "",
+    ],
 )
 def test_no_name_leads_outside_the_folder(client, token, name):
     headers = {"x-stillroom-token": token}

@@ -130,7 +130,9 @@ def _is_checkpoint(files: list[str]) -> bool:
 def _is_something(folder: Path) -> bool:
     if not folder.is_dir():
         return False
-    return (folder / ARTIFACT_FILE).is_file() or _is_checkpoint([one.name for one in folder.iterdir()])
+    return (folder / ARTIFACT_FILE).is_file() or _is_checkpoint(
+        [one.name for one in folder.iterdir()]
+    )
 
 
 def _look_at(root: Path, folder: Path) -> Found:
