@@ -208,7 +208,7 @@
       };
       await chat(state.at, body, {
         signal: state.controller.signal,
-        onText: (piece) => {
+        onPiece: (piece) => {
           if (!state.text) parts.under.textContent = "Writing…";
           state.text += piece;
           parts.answer.textContent = state.text;

@@ -37,7 +37,7 @@ window.stillroom = (() => {
   };
 
   // Streams a chat; tells every piece, canvas and closing delta as it comes.
-  const chat = async (at, body, { onText, onDelta, onCanvas, onEnd, signal }) => {
+  const chat = async (at, body, { onPiece, onDelta, onCanvas, onEnd, signal }) => {
     const reply = await post(`/v1/chat/completions?at=${encodeURIComponent(at)}`, body, signal);
     if (!reply.ok) throw new Error(await problem(reply));
     for await (const event of events(reply)) {
@@ -46,7 +46,7 @@ window.stillroom = (() => {
       if (event.usage && onEnd) onEnd(event.usage);
       const choice = event.choices[0];
       if (!choice) continue;
-      if (choice.delta.content && onText) onText(choice.delta.content);
+      if (choice.delta.content && onPiece) onPiece(choice.delta.content);
       if (choice.delta.citations && onDelta) onDelta(choice.delta);
       if (choice.finish_reason && onDelta) onDelta({ finish_reason: choice.finish_reason });
     }
