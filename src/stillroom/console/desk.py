@@ -119,7 +119,7 @@ class Desk:
         if isinstance(error, StillroomError):
             problems = [_inner(one, self.root) for one in error.problems]
             return self.page(
-                request, "problem.html", status=status_of(error), problems=problems
+                request, "problem.html", status=_status_of(error), problems=problems
             )  # fmt: skip
         number = uuid.uuid4().hex[:12]
         _LOG.error("error %s", number, exc_info=error)
@@ -131,7 +131,7 @@ class Desk:
         return self.page(request, "problem.html", status=500, problems=[told])
 
 
-def status_of(error: StillroomError) -> int:
+def _status_of(error: StillroomError) -> int:
     """Return the HTTP status of an error."""
     if error.code in _NOT_FOUND:
         return 404

@@ -16,7 +16,7 @@ from typing import Any
 from stillroom.errors import DataError
 from stillroom.provenance import ARTIFACT_FILE, Artifact, read_artifact
 
-__all__ = ["Found", "find_inside", "list_found", "name_of", "read_found"]
+__all__ = ["Found", "find_inside", "list_found", "name_of", "read_found", "read_json"]
 
 _MOST = 2_000
 _DEPTH = 6
