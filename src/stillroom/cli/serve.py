@@ -21,14 +21,15 @@ __all__ = ["command"]
 Examples:
   stillroom serve run
   stillroom serve index --model ./my-checkpoint --way dense+mmr --unsupported refuse
+  stillroom serve student=./student teacher=./teacher.gguf docs=./index+./student
   stillroom serve --jobs ./workspace --job-workers 2
   STILLROOM_API_KEY=... stillroom serve run --host 0.0.0.0 --port 8000
 """,
 )
-@click.argument("run", type=existing_path, required=False)
+@click.argument("mounts", nargs=-1, metavar="[[NAME=]PATH[+MODEL]]...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--port", default=8151, show_default=True, help="The port; 0 takes a free one.")
-@click.option("--model", default="", help="Another model than the run's own.")
+@click.option("--model", default="", help="Another model than a run's own; the one of an index.")
 @click.option(
     "--api-key-file", type=existing_path, default=None, help="Keys, one a line, with who asks."
 )
@@ -64,7 +65,7 @@ Examples:
 @ask_options
 @debug_option
 def command(
-    run: Path | None,
+    mounts: tuple[str, ...],
     host: str,
     port: int,
     model: str,
@@ -80,6 +81,10 @@ def command(
 ) -> None:
     """Serve a run behind an OpenAI-compatible API, jobs of clients, or both.
 
+    Mounts what is named, each under its folder's name or the one given: runs, indexes with a model,
+    checkpoints (.gguf files, diffusion models, hub: references and addresses too), embedders and
+    rerankers.
+
     Listens on this machine alone unless told otherwise; another host needs API keys, from
     --api-key-file or the variable STILLROOM_API_KEY. Of an index with tenants a key's client sees
     what the key's own line says (KEY tenant=NAME principal=LABEL ...), or --tenant.
@@ -91,8 +96,9 @@ def command(
     from stillroom.rag.tracing import trace_if_asked
     from stillroom.serve import JobsHere, run_server
     from stillroom.serve.confining import Openings
+    from stillroom.serve.mounts import parse_mount
 
-    if run is None and jobs is None:
+    if not mounts and jobs is None:
         raise RecipeError(
             "there is nothing to serve",
             code="serve.nothing",
@@ -100,14 +106,14 @@ def command(
             expected="the folder of a run, or --jobs FOLDER",
             next="stillroom serve RUN",
         )
+    found = [parse_mount(text, model) for text in mounts]
     openings = Openings(endpoints, allow_hub, variables)
 
     trace_if_asked()
     run_server(
-        run,
+        found,
         host=host,
         port=port,
-        model=model,
         settings=ask_settings(given),
         api_key_file=api_key_file,
         access=find_access(tenant, principals),

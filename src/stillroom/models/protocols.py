@@ -5,7 +5,7 @@ Knows no engine and no tensor: prompts and completions are records, vectors are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -24,6 +24,8 @@ __all__ = [
     "CanvasStep",
     "ConcurrentModel",
     "Embedder",
+    "LanedModel",
+    "RelayModel",
     "Reranker",
     "Score",
     "SpanEmbedder",
@@ -117,6 +119,30 @@ class ConcurrentModel(TextModel, Protocol):
     @property
     def concurrency(self) -> int:
         """How many requests it takes at once; more wait for their turn."""
+
+
+@runtime_checkable
+class LanedModel(TextModel, Protocol):
+    """A TextModel in this process that works on several prompts side by side."""
+
+    @property
+    def lanes(self) -> int:
+        """How many threads may ask it at once before one waits for another."""
+
+
+@runtime_checkable
+class RelayModel(TextModel, Protocol):
+    """A TextModel that speaks OpenAI's dialect, and so takes what no Prompt says: tools."""
+
+    def relay_chat(self, body: Mapping[str, Any], is_stopped: Callable[[], bool]) -> dict[str, Any]:
+        """Send a chat request as it stands, but for the model's name; return the answer.
+
+        Raises:
+            BackendError: If the endpoint fails or refuses.
+        """
+
+    def stream_chat(self, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Send a chat request and yield the chunks of its answer."""
 
 
 @dataclass(frozen=True, slots=True)

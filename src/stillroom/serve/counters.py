@@ -11,23 +11,39 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["CONTENT_TYPE", "Counters", "Counting"]
+__all__ = ["CLOCK", "CONTENT_TYPE", "Clock", "Counters", "Counting"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+CLOCK = "stillroom.clock"
+"""Under what a request's scope holds its Clock."""
+_OWN_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _HELP = {
     "stillroom_requests_total": ("counter", "requests by route, method and status"),
     "stillroom_request_seconds": ("histogram", "time until the last byte, by route"),
+    "stillroom_own_seconds": (
+        "histogram",
+        "time of the server's own work: without waiting in line and without the engine, by route",
+    ),
     "stillroom_tokens_total": ("counter", "tokens by kind: prompt or completion"),
     "stillroom_answers_total": ("counter", "answers from documents by outcome"),
     "stillroom_stage_seconds": ("summary", "time of answers from documents by stage"),
 }
 
 Labels = tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True)
+class Clock:
+    """Where the time of one request went, as far as it was not the server's own."""
+
+    waited_s: float = 0.0
+    engine_s: float = 0.0
 
 
 class Counters:
@@ -37,17 +53,25 @@ class Counters:
         """Begin at zero."""
         self._lock = threading.Lock()
         self._sums: dict[tuple[str, Labels], float] = defaultdict(float)
-        self._buckets: dict[Labels, list[int]] = {}
+        self._buckets: dict[tuple[str, Labels], list[int]] = {}
 
-    def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count one request that is over."""
+    def count_request(
+        self, route: str, method: str, status: int, seconds: float, own_s: float | None = None
+    ) -> None:
+        """Count one request that is over; ``own_s`` of its seconds were the server's own work."""
         by = (("route", route), ("method", method), ("status", str(status)))
         where = (("route", route),)
         with self._lock:
             self._sums["stillroom_requests_total", by] += 1
-            self._sums["stillroom_request_seconds_sum", where] += seconds
-            buckets = self._buckets.setdefault(where, [0] * (len(_BOUNDS) + 1))
-            buckets[bisect.bisect_left(_BOUNDS, seconds)] += 1
+            self._observe("stillroom_request_seconds", where, seconds)
+            if own_s is not None:
+                self._observe("stillroom_own_seconds", where, own_s)
+
+    def _observe(self, name: str, where: Labels, seconds: float) -> None:
+        bounds = _bounds_of(name)
+        self._sums[f"{name}_sum", where] += seconds
+        buckets = self._buckets.setdefault((name, where), [0] * (len(bounds) + 1))
+        buckets[bisect.bisect_left(bounds, seconds)] += 1
 
     def count_reply(self, usage: Mapping[str, int], details: Mapping[str, Any]) -> None:
         """Count the tokens of a reply, and of an answer from documents its outcome and stages."""
@@ -69,7 +93,7 @@ class Counters:
         """Return everything in Prometheus' text format."""
         with self._lock:
             sums = dict(self._sums)
-            buckets = {where: list(counts) for where, counts in self._buckets.items()}
+            buckets = {at: list(counts) for at, counts in self._buckets.items()}
         lines = []
         for name, (kind, said) in _HELP.items():
             lines += [f"# HELP {name} {said}", f"# TYPE {name} {kind}"]
@@ -96,6 +120,7 @@ class Counting:
             await self.app(scope, receive, send)
             return
         status, begun = 500, time.perf_counter()
+        clock = scope[CLOCK] = Clock()
 
         async def send_counted(message: Message) -> None:
             nonlocal status
@@ -108,13 +133,21 @@ class Counting:
         finally:
             route = getattr(scope.get("route"), "path", "other")
             method = scope["method"] if scope["method"] in {"GET", "POST"} else "other"
-            self.counters.count_request(route, method, status, time.perf_counter() - begun)
+            spent = time.perf_counter() - begun
+            own = max(spent - clock.waited_s - clock.engine_s, 0.0) if clock.engine_s else None
+            self.counters.count_request(route, method, status, spent, own)
 
 
-def _histogram(name: str, buckets: Mapping[Labels, list[int]]) -> Iterator[str]:
-    for where, counts in sorted(buckets.items()):
+def _bounds_of(name: str) -> tuple[float, ...]:
+    return _OWN_BOUNDS if name == "stillroom_own_seconds" else _BOUNDS
+
+
+def _histogram(name: str, buckets: Mapping[tuple[str, Labels], list[int]]) -> Iterator[str]:
+    for (of, where), counts in sorted(buckets.items()):
+        if of != name:
+            continue
         total = 0
-        for bound, count in zip([*map(str, _BOUNDS), "+Inf"], counts, strict=True):
+        for bound, count in zip([*map(str, _bounds_of(name)), "+Inf"], counts, strict=True):
             total += count
             yield _line(f"{name}_bucket", (*where, ("le", bound)), total)
         yield _line(f"{name}_count", where, total)

@@ -20,10 +20,13 @@ from stillroom.serve.refusals import Refusal
 if TYPE_CHECKING:
     from stillroom.rag.access import Access
 
-__all__ = ["ACCESS", "Guard", "find_key", "find_scope"]
+__all__ = ["ACCESS", "ASKER", "Guard", "find_key", "find_scope"]
 
 ACCESS = "stillroom.access"
 """Under what a request's scope says who asks: an Access, or None."""
+
+ASKER = "stillroom.asker"
+"""Under what a request's scope says which key asks, by its number; clients without share one."""
 
 _SCOPES = (
     ("/metrics", "metrics", "metrics"),
@@ -38,7 +41,7 @@ _SCOPES = (
     ("/v1/forensics/", "forensics", "forensics"),
 )
 """Beginnings of paths, and the scope that reading (GET) and the rest of it take."""
-_OPEN_PATHS = frozenset({"/healthz"})
+_OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1", "testserver"})
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -101,6 +104,7 @@ class Guard:
                     headers={"WWW-Authenticate": "Bearer"},
                 )
             key = self._askers[found]
+            scope[ASKER] = found
             wanted = find_scope(scope["method"], scope["path"])
             if wanted and wanted not in key.scopes:
                 raise Refusal(

@@ -11,8 +11,9 @@ __all__ = ["Limits"]
 class Limits:
     """Bounds on requests; every one that is crossed is refused with its figure, never cut.
 
-    ``running`` generations happen at once (an engine need not be safe for more than one), and
-    ``waiting`` more may stand in line; past that a client is told to come again.
+    ``running`` generations happen at once (0: as many as the engine takes, which need not be more
+    than one), and ``waiting`` more may stand in line for ``wait_s``; past that a client is told to
+    come again.
     """
 
     body_bytes: int = 1_000_000
@@ -20,8 +21,9 @@ class Limits:
     max_new_tokens: int = 2048
     default_new_tokens: int = 256
     texts: int = 256
-    running: int = 1
-    waiting: int = 8
+    running: int = 0
+    waiting: int = 128
+    wait_s: float = 300.0
     timeout_s: float = 300.0
     retry_after_s: int = 2
     drain_s: int = 30

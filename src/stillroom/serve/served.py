@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from stillroom.flow.opening import find_step
-from stillroom.models import Embedder, TextModel, open_text_model
+from stillroom.models import ConcurrentModel, Embedder, TextModel, open_text_model
+from stillroom.models.protocols import CanvasModel, LanedModel, RelayModel, Reranker
 from stillroom.provenance import find_output, read_artifact
 from stillroom.records import Answer, Message, Sampling
 
@@ -52,17 +53,19 @@ class Ask(Protocol):
 
 @dataclass(frozen=True)
 class Served:
-    """A model, and optionally what embeds and what answers from documents.
+    """One mount: a model, what embeds, what reranks, and what answers from documents.
 
     Clients name what they want: ``name`` answers from documents where there are any, ``bare_name``
-    is the model alone, ``embedder_name`` makes vectors.
+    is the model alone, ``embedder_name`` makes vectors; without a model the name is that of the
+    embedder or the reranker itself.
     """
 
     name: str
-    model: TextModel
+    model: TextModel | None = None
     ask: Ask | None = None
     embedder: Embedder | None = None
     embedder_name: str = "embedder"
+    reranker: Reranker | None = None
     k: int = 3
     rule: str = "open"
     """Whether all see all of the index (``open``), or each their own (``tenants``)."""
@@ -76,13 +79,40 @@ class Served:
     def names(self) -> list[str]:
         """Every name a client may ask for."""
         names = [self.name, self.bare_name] if self.ask else [self.name]
-        return [*names, self.embedder_name] if self.embedder else names
+        if self.embedder is not None and self.embedder_name not in names:
+            names.append(self.embedder_name)
+        return names
+
+    def abilities(self, name: str) -> list[str]:
+        """Return which endpoints answer to a name."""
+        if name == self.embedder_name and self.embedder is not None:
+            return ["embeddings", "rerank"]
+        if self.reranker is not None:
+            return ["rerank"]
+        if self.model is None:
+            return []
+        found = ["chat.completions", "completions"]
+        if self.ask is not None and name == self.name:
+            return [*found, "citations"]
+        if isinstance(self.model, CanvasModel):
+            found.append("canvas")
+        if isinstance(self.model, RelayModel):
+            found.append("tools")
+        return found
+
+    @property
+    def lanes(self) -> int:
+        """How many answers the engine writes at once."""
+        if isinstance(self.model, ConcurrentModel):
+            return self.model.concurrency
+        return self.model.lanes if isinstance(self.model, LanedModel) else 1
 
 
 @contextmanager
 def open_run(
     run: Path,
     *,
+    name: str = "",
     model: str = "",
     settings: AskSettings | None = None,
     access: Access | None = None,
@@ -92,6 +122,7 @@ def open_run(
 
     Args:
         run: The folder of the run, or of an index if a model is given.
+        name: What clients call it; by default the folder's name.
         model: Another model than the run's own.
         settings: How questions are answered where a client does not say.
         access: As whom is asked where a client does not say, of an index with tenants.
@@ -132,7 +163,7 @@ def open_run(
 
         try:
             yield Served(
-                run.resolve().name,
+                name or run.resolve().name,
                 text_model,
                 ask,
                 audience.embedder,

@@ -19,6 +19,7 @@ from stillroom.serve.listening import is_loopback, listen
 if TYPE_CHECKING:
     from stillroom.rag.access import Access
     from stillroom.rag.asking import AskSettings
+    from stillroom.serve.mounts import Mount
     from stillroom.serve.running import JobRunner
     from stillroom.serve.served import Served
 
@@ -37,11 +38,10 @@ class JobsHere:
 
 
 def run_server(
-    run: Path | None,
+    mounts: Sequence[Mount],
     host: str = "127.0.0.1",
     port: int = 8151,
     *,
-    model: str = "",
     settings: AskSettings | None = None,
     api_key_file: Path | None = None,
     access: Access | None = None,
@@ -49,13 +49,13 @@ def run_server(
     jobs: JobsHere | None = None,
     say: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve a finished run, or a folder of jobs, or both, until it is interrupted.
+    """Serve artifacts, or a folder of jobs, or both, until it is interrupted.
 
     Args:
-        run: The folder of a finished run; None serves jobs alone.
+        mounts: Runs, indexes with models, checkpoints, embedders, rerankers; none serves jobs
+            alone.
         host: Where to listen; another than this machine needs keys.
         port: The port; 0 takes a free one.
-        model: Another model than the run's own.
         settings: How questions are answered where a client does not say.
         api_key_file: Keys, one a line; besides those of STILLROOM_API_KEY.
         access: As whom clients ask whose key names nobody, where the index has tenants.
@@ -76,7 +76,7 @@ def run_server(
         import uvicorn
 
         from stillroom.serve.app import create_app
-        from stillroom.serve.served import open_run
+        from stillroom.serve.mounts import open_mounts
     except ImportError as error:
         raise MissingExtraError.of("fastapi and uvicorn", "serve", "Serving") from error
 
@@ -84,6 +84,7 @@ def run_server(
         """Tells the runner of jobs before it waits for clients that follow events."""
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.state.is_stopping = True
             if runner is not None:
                 runner.begin_stop()
             await super().shutdown(sockets)
@@ -92,15 +93,14 @@ def run_server(
     bounds = limits or Limits()
     with ExitStack() as opened:
         listening = opened.enter_context(listen(host, port))
-        served = None
-        if run is not None:
-            served = opened.enter_context(
-                open_run(run, model=model, settings=settings, access=access, say=say)
-            )
-            _check_askers(served, keys, access)
+        served = opened.enter_context(
+            open_mounts(mounts, settings=settings, access=access, say=say)
+        )
+        _check_askers(served, keys, access)
         runner = opened.enter_context(_open_jobs(jobs, keys, tell)) if jobs else None
+        app = create_app(served, api_keys=keys, limits=bounds, jobs=runner)
         config = uvicorn.Config(
-            create_app(served, api_keys=keys, limits=bounds, jobs=runner),
+            app,
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -109,7 +109,7 @@ def run_server(
         )
         taken = listening.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
-        names = [*(served.names if served else ()), *(["jobs"] if runner else ())]
+        names = [name for one in served for name in one.names] + (["jobs"] if runner else [])
         tell(f"serving {', '.join(names)} at http://{shown}:{taken}/v1")
         tell("API keys are asked for" if keys else "no API keys: this machine alone may ask")
         Server(config).run(sockets=[listening])
@@ -147,10 +147,11 @@ def _check_endpoint(endpoint: str) -> None:
         )
 
 
-def _check_askers(served: Served, keys: Sequence[ApiKey], access: Access | None) -> None:
+def _check_askers(served: Sequence[Served], keys: Sequence[ApiKey], access: Access | None) -> None:
     """Refuse keys that nobody could ask with, before the first question."""
     named = [key for key in keys if key.access is not None and "models" in key.scopes]
-    if served.rule == "tenants" and not named and access is None:
+    rules = {one.rule for one in served if one.ask is not None}
+    if "tenants" in rules and not named and access is None:
         raise DataError(
             "the index has tenants, and no API key says who asks",
             code="rag.access-needed",
@@ -158,7 +159,7 @@ def _check_askers(served: Served, keys: Sequence[ApiKey], access: Access | None)
             expected="keys with tenant=NAME after them, or --tenant for all",
             next="write 'KEY tenant=NAME principal=LABEL' into the file of keys",
         )
-    if served.rule == "open" and named:
+    if "open" in rules and named:
         raise DataError(
             "a key names a tenant, and the index has none: all keys would see all of it",
             code="rag.no-tenants",

@@ -1,7 +1,8 @@
 """Blocking work beside the event loop: so many at once, so many in line, all of it stoppable.
 
 A slot is given free when its thread has really ended, not when its client has left, so that an
-engine never runs more than it was promised.
+engine never runs more than it was promised. Who waits longest is next; of several keys' clients
+each key has its turn.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
 from fastapi import Request
 
+from stillroom.serve.counters import CLOCK, Clock
+from stillroom.serve.guard import ASKER
 from stillroom.serve.limits import Limits
 from stillroom.serve.refusals import Refusal, explain
 
@@ -26,16 +30,22 @@ Work = Callable[[IsStopped], Iterator[T]]
 """Blocking work that yields as it goes and looks at whether it should stop."""
 
 _LOOK_S = 0.2
+_LOOK_IN_LINE_S = 0.5
 
 
 class Slots:
-    """Lets ``running`` pieces of work run in threads and ``waiting`` stand in line."""
+    """Lets some pieces of work run in threads and others stand in line."""
 
-    def __init__(self, limits: Limits) -> None:
-        """Open the slots; the event loop is the one that first uses them."""
+    def __init__(self, limits: Limits, lanes: int = 1) -> None:
+        """Open the slots; the event loop is the one that first uses them.
+
+        Args:
+            limits: How many wait, and how long.
+            lanes: How many run at once, unless the limits say.
+        """
         self.limits = limits
-        self._free = asyncio.Semaphore(limits.running)
-        self._waiting = 0
+        self.running = limits.running or lanes
+        self._line = _Line(self.running)
 
     async def stream(self, work: Work[T], request: Request) -> AsyncIterator[T]:
         """Yield what the work yields; stops it when the client leaves or time is over.
@@ -43,53 +53,69 @@ class Slots:
         Raises:
             Refusal: If too many stand in line, the time is over, or the work fails.
         """
+        clock: Clock = request.scope.get(CLOCK) or Clock()
+        begun = time.perf_counter()
         await self._enter(request)
-        run = _Run[T](asyncio.get_running_loop(), self._free.release)
+        clock.waited_s += time.perf_counter() - begun
+        run = _Run[T](asyncio.get_running_loop(), self._line.leave, clock)
         run.start(work)
         end = time.monotonic() + self.limits.timeout_s
+        ticking = run.tick()
         try:
             while True:
-                try:
-                    item = await asyncio.wait_for(run.queue.get(), _LOOK_S)
-                except TimeoutError:
-                    if await request.is_disconnected():
+                await run.woken.wait()
+                run.woken.clear()
+                while run.items:
+                    item = run.items.popleft()
+                    if item is _END:
                         return
-                    if time.monotonic() > end:
-                        raise Refusal(
-                            504,
-                            f"no answer within {self.limits.timeout_s:g} s",
-                            code="timeout",
-                        ) from None
-                    continue
-                if item is _END:
-                    return
-                if isinstance(item, BaseException):
-                    raise explain(item) from item
-                yield item
+                    if isinstance(item, BaseException):
+                        raise explain(item) from item
+                    yield item
+                if run.is_time_to_look:
+                    run.is_time_to_look = False
+                    await self._look(request, end)
         finally:
+            ticking()
             run.stop.set()
+
+    async def _look(self, request: Request, end: float) -> None:
+        if await request.is_disconnected():
+            raise Refusal(499, "the client left", code="client_left")
+        if time.monotonic() > end:
+            raise Refusal(504, f"no answer within {self.limits.timeout_s:g} s", code="timeout")
 
     async def _enter(self, request: Request) -> None:
         """Wait for a free slot in line, unless the line is full."""
-        if self._free.locked() and self._waiting >= self.limits.waiting:
-            raise Refusal(
-                429,
-                f"{self.limits.running} running and {self._waiting} waiting; come again later",
-                code="too_many_requests",
-                headers={"Retry-After": str(self.limits.retry_after_s)},
-            )
-        self._waiting += 1
+        line, limits = self._line, self.limits
+        if line.take():
+            return
+        if line.waiting >= limits.waiting:
+            raise self._full()
+        place = line.stand(request.scope.get(ASKER, 0))
+        end = time.monotonic() + limits.wait_s
+        is_in = False
         try:
             while True:
-                try:
-                    await asyncio.wait_for(self._free.acquire(), _LOOK_S)
-                except TimeoutError:
-                    if await request.is_disconnected():
-                        raise Refusal(499, "the client left", code="client_left") from None
-                else:
+                await asyncio.wait({place}, timeout=_LOOK_IN_LINE_S)
+                if place.done():
+                    is_in = True
                     return
+                if await request.is_disconnected():
+                    raise Refusal(499, "the client left", code="client_left")
+                if time.monotonic() > end:
+                    raise self._full()
         finally:
-            self._waiting -= 1
+            if not is_in:
+                line.quit(place)
+
+    def _full(self) -> Refusal:
+        return Refusal(
+            429,
+            f"{self.running} running and {self._line.waiting} waiting; come again later",
+            code="too_many_requests",
+            headers={"Retry-After": str(self.limits.retry_after_s)},
+        )
 
 
 async def result_of(items: AsyncIterator[T]) -> T:
@@ -104,42 +130,113 @@ async def result_of(items: AsyncIterator[T]) -> T:
     raise Refusal(499, "the client left", code="client_left")
 
 
+class _Line:
+    """Who waits for a slot: a queue for each asker, who take turns; one event loop."""
+
+    def __init__(self, free: int) -> None:
+        self.free, self.waiting = free, 0
+        self._askers: OrderedDict[object, deque[asyncio.Future[None]]] = OrderedDict()
+
+    def take(self) -> bool:
+        """Take a slot if one is free."""
+        if not self.free:
+            return False
+        self.free -= 1
+        return True
+
+    def stand(self, asker: object) -> asyncio.Future[None]:
+        """Stand in line; what is returned is done when a slot is ours."""
+        place = asyncio.get_running_loop().create_future()
+        self._askers.setdefault(asker, deque()).append(place)
+        self.waiting += 1
+        return place
+
+    def quit(self, place: asyncio.Future[None]) -> None:
+        """Leave the line; a slot that was given just now goes to the next."""
+        if place.done():
+            self.leave()
+            return
+        place.cancel()
+        self.waiting -= 1
+
+    def leave(self) -> None:
+        """Give a slot to the asker whose turn it is, or back."""
+        while self._askers:
+            asker, places = self._askers.popitem(last=False)
+            place = places.popleft()
+            if places:
+                self._askers[asker] = places
+            if not place.done():
+                self.waiting -= 1
+                place.set_result(None)
+                return
+        self.free += 1
+
+
 _END = object()
 
 
 class _Run(Generic[T]):
     """One piece of work in its thread."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, release: Callable[[], None]) -> None:
-        self.queue: asyncio.Queue[Any] = asyncio.Queue()
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, release: Callable[[], None], clock: Clock
+    ) -> None:
+        self.items: deque[Any] = deque()
+        self.woken = asyncio.Event()
+        self.is_time_to_look = False
+        self._is_waking = False
         self.stop = threading.Event()
-        self._loop = loop
-        self._release = release
+        self._loop, self._release, self._clock = loop, release, clock
 
     def start(self, work: Work[T]) -> None:
         threading.Thread(target=self._go, args=(work,), daemon=True, name="stillroom-serve").start()
 
+    def tick(self) -> Callable[[], None]:
+        """Wake now and then to look at client and clock; returns what ends that."""
+        timers: list[asyncio.TimerHandle] = []
+
+        def look() -> None:
+            self.is_time_to_look = True
+            self.woken.set()
+            timers[:] = [self._loop.call_later(_LOOK_S, look)]
+
+        timers.append(self._loop.call_later(_LOOK_S, look))
+        return lambda: timers[0].cancel()
+
     def _go(self, work: Work[T]) -> None:
+        begun = time.perf_counter()
         try:
             items = work(self.stop.is_set)
             try:
                 for item in items:
                     if self.stop.is_set():
                         break
-                    self._tell(self.queue.put_nowait, item)
+                    self._put(item)
             finally:
                 close = getattr(items, "close", None)
                 if close is not None:
                     close()
         except BaseException as error:  # noqa: BLE001  # raised again in the request's task
-            self._tell(self.queue.put_nowait, error)
+            self._put(error)
         finally:
-            self._tell(self.queue.put_nowait, _END)
-            self._tell(self._release)
+            self._clock.engine_s += time.perf_counter() - begun
+            self._put(_END)
+            self._call(self._release)
 
-    def _tell(self, call: Callable[..., None], *values: object) -> None:
+    def _put(self, item: object) -> None:
+        self.items.append(item)
+        if not self._is_waking:  # else the reader will be woken, and find this one too
+            self._is_waking = True
+            self._call(self._wake)
+
+    def _wake(self) -> None:
+        self._is_waking = False
+        self.woken.set()
+
+    def _call(self, call: Callable[[], object]) -> None:
         try:
-            self._loop.call_soon_threadsafe(call, *values)
+            self._loop.call_soon_threadsafe(call)
         except RuntimeError:  # the loop was closed: nobody listens, but the slot is given free
             self.stop.set()
             if call is self._release:

@@ -17,7 +17,7 @@ from stillroom.serve.refusals import Refusal
 if TYPE_CHECKING:
     from stillroom.rag.asking import AskTexts
 
-__all__ = ["ChatRequest", "CompletionRequest", "EmbeddingRequest"]
+__all__ = ["ChatRequest", "CompletionRequest", "EmbeddingRequest", "RerankRequest"]
 
 
 _NAME = r"\A[a-z_]+\z"
@@ -95,15 +95,23 @@ class _Turn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_Part]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[_Part] | None = None
     name: str | None = None
     refusal: str | None = None
     annotations: list[Any] | None = None
     citations: list[Any] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    @property
+    def speaks_of_tools(self) -> bool:
+        return self.role == "tool" or bool(self.tool_calls) or self.tool_call_id is not None
 
     def to_message(self) -> Message:
         text = self.content
+        if text is None or self.role == "tool":
+            raise Refusal(400, "a message has no content", code="invalid_request", param="messages")
         if not isinstance(text, str):
             text = "\n".join(part.text for part in text)
         return Message("system" if self.role == "developer" else self.role, text)
@@ -115,6 +123,9 @@ class ChatRequest(_Drawn):
     messages: list[_Turn] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     response_format: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = Field(None, min_length=1, max_length=128)
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     k: int | None = Field(None, ge=1, le=50, description="passages shown; an extension")
     way: str | None = Field(
         None, max_length=80, pattern=_NAMES, description="methods of retrieval; an extension"
@@ -148,6 +159,39 @@ class ChatRequest(_Drawn):
         told = {name: getattr(self, name) for name in names}
         return cast("AskTexts", {name: value for name, value in told.items() if value is not None})
 
+    @property
+    def speaks_of_tools(self) -> bool:
+        """Whether only a backend that knows tools can answer."""
+        return bool(self.tools) or any(turn.speaks_of_tools for turn in self.messages)
+
+    def to_relay(self, limits: Limits) -> dict[str, Any]:
+        """Return the request as another server of the dialect takes it, within the limits.
+
+        Raises:
+            Refusal: If it asks for what is served here alone, or for too much.
+        """
+        ours = {**self.ask_settings(), **({} if self.k is None else {"k": self.k})}
+        if ours or self.wants_canvas:
+            param = next(iter(ours), "stream_options")
+            raise Refusal(400, f"'{param}' does not go with tools", code="no_tools", param=param)
+        self._check_count(limits)
+        sampling = self.to_sampling(limits)
+        given = self.model_dump(exclude_unset=True, exclude={"user", "metadata", "store"})
+        given.pop("max_completion_tokens", None)
+        for turn in given["messages"]:
+            for key in ("annotations", "citations", "refusal"):
+                turn.pop(key, None)
+        return {**given, "max_tokens": sampling.max_new_tokens}
+
+    def _check_count(self, limits: Limits) -> None:
+        if len(self.messages) > limits.messages:
+            raise Refusal(
+                400,
+                f"{len(self.messages)} messages are more than {limits.messages}",
+                code="too_many_messages",
+                param="messages",
+            )
+
     def to_sampling(self, limits: Limits) -> Sampling:
         """Return how to draw, within the limits."""
         return self.sampling(limits, wanted=self.max_completion_tokens or self.max_tokens)
@@ -158,13 +202,7 @@ class ChatRequest(_Drawn):
         Raises:
             Refusal: If there are too many messages, or the last is not the user's.
         """
-        if len(self.messages) > limits.messages:
-            raise Refusal(
-                400,
-                f"{len(self.messages)} messages are more than {limits.messages}",
-                code="too_many_messages",
-                param="messages",
-            )
+        self._check_count(limits)
         messages = tuple(turn.to_message() for turn in self.messages)
         if messages[-1].role != "user" or not messages[-1].content.strip():
             raise Refusal(
@@ -205,3 +243,22 @@ class EmbeddingRequest(_Request):
     kind: Literal["query", "passage"] = Field(
         "passage", description="what the texts are; an extension"
     )
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    text: str
+
+
+class RerankRequest(_Request):
+    """POST /v1/rerank, as Cohere and Jina have it."""
+
+    query: str
+    documents: list[str | _Document] = Field(min_length=1)
+    top_n: int | None = Field(None, ge=1)
+    return_documents: bool = False
+
+    def texts(self) -> list[str]:
+        """Return the documents' texts."""
+        return [one if isinstance(one, str) else one.text for one in self.documents]

@@ -169,7 +169,7 @@ def test_settings_reach_the_model():
         ({"messages": [{"role": "assistant", "content": "x"}]}, "no_question", "messages"),
         ({"messages": [{"role": "user", "content": "x"}] * 201}, "too_many_messages", "messages"),
         ({"messages": "x"}, "invalid_request", "messages"),
-        ({"tools": [{}]}, "unknown_parameter", "tools"),
+        ({"tools": [{"type": "function"}]}, "no_tools", "tools"),
         ({"logit_bias": {}}, "unknown_parameter", "logit_bias"),
         ({"max_tokens": 2049}, "max_tokens", "max_tokens"),
         ({"max_tokens": 0}, "invalid_request", "max_tokens"),

@@ -92,7 +92,7 @@ def follow(client, name, after=0):
 
 
 def wait_for(client, name, *states):
-    until = time.monotonic() + 60
+    until = time.monotonic() + 200
     while (job := client.get(f"/v1/jobs/{name}").json())["state"] not in states:
         assert time.monotonic() < until, job
         time.sleep(0.05)

@@ -62,7 +62,7 @@ def test_a_taken_port_is_named(tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ResourceError, match=str(port)) as caught:
-            run_server(tmp_path, port=port)
+            run_server((), port=port)
     assert caught.value.code == "serve.port"
 
 
@@ -79,7 +79,7 @@ def test_nothing_to_serve_is_said():
 def test_only_addresses_of_servers_are_opened_to_recipes(tmp_path, address):
     jobs = JobsHere(tmp_path, openings=Openings((address,)))
     with pytest.raises(RecipeError) as caught:
-        run_server(None, port=0, jobs=jobs)
+        run_server((), port=0, jobs=jobs)
     assert caught.value.code == "serve.endpoint"
 
 

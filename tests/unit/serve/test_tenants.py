@@ -19,6 +19,7 @@ from stillroom.rag.semantic_cache import SemanticCache
 from stillroom.rag.ways import parse_way
 from stillroom.serve import create_app
 from stillroom.serve.keys import ApiKey, read_keys
+from stillroom.serve.mounts import Mount
 from stillroom.serve.served import open_run
 from stillroom.serve.server import run_server
 from stillroom.testing import scripted_model
@@ -194,7 +195,7 @@ def test_a_key_that_names_nobody_is_refused_and_a_default_is_a_tenant(place, ope
 
 def test_a_server_that_nobody_could_ask_does_not_start(place, opened, tmp_path):
     with pytest.raises(DataError) as caught:
-        run_server(place / "index", port=0, model="scripted")
+        run_server([Mount("index", str(place / "index"), "scripted")], port=0)
     assert caught.value.code == "rag.access-needed"
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents/a.txt").write_text("Falcon.\n")
@@ -205,7 +206,7 @@ def test_a_server_that_nobody_could_ask_does_not_start(place, opened, tmp_path):
     keys.write_text("a-key-of-enough-length tenant=acme\n")
     keys.chmod(0o600)
     with pytest.raises(DataError) as caught:
-        run_server(tmp_path / "open", port=0, model="scripted", api_key_file=keys)
+        run_server([Mount("open", str(tmp_path / "open"), "scripted")], port=0, api_key_file=keys)
     assert caught.value.code == "rag.no-tenants"
 
 

@@ -248,6 +248,7 @@ class _LlamacppModel:
         self._free: queue.Queue[_Engine] = queue.Queue()
         for engine in engines:
             self._free.put(engine)
+        self.lanes = len(engines)
         self._twin: TextModel | None = None
         self._twin_lock = threading.Lock()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field, SecretStr
@@ -200,6 +200,17 @@ class _EndpointModel:
             piece = (choice.get("delta") or {}).get("content") or choice.get("text") or ""
             if piece:
                 yield str(piece)
+
+    def relay_chat(self, body: Mapping[str, Any], is_stopped: Callable[[], bool]) -> dict[str, Any]:
+        """Send a chat request as it stands; see ``RelayModel``."""
+        sent = {**body, "model": self.name, "stream": False}
+        sent.pop("stream_options", None)
+        return self._endpoint.ask("/chat/completions", sent, is_stopped)
+
+    def stream_chat(self, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Send a chat request and yield the chunks of its answer; see ``RelayModel``."""
+        sent = {**body, "model": self.name, "stream": True}
+        return self._endpoint.stream("/chat/completions", sent)
 
     def choose(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[Chosen]:
         """Return the options' chances by the server's likeliest first tokens.

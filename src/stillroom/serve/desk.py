@@ -1,0 +1,469 @@
+"""The desk: what becomes of a request to a model, an embedder or a reranker.
+
+Finds who is asked, says what they are asked in the floor's own nouns, and sends what comes: whole
+or event by event. Waiting and threads are the slots', shapes are the replies'.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from stillroom.errors import DataError, RecipeError
+from stillroom.models import TextModel
+from stillroom.models.protocols import CanvasModel, CanvasStep, RelayModel, Vectors
+from stillroom.records import Answer, Citation, Completion, Prompt, Sampling
+from stillroom.serve.counters import Counters
+from stillroom.serve.guard import ACCESS
+from stillroom.serve.limits import Limits
+from stillroom.serve.refusals import Refusal, explain
+from stillroom.serve.replies import DONE, Reply, embedding_reply, event
+from stillroom.serve.served import Served
+from stillroom.serve.slots import IsStopped, Slots, Work, result_of
+from stillroom.serve.wire import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    RerankRequest,
+)
+
+__all__ = ["Desk", "unknown_model"]
+
+_Item = str | Completion | Answer | CanvasStep
+
+
+class Desk:
+    """Answers requests to everything that is mounted."""
+
+    def __init__(self, served: Sequence[Served], limits: Limits, counters: Counters) -> None:
+        """Stand over the mounts; each has slots of its own, as each has its own engine."""
+        self.limits, self.counters = limits, counters
+        self._by_name = {name: one for one in served for name in one.names}
+        self._slots = {one.name: Slots(limits, one.lanes) for one in served}
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that a client may ask for."""
+        return list(self._by_name)
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Return OpenAI's object of a model, with what it can do.
+
+        Raises:
+            Refusal: If there is none of that name.
+        """
+        if name not in self._by_name:
+            raise unknown_model(name, self.names)
+        abilities = self._by_name[name].abilities(name)
+        head = {"id": name, "object": "model", "created": 0, "owned_by": "stillroom"}
+        return {**head, "abilities": abilities}
+
+    async def chat(self, body: ChatRequest, request: Request) -> Response:
+        """Answer POST /v1/chat/completions."""
+        served, model = self._find_writer(body.model)
+        if body.speaks_of_tools:
+            return await self._relay(served, model, body, request)
+        prompt, sampling = body.to_prompt(self.limits), body.to_sampling(self.limits)
+        if served.ask is None or body.model == served.bare_name:
+            wanted = {**body.ask_settings(), **({} if body.k is None else {"k": body.k})}
+            if wanted:
+                raise Refusal(
+                    400,
+                    f"'{body.model}' shows no passages",
+                    code="no_documents",
+                    param=next(iter(wanted)),
+                )
+            reply = Reply(body.model, is_chat=True)
+            return await self._answer(served, model, prompt, sampling, reply, body, request)
+        if prompt.schema is not None:
+            raise Refusal(
+                400,
+                f"answers from documents are text; ask '{served.bare_name}' for JSON",
+                code="invalid_response_format",
+                param="response_format",
+            )
+        if body.wants_canvas:
+            raise _no_canvas()
+        return await self._ask(served, model, prompt, sampling, body, request)
+
+    async def complete(self, body: CompletionRequest, request: Request) -> Response:
+        """Answer POST /v1/completions."""
+        served, model = self._find_writer(body.model)
+        sampling = body.sampling(self.limits, wanted=body.max_tokens)
+        reply, prompt = Reply(body.model, is_chat=False), Prompt(text=body.prompt)
+        return await self._answer(served, model, prompt, sampling, reply, body, request)
+
+    async def embed(self, body: EmbeddingRequest, request: Request) -> Response:
+        """Answer POST /v1/embeddings."""
+        served = self._find(body.model, "embeddings")
+        embedder = served.embedder
+        if embedder is None:
+            raise unknown_model(body.model, self.names)
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        self._check_texts(texts, "input")
+        if body.dimensions not in {None, embedder.dimensions}:
+            raise Refusal(
+                400,
+                f"vectors have {embedder.dimensions} dimensions",
+                code="invalid_dimensions",
+                param="dimensions",
+            )
+
+        def work(is_stopped: IsStopped) -> Iterator[tuple[Vectors, int]]:
+            tokens = sum(embedder.count_tokens(text) for text in texts)
+            yield embedder.embed(texts, kind=body.kind), tokens
+
+        vectors, tokens = await result_of(self._slots[served.name].stream(work, request))
+        return JSONResponse(embedding_reply(vectors, body.model, tokens, body.encoding_format))
+
+    async def rerank(self, body: RerankRequest, request: Request) -> Response:
+        """Answer POST /v1/rerank, in Cohere's and Jina's shape."""
+        served = self._find(body.model, "rerank")
+        texts = body.texts()
+        self._check_texts([body.query], "query")
+        self._check_texts(texts, "documents")
+
+        def work(is_stopped: IsStopped) -> Iterator[list[float]]:
+            yield _score(served, body.query, texts)
+
+        scores = await result_of(self._slots[served.name].stream(work, request))
+        order = sorted(range(len(texts)), key=lambda at: (-scores[at], at))[: body.top_n]
+        results = [
+            {
+                "index": at,
+                "relevance_score": scores[at],
+                **({"document": {"text": texts[at]}} if body.return_documents else {}),
+            }
+            for at in order
+        ]
+        head = {"id": f"rerank-{uuid.uuid4().hex[:24]}", "object": "list", "model": body.model}
+        return JSONResponse({**head, "results": results})
+
+    def _find(self, name: str, ability: str) -> Served:
+        served = self._by_name.get(name)
+        if served is None:
+            raise unknown_model(name, self.names)
+        if ability not in served.abilities(name):
+            able = [one for one in self.names if ability in self._by_name[one].abilities(one)]
+            there = f"; there is: {', '.join(able)}" if able else ""
+            raise Refusal(
+                404,
+                f"'{name}' does not do {ability}{there}",
+                code="model_not_found",
+                param="model",
+            )
+        return served
+
+    def _find_writer(self, name: str) -> tuple[Served, TextModel]:
+        served = self._find(name, "chat.completions")
+        if served.model is None:
+            raise unknown_model(name, self.names)
+        return served, served.model
+
+    def _check_texts(self, texts: Sequence[str], param: str) -> None:
+        if not 0 < len(texts) <= self.limits.texts or not all(text.strip() for text in texts):
+            raise Refusal(
+                400,
+                f"1 to {self.limits.texts} texts are read at once, none of them empty",
+                code="invalid_input",
+                param=param,
+            )
+
+    async def _ask(
+        self,
+        served: Served,
+        model: TextModel,
+        prompt: Prompt,
+        sampling: Sampling,
+        body: ChatRequest,
+        request: Request,
+    ) -> Response:
+        """Answer from documents."""
+        ask, k, settings = served.ask, body.k or served.k, body.ask_settings()
+        if ask is None:
+            raise unknown_model(body.model, self.names)
+        reply = Reply(body.model, is_chat=True, turns_not_read=len(prompt.messages) - 1)
+
+        def work(is_stopped: IsStopped) -> Iterator[_Item]:
+            try:
+                yield from ask(
+                    prompt.messages,
+                    sampling,
+                    k,
+                    settings=settings,
+                    access=request.scope.get(ACCESS),
+                    is_cancelled=is_stopped,
+                )
+            except DataError as error:
+                if error.problems[0].code == "rag.access-needed":
+                    raise Refusal(
+                        403, "the key does not say whose documents are asked", code="no_tenant"
+                    ) from error
+                raise
+            except RecipeError as error:
+                told = error.problems[0]
+                wanted = "answering" if "rag.answering" in told.what else "way"
+                raise Refusal(
+                    400, f"{told.what}; expected {told.expected}", code=told.code, param=wanted
+                ) from error
+
+        heard = _Heard(model, prompt, sampling)
+        return await self._send(self._slots[served.name], work, reply, body, request, heard)
+
+    async def _answer(
+        self,
+        served: Served,
+        model: TextModel,
+        prompt: Prompt,
+        sampling: Sampling,
+        reply: Reply,
+        body: ChatRequest | CompletionRequest,
+        request: Request,
+    ) -> Response:
+        """Answer by the model alone."""
+        shows = model if isinstance(model, CanvasModel) and body.wants_canvas else None
+        if body.wants_canvas and (shows is None or not body.stream):
+            raise _no_canvas()
+
+        def work(is_stopped: IsStopped) -> Iterator[_Item]:
+            if shows is not None:
+                yield from shows.stream_canvas(prompt, sampling)
+            elif body.stream:
+                yield from model.stream(prompt, sampling)
+            else:
+                yield model.generate([prompt], sampling, is_cancelled=is_stopped)[0]
+
+        heard = _Heard(model, prompt, sampling)
+        return await self._send(self._slots[served.name], work, reply, body, request, heard)
+
+    async def _send(
+        self,
+        slots: Slots,
+        work: Work[_Item],
+        reply: Reply,
+        body: ChatRequest | CompletionRequest,
+        request: Request,
+        heard: _Heard,
+    ) -> Response:
+        """Send what the work gives: event by event, or whole."""
+
+        def listen(is_stopped: IsStopped) -> Iterator[_Item]:
+            """Hear on the work's own thread, where counting tokens may take its time."""
+            for item in work(is_stopped):
+                heard.take(item)
+                yield item
+            if not is_stopped():
+                heard.end()
+
+        items = slots.stream(listen, request)
+        if not body.stream:
+            async with aclosing(items) as opened:  # type: ignore[type-var]  # a generator
+                async for _ in opened:
+                    pass
+            if heard.spent is None:
+                raise Refusal(499, "the client left", code="client_left")
+            self.counters.count_reply(heard.spent.usage, heard.details)
+            return JSONResponse(
+                reply.whole(
+                    heard.text,
+                    heard.spent.finish_reason,
+                    heard.spent.usage,
+                    heard.citations,
+                    heard.details,
+                )
+            )
+        # The first item is awaited here, so that what fails at once fails with a status.
+        first = await anext(items, None)
+        events = _events(first, items, reply, heard, self.counters, wants_usage=body.wants_usage)
+        return StreamingResponse(events, media_type="text/event-stream")
+
+    async def _relay(
+        self, served: Served, model: TextModel, body: ChatRequest, request: Request
+    ) -> Response:
+        """Pass a request with tools on to a backend that speaks of tools itself."""
+        if not isinstance(model, RelayModel) or (served.ask and body.model == served.name):
+            raise Refusal(
+                400,
+                f"'{body.model}' calls no tools: its engine is asked for text alone",
+                code="no_tools",
+                param="tools",
+            )
+        sent = body.to_relay(self.limits)
+        slots = self._slots[served.name]
+        if not body.stream:
+
+            def once(is_stopped: IsStopped) -> Iterator[dict[str, Any]]:
+                yield model.relay_chat(sent, is_stopped)
+
+            answer = await result_of(slots.stream(once, request))
+            return JSONResponse({**answer, "model": body.model})
+
+        def chunks(is_stopped: IsStopped) -> Iterator[dict[str, Any]]:
+            yield from model.stream_chat(sent)
+
+        items = slots.stream(chunks, request)
+        first = await anext(items, None)
+        return StreamingResponse(_relayed(first, items, body.model), media_type="text/event-stream")
+
+
+@dataclass(frozen=True, slots=True)
+class _Spent:
+    """What a reply took, and why it ended."""
+
+    usage: dict[str, int]
+    finish_reason: str
+
+
+class _Heard:
+    """What has come of an answer so far; taken on the thread of the work."""
+
+    def __init__(self, model: TextModel, prompt: Prompt, sampling: Sampling) -> None:
+        self._model, self._prompt, self._sampling = model, prompt, sampling
+        self._pieces: list[str] = []
+        self.citations: tuple[Citation, ...] | None = None
+        self.details: Mapping[str, Any] = {}
+        self.spent: _Spent | None = None
+        self._completion: Completion | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of the answer."""
+        return self._completion.text if self._completion else "".join(self._pieces)
+
+    def take(self, item: _Item) -> None:
+        """Keep what an item says of the answer."""
+        if isinstance(item, str):
+            self._pieces.append(item)
+        elif isinstance(item, Answer):
+            self.citations, self.details = item.citations, item.details
+            self._completion = item.completion
+        elif isinstance(item, Completion):
+            self._completion = item
+
+    def end(self) -> None:
+        """Say what was spent: as the engine counted, or, for its stream, as its tokenizer does."""
+        done = self._completion
+        spent = done.completion_tokens if done else self._model.count_tokens(self.text)
+        read = (done.prompt_tokens if done else 0) or self._count_prompt()
+        if done is not None:
+            is_long = done.finish_reason == "length"
+        else:
+            is_long = spent >= self._sampling.max_new_tokens
+        usage = {
+            "prompt_tokens": read,
+            "completion_tokens": spent,
+            "total_tokens": read + spent,
+        }
+        self.spent = _Spent(usage, "length" if is_long else "stop")
+
+    def _count_prompt(self) -> int:
+        """Return the tokens of the prompt's texts; the template's own are not counted."""
+        texts = [message.content for message in self._prompt.messages] or [self._prompt.text]
+        return sum(self._model.count_tokens(text) for text in texts)
+
+
+def unknown_model(name: str, known: Sequence[str]) -> Refusal:
+    """Return what a client is told whose model is not served."""
+    there = f"there is: {', '.join(known)}" if known else "there is none"
+    return Refusal(
+        404,
+        f"model {name[:80]!r} is not served here; {there}",
+        code="model_not_found",
+        param="model",
+    )
+
+
+def _score(served: Served, query: str, texts: Sequence[str]) -> list[float]:
+    """Return how well texts fit a query, 0 to 1 of our own models.
+
+    A cross-encoder's log-odds become a probability; an embedder's likeness (-1 to 1) is halved.
+    """
+    if served.reranker is not None:
+        scores = served.reranker.score(query, texts)
+        is_odds = not served.reranker.fingerprint.startswith("endpoint:")
+        return [_probability(score) for score in scores] if is_odds else scores
+    if served.embedder is None:
+        raise TypeError(f"{served.name} has nothing to rerank with")
+    asked = served.embedder.embed([query], kind="query")[0]
+    rows = served.embedder.embed(texts, kind="passage")
+    return [(1.0 + float(likeness)) / 2 for likeness in rows @ asked]
+
+
+def _probability(odds: float) -> float:
+    bounded = max(min(odds, 700.0), -700.0)
+    return 1.0 / (1.0 + math.exp(-bounded))
+
+
+def _no_canvas() -> Refusal:
+    return Refusal(
+        400,
+        "a canvas is shown in streams, by models that write in any order",
+        code="no_canvas",
+        param="stream_options",
+    )
+
+
+def _show(item: _Item, reply: Reply) -> Iterator[bytes]:
+    """Yield the event of a piece of text or of a step."""
+    if isinstance(item, str):
+        yield reply.piece(item)
+    elif isinstance(item, CanvasStep):
+        yield reply.canvas(item)
+
+
+async def _events(
+    first: _Item | None,
+    items: AsyncIterator[_Item],
+    reply: Reply,
+    heard: _Heard,
+    counters: Counters,
+    *,
+    wants_usage: bool,
+) -> AsyncIterator[bytes]:
+    """Yield a reply's events; an error after the first ends the stream with an error object."""
+    opening = reply.first()
+    if opening:
+        yield opening
+    async with aclosing(items) as opened:  # type: ignore[type-var]  # ours is a generator
+        try:
+            if first is not None:
+                for said in _show(first, reply):
+                    yield said
+            async for item in opened:
+                for said in _show(item, reply):
+                    yield said
+        except Exception as error:  # noqa: BLE001  # the status is sent: only an event is left
+            yield event(explain(error).to_json())
+            return
+    if heard.spent is None:
+        return
+    counters.count_reply(heard.spent.usage, heard.details)
+    if heard.citations is not None:
+        yield reply.cited(heard.text, heard.citations, heard.details)
+    yield reply.last(heard.spent.finish_reason)
+    if wants_usage:
+        yield reply.usage(heard.spent.usage)
+    yield DONE
+
+
+async def _relayed(
+    first: dict[str, Any] | None, items: AsyncIterator[dict[str, Any]], model: str
+) -> AsyncIterator[bytes]:
+    """Yield another server's chunks under our model's name."""
+    async with aclosing(items) as opened:  # type: ignore[type-var]  # ours is a generator
+        try:
+            if first is not None:
+                yield event({**first, "model": model})
+            async for item in opened:
+                yield event({**item, "model": model})
+        except Exception as error:  # noqa: BLE001  # the status is sent: only an event is left
+            yield event(explain(error).to_json())
+            return
+    yield DONE
