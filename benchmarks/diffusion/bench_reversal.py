@@ -43,7 +43,7 @@ WORK = ROOT / "build" / "bench" / "diffusion"
 
 
 def train_model(kind: str, seed: int) -> tuple[Path, float]:
-    """Return a trained model's folder, made on first use, and the processor minutes it took."""
+    """Return a trained checkpoint, made on first use, and the processor minutes it took."""
     out, clock = WORK / f"facts-{kind}-{seed}", WORK / f"facts-{kind}-{seed}.minutes"
     if not (out / "artifact.json").is_file():
         WORK.mkdir(parents=True, exist_ok=True)
@@ -80,8 +80,9 @@ def train_model(kind: str, seed: int) -> tuple[Path, float]:
         }
         begun = time.process_time()
         run_recipe(DiffusionRecipe.model_validate(said), out, resume=True)
-        clock.write_text(f"{(time.process_time() - begun) / 60:.2f}")
-    return out, float(clock.read_text()) if clock.is_file() else 0.0
+        spent = float(clock.read_text()) if clock.is_file() else 0.0
+        clock.write_text(f"{spent + (time.process_time() - begun) / 60:.2f}")
+    return out / "output", float(clock.read_text()) if clock.is_file() else 0.0
 
 
 def ask_diffusion(model: DiffusionModel, sentences: list[tuple[list[str], int]]) -> float:
@@ -158,7 +159,7 @@ def draw_shares(rows: list[dict[str, float]]) -> str:
     values = [[row[name] for row in rows] for name in names]
     plot = Plot(
         f"Share of facts answered rightly: median of {len(rows)} seeds, least and largest",
-        tuple(name.replace("/", ": ").replace("_", " ") for name in names),
+        tuple(name.replace("/", ": ").replace("reversed_by_", "by ") for name in names),
         tuple(statistics.median(own) for own in values),
         tuple(min(own) for own in values),
         tuple(max(own) for own in values),

@@ -193,12 +193,11 @@ def _take_over(recipe: DiffusionRecipe, stored: Checkpoint, folder: Path) -> str
     tokenizer.save_pretrained(words)
     tensors = {name: read(name) for name in names if not _is_tied_head(name, config)}
     said = "an autoregressive checkpoint"
-    if not recipe.noising.is_causal:
-        tensors = _add_mask(tensors, mask, max(size, needed), str(stored.folder))
-        said += f", its mask token {mask} " + (
-            "added" if needed > size else "one it kept in reserve"
-        )
-        config["vocab_size"] = max(size, needed)
+    # A twin that learns the next token gets the row too: it has the tokenizer, and the mask is
+    # given no probability in training, so that it costs its loss nothing.
+    tensors = _add_mask(tensors, mask, max(size, needed), str(stored.folder))
+    said += f", its mask token {mask} " + ("added" if needed > size else "one it kept in reserve")
+    config["vocab_size"] = max(size, needed)
     shift = True if recipe.logit_shift is None else recipe.logit_shift
     _write(folder, words, _with_metadata(recipe, config, mask, shift=shift), tensors)
     return said

@@ -20,6 +20,7 @@ from stillroom.diffusion.scoring import ESTIMATORS
 from stillroom.diffusion.source import BUCKETS, NoisySource
 from stillroom.errors import CheckpointError, DataError, RecipeError
 from stillroom.flow import estimate_recipe, run_recipe
+from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.provenance import read_artifact
 from stillroom.records import Message, Record, write_records
 from stillroom.testing import tiny_checkpoint
@@ -432,6 +433,15 @@ def test_an_autoregressive_checkpoint_is_trained_on_with_a_mask_of_its_own(make_
     assert model.vocabulary == config["vocab_size"] + 1
     assert model.metadata.end_token_ids == (2,)
     assert model.tokenizer.chat_template
+
+
+def test_a_twin_of_an_autoregressive_checkpoint_learns_from_the_same_start(make_recipe, tmp_path):
+    folder = tiny_checkpoint(tmp_path / "ar", hidden=32)
+    twin = {"noising": "autoregressive", "attention": "causal", "train": {"steps": 2}}
+    artifact, out = run(make_recipe(chats(), start=str(folder), **twin), tmp_path)
+    assert not artifact.details["before"]["is_bound"]
+    model, tokenizer = load_causal_lm(resolve_checkpoint(str(out)), dtype="float32")
+    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer)
 
 
 def test_the_mask_token_begins_as_the_mean_of_all(tmp_path, make_recipe):
