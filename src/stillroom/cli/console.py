@@ -24,20 +24,37 @@ Examples:
 @click.argument("folder", type=existing_path, default=Path())
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option("--port", default=8152, show_default=True, help="The port; 0 takes a free one.")
+@click.option(
+    "--allow-endpoint",
+    "endpoints",
+    multiple=True,
+    help="An address that recipes of jobs may ask models at; may be repeated.",
+)
+@click.option("--allow-hub", is_flag=True, help="Let recipes of jobs download from the hub.")
 @access_options
 @debug_option
-def command(folder: Path, host: str, port: int, tenant: str, principals: tuple[str, ...]) -> None:
+def command(
+    folder: Path,
+    host: str,
+    port: int,
+    endpoints: tuple[str, ...],
+    allow_hub: bool,
+    tenant: str,
+    principals: tuple[str, ...],
+) -> None:
     """Show a folder's runs, records and models in a browser.
 
     Listens on this machine alone, fetches nothing from elsewhere, and asks for the key that it
     prints with its address. FOLDER is the folder that your runs lie in; by default this one.
     """
     from stillroom.console import run_console
+    from stillroom.serve.confining import Openings
 
     run_console(
         folder,
         host=host,
         port=port,
         access=find_access(tenant, principals),
+        openings=Openings(endpoints, allow_hub),
         say=lambda line: click.echo(line, err=True),
     )

@@ -17,16 +17,25 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stillroom.console.desk import Desk, PageLink
 from stillroom.console.door import Door
-from stillroom.console.pages import ask, sources
+from stillroom.console.pages import ask, lineage, make, models, sources
 from stillroom.errors import Problem, StillroomError
+from stillroom.serve.app import create_app
 from stillroom.serve.refusals import explain
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from stillroom.rag.access import Access
+    from stillroom.serve.running import JobRunner
 
 __all__ = ["create_console"]
 
-_PAGES = (PageLink("/ask", "Ask", "Answers from your documents, with citations"),)
+_PAGES = (
+    PageLink("/ask", "Ask", "Answers from your documents, with citations"),
+    PageLink("/make", "Make", "New jobs, and those that run"),
+    PageLink("/models", "Models", "Checkpoints side by side, and a chat with two"),
+    PageLink("/lineage", "Lineage", "Anything back to its bytes"),
+)
 _OF_MODELS = ("/v1/chat/", "/v1/completions", "/v1/embeddings", "/v1/models")
 
 
@@ -35,6 +44,7 @@ def create_console(
     *,
     key: str,
     access: Access | None = None,
+    runner: JobRunner | None = None,
     names: frozenset[str] = frozenset(),
 ) -> ASGIApp:
     """Return the console over a folder.
@@ -43,6 +53,7 @@ def create_console(
         folder: What it shows; nothing outside is read.
         key: The secret that opens it.
         access: Who asks, of indexes with tenants.
+        runner: Runs the jobs of the folder; None where none may be made.
         names: Names of this machine that are answered to beside its own three.
     """
     desk_holder: list[Desk] = []
@@ -53,7 +64,8 @@ def create_console(
     door = Door(_unset, key=key, refuse=refuse, names=names)
     desk = Desk(folder.absolute(), token=door.token, pages=_PAGES, access=access)
     desk_holder.append(desk)
-    door.app = _Console(desk, _pages(desk))
+    api = create_app(None, jobs=runner)
+    door.app = _Console(desk, _pages(desk, api, runner), api)
     return door
 
 
@@ -61,7 +73,7 @@ async def _unset(scope: Scope, receive: Receive, send: Send) -> None:
     raise RuntimeError("the console is not built yet")
 
 
-def _pages(desk: Desk) -> Starlette:
+def _pages(desk: Desk, api: FastAPI, runner: JobRunner | None) -> Starlette:
     async def home(request: Request) -> Response:
         return RedirectResponse("/ask", 303)
 
@@ -80,7 +92,8 @@ def _pages(desk: Desk) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        yield
+        async with api.router.lifespan_context(api):
+            yield
         desk.close()
 
     static = StaticFiles(packages=[("stillroom.console", "static")])
@@ -88,6 +101,9 @@ def _pages(desk: Desk) -> Starlette:
         routes=[
             Route("/", home),
             *ask.routes(desk),
+            *make.routes(desk, runner),
+            *models.routes(desk),
+            *lineage.routes(desk),
             *sources.routes(desk),
             Mount("/static", static),
         ],
@@ -102,14 +118,17 @@ def _pages(desk: Desk) -> Starlette:
 
 
 class _Console:
-    """Sends what asks a model to the model that ``at`` names, and the rest to the pages."""
+    """Sends what asks a model to the model that ``at`` names, and jobs to their API."""
 
-    def __init__(self, desk: Desk, pages: ASGIApp) -> None:
-        self.desk, self.pages = desk, pages
+    def __init__(self, desk: Desk, pages: ASGIApp, api: ASGIApp) -> None:
+        self.desk, self.pages, self.api = desk, pages, api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(_OF_MODELS):
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
             await self.pages(scope, receive, send)
+            return
+        if not scope["path"].startswith(_OF_MODELS):
+            await self.api(_without_key(scope), receive, send)
             return
         at = parse_qs(scope["query_string"].decode("latin-1")).get("at", [""])[0]
         holding = self.desk.shelf.use(at)

@@ -31,6 +31,7 @@ from stillroom.errors import (
 )
 from stillroom.serve.shelf import Shelf
 from stillroom.serve.views.found import Found, list_found
+from stillroom.serve.views.models import list_references
 from stillroom.serve.views.sources import Sources
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Desk:
         """Stand over a folder; ``close`` closes what was opened."""
         self.root, self.access, self.has_jobs, self.token = root, access, has_jobs, token
         self.sources = Sources(root, access)
-        self.shelf = Shelf(root, access)
+        self.shelf = Shelf(root, access, references=partial(list_references, root))
         self.templates = Environment(
             loader=PackageLoader("stillroom.console"),
             autoescape=True,

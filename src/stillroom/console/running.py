@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import secrets
+import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillroom.errors import DataError, MissingExtraError, RecipeError
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from stillroom.rag.access import Access
+    from stillroom.serve.confining import Openings
+    from stillroom.serve.running import JobRunner
 
 __all__ = ["run_console"]
 
 _KEY_BYTES = 24
+_DRAIN_S = 10
 
 
 def run_console(
@@ -23,6 +30,7 @@ def run_console(
     port: int = 8152,
     *,
     access: Access | None = None,
+    openings: Openings | None = None,
     say: Callable[[str], None] | None = None,
 ) -> None:
     """Show a folder's pages until it is interrupted.
@@ -32,6 +40,7 @@ def run_console(
         host: Where to listen; a name or address of this machine that only it reaches.
         port: The port; 0 takes a free one.
         access: Who asks, of indexes with tenants.
+        openings: What jobs may reach beside the folder; nothing by default.
         say: Told the address with its key.
 
     Raises:
@@ -41,6 +50,7 @@ def run_console(
         MissingExtraError: If fastapi, uvicorn or jinja2 is not installed.
     """
     from stillroom.serve.listening import is_loopback, listen
+    from stillroom.serve.views.found import is_artifact
 
     if not folder.is_dir():
         raise DataError(
@@ -61,19 +71,48 @@ def run_console(
         import uvicorn
 
         from stillroom.console.app import create_console
+        from stillroom.serve.running import JobRunner
+        from stillroom.serve.workspace import Workspace
     except ImportError as error:
         raise MissingExtraError.of(
             "jinja2, fastapi and uvicorn", "console", "The console"
         ) from error
     key = secrets.token_urlsafe(_KEY_BYTES)
     tell = say or (lambda line: None)
-    with listen(host, port) as listening:
-        app = create_console(folder, key=key, access=access, names=frozenset({host.lower()}))
+    with ExitStack() as opened:
+        listening = opened.enter_context(listen(host, port))
+        runner = None
+        if not is_artifact(folder):
+            workspace = opened.enter_context(Workspace(folder).open())
+            runner = JobRunner(workspace, openings=openings)
+            if not runner.has_fence:
+                tell("this kernel has no Landlock: jobs are confined by their recipes alone")
+        names = frozenset({host.lower()})
+        app = create_console(folder, key=key, access=access, runner=runner, names=names)
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=15
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=15,
+            timeout_graceful_shutdown=_DRAIN_S,
         )
         taken = listening.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         tell(f"the console of {folder}: http://{shown}:{taken}/?key={key}")
         tell("the key lets in whoever has it, until the console is stopped (Ctrl+C)")
-        uvicorn.Server(config).run(sockets=[listening])
+        _server_of(config, runner).run(sockets=[listening])
+
+
+def _server_of(config: uvicorn.Config, runner: JobRunner | None) -> uvicorn.Server:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Lets pages go that follow a job, before it waits for them to leave."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            if runner is not None:
+                runner.begin_stop()
+            await super().shutdown(sockets)
+
+    return Server(config)

@@ -16,7 +16,15 @@ from typing import Any
 from stillroom.errors import DataError
 from stillroom.provenance import ARTIFACT_FILE, Artifact, read_artifact
 
-__all__ = ["Found", "find_inside", "list_found", "name_of", "read_found", "read_json"]
+__all__ = [
+    "Found",
+    "find_inside",
+    "is_artifact",
+    "list_found",
+    "name_of",
+    "read_found",
+    "read_json",
+]
 
 _MOST = 2_000
 _DEPTH = 6
@@ -46,6 +54,11 @@ class Found:
     def title(self) -> str:
         """The last part of its name."""
         return self.name.rpartition("/")[2]
+
+
+def is_artifact(folder: Path) -> bool:
+    """Return whether a folder is what one job left."""
+    return (folder / ARTIFACT_FILE).is_file()
 
 
 def find_inside(root: Path, name: str) -> Path:

@@ -1,0 +1,186 @@
+"""Forms: the settings of a recipe as a page can ask for them, made from its JSON Schema alone.
+
+A setting that no simple control can hold is asked for as YAML. Nothing is said here that the schema
+does not say; what a form leaves empty stays as the recipe has it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stillroom.recipes import comment_recipe, list_kinds, recipe_class
+
+__all__ = ["MAIN_JOB", "Kind", "Option", "Setting", "describe_form", "list_forms"]
+
+MAIN_JOB = "flow/make"
+_DEPTH = 4
+_SIMPLE = {"string": "text", "integer": "integer", "number": "number", "boolean": "boolean"}
+_NOT_ASKED = frozenset({"version", "kind"})
+
+Schema = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One choice of a setting: its name, what it is, and the settings of its own."""
+
+    name: str
+    summary: str
+    settings: tuple[Setting, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting of a form.
+
+    ``control`` is ``text``, ``place`` (a name in the folder or a reference), ``integer``,
+    ``number``, ``boolean``, ``choice``, ``method`` (a choice whose options have settings),
+    ``group`` or ``yaml``; ``path`` is dotted, as an override has it.
+    """
+
+    path: str
+    control: str
+    hint: str = ""
+    default: str = ""
+    is_required: bool = False
+    low: float | None = None
+    high: float | None = None
+    options: tuple[Option, ...] = ()
+    settings: tuple[Setting, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The last part of its path; of a step's setting, what stands below the steps."""
+        head, _, rest = self.path.partition(".")
+        return rest if head in {"steps", "inputs"} else self.path.rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of recipe that a job can be made of."""
+
+    name: str
+    summary: str
+
+
+def list_forms() -> list[Kind]:
+    """Return the main job and every other kind of recipe."""
+    main = Kind(MAIN_JOB, "The main job: documents in, a small model that you own out.")
+    return [main, *(Kind(name, _first_line(recipe_class(name).__doc__)) for name in list_kinds())]
+
+
+def describe_form(name: str) -> tuple[tuple[Setting, ...], str]:
+    """Return a kind's settings, and its commented recipe.
+
+    Raises:
+        RecipeError: If there is no such kind or method.
+    """
+    if name == MAIN_JOB:
+        return _MAIN, comment_recipe("flow", "make")
+    if name == "flow":
+        return (), comment_recipe("flow")
+    schema = recipe_class(name).model_json_schema(by_alias=True)
+    return _fields(schema, schema.get("$defs", {}), "", 0), comment_recipe(name)
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().split("\n", 1)[0].replace("`", "")
+
+
+def _fields(schema: Schema, defs: Schema, prefix: str, depth: int) -> tuple[Setting, ...]:
+    required = set(schema.get("required", ()))
+    found = [
+        _setting(f"{prefix}{name}", one, defs, depth, is_required=name in required)
+        for name, one in schema.get("properties", {}).items()
+        if name not in _NOT_ASKED and not (prefix and "const" in one)
+    ]
+    return tuple(sorted(found, key=lambda one: (not one.is_required, one.control == "group")))
+
+
+def _setting(path: str, schema: Schema, defs: Schema, depth: int, *, is_required: bool) -> Setting:
+    whole = _resolve(schema, defs)
+    hint = str(schema.get("description", whole.get("description", "")))
+    default = _show(schema.get("default"))
+    told: dict[str, Any] = {"hint": hint, "default": default, "is_required": is_required}
+    parts = [_resolve(one, defs) for one in whole.get("anyOf", ())]
+    parts = [one for one in parts if one.get("type") != "null"]
+    named = [one for one in parts if "const" in one.get("properties", {}).get("name", {})]
+    if named and depth < _DEPTH:
+        options = tuple(_option(one, defs, f"{path}.", depth) for one in named)
+        return Setting(path, "method", **told, options=options)
+    if len(parts) == 1:
+        whole = {**whole, **parts[0]}
+    if "enum" in whole and all(isinstance(one, str) for one in whole["enum"]):
+        options = tuple(Option(one, "") for one in whole["enum"])
+        return Setting(path, "choice", **told, options=options)
+    if whole.get("properties") and depth < _DEPTH:
+        return Setting(path, "group", **told, settings=_fields(whole, defs, f"{path}.", depth + 1))
+    control = _SIMPLE.get(str(whole.get("type")), "yaml")
+    if control == "text" and whole.get("minLength") == 1:
+        control = "place"
+    low = whole.get("minimum", whole.get("exclusiveMinimum"))
+    high = whole.get("maximum", whole.get("exclusiveMaximum"))
+    return Setting(path, control, **told, low=low, high=high)
+
+
+def _option(schema: Schema, defs: Schema, prefix: str, depth: int) -> Option:
+    name = str(schema["properties"]["name"]["const"])
+    settings = tuple(
+        one for one in _fields(schema, defs, prefix, depth + 1) if one.path != f"{prefix}name"
+    )
+    return Option(name, str(schema.get("description", "")), settings)
+
+
+def _resolve(schema: Schema, defs: Schema) -> Schema:
+    reference = schema.get("$ref")
+    if not isinstance(reference, str):
+        return schema
+    return {**defs.get(reference.rpartition("/")[2], {}), **schema}
+
+
+def _show(default: Any) -> str:
+    """Return a default as a reader of the form sees it."""
+    if default is None or default == "":
+        return ""
+    if isinstance(default, Mapping) and "name" in default:
+        return str(default["name"])
+    return default if isinstance(default, str) else json.dumps(default, ensure_ascii=False)
+
+
+_ORIGINS = tuple(Option(name, "") for name in ("human", "synthetic", "unknown"))
+_MAIN = (
+    Setting("inputs.documents", "place", "the folder of documents", is_required=True),
+    Setting(
+        "steps.index.origin.kind", "choice", "who made the documents", "unknown", options=_ORIGINS
+    ),
+    Setting("steps.index.origin.license", "text", "their license, as an SPDX id"),
+    Setting(
+        "inputs.teacher",
+        "place",
+        "writes the records and teaches the student",
+        "hub:HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+    Setting(
+        "inputs.embedder",
+        "place",
+        "turns passages and questions into vectors",
+        "hub:sentence-transformers/all-MiniLM-L6-v2",
+    ),
+    Setting("steps.records.target.train", "integer", "records to learn from", "100", low=1),
+    Setting("steps.records.target.held_out", "integer", "records to measure with", "20", low=1),
+    Setting("steps.records.include_passages", "integer", "passages learned as text", "100", low=0),
+    Setting(
+        "steps.student.student.max_parameters",
+        "number",
+        "size of the student as a share of the teacher's",
+        "0.6",
+        low=0,
+        high=1,
+    ),
+    Setting("steps.student.train.steps", "integer", "steps of training", "50", low=1),
+    Setting("steps.report.max_questions", "integer", "questions that the report asks", "20", low=1),
+    Setting("seed", "integer", "same seed, same machine: same bytes", "0", low=0),
+)

@@ -1,0 +1,203 @@
+"""Models side by side: what each checkpoint is, what made it, and what reports measured of it.
+
+A figure is shown only where a report of the folder holds it; nothing is measured here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import StillroomError
+from stillroom.provenance import find_output, read_artifact
+from stillroom.provenance.sources import names_something, resolve_parent
+from stillroom.serve.views.found import (
+    Found,
+    find_inside,
+    is_artifact,
+    list_found,
+    name_of,
+    read_json,
+)
+
+__all__ = ["Figure", "Model", "list_models", "list_references"]
+
+_FIGURES = {
+    "kl_to_teacher/final": ("divergence from its teacher", "nats a token", "KL to teacher"),
+    "agreement": ("tokens it agrees with its teacher on", "share", "agreement"),
+    "perplexity": ("perplexity on held-out records", "", "perplexity"),
+    "closed/f1": ("F1 of answers without documents", "", "F1 closed"),
+    "retrieved/f1": ("F1 of answers from documents", "", "F1 retrieved"),
+    "tokens_per_second": ("speed", "tokens a second", "tokens/s"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A measured value with its interval, how many it stands on, and which report holds it."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    report: str
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A checkpoint of the folder, or a reference that something in it was made from."""
+
+    name: str
+    kind: str
+    made_by: str = ""
+    parameters: int | None = None
+    size_bytes: int | None = None
+    layers: int | None = None
+    width: int | None = None
+    origin: str = ""
+    license: str = ""
+    digest: str = ""
+    created: str = ""
+    parents: tuple[tuple[str, str], ...] = ()
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    is_diffusion: bool = False
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it lies elsewhere."""
+        return self.kind == "reference"
+
+
+def list_models(root: Path) -> tuple[list[Model], dict[str, tuple[str, str, str]]]:
+    """Return checkpoints and references, newest first, and each figure's name, unit, short name."""
+    found = list_found(root)
+    figures = _measured(root, found)
+    models = [
+        _model(root, one, figures.get(one.name, {})) for one in found if one.kind == "checkpoint"
+    ]
+    known = {one.name for one in models}
+    for reference, roles in _references(root, found).items():
+        if reference not in known:
+            models.append(
+                Model(
+                    reference,
+                    "reference",
+                    made_by=", ".join(sorted(roles)),
+                    figures=figures.get(reference, {}),
+                )
+            )
+    return models, _FIGURES
+
+
+def list_references(root: Path) -> set[str]:
+    """Return the references to models that artifacts of the folder name as their parents."""
+    return set(_references(root, list_found(root)))
+
+
+def _references(root: Path, found: list[Found]) -> dict[str, set[str]]:
+    told: dict[str, set[str]] = {}
+    for one in found:
+        for role, name in _parents(root, one):
+            if name.startswith("hub:") and role != "embedder":
+                told.setdefault(name, set()).add(role)
+    return told
+
+
+def _parents(root: Path, one: Found) -> Iterator[tuple[str, str]]:
+    """Yield role and name of what an artifact was made from; nameless where it lies outside."""
+    folder = find_inside(root, one.name)
+    if not is_artifact(folder) or one.kind == "broken":
+        return
+    for parent in read_artifact(folder).parents:
+        if not names_something(parent):
+            continue
+        if parent.path.startswith("hub:"):
+            yield parent.role, parent.path
+        elif ":" not in parent.path.partition("/")[0]:
+            yield parent.role, name_of(root, resolve_parent(folder, parent))
+
+
+def _model(root: Path, one: Found, figures: Mapping[str, Figure]) -> Model:
+    folder = find_inside(root, one.name)
+    told = _look(folder, one.digest)
+    return Model(
+        one.name,
+        "checkpoint",
+        one.recipe,
+        told.get("parameters"),
+        told.get("size_bytes", one.size_bytes),
+        told.get("layers"),
+        told.get("width"),
+        one.origin,
+        one.license or told.get("license", ""),
+        one.digest,
+        one.created,
+        tuple((role, name or "outside the folder") for role, name in _parents(root, one)),
+        figures,
+        told.get("is_diffusion", False),
+    )
+
+
+@lru_cache(maxsize=256)
+def _look(folder: Path, digest: str) -> dict[str, Any]:
+    """Return what a checkpoint's header and config say; empty where it cannot be read."""
+    from stillroom.checkpoints import Checkpoint
+
+    try:
+        checkpoint = Checkpoint.open(find_output(folder, "checkpoint"))
+    except (StillroomError, OSError):
+        return {}
+    config = checkpoint.config
+    return {
+        "parameters": checkpoint.parameters,
+        "size_bytes": checkpoint.size_bytes,
+        "layers": config.get("num_hidden_layers"),
+        "width": config.get("hidden_size"),
+        "license": checkpoint.license,
+        "is_diffusion": (find_output(folder, "checkpoint") / "diffusion.json").is_file(),
+    }
+
+
+def _measured(root: Path, found: list[Found]) -> dict[str, dict[str, Figure]]:
+    """Return figures by model, out of every report whose parents are models."""
+    told: dict[str, dict[str, Figure]] = {}
+    for one in found:
+        if one.kind != "report":
+            continue
+        folder = find_inside(root, one.name)
+        metrics = [
+            metric
+            for name in ("output/report.json", "report.json", "timings.json")
+            for metric in _metrics(read_json(folder / name))
+        ]
+        for role, name in _parents(root, one):
+            if not name:
+                continue
+            for metric in metrics:
+                if key := _key(str(metric.get("name", "")), role):
+                    told.setdefault(name, {}).setdefault(key, _figure(metric, one.name))
+    return told
+
+
+def _metrics(report: Any) -> list[Mapping[str, Any]]:
+    found = report.get("metrics") if isinstance(report, dict) else None
+    rows = found if isinstance(found, list) else []
+    return [one for one in rows if isinstance(one, dict) and isinstance(one.get("value"), float)]
+
+
+def _key(name: str, role: str) -> str:
+    """Return which of our figures a metric is of a role, as ``student/agreement``."""
+    for prefix in (f"{role}/", f"answers/{role}/"):
+        rest = name.removeprefix(prefix)
+        if rest != name and rest in _FIGURES:
+            return rest
+    return ""
+
+
+def _figure(metric: Mapping[str, Any], report: str) -> Figure:
+    return Figure(
+        metric["value"], metric.get("low"), metric.get("high"), int(metric.get("n", 0)), report
+    )

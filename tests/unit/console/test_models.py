@@ -1,0 +1,70 @@
+import pytest
+from tests.console_folder import HOSTILE, build_tenants
+
+from stillroom.errors import DataError
+from stillroom.serve.views.graph import draw_graph
+from stillroom.serve.views.lineage import trace
+from stillroom.serve.views.models import list_models
+
+MODEL = "run/steps/model"
+
+
+def test_models_are_listed_with_what_they_are(client, folder):
+    models, _ = list_models(folder)
+    one = next(one for one in models if one.name == MODEL)
+    assert one.parameters > 0
+    assert one.layers == 2
+    assert one.made_by == "distill"
+    page = client.get("/models").text
+    assert MODEL in page
+    assert f"{one.parameters:,}" in page
+
+
+def test_two_are_held_side_by_side(client):
+    page = client.get("/models/compare", params={"m": [MODEL, MODEL]}).text
+    assert page.count(f'data-at="{MODEL}"') == 2
+    assert client.get("/models/compare").status_code == 404
+    assert client.get("/models/compare?m=../secret").status_code == 404
+
+
+def test_a_model_answers_by_itself(client, token):
+    headers = {"x-stillroom-token": token}
+    assert client.post(f"/models/open?at={MODEL}", headers=headers).json() == {"model": "model"}
+    reply = client.post("/models/open?at=run/steps/index", headers=headers)
+    assert reply.status_code == 400
+    assert "does not answer" in reply.text
+
+
+def test_the_graph_names_what_everything_was_made_from(folder):
+    graph = draw_graph(folder, ["run/steps/index"])
+    assert {spot.kind for spot in graph.spots} == {"index", "folder", "elsewhere"}
+    index = next(spot for spot in graph.spots if spot.kind == "index")
+    documents = next(spot for spot in graph.spots if spot.kind == "folder")
+    assert documents.x < index.x
+    assert "index was made from documents as its documents" in graph.words
+
+
+def test_everything_is_listed_and_walked_to_its_bytes(client):
+    page = client.get("/lineage").text
+    for name in ("run", "run/steps/index", MODEL):
+        assert f"at={name.replace('/', '/')}" in page
+    assert MODEL not in client.get("/lineage?kind=index").text
+    tree = client.get("/lineage?at=run/steps/index").text
+    assert "rivers.txt: bytes 0-" in tree
+    assert 'class="to-source" href="/source?at=run/steps/index&amp;passage=pas-' in tree
+    assert HOSTILE not in tree
+    assert client.get("/lineage?at=../secret").status_code == 404
+    assert client.get("/lineage?at=run/steps/index&record=rec-none").status_code in {400, 404}
+
+
+def test_no_word_of_a_tenant_is_walked(tmp_path):
+    folder = build_tenants(tmp_path)
+
+    def titles(node):
+        return [node.title, *node.notes, *(one for child in node.children for one in titles(child))]
+
+    told = " ".join(titles(trace(folder, "index")))
+    assert "aword" not in told
+    assert "bword" not in told
+    with pytest.raises(DataError, match="tenants"):
+        trace(folder, "index", record="pas-anything")
