@@ -17,10 +17,10 @@ __all__ = ["command"]
 \b
 Examples:
   stillroom forensics import meso4 Meso4_DF.h5 --out meso4
-  stillroom forensics import meso4 weights.npz --out meso4 --json
+  stillroom forensics import aasist AASIST-L.pth --out aasist
 """,
 )
-@click.argument("kind", type=click.Choice(["meso4"]))
+@click.argument("kind", type=click.Choice(["aasist", "meso4"]))
 @click.argument("weights", type=existing_path)
 @click.option("--out", type=existing_path, required=True, help="The folder of the detector.")
 @json_option
@@ -28,12 +28,14 @@ Examples:
 def command(kind: str, weights: Path, out: Path, as_json: bool) -> None:
     """Bring a published detector's weights into this program's files.
 
-    Meso4 says 1 for real; here a higher score is forged, and the last layer's sign is changed. No
-    faces are here to show that it works, so check calls all it says inconclusive.
+    Meso4 says 1 for real, AASIST's second output is bona fide; here a higher score is forged, and
+    the last layer is turned round. Nothing is here to show that they work, so check calls all they
+    say inconclusive.
     """
     from stillroom.forensics.published import import_meso4
+    from stillroom.forensics.published_sound import import_aasist
 
-    artifact = import_meso4(weights, out)
+    artifact = (import_meso4 if kind == "meso4" else import_aasist)(weights, out)
     if as_json:
         print_json({"out": str(out), "digest": artifact.digest})
         return

@@ -39,7 +39,7 @@ _OF_DETECTORS = (
     "not indicate may be forged all the same.",
 )
 _SYNTHETIC = ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicMedia")
-_NO_JUDGE = "no face was found for the named detectors to judge; they judged nothing here"
+_NO_JUDGE = "the named detectors found nothing here that they judge"
 _NO_FACE = "no face was found that a named detector judges"
 _SMALL_FACE = 64
 _LOW_QUALITY = 40
@@ -212,7 +212,7 @@ def _check_clip(
     """Return what is known of a clip or recording; its credentials also where it cannot be read."""
     try:
         if path.suffix.lower() in SOUNDS:
-            look = look_at_sound(path)
+            look = look_at_sound(path, lab, judges=judges)
         else:
             look = look_at_clip(path, lab, judges=judges, with_pulse=with_pulse)
     except DataError as error:

@@ -27,6 +27,7 @@ from stillroom.forensics.method import DETECTORS, Detector
 from stillroom.forensics.networks import Network
 from stillroom.forensics.treatments import compress, fit_size, rescale
 from stillroom.forensics.views import cut_window, middle_window, to_planes
+from stillroom.forensics.waves import Waves, fit_length
 from stillroom.models.causal import choose_device
 
 __all__ = [
@@ -49,6 +50,7 @@ Floats = npt.NDArray[np.float64]
 class About:
     """What is kept of a detector beside its weights.
 
+    Of a detector that hears, ``pixels`` are samples and ``size`` samples a second. Else
     ``size`` is the side of the square about a face that it learned from, ``margin`` that side in
     sizes of the landmarks' box; ``least_face`` (pixels of such a square) and ``least_quality`` (of
     JPEG) bound what it was shown to work on; ``is_shown`` says whether it was at all; ``weights``
@@ -163,15 +165,22 @@ class TrainedDetector:
         window = middle_window(side, self.about.pixels, keeps_pixels=keeps)
         return cut_window(fitted, window, self.about.pixels)
 
-    def logits(self, images: Sequence[Image]) -> Floats:
-        """Return raw scores of squares about faces, (N,); higher is forged."""
+    def logits(self, images: Sequence[Image | Waves]) -> Floats:
+        """Return raw scores of squares about faces, or of sounds, (N,); higher is forged."""
         found: list[float] = []
         for start in range(0, len(images), _AT_ONCE):
-            planes = to_planes([self.show(image) for image in images[start : start + _AT_ONCE]])
+            some = images[start : start + _AT_ONCE]
+            planes = self._prepare(some)
             with torch.inference_mode():
                 judged = self.network.judge(torch.from_numpy(planes).to(self.device))
             found += judged.logits.double().cpu().tolist()
         return np.array(found)
+
+    def _prepare(self, some: Sequence[Image | Waves]) -> npt.NDArray[np.float32]:
+        if self.about.method.hears:
+            waves = [np.asarray(one, dtype=np.float32) for one in some]
+            return np.stack([fit_length(wave, self.about.pixels) for wave in waves])
+        return to_planes([self.show(np.asarray(one, dtype=np.uint8)) for one in some])
 
     def judge(
         self,

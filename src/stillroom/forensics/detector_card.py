@@ -8,9 +8,9 @@ from typing import Any
 
 from stillroom.checkpoints.card import write_card
 from stillroom.forensics.detecting import About
-from stillroom.forensics.recipe import FacesSettings
+from stillroom.forensics.recipe import FacesSettings, SoundSettings
 
-__all__ = ["write_detector_card"]
+__all__ = ["write_detector_card", "write_sound_card"]
 
 _SAID = {
     "clean": "as they are",
@@ -19,6 +19,10 @@ _SAID = {
     "half": "at half their size and back",
     "noise8": "with noise of deviation 8",
     "h264": "after H.264 at a rate factor of 28",
+    "mp3_64": "after MP3 at 64 kbit/s",
+    "aac_64": "after AAC at 64 kbit/s",
+    "noise20": "with noise 20 dB below",
+    "telephone": "in a telephone's band, below 4 kHz",
     "blur": "blurred (sigma 1.5 at 224 pixels)",
 }
 _BLIND_BELOW = 0.6
@@ -42,6 +46,53 @@ def write_detector_card(
         "\n".join(_body(about, figures, faces)),
         tags=["forgery-detection", name],
         fields={"library_name": "stillroom", "pipeline_tag": "image-classification"},
+    )
+
+
+def write_sound_card(
+    folder: Path, about: About, figures: Mapping[str, Any], sound: SoundSettings
+) -> None:
+    """Write README.md beside the weights of a detector of sounds; arguments as for faces."""
+    name, count = about.method.method_name(), figures["faces"]
+    whose = sound.basis or about.faces
+    lines = [
+        f"Paper: {about.method.paper}. A higher score is forged. It hears "
+        f"{about.pixels / about.size:.2f} s at {about.size} samples a second.",
+        "",
+        "## What it learned",
+        "",
+        f"Sounds forged on the fly by {', '.join(about.learned_from)} from {count['train']} sounds "
+        f"({whose}); calibrated on {count['validation']}, tested on {count['test']}. No speaker is "
+        "in two of these.",
+        "",
+        "## Where it is blind",
+        "",
+        *[f"- {line}" for line in [*about.blind, *_measured_blindness(figures)]],
+    ]
+    if not about.is_shown:
+        lines.append(
+            "- On validation speakers the interval of its area under the curve reaches 0.5: it was "
+            "not shown to tell forged from real, and all it says is called inconclusive."
+        )
+    if about.faces.startswith("drawn"):
+        lines.append("- It learned from drawn voices: of recordings its scores say nothing.")
+    lines += [
+        *("", "## What was measured", ""),
+        "Area under the curve on test speakers, with a 95 % interval over speakers; what is done "
+        "to sounds is done to real and forged alike.",
+        *("", "| sounds | area | interval | n |", "|---|---|---|---|"),
+        *[_row(_SAID[condition], metric) for condition, metric in figures["auc"].items()],
+        "",
+        f"Calibration ({about.calibrator.method}, {about.calibrator.n} validation sounds), error "
+        f"and Brier score on test sounds: {_chances(figures['calibration']['before'])} before, "
+        f"{_chances(figures['calibration']['after'])} after.",
+    ]
+    write_card(
+        folder,
+        f"Detector {name} of {', '.join(about.learned_from)}",
+        "\n".join(lines),
+        tags=["forgery-detection", name],
+        fields={"library_name": "stillroom", "pipeline_tag": "audio-classification"},
     )
 
 
@@ -93,8 +144,7 @@ def _body(about: About, figures: Mapping[str, Any], faces: FacesSettings) -> lis
 
 def _measured_blindness(figures: Mapping[str, Any]) -> list[str]:
     return [
-        f"Measured: on pictures {_SAID[name]} its area is {metric['value']:.2f}, which is little "
-        "or nothing."
+        f"Measured: {_SAID[name]} its area is {metric['value']:.2f}, which is little or nothing."
         for name, metric in figures["auc"].items()
         if metric["value"] is not None and metric["value"] < _BLIND_BELOW
     ]

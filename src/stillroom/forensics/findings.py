@@ -65,9 +65,10 @@ class Finding:
 class Course:
     """What a detector makes of one face of a clip over time.
 
-    ``face`` is its number; ``times`` in seconds and ``logits`` are of each frame, or, for a head
-    over time, of each run of frames; ``chances`` are those logits' own; ``chance`` that of their
-    mean, None where it is withheld for ``reasons``; ``top`` is the mean of the highest fifth.
+    ``face`` is its number, 0 for a sound; ``times`` in seconds and ``logits`` are of each frame,
+    or, for a head over time or a sound, of each run; ``chances`` are those logits' own;
+    ``chance`` that of their mean, None where it is withheld for ``reasons``; ``top`` is the mean
+    of the highest fifth.
     """
 
     detector: str
@@ -83,6 +84,11 @@ class Course:
     reasons: tuple[str, ...] = ()
 
     @property
+    def subject(self) -> str:
+        """Who or what it is of, as ``face 1``."""
+        return f"face {self.face}" if self.face else "sound"
+
+    @property
     def verdict(self) -> str:
         """What may be said, in one clause."""
         return name_chance(self.chance, self.prevalence, self.reasons)
@@ -90,10 +96,10 @@ class Course:
     def line(self) -> str:
         """Return the verdict with its detector, its face, and the frames' chances as bars."""
         if not self.times:
-            return f"{self.detector}, face {self.face}: {self.verdict}"
+            return f"{self.detector}, {self.subject}: {self.verdict}"
         bars = "".join(_BARS[round(chance * (len(_BARS) - 1))] for chance in self.chances)
         return (
-            f"{self.detector}, face {self.face}, {len(self.times)} scores from "
+            f"{self.detector}, {self.subject}, {len(self.times)} scores from "
             f"{self.times[0]:.1f} to {self.times[-1]:.1f} s [{bars}]: {self.verdict}"
         )
 
@@ -102,7 +108,7 @@ class Course:
         return {
             "detector": self.detector,
             "fingerprint": self.fingerprint,
-            "face": self.face,
+            "face": self.face or None,
             "verdict": self.verdict,
             "chance": self.chance,
             "prevalence": self.prevalence,

@@ -14,8 +14,10 @@ from stillroom.forensics.detecting import TrainedDetector
 from stillroom.forensics.explaining import draw_maps, has_maps
 from stillroom.forensics.face import Image
 from stillroom.forensics.faces import Detection, FaceFinder, crop_square
-from stillroom.forensics.findings import Finding
+from stillroom.forensics.findings import Course, Finding
+from stillroom.forensics.listening import listen
 from stillroom.forensics.pictures import Picture
+from stillroom.forensics.sounds import Sound
 
 __all__ = ["Judges", "open_judges"]
 
@@ -42,13 +44,13 @@ class Judges:
 
     def judge(self, picture: Picture) -> tuple[Finding, ...]:
         """Return what each detector makes of each face; empty where there is no face."""
-        found = []
+        found: list[Finding] = []
         for face in self.finder.find(picture.image):
             landmarks = self.finder.landmarks(picture.image, face)
             extent = float((landmarks.max(axis=0) - landmarks.min(axis=0)).max())
             for detector in self.detectors:
-                if detector.about.method.looks_at > 1:
-                    continue  # a head over time has nothing to say of one picture
+                if detector.about.method.looks_at > 1 or detector.about.method.hears:
+                    continue  # nothing to say of one picture
                 about = detector.about
                 square, _ = crop_square(picture.image, landmarks, about.size, margin=about.margin)
                 said = detector.judge(
@@ -63,7 +65,17 @@ class Judges:
 
     def witness(self) -> Witness:
         """Return who is shown the faces of one clip."""
-        return Witness(self.detectors, self.finder, self.prevalence)
+        eyes = [one for one in self.detectors if not one.about.method.hears]
+        return Witness(eyes, self.finder, self.prevalence)
+
+    def listen(self, path: Path, sound: Sound) -> tuple[Course, ...]:
+        """Return what each detector that hears makes of a recording or a clip's sound.
+
+        Raises:
+            DataError: If nothing of it can be decoded.
+        """
+        ears = [one for one in self.detectors if one.about.method.hears]
+        return listen(ears, path, sound, self.prevalence)
 
     def _with_map(self, detector: TrainedDetector, square: Image, said: Finding) -> Finding:
         """Add the map where the finding indicates a forgery; of anything else none is shown."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -27,7 +28,7 @@ from stillroom.forensics.measures import brier_score, calibration_gap
 from stillroom.forensics.method import Forgery
 from stillroom.forensics.networks import Network
 from stillroom.forensics.pairs import PairBatch, PairSource
-from stillroom.forensics.proving import Trial, find_bounds, make_trial, measure_conditions
+from stillroom.forensics.proving import find_bounds, make_trial, measure_conditions
 from stillroom.forensics.recipe import ForensicsRecipe
 from stillroom.jobs import Job
 from stillroom.models.causal import choose_device
@@ -36,7 +37,15 @@ from stillroom.records import Link, Origin
 from stillroom.train.loop import Loss, train
 from stillroom.train.precision import fixed_threads
 
-__all__ = ["Faces", "learn", "prove", "split_faces", "teach"]
+__all__ = [
+    "Faces",
+    "learn",
+    "measure_chances",
+    "prove",
+    "split_faces",
+    "split_identities",
+    "teach",
+]
 
 _VALIDATION_REPEATS = 2
 
@@ -64,6 +73,10 @@ def learn(recipe: ForensicsRecipe, job: Job) -> Artifact:
         Cancelled: If the user stopped it; ``--resume`` goes on to the same bytes.
     """
     settings = _settings_of(recipe)
+    if recipe.sound is not None:
+        from stillroom.forensics.sound_learning import learn_sounds
+
+        return learn_sounds(recipe, recipe.sound, job)
     need("cv2", "PIL", "av")
     forgeries = [recipe.method, *settings.also]
     uses = [method.method_name() for method in forgeries]
@@ -110,19 +123,31 @@ def split_faces(bases: Bases, recipe: ForensicsRecipe) -> Faces:
         DataError: If a split is empty.
     """
     every = tuple(bases[number] for number in range(len(bases)))
+    places = split_identities([face.identity for face in every], recipe, "faces")
+    return Faces(every, tuple(places["train"]), tuple(places["validation"]), tuple(places["test"]))
+
+
+def split_identities(
+    identities: Sequence[str], recipe: ForensicsRecipe, what: str
+) -> dict[str, list[int]]:
+    """Return numbers by split, each person in one by the digest of their name.
+
+    Raises:
+        DataError: If a split is empty.
+    """
     places: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
-    for number, face in enumerate(every):
-        places[choose_split(face.identity, recipe.seed, recipe.split)].append(number)
+    for number, identity in enumerate(identities):
+        places[choose_split(identity, recipe.seed, recipe.split)].append(number)
     empty = [name for name, numbers in places.items() if not numbers]
     if empty:
         raise DataError(
-            f"of {len(every)} faces none is left for {' and '.join(empty)}",
+            f"of {len(identities)} {what} none is left for {' and '.join(empty)}",
             code="forensics.too-few-faces",
             where="split",
             expected="people enough for learning, validation and test, apart",
-            next="raise count, give more people's faces, or change split and seed",
+            next=f"raise count, give more people's {what}, or change split and seed",
         )
-    return Faces(every, tuple(places["train"]), tuple(places["validation"]), tuple(places["test"]))
+    return places
 
 
 def teach(
@@ -200,7 +225,7 @@ def prove(
         progress.advance()
         test = make_trial(faces.of(faces.test), forgeries, seed=recipe.seed + 1, frames=frames)
         figures = {"auc": measure_conditions(detector, test)}
-        figures |= _measure_chances(detector, calibrator, test)
+        figures |= measure_chances(detector.logits(test.images), calibrator, test.labels)
         figures["faces"] = {
             "train": len(faces.train),
             "validation": len(faces.validation),
@@ -219,17 +244,16 @@ def prove(
     return TrainedDetector(network, about), figures
 
 
-def _measure_chances(
-    detector: TrainedDetector, calibrator: Calibrator, test: Trial
+def measure_chances(
+    logits: npt.NDArray[np.float64], calibrator: Calibrator, labels: Sequence[int]
 ) -> dict[str, Any]:
-    """Return calibration error and Brier score on test faces, before and after."""
-    logits = detector.logits(test.images)
+    """Return calibration error and Brier score of test scores, before and after."""
     found = {}
     for name, one in (("before", Calibrator("none")), ("after", calibrator)):
         chances = one.chances(logits)
         found[name] = {
-            "calibration_error": calibration_gap(test.labels, chances, equal_mass=True),
-            "brier": brier_score(test.labels, chances),
+            "calibration_error": calibration_gap(labels, chances, equal_mass=True),
+            "brier": brier_score(labels, chances),
         }
     return {"calibration": found}
 

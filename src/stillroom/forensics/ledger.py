@@ -93,9 +93,13 @@ class Ledger:
         """
         return sum(1 for _ in self.rows())
 
-    def find(self, payload: int) -> dict[str, Any] | None:
-        """Return the row of the file that carries a watermark, or None."""
-        mark = format(payload, "012x")
+    def find(self, payload: int | str) -> dict[str, Any] | None:
+        """Return the row of the file that carries a watermark, or None.
+
+        Args:
+            payload: Of a picture's mark, or any mark as rows write it.
+        """
+        mark = payload if isinstance(payload, str) else format(payload, "012x")
         return next((row for row in self.rows() if row.get("watermark") == mark), None)
 
     def _read_head(self, size: int) -> tuple[int, str]:

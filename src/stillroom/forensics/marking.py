@@ -283,15 +283,19 @@ def read_image(path: Path) -> Image:
 def unmarked_files(folder: Path, lab: Lab) -> dict[str, list[str]]:
     """Return every media file below a folder that lacks a mark of the lab, and which.
 
-    Pictures whose type cannot be marked are unmarked, whatever is in them.
+    Media whose type cannot be marked are unmarked, whatever is in them.
     """
-    marker, found = Marker(lab), {}
+    from stillroom.forensics.sound_marking import SoundMarker
+
+    marker, sounds, found = Marker(lab), SoundMarker(lab), {}
     rows = {str(row.get("sha256")): row for row in lab.ledger.rows()}
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or path.suffix.lower() not in MEDIA_ENDINGS:
             continue
         if path.suffix.lower() in {".jpg", ".jpeg", ".png"}:
             missing = marker.missing_marks(path, rows)
+        elif path.suffix.lower() == ".wav":
+            missing = sounds.missing_marks(path, rows)
         else:
             missing = ["ledger", "watermark", "credentials", "label"]
         if missing:

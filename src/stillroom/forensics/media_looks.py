@@ -14,7 +14,7 @@ from stillroom.forensics.lab import Lab
 from stillroom.forensics.pulse import Pulse, feel_pulses
 from stillroom.forensics.scanning import Scan, scan_clip
 from stillroom.forensics.sounds import Sound, hear_sound
-from stillroom.forensics.tracing import Trace
+from stillroom.forensics.tracing import CLIPS, SOUNDS, Trace, trace_sound
 from stillroom.forensics.watermark import Watermark
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CLIPS", "SOUNDS", "ClipLook", "look_at_clip", "look_at_sound"]
 
-CLIPS = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})
-SOUNDS = frozenset({".wav", ".mp3", ".flac", ".m4a", ".ogg", ".opus", ".aac"})
 _FRAMES = 32
 
 
@@ -126,19 +124,47 @@ def look_at_clip(
     if payloads and lab is not None:
         trace = Trace(format(payloads[0], "012x"), (1.0, 1.0), lab.ledger.find(payloads[0]))
     pulses = _feel(clip, limits) if with_pulse and scan is not None and scan.tracks else ()
+    if lab is not None and sound is not None and not payloads:
+        trace = trace_sound(path, lab)
     courses = witness.courses(_bits_per_pixel(clip)) if witness is not None else ()
+    courses += _hear(judges, path, sound, limits)
     notes = (*clip.notes, *limits)
     return ClipLook(clip, scan, sound, trace, len(payloads), notes, courses, pulses)
 
 
-def look_at_sound(path: Path) -> ClipLook:
+def look_at_sound(path: Path, lab: Lab | None = None, *, judges: Judges | None = None) -> ClipLook:
     """Listen to a recording.
+
+    Args:
+        path: The file.
+        lab: Whose watermark is looked for.
+        judges: The detectors, of which those that hear are asked.
 
     Raises:
         DataError: If it holds no sound that can be decoded.
     """
     sound = hear_sound(path)
-    return ClipLook(Clip(path, False, True, sound.duration), sound=sound, limits=sound.limits())
+    limits = list(sound.limits())
+    return ClipLook(
+        Clip(path, False, True, sound.duration),
+        sound=sound,
+        trace=trace_sound(path, lab) if lab is not None else None,
+        courses=_hear(judges, path, sound, limits),
+        limits=tuple(limits),
+    )
+
+
+def _hear(
+    judges: Judges | None, path: Path, sound: Sound | None, limits: list[str]
+) -> tuple[Course, ...]:
+    """Return what detectors of sounds make of it; where it cannot be coded, the rest counts."""
+    if judges is None or sound is None:
+        return ()
+    try:
+        return judges.listen(path, sound)
+    except DataError as error:
+        limits.append(f"no detector heard it: {error.problems[0].what}")
+        return ()
 
 
 def _watch(

@@ -1,4 +1,4 @@
-"""The seams of this room: ``Forgery``, ``Edit``, ``Detector`` and their folders.
+"""The seams of this room: ``Forgery``, ``Resynthesis``, ``Edit``, ``Detector``, their folders.
 
 What a method returns is an array in memory. Nothing here writes a file: that is ``marking`` alone.
 Imports neither OpenCV nor torch, so that a recipe can name methods.
@@ -18,15 +18,19 @@ if TYPE_CHECKING:
 
     from stillroom.forensics.face import Face, Image, Mask
     from stillroom.forensics.networks import Network
+    from stillroom.forensics.waves import Wave, Waves
 
 __all__ = [
     "DETECTORS",
     "EDITS",
     "FORGERIES",
+    "RESYNTHESES",
     "Detector",
     "Edit",
     "Forged",
+    "ForgedSound",
     "Forgery",
+    "Resynthesis",
     "SourceType",
 ]
 
@@ -68,6 +72,38 @@ class Forgery(Method):
         """
 
 
+@dataclass(frozen=True, eq=False)
+class ForgedSound:
+    """A forged sound (N,), where it is forged (N,) in [0, 1], its real twin, what was drawn by lot.
+
+    All are at ``waves.RATE``, in [-1, 1].
+    """
+
+    values: Waves
+    mask: Waves
+    twin: Waves
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Resynthesis(Method):
+    """Makes a forged sound from one or two recordings; imitates nobody's voice.
+
+    Class variables: ``waves_needed``; ``source_type``, what the file's credentials call it.
+    """
+
+    waves_needed: ClassVar[int] = 1
+    source_type: ClassVar[SourceType] = "compositeWithTrainedAlgorithmicMedia"
+
+    @abstractmethod
+    def forge(self, waves: Sequence[Wave], rng: np.random.Generator) -> ForgedSound:
+        """Forge the first recording, with the second where one is needed.
+
+        Args:
+            waves: ``waves_needed`` recordings.
+            rng: All chance comes from here.
+        """
+
+
 class Edit(Method):
     """What people do to real pictures every day, and a detector must not call forged."""
 
@@ -81,11 +117,13 @@ class Detector(Method):
 
     Class variables: ``blind``, what it cannot see by its very making, a sentence each, which its
     model card and every verdict repeat; ``keeps_pixels``, whether it looks at pixels as they came,
-    cut out and not resized, since resizing makes or removes the traces that it knows.
+    cut out and not resized, since resizing makes or removes the traces that it knows; ``hears``,
+    whether it judges sounds instead of faces.
     """
 
     blind: ClassVar[tuple[str, ...]] = ()
     keeps_pixels: ClassVar[bool] = False
+    hears: ClassVar[bool] = False
 
     @property
     def looks_at(self) -> int:
@@ -117,4 +155,5 @@ class Detector(Method):
 
 FORGERIES: Seam[Forgery] = Seam("stillroom.forensics.forgeries", Forgery)
 EDITS: Seam[Edit] = Seam("stillroom.forensics.edits", Edit)
+RESYNTHESES: Seam[Resynthesis] = Seam("stillroom.forensics.resyntheses", Resynthesis)
 DETECTORS: Seam[Detector] = Seam("stillroom.forensics.detectors", Detector)

@@ -135,12 +135,12 @@ def draw_course(course: Course) -> str:
     )
     return (
         f"<figure class=course><svg viewBox='0 0 {_ROOM} {height}' role=img "
-        f"aria-label='chance over time, face {course.face}'>"
+        f"aria-label='chance over time, {course.subject}'>"
         f'<rect class="band" x="{_NAMES}" y="{unsure[1]:.1f}" width="{_ROOM - _NAMES - 14}" '
         f'height="{unsure[0] - unsure[1]:.1f}"/>'
         f'<text class="tick" x="0" y="{high + 4}">forged</text>'
         f'<text class="tick" x="0" y="{low + 4}">not</text>'
         f'<polyline class="line" points="{" ".join(points)}"/>{dots}{feet}</svg>'
-        f"<figcaption class=quiet>{escape(course.detector)}, face {course.face}: the chance of "
+        f"<figcaption class=quiet>{escape(course.detector)}, {course.subject}: the chance of "
         "each score by itself; within the band it says nothing either way</figcaption></figure>"
     )

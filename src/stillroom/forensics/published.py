@@ -19,11 +19,12 @@ from stillroom.forensics.calibrating import Calibrator
 from stillroom.forensics.detecting import About, write_detector
 from stillroom.forensics.extras import need
 from stillroom.forensics.method import DETECTORS
+from stillroom.forensics.networks import Network
 from stillroom.jobs import Job
 from stillroom.provenance import Artifact, digest_file, make_parent
 from stillroom.records import Link, Origin
 
-__all__ = ["import_meso4", "read_keras"]
+__all__ = ["import_meso4", "keep_published", "read_keras"]
 
 Array = npt.NDArray[np.float32]
 _PIXELS = 256
@@ -61,13 +62,26 @@ def import_meso4(path: Path, out: Path) -> Artifact:
         strict=False,
     )
     about = About(method, _PIXELS, _PIXELS, 1.3, Calibrator("none"), faces="as published")
-    job = Job.start(out, f"import meso4 {digest_file(path)}\n")
+    return keep_published(network, about, path, out)
+
+
+def keep_published(network: Network, about: About, path: Path, out: Path) -> Artifact:
+    """Write a network with imported weights as a detector.
+
+    Args:
+        network: With the weights.
+        about: What is known of it; it is not shown to work, so ``check`` says nothing by it.
+        path: The file that they come from.
+        out: The folder to make.
+    """
+    name = about.method.method_name()
+    job = Job.start(out, f"import {name} {digest_file(path)}\n")
     try:
         fingerprint = write_detector(job.output, network, about)
         return job.finish(
             "checkpoint",
             parents=[make_parent("published", path, out)],
-            origin=Origin("unknown").then(Link("forensics.published.meso4")).to_json(),
+            origin=Origin("unknown").then(Link(f"forensics.published.{name}")).to_json(),
             details={"detector": about.to_json(), "fingerprint": fingerprint},
         )
     finally:

@@ -2,66 +2,104 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stillroom.errors import RecipeError
 from stillroom.forensics.detector_settings import DetectorSettings
-from stillroom.forensics.method import EDITS, FORGERIES, Edit, Forgery
+from stillroom.forensics.method import (
+    EDITS,
+    FORGERIES,
+    RESYNTHESES,
+    Edit,
+    Forgery,
+    Resynthesis,
+)
 from stillroom.recipes import Recipe, Reference, Settings
 
-__all__ = ["FacesSettings", "ForensicsRecipe", "MarkingSettings", "OutSettings", "SplitSettings"]
+__all__ = [
+    "BaseSettings",
+    "FacesSettings",
+    "ForensicsRecipe",
+    "MarkingSettings",
+    "OutSettings",
+    "SoundSettings",
+    "SplitSettings",
+]
 
 
-class FacesSettings(Settings):
-    """Whose faces. Without a folder they are drawn by program, and are nobody's."""
+class BaseSettings(Settings):
+    """Whose faces or voices. Without a folder they are drawn by program, and are nobody's."""
 
     folder: Reference | None = Field(
-        default=None, description="pictures to start from; null draws faces, which are nobody's"
+        default=None,
+        description="pictures, or recordings, to start from; null draws faces or voices, which "
+        "are nobody's",
     )
     synthetic_source: str = Field(
         default="",
         max_length=200,
-        description="of pictures of nobody: the generator that made them; kept with every file",
+        description="of nobody's: the generator that made them; kept with every file",
     )
     consent: Reference | None = Field(
         default=None,
-        description="of pictures of people: the consent record that covers them "
+        description="of people: the consent record that covers the files "
         "(stillroom forensics consent writes one)",
     )
     basis: str = Field(
         default="",
         max_length=200,
-        description="of pictures of people that a detector learns from and that never leave "
-        "memory: the license or agreement they are used under",
+        description="of people, where a detector learns from them and nothing leaves memory: the "
+        "license or agreement they are used under",
     )
+
+    @model_validator(mode="after")
+    def _say_whose(self) -> Self:
+        is_said = self.synthetic_source or self.consent is not None or self.basis
+        if self.folder is not None and not is_said:
+            raise RecipeError(
+                "nothing says whose faces or voices these are",
+                code="forensics.whose-faces",
+                where="faces",
+                expected="consent for files of people, or synthetic_source for those of nobody, "
+                "beside folder",
+                next="stillroom forensics consent --help, or leave folder out: faces and voices "
+                "are then drawn",
+            )
+        if self.folder is None and is_said:
+            raise RecipeError(
+                "consent and synthetic_source are of a folder",
+                code="forensics.whose-faces",
+                where="faces",
+                expected="folder with them",
+                next="name the folder, or leave both out",
+            )
+        return self
+
+
+class FacesSettings(BaseSettings):
+    """Whose faces, and how much of the picture about them."""
+
     margin: float = Field(
         default=1.9, ge=1, le=4, description="side of the square about a face, in face sizes"
     )
 
-    @model_validator(mode="after")
-    def _say_whose(self) -> FacesSettings:
-        is_said = self.synthetic_source or self.consent is not None or self.basis
-        if self.folder is not None and not is_said:
-            raise RecipeError(
-                "nothing says whose faces these are",
-                code="forensics.whose-faces",
-                where="faces",
-                expected="faces.consent for pictures of people, or faces.synthetic_source for "
-                "pictures of nobody",
-                next="stillroom forensics consent --help, or leave faces.folder out: faces are "
-                "then drawn",
-            )
-        if self.folder is None and is_said:
-            raise RecipeError(
-                "faces.consent and faces.synthetic_source are of a folder",
-                code="forensics.whose-faces",
-                where="faces",
-                expected="faces.folder with them",
-                next="name the folder, or leave both out",
-            )
-        return self
+
+class SoundSettings(BaseSettings):
+    """Forge sounds instead of faces: whose voices, by which methods, how long."""
+
+    methods: list[Annotated[Resynthesis, RESYNTHESES.choice("vocoder")]] = Field(
+        default_factory=lambda: [RESYNTHESES.build("vocoder")],
+        min_length=1,
+        description="how sounds are forged; one is drawn by lot each time",
+    )
+    seconds: float = Field(
+        default=4.0, ge=0.5, le=60, description="length of a sound, and of what a detector hears"
+    )
+    snr: float = Field(
+        default=18.0, ge=12, le=24, description="ratio of sound to watermark in dB; lower is surer"
+    )
 
 
 class MarkingSettings(Settings):
@@ -116,6 +154,11 @@ class ForensicsRecipe(Recipe):
         default_factory=SplitSettings, description="what the files are for"
     )
     out: OutSettings = Field(default_factory=OutSettings, description="the files")
+    sound: SoundSettings | None = Field(
+        default=None,
+        description="forge sounds instead of faces: method, faces, edits, size, marking and out "
+        "are then without effect, and have to be left as they are",
+    )
     detector: DetectorSettings | None = Field(
         default=None,
         description="learn a detector of these forgeries instead of writing them: its checkpoint "
@@ -123,13 +166,37 @@ class ForensicsRecipe(Recipe):
     )
 
     @model_validator(mode="after")
-    def _fakes_need_consent(self) -> ForensicsRecipe:
-        if self.detector is None and self.faces.basis:
+    def _hear_or_see(self) -> ForensicsRecipe:
+        hears = self.detector is not None and self.detector.model.hears
+        if self.detector is not None and hears != (self.sound is not None):
+            name = self.detector.model.method_name()
             raise RecipeError(
-                "faces.basis is for detectors: fakes that are written need consent",
+                f"{name} judges {'sounds' if hears else 'faces'}",
+                code="forensics.other-sense",
+                where="detector.model",
+                expected="the group 'sound' for lfcc and aasist, and none for other detectors",
+                next="sound: {}" if hears else "detector.model=lfcc",
+            )
+        plain = FacesSettings()
+        if self.sound is not None and (self.faces != plain or self.edits):
+            raise RecipeError(
+                "the recipe forges sounds, and sets what faces go through",
+                code="forensics.other-sense",
+                where="faces" if self.faces != plain else "edits",
+                expected="sound.folder, sound.consent and sound.methods",
+                next="leave faces and edits out, or the group 'sound'",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fakes_need_consent(self) -> ForensicsRecipe:
+        group = "sound" if self.sound is not None else "faces"
+        if self.detector is None and (self.sound or self.faces).basis:
+            raise RecipeError(
+                f"{group}.basis is for detectors: fakes that are written need consent",
                 code="forensics.whose-faces",
-                where="faces.basis",
-                expected="faces.consent for pictures of people",
+                where=f"{group}.basis",
+                expected=f"{group}.consent for files of people",
                 next="stillroom forensics consent --help, or add the group 'detector'",
             )
         return self

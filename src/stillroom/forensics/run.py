@@ -61,6 +61,10 @@ def run(recipe: ForensicsRecipe, job: Job) -> Artifact:
         from stillroom.forensics.learning import learn
 
         return learn(recipe, job)
+    if recipe.sound is not None:
+        from stillroom.forensics.sound_run import run_sounds
+
+        return run_sounds(recipe, recipe.sound, job)
     need("cv2", "c2pa", "cryptography", "PIL")
     from stillroom.forensics.bases import open_bases
     from stillroom.forensics.lab import open_lab
@@ -117,6 +121,8 @@ def estimate(recipe: ForensicsRecipe) -> Estimate:
     """Say what a set will need, by the size and number of its images."""
     if recipe.detector is not None:
         return _estimate_learning(recipe, recipe.detector)
+    if recipe.sound is not None:
+        return _estimate_sounds(recipe, recipe.sound.seconds)
     pixels = recipe.size**2
     share = pixels / 256**2
     return Estimate(
@@ -129,9 +135,23 @@ def estimate(recipe: ForensicsRecipe) -> Estimate:
     )
 
 
+def _estimate_sounds(recipe: ForensicsRecipe, seconds: float) -> Estimate:
+    """Say what a set of sounds will need, as measured with 4 seconds each."""
+    return Estimate(
+        memory_bytes=int(250_000_000 + recipe.count * seconds * 64_000),
+        disk_bytes=int(recipe.count * (2 * seconds * 32_000 + 40_000)),
+        seconds=recipe.count * 0.1 * seconds,
+        memory_knob="lower count or sound.seconds",
+        disk_knob="lower count or sound.seconds",
+        basis=f"{recipe.count} forged sounds and twins of {seconds:g} s",
+    )
+
+
 def _estimate_learning(recipe: ForensicsRecipe, settings: DetectorSettings) -> Estimate:
     """Say what learning needs, as measured with the default backbone at 128 pixels."""
     share = (settings.pixels / 128) ** 2
+    if recipe.sound is not None:  # as measured: lfcc is lighter, aasist of full size heavier
+        share = recipe.sound.seconds
     steps = settings.train.count_steps(recipe.count)
     pictures = 2 * settings.train.batch_size * steps
     return Estimate(

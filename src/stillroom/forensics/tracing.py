@@ -7,11 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from stillroom.forensics.clips import open_clip, space_frames
 from stillroom.forensics.lab import Lab
 from stillroom.forensics.pictures import load_picture
+from stillroom.forensics.sound_mark import BITS, SoundMark
 from stillroom.forensics.watermark import Watermark
+from stillroom.forensics.waves import RATE, Waves, read_parts
 
-__all__ = ["Trace", "trace_file", "trace_image"]
+__all__ = ["CLIPS", "SOUNDS", "Trace", "trace_clip", "trace_file", "trace_image", "trace_sound"]
+
+CLIPS = frozenset([".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"])
+SOUNDS = frozenset([".wav", ".mp3", ".flac", ".m4a", ".ogg", ".opus", ".aac"])
+_FRAMES = 32
+_RUN = 12 * RATE
+_MOST_HEARD = 300 * RATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +63,66 @@ class Trace:
 
 
 def trace_file(path: Path, lab: Lab) -> Trace:
-    """Read the lab's watermark from a picture, also from a crop, and find its row.
+    """Read the lab's watermark from a picture (also a crop), a clip or a sound; find its row.
 
     Raises:
-        DataError: If the picture cannot be read.
+        DataError: If the file cannot be read.
         IntegrityError: If the ledger is broken.
     """
+    if path.suffix.lower() in CLIPS:
+        return trace_clip(path, lab)
+    if path.suffix.lower() in SOUNDS:
+        return trace_sound(path, lab)
     return trace_image(load_picture(path).image, lab)
+
+
+def trace_clip(path: Path, lab: Lab) -> Trace:
+    """Read the lab's watermark from a clip: its frames as they stand, then its sound.
+
+    Raises:
+        DataError: If the clip cannot be read.
+        IntegrityError: If the ledger is broken.
+    """
+    clip = open_clip(path)
+    if clip.has_video:
+        mark = Watermark(lab.key)
+        for frame in space_frames(clip, _FRAMES):
+            if (payload := mark.read(frame.image).payload) is not None:
+                return Trace(format(payload, "012x"), (1.0, 1.0), lab.ledger.find(payload))
+    return trace_sound(path, lab) if clip.has_audio else Trace()
+
+
+def trace_sound(path: Path, lab: Lab) -> Trace:
+    """Read the lab's watermark from a recording or a clip's sound, and find its row.
+
+    Runs of 12 seconds are read, half overlapping, over the first five minutes.
+
+    Raises:
+        DataError: If nothing of it can be decoded.
+        IntegrityError: If the ledger is broken.
+    """
+    mark = SoundMark(lab.key)
+    waiting, heard, have = [], 0, 0
+    for part in read_parts(path):
+        waiting.append(part)
+        have += len(part)
+        if have >= _RUN:
+            whole = np.concatenate(waiting)
+            if (found := _found_in(whole, mark, lab)) is not None:
+                return found
+            heard += _RUN // 2
+            waiting, have = [whole[_RUN // 2 :]], len(whole) - _RUN // 2
+            if heard >= _MOST_HEARD:
+                return Trace()
+    return (_found_in(np.concatenate(waiting), mark, lab) if have else None) or Trace()
+
+
+def _found_in(values: Waves, mark: SoundMark, lab: Lab) -> Trace | None:
+    payload = mark.read(values).payload
+    if payload is None:
+        return None
+    text = format(payload, f"0{BITS // 4}x")
+    return Trace(text, (1.0, 1.0), lab.ledger.find(text))
 
 
 def trace_image(image: Any, lab: Lab) -> Trace:

@@ -127,7 +127,9 @@ def test_a_face_in_too_few_frames_is_not_judged_over_time(shown, timed, tmp_path
 
 def test_a_clip_without_faces_says_that_nothing_was_judged(shown, tmp_path):
     write_clip(tmp_path / "empty.mp4", [np.full((64, 64, 3), 90, np.uint8)] * 6)
-    assert "they judged nothing here" in check(tmp_path / "empty.mp4", "--detector", shown)
+    assert "found nothing here that they judge" in check(
+        tmp_path / "empty.mp4", "--detector", shown
+    )
 
 
 def test_a_course_is_the_calibrations_word_on_the_mean_and_no_surer():

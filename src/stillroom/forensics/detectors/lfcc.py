@@ -1,0 +1,40 @@
+"""LFCC: linear cepstral numbers over time, read by a small network of max-feature-maps.
+
+Source: Sahidullah et al. 2015, "A comparison of features for synthetic speech detection",
+Interspeech (linear filters, 20 numbers with first and second differences); Lavrentyeva et al. 2019,
+"STC antispoofing systems for the ASVspoof2019 challenge", arXiv:1904.05576 (the light network of
+Wu et al. 2018 on them). Differs: fewer layers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.forensics.method import Detector
+
+if TYPE_CHECKING:
+    from stillroom.forensics.networks import Network
+
+__all__ = ["Lfcc"]
+
+
+class Lfcc(Detector):
+    """Cepstral numbers of sound on a linear scale."""
+
+    paper: ClassVar[str] = "arXiv:1904.05576"
+    hears: ClassVar[bool] = True
+    blind: ClassVar[tuple[str, ...]] = (
+        "It knows the traces of the vocoders it learned from; of another vocoder, or in a room "
+        "with an echo, its scores say little.",
+    )
+    width: int = Field(default=24, ge=4, le=256, description="channels of the first layer")
+    filters: int = Field(default=20, ge=8, le=128, description="linear filters, and numbers kept")
+
+    @override
+    def build(self, pixels: int) -> Network:
+        from stillroom.forensics.hearing import CepstralNetwork
+
+        return CepstralNetwork(self.width, self.filters)

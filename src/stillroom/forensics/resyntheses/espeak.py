@@ -1,0 +1,57 @@
+"""eSpeak NG: sentences spoken by a program, the synthetic class; nobody's voice is imitated.
+
+Source: eSpeak NG, a formant synthesizer (Klatt 1980, "Software for a cascade/parallel formant
+synthesizer", JASA 67(3)). The program is run as it is installed; voice, pitch and pace are drawn by
+lot. The text is drawn from a list of plain sentences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.forensics.method import ForgedSound, Resynthesis, SourceType
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stillroom.forensics.waves import Wave
+
+__all__ = ["Espeak"]
+
+_SUBJECTS = ("the river", "a letter", "her brother", "the old clock", "the market", "a green boat")
+_VERBS = ("waits behind", "turns towards", "was left near", "stands above", "moves past")
+_PLACES = ("the station", "an open window", "the second house", "the quiet garden", "the harbour")
+_TIMES = ("before noon", "in the winter", "after the rain", "every Tuesday", "at five past nine")
+_VOICES = ("en", "en-us", "en+f2", "en+f4", "en+m3", "en+m7", "en-gb-scotland", "en-us+f3")
+
+
+class Espeak(Resynthesis):
+    """Speech of a program."""
+
+    paper: ClassVar[str] = "doi:10.1121/1.383940"
+    source_type: ClassVar[SourceType] = "algorithmicMedia"
+    program: str = Field(default="espeak-ng", max_length=200, description="the program's name")
+
+    @override
+    def forge(self, waves: Sequence[Wave], rng: np.random.Generator) -> ForgedSound:
+        import numpy as np
+
+        from stillroom.forensics.speaking import speak
+        from stillroom.forensics.waves import RATE, fit_length, level
+
+        given = waves[0].values
+        voice = _VOICES[int(rng.integers(len(_VOICES)))]
+        pitch, pace = int(rng.integers(25, 80)), int(rng.integers(130, 200))
+        words: list[str] = []
+        while len(words) < 4 * len(given) / RATE + 4:
+            words += [part[int(rng.integers(len(part)))] for part in (_SUBJECTS, _VERBS, _PLACES)]
+            words.append(_TIMES[int(rng.integers(len(_TIMES)))] + ".")
+        made = speak(" ".join(words), self.program, voice=voice, pitch=pitch, pace=pace)
+        made = level(fit_length(made, len(given)), float(np.abs(given).max()))
+        noise = rng.normal(0, 3e-4, len(given)).astype(np.float32)
+        mask = np.ones(len(given), dtype=np.float32)
+        return ForgedSound(made + noise, mask, given, {"voice": voice, "pitch": pitch})

@@ -1,0 +1,174 @@
+"""A set of forged sounds: each with its mask, its real twin, and its marks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillroom.errors import IntegrityError
+from stillroom.forensics.bases import choose_split
+from stillroom.forensics.casting import Cast, cast_faces
+from stillroom.forensics.extras import need
+from stillroom.forensics.lab import open_lab
+from stillroom.forensics.marking import unmarked_files
+from stillroom.forensics.method import ForgedSound, Resynthesis
+from stillroom.forensics.recipe import ForensicsRecipe, SoundSettings
+from stillroom.forensics.sound_marking import MadeSound, SoundMarker
+from stillroom.forensics.voices import Voices, open_voices
+from stillroom.forensics.waves import RATE, Wave
+from stillroom.jobs import Job, atomic_write
+from stillroom.provenance import Artifact, digest_text, make_parent
+from stillroom.recipes import dump_recipe
+from stillroom.records import Link, Origin
+
+__all__ = ["run_sounds"]
+
+_MANIFEST = "manifest.jsonl"
+_MASK_RATE = 100  # values a second that a mask is kept at
+
+
+@dataclass(frozen=True)
+class _Task:
+    number: int
+    method: Resynthesis
+    waves: tuple[Wave, ...]
+    block: str
+
+
+def run_sounds(recipe: ForensicsRecipe, sound: SoundSettings, job: Job) -> Artifact:
+    """Make the set, every sound marked by ``sound_marking.SoundMarker``.
+
+    Raises:
+        DataError: If there are no voices, or no consent for them.
+        IntegrityError: If a file lacks a mark.
+        Cancelled: If the user stopped it; ``--resume`` goes on to the same samples.
+    """
+    need("av", "c2pa", "cryptography")
+    lab = open_lab()
+    rows_before = lab.ledger.verify()
+    uses = [method.method_name() for method in sound.methods]
+    needed = max(method.waves_needed for method in sound.methods)
+    voices = open_voices(
+        sound, uses, seed=recipe.seed, count=max(recipe.count, 3 * needed), say=job.say
+    )
+    marker = SoundMarker(lab, snr=sound.snr)
+    name = digest_text(dump_recipe(recipe.model_copy(update={"workers": 1})))[:16]
+    journal = job.journal("items")
+    done: dict[int, list[dict[str, Any]]] = {
+        int(key): journal.get(key)
+        for key in journal.keys()  # noqa: SIM118  # no mapping
+    }
+    with job.phase("forge", recipe.count, "sounds", done=len(done)) as progress:
+        for task in _tasks(recipe, sound, voices, needed):
+            if task.number in done:
+                continue
+            rng = np.random.default_rng([recipe.seed, task.number, 0x50F])
+            forged = task.method.forge(task.waves, rng)
+            rows = _write(task, forged, voices, recipe, name, marker, job)
+            journal.put(str(task.number), rows)
+            done[task.number] = rows
+            progress.advance()
+            job.check_cancelled()
+    rows = [row for number in sorted(done) for row in done[number]]
+    with atomic_write(job.output / _MANIFEST) as file:
+        file.writelines(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
+    _refuse_unmarked(unmarked_files(job.output, lab))
+    job.say(
+        f"{len(rows)} sounds, each with label, watermark, credentials and a row in the ledger "
+        f"({rows_before} rows before, {lab.ledger.verify()} now)"
+    )
+    folder = [make_parent("voices", Path(sound.folder), job.out)] if sound.folder else []
+    origin = Origin("synthetic")
+    for use in uses:
+        origin = origin.then(Link(f"forensics.resyntheses.{use}"))
+    return job.finish(
+        "media",
+        parents=folder,
+        origin=origin.to_json(),
+        details={"voices": voices.origin, "consent": voices.consent, "sounds": len(rows)},
+        # A signature is of its moment; the manifest holds the digest of what is heard.
+        is_timed=lambda path: path.endswith(".wav"),
+    )
+
+
+def _tasks(
+    recipe: ForensicsRecipe, sound: SoundSettings, voices: Voices, needed: int
+) -> Iterator[_Task]:
+    people = [one.identity for one in voices.waves]
+    needed = min(needed, len(set(people)))
+    cast: Cast = cast_faces(people, needed)
+    for number in range(recipe.count):
+        chosen, block = cast.choose(number)
+        lot = np.random.default_rng([recipe.seed, number, 0x50E])
+        method = sound.methods[int(lot.integers(len(sound.methods)))]
+        waves = tuple(voices.waves[at] for at in chosen)
+        if len(waves) < method.waves_needed:  # of one speaker: a piece of another recording
+            waves = (*waves, voices.waves[(number + 1) % len(voices.waves)])
+        yield _Task(number, method, waves[: method.waves_needed], block)
+
+
+def _write(
+    task: _Task,
+    forged: ForgedSound,
+    voices: Voices,
+    recipe: ForensicsRecipe,
+    run: str,
+    marker: SoundMarker,
+    job: Job,
+) -> list[dict[str, Any]]:
+    """Write a forged sound, its mask and its real twin; return their rows of the manifest."""
+    name, wave = f"{task.number:06d}", task.waves[0]
+    step = RATE // _MASK_RATE
+    mask = forged.mask[: len(forged.mask) // step * step].reshape(-1, step).mean(axis=1)
+    with atomic_write(job.output / "masks" / f"{name}.npy", "wb") as file:
+        np.lib.format.write_array(file, np.rint(mask * 255).astype(np.uint8)[None])
+    rows = []
+    for label, folder in ((1, "fake"), (0, "real")):
+        generator = task.method.method_name() if label else "twin"
+        plain = "algorithmicMedia" if voices.origin == "drawn" else "humanEdits"
+        made = MadeSound(
+            forged.values if label else forged.twin,
+            generator,
+            recipe.seed,
+            run,
+            str(task.method.source_type) if label else plain,
+            voices.consent,
+            {"voices": voices.origin, "number": task.number},
+        )
+        path = job.output / folder / f"{name}.wav"
+        marks = marker.emit(made, path)
+        rows.append(
+            {
+                "id": f"{folder}-{name}",
+                "path": path.relative_to(job.output).as_posix(),
+                "label": label,
+                "generator": generator,
+                "source_id": wave.name,
+                "identity": wave.identity,
+                "others": [other.identity for other in task.waves[1:]],
+                "split": choose_split(task.block, recipe.seed, recipe.split),
+                "mask": f"masks/{name}.npy" if label else None,
+                "compression": "wav",
+                "consent": voices.consent or None,
+                "details": dict(forged.details),
+                **marks,
+            }
+        )
+    return rows
+
+
+def _refuse_unmarked(unmarked: dict[str, list[str]]) -> None:
+    if unmarked:
+        path, missing = next(iter(unmarked.items()))
+        raise IntegrityError(
+            f"{len(unmarked)} files lack marks; {path} lacks its {', '.join(missing)}",
+            code="forensics.unmarked",
+            where=path,
+            expected="every media file of a set marked by the lab's writer",
+            next="remove the run and make it again; report it if it stays",
+        )

@@ -1,0 +1,124 @@
+"""The voices that a set of sounds starts from: drawn ones, or recordings someone answers for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stillroom.errors import DataError
+from stillroom.forensics.consent import Consent
+from stillroom.forensics.recipe import SoundSettings
+from stillroom.forensics.voicing import draw_voice
+from stillroom.forensics.waves import RATE, Wave, Waves, fit_length, load_wave
+from stillroom.provenance import digest_bytes, digest_file
+
+__all__ = ["Voices", "list_recordings", "open_voices"]
+
+_ENDINGS = frozenset([".wav", ".mp3", ".flac", ".m4a", ".ogg", ".opus", ".aac"])
+
+
+@dataclass(frozen=True)
+class Voices:
+    """Sounds of one length: whose they are (``drawn``, ``synthetic: GENERATOR`` or ``person``)."""
+
+    waves: tuple[Wave, ...]
+    origin: str
+    consent: str = ""
+
+
+def open_voices(
+    settings: SoundSettings,
+    uses: Sequence[str],
+    *,
+    seed: int,
+    count: int,
+    say: Callable[[str], None],
+) -> Voices:
+    """Return the sounds to start from, each ``settings.seconds`` long.
+
+    Recordings of one speaker (one folder) are put end to end and cut anew; of a single file its
+    name is the speaker's.
+
+    Args:
+        settings: Whose voices.
+        uses: Names of the methods they are used for, which a consent has to cover.
+        seed: Of drawn voices.
+        count: How many are wanted at most.
+        say: Told of recordings that are left out.
+
+    Raises:
+        DataError: If the folder has no recording, or the consent does not cover the use.
+    """
+    if settings.folder is None:
+        drawn = tuple(draw_voice(seed, number, settings.seconds) for number in range(count))
+        return Voices(drawn, "drawn")
+    folder = Path(settings.folder)
+    paths = list_recordings(folder)
+    consent = Consent.read(Path(settings.consent)) if settings.consent else None
+    if consent is not None:
+        for use in uses:
+            consent.check(use, [digest_file(path) for path in paths])
+    found = _cut(_by_speaker(paths, folder, say), round(settings.seconds * RATE))[:count]
+    if not found:
+        raise _no_voices(folder, "holds no recording that can be decoded")
+    whose = "person" if consent or settings.basis else f"synthetic: {settings.synthetic_source}"
+    return Voices(tuple(found), whose, consent.id if consent else "")
+
+
+def list_recordings(path: Path) -> list[Path]:
+    """Return the recordings below a folder, sorted, or the one that is named.
+
+    Raises:
+        DataError: If there is none.
+    """
+    if path.is_file():
+        return [path]
+    found = sorted(
+        file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in _ENDINGS
+    )
+    if not found:
+        raise _no_voices(path, "holds no recording")
+    return found
+
+
+def _by_speaker(
+    paths: Sequence[Path], folder: Path, say: Callable[[str], None]
+) -> dict[str, list[Waves]]:
+    found: dict[str, list[Waves]] = {}
+    for path in paths:
+        speaker = path.parent.name if path.parent != folder else path.stem
+        try:
+            found.setdefault(speaker, []).append(load_wave(path))
+        except DataError as error:
+            say(f"left out: {error.problems[0].what}")
+    return found
+
+
+def _cut(speakers: dict[str, list[Waves]], length: int) -> list[Wave]:
+    """Return pieces of one length, speakers in turn, so that a count takes some of each."""
+    pieces: list[list[Wave]] = []
+    for speaker, parts in speakers.items():
+        whole = np.concatenate(parts)
+        many = max(len(whole) // length, 1)
+        rows = [fit_length(whole, length, at * length) for at in range(many)]
+        pieces.append(
+            [
+                Wave(row, f"{speaker}-{at}", speaker, digest_bytes(row.tobytes()))
+                for at, row in enumerate(rows)
+            ]
+        )
+    longest = max((len(rows) for rows in pieces), default=0)
+    return [rows[at] for at in range(longest) for rows in pieces if at < len(rows)]
+
+
+def _no_voices(path: Path, what: str) -> DataError:
+    return DataError(
+        f"{path} {what}",
+        code="forensics.no-voices",
+        where=str(path),
+        expected=f"files ending in {' '.join(sorted(_ENDINGS))}",
+        next="check the path, or leave sound.folder out: voices are then drawn",
+    )

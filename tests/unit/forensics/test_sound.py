@@ -1,0 +1,465 @@
+"""Sounds: forged, marked so that it stays, judged; published weights turned the right way round."""
+
+import json
+import subprocess
+import wave
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from stillroom.cli.app import stillroom
+from stillroom.errors import DataError, IntegrityError, MissingExtraError, RecipeError
+from stillroom.flow import estimate_recipe, run_recipe
+from stillroom.forensics.checking import check_file
+from stillroom.forensics.consent import write_consent
+from stillroom.forensics.credentials import read_credentials
+from stillroom.forensics.detecting import TrainedDetector
+from stillroom.forensics.graphs import GraphNetwork
+from stillroom.forensics.hearing import CepstralNetwork, LinearCepstrum
+from stillroom.forensics.marking import unmarked_files
+from stillroom.forensics.method import RESYNTHESES
+from stillroom.forensics.published_sound import import_aasist
+from stillroom.forensics.sound_mark import BITS, SoundMark, measure_snr
+from stillroom.forensics.sound_marking import MadeSound, SoundMarker
+from stillroom.forensics.sound_views import add_noise, code_sound
+from stillroom.forensics.tracing import trace_file
+from stillroom.forensics.voicing import draw_voice
+from stillroom.forensics.waves import (
+    RATE,
+    from_spectrum,
+    load_wave,
+    mel_bands,
+    resample,
+    to_spectrum,
+)
+from stillroom.recipes import parse_recipe
+
+pytest.importorskip("av")
+
+
+@pytest.fixture(scope="module")
+def voices():
+    return [draw_voice(4, number, 4.0) for number in range(4)]
+
+
+def test_a_spectrum_comes_back_as_the_sound(voices):
+    given = voices[0].values
+    back = from_spectrum(to_spectrum(given, 1024, 256), 1024, 256, len(given))
+    np.testing.assert_allclose(back, given, atol=1e-4)
+    assert mel_bands(40, 1024).shape == (40, 513)
+    assert np.all(mel_bands(40, 1024).sum(axis=1) > 0)
+
+
+def test_resampling_keeps_what_both_rates_hold():
+    time = np.arange(RATE) / RATE
+    tone = np.sin(2 * np.pi * 440 * time).astype(np.float32)
+    there = resample(tone, RATE, 44_100)
+    assert len(there) == 44_100
+    np.testing.assert_allclose(resample(there, 44_100, RATE), tone, atol=1e-3)
+
+
+def test_drawn_voices_are_of_their_seed_and_of_a_speaker(voices):
+    again = draw_voice(4, 0, 4.0)
+    np.testing.assert_array_equal(again.values, voices[0].values)
+    assert voices[0].identity == voices[1].identity == voices[2].identity != voices[3].identity
+    assert np.abs(voices[0].values).max() == pytest.approx(0.7, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in RESYNTHESES.names() if name != "espeak"])
+def test_each_method_forges_where_it_says(name, voices):
+    method = RESYNTHESES.build(name)
+    given = [voices[0], voices[3]][: method.waves_needed]
+    forged = method.forge(given, np.random.default_rng(2))
+    again = method.forge(given, np.random.default_rng(2))
+    np.testing.assert_array_equal(forged.values, again.values)
+    assert forged.values.shape == forged.mask.shape == forged.twin.shape == voices[0].values.shape
+    assert forged.values.dtype == np.float32
+    assert np.abs(forged.values).max() <= 1
+    outside = forged.mask == 0
+    np.testing.assert_array_equal(forged.values[outside], forged.twin[outside])
+    assert (forged.values != forged.twin).any()
+
+
+def test_a_vocoder_keeps_the_loudness_of_bands(voices):
+    forged = RESYNTHESES.build("vocoder").forge(voices[:1], np.random.default_rng(0))
+    filters = mel_bands(20, 1024)
+    bands = [
+        np.log(np.abs(to_spectrum(one, 1024, 256)) @ filters.T + 1e-3)
+        for one in (forged.values, forged.twin)
+    ]
+    assert np.corrcoef(bands[0].ravel(), bands[1].ravel())[0, 1] > 0.9
+
+
+def test_espeak_speaks_and_is_missed_where_it_is_not(voices, monkeypatch):
+    import shutil
+
+    method = RESYNTHESES.build({"name": "espeak", "program": "no-such-program"})
+    with pytest.raises(MissingExtraError, match="no-such-program is not here"):
+        method.forge(voices[:1], np.random.default_rng(0))
+    if shutil.which("espeak-ng") is not None:
+        made = RESYNTHESES.build("espeak").forge(voices[:1], np.random.default_rng(0))
+        assert made.values.std() > 0.01
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/false")
+
+    def fail(*given, **more):
+        raise subprocess.CalledProcessError(1, "espeak-ng")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(DataError) as caught:
+        RESYNTHESES.build("espeak").forge(voices[:1], np.random.default_rng(0))
+    assert caught.value.code == "forensics.speaking"
+
+
+@pytest.fixture(scope="module")
+def marked(voices):
+    forged = RESYNTHESES.build("vocoder").forge(voices[:1], np.random.default_rng(0)).values
+    mark = SoundMark(b"k" * 32)
+    return mark, forged, mark.embed(forged, 0xDEADBEEF, snr=18)
+
+
+class TestMark:
+    def test_it_is_as_quiet_as_asked(self, marked):
+        _, plain, there = marked
+        assert measure_snr(plain, there) == pytest.approx(18, abs=0.1)
+        assert there.shape == plain.shape
+
+    @pytest.mark.parametrize(
+        "attack",
+        [
+            lambda values: values,
+            lambda values: code_sound(values, "mp3", 64_000),
+            lambda values: code_sound(values, "aac", 64_000),
+            lambda values: resample(resample(values, RATE, 44_100), 44_100, RATE),
+            lambda values: resample(resample(values, RATE, 12_000), 12_000, RATE),
+            lambda values: add_noise(values, 20.0, np.random.default_rng(3)),
+            lambda values: values[3000:-5000],
+            lambda values: values * np.float32(0.2),
+        ],
+        ids=["none", "mp3", "aac", "44100", "12000", "noise20", "crop", "quieter"],
+    )
+    def test_it_stays(self, attack, marked):
+        mark, _, there = marked
+        assert mark.read(attack(there)).payload == 0xDEADBEEF
+
+    def test_nobody_elses_sound_carries_it(self, marked, voices):
+        mark, plain, there = marked
+        assert mark.read(plain).payload is None
+        assert SoundMark(b"x" * 32).read(there).payload is None
+        for wave_ in voices:
+            assert mark.read(wave_.values).payload is None
+        assert mark.read(np.zeros(100, np.float32)).payload is None
+
+    def test_what_cannot_carry_it_is_said(self, marked):
+        mark, plain, _ = marked
+        with pytest.raises(DataError) as caught:
+            mark.embed(plain[:RATE], 1)
+        assert caught.value.code == "forensics.too-short"
+        with pytest.raises(DataError) as caught:
+            mark.embed(np.zeros(4 * RATE, np.float32), 1)
+        assert caught.value.code == "forensics.mark-failed"
+
+
+SET = """
+version: 1
+kind: forensics
+count: 2
+seed: 5
+sound: {methods: [sound_splice, vocoder]}
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, lab):
+    out = tmp_path_factory.mktemp("sounds") / "set"
+    return out, run_recipe(parse_recipe(SET), out)
+
+
+def rows_of(run):
+    lines = (run / "output/manifest.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_set_of_sounds_is_marked_in_four_ways(made, lab):
+    out, artifact = made
+    assert artifact.kind == "media"
+    rows = rows_of(out)
+    assert [row["label"] for row in rows] == [1, 0, 1, 0]
+    assert unmarked_files(out / "output", lab) == {}
+    data = (out / "output" / rows[0]["path"]).read_bytes()
+    found = read_credentials(data, "audio/wav", [lab.trust])
+    assert (found.integrity, found.trust) == ("intact", "lab")
+    assert b"Nobody said this." in data
+    assert lab.ledger.find(rows[0]["watermark"])["file"] == "000000.wav"
+    mask = np.load(out / "output" / rows[0]["mask"])
+    assert mask.shape == (1, 400)
+
+
+def test_the_same_seed_gives_the_same_samples(made, tmp_path):
+    out, artifact = made
+    again = run_recipe(parse_recipe(SET), tmp_path / "again")
+    assert rows_of(out) == rows_of(tmp_path / "again")
+    assert again.digest == artifact.digest
+
+
+def test_a_stripped_and_cut_sound_is_found_again_and_said(made, lab, tmp_path):
+    out, _ = made
+    row = rows_of(out)[0]
+    values = load_wave(out / "output" / row["path"])[2000:]
+    with wave.open(str(tmp_path / "cut.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes((values * 32767).astype("<i2").tobytes())
+    assert trace_file(tmp_path / "cut.wav", lab).watermark == row["watermark"]
+    found = check_file(tmp_path / "cut.wav", lab=lab)
+    assert found.credentials.lines()[0].startswith("no provenance")
+    assert found.verdict == "carries this lab's watermark: made by the lab to test detectors"
+    done = CliRunner().invoke(stillroom, ["forensics", "trace", str(tmp_path / "cut.wav")])
+    assert f"ledger row {found.trace.row['number']}" in done.output
+
+
+def test_a_sound_that_lacks_a_mark_is_never_written(lab, voices, tmp_path, monkeypatch):
+    from stillroom.forensics import sound_marking
+
+    made = MadeSound(voices[0].values, "vocoder", 1, "run", "algorithmicMedia")
+    for part, broken in (
+        ("sign_bytes", lambda data, *rest, **more: data),
+        ("LABEL", "something else"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(sound_marking, part, broken)
+            if part == "LABEL":
+                patch.setattr(sound_marking, "_read_label", lambda data: "")
+            with pytest.raises(IntegrityError) as caught:
+                SoundMarker(lab).emit(made, tmp_path / "a.wav")
+            assert caught.value.code == "forensics.unmarked"
+    marker = SoundMarker(lab)
+    monkeypatch.setattr(marker._mark, "embed", lambda values, payload, snr: values)
+    with pytest.raises(IntegrityError, match="watermark"):
+        marker.emit(made, tmp_path / "a.wav")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_strange_sound_in_a_set_is_named(lab, tmp_path, voices):
+    with wave.open(str(tmp_path / "b.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes((voices[0].values * 32767).astype("<i2").tobytes())
+    (tmp_path / "c.wav").write_bytes(b"RIFF")
+    (tmp_path / "d.mp3").write_bytes(b"ID3")
+    assert set(unmarked_files(tmp_path, lab)) == {"b.wav", "c.wav", "d.mp3"}
+
+
+def test_voices_of_people_need_consent(tmp_path, voices):
+    folder = tmp_path / "anna"
+    folder.mkdir()
+    with wave.open(str(folder / "a.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes((voices[0].values * 32767).astype("<i2").tobytes())
+
+    def forge(more, out):
+        text = f"version: 1\nkind: forensics\ncount: 1\nsound: {{folder: {folder}{more}}}\n"
+        return run_recipe(parse_recipe(text), tmp_path / out)
+
+    for more in ("", ", basis: a license"):
+        with pytest.raises(RecipeError) as caught:
+            forge(more, "none")
+        assert caught.value.code == "forensics.whose-faces"
+    from datetime import date
+
+    fields = {"who": "Anna", "basis": "form", "expires": date(2999, 1, 1)}
+    write_consent(tmp_path / "c.json", [folder / "a.wav"], scope=["sound_splice"], **fields)
+    with pytest.raises(DataError, match="does not cover 'vocoder'"):
+        forge(f", consent: {tmp_path / 'c.json'}", "other")
+    write_consent(tmp_path / "d.json", [folder / "a.wav"], scope=["vocoder"], **fields)
+    forge(f", consent: {tmp_path / 'd.json'}", "set")
+    row = rows_of(tmp_path / "set")[0]
+    assert row["consent"]
+    assert row["identity"] == "a"
+    with pytest.raises(DataError) as caught:
+        run_recipe(
+            parse_recipe(
+                f"version: 1\nkind: forensics\nsound: {{folder: {tmp_path}/none/output, "
+                "synthetic_source: x}}\n".replace("}}", "}")
+            ),
+            tmp_path / "empty",
+        )
+    assert caught.value.code in {"forensics.no-voices", "recipe.missing-path", "data.missing"}
+
+
+def test_recipes_that_mix_senses_are_refused():
+    head = "version: 1\nkind: forensics\n"
+    for text in (
+        "detector: {model: lfcc}\n",
+        "sound: {}\ndetector: {model: npr}\n",
+        "sound: {}\nedits: [retouch]\n",
+    ):
+        with pytest.raises(RecipeError) as caught:
+            parse_recipe(head + text)
+        assert caught.value.code == "forensics.other-sense"
+    assert estimate_recipe(parse_recipe(SET)).seconds > 0
+
+
+LEARN = """
+version: 1
+kind: forensics
+seed: 2
+count: 18
+sound: {methods: [{name: vocoder, rounds: 2}], seconds: 0.5}
+split: {held_out: 0.3, validation: 0.35}
+detector:
+  model: {name: lfcc, width: 4}
+  train: {steps: 3, batch_size: 4, threads: 1, learning_rate: 0.003, save_every_s: 0}
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("ear") / "run"
+    run_recipe(parse_recipe(LEARN), out)
+    return out
+
+
+def test_a_detector_of_sounds_is_learned_with_a_card(trained):
+    detector = TrainedDetector.open(trained)
+    assert detector.name == "lfcc of vocoder"
+    assert detector.about.pixels == RATE // 2
+    assert set(detector.about.figures["auc"]) == {
+        *("clean", "mp3_64", "aac_64", "noise20", "telephone")
+    }
+    card = (trained / "output/README.md").read_text()
+    assert "of recordings its scores say nothing" in card
+    assert "after MP3 at 64 kbit/s" in card
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(trained, tmp_path, monkeypatch):
+    from stillroom.forensics.sound_learning import SoundSource
+
+    load, calls = SoundSource.load, []
+
+    def dies(self, group):
+        calls.append(group)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return load(self, group)
+
+    monkeypatch.setattr(SoundSource, "load", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(parse_recipe(LEARN), tmp_path / "run")
+    run_recipe(parse_recipe(LEARN), tmp_path / "run", resume=True)
+    name = "output/model.safetensors"
+    assert (tmp_path / "run" / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_check_hears_recordings(trained, made, tmp_path):
+    out, _ = made
+    words = ["forensics", "check", str(out / "output/fake/000001.wav"), "--detector", str(trained)]
+    done = CliRunner().invoke(stillroom, [*words, "--json", "--html", str(tmp_path / "page.html")])
+    assert done.exit_code == 0, done.output
+    (finding,) = json.loads(done.stdout)["files"][0]["detectors"]
+    assert finding["face"] is None
+    assert finding["times"] == [0.5 * at for at in range(8)]
+    assert "chance over time, sound" in (tmp_path / "page.html").read_text()
+
+
+def test_cepstral_numbers_do_not_change_with_loudness_but_the_first():
+    front = LinearCepstrum(20)
+    waves = torch.randn(1, 8000, generator=torch.Generator().manual_seed(1)) * 0.1
+    one, other = front(waves), front(waves * 2)
+    assert torch.allclose(one[:, 0, 1:], other[:, 0, 1:], atol=1e-3)
+    assert (other[:, 0, 0] - one[:, 0, 0]).mean() == pytest.approx(
+        2 * np.log(2) * 20**0.5, rel=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    "network", [CepstralNetwork(4, 20), GraphNetwork("tiny")], ids=["lfcc", "aasist"]
+)
+def test_one_sound_is_judged_as_in_a_batch(network):
+    waves = torch.randn(2, 8000, generator=torch.Generator().manual_seed(3)) * 0.1
+    network.eval()
+    with torch.inference_mode():
+        both, one = network.judge(waves), network.judge(waves[:1])
+    assert both.logits.shape == (2,)
+    assert torch.allclose(both.logits[:1], one.logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "wanted"), [("full", 297_866), ("light", 85_306)])
+def test_aasist_has_the_papers_number_of_weights(size, wanted):
+    network = GraphNetwork(size)
+    second_output = network.head.in_features + 1  # theirs has two
+    assert sum(value.numel() for value in network.parameters()) + second_output == wanted
+
+
+def as_published(network, bona_fide):
+    """Return a network's weights by their published names; the second output is bona fide."""
+    from stillroom.forensics import published_sound as ours
+
+    back = {}
+    for name in network.state_dict():
+        for theirs in candidates(ours):
+            if ours._translate_name(theirs) == name:
+                back[theirs] = name
+                break
+    state = {theirs: network.state_dict()[name].clone() for theirs, name in back.items()}
+    wide = network.head.in_features
+    state["out_layer.weight"] = torch.zeros(2, wide)
+    state["out_layer.bias"] = torch.tensor([-bona_fide, bona_fide])
+    return state
+
+
+def candidates(ours):
+    ends = ("", ".weight", ".bias", ".running_mean", ".running_var")
+    for theirs in ours._WHOLE:
+        yield from (theirs + end for end in ends)
+    for number in range(6):
+        for part in ours._BLOCK:
+            yield from (f"encoder.{number}.0.{part}{end}" for end in ends)
+    for first, (_, table) in ours._PARTS.items():
+        yield from (f"{first}.{part}{end}" for part in table for end in ends)
+
+
+def test_published_weights_of_aasist_are_turned_round(tmp_path):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = GraphNetwork("light", as_released=True)
+    torch.save(as_published(network, bona_fide=3.0), tmp_path / "AASIST-L.pth")
+    import_aasist(tmp_path / "AASIST-L.pth", tmp_path / "out")
+    detector = TrainedDetector.open(tmp_path / "out", device="cpu")
+    assert detector.about.method.size == "light"
+    assert not detector.about.is_shown
+    quiet = np.zeros(8000, np.float32)
+    detector.about = type(detector.about)(**{**vars(detector.about), "pixels": 8000})
+    assert detector.logits([quiet])[0] == pytest.approx(-6.0, abs=1e-4)  # bona fide is not forged
+    for name, value in network.state_dict().items():
+        if not name.endswith("num_batches_tracked") and not name.startswith("head"):
+            assert torch.equal(value, detector.network.cpu().state_dict()[name]), name
+
+
+def test_what_is_not_aasist_is_refused(tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"nothing")
+    torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "b.pth")
+    torch.save({"pos_S": torch.zeros(1, 23, 24)}, tmp_path / "c.pth")
+    torch.save([1], tmp_path / "d.pth")
+    for name in "abcd":
+        with pytest.raises(DataError) as caught:
+            import_aasist(tmp_path / f"{name}.pth", tmp_path / "out")
+        assert caught.value.code == "forensics.import"
+
+
+def test_a_sound_that_cannot_be_coded_is_said(monkeypatch):
+    from stillroom.forensics import sound_views
+
+    monkeypatch.setitem(sound_views._CODECS, "mp3", ("no such codec", "mp3", 44_100))
+    with pytest.raises(DataError) as caught:
+        code_sound(np.zeros(RATE, np.float32), "mp3", 64_000)
+    assert caught.value.code == "forensics.sound-coding"
+
+
+def test_a_mark_of_a_sound_holds_as_many_bits_as_the_ledger_writes():
+    assert BITS == 32
