@@ -17,7 +17,7 @@ from typing_extensions import override
 from stillroom.forensics.networks import Judged, Network
 from stillroom.forensics.waves import RATE
 
-__all__ = ["SIZES", "GraphNetwork"]
+__all__ = ["SIZES", "GraphNetwork", "Sizes"]
 
 
 class Sizes(NamedTuple):

@@ -25,6 +25,7 @@ __all__ = [
     "level",
     "load_wave",
     "mel_bands",
+    "read_parts",
     "resample",
     "to_spectrum",
 ]
