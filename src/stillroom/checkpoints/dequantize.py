@@ -21,6 +21,7 @@ from typing import Any
 
 from stillroom.checkpoints.card import write_card
 from stillroom.checkpoints.digests import cache_folder
+from stillroom.checkpoints.splitting import KNOWN_RULES, PLAIN_RULES, split_as
 from stillroom.errors import CheckpointError, MissingExtraError
 from stillroom.jobs import replace_folder, sync_folder
 from stillroom.jobs.files import full_disk_as_error
@@ -30,16 +31,6 @@ __all__ = ["dequantize_gguf"]
 
 _FORMAT = 1  # raise it when the conversion changes, so that old conversions are made anew
 _TRANSIENT = ("transformers_version", "_from_model_config")
-_DIGITS = {"smollm", "refact", "codeshell", "starcoder", "command-r", "exaone", "minerva-7b"}
-_PLAIN = {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "default", ""}
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_REGEXES = {
-    "llama-bpe": _CONTRACTIONS + _WORDS % "{1,3}",
-    "llama3": _CONTRACTIONS + _WORDS % "{1,3}",
-    "qwen2": _CONTRACTIONS + _WORDS % "",
-    "deepseek-r1-qwen": _CONTRACTIONS + _WORDS % "",
-}
 
 
 def dequantize_gguf(path: Path, cache: Path | None = None) -> Path:
@@ -147,27 +138,18 @@ def _mend_tokenizer(path: Path, tokenizer: Any, fields: dict[str, Any]) -> None:
     """Set the pre-tokenizer the file names; transformers gives every such file a plain one."""
     if fields.get("tokenizer.ggml.model") != "gpt2":
         return
-    from tokenizers import Regex, pre_tokenizers
-
     named = str(fields.get("tokenizer.ggml.pre", ""))
-    backend = tokenizer.backend_tokenizer
-    if named in _PLAIN:
+    if named in PLAIN_RULES:
         return
-    if named in _DIGITS:
-        first: Any = pre_tokenizers.Digits(individual_digits=True)
-        second = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    elif named in _REGEXES:
-        first = pre_tokenizers.Split(Regex(_REGEXES[named]), behavior="isolated")
-        second = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    else:
+    if named not in KNOWN_RULES:
         raise CheckpointError(
             f"{path.name} splits words by the rule '{named:.40}', which is not known here",
             code="checkpoint.gguf-tokenizer",
             where=str(path),
-            expected=f"one of: {', '.join(sorted(_DIGITS | (_PLAIN - {''}) | set(_REGEXES)))}",
+            expected=f"one of: {', '.join(sorted(KNOWN_RULES))}",
             next="use the original Hugging Face folder of the model",
         )
-    backend.pre_tokenizer = pre_tokenizers.Sequence([first, second])
+    tokenizer.backend_tokenizer.pre_tokenizer = split_as(named)
 
 
 def _mend_tokenizer_config(work: Path, context_length: int) -> None:

@@ -30,6 +30,7 @@ Examples:
 _COMMANDS = {
     "ask": ("stillroom.cli.ask", "Answer a question from a run's documents, with citations."),
     "check": ("stillroom.cli.check", "Validate a recipe and estimate memory, disk and time."),
+    "checkpoint": ("stillroom.cli.checkpoint", "Checkpoints' own verbs."),
     "console": ("stillroom.cli.console", "Show a folder's runs, records and models in a browser."),
     "diffusion": ("stillroom.cli.diffusion", "Diffusion's own verbs."),
     "distill": ("stillroom.cli.distill", "Distillation's own verbs."),

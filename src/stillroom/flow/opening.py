@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import Unpack
 
 from stillroom.errors import DataError
-from stillroom.provenance import read_artifact
+from stillroom.provenance import ARTIFACT_FILE, Artifact, read_artifact
 from stillroom.records import Answer
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from stillroom.rag.asking import AskSettings
     from stillroom.rag.index import Index
 
-__all__ = ["OpenedRun", "find_step", "open_index", "open_run"]
+__all__ = ["OpenedRun", "find_checkpoint", "find_step", "open_index", "open_run"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,32 @@ def find_step(run: Path, role: str) -> Path:
             next=f"stillroom show {run}",
         )
     return run / str(artifact.details["steps"][answer[role]])
+
+
+def find_checkpoint(
+    reference: str, *, say: Callable[[str], None] | None = None
+) -> tuple[Path, Artifact | None]:
+    """Return the folder or file of a checkpoint, and the job that made it where there is one.
+
+    Args:
+        reference: A finished run (its model is meant), a job's folder, a Hugging Face folder, a
+            ``.gguf`` file, or ``hub:NAME[@revision]``.
+        say: Told what was taken, where that is not what the reference literally names.
+
+    Raises:
+        CheckpointError: If nothing is found.
+        DataError: If it is an artifact of another kind, or a run that names no model.
+    """
+    from stillroom.models import resolve_checkpoint
+
+    path = Path(reference)
+    if (path / ARTIFACT_FILE).is_file():
+        artifact = read_artifact(path)
+        if artifact.kind == "report" and artifact.details.get("answer"):
+            path = find_step(path, "model")
+            artifact = read_artifact(path)
+        return resolve_checkpoint(str(path), say=say), artifact
+    return resolve_checkpoint(reference, say=say), None
 
 
 @contextmanager

@@ -60,6 +60,8 @@ __all__ = ["Llamacpp"]
 _DEFAULT_CONTEXT = 8192
 _SEED_MASK = 0x7FFFFFFF  # 0xFFFFFFFF would mean a random seed
 _PATIENCE_S = 60.0
+_ANSWER_S, _READING_S = 60.0, 3600.0
+"""For an answer that needs no model, and for one that does."""
 _OPEN: weakref.WeakSet[_Engine] = weakref.WeakSet()
 
 
@@ -144,7 +146,9 @@ class _Engine:
         meta = self.request("/v1/models")["data"][0].get("meta") or {}
         return int(meta.get("n_ctx_train") or 0)
 
-    def request(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def request(
+        self, path: str, body: Mapping[str, Any] | None = None, timeout_s: float = _ANSWER_S
+    ) -> Any:
         """Ask one of the engine's own endpoints (tokenize, apply-template)."""
         server = self._server
         if server is None:
@@ -156,7 +160,7 @@ class _Engine:
             {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"},
         )
         try:
-            with self._open(request, timeout=60) as answer:
+            with self._open(request, timeout=timeout_s) as answer:
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
             raise _refusal(_message(error.read())) from error
@@ -316,6 +320,45 @@ class _LlamacppModel:
     def render(self, messages: Sequence[Message]) -> str:
         with self._borrow() as engine:
             return self._render(engine, Prompt(tuple(messages)))
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the tokens of a text, reading control tokens in it, marking no beginning."""
+        with self._borrow() as engine:
+            return engine.tokens(text, control=True)
+
+    def continue_tokens(
+        self, tokens: Sequence[int], count: int, k: int
+    ) -> list[tuple[int, dict[int, float]]]:
+        """Return the likeliest next tokens one by one, and the k likeliest at each place.
+
+        Args:
+            tokens: What has been read so far.
+            count: How many to go on; fewer where the model ends, or where a token is a part of
+                a character: the engine tells no chances of those, and misnumbers what follows.
+            k: How many are told of each place.
+
+        Returns:
+            Each token with the log-probabilities (nats) of the k likeliest by token.
+        """
+        body = {
+            "prompt": list(tokens),
+            "n_predict": count,
+            "temperature": 0.0,
+            "n_probs": k,
+            "cache_prompt": False,
+            "return_tokens": True,
+        }
+        with self._borrow() as engine:
+            answer = engine.request("/completion", body, _READING_S)
+        found = []
+        for token, place in zip(
+            answer["tokens"], answer.get("completion_probabilities", ()), strict=False
+        ):
+            if place["id"] != token:
+                break
+            likely = {int(top["id"]): float(top["logprob"]) for top in place["top_logprobs"]}
+            found.append((int(token), likely))
+        return found
 
     def close(self) -> None:
         for engine in self._engines:
