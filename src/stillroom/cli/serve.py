@@ -61,6 +61,26 @@ Examples:
     multiple=True,
     help="A variable that ${env:NAME} in recipes of clients may name; may be repeated.",
 )
+@click.option("--forensics", is_flag=True, help="Look at media that clients send.")
+@click.option(
+    "--detector",
+    "detectors",
+    type=existing_path,
+    multiple=True,
+    help="With --forensics: a trained detector that looks at each face; may be repeated.",
+)
+@click.option(
+    "--trust",
+    type=existing_path,
+    multiple=True,
+    help="With --forensics: authorities that you trust, as PEM.",
+)
+@click.option(
+    "--official",
+    type=existing_path,
+    multiple=True,
+    help="With --forensics: the C2PA's own trust list, as PEM.",
+)
 @access_options
 @ask_options
 @debug_option
@@ -77,6 +97,10 @@ def command(
     endpoints: tuple[str, ...],
     allow_hub: bool,
     variables: tuple[str, ...],
+    forensics: bool,
+    detectors: tuple[Path, ...],
+    trust: tuple[Path, ...],
+    official: tuple[Path, ...],
     **given: Any,
 ) -> None:
     """Serve a run behind an OpenAI-compatible API, jobs of clients, or both.
@@ -90,21 +114,30 @@ def command(
     what the key's own line says (KEY tenant=NAME principal=LABEL ...), or --tenant.
 
     With --jobs clients send recipes (POST /v1/jobs), which run in processes of their own, fenced
-    into that folder; with keys of tenants, into tenants/NAME of it.
+    into that folder; with keys of tenants, into tenants/NAME of it. With --forensics they send
+    media (POST /v1/forensics/check) and are told what is known of their origin.
     """
     from stillroom.errors import RecipeError
     from stillroom.rag.tracing import trace_if_asked
-    from stillroom.serve import JobsHere, run_server
+    from stillroom.serve import JobsHere, LooksHere, run_server
     from stillroom.serve.confining import Openings
     from stillroom.serve.mounts import parse_mount
 
-    if not mounts and jobs is None:
+    if not mounts and jobs is None and not forensics:
         raise RecipeError(
             "there is nothing to serve",
             code="serve.nothing",
             where="stillroom serve",
-            expected="the folder of a run, or --jobs FOLDER",
+            expected="the folder of a run, --jobs FOLDER or --forensics",
             next="stillroom serve RUN",
+        )
+    if (detectors or trust or official) and not forensics:
+        raise RecipeError(
+            "detectors and lists of authorities are for media that clients send",
+            code="serve.nothing",
+            where="stillroom serve",
+            expected="--forensics beside them",
+            next="add --forensics",
         )
     found = [parse_mount(text, model) for text in mounts]
     openings = Openings(endpoints, allow_hub, variables)
@@ -117,6 +150,7 @@ def command(
         settings=ask_settings(given),
         api_key_file=api_key_file,
         access=find_access(tenant, principals),
+        looks=LooksHere(detectors, official, trust) if forensics else None,
         jobs=JobsHere(jobs, job_workers, openings) if jobs is not None else None,
         say=lambda line: click.echo(line, err=True),
     )

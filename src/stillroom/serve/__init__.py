@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from stillroom.serve.app import create_app
     from stillroom.serve.limits import Limits
     from stillroom.serve.served import Served, open_run
-    from stillroom.serve.server import JobsHere, run_server
+    from stillroom.serve.server import JobsHere, LooksHere, run_server
 
-__all__ = ["JobsHere", "Limits", "Served", "create_app", "open_run", "run_server"]
+__all__ = ["JobsHere", "Limits", "LooksHere", "Served", "create_app", "open_run", "run_server"]
 
 _HOMES = {
     "JobsHere": "server",
     "Limits": "limits",
+    "LooksHere": "server",
     "Served": "served",
     "create_app": "app",
     "open_run": "served",

@@ -14,10 +14,12 @@ from fastapi.responses import JSONResponse, Response
 
 from stillroom.serve.counters import CONTENT_TYPE, Counters, Counting
 from stillroom.serve.desk import Desk
+from stillroom.serve.forensics_routes import add_forensics
 from stillroom.serve.guard import Guard
 from stillroom.serve.job_routes import add_jobs
 from stillroom.serve.keys import ApiKey
 from stillroom.serve.limits import Limits
+from stillroom.serve.looking import Looker
 from stillroom.serve.refusals import add_handlers
 from stillroom.serve.running import JobRunner
 from stillroom.serve.served import Served
@@ -37,6 +39,7 @@ def create_app(
     api_keys: Sequence[str | ApiKey] = (),
     limits: Limits | None = None,
     jobs: JobRunner | None = None,
+    looker: Looker | None = None,
 ) -> FastAPI:
     """Return the API of what is served.
 
@@ -47,6 +50,7 @@ def create_app(
             says as whom its client asks.
         limits: What a client may ask for at most.
         jobs: Runs jobs of clients, from the app's start to its end.
+        looker: Looks at media that clients send.
     """
     bounds = limits or Limits()
     counters = Counters()
@@ -71,6 +75,8 @@ def create_app(
     _add_models(app, desk)
     if jobs is not None:
         add_jobs(app, jobs)
+    if looker is not None:
+        add_forensics(app, looker, bounds)
     return app
 
 

@@ -5,9 +5,11 @@ Plain ASGI, so that a client's leaving reaches the work. Knows nothing of models
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -42,6 +44,8 @@ _SCOPES = (
 )
 """Beginnings of paths, and the scope that reading (GET) and the rest of it take."""
 _OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+_STREAMED = frozenset({"/v1/forensics/check"})
+"""Paths whose bodies are not kept in memory; the app reads them part by part."""
 _LOCAL = frozenset({"localhost", "127.0.0.1", "::1", "testserver"})
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -72,6 +76,8 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
+        given: Receive
+
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *_HEADERS]
@@ -80,11 +86,13 @@ class Guard:
         headers = {name.lower(): value for name, value in scope["headers"]}
         try:
             scope[ACCESS] = self._check(scope, headers)
-            body = await self._read(headers, receive)
+            is_streamed = scope["path"] in _STREAMED and scope["method"] == "POST"
+            bound = _Bound(self.limits, headers, receive, is_upload=is_streamed)
+            given = bound.receive if is_streamed else _replay(await bound.read(), receive)
         except Refusal as refusal:
             await _refuse(refusal, send_guarded)
             return
-        await self.app(scope, _replay(body, receive), send_guarded)
+        await self.app(scope, given, send_guarded)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> Access | None:
         """Return as whom a client asks, or refuse it."""
@@ -115,23 +123,51 @@ class Guard:
             raise Refusal(403, "without keys only this machine is answered", code="foreign_host")
         return None
 
-    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        """Read the body, as long as it stays within the limit."""
-        limit = self.limits.body_bytes
+
+class _Bound:
+    """A body that is read within a number of bytes and seconds."""
+
+    def __init__(
+        self, limits: Limits, headers: dict[bytes, bytes], receive: Receive, *, is_upload: bool
+    ) -> None:
+        self._most = limits.upload_bytes if is_upload else limits.body_bytes
+        self._seconds = limits.upload_s if is_upload else limits.body_s
+        self._end = time.monotonic() + self._seconds
+        self._receive, self._size, self._is_whole = receive, 0, False
         told = headers.get(b"content-length", b"0")
-        if told.isdigit() and int(told[:19]) > limit:
-            raise _too_large(limit)
-        parts, size = [], 0
-        while True:
-            message = await receive()
+        if told.isdigit() and int(told[:19]) > self._most:
+            raise self._too_large()
+
+    async def receive(self) -> Message:
+        """Receive a part of the body; behind its end, what comes after it."""
+        if self._is_whole:
+            return await self._receive()
+        try:
+            left = max(self._end - time.monotonic(), 0.0)
+            message = await asyncio.wait_for(self._receive(), left)
+        except TimeoutError:
+            raise Refusal(
+                408, f"the body did not come within {self._seconds:g} s", code="body_too_slow"
+            ) from None
+        if message["type"] == "http.request":
+            self._size += len(message.get("body", b""))
+            self._is_whole = not message.get("more_body")
+            if self._size > self._most:
+                raise self._too_large()
+        return message
+
+    async def read(self) -> bytes:
+        """Return the whole body."""
+        parts = []
+        while not self._is_whole:
+            message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise Refusal(499, "the client left", code="client_left")
             parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > limit:
-                raise _too_large(limit)
-            if not message.get("more_body"):
-                return b"".join(parts)
+        return b"".join(parts)
+
+    def _too_large(self) -> Refusal:
+        return Refusal(413, f"the body is larger than {self._most} bytes", code="body_too_large")
 
 
 def find_scope(method: str, path: str) -> str:
@@ -163,10 +199,6 @@ def _host(value: bytes) -> str:
     return name.partition(":")[0]
 
 
-def _too_large(limit: int) -> Refusal:
-    return Refusal(413, f"the body is larger than {limit} bytes", code="body_too_large")
-
-
 def _replay(body: bytes, receive: Receive) -> Receive:
     """Return a receive that gives the body once, then what comes after it."""
     is_given = False
@@ -185,7 +217,7 @@ async def _refuse(refusal: Refusal, send: Send) -> None:
     body = json.dumps(refusal.to_json()).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     headers += [(key.lower().encode(), value.encode()) for key, value in refusal.headers.items()]
-    if refusal.status == 413:
+    if refusal.status in {408, 413}:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -1,8 +1,9 @@
-"""The process of one job of a client: ``python -P -m stillroom.serve.job_child``.
+"""The process of one job or file of a client: ``python -P -m stillroom.serve.job_child``.
 
 The server writes one line of JSON to its standard input and keeps that open: when it ends, the
 server is gone and the process kills itself, so that the next server may take the job up. It puts up
-the fence, runs or checks the recipe, and writes one line of JSON to its standard output.
+the fence, runs or checks the recipe or looks at the files, and writes one line of JSON to its
+standard output.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -67,7 +69,7 @@ def main() -> None:
     _die_with_server()
     try:
         _close_off(order)
-        result = _check(order) if order["do"] == "check" else _run(order)
+        result = {"run": _run, "check": _check, "look": _look}[order["do"]](order)
     except Cancelled:
         result = {"state": "cancelled"}
     except StillroomError as error:
@@ -142,6 +144,30 @@ def _check(order: Mapping[str, Any]) -> dict[str, Any]:
     except StillroomError as error:
         found["problems"] = [_tell(one) for one in error.problems]
     return found
+
+
+def _look(order: Mapping[str, Any]) -> dict[str, Any]:
+    """Look at files that a client sent, whose decoders are not to be trusted with memory."""
+    resource.setrlimit(resource.RLIMIT_DATA, (order["memory_bytes"],) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    from stillroom.forensics.checking import check_file, list_limits
+    from stillroom.forensics.signing import open_lists
+
+    lists = open_lists(
+        official=[Path(one) for one in order["official"]],
+        user=[Path(one) for one in order["trust"]],
+    )
+    judges = None
+    if order["detectors"]:
+        from stillroom.forensics.judging import open_judges
+
+        places = [Path(one) for one in order["detectors"]]
+        judges = open_judges(places, prevalence=order["prevalence"])
+    found = []
+    for path, name in order["files"]:
+        told = check_file(Path(path), lists, judges=judges, with_pulse=order["pulse"]).to_json()
+        found.append({**told, "path": name})
+    return {"state": "looked", "files": found, "limits": list(list_limits(judges))}
 
 
 def _unforeseen() -> dict[str, Any]:

@@ -17,6 +17,10 @@ class Limits:
     """
 
     body_bytes: int = 1_000_000
+    body_s: float = 30.0
+    upload_bytes: int = 200_000_000
+    upload_s: float = 600.0
+    uploads: int = 8
     messages: int = 200
     max_new_tokens: int = 2048
     default_new_tokens: int = 256

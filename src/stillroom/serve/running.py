@@ -9,14 +9,10 @@ it runs on one event loop.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
-import os
 import shutil
 import signal
-import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +22,14 @@ from stillroom.errors import ResourceError
 from stillroom.jobs import working_folder
 from stillroom.provenance import digest_text
 from stillroom.recipes import Recipe, dump_recipe
+from stillroom.serve.children import (
+    ask_child,
+    describe_crash,
+    make_problem,
+    result_of_child,
+    send_signal,
+    spawn,
+)
 from stillroom.serve.confining import Openings
 from stillroom.serve.fence import can_fence
 from stillroom.serve.refusals import Refusal
@@ -40,8 +44,6 @@ _TAKES_BY_ITSELF = 5
 _BUSY_WAIT_S = 1.0
 _CHECK_S = 120.0
 _STOP_S = 20.0
-_LINE_BYTES = 1 << 22
-_KEPT_BACK = ("STILLROOM_API_KEY",)
 
 
 class JobRunner:
@@ -82,7 +84,8 @@ class JobRunner:
             elif ticket.takes >= _TAKES_BY_ITSELF:
                 told = f"the server ended {ticket.takes} times while the job ran"
                 self._fail(
-                    ticket.id, _problem(told, "job.too-many-takes", "resume it once you know why")
+                    ticket.id,
+                    make_problem(told, "job.too-many-takes", "resume it once you know why"),
                 )
             else:
                 self._change(ticket.id, state="queued")
@@ -92,12 +95,12 @@ class JobRunner:
         """Ask what runs to stop at its next safe point, wait, kill the rest; all stays in line."""
         self._stopping = True
         for process in list(self._processes.values()):
-            _signal(process, signal.SIGTERM)
+            send_signal(process, signal.SIGTERM)
         tasks = list(self._tasks.values())
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace_s)
             for process in list(self._processes.values()):
-                _signal(process, signal.SIGKILL)
+                send_signal(process, signal.SIGKILL)
             if late:
                 await asyncio.wait(late, timeout=_STOP_S)
 
@@ -161,7 +164,7 @@ class JobRunner:
             return self._change(name, state="cancelled", ended=now())
         process = self._processes.get(name)
         if process is not None:
-            _signal(process, signal.SIGKILL if ticket.is_cancelling else signal.SIGTERM)
+            send_signal(process, signal.SIGKILL if ticket.is_cancelling else signal.SIGTERM)
         return self._change(name, is_cancelling=True)
 
     def resume(self, name: str) -> Ticket:
@@ -213,15 +216,7 @@ class JobRunner:
         root = self.workspace.root(tenant)
         order = self._order("check", text, tenant, root.jobs / "check", "")
         async with self._checks:
-            process = await self._spawn(order, root.folder, None)
-            try:
-                result = await asyncio.wait_for(_result_of(process), _CHECK_S)
-            except TimeoutError:
-                raise Refusal(504, f"no estimate in {_CHECK_S:g} s", code="timeout") from None
-            finally:
-                _signal(process, signal.SIGKILL)
-                await process.wait()
-        return result or {"state": "failed", "problems": [_crash(process.returncode or 0)]}
+            return await ask_child(order, root.folder, self.workspace.scratch, timeout_s=_CHECK_S)
 
     def out_of(self, ticket: Ticket) -> Path:
         """Return the folder of a job's artifact."""
@@ -259,7 +254,7 @@ class JobRunner:
         except Exception as error:  # noqa: BLE001  # the queue must go on
             _LOG.error("job %s could not be started", name, exc_info=error)
             problems = getattr(error, "problems", None)
-            told = [_of(one) for one in problems] if problems else [_crash(0)]
+            told = [_of(one) for one in problems] if problems else [describe_crash(0)]
             result = {"state": "failed", "problems": told}
         finally:
             self._processes.pop(name, None)
@@ -277,11 +272,11 @@ class JobRunner:
         while True:
             with (place / _LOG_FILE).open("ab") as log:
                 root = self.workspace.root(ticket.tenant)
-                process = await self._spawn(order, root.folder, log.fileno())
+                process = await spawn(order, root.folder, self.workspace.scratch, log=log.fileno())
             self._processes[name] = process
             if self._stopping:
-                _signal(process, signal.SIGTERM)
-            result = await _result_of(process)
+                send_signal(process, signal.SIGTERM)
+            result = await result_of_child(process)
             code = await process.wait()
             if not _is_busy(result) or self._stopping:
                 return result, code
@@ -301,31 +296,6 @@ class JobRunner:
             "fence": self.has_fence,
         }
 
-    async def _spawn(self, order: Mapping[str, Any], folder: Path, log: int | None) -> Process:
-        environment = {key: value for key, value in os.environ.items() if key not in _KEPT_BACK}
-        environment["TMPDIR"] = str(self.workspace.scratch)
-        environment["STILLROOM_CACHE"] = str(self.workspace.scratch / f"cache-{folder.name}")
-        if not self.openings.hub:
-            environment["HF_HUB_OFFLINE"] = "1"
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # no module is taken from the served folder
-            "-m",
-            "stillroom.serve.job_child",
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=log if log is not None else asyncio.subprocess.DEVNULL,
-            cwd=folder,
-            env=environment,
-            start_new_session=True,
-            limit=_LINE_BYTES,
-        )
-        if process.stdin is not None:
-            process.stdin.write(json.dumps(order).encode() + b"\n")
-            with contextlib.suppress(ConnectionError):
-                await process.stdin.drain()
-        return process
-
     def _settle(self, name: str, result: dict[str, Any] | None, code: int) -> None:
         ticket = self.tickets.get(name)
         if ticket is None:
@@ -338,7 +308,7 @@ class JobRunner:
         elif ticket.is_cancelling or (result and result["state"] == "cancelled"):
             self._change(name, state="cancelled", is_cancelling=False, ended=now())
         else:
-            self._fail(name, *(result["problems"] if result else [_crash(code)]))
+            self._fail(name, *(result["problems"] if result else [describe_crash(code)]))
 
     def _fail(self, name: str, *problems: Mapping[str, str]) -> None:
         _LOG.warning("job %s failed: %s", name, problems[0]["code"])
@@ -362,46 +332,10 @@ class JobRunner:
             return ticket
 
 
-def _signal(process: Process, number: int) -> None:
-    """Send a signal to a job's process; killed, all that it started goes with it."""
-    if process.returncode is not None:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        if number == signal.SIGKILL:
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
-
-
-async def _result_of(process: Process) -> dict[str, Any] | None:
-    """Return what the process tells, or None where it ended without a word."""
-    if process.stdout is None:
-        return None
-    line = await process.stdout.readline()
-    try:
-        result = json.loads(line)
-    except ValueError:
-        return None
-    return result if isinstance(result, dict) else None
-
-
 def _is_busy(result: dict[str, Any] | None) -> bool:
     problems: Sequence[Mapping[str, str]] = (result or {}).get("problems", ())
     return bool(problems) and problems[0]["code"] == "resource.busy"
 
 
-def _crash(code: int) -> dict[str, str]:
-    if code == -signal.SIGKILL:
-        what = "the job's process was killed, most likely since memory ran out"
-        return _problem(what, "job.killed", "lower what the recipe takes, then resume")
-    if code < 0:
-        return _problem(f"the job's process died of signal {-code}", "job.killed", "resume it")
-    return _problem("the job's process ended without a word", "job.killed", "resume it")
-
-
-def _problem(what: str, code: str, then: str) -> dict[str, str]:
-    return {"what": what, "code": code, "where": "", "expected": "", "next": then}
-
-
 def _of(problem: Any) -> dict[str, str]:
-    return _problem(problem.what, problem.code, problem.next)
+    return make_problem(problem.what, problem.code, problem.next)

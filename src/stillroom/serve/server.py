@@ -23,9 +23,18 @@ if TYPE_CHECKING:
     from stillroom.serve.running import JobRunner
     from stillroom.serve.served import Served
 
-__all__ = ["JobsHere", "check_host", "run_server"]
+__all__ = ["JobsHere", "LooksHere", "check_host", "run_server"]
 
 _VARIABLE = "STILLROOM_API_KEY"
+
+
+@dataclass(frozen=True)
+class LooksHere:
+    """With what media of clients are looked at; see ``looking.Looker``."""
+
+    detectors: tuple[Path, ...] = ()
+    official: tuple[Path, ...] = ()
+    trust: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,7 @@ def run_server(
     access: Access | None = None,
     limits: Limits | None = None,
     jobs: JobsHere | None = None,
+    looks: LooksHere | None = None,
     say: Callable[[str], None] | None = None,
 ) -> None:
     """Serve artifacts, or a folder of jobs, or both, until it is interrupted.
@@ -61,6 +71,7 @@ def run_server(
         access: As whom clients ask whose key names nobody, where the index has tenants.
         limits: What a client may ask for at most.
         jobs: Where jobs of clients run; None takes none.
+        looks: With what media of clients are looked at; None takes none.
         say: Told where the server listens and what it serves.
 
     Raises:
@@ -76,6 +87,7 @@ def run_server(
         import uvicorn
 
         from stillroom.serve.app import create_app
+        from stillroom.serve.looking import Looker
         from stillroom.serve.mounts import open_mounts
     except ImportError as error:
         raise MissingExtraError.of("fastapi and uvicorn", "serve", "Serving") from error
@@ -98,7 +110,8 @@ def run_server(
         )
         _check_askers(served, keys, access)
         runner = opened.enter_context(_open_jobs(jobs, keys, tell)) if jobs else None
-        app = create_app(served, api_keys=keys, limits=bounds, jobs=runner)
+        looker = Looker(**vars(looks)) if looks is not None else None
+        app = create_app(served, api_keys=keys, limits=bounds, jobs=runner, looker=looker)
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -110,6 +123,7 @@ def run_server(
         taken = listening.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         names = [name for one in served for name in one.names] + (["jobs"] if runner else [])
+        names += ["forensics"] if looker else []
         tell(f"serving {', '.join(names)} at http://{shown}:{taken}/v1")
         tell("API keys are asked for" if keys else "no API keys: this machine alone may ask")
         Server(config).run(sockets=[listening])

@@ -1,0 +1,120 @@
+"""Child processes of the server: started with an order, ended with all that they started.
+
+What a client sends is worked on in them and not in the server: a crash, memory that runs out or a
+file that a decoder chokes on costs one request or job. See ``job_child`` for the other end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stillroom.serve.refusals import Refusal
+
+__all__ = ["ask_child", "describe_crash", "make_problem", "result_of_child", "send_signal", "spawn"]
+
+_LINE_BYTES = 1 << 24
+_KEPT_BACK = ("STILLROOM_API_KEY",)
+
+
+async def spawn(
+    order: Mapping[str, Any], folder: Path, scratch: Path, *, log: int | None = None
+) -> Process:
+    """Start a child with an order.
+
+    Args:
+        order: See ``job_child``.
+        folder: Where it works.
+        scratch: Where it puts files that nobody needs after it.
+        log: A descriptor that takes what it says; None drops it.
+    """
+    environment = {key: value for key, value in os.environ.items() if key not in _KEPT_BACK}
+    environment["TMPDIR"] = str(scratch)
+    environment["STILLROOM_CACHE"] = str(scratch / f"cache-{folder.name}")
+    if not order["hub"]:
+        environment["HF_HUB_OFFLINE"] = "1"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",  # no module is taken from the folder it works in
+        "-m",
+        "stillroom.serve.job_child",
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=DEVNULL if log is None else log,
+        cwd=folder,
+        env=environment,
+        start_new_session=True,
+        limit=_LINE_BYTES,
+    )
+    if process.stdin is not None:
+        process.stdin.write(json.dumps(order).encode() + b"\n")
+        with contextlib.suppress(ConnectionError):
+            await process.stdin.drain()
+    return process
+
+
+async def ask_child(
+    order: Mapping[str, Any], folder: Path, scratch: Path, *, timeout_s: float
+) -> dict[str, Any]:
+    """Start a child, wait for what it tells, and end it, also when the client leaves.
+
+    Raises:
+        Refusal: If it takes too long.
+    """
+    process = await spawn(order, folder, scratch)
+    try:
+        result = await asyncio.wait_for(result_of_child(process), timeout_s)
+        if result is None:
+            code = await process.wait()
+            return {"state": "failed", "problems": [describe_crash(code)]}
+    except TimeoutError:
+        raise Refusal(504, f"no answer within {timeout_s:g} s", code="timeout") from None
+    finally:
+        send_signal(process, signal.SIGKILL)
+        await process.wait()
+    return result
+
+
+async def result_of_child(process: Process) -> dict[str, Any] | None:
+    """Return what a child tells, or None where it ended without a word."""
+    if process.stdout is None:
+        return None
+    try:
+        result = json.loads(await process.stdout.readline())
+    except ValueError:
+        return None
+    return result if isinstance(result, dict) else None
+
+
+def send_signal(process: Process, number: int) -> None:
+    """Send a signal to a child; killed, all that it started goes with it."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+
+
+def describe_crash(code: int) -> dict[str, str]:
+    """Return the problem of a child that ended without a word."""
+    if code == -signal.SIGKILL:
+        what = "the job's process was killed, most likely since memory ran out"
+        return make_problem(what, "job.killed", "lower what the recipe takes, then resume")
+    if code < 0:
+        return make_problem(f"the job's process died of signal {-code}", "job.killed", "resume it")
+    return make_problem("the job's process ended without a word", "job.killed", "resume it")
+
+
+def make_problem(what: str, code: str, then: str) -> dict[str, str]:
+    """Return a problem as tickets and replies have it."""
+    return {"what": what, "code": code, "where": "", "expected": "", "next": then}
