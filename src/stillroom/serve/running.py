@@ -83,10 +83,8 @@ class JobRunner:
                 self._change(ticket.id, state="cancelled", is_cancelling=False, ended=now())
             elif ticket.takes >= _TAKES_BY_ITSELF:
                 told = f"the server ended {ticket.takes} times while the job ran"
-                self._fail(
-                    ticket.id,
-                    make_problem(told, "job.too-many-takes", "resume it once you know why"),
-                )
+                then = "resume it once you know why"
+                self._fail(ticket.id, make_problem(told, code="job.too-many-takes", then=then))
             else:
                 self._change(ticket.id, state="queued")
         self._pump()
