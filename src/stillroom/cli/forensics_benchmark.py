@@ -13,6 +13,10 @@ __all__ = ["command"]
     "benchmark",
     cls=LazyGroup,
     lazy={
+        "attack": (
+            "stillroom.cli.forensics_benchmark_attack",
+            "Measure what is left of a detector under adversarial noise and search.",
+        ),
         "audit": (
             "stillroom.cli.forensics_benchmark_audit",
             "Look for leaks, near duplicates, and files that tell fake from real by themselves.",
@@ -35,7 +39,7 @@ __all__ = ["command"]
         ),
         "stress": (
             "stillroom.cli.forensics_benchmark_stress",
-            "Draw curves of a detector under JPEG, blur, crops and seven other treatments.",
+            "Draw curves of a detector under JPEG, blur, crops and eight other treatments.",
         ),
     },
     epilog="""

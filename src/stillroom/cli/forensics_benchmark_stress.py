@@ -46,7 +46,7 @@ def command(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Draw curves of a detector under JPEG, blur, crops and seven other treatments.
+    """Draw curves of a detector under JPEG, blur, crops and eight other treatments.
 
     Real and fake files are treated alike. The threshold of flips is chosen on the validation split,
     or, where there is none, on what is tested as it is, and the output says so.

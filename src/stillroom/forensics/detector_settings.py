@@ -14,7 +14,7 @@ from stillroom.forensics.method import DETECTORS, FORGERIES, Detector, Forgery
 from stillroom.recipes import Reference, Settings
 from stillroom.train.settings import TrainSettings
 
-__all__ = ["DetectorSettings", "FitSettings", "ViewSettings"]
+__all__ = ["DetectorSettings", "FitSettings", "KnownSettings", "ViewSettings"]
 
 
 class FitSettings(Settings):
@@ -65,6 +65,15 @@ class ViewSettings(Settings):
     least_quality: int = Field(default=40, ge=1, le=100, description="lowest JPEG quality of those")
 
 
+class KnownSettings(Settings):
+    """A benchmark's pairs, forged already."""
+
+    manifest: Reference = Field(description="its manifest, or the folder of one; with splits")
+    basis: str = Field(
+        min_length=1, max_length=200, description="the license or agreement it is used under"
+    )
+
+
 class DetectorSettings(Settings):
     """Learn a detector from the faces and the recipe's forgeries, made as they are needed."""
 
@@ -73,6 +82,11 @@ class DetectorSettings(Settings):
     )
     pixels: int = Field(
         default=128, ge=32, le=1024, description="width and height of what it looks at"
+    )
+    known: KnownSettings | None = Field(
+        default=None,
+        description="learn from a benchmark's own fakes instead of forging; its splits hold, and "
+        "the recipe's method, faces and split are without effect",
     )
     also: list[Annotated[Forgery, FORGERIES.choice()]] = Field(
         default_factory=list,

@@ -24,6 +24,7 @@ from stillroom.forensics.detector_card import write_detector_card
 from stillroom.forensics.detector_settings import DetectorSettings
 from stillroom.forensics.extras import need
 from stillroom.forensics.face import Face
+from stillroom.forensics.known import KnownPairs, open_known
 from stillroom.forensics.measures import brier_score, calibration_gap
 from stillroom.forensics.method import Forgery
 from stillroom.forensics.networks import Network
@@ -78,24 +79,14 @@ def learn(recipe: ForensicsRecipe, job: Job) -> Artifact:
 
         return learn_sounds(recipe, recipe.sound, job)
     need("cv2", "PIL", "av")
-    forgeries = [recipe.method, *settings.also]
-    uses = [method.method_name() for method in forgeries]
-    bases = open_bases(
-        recipe.faces,
-        uses,
-        seed=recipe.seed,
-        count=max(recipe.count, 2),
-        size=recipe.size,
-        say=job.say,
-    )
-    faces = split_faces(bases, recipe)
+    forgeries, faces, origin, consent = _open(recipe, job)
     job.say(
         f"{len(faces.train)} faces to learn from, {len(faces.validation)} to calibrate on, "
         f"{len(faces.test)} to test on; no person is in two of these"
     )
     with fixed_threads(settings.train.threads):
         network, trained = teach(recipe, faces, forgeries, job)
-        detector, figures = prove(recipe, network, faces, forgeries, bases.origin, job)
+        detector, figures = prove(recipe, network, faces, forgeries, origin, job)
         fingerprint = write_detector(job.output, network, detector.about)
     write_detector_card(job.output, detector.about, figures, recipe.faces)
     _tell(figures, detector.about, job)
@@ -110,10 +101,30 @@ def learn(recipe: ForensicsRecipe, job: Job) -> Artifact:
             "detector": detector.about.to_json(),
             "train": trained,
             "fingerprint": fingerprint,
-            "faces": bases.origin,
-            "consent": bases.consent,
+            "faces": origin,
+            "consent": consent,
         },
     )
+
+
+def _open(recipe: ForensicsRecipe, job: Job) -> tuple[list[Forgery], Faces, str, str]:
+    """Return how fakes come about, the faces, whose they are, and the consent's id."""
+    settings = _settings_of(recipe)
+    if settings.known is not None:
+        known = open_known(Path(settings.known.manifest), recipe.size, recipe.faces.margin, job.say)
+        parts = known.splits
+        faces = Faces(known.faces, parts["train"], parts["validation"], parts["test"])
+        return [known.pairs], faces, f"a benchmark's, {settings.known.basis}", ""
+    forgeries = [recipe.method, *settings.also]
+    bases = open_bases(
+        recipe.faces,
+        [method.method_name() for method in forgeries],
+        seed=recipe.seed,
+        count=max(recipe.count, 2),
+        size=recipe.size,
+        say=job.say,
+    )
+    return forgeries, split_faces(bases, recipe), bases.origin, bases.consent
 
 
 def split_faces(bases: Bases, recipe: ForensicsRecipe) -> Faces:
@@ -204,7 +215,7 @@ def prove(
         recipe.size,
         recipe.faces.margin,
         Calibrator("none"),
-        tuple(dict.fromkeys(method.method_name() for method in forgeries)),
+        _names(forgeries),
         origin,
     )
     with job.phase("prove", 3, "steps") as progress:
@@ -258,6 +269,14 @@ def measure_chances(
     return {"calibration": found}
 
 
+def _names(forgeries: Sequence[Forgery]) -> tuple[str, ...]:
+    """Return what fakes are made by: the methods, or a benchmark's generators."""
+    found: list[str] = []
+    for method in forgeries:
+        found += method.names if isinstance(method, KnownPairs) else [method.method_name()]
+    return tuple(dict.fromkeys(found))
+
+
 def _ask(teacher: TrainedDetector, batch: PairBatch) -> torch.Tensor:
     """Return the teacher's chances for a batch, (B,); it looks at pictures of its own size."""
     pixels = teacher.about.pixels
@@ -284,6 +303,7 @@ def _parents(recipe: ForensicsRecipe, job: Job) -> list[Parent]:
         "faces": recipe.faces.folder,
         "start": settings.start,
         "teacher": settings.teacher,
+        "benchmark": settings.known.manifest if settings.known else None,
     }
     return [make_parent(role, Path(path), job.out) for role, path in places.items() if path]
 

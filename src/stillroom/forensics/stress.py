@@ -22,6 +22,7 @@ from stillroom.errors import DataError
 from stillroom.forensics.face import Image
 from stillroom.forensics.items import Item
 from stillroom.forensics.treatments import compress, from_float, rescale
+from stillroom.forensics.video_coding import code_frames
 from stillroom.provenance import digest_text
 
 __all__ = ["CLEAN", "STRENGTHS", "TREATMENTS", "Stressed", "stress_items", "treat"]
@@ -177,6 +178,11 @@ def _social(image: Image, at: int, rng: np.random.Generator) -> Image:
     return out
 
 
+def _video(image: Image, at: int, rng: np.random.Generator) -> Image:
+    """A frame of H.264, at rate factors from fine to poor."""
+    return code_frames([image], (18, 23, 28, 34, 40)[at])[0]
+
+
 def _encode(image: Image, kind: str, *, quality: int) -> Image:
     from PIL import Image as Pictures
 
@@ -197,6 +203,7 @@ TREATMENTS: dict[str, Treatment] = {
     "rotation": _rotate,
     "screenshot": _screenshot,
     "social": _social,
+    "h264": _video,
 }
 """What is done to files, by name; each takes the image, the strength from 0 to 4, and a lot."""
 

@@ -1,0 +1,251 @@
+"""Attacks on a detector of pictures: forged faces changed so little that none sees it.
+
+Who attacks changes forgeries until they pass for real; real pictures stay as they are. White-box
+attacks follow the network's gradient; ``square`` sees scores alone; ``eot_jpeg`` keeps what
+survives compression. Attacked pictures stay in memory: this measures, and makes nothing.
+
+Source: Goodfellow et al. 2015, arXiv:1412.6572 (FGSM); Madry et al. 2018, arXiv:1706.06083 (PGD);
+Andriushchenko et al. 2020, arXiv:1912.00049, algorithms 1 and 2 (square attack, L-infinity);
+Athalye et al. 2018, arXiv:1707.07397 and arXiv:1802.00420 (expectation over transformations, and
+gradients straight through what has none).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillroom.errors import DataError
+from stillroom.evaluate import Metric
+from stillroom.forensics.detecting import TrainedDetector
+from stillroom.forensics.intervals import pick_threshold
+from stillroom.forensics.items import Item, find_manifest, read_items
+from stillroom.forensics.measures import cluster_interval
+from stillroom.forensics.pictures import load_picture
+from stillroom.forensics.treatments import compress
+from stillroom.forensics.views import to_planes
+
+__all__ = ["ATTACKS", "Attack", "Attacked", "attack_manifest", "attack_planes"]
+
+Attack = Literal["fgsm", "pgd", "square", "eot_jpeg"]
+ATTACKS: tuple[Attack, ...] = get_args(Attack)
+_AT_ONCE = 16
+_QUALITIES = (60, 75, 90)
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What is left of a detector: the area, and the share of forgeries found before and not after.
+
+    ``strength`` is the most that a value of 0 to 255 may change; 0 is without an attack.
+    """
+
+    attack: str
+    strength: float
+    area: Metric
+    turned: float
+    n: int
+
+    def line(self) -> str:
+        """Return the finding as one line."""
+        interval = f"[{self.area.low:.3f}, {self.area.high:.3f}]"
+        if not self.strength:
+            return f"no attack: auc {self.area.value:.3f} {interval}"
+        return (
+            f"{self.attack} by {self.strength:g}/255: auc {self.area.value:.3f} {interval}, "
+            f"{self.turned:.0%} of the forgeries that were found pass"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "attack": self.attack,
+            "strength": self.strength,
+            "auc": self.area.to_json(),
+            "turned": self.turned,
+            "n": self.n,
+        }
+
+
+def attack_manifest(
+    manifest: Path,
+    detector: TrainedDetector,
+    *,
+    attacks: Sequence[Attack] = ATTACKS,
+    strengths: Sequence[float] = (1.0, 2.0, 4.0),
+    steps: int = 20,
+    queries: int = 200,
+    split: str = "test",
+    seed: int = 0,
+) -> list[Attacked]:
+    """Attack the forged pictures of a manifest, and measure what is left.
+
+    Args:
+        manifest: The file, or its folder; pictures are squares about faces, as the lab's sets are.
+        detector: Of single pictures; attacks are made on what its network is given.
+        attacks: Which.
+        strengths: The most that a value of 0 to 255 may change.
+        steps: Of ``pgd`` and ``eot_jpeg``.
+        queries: Of ``square``: how often scores are asked for.
+        split: Which rows; empty for all.
+        seed: Of what is drawn by lot.
+
+    Raises:
+        DataError: If rows or the detector are not as they have to be.
+    """
+    if detector.about.method.hears or detector.about.method.looks_at > 1:
+        raise _refused(f"{detector.name} judges no single pictures", "a detector of pictures")
+    file = find_manifest(manifest)
+    items = [item for item in read_items(file) if not split or item.split == split]
+    if len({item.label for item in items}) < 2:
+        raise _refused("the rows are of one class", f"real and fake rows of the split {split!r}")
+    shown = [detector.show(load_picture(file.parent / item.path).image) for item in items]
+    planes = torch.from_numpy(to_planes(shown))
+    labels = [item.label for item in items]
+    groups = [_group(item) for item in items]
+    plain = _scores(detector, planes)
+    threshold = pick_threshold(labels, plain.tolist()) or 0.0
+    found = [Attacked("none", 0.0, cluster_interval(labels, plain, groups), 0.0, len(items))]
+    fakes = torch.tensor(labels) == 1
+    known = plain[fakes.numpy()] > threshold
+    for attack in attacks:
+        for strength in strengths:
+            changed = planes.clone()
+            changed[fakes] = attack_planes(
+                *(detector, planes[fakes], attack, strength / 255),
+                steps=steps,
+                queries=queries,
+                seed=seed,
+            )
+            scores = _scores(detector, changed)
+            passed = known & (scores[fakes.numpy()] <= threshold)
+            turned = float(passed.sum() / max(known.sum(), 1))
+            area = cluster_interval(labels, scores, groups)
+            found.append(Attacked(attack, strength, area, turned, len(items)))
+    return found
+
+
+def attack_planes(
+    detector: TrainedDetector,
+    planes: Tensor,
+    attack: Attack,
+    bound: float,
+    *,
+    steps: int = 20,
+    queries: int = 200,
+    seed: int = 0,
+) -> Tensor:
+    """Return pictures (N, 3, P, P) in [0, 1], each within ``bound`` of what it was.
+
+    No value differs by more; each is whole in 8 bits, as a file would hold it.
+    """
+    run: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+        "fgsm": lambda part, rng: _descend(detector, part, bound, bound, 1, rng, starts=False),
+        "pgd": lambda part, rng: _descend(detector, part, bound, bound / 4, steps, rng),
+        "square": lambda part, rng: _search(detector, part, bound, queries, rng),
+        "eot_jpeg": lambda part, rng: _descend(
+            detector, part, bound, bound / 4, steps, rng, through_jpeg=True
+        ),
+    }
+    out = []
+    for start in range(0, len(planes), _AT_ONCE):
+        rng = torch.Generator().manual_seed(seed + start)
+        out.append(_whole(run[attack](planes[start : start + _AT_ONCE], rng), planes, start, bound))
+    return torch.cat(out)
+
+
+def _descend(
+    detector: TrainedDetector,
+    plain: Tensor,
+    bound: float,
+    step: float,
+    steps: int,
+    rng: torch.Generator,
+    *,
+    starts: bool = True,
+    through_jpeg: bool = False,
+) -> Tensor:
+    """Go down the score's gradient, sign by sign, within the bound."""
+    moved = plain.clone()
+    if starts:
+        moved = moved + (torch.rand(plain.shape, generator=rng) * 2 - 1) * bound
+    for _ in range(steps):
+        given = moved.clamp(0, 1).detach()
+        slope = torch.zeros_like(given)
+        for seen in _views(given) if through_jpeg else [given]:
+            asked = seen.to(detector.device).requires_grad_()
+            with torch.enable_grad():
+                total = detector.network.judge(asked).logits.sum()
+            (gradient,) = torch.autograd.grad(total, asked)
+            slope += gradient.cpu()
+        moved = (given - step * slope.sign()).clamp(plain - bound, plain + bound)
+    return moved
+
+
+def _views(given: Tensor) -> list[Tensor]:
+    """Return pictures after JPEG of several qualities; their gradient stands for the picture's."""
+    images = [
+        np.asarray((one.permute(1, 2, 0) * 255).round().numpy(), dtype=np.uint8) for one in given
+    ]
+    return [
+        torch.from_numpy(to_planes([compress(np.ascontiguousarray(i), quality) for i in images]))
+        for quality in _QUALITIES
+    ]
+
+
+def _search(
+    detector: TrainedDetector, plain: Tensor, bound: float, queries: int, rng: torch.Generator
+) -> Tensor:
+    """Try squares of one color at random places, and keep those that lower the score."""
+    count, channels, side = plain.shape[0], plain.shape[1], plain.shape[-1]
+    stripes = torch.randint(0, 2, (count, channels, 1, side), generator=rng) * 2 - 1
+    best = (plain + bound * stripes).clamp(0, 1)
+    scores = torch.from_numpy(_scores(detector, best))
+    for query in range(queries):
+        share = 0.3 * 0.5 ** (6 * query / max(queries, 1))
+        wide = max(round(side * share**0.5), 1)
+        top, left = (int(torch.randint(0, side - wide + 1, (1,), generator=rng)) for _ in range(2))
+        signs = torch.randint(0, 2, (count, channels, 1, 1), generator=rng) * 2 - 1
+        tried = best.clone()
+        part = plain[..., top : top + wide, left : left + wide]
+        tried[..., top : top + wide, left : left + wide] = (part + bound * signs).clamp(0, 1)
+        again = torch.from_numpy(_scores(detector, tried))
+        better = again < scores
+        best[better], scores[better] = tried[better], again[better]
+    return best
+
+
+def _whole(changed: Tensor, planes: Tensor, start: int, bound: float) -> Tensor:
+    """Round to 8 bits within the bound."""
+    plain = planes[start : start + len(changed)]
+    most = int(bound * 255 + 1e-6)
+    steps = ((changed.clamp(0, 1) - plain) * 255).round().clamp(-most, most)
+    return (plain + steps / 255).clamp(0, 1)
+
+
+def _scores(detector: TrainedDetector, planes: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+    found = []
+    for start in range(0, len(planes), _AT_ONCE):
+        with torch.inference_mode():
+            judged = detector.network.judge(planes[start : start + _AT_ONCE].to(detector.device))
+        found.append(judged.logits.double().cpu().numpy())
+    return np.concatenate(found)
+
+
+def _group(item: Item) -> str:
+    return f"{item.dataset}/{item.source or item.clip or item.id}"
+
+
+def _refused(what: str, expected: str) -> DataError:
+    return DataError(
+        what,
+        code="forensics.stress",
+        expected=expected,
+        next="stillroom forensics benchmark attack --help",
+    )

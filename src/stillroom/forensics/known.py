@@ -1,0 +1,143 @@
+"""Pairs that are forged already: a benchmark's manifest as what a detector learns from.
+
+Each fake is paired with its real twin where the manifest has one of the same source, else with a
+real picture of the same split. Pictures are cut to a square about their largest face, as ``check``
+cuts them; where no face is found, a square picture is taken whole and another is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import PrivateAttr
+from typing_extensions import override
+
+from stillroom.errors import DataError
+from stillroom.forensics.face import Face, Image, Mask, canonical_points
+from stillroom.forensics.faces import FaceFinder, crop_square
+from stillroom.forensics.items import Item, find_manifest, read_items
+from stillroom.forensics.method import Forged, Forgery
+from stillroom.forensics.pictures import load_picture
+from stillroom.forensics.treatments import fit_size
+from stillroom.provenance import digest_bytes
+
+__all__ = ["Known", "KnownPairs", "open_known"]
+
+_SPLITS = ("train", "validation", "test")
+
+
+class KnownPairs(Forgery):
+    """Gives the fake that a face's pair holds; forges nothing itself."""
+
+    paper: ClassVar[str] = ""
+    names: tuple[str, ...] = ()
+    _fakes: dict[str, Image] = PrivateAttr(default_factory=dict)
+
+    @override
+    def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> Forged:
+        face = faces[0]
+        fake = self._fakes[face.name]
+        changed = np.abs(fake.astype(np.int16) - face.image).max(axis=2) > 8
+        mask: Mask = changed.astype(np.float32)
+        return Forged(fake, mask, face.image, {"known": face.name})
+
+
+@dataclass(frozen=True)
+class Known:
+    """Real faces with their fakes, and which split each is of."""
+
+    faces: tuple[Face, ...]
+    splits: Mapping[str, tuple[int, ...]]
+    pairs: KnownPairs
+
+
+def open_known(manifest: Path, size: int, margin: float, say: Callable[[str], None]) -> Known:
+    """Return the pairs of a manifest.
+
+    Args:
+        manifest: The file, or its folder.
+        size: Side of the squares.
+        margin: That side in sizes of the landmarks' box.
+        say: Told of what is left out.
+
+    Raises:
+        DataError: If a split has no pair.
+    """
+    file = find_manifest(manifest)
+    items = read_items(file)
+    cut = _Cutter(file.parent, size, margin, say)
+    faces: list[Face] = []
+    splits: dict[str, list[int]] = {name: [] for name in _SPLITS}
+    fakes: dict[str, Image] = {}
+    for split in _SPLITS:
+        real = [item for item in items if item.split == split and not item.label]
+        twins = {item.source: item for item in real if item.source}
+        forged = [item for item in items if item.split == split and item.label]
+        for at, item in enumerate(forged if real else []):
+            twin = twins.get(item.source) or real[at % len(real)]
+            pair = cut.cut(item), cut.cut(twin)
+            if pair[0] is None or pair[1] is None:
+                continue
+            fakes[item.id] = pair[0]
+            splits[split].append(len(faces))
+            faces.append(_face(item, twin, pair[1], pair[0]))
+    empty = [name for name in _SPLITS if not splits[name]]
+    if empty:
+        raise DataError(
+            f"the manifest has no pair of real and fake for {' and '.join(empty)}",
+            code="forensics.too-few-faces",
+            where=str(file),
+            expected="real and fake rows in each of the splits train, validation and test",
+            next="stillroom forensics benchmark split MANIFEST --by identity --out SPLIT",
+        )
+    names = tuple(sorted({item.generator or "unnamed" for item in items if item.label}))
+    pairs = KnownPairs(names=names)
+    pairs._fakes.update(fakes)  # its own module: pictures are no setting
+    return Known(tuple(faces), {name: tuple(rows) for name, rows in splits.items()}, pairs)
+
+
+@dataclass
+class _Cutter:
+    """Cuts pictures to squares, each file once."""
+
+    folder: Path
+    size: int
+    margin: float
+    say: Callable[[str], None]
+
+    def __post_init__(self) -> None:
+        self._finder = FaceFinder()
+        self._kept: dict[str, Image | None] = {}
+
+    def cut(self, item: Item) -> Image | None:
+        if item.path not in self._kept:
+            self._kept[item.path] = self._read(item)
+        return self._kept[item.path]
+
+    def _read(self, item: Item) -> Image | None:
+        try:
+            image = load_picture(self.folder / item.path).image
+        except DataError as error:
+            self.say(f"left out: {error.problems[0].what}")
+            return None
+        height, width = image.shape[:2]
+        found = self._finder.find(image)
+        if found and found[0].box[2] * self.margin < 0.9 * min(height, width):
+            points = self._finder.landmarks(image, found[0])
+            return crop_square(image, points, self.size, margin=self.margin)[0]
+        if found or abs(height - width) <= 0.02 * width:
+            return fit_size(image, (self.size, self.size))
+        self.say(f"left out: {item.path} shows no face")
+        return None
+
+
+def _face(item: Item, twin: Item, image: Image, fake: Image) -> Face:
+    points = np.asarray(canonical_points() * image.shape[0] / 4 + image.shape[0] / 2, np.float32)
+    who = twin.identity or item.identity or twin.source or twin.id
+    kept: dict[str, Any] = {"landmark_source": "template"}
+    digest = digest_bytes(image.tobytes() + fake.tobytes())
+    return Face(image, points, item.id, who, digest, **kept)

@@ -1,0 +1,128 @@
+"""A detector is learned from a benchmark's own fakes, stressed by its folder, and attacked."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from stillroom.cli.app import stillroom
+from stillroom.errors import DataError
+from stillroom.flow import run_recipe
+from stillroom.forensics.adversarial import ATTACKS, attack_manifest, attack_planes
+from stillroom.forensics.detecting import TrainedDetector
+from stillroom.forensics.drawing import draw_face
+from stillroom.forensics.items import Item, write_items
+from stillroom.forensics.stress import TREATMENTS
+from stillroom.recipes import parse_recipe
+
+LEARN = """
+version: 1
+kind: forensics
+seed: 1
+size: 128
+detector:
+  known: {{manifest: {manifest}, basis: drawn}}
+  model: {{name: npr, width: 8}}
+  pixels: 32
+  train: {{steps: 12, batch_size: 6, threads: 1, learning_rate: 0.01}}
+  views: {{jpeg: 0, colour: 0}}
+"""
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    """A set whose fakes have a grid: what npr sees."""
+    folder, items = tmp_path_factory.mktemp("benchmark"), []
+    for number in range(15):
+        split = ("train", "train", "train", "validation", "test")[number % 5]
+        image = draw_face(8, number, 128).image
+        fake = image.copy()
+        fake[::2, ::2] = np.clip(fake[::2, ::2].astype(int) + 24, 0, 255).astype(np.uint8)
+        for label, pixels in ((0, image), (1, fake)):
+            name = f"{label}-{number}.png"
+            Image.fromarray(pixels).save(folder / name)
+            generator = "grid" if label else ""
+            kept = {"source": str(number), "identity": f"p{number}", "split": split}
+            items.append(Item(name, name, label, generator, **kept))
+    write_items(folder / "manifest.jsonl", items)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(benchmark):
+    out = benchmark.parent / f"{benchmark.name}-detector"
+    run_recipe(parse_recipe(LEARN.format(manifest=benchmark)), out)
+    return out
+
+
+def test_a_detector_learns_from_fakes_that_a_benchmark_has(trained):
+    detector = TrainedDetector.open(trained)
+    assert detector.name == "npr of grid"
+    assert detector.about.figures["faces"] == {"train": 9, "validation": 3, "test": 3}
+    assert detector.about.figures["auc"]["clean"]["value"] > 0.7
+    artifact = json.loads((trained / "artifact.json").read_text())
+    assert [parent["role"] for parent in artifact["parents"]] == ["benchmark"]
+    assert "a benchmark's, drawn" in (trained / "output/README.md").read_text()
+
+
+def test_a_manifest_without_splits_is_refused(benchmark, tmp_path):
+    Image.open(benchmark / "0-0.png").save(tmp_path / "a.png")
+    write_items(tmp_path / "m.jsonl", [Item("a", "a.png", 0), Item("b", "a.png", 1)])
+    with pytest.raises(DataError, match="no pair of real and fake for train") as caught:
+        run_recipe(parse_recipe(LEARN.format(manifest=tmp_path / "m.jsonl")), tmp_path / "run")
+    assert caught.value.code == "forensics.too-few-faces"
+
+
+def test_a_trained_detector_is_stressed_by_its_folder(benchmark, trained):
+    words = ["forensics", "benchmark", "stress", str(benchmark), "--scorer", str(trained)]
+    done = CliRunner().invoke(stillroom, [*words, "--treatment", "blur", "--treatment", "h264"])
+    assert done.exit_code == 0, done.output
+    assert "chosen on the validation split" in done.output
+    assert "blur: auc " in done.output
+    assert "h264: auc " in done.output
+    assert len(TREATMENTS) == 11
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_attacks_stay_within_their_bound_and_lower_the_score(attack, benchmark, trained):
+    detector = TrainedDetector.open(trained, device="cpu")
+    image = np.asarray(Image.open(benchmark / "1-4.png"))
+    plain = torch.from_numpy(np.stack([detector.show(image)]).transpose(0, 3, 1, 2) / 255).float()
+    changed = attack_planes(detector, plain, attack, 4 / 255, steps=6, queries=30, seed=3)
+    again = attack_planes(detector, plain, attack, 4 / 255, steps=6, queries=30, seed=3)
+    assert torch.equal(changed, again)
+    steps = (changed - plain) * 255
+    assert steps.abs().max() <= 4 + 1e-3
+    assert torch.allclose(steps, steps.round(), atol=1e-3)
+    assert changed.min() >= 0
+    assert changed.max() <= 1
+    with torch.inference_mode():
+        before, after = (detector.network.judge(one).logits for one in (plain, changed))
+    assert after < before
+
+
+def test_only_forgeries_are_attacked_and_nothing_is_written(benchmark, trained):
+    before = sorted(path.name for path in benchmark.iterdir())
+    words = ["forensics", "benchmark", "attack", str(benchmark), "--detector", str(trained)]
+    words += ["--attack", "pgd", "--strength", "16", "--steps", "5"]
+    done = CliRunner().invoke(stillroom, [*words, "--json"])
+    assert done.exit_code == 0, done.output
+    plain, attacked = json.loads(done.stdout)["attacks"]
+    assert (plain["attack"], plain["strength"], plain["turned"]) == ("none", 0.0, 0.0)
+    assert attacked["auc"]["value"] < plain["auc"]["value"]
+    assert attacked["turned"] > 0.5
+    said = CliRunner().invoke(stillroom, words).output
+    assert "no attack: auc " in said
+    assert "of the forgeries that were found pass" in said
+    assert sorted(path.name for path in benchmark.iterdir()) == before
+
+
+def test_what_cannot_be_attacked_is_refused(benchmark, trained, tmp_path):
+    detector = TrainedDetector.open(trained)
+    write_items(tmp_path / "m.jsonl", [Item("a", "a.png", 0, split="test")])
+    with pytest.raises(DataError) as caught:
+        attack_manifest(tmp_path / "m.jsonl", detector)
+    assert caught.value.code == "forensics.stress"
