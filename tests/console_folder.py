@@ -5,6 +5,7 @@ import json
 from stillroom.flow import run_recipe
 from stillroom.jobs import Job
 from stillroom.rag.recipe import RagRecipe
+from stillroom.records import Link, Message, Origin, Record, write_records
 from stillroom.testing import scripted_model, tiny_checkpoint
 
 KEY = "the-key-of-this-console"
@@ -32,6 +33,7 @@ def build_folder(place):
     )
     run_recipe(recipe, run / "steps/index")
     build_checkpoint(run / "steps/model")
+    build_records(folder / "records")
     return folder
 
 
@@ -58,6 +60,32 @@ def build_checkpoint(out):
     job = Job.start(out, "version: 1\nkind: distill\n")
     tiny_checkpoint(job.output)
     job.finish("checkpoint", origin={"kind": "synthetic", "license": "MIT"})
+
+
+def build_records(out, count=45):
+    """Leave records of a generator, some of people's, and two that were dropped."""
+    job = Job.start(out, "version: 1\nkind: synth\n")
+    made = [make_record(number) for number in range(count)]
+    write_records(job.output / "records.jsonl", made)
+    fallen = make_record(999)
+    rows = [
+        {"filter": "judge", "reason": "says nothing", "record": fallen.to_json(), "score": 0.1,
+         "split": "train", "text": "", "unit": ""},
+        {"filter": "generator", "reason": "no sentence", "record": None, "score": 0.0,
+         "split": "train", "text": HOSTILE, "unit": ""},
+    ]  # fmt: skip
+    text = "".join(json.dumps(one) + "\n" for one in rows)
+    (job.output / "dropped.jsonl").write_text(text)
+    job.finish("records", origin={"kind": "synthetic", "license": "MIT"})
+    return made
+
+
+def make_record(number):
+    question, answer = f"What is number {number}?", f"It is {number}. {HOSTILE}"
+    chain = (Link("synth.generators.grounded_qa", "teacher", ("pas-1",)),)
+    origin = Origin("synthetic", chain, "MIT") if number % 5 else Origin("human")
+    messages = (Message("user", question), Message("assistant", answer))
+    return Record(messages, {"question": question, "answer": answer, "split": "train"}, origin)
 
 
 def write(folder, pages):

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stillroom.console.desk import Desk, PageLink
 from stillroom.console.door import Door
-from stillroom.console.pages import ask, lineage, make, models, sources
+from stillroom.console.pages import ask, lineage, make, models, records, sources
 from stillroom.errors import Problem, StillroomError
 from stillroom.serve.app import create_app
 from stillroom.serve.refusals import explain
@@ -33,6 +33,7 @@ __all__ = ["create_console"]
 _PAGES = (
     PageLink("/ask", "Ask", "Answers from your documents, with citations"),
     PageLink("/make", "Make", "New jobs, and those that run"),
+    PageLink("/records", "Records", "What was written, kept and dropped, to decide on"),
     PageLink("/models", "Models", "Checkpoints side by side, and a chat with two"),
     PageLink("/lineage", "Lineage", "Anything back to its bytes"),
 )
@@ -102,6 +103,7 @@ def _pages(desk: Desk, api: FastAPI, runner: JobRunner | None) -> Starlette:
             Route("/", home),
             *ask.routes(desk),
             *make.routes(desk, runner),
+            *records.routes(desk),
             *models.routes(desk),
             *lineage.routes(desk),
             *sources.routes(desk),

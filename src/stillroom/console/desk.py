@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,8 +30,9 @@ from stillroom.errors import (
     ResourceError,
     StillroomError,
 )
+from stillroom.serve.reviews import Review
 from stillroom.serve.shelf import Shelf
-from stillroom.serve.views.found import Found, list_found
+from stillroom.serve.views.found import Found, is_artifact, list_found, read_found
 from stillroom.serve.views.models import list_references
 from stillroom.serve.views.sources import Sources
 
@@ -69,6 +71,8 @@ class Desk:
         """Stand over a folder; ``close`` closes what was opened."""
         self.root, self.access, self.has_jobs, self.token = root, access, has_jobs, token
         self.sources = Sources(root, access)
+        self._reviews: dict[str, Review] = {}
+        self._lock = threading.Lock()
         self.shelf = Shelf(root, access, references=partial(list_references, root))
         self.templates = Environment(
             loader=PackageLoader("stillroom.console"),
@@ -90,6 +94,41 @@ class Desk:
         """Close models and indexes."""
         self.shelf.close()
         self.sources.close()
+
+    @property
+    def can_write(self) -> bool:
+        """Whether decisions and new artifacts can be kept: not within an artifact itself."""
+        return not is_artifact(self.root)
+
+    def check_writable(self) -> None:
+        """Refuse to keep anything within an artifact.
+
+        Raises:
+            DataError: If the folder is one.
+        """
+        if not self.can_write:
+            raise DataError(
+                "the served folder is an artifact itself, and stays as it is",
+                code="console.read-only",
+                expected="a folder that holds artifacts",
+                next="start the console on the folder above it",
+            )
+
+    def review_of(self, name: str) -> Review:
+        """Return the review of an artifact, one for all who look."""
+        digest = read_found(self.root, name).digest
+        with self._lock:
+            if digest not in self._reviews:
+                self._reviews[digest] = Review(self.root / ".stillroom" / "reviews", digest)
+            return self._reviews[digest]
+
+    def free_name(self, folder: str, name: str) -> str:
+        """Return a name below a folder that nothing has yet, made of another's last part."""
+        last = name.rstrip("/").rpartition("/")[2] or "records"
+        number = 1
+        while (self.root / folder / f"{last}-{number}").exists():
+            number += 1
+        return f"{folder}/{last}-{number}"
 
     async def work(self, call: Callable[P, T], *args: P.args, **more: P.kwargs) -> T:
         """Run what may block beside the event loop."""
@@ -136,8 +175,10 @@ def _status_of(error: StillroomError) -> int:
     """Return the HTTP status of an error."""
     if error.code in _NOT_FOUND:
         return 404
-    if error.code == "rag.access-needed":
+    if error.code in {"rag.access-needed", "console.read-only"}:
         return 403
+    if error.code == "console.decided":
+        return 409
     kinds: Mapping[type[StillroomError], int] = {
         ResourceError: 503,
         BackendError: 503,

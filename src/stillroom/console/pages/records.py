@@ -1,0 +1,142 @@
+"""Records: browsed, searched and decided page by page; every decision stays in a trail.
+
+Works without JavaScript: deciding is a form, and leads back to where it was decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import parse_qs, urlencode
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from stillroom.console.desk import Desk
+from stillroom.serve.reviews import write_reviewed
+from stillroom.serve.views.generators import compare_generators
+from stillroom.serve.views.records import Wanted, list_records_of, list_sets, open_set
+
+__all__ = ["routes"]
+
+_MOST_COMPARED = 6
+
+
+def routes(desk: Desk) -> list[Route]:
+    """Return the routes of the page."""
+
+    async def page(request: Request) -> Response:
+        query = request.query_params
+        sets = await desk.work(list_sets, desk.root)
+        at = query.get("at") or (sets[0].name if sets else "")
+        if not at:
+            return desk.page(request, "records_none.html", title="Records")
+        wanted = _wanted(query)
+        review = await desk.work(desk.review_of, at)
+        shown = await desk.work(list_records_of, desk.root, at, wanted, review)
+        return desk.page(
+            request,
+            "records.html",
+            title="Records",
+            sets=sets,
+            at=at,
+            wanted=wanted,
+            shown=shown,
+            link=lambda **more: _link(at, wanted, **more),
+            can_decide=desk.can_write,
+        )
+
+    async def decide(request: Request) -> Response:
+        form = await _form(request)
+        at = form.get("at", "")
+        desk.check_writable()
+        await desk.work(open_set, desk.root, at)
+        review = await desk.work(desk.review_of, at)
+        action = form.get("action", "")
+        count = int(form["turns"]) if form.get("turns", "").isdecimal() else 0
+        turns = [
+            (form.get(f"role{n}", ""), form.get(f"text{n}", "").replace("\r\n", "\n"))
+            for n in range(min(count, 100))
+        ]
+        await desk.work(
+            review.decide,
+            form.get("key", ""),
+            action,
+            seen=int(form["seen"]) if form.get("seen", "").isdecimal() else -1,
+            messages=turns if action == "edit" else (),
+            note=form.get("note", ""),
+        )
+        back = urlencode({"at": at}) + ("&" + form["back"] if form.get("back") else "")
+        return RedirectResponse(f"/records?{back}#{form.get('key', '')}", 303)
+
+    async def trail(request: Request) -> Response:
+        at = request.query_params.get("at", "")
+        await desk.work(open_set, desk.root, at)
+        review = await desk.work(desk.review_of, at)
+        rows = list(reversed(await desk.work(review.trail)))
+        return desk.page(
+            request, "records_trail.html", title="Trail", at=at, rows=rows[:500], total=len(rows)
+        )
+
+    async def write(request: Request) -> Response:
+        form = await _form(request)
+        at = form.get("at", "")
+        desk.check_writable()
+        folder = await desk.work(open_set, desk.root, at)
+        review = await desk.work(desk.review_of, at)
+        name = desk.free_name("reviewed", at)
+        await desk.work(write_reviewed, folder, review, desk.root / name, at)
+        return RedirectResponse(f"/records?{urlencode({'at': name})}", 303)
+
+    async def generators(request: Request) -> Response:
+        sets = await desk.work(list_sets, desk.root)
+        names = request.query_params.getlist("m")[:_MOST_COMPARED]
+        names = names or [one.name for one in sets[:_MOST_COMPARED]]
+        rows = []
+        for name in names:
+            review = await desk.work(desk.review_of, name)
+            rows += await desk.work(compare_generators, desk.root, name, review)
+        return desk.page(
+            request, "generators.html", title="Generators", sets=sets, names=names, rows=rows
+        )
+
+    return [
+        Route("/records", page),
+        Route("/records/decide", decide, methods=["POST"]),
+        Route("/records/trail", trail),
+        Route("/records/write", write, methods=["POST"]),
+        Route("/records/generators", generators),
+    ]
+
+
+def _wanted(told: Mapping[str, str]) -> Wanted:
+    show = told.get("show", "kept")
+    number = told.get("page", "1")
+    return Wanted(
+        show if show in {"kept", "dropped"} else "kept",
+        told.get("words", "")[:500],
+        told.get("origin", "")[:40],
+        told.get("reason", "")[:500],
+        told.get("decision", "")[:20],
+        int(number) if number.isdecimal() and len(number) < 8 else 1,
+    )
+
+
+def _link(name: str, wanted: Wanted, **more: str | int) -> str:
+    """Return the address of the same list with something changed; a filter starts at page 1."""
+    told: dict[str, str | int] = {
+        "at": name,
+        "show": wanted.show,
+        "words": wanted.words,
+        "origin": wanted.origin,
+        "reason": wanted.reason,
+        "decision": wanted.decision,
+        **more,
+    }
+    return "/records?" + urlencode({key: value for key, value in told.items() if value})
+
+
+async def _form(request: Request) -> dict[str, str]:
+    """Return the fields of a form; of one that is given twice, the last."""
+    body = (await request.body()).decode("utf-8", "replace")
+    return {key: values[-1] for key, values in parse_qs(body, keep_blank_values=True).items()}
