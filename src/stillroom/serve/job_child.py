@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import Cancelled, Problem, StillroomError
+from stillroom.models.ports import name_ports
 from stillroom.serve.fence import put_up_fence, system_folders
 from stillroom.serve.tickets import EVENTS_FILE, append_event
 
@@ -31,6 +32,7 @@ __all__ = ["EventReporter", "main"]
 _DIE_WITH_PARENT = 1
 _KILL_ME_FIRST = "500"  # of all processes, where memory runs out: the server must stay
 _EVERY_S = 0.5
+_ENGINES = 16
 
 
 class EventReporter:
@@ -104,7 +106,10 @@ def _close_off(order: Mapping[str, Any]) -> None:
     readable = [*system_folders(), *map(Path, order["readable"])]
     if order["hub"]:
         writable.append(Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")))
-    if not put_up_fence(readable=readable, writable=writable, ports=order["ports"]):
+    ports = list(order["ports"])
+    if order["do"] == "run":
+        ports += name_ports(_ENGINES)  # llama.cpp answers on a port of this machine
+    if not put_up_fence(readable=readable, writable=writable, ports=ports):
         raise RuntimeError("the fence could not be put up")
 
 

@@ -69,6 +69,14 @@ def routes(desk: Desk) -> list[Route]:
         back = urlencode({"at": at}) + ("&" + form["back"] if form.get("back") else "")
         return RedirectResponse(f"/records?{back}#{form.get('key', '')}", 303)
 
+    return [
+        Route("/records", page),
+        Route("/records/decide", decide, methods=["POST"]),
+        *_more_routes(desk),
+    ]
+
+
+def _more_routes(desk: Desk) -> list[Route]:
     async def trail(request: Request) -> Response:
         at = request.query_params.get("at", "")
         await desk.work(open_set, desk.root, at)
@@ -101,8 +109,6 @@ def routes(desk: Desk) -> list[Route]:
         )
 
     return [
-        Route("/records", page),
-        Route("/records/decide", decide, methods=["POST"]),
         Route("/records/trail", trail),
         Route("/records/write", write, methods=["POST"]),
         Route("/records/generators", generators),

@@ -49,6 +49,7 @@ from stillroom.models.chat import break_controls
 from stillroom.models.grammar import check_schema, tidy_schema
 from stillroom.models.method import Backend
 from stillroom.models.parallel import work_through
+from stillroom.models.ports import choose_port
 from stillroom.models.protocols import Score, TextModel
 from stillroom.models.quiet import quiet_descriptors
 from stillroom.models.requests import spread_sampling
@@ -121,7 +122,8 @@ class _Engine:
         params.cache_prompt, params.cache_ram_mib, params.fit_params = False, 0, False
         params.warmup, params.verbosity = False, -1
         params.ui, params.endpoint_slots = False, False
-        params.n_threads_http, params.port, params.hostnames = 2, 0, ["127.0.0.1"]
+        params.n_threads_http, params.hostnames = 2, ["127.0.0.1"]
+        params.port = choose_port()
         self._key = secrets.token_hex(16)
         params.api_keys = [self._key]
         try:
