@@ -113,6 +113,8 @@ def _say_credentials(found: Credentials | None) -> str:
     """Return what a file's credentials say and how far that holds; empty without any."""
     if found is None or found.integrity in {"none", "unreadable"}:
         return ""
+    if found.integrity == "broken" and found.note:
+        return f"is signed in a way that is no longer accepted: {found.note}"
     if found.integrity == "broken":
         return "was changed since it was signed; what its credentials say no longer holds"
     kinds = {kind.rsplit("/", 1)[-1] for kind in found.source_types}

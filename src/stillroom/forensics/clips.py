@@ -143,6 +143,10 @@ class _Seeker:
                 if entry.is_keyframe
             }
         )
+        self.end = max(
+            (float(entry.timestamp * base) - self.start for entry in video.index_entries),
+            default=0.0,
+        )
         self.position = -1.0
         self.shown: av.VideoFrame | None = None
         self.held: av.VideoFrame | None = None  # the one after it, already decoded
@@ -160,6 +164,9 @@ class _Seeker:
                 continue
             last = time
             yield Frame(self._upright(frame), time)
+        # The index names frames to the end, also where a file was cut off before.
+        if last >= 0 and min(self.end, span[1]) - last > 2.5 * spacing:
+            self._note(f"nothing could be read after {last:.1f} s of {self.clip.duration:.1f} s")
 
     def _aim(self, time: float, spacing: float) -> float:
         """Return the time to decode to: that of a keyframe near enough, else the wanted one."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from stillroom.errors import DataError
 from stillroom.forensics.certificates import CHAIN_FILE, KEY_FILE
 from stillroom.forensics.extras import need
+from stillroom.forensics.loose_hash import explain_mismatch
 
 if TYPE_CHECKING:
     import c2pa
@@ -191,6 +192,8 @@ class Credentials:
         if self.integrity == "unreadable":
             return [f"provenance unreadable: {self.note}"]
         said = "as signed" if self.integrity == "intact" else "changed since it was signed"
+        if self.integrity == "broken" and self.note:
+            said = f"refused by today's rules: {self.note}"
         claim = "" if self.is_trusted else " (self-asserted: anyone can write this name)"
         trust = f"on the {self.named_list}" if self.is_trusted else "vouched for by no trusted list"
         lines = [
@@ -355,7 +358,7 @@ def read_credentials(
     need("c2pa")
     import c2pa
 
-    state, store = "", {}
+    state, store, note = "", {}, ""
     label = "untrusted"
     for one in trust or (TrustList("user", ""),):
         try:
@@ -364,20 +367,26 @@ def read_credentials(
                 c2pa.Reader(mime, io.BytesIO(data), context=context) as reader,
             ):
                 store = json.loads(reader.json())
+                note = explain_mismatch(data, reader, _codes(store))
         except c2pa.C2paError as error:
             return _unreadable(str(error))
         state = str(store.get("validation_state", ""))
         if state == "Trusted":
             label = one.label
             break
-    return _read_store(store, state, label)
+    return replace(_read_store(store, state, label), note=note)
+
+
+def _codes(store: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the failures of the active manifest, each once."""
+    failures = store.get("validation_results", {}).get("activeManifest", {}).get("failure", [])
+    return tuple(dict.fromkeys(row["code"] for row in failures))
 
 
 def _read_store(store: Mapping[str, Any], state: str, label: str) -> Credentials:
     active = store.get("manifests", {}).get(store.get("active_manifest", ""), {})
     results = store.get("validation_results", {})
-    failures = results.get("activeManifest", {}).get("failure", [])
-    codes = tuple(dict.fromkeys(row["code"] for row in failures))
+    codes = _codes(store)
     deltas = [
         row["code"]
         for delta in results.get("ingredientDeltas", [])

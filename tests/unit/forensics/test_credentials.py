@@ -265,3 +265,42 @@ def test_an_authority_that_does_not_work_is_not_left_behind(tmp_path, monkeypatc
         init_ca(tmp_path / "ca")
     assert caught.value.code == "forensics.certificate"
     assert not list((tmp_path / "ca").iterdir())
+
+
+class _Reader:
+    """What a reader says of a file whose signature leaves out some bytes at its head."""
+
+    def __init__(self, data, left):
+        import base64
+        import hashlib
+
+        made = base64.b64encode(hashlib.sha256(data[left:]).digest()).decode()
+        said = {"exclusions": [{"start": 0, "length": left}], "alg": "sha256", "hash": made}
+        manifest = {"claim": {"alg": "sha256"}, "assertion_store": {"c2pa.hash.data": said}}
+        self.store = {"active_manifest": "a", "manifests": {"a": manifest}}
+
+    def detailed_json(self):
+        return json.dumps(self.store)
+
+
+def test_a_file_that_was_signed_too_loosely_is_not_called_changed():
+    from stillroom.forensics.checking import Checked
+    from stillroom.forensics.credentials import Credentials
+    from stillroom.forensics.loose_hash import explain_mismatch
+
+    data = bytes(range(200))
+    codes = ["signingCredential.untrusted", "assertion.dataHash.mismatch"]
+    said = explain_mismatch(data, _Reader(data, 50), codes)
+    assert said == (
+        "the signature leaves out 50 bytes, more than its own credentials; the other 150 are as "
+        "they were signed"
+    )
+    assert explain_mismatch(data + b"!", _Reader(data, 50), codes) == ""
+    assert explain_mismatch(data, _Reader(data, 50), [*codes, "claimSignature.mismatch"]) == ""
+    found = Credentials("broken", "untrusted", note=said)
+    assert "refused by today's rules" in found.lines()[0]
+    from pathlib import Path
+
+    verdict = Checked(Path("a.jpg"), credentials=found).verdict
+    assert verdict.startswith("is signed in a way that is no longer accepted")
+    assert "changed" not in verdict

@@ -23,7 +23,7 @@ def media(tmp_path_factory, lab, faces):
     plain = faces[1].image
     write_clip(folder / "clip.mp4", [plain] * 10 + [image] * 10)
     init_ca(folder / "ca", organization="<i>News</i>")
-    sign_file(folder / "clip.mp4", folder / "signed.mp4", folder / "ca")
+    sign_file(folder / "clip.mp4", folder / "signed.mp4", folder / "ca", made_by="a generator")
     wav(folder / "voice.wav", 0.4 * np.sin(np.arange(16000) * 0.3))
     (folder / "cut.mp4").write_bytes((folder / "clip.mp4").read_bytes()[:600])
     return folder

