@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WHAT ?= merge
 
-.PHONY: help install demo test test-slow test-peer check docs bench clean
+.PHONY: help install demo test test-slow test-peer test-http check docs bench clean
 
 help:
 	@echo "make install      the virtual environment with everything the other targets need"
 	@echo "make demo         the main job on the Python language reference, into build/demo"
 	@echo "make test         unit, property, integration, contract, attack and parity tests"
 	@echo "make test-slow    the tests that load the real embedded models"
+	@echo "make test-http    the HTTP description against a live server, by schemathesis"
 	@echo "make check        layers, types, lint, docstrings and spelling"
 	@echo "make docs         the documentation as a site, into build/site"
 	@echo "make bench WHAT=merge   one JSON line a figure"
@@ -34,6 +35,9 @@ test-slow: $(STAMP)
 
 test-peer: $(STAMP)
 	scripts/test $(VENV) peer
+
+test-http: $(STAMP)
+	scripts/test-http $(VENV)
 
 check: $(STAMP)
 	scripts/check $(VENV)

@@ -13,7 +13,7 @@ import pytest
 from tests.processes import Process
 from tests.unit.serve.test_jobs import ENDLESS, fill, follow, submit, wait_for
 
-LONG = {**ENDLESS, "train": {**ENDLESS["train"], "steps": 40}}
+LONG = {**ENDLESS, "train": {**ENDLESS["train"], "steps": 60}}
 
 
 class Serving:
@@ -88,6 +88,8 @@ def test_jobs_survive_the_end_of_their_server(serve, tmp_path, number):
 
 
 def _has_trained(client, name):
-    progress = client.get(f"/v1/jobs/{name}").json()["progress"] or {}
+    job = client.get(f"/v1/jobs/{name}").json()
+    assert job["state"] == "running", job["error"]
+    progress = job["progress"] or {}
     last = progress.get("progress", {})
     return last.get("name") == "train" and last["done"] > 5

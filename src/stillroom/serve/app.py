@@ -10,9 +10,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
+from stillroom.serve import answers
 from stillroom.serve.counters import CONTENT_TYPE, Counters, Counting
+from stillroom.serve.describing import STREAMED, add_description
 from stillroom.serve.desk import Desk
 from stillroom.serve.forensics_routes import add_forensics
 from stillroom.serve.guard import Guard
@@ -77,55 +79,65 @@ def create_app(
         add_jobs(app, jobs)
     if looker is not None:
         add_forensics(app, looker, bounds)
+    add_description(app, desk.names)
     return app
 
 
 def _add_health(app: FastAPI, counters: Counters, jobs: JobRunner | None) -> None:
-    @app.get("/healthz")
+    @app.get("/healthz", responses={200: {"model": answers.Status}})
     async def healthz() -> dict[str, str]:
         """Say that the server lives."""
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses={200: {"model": answers.Status}})
     async def readyz() -> Response:
         """Say whether the server takes requests: 503 while it stops."""
         if getattr(app.state, "is_stopping", False) or (jobs is not None and jobs.is_stopping):
             return JSONResponse({"status": "stopping"}, 503, {"Retry-After": "5"})
         return JSONResponse({"status": "ready"})
 
-    @app.get("/metrics")
+    @app.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+    )
     async def metrics() -> Response:
         """Say what the server has done, as Prometheus reads it."""
         return Response(counters.render(), media_type=CONTENT_TYPE)
 
 
 def _add_models(app: FastAPI, desk: Desk) -> None:
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses={200: {"model": answers.ModelList}})
     async def models() -> dict[str, Any]:
         """List what is mounted."""
         return {"object": "list", "data": [desk.describe(name) for name in desk.names]}
 
-    @app.get("/v1/models/{name:path}")
+    @app.get("/v1/models/{name:path}", responses={200: {"model": answers.ModelRow}})
     async def model(name: str) -> dict[str, Any]:
         """Describe one of what is mounted."""
         return desk.describe(name)
 
-    @app.post("/v1/chat/completions")
+    @app.post(
+        "/v1/chat/completions",
+        responses={200: {"model": answers.Chat, **STREAMED[200]}},
+    )
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a chat turn, from documents or by the model alone, whole or streamed."""
         return await desk.chat(body, request)
 
-    @app.post("/v1/completions")
+    @app.post(
+        "/v1/completions",
+        responses={200: {"model": answers.TextCompletion, **STREAMED[200]}},
+    )
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Go on with a raw text, whole or streamed."""
         return await desk.complete(body, request)
 
-    @app.post("/v1/embeddings")
+    @app.post("/v1/embeddings", responses={200: {"model": answers.Embeddings}})
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         """Turn texts into vectors."""
         return await desk.embed(body, request)
 
-    @app.post("/v1/rerank")
+    @app.post("/v1/rerank", responses={200: {"model": answers.Reranked}})
     async def rerank(body: RerankRequest, request: Request) -> Response:
         """Order documents by how well they fit a query."""
         return await desk.rerank(body, request)

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
+from stillroom.serve import answers
 from stillroom.serve.limits import Limits
 from stillroom.serve.looking import Looker, Sent
 from stillroom.serve.refusals import Refusal
@@ -48,7 +49,11 @@ _BODY = {
 def add_forensics(app: FastAPI, looker: Looker, limits: Limits) -> None:
     """Add the route to an app."""
 
-    @app.post("/v1/forensics/check", openapi_extra={"requestBody": _BODY})
+    @app.post(
+        "/v1/forensics/check",
+        openapi_extra={"requestBody": _BODY},
+        responses={200: {"model": answers.Forensics}},
+    )
     async def check(request: Request) -> dict[str, Any]:
         """Say what is known of media: credentials, and what the server's detectors find."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -21,7 +21,9 @@ from stillroom.jobs import working_folder
 from stillroom.provenance import ARTIFACT_FILE, read_artifact
 from stillroom.recipes import Recipe, comment_recipe, dump_recipe, list_kinds, recipe_class
 from stillroom.registry.listing import list_kinds as summarize_kinds
+from stillroom.serve import answers
 from stillroom.serve.confining import read_recipe, write_text
+from stillroom.serve.describing import EVENTS
 from stillroom.serve.guard import ACCESS
 from stillroom.serve.refusals import Refusal, describe_problem
 from stillroom.serve.running import JobRunner
@@ -31,6 +33,14 @@ from stillroom.serve.workspace import Root
 __all__ = ["SentJob", "SentRecipe", "add_jobs"]
 
 _LOOK_S = 0.25
+_YAML: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/yaml": {"schema": {"type": "string"}}}}
+}
+_FILE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}},
+    206: {"description": "the range that was asked for"},
+    416: {"description": "the file has no such range"},
+}
 _ALIVE_S = 15.0
 _AT_ONCE = 200
 _MOST_FILES = 10_000
@@ -43,7 +53,10 @@ class SentRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    recipe: str | dict[str, Any] = Field(description="YAML text, or the same as JSON")
+    recipe: str | dict[str, Any] = Field(
+        description="YAML text, or the same as JSON",
+        examples=["kind: merge\nmethod: linear\nmodels: [{checkpoint: a}, {checkpoint: b}]\n"],
+    )
     overrides: list[Annotated[str, Field(max_length=4096)]] = Field(
         default_factory=list, max_length=100, description="KEY=VALUE each, as `stillroom run` takes"
     )
@@ -64,20 +77,20 @@ def add_jobs(app: FastAPI, runner: JobRunner) -> None:
 
 
 def _add_recipes(app: FastAPI, runner: JobRunner) -> None:
-    @app.get("/v1/recipes")
+    @app.get("/v1/recipes", responses={200: {"model": answers.RecipeKinds}})
     async def kinds() -> dict[str, Any]:
         """List the kinds of recipes."""
         rows = [{"kind": kind, "summary": said} for kind, said in summarize_kinds().items()]
         return {"object": "list", "data": rows}
 
-    @app.get("/v1/recipes/{kind}")
+    @app.get("/v1/recipes/{kind}", responses={200: {"model": answers.RecipeKind}})
     async def kind(kind: str, method: Annotated[str, Query(max_length=80)] = "") -> dict[str, Any]:
         """Describe a kind: the JSON Schema of its recipes, and one that is commented."""
         if kind not in list_kinds():
             raise Refusal(404, f"there is no kind {kind[:40]!r}", code="unknown_kind")
         return await asyncio.to_thread(_describe_kind, kind, method)
 
-    @app.post("/v1/recipes/check")
+    @app.post("/v1/recipes/check", responses={200: {"model": answers.RecipeCheck}})
     async def check(body: SentRecipe, request: Request) -> dict[str, Any]:
         """Validate a recipe and estimate memory, disk and time; nothing is kept."""
         tenant = _tenant(request, runner)
@@ -93,7 +106,7 @@ def _add_recipes(app: FastAPI, runner: JobRunner) -> None:
         head = {"object": "recipe.check", "valid": True, "kind": recipe.kind, "fits": fits}
         return {**head, "recipe": text, **found}
 
-    @app.get("/v1/workspace")
+    @app.get("/v1/workspace", responses={200: {"model": answers.WorkspaceList}})
     async def workspace(
         request: Request, path: Annotated[str, Query(max_length=1024)] = ""
     ) -> dict[str, Any]:
@@ -103,7 +116,11 @@ def _add_recipes(app: FastAPI, runner: JobRunner) -> None:
 
 
 def _add_jobs(app: FastAPI, runner: JobRunner) -> None:
-    @app.post("/v1/jobs", status_code=201)
+    @app.post(
+        "/v1/jobs",
+        status_code=201,
+        responses={201: {"model": answers.Job}, 200: {"model": answers.Job}},
+    )
     async def submit(
         body: SentJob,
         request: Request,
@@ -118,7 +135,7 @@ def _add_jobs(app: FastAPI, runner: JobRunner) -> None:
         response.headers["Location"] = f"/v1/jobs/{ticket.id}"
         return _describe(ticket, runner)
 
-    @app.get("/v1/jobs")
+    @app.get("/v1/jobs", responses={200: {"model": answers.JobList}})
     async def jobs(
         request: Request,
         state: State | None = None,
@@ -139,44 +156,44 @@ def _add_jobs(app: FastAPI, runner: JobRunner) -> None:
 
 
 def _add_one_job(app: FastAPI, runner: JobRunner) -> None:
-    @app.get("/v1/jobs/{name}")
-    async def job(name: str, request: Request) -> dict[str, Any]:
+    @app.get("/v1/jobs/{job_id}", responses={200: {"model": answers.Job}})
+    async def job(job_id: str, request: Request) -> dict[str, Any]:
         """Describe a job as it stands."""
-        return _describe(_find(name, request, runner), runner)
+        return _describe(_find(job_id, request, runner), runner)
 
-    @app.delete("/v1/jobs/{name}", status_code=204)
-    async def remove(name: str, request: Request) -> Response:
+    @app.delete("/v1/jobs/{job_id}", status_code=204)
+    async def remove(job_id: str, request: Request) -> Response:
         """Forget a job that is over, and remove its folder."""
-        ticket = _find(name, request, runner)
+        ticket = _find(job_id, request, runner)
         await runner.remove(ticket.id)
         return Response(status_code=204)
 
-    @app.post("/v1/jobs/{name}/cancel")
-    async def cancel(name: str, request: Request) -> dict[str, Any]:
+    @app.post("/v1/jobs/{job_id}/cancel", responses={200: {"model": answers.Job}})
+    async def cancel(job_id: str, request: Request) -> dict[str, Any]:
         """Stop a job at its next safe point; asked again, at once."""
-        return _describe(runner.cancel(_find(name, request, runner).id), runner)
+        return _describe(runner.cancel(_find(job_id, request, runner).id), runner)
 
-    @app.post("/v1/jobs/{name}/resume")
-    async def resume(name: str, request: Request) -> dict[str, Any]:
+    @app.post("/v1/jobs/{job_id}/resume", responses={200: {"model": answers.Job}})
+    async def resume(job_id: str, request: Request) -> dict[str, Any]:
         """Put a job that failed or was cancelled in line again."""
-        return _describe(runner.resume(_find(name, request, runner).id), runner)
+        return _describe(runner.resume(_find(job_id, request, runner).id), runner)
 
-    @app.get("/v1/jobs/{name}/recipe")
-    async def recipe(name: str, request: Request) -> Response:
+    @app.get("/v1/jobs/{job_id}/recipe", responses=_YAML, response_class=Response)
+    async def recipe(job_id: str, request: Request) -> Response:
         """Return the resolved recipe of a job as YAML."""
-        ticket = _find(name, request, runner)
+        ticket = _find(job_id, request, runner)
         return Response(runner.tickets.recipe(ticket.id), media_type="application/yaml")
 
-    @app.get("/v1/jobs/{name}/events")
+    @app.get("/v1/jobs/{job_id}/events", responses=EVENTS, response_class=StreamingResponse)
     async def events(
-        name: str,
+        job_id: str,
         request: Request,
         after: Annotated[int, Query(ge=0, le=2**53)] = 0,
         follow: bool = True,
         last_event_id: Annotated[str, Header(max_length=20)] = "",
     ) -> Response:
         """Send a job's events (server-sent) from after the last that the client has."""
-        ticket = _find(name, request, runner)
+        ticket = _find(job_id, request, runner)
         start = int(last_event_id) if last_event_id.isdecimal() else after
         path = runner.tickets.place(ticket.id) / EVENTS_FILE
         if ticket.is_over and start >= path.stat().st_size:
@@ -186,16 +203,16 @@ def _add_one_job(app: FastAPI, runner: JobRunner) -> None:
 
 
 def _add_results(app: FastAPI, runner: JobRunner) -> None:
-    @app.get("/v1/jobs/{name}/files")
-    async def files(name: str, request: Request) -> dict[str, Any]:
+    @app.get("/v1/jobs/{job_id}/files", responses={200: {"model": answers.JobFiles}})
+    async def files(job_id: str, request: Request) -> dict[str, Any]:
         """List the files of a job: of its artifact, or what there is so far."""
-        ticket = _find(name, request, runner)
+        ticket = _find(job_id, request, runner)
         return await asyncio.to_thread(_list_files, ticket, runner)
 
-    @app.get("/v1/jobs/{name}/files/{path:path}")
-    async def file(name: str, path: str, request: Request) -> Response:
+    @app.get("/v1/jobs/{job_id}/files/{path:path}", responses=_FILE, response_class=Response)
+    async def file(job_id: str, path: str, request: Request) -> Response:
         """Send a file of a finished job; ranges are served."""
-        ticket = _find(name, request, runner)
+        ticket = _find(job_id, request, runner)
         folder = runner.out_of(ticket)
         try:
             found = Root(folder).find(path)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["ChatRequest", "CompletionRequest", "EmbeddingRequest", "RerankRequest"]
 
 
-_NAME = r"\A[a-z_]+\z"
-_NAMES = r"\A(?:[a-z_]+>)?[a-z_]+(?:\+[a-z_]+)?\z"
+_NAME = r"^[a-z_]+$"
+_NAMES = r"^(?:[a-z_]+>)?[a-z_]+(?:\+[a-z_]+)?$"
 
 
 class _Request(BaseModel):

@@ -36,8 +36,12 @@ KEYS = {name: f"{name}-with-a-key-of-length" for name in ("ann", "bob", "reader"
 def fill(folder):
     for name in "ab":
         tiny_checkpoint(folder / name, seed=ord(name), layers=1, hidden=16)
-    turns = [{"role": "user", "content": "what"}, {"role": "assistant", "content": "that"}]
-    (folder / "records.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 8)
+    rows = [
+        [{"role": "user", "content": f"n {at}"}, {"role": "assistant", "content": f"is {at}"}]
+        for at in range(32)
+    ]
+    lines = [json.dumps({"messages": turns}) for turns in rows]
+    (folder / "records.jsonl").write_text("\n".join(lines))
 
 
 @contextlib.contextmanager
