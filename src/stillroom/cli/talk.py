@@ -120,14 +120,23 @@ def _describe(answer: Answer) -> dict[str, Any]:
                 "text": citation.text,
                 **{
                     key: sources[citation.number][key]
-                    for key in ("origin", "license", "flags")
-                    if citation.number in sources
+                    for key in ("origin", "checked", "license", "flags")
+                    if key in sources.get(citation.number, {})
                 },
             }
             for citation in answer.citations
         ],
         "details": dict(answer.details),
     }
+
+
+_CHECKED = {
+    "signed": ", its file is signed",
+    "generated": ", its file says that a program made it",
+    "changed": ", its file was changed since it was signed",
+    "refused": ", its file is signed in a way that is no longer accepted",
+    "lab": ", its file is a forgery of this lab",
+}
 
 
 def _sources_of(answer: Answer) -> dict[int, dict[str, Any]]:
@@ -140,7 +149,8 @@ def _print_sources(answer: Answer) -> None:
     for citation in answer.citations:
         source = sources.get(citation.number, {})
         origin = f", origin {source['origin']}" if source else ""
-        click.echo(f"[{citation.number}] {citation.location}{origin}")
+        checked = _CHECKED.get(str(source.get("checked", "")), "")
+        click.echo(f"[{citation.number}] {citation.location}{origin}{checked}")
         if source.get("flags"):
             click.echo(f"    look twice: {', '.join(source['flags'])}")
     origins = answer.details.get("origins", {})

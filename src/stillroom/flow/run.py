@@ -20,6 +20,8 @@ from stillroom.jobs.files import full_disk_as_error
 from stillroom.jobs.processes import count_processes, refuse_several
 from stillroom.provenance import Artifact, digest_text, read_artifact
 from stillroom.recipes import Recipe, dump_recipe, parse_recipe
+from stillroom.records import Origin
+from stillroom.text.examining import examined_by
 
 if TYPE_CHECKING:
     from stillroom.distill.preflight import Preflight
@@ -108,13 +110,20 @@ def _run_together(
             return run_job(recipe, Job.start(Path(folder) / "job", text, seed=recipe.seed))
 
 
+def _examine(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
+    """Have forensics say where a file is from; it is loaded for the first file that is read."""
+    from stillroom.forensics.examiner import examine
+
+    return examine(path, origin)
+
+
 def run_job(recipe: Recipe, job: Job) -> Artifact:
     """Hand a started job to the room that its recipe's kind names."""
     room = importlib.import_module(f"stillroom.{recipe.kind}.run")
     # Rooms write with many libraries; a full disk is the same error from all of them.
     with full_disk_as_error(job.out):
         try:
-            with job.interruptible():
+            with job.interruptible(), examined_by(_examine):
                 artifact = room.run(recipe, job)
         finally:
             job.close()

@@ -26,7 +26,7 @@ from stillroom.provenance import digest_file
 if TYPE_CHECKING:
     from stillroom.forensics.judging import Judges
 
-__all__ = ["LIMITS", "Checked", "check_file", "list_limits", "list_media"]
+__all__ = ["LIMITS", "SYNTHETIC", "Checked", "check_file", "list_limits", "list_media"]
 
 LIMITS = (
     "Missing credentials are no sign of a forgery, and credentials in order are no sign of truth: "
@@ -38,7 +38,7 @@ _OF_DETECTORS = (
     "A detector's chance is of the forgeries it learned, at the prevalence it names; what it does "
     "not indicate may be forged all the same.",
 )
-_SYNTHETIC = ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicMedia")
+SYNTHETIC = ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicMedia")
 _NO_JUDGE = "the named detectors found nothing here that they judge"
 _NO_FACE = "no face was found that a named detector judges"
 _SMALL_FACE = 64
@@ -119,7 +119,7 @@ def _say_credentials(found: Credentials | None) -> str:
         return "was changed since it was signed; what its credentials say no longer holds"
     kinds = {kind.rsplit("/", 1)[-1] for kind in found.source_types}
     says = "says that it was made or composed by a program"
-    if not kinds & set(_SYNTHETIC):
+    if not kinds & set(SYNTHETIC):
         says = "does not say that a program made it"
     whose = f"{found.issuer}, on the {found.named_list}"
     if not found.is_trusted:

@@ -9,10 +9,13 @@ from typing import Any
 from stillroom.rag.flags import flag_text
 from stillroom.records import Hit, Origin
 
-__all__ = ["SUSPECTED", "count_origins", "describe_sources", "name_origin"]
+__all__ = ["CHECKED", "SUSPECTED", "count_origins", "describe_sources", "name_check", "name_origin"]
 
 SUSPECTED = "forensics.suspected"
 """The method of a link that whoever suspects a medium of being fake adds to its origin's chain."""
+
+CHECKED = "forensics.check."
+"""How the method of a link begins that says what a check of the file found."""
 
 
 def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
@@ -38,6 +41,7 @@ def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
             "is_exact": hit.passage.location.is_exact,
             "pages": list(hit.passage.location.pages),
             "origin": name_origin(hit.passage.origin),
+            "checked": name_check(hit.passage.origin),
             "license": hit.passage.origin.license,
             "flags": list(
                 flag_text("\n".join([hit.passage.title, *hit.passage.headings, hit.passage.text]))
@@ -62,3 +66,9 @@ def name_origin(origin: Origin) -> str:
     """Return ``suspected-fake`` where the chain says so, else who made it."""
     suspected = any(link.method.startswith(SUSPECTED) for link in origin.chain)
     return "suspected-fake" if suspected else origin.kind
+
+
+def name_check(origin: Origin) -> str:
+    """Return what a check of the file found, by the chain; empty where none was made."""
+    found = [link.method for link in origin.chain if link.method.startswith(CHECKED)]
+    return found[-1].removeprefix(CHECKED) if found else ""

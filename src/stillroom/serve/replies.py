@@ -79,8 +79,8 @@ def describe_citations(
             "text": citation.text,
             **{
                 key: sources[citation.number][key]
-                for key in ("origin", "license", "flags")
-                if citation.number in sources
+                for key in ("origin", "checked", "license", "flags")
+                if key in sources.get(citation.number, {})
             },
         }
         for citation in citations

@@ -15,6 +15,7 @@ from stillroom.errors import DataError, ResourceError, StillroomError
 from stillroom.jobs import plain_line
 from stillroom.provenance import digest_bytes
 from stillroom.records import Document, Origin
+from stillroom.text.examining import examine_file
 from stillroom.text.language import detect_language
 from stillroom.text.method import Limits, Source
 from stillroom.text.normalize import count_invisible
@@ -133,7 +134,13 @@ def parse_file(
     """
     limits = limits or Limits()
     name = _relative(path, root)
-    return parse_bytes(_read(path, name, limits), name, limits=limits, origin=origin, worker=worker)
+    data = _read(path, name, limits)
+    known, told = examine_file(path, origin or Origin())
+    document = parse_bytes(data, name, limits=limits, origin=known, worker=worker)
+    if not told:
+        return document
+    notices = [*document.metadata.get("notices", ()), *told]
+    return replace(document, metadata={**document.metadata, "notices": notices})
 
 
 def parse_bytes(

@@ -127,7 +127,13 @@ def test_sentences_that_no_passage_supports_are_counted():
 def test_sources_steps_and_what_no_passage_says_are_told():
     details = {
         "sources": [
-            {"number": 1, "origin": "suspected-fake", "license": "MIT", "flags": ["instruction"]}
+            {
+                "number": 1,
+                "origin": "suspected-fake",
+                "license": "MIT",
+                "flags": ["instruction"],
+                "checked": "generated",
+            }
         ],
         "statements": [{"status": "unsupported", "start": 0, "end": 9}],
         "dropped_statements": [{"text": "Mills fly."}],
@@ -136,7 +142,8 @@ def test_sources_steps_and_what_no_passage_says_are_told():
     }
     answer = Answer(CITED.completion, CITED.citations, details=details)
     told = said(print_answer, [answer], as_json=False, steps=True)
-    assert "page 3, origin suspected-fake\n    look twice: instruction\n" in told
+    source = "page 3, origin suspected-fake, its file says that a program made it\n"
+    assert f"{source}    look twice: instruction\n" in told
     assert "no passage says: It grinds" in told
     assert "left out, since no passage says it: Mills fly." in told
     assert "step retrieve: found 3, new 2\nstep stop\n" in told
@@ -144,6 +151,7 @@ def test_sources_steps_and_what_no_passage_says_are_told():
     shown = json.loads(said(print_answer, [answer], as_json=True))
     assert shown["citations"][0]["origin"] == "suspected-fake"
     assert shown["citations"][0]["flags"] == ["instruction"]
+    assert shown["citations"][0]["checked"] == "generated"
 
 
 def test_a_model_that_says_nothing_is_told_as_that():

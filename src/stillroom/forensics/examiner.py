@@ -1,0 +1,65 @@
+"""What a file that is read for its text says of its own origin, as a link of its chain.
+
+Pictures and signed documents in a folder go through ``check`` before they are read: passages cut
+from them, and answers that cite those, then carry what was found. A file that says it was made by
+a program is synthetic, whatever the folder is said to be; one of which nothing is known stays what
+it was.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stillroom.errors import MissingExtraError
+from stillroom.forensics.checking import SYNTHETIC, Checked, check_file
+from stillroom.forensics.lab import has_lab, open_lab
+from stillroom.forensics.pictures import PICTURES
+from stillroom.provenance import digest_file
+from stillroom.records import Link, Origin
+
+__all__ = ["CHECK", "examine"]
+
+CHECK = "forensics.check"
+"""The method of the link that is added; what was found follows after a dot."""
+
+
+def examine(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
+    """Return a file's origin with a link of what was found, and the verdict where there is one.
+
+    Args:
+        path: The file; those that are neither pictures nor signed are left as they are.
+        origin: What is known of it before.
+    """
+    if not _is_of_interest(path):
+        return origin, ()
+    try:
+        found = check_file(path, lab=open_lab() if has_lab() else None)
+    except MissingExtraError as error:
+        return origin, (f"where it is from was not checked: {error.problems[0].what}",)
+    if found.error:
+        return origin, ()  # who reads it for its text tells why it cannot be read
+    word = _word(found)
+    kind = "synthetic" if word in {"lab", "generated"} else origin.kind
+    link = Link(f"{CHECK}.{word}", parents=(digest_file(path),))
+    told = () if word == "unknown" else (found.verdict,)
+    return origin.then(link, kind=kind), told
+
+
+def _word(found: Checked) -> str:
+    """Return lab, changed, refused, generated, signed or unknown."""
+    if found.trace is not None and found.trace.watermark:
+        return "lab"
+    credentials = found.credentials
+    if credentials is None or credentials.integrity in {"none", "unreadable"}:
+        return "unknown"
+    if credentials.integrity == "broken":
+        return "refused" if credentials.note else "changed"
+    kinds = {kind.rsplit("/", 1)[-1] for kind in credentials.source_types}
+    return "generated" if kinds & set(SYNTHETIC) else "signed"
+
+
+def _is_of_interest(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix in PICTURES:
+        return True
+    return suffix == ".pdf" and b"c2pa" in path.read_bytes()

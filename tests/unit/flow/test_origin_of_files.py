@@ -1,0 +1,127 @@
+"""Files that say where they are from: passages, and the sources of answers, carry it on."""
+
+import os
+
+import pytest
+from PIL import Image
+from tests.unit.text.parsers.test_office import make_pdf
+
+from stillroom.flow import run_recipe
+from stillroom.rag.index import Index
+from stillroom.rag.sources import describe_sources
+from stillroom.recipes import parse_recipe
+from stillroom.records import Hit, Origin
+from stillroom.text.examining import examine_file, examined_by
+from stillroom.text.reading import parse_file
+
+pytest.importorskip("c2pa")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_lab(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "STILLROOM_LAB", str(tmp_path_factory.mktemp("lab")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory):
+    """A folder with a plain file, a signed one, one that a program made, one that was changed."""
+    from stillroom.forensics.certificates import init_ca
+    from stillroom.forensics.signing import sign_file
+
+    base = tmp_path_factory.mktemp("documents")
+    init_ca(base / "ca")
+    folder = base / "papers"
+    folder.mkdir()
+    (folder / "plain.txt").write_text("Herring are counted in spring by boats.\n")
+    for name, made_by in (("signed", ""), ("made", "a generator")):
+        (base / f"{name}.pdf").write_bytes(make_pdf([f"The {name} report counts cod."]))
+        sign_file(base / f"{name}.pdf", folder / f"{name}.pdf", base / "ca", made_by=made_by)
+    data = (folder / "signed.pdf").read_bytes()
+    assert b"counts cod" in data
+    (folder / "changed.pdf").write_bytes(data.replace(b"counts cod", b"counts eel"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def passages(documents, tmp_path_factory):
+    out = tmp_path_factory.mktemp("index") / "run"
+    text = (
+        f"version: 1\nkind: rag\ndocuments: {documents}\nembedder: static\n"
+        "origin: {kind: human, license: CC0-1.0}\n"
+    )
+    run_recipe(parse_recipe(text), out)
+    with Index.open(out) as index:
+        rows = [index.passage_at(row) for row in range(len(index))]
+    return {passage.location.path: passage for passage in rows}
+
+
+def test_passages_carry_what_a_check_of_their_file_found(passages):
+    found = {
+        path: (one.origin.kind, next(link.method for link in one.origin.chain))
+        for path, one in passages.items()
+    }
+    assert found["changed.pdf"] == ("human", "forensics.check.changed")
+    assert found["made.pdf"] == ("synthetic", "forensics.check.generated")
+    assert found["signed.pdf"] == ("human", "forensics.check.signed")
+    assert not found["plain.txt"][1].startswith("forensics")
+    assert {one.origin.license for one in passages.values()} == {"CC0-1.0"}
+
+
+def test_sources_of_an_answer_say_it(passages):
+    hits = [Hit(passages[name], 1.0, rank) for rank, name in enumerate(sorted(passages), 1)]
+    told = {one["path"]: (one["origin"], one["checked"]) for one in describe_sources(hits)}
+    assert told == {
+        "changed.pdf": ("human", "changed"),
+        "made.pdf": ("synthetic", "generated"),
+        "plain.txt": ("human", ""),
+        "signed.pdf": ("human", "signed"),
+    }
+
+
+def test_a_forgery_of_the_lab_is_synthetic_whatever_its_folder_is_said_to_be(tmp_path):
+    from stillroom.forensics.drawing import draw_face
+    from stillroom.forensics.examiner import examine
+    from stillroom.forensics.lab import open_lab
+    from stillroom.forensics.marking import Made, Marker, read_image
+
+    made = Made(draw_face(1, 1, 160).image, "sbi", 1, "run", "trainedAlgorithmicMedia")
+    Marker(open_lab()).emit(made, tmp_path / "a.png")
+    Image.fromarray(read_image(tmp_path / "a.png")).save(tmp_path / "stripped.jpg", quality=80)
+    Image.effect_noise((160, 160), 40).convert("RGB").save(tmp_path / "plain.png")
+    human = Origin("human")
+    for name in ("a.png", "stripped.jpg"):
+        origin, told = examine(tmp_path / name, human)
+        assert (origin.kind, origin.chain[-1].method) == ("synthetic", "forensics.check.lab")
+        assert "watermark" in told[0]
+    origin, told = examine(tmp_path / "plain.png", human)
+    assert (origin.kind, told) == ("human", ())
+    assert origin.chain[-1].method == "forensics.check.unknown"
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    assert examine(tmp_path / "broken.png", human) == (human, ())
+
+
+def test_what_was_found_is_told_with_the_document(documents):
+    from stillroom.forensics.examiner import examine
+
+    with examined_by(examine):
+        document = parse_file(documents / "made.pdf")
+    assert "made or composed by a program" in document.metadata["notices"][-1]
+    assert document.origin.kind == "synthetic"
+    plain = parse_file(documents / "made.pdf")
+    assert plain.origin == Origin()
+    assert examine_file(documents / "made.pdf", Origin()) == (Origin(), ())
+
+
+def test_without_the_packages_it_is_said_that_nothing_was_checked(documents, monkeypatch):
+    from stillroom.errors import MissingExtraError
+    from stillroom.forensics import examiner
+
+    def missing(*given, **more):
+        raise MissingExtraError.of("c2pa", "forensics", "the forensics room")
+
+    monkeypatch.setattr(examiner, "check_file", missing)
+    origin, told = examiner.examine(documents / "made.pdf", Origin())
+    assert origin == Origin()
+    assert told[0].startswith("where it is from was not checked: ")
