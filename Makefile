@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WHAT ?= merge
 
-.PHONY: help install demo test test-slow test-peer test-http check docs bench clean
+.PHONY: help install demo test test-slow test-peer test-http check docs links wheel sbom bench clean
 
 help:
 	@echo "make install      the virtual environment with everything the other targets need"
@@ -15,6 +15,9 @@ help:
 	@echo "make test-http    the HTTP description against a live server, by schemathesis"
 	@echo "make check        layers, types, lint, docstrings and spelling"
 	@echo "make docs         the documentation as a site, into build/site"
+	@echo "make links        the same, and every link of it looked at; external ones are listed"
+	@echo "make wheel        the wheel and sdist, tried in a fresh environment, into build/dist"
+	@echo "make sbom         what the wheel brings along, as CycloneDX, into build/sbom.json"
 	@echo "make bench WHAT=merge   one JSON line a figure"
 	@echo "make clean        remove build/ and $(VENV)/"
 
@@ -44,6 +47,15 @@ check: $(STAMP)
 
 docs: $(STAMP)
 	scripts/docs $(VENV)
+
+links: docs
+	$(BIN)/python scripts/check_links.py build/site
+
+wheel: $(STAMP)
+	scripts/release $(VENV) wheel
+
+sbom: $(STAMP)
+	scripts/release $(VENV) sbom
 
 bench: $(STAMP)
 	@scripts/bench $(VENV) $(WHAT)

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+import tomllib
 
 import click
 import pytest
 
 from stillroom.cli.app import LazyGroup, stillroom
+from tests.contracts.sources import ROOT
 
 
 def commands(group=stillroom, path=()):
@@ -38,6 +40,35 @@ def test_command_shows_two_examples_and_explains_its_options(path, command, line
     for option in command.params:
         if isinstance(option, click.Option):
             assert option.help
+
+
+_WITHOUT_JSON = {
+    "completion": "prints a script",
+    "console": "serves until it is stopped",
+    "new": "prints a recipe, which is YAML",
+    "serve": "serves until it is stopped",
+}
+"""Commands without ``--json``, each with its reason."""
+
+
+def test_every_other_command_prints_json_when_asked():
+    without = {
+        " ".join(path)
+        for path, command, _ in COMMANDS
+        if not isinstance(command, click.Group)
+        and "--json" not in {name for option in command.params for name in option.opts}
+    }
+    assert without == _WITHOUT_JSON.keys()
+
+
+def test_every_extra_says_what_it_is_for():
+    from stillroom.jobs.extras import PURPOSES
+
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = declared["optional-dependencies"].keys() - {"all", "dev", "docs", "release"}
+    assert extras == PURPOSES.keys()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not {extra for extra in extras if f"`{extra}`" not in readme}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["list", "methods"], ["show", "linear"]])

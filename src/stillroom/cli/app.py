@@ -8,12 +8,15 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stillroom import __version__
 from stillroom.errors import StillroomError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 __all__ = ["LazyGroup", "main", "stillroom"]
 
@@ -31,6 +34,7 @@ _COMMANDS = {
     "ask": ("stillroom.cli.ask", "Answer a question from a run's documents, with citations."),
     "check": ("stillroom.cli.check", "Validate a recipe and estimate memory, disk and time."),
     "checkpoint": ("stillroom.cli.checkpoint", "Checkpoints' own verbs."),
+    "completion": ("stillroom.cli.completion", "Print what makes a shell complete commands."),
     "console": ("stillroom.cli.console", "Show a folder's runs, records and models in a browser."),
     "diffusion": ("stillroom.cli.diffusion", "Diffusion's own verbs."),
     "distill": ("stillroom.cli.distill", "Distillation's own verbs."),
@@ -92,6 +96,17 @@ class LazyGroup(click.Group):
             hint = suggest(args[0], self.lazy) if args else ""
             said = f"{error.message.rstrip('.')}; {hint}" if hint else error.message
             raise click.UsageError(said, ctx) from error
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete names and lines without importing the commands."""
+        from click.shell_completion import CompletionItem
+
+        found = [
+            CompletionItem(name, help=line)
+            for name, (_, line) in sorted(self.lazy.items())
+            if name.startswith(incomplete)
+        ]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List names and lines without importing the commands."""

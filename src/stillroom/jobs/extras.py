@@ -1,0 +1,79 @@
+"""Which optional parts of Stillroom are installed, by what the package itself declares.
+
+Read from the installed metadata, so that a new extra is known here without a word; ``PURPOSES``
+says in words what each lets a user do (a contract test holds the two together). Imports none of
+them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+
+__all__ = ["PURPOSES", "Extra", "list_extras"]
+
+PURPOSES: Mapping[str, str] = {
+    "console": "the console in a browser",
+    "detectors": "detectors of forgeries with pretrained weights",
+    "documents": "pdf, docx, pptx, xlsx, epub and OpenDocument",
+    "evaluate": "trec_eval's measures of retrieval",
+    "forensics": "pictures, faces, clips, content credentials",
+    "gguf": "reading and writing GGUF checkpoints",
+    "grammar": "JSON Schemas held by the transformers backend",
+    "graph": "communities in graphs over documents (Leiden)",
+    "heic": "pictures as telephones write them (HEIC)",
+    "keras": "published MesoNet weights",
+    "llamacpp": "the embedded engine, llama.cpp",
+    "onnx": "detectors as ONNX files",
+    "openai": "endpoints as teachers, writers and embedders",
+    "otel": "traces and counters",
+    "postgres": "an index in PostgreSQL",
+    "qdrant": "an index in Qdrant",
+    "ocr": "scanned pages, offline",
+    "ray": "jobs on a cluster",
+    "schema": "checks of JSON Schemas",
+    "search": "searches of merges",
+    "serve": "the server",
+    "train": "several processes, LoRA",
+    "verify": "equality of formulas",
+}
+_NOT_FOR_USERS = {"all", "dev", "docs", "release"}
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_EXTRA = re.compile(r"extra\s*==\s*['\"]([\w.-]+)['\"]")
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """One extra: what it is for, the packages that are there with versions, those that are not."""
+
+    name: str
+    purpose: str
+    installed: Mapping[str, str]
+    missing: tuple[str, ...]
+
+
+def list_extras() -> list[Extra]:
+    """Return every extra a user may want, sorted; empty where Stillroom has no metadata."""
+    try:
+        declared = requires("stillroom") or []
+    except PackageNotFoundError:
+        return []
+    packages: dict[str, list[str]] = {}
+    for line in declared:
+        name, extra = _NAME.match(line), _EXTRA.search(line)
+        if name and extra and name[0] != "stillroom" and extra[1] not in _NOT_FOR_USERS:
+            packages.setdefault(extra[1], []).append(name[0])
+    return [_look(name, packages[name]) for name in sorted(packages)]
+
+
+def _look(name: str, packages: list[str]) -> Extra:
+    found: dict[str, str] = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    missing = tuple(package for package in packages if package not in found)
+    return Extra(name, PURPOSES.get(name, ""), found, missing)

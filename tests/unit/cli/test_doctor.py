@@ -1,0 +1,70 @@
+"""``stillroom doctor`` tells what is there, what is missing, and the command that brings it."""
+
+import json
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+from click.testing import CliRunner
+
+from stillroom.cli.app import stillroom
+from stillroom.jobs import extras
+
+
+def doctor(*arguments, columns=80):
+    return CliRunner().invoke(stillroom, ["doctor", *arguments], env={"COLUMNS": str(columns)})
+
+
+@pytest.fixture
+def half(monkeypatch):
+    """Let the package declare three extras, of which one is installed and one half."""
+    monkeypatch.setattr(
+        extras,
+        "requires",
+        lambda name: [
+            "click>=8",
+            "aa>=1; extra == 'openai'",
+            "bb[x]>=1 ; extra == 'serve'",
+            "cc; extra == 'serve'",
+            "dd; extra == 'gguf'",
+            "ee; extra == 'dev'",
+            "stillroom[serve]; extra == 'gguf'",
+        ],
+    )
+
+    def version(name):
+        if name in {"cc", "dd"}:
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(extras, "version", version)
+
+
+def test_extras_are_what_the_package_declares(half):
+    found = {extra.name: extra for extra in extras.list_extras()}
+    assert list(found) == ["gguf", "openai", "serve"]
+    assert found["serve"].missing == ("cc",)
+    assert found["serve"].installed == {"bb": "1.0"}
+    assert found["openai"].missing == ()
+
+
+def test_one_command_brings_all_that_is_missing(half):
+    told = doctor().output
+    assert "2 of 3 extras are not installed" in told
+    assert "next: pip install 'stillroom[gguf,serve]'" in told
+    facts = json.loads(doctor("--json").output)
+    assert facts["version"] == 1
+    assert facts["todo"][0]["next"] == "pip install 'stillroom[gguf,serve]'"
+
+
+def test_no_line_is_wider_than_the_screen(half):
+    for columns in (40, 80):
+        lines = doctor(columns=columns).output.split("missing\n")[0].splitlines()
+        assert max(map(len, lines)) <= columns
+
+
+def test_a_stillroom_that_is_not_installed_says_so(monkeypatch):
+    def requires(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(extras, "requires", requires)
+    assert "this Stillroom is not installed" in doctor().output
