@@ -44,28 +44,45 @@ def main() -> None:
     broken: list[str] = []
     external: Counter[str] = Counter()
     for path, page in pages.items():
-        shown = path.relative_to(site)
-        for link in page.loads:
-            if urlsplit(link).netloc:
-                broken.append(f"{shown}: loads {link} from elsewhere")
-            elif not _find(site, path, link).is_file():
-                broken.append(f"{shown}: {link} is not there")
-        for link in page.links:
-            parts = urlsplit(link)
-            if parts.scheme or parts.netloc:
-                external[link] += 1
-                continue
-            target, anchor = _find(site, path, link), unquote(urldefrag(link).fragment)
-            if not target.is_file():
-                broken.append(f"{shown}: {link} leads nowhere")
-            elif anchor and target in pages and anchor not in pages[target].anchors:
-                broken.append(f"{shown}: {link} has no such anchor")
+        broken += _look_at_files(site, path, page)
+        broken += _follow(site, path, pages, external)
     for link, count in sorted(external.items()):
         print(f"external {count:4} {link}")
     for line in broken:
         print(line, file=sys.stderr)
     print(f"{len(pages)} pages, {len(external)} external links, {len(broken)} broken")
     sys.exit(1 if broken else 0)
+
+
+def _look_at_files(site: Path, path: Path, page: Page) -> list[str]:
+    """Return what a page loads and does not find, or loads from elsewhere."""
+    shown = path.relative_to(site)
+    elsewhere = [f"{shown}: loads {link} from elsewhere" for link in page.loads if _leaves(link)]
+    here = [link for link in page.loads if not _leaves(link)]
+    lost = [
+        f"{shown}: {link} is not there" for link in here if not _find(site, path, link).is_file()
+    ]
+    return elsewhere + lost
+
+
+def _follow(site: Path, path: Path, pages: dict[Path, Page], external: Counter[str]) -> list[str]:
+    """Return the links of a page that lead nowhere; count those that leave the site."""
+    broken, shown = [], path.relative_to(site)
+    for link in pages[path].links:
+        if _leaves(link):
+            external[link] += 1
+            continue
+        target, anchor = _find(site, path, link), unquote(urldefrag(link).fragment)
+        if not target.is_file():
+            broken.append(f"{shown}: {link} leads nowhere")
+        elif anchor and target in pages and anchor not in pages[target].anchors:
+            broken.append(f"{shown}: {link} has no such anchor")
+    return broken
+
+
+def _leaves(link: str) -> bool:
+    parts = urlsplit(link)
+    return bool(parts.scheme or parts.netloc)
 
 
 def _find(site: Path, page: Path, link: str) -> Path:
