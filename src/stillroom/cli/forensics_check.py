@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from stillroom.cli.options import debug_option, existing_path, json_option, print_json
+from stillroom.cli.options import (
+    debug_option,
+    engine_option,
+    existing_path,
+    json_option,
+    print_json,
+    read_engine,
+)
 
 __all__ = ["command"]
 
@@ -53,6 +60,7 @@ Examples:
     help="Look for a pulse in the faces of clips; decodes up to 20 seconds of every clip.",
 )
 @click.option("--maps", is_flag=True, help="Show where detectors that indicate a forgery see it.")
+@engine_option
 @json_option
 @debug_option
 def command(
@@ -66,6 +74,7 @@ def command(
     prevalence: float,
     pulse: bool,
     maps: bool,
+    engine: str,
     as_json: bool,
 ) -> None:
     """Say what is known of files: credentials, this lab's watermark, limits.
@@ -75,26 +84,23 @@ def command(
     Exit code 1 if a file could not be checked; the others are checked all the same.
     """
     from stillroom.forensics.check_page import draw_check_page
-    from stillroom.forensics.checking import check_file, list_limits, list_media
+    from stillroom.forensics.checking import Checking, list_media
     from stillroom.forensics.lab import has_lab, open_lab
     from stillroom.forensics.signing import open_lists
     from stillroom.jobs import atomic_write
+    from stillroom.jobs.engines import open_engine
 
     lists = open_lists(official=official, interim=interim, user=trust)
     lab = open_lab() if has_lab() else None
-    judges = None
-    if detectors:
-        from stillroom.forensics.judging import open_judges
-
-        judges = open_judges(detectors, prevalence=prevalence, with_maps=maps)
-    limits = list_limits(judges)
+    limits = _read_limits(detectors)
     found = []
-    for path in list_media(paths):
-        found.append(
-            check_file(path, lists, lab=lab, remote=remote, judges=judges, with_pulse=pulse)
-        )
-        if not as_json:
-            click.echo("\n".join(found[-1].lines()))
+    work = Checking(tuple(lists), lab, remote, detectors, prevalence, maps, pulse)
+    with open_engine(read_engine(engine), lambda line: click.echo(line, err=True)) as opened:
+        size = 4 if opened.is_remote else 1  # here a file is told when it is checked
+        for one in opened.map(work, list(list_media(paths)), block_size=size):
+            found.append(one)
+            if not as_json:
+                click.echo("\n".join(one.lines()))
     if html is not None:
         with atomic_write(html) as file:
             file.write(draw_check_page(found, limits))
@@ -105,3 +111,14 @@ def command(
             click.echo(line, err=True)
     if any(one.error for one in found):
         raise click.exceptions.Exit(1)
+
+
+def _read_limits(detectors: tuple[Path, ...]) -> tuple[str, ...]:
+    """Return what no finding says; the detectors are opened once more where they judge."""
+    from stillroom.forensics.checking import list_limits
+
+    if not detectors:
+        return list_limits(None)
+    from stillroom.forensics.judging import open_judges
+
+    return list_limits(open_judges(detectors))

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from stillroom.recipes import EngineChoice
 
 __all__ = [
     "access_options",
     "debug_option",
+    "engine_option",
     "existing_path",
     "job_options",
     "json_option",
     "print_json",
+    "read_engine",
     "view_options",
 ]
 
@@ -39,6 +44,39 @@ def job_options(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+def engine_option(function: F) -> F:
+    """Add --engine: where the work is done."""
+    return click.option(
+        "--engine",
+        default="local",
+        show_default=True,
+        help="Where the work is done: local, ray, or ray:ADDRESS.",
+    )(function)
+
+
+def read_engine(written: str) -> EngineChoice:
+    """Return the engine that ``--engine`` names.
+
+    Raises:
+        RecipeError: If it names none.
+    """
+    from stillroom.errors import RecipeError
+    from stillroom.recipes import EngineChoice
+
+    name, _, address = written.partition(":")
+    if name == "ray" and address:
+        return EngineChoice.model_validate({"ray": {"address": address}})
+    if written not in ("local", "ray"):
+        raise RecipeError(
+            f"'{written}' is not an engine",
+            code="recipe.value",
+            where="--engine",
+            expected="local, ray, or ray:ADDRESS",
+            next="leave it out to work on this machine",
+        )
+    return EngineChoice.model_validate(written)
 
 
 def access_options(function: F) -> F:

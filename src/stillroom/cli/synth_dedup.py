@@ -6,7 +6,14 @@ from pathlib import Path
 
 import click
 
-from stillroom.cli.options import existing_path, job_options, json_option, print_json
+from stillroom.cli.options import (
+    engine_option,
+    existing_path,
+    job_options,
+    json_option,
+    print_json,
+    read_engine,
+)
 
 __all__ = ["command"]
 
@@ -36,6 +43,7 @@ Examples:
     "--prefer", default="", help="Field whose number says which one is kept, the highest."
 )
 @click.option("--out", type=existing_path, required=True, help="The folder to write.")
+@engine_option
 @json_option
 @job_options
 def command(
@@ -45,6 +53,7 @@ def command(
     fields: tuple[str, ...],
     prefer: str,
     out: Path,
+    engine: str,
     as_json: bool,
     resume: bool,
     overwrite: bool,
@@ -56,15 +65,18 @@ def command(
     is kept: output/duplicates.jsonl lists both. The order of rows does not matter.
     """
     from stillroom.jobs import choose_reporter
+    from stillroom.jobs.engines import open_engine
     from stillroom.synth.deduplication import Deduplication, deduplicate
 
-    artifact, counts = deduplicate(
-        Deduplication(records, threshold, n, fields, prefer),
-        out,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=choose_reporter(quiet=quiet),
-    )
+    with open_engine(read_engine(engine), lambda line: click.echo(line, err=True)) as opened:
+        artifact, counts = deduplicate(
+            Deduplication(records, threshold, n, fields, prefer),
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            reporter=choose_reporter(quiet=quiet),
+            engine=opened,
+        )
     if as_json:
         print_json({"out": str(out), "digest": artifact.digest, **counts})
         return

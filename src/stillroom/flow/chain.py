@@ -30,6 +30,7 @@ from stillroom.jobs import (
     describe_machine,
     tell_listener,
 )
+from stillroom.jobs.engines import Engine, open_engine
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.provenance import (
     ARTIFACT_FILE,
@@ -88,13 +89,14 @@ class FlowRun:
             with atomic_write(self.out / "recipe.yaml") as file:
                 file.write(dump_recipe(self.recipe))
             done: dict[str, Path] = {}
-            for number, (name, step) in enumerate(self.recipe.steps.items(), start=1):
-                ready = self._prepare(name, step, done)
-                place = {"number": number, "of": len(self.recipe.steps)}
-                begun = {"name": name, "kind": step.recipe.kind, **place}
-                tell_listener(self.reporter, "step", begun)
-                head = f"step {number}/{len(self.recipe.steps)} {name}"
-                done[name] = self._do(ready, head, before)
+            with open_engine(self.recipe.engine, self.reporter.say) as engine:
+                for number, (name, step) in enumerate(self.recipe.steps.items(), start=1):
+                    ready = self._prepare(name, step, done)
+                    place = {"number": number, "of": len(self.recipe.steps)}
+                    begun = {"name": name, "kind": step.recipe.kind, **place}
+                    tell_listener(self.reporter, "step", begun)
+                    head = f"step {number}/{len(self.recipe.steps)} {name}"
+                    done[name] = self._do(ready, head, before, engine)
             return self._commit(done)
 
     def estimate(self) -> Estimate:
@@ -195,7 +197,7 @@ class FlowRun:
             for key, value in settings.items()
         }
 
-    def _do(self, ready: _Ready, head: str, before: Artifact | None) -> Path:
+    def _do(self, ready: _Ready, head: str, before: Artifact | None, engine: Engine) -> Path:
         from stillroom.flow.run import run_job
 
         text = dump_recipe(ready.recipe)
@@ -209,7 +211,7 @@ class FlowRun:
         steps = before.details.get("steps", {}) if before else {}
         if ready.name in steps:
             job.previous = self.out / steps[ready.name]
-        artifact = run_job(ready.recipe, job)
+        artifact = run_job(ready.recipe, job, engine)
         seconds = count_seconds(ready.folder)
         self.reporter.say(f"{head}: {artifact.kind} {artifact.digest[:12]} in {seconds:.1f} s")
         return ready.folder

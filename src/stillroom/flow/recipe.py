@@ -22,10 +22,10 @@ from pydantic import (
 )
 
 from stillroom.errors import Problem, RecipeError
-from stillroom.recipes import Recipe, Reference, recipe_class
+from stillroom.recipes import ENGINE, EngineChoice, Recipe, Reference, recipe_class
 from stillroom.registry.listing import suggest
 
-__all__ = ["Answering", "FlowRecipe", "Step", "find_sources"]
+__all__ = ["Answering", "FlowRecipe", "Step", "engine_of", "find_sources"]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
@@ -46,7 +46,9 @@ class Step:
         data = _replace(self.recipe.model_dump(mode="json"), places)
         if "seed" not in self.written:
             data["seed"] = seed
-        return type(self.recipe).model_validate(data)
+        built = type(self.recipe).model_validate(data)
+        chosen = engine_of(self.recipe)  # no part of the settings, so it is carried over
+        return built if chosen is None else built.model_copy(update={"engine": chosen})
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as a flow writes them: ``{from: NAME}`` for sources."""
@@ -55,6 +57,12 @@ class Step:
         if "seed" not in self.written:
             del data["seed"]
         return data
+
+
+def engine_of(recipe: Recipe) -> EngineChoice | None:
+    """Return where a recipe wants its work done; None for kinds that one place does."""
+    chosen = getattr(recipe, "engine", None)
+    return chosen if isinstance(chosen, EngineChoice) else None
 
 
 def find_sources(value: object) -> list[str]:
@@ -143,6 +151,7 @@ class FlowRecipe(Recipe):
         description="recipes by name, in order; {from: NAME} takes an earlier one's artifact",
         examples=[{"index": {"kind": "rag", "documents": "path/to/documents"}}],
     )
+    engine: EngineChoice = ENGINE
     answer: Answering | None = Field(None, description="what `ask` and `serve` open")
 
     model_config = ConfigDict(arbitrary_types_allowed=True)

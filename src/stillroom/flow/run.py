@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillroom.errors import DataError, RecipeError
-from stillroom.flow.recipe import FlowRecipe
+from stillroom.flow.recipe import FlowRecipe, engine_of
 from stillroom.jobs import Estimate, Job, Reporter, check_fits, describe_machine
+from stillroom.jobs.engines import Engine, open_engine
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.jobs.processes import count_processes, refuse_several
 from stillroom.provenance import Artifact, digest_text, read_artifact
@@ -117,8 +118,28 @@ def _examine(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
     return examine(path, origin)
 
 
-def run_job(recipe: Recipe, job: Job) -> Artifact:
-    """Hand a started job to the room that its recipe's kind names."""
+def run_job(recipe: Recipe, job: Job, engine: Engine | None = None) -> Artifact:
+    """Hand a started job to the room that its recipe's kind names.
+
+    Args:
+        recipe: Of one job.
+        job: Started.
+        engine: What does the work, where a chain has opened one and the recipe names none.
+    """
+    chosen = engine_of(recipe)
+    if chosen is not None and engine is not None and chosen.ray is None:
+        return _run_on(engine, recipe, job)
+    try:
+        with open_engine(chosen, job.say) as opened:
+            return _run_on(opened, recipe, job)
+    finally:
+        job.close()
+
+
+def _run_on(engine: Engine, recipe: Recipe, job: Job) -> Artifact:
+    job.engine = engine
+    if engine.is_remote:
+        job.event("engine", name=engine.name, workers=engine.num_workers)
     room = importlib.import_module(f"stillroom.{recipe.kind}.run")
     # Rooms write with many libraries; a full disk is the same error from all of them.
     with full_disk_as_error(job.out):

@@ -8,8 +8,8 @@ costs that file, and the rest goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from stillroom.provenance import digest_file
 if TYPE_CHECKING:
     from stillroom.forensics.judging import Judges
 
-__all__ = ["LIMITS", "SYNTHETIC", "Checked", "check_file", "list_limits", "list_media"]
+__all__ = ["LIMITS", "SYNTHETIC", "Checked", "Checking", "check_file", "list_limits", "list_media"]
 
 LIMITS = (
     "Missing credentials are no sign of a forgery, and credentials in order are no sign of truth: "
@@ -146,6 +146,42 @@ def list_media(paths: Sequence[Path]) -> Iterator[Path]:
             )
         else:
             yield path
+
+
+@dataclass(frozen=True)
+class Checking:
+    """The work of an engine's worker: check files.
+
+    Lists and lab travel with it; detectors are opened where they judge.
+    """
+
+    lists: tuple[TrustList, ...] = field(hash=False)
+    lab: Lab | None = field(hash=False)
+    remote: bool = False
+    detectors: tuple[Path, ...] = ()
+    prevalence: float = 0.5
+    maps: bool = False
+    pulse: bool = False
+    concurrency: int = 1
+
+    def open(self) -> Callable[[Sequence[Path]], list[Checked]]:
+        """Open the detectors; return what checks files."""
+        judges = None
+        if self.detectors:
+            from stillroom.forensics.judging import open_judges
+
+            judges = open_judges(self.detectors, prevalence=self.prevalence, with_maps=self.maps)
+        return lambda paths: [
+            check_file(
+                path,
+                self.lists,
+                lab=self.lab,
+                remote=self.remote,
+                judges=judges,
+                with_pulse=self.pulse,
+            )
+            for path in paths
+        ]
 
 
 def check_file(

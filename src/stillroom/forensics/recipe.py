@@ -16,7 +16,7 @@ from stillroom.forensics.method import (
     Forgery,
     Resynthesis,
 )
-from stillroom.recipes import Recipe, Reference, Settings
+from stillroom.recipes import ENGINE, EngineChoice, Recipe, Reference, Settings, refuse_engine
 
 __all__ = [
     "BaseSettings",
@@ -147,6 +147,7 @@ class ForensicsRecipe(Recipe):
     workers: int = Field(
         default=1, ge=1, le=64, description="processes that forge; the bytes do not depend on it"
     )
+    engine: EngineChoice = ENGINE
     marking: MarkingSettings = Field(
         default_factory=MarkingSettings, description="the marks of every file"
     )
@@ -190,6 +191,8 @@ class ForensicsRecipe(Recipe):
 
     @model_validator(mode="after")
     def _fakes_need_consent(self) -> ForensicsRecipe:
+        if self.engine.ray is not None and (self.detector or self.sound) is not None:
+            raise refuse_engine("detectors learn, and sounds are forged, on one machine")
         group = "sound" if self.sound is not None else "faces"
         if self.detector is None and (self.sound or self.faces).basis:
             raise RecipeError(

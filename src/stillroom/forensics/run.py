@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -88,7 +89,7 @@ def run(recipe: ForensicsRecipe, job: Job) -> Artifact:
         for key in journal.keys()  # noqa: SIM118  # no mapping
     }
     with job.phase("forge", recipe.count, "images", done=len(done)) as progress:
-        for task, made in _forge_all(recipe, bases, done):
+        for task, made in _forge_all(recipe, bases, done, job):
             rows = _write(task, made, bases, marker, job.output)
             journal.put(str(task.number), rows)
             done[task.number] = rows
@@ -166,12 +167,21 @@ def _estimate_learning(recipe: ForensicsRecipe, settings: DetectorSettings) -> E
 
 
 def _forge_all(
-    recipe: ForensicsRecipe, bases: Bases, done: dict[int, list[dict[str, Any]]]
+    recipe: ForensicsRecipe, bases: Bases, done: dict[int, list[dict[str, Any]]], job: Job
 ) -> Iterator[tuple[_Task, Forged]]:
-    """Yield forgeries in order; with several workers they are made in other processes."""
+    """Yield forgeries in order; with several workers they are made in other processes.
+
+    A cluster's workers are streamed to, a few tasks ahead: each holds whole faces, and marks are
+    made here as the forgeries come.
+    """
     numbers = [number for number in range(recipe.count) if number not in done]
     cast = cast_faces([bases.identity(at) for at in range(len(bases))], recipe.method.faces_needed)
     tasks = (_make_task(recipe, bases, cast, number) for number in numbers)
+    if job.engine.is_remote:
+        sent = deque[_Task]()
+        for forged in job.engine.stream(_Forging(), _note(tasks, sent), pause=job.check_cancelled):
+            yield sent.popleft(), forged
+        return
     if recipe.workers == 1:
         for task in tasks:
             yield task, _forge(task)
@@ -179,6 +189,23 @@ def _forge_all(
     with ProcessPoolExecutor(recipe.workers, mp_context=get_context("spawn")) as pool:
         while batch := list(islice(tasks, _AT_ONCE * recipe.workers)):
             yield from zip(batch, pool.map(_forge, batch), strict=True)
+
+
+@dataclass(frozen=True)
+class _Forging:
+    """The work of a cluster's worker."""
+
+    concurrency: int = 1
+
+    def open(self) -> Callable[[Sequence[_Task]], list[Forged]]:
+        return lambda tasks: [_forge(task) for task in tasks]
+
+
+def _note(tasks: Iterator[_Task], sent: deque[_Task]) -> Iterator[_Task]:
+    """Yield tasks and keep them until their forgeries come."""
+    for task in tasks:
+        sent.append(task)
+        yield task
 
 
 def _make_task(recipe: ForensicsRecipe, bases: Bases, cast: Cast, number: int) -> _Task:

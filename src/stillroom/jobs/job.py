@@ -22,6 +22,8 @@ from types import FrameType
 from typing import Any
 
 from stillroom.errors import Cancelled, DataError, ResourceError
+from stillroom.jobs.engines.local import LocalEngine
+from stillroom.jobs.engines.work import Engine
 from stillroom.jobs.files import atomic_write, full_disk_as_error, replace_folder, sync_folder
 from stillroom.jobs.journal import Journal
 from stillroom.jobs.progress import Progress, QuietReporter, Reporter, tell_listener
@@ -46,7 +48,8 @@ class Job:
     """One run of one recipe.
 
     Use ``Job.start`` to make or resume one, ``phase`` for progress, ``journal`` for units that
-    must survive a kill, ``check_cancelled`` at safe points, and ``finish`` to publish.
+    must survive a kill, ``check_cancelled`` at safe points, ``engine`` for work that others may
+    do, and ``finish`` to publish.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Job:
         """Stand over a working folder; callers use ``start``."""
         self.out, self.work, self.recipe_digest, self.seed = out, work, recipe_digest, seed
         self.reporter = reporter
+        self.engine: Engine = LocalEngine()
         self.previous: Path | None = out if (out / ARTIFACT_FILE).is_file() else None
         self._cancel = threading.Event()
         self._journals: dict[str, Journal] = {}

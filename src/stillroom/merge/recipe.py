@@ -12,7 +12,15 @@ from stillroom.errors import Problem, RecipeError
 from stillroom.merge.method import METHODS, Assembly, MergeMethod, no_counterpart
 from stillroom.merge.search_recipe import SearchSettings, SmokeSettings
 from stillroom.merge.tokenizer import TokenizerSettings
-from stillroom.recipes import Recipe, Reference, Settings, Size
+from stillroom.recipes import (
+    ENGINE,
+    EngineChoice,
+    Recipe,
+    Reference,
+    Settings,
+    Size,
+    refuse_engine,
+)
 
 __all__ = [
     "MergeRecipe",
@@ -213,6 +221,7 @@ class MergeRecipe(Recipe):
         "tokenizer and what is not merged, else the first model does",
     )
     models: tuple[ModelEntry, ...] = Field(min_length=1, description="what is merged")
+    engine: EngineChoice = ENGINE
     select: SelectSettings | None = Field(
         None, description="score candidates on held-out records and keep the best"
     )
@@ -276,6 +285,8 @@ class MergeRecipe(Recipe):
 
     @model_validator(mode="after")
     def _check_method(self) -> MergeRecipe:
+        if self.engine.ray is not None and self.search is None:
+            raise refuse_engine("a merge without a search streams through one machine")
         problems = [
             *self._find_unused(),
             *self._find_missing(),

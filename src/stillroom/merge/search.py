@@ -192,7 +192,7 @@ class _Search:
         settings, trials = self.settings, list[dict[str, Any]]()
         started = time.monotonic() - self._spent()
         total = settings.evaluations
-        team = open_team(self.bench, self._pick(self.parts.search))
+        team = open_team(self.bench, self._pick(self.parts.search), self.job.engine)
         with self.job.phase("trials", total, "candidates", done=0) as progress, team:
             while True:
                 reason = self._reason_to_stop(trials, optimizer, time.monotonic() - started)

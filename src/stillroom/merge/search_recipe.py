@@ -110,9 +110,12 @@ class SearchSettings(Settings):
     finalists: int = Field(
         5, ge=1, le=100, description="best candidates that are compared again on other records"
     )
-    workers: int = Field(1, ge=1, le=256, description="candidates that are scored at once")
-    engine: Literal["processes", "ray"] = Field(
-        "processes", description="where workers run: processes of this machine, or a Ray cluster"
+    workers: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="processes of this machine that score candidates; with engine: ray the "
+        "cluster's workers do",
     )
     max_records: int = Field(
         200, ge=12, description="most records; half search, a quarter chooses, a quarter is final"

@@ -7,16 +7,18 @@ end of the search.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from pydantic import ValidationError
 
-from stillroom.errors import CheckpointError, MissingExtraError, RecipeError, ShapeError
+from stillroom.errors import CheckpointError, RecipeError, ShapeError
+from stillroom.jobs.engines import Engine
 from stillroom.merge.opening import open_merge, retune_merge
 from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.scoring import Measure, Score, Scorer
@@ -77,14 +79,26 @@ class Bench:
 
 
 class Team:
-    """Tries candidates: here, or in ``workers`` processes; use as a context manager."""
+    """Tries candidates: here, in other processes, or on a cluster; use as a context manager."""
 
     def __init__(
-        self, bench: Bench, records: Sequence[Record], pool: Callable[[], Any] | None = None
+        self,
+        bench: Bench,
+        records: Sequence[Record],
+        *,
+        pool: Callable[[], Any] | None = None,
+        engine: Engine | None = None,
     ) -> None:
-        """Stand over a bench; ``pool`` starts processes that have one each."""
+        """Stand over a bench.
+
+        Args:
+            bench: What makes and scores candidates here.
+            records: What they are scored on.
+            pool: Starts processes that have a bench each.
+            engine: Whose workers have a bench each.
+        """
         self.bench, self.records = bench, records
-        self._start = pool
+        self._start, self._engine = pool, engine
         self._pool: Any = None
 
     def __enter__(self) -> Team:
@@ -107,25 +121,50 @@ class Team:
 
     def try_all(self, listed: Sequence[Mapping[str, Any]]) -> Iterator[Outcome]:
         """Yield the outcome of every candidate, in order."""
+        if self._engine is not None:
+            yield from self._engine.stream(self._trying(), listed)
+            return
         if self._pool is not None:
             yield from self._pool.imap(_work, listed)
             return
         for changes in listed:
             yield self.bench.try_changes(changes, self.records)
 
+    def _trying(self) -> _Trying:
+        recipe = json.dumps(self.bench.recipe.model_dump(mode="json"))
+        return _Trying(recipe, tuple(self.records), self.bench.scorer.measure)
 
-def open_team(bench: Bench, records: Sequence[Record]) -> Team:
-    """Return the team that a recipe's ``search`` asks for.
 
-    Raises:
-        MissingExtraError: If Ray is asked for and not installed.
-    """
+@dataclass(frozen=True)
+class _Trying:
+    """The work of a cluster's worker: try candidates on a bench of its own."""
+
+    recipe: str
+    records: tuple[Record, ...] = field(hash=False)
+    measure: Measure
+    concurrency: int = 1
+
+    def open(self) -> Callable[[Sequence[Mapping[str, Any]]], list[Outcome]]:
+        import tempfile
+
+        recipe = MergeRecipe.model_validate_json(self.recipe)
+        scratch = Path(tempfile.mkdtemp(prefix="stillroom-candidate-"))
+        scorer = Scorer(self.measure, scratch, lambda line: None)
+        bench = Bench(recipe, open_merge(recipe), scorer)
+        return lambda listed: [bench.try_changes(changes, self.records) for changes in listed]
+
+
+def open_team(bench: Bench, records: Sequence[Record], engine: Engine) -> Team:
+    """Return the team that a recipe's ``search`` and the job's engine make."""
+    if engine.is_remote:
+        return Team(bench, records, engine=engine)
     search = bench.recipe.search
     if search is None or search.workers == 1:
         return Team(bench, records)
+    import multiprocessing
+
     import torch
 
-    make = _pool_of(search.engine)
     scorer = bench.scorer
     arguments = (
         bench.recipe.model_dump(mode="json"),
@@ -135,20 +174,8 @@ def open_team(bench: Bench, records: Sequence[Record]) -> Team:
         # As many threads as here: with another number the last bits of a score differ.
         torch.get_num_threads(),
     )
-    return Team(bench, records, lambda: make(search.workers, _begin, arguments))
-
-
-def _pool_of(engine: str) -> Callable[..., Any]:
-    if engine == "ray":
-        try:
-            from ray.util.multiprocessing import Pool
-        except ImportError as error:
-            raise MissingExtraError.of("ray", "ray", "search on a cluster") from error
-        pool: Callable[..., Any] = Pool
-        return pool
-    import multiprocessing
-
-    return multiprocessing.get_context("spawn").Pool
+    make = multiprocessing.get_context("spawn").Pool
+    return Team(bench, records, pool=lambda: make(search.workers, _begin, arguments))
 
 
 _STATE: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +21,16 @@ from stillroom.provenance import canonical_json, digest_bytes, digest_text
 from stillroom.rag.cutting import cut_document
 from stillroom.rag.embedding import TextVectors
 from stillroom.rag.encoders import ExtraTexts, open_document_extras
-from stillroom.rag.prefixes import passage_texts
+from stillroom.rag.preparing import (
+    Prepared,
+    Preparing,
+    embed_document,
+    read_document,
+    texts_of,
+)
 from stillroom.rag.store.extras import Extras
 from stillroom.rag.store.parts import Entry, Mark, to_line
-from stillroom.records import Document, Origin, Passage
-from stillroom.text.reading import parse_file
+from stillroom.records import Document, Passage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,11 +39,15 @@ if TYPE_CHECKING:
     from stillroom.models import Embedder
     from stillroom.rag.contextual import ContextWriter
     from stillroom.rag.encoders import Encoders
+    from stillroom.rag.listing import Found
     from stillroom.rag.recipe import RagRecipe
     from stillroom.rag.store.protocol import Holdings
     from stillroom.text.worker import Worker
 
 __all__ = ["Failed", "Ingester", "Stored"]
+
+_BLOCK = 8
+"""Documents of one task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +171,31 @@ class Ingester:
         self._remember(stored)
         return stored
 
+    def ingest_all(self, found: Sequence[Found]) -> Iterator[Stored | Failed]:
+        """Parse, cut and embed documents, here or on the engine's workers, in order.
+
+        Raises:
+            Cancelled: If the user stops the job.
+            BackendError: If the embedder fails.
+            ResourceError: If the disk is full.
+        """
+        engine = self.job.engine
+        if engine.is_remote and self.contexts is not None:
+            self.job.say("documents are prepared here: with 'context' a model is asked of each")
+        if not engine.is_remote or self.contexts is not None:
+            for one in found:
+                self.job.check_cancelled()
+                yield self.ingest(one.file, one.path, one.digest)
+            return
+        asked = [(one.file, one.path, one.digest) for one in found]
+        work = Preparing.of(self.recipe, self.root)
+        made = engine.map(work, asked, block_size=_BLOCK, pause=self.job.check_cancelled)
+        for (_, path, digest), outcome in zip(asked, made, strict=True):
+            if isinstance(outcome, StillroomError):
+                yield self._fail(path, digest, outcome)
+            else:
+                yield self._accept(outcome, path, digest)
+
     def ingest(self, file: Path, path: str, digest: str) -> Stored | Failed:
         """Parse, cut and embed one document, and journal what came of it.
 
@@ -171,70 +205,61 @@ class Ingester:
             ResourceError: If the disk is full.
         """
         try:
-            document = self._parse(file, path, digest)
+            document = read_document(self.recipe, self.root, (file, path, digest), self.worker)
         except Cancelled:
             raise
         except StillroomError as error:
             return self._fail(path, digest, error)
-        self.parsed += 1
-        for notice in document.metadata.get("notices", ()):
-            self.job.say(f"{path}: {notice}")
+        self._note(document)
         try:
-            return self._store(document, path, digest)
+            passages = self._cut(document)
+            marks, matrix = embed_document(self.vectors, self.recipe, document, passages)
+            return self._store(Prepared(document, tuple(passages), tuple(marks), matrix), digest)
         except DataError as error:
             return self._fail(path, digest, error)
+
+    def _accept(self, made: Prepared, path: str, digest: str) -> Stored | Failed:
+        """Journal what a worker made of a document."""
+        self._note(made.document)
+        if not made.passages:
+            return self._fail(path, digest, _no_text(path))
+        self.vectors.embedded += len({mark.embedded for mark in made.marks})
+        return self._store(made, digest)
+
+    def _note(self, document: Document) -> None:
+        self.parsed += 1
+        for notice in document.metadata.get("notices", ()):
+            self.job.say(f"{document.path}: {notice}")
 
     def _fail(self, path: str, digest: str, error: StillroomError) -> Failed:
         failed = Failed.of(path, error)
         self.journal.put(path, {"digest": digest, "code": failed.code, "reason": failed.reason})
         return failed
 
-    def _parse(self, file: Path, path: str, digest: str) -> Document:
-        document = parse_file(
-            file,
-            root=self.root,
-            limits=self.recipe.limits,
-            origin=Origin(self.recipe.origin.kind, (), self.recipe.origin.license),
-            worker=self.worker,
-        )
-        if document.path != path or document.digest != digest:
-            raise DataError(
-                f"{path} changed while it was read",
-                code="rag.document-changed",
-                where=path,
-                expected="documents that stay as they are while the job runs",
-                next="run the job again",
-            )
-        return document
-
-    def _store(self, document: Document, path: str, digest: str) -> Stored:
+    def _cut(self, document: Document) -> Sequence[Passage]:
         passages = cut_document(
             document, self.recipe.chunker, self.embedder, self.job.check_cancelled
         )
         if not passages:
-            raise DataError(
-                f"{path} holds no text",
-                code="rag.no-text",
-                where=path,
-                expected="at least one passage",
-                next="remove the file, or give a version of it that holds text",
-            )
-        if self.contexts is not None:
-            passages = self.contexts.situate(document, passages)
-        marks, matrix = self._embed_document(document, passages)
-        truncated = sum(mark.is_truncated for mark in marks)
+            raise _no_text(document.path)
+        return passages if self.contexts is None else self.contexts.situate(document, passages)
+
+    def _store(self, made: Prepared, digest: str) -> Stored:
+        path, passages = made.document.path, made.passages
+        truncated = sum(mark.is_truncated for mark in made.marks)
         stored = self._place(Entry(path, digest, len(passages), truncated))
-        head = json.dumps([[mark.embedded.hex(), int(mark.is_truncated)] for mark in marks])
-        rows = [document.to_json(), *(passage.to_json() for passage in passages)]
+        head = json.dumps([[mark.embedded.hex(), int(mark.is_truncated)] for mark in made.marks])
+        rows = [made.document.to_json(), *(passage.to_json() for passage in passages)]
         with full_disk_as_error(self.folder):
             stored.lines.write_bytes(
                 b"".join(line + b"\n" for line in [head.encode(), *map(to_line, rows)])
             )
-            np.save(stored.matrix, matrix)
+            np.save(stored.matrix, made.matrix)
             if self.extras is not None and stored.beside is not None:
                 shutil.rmtree(stored.beside, ignore_errors=True)
                 stored.beside.mkdir()
-                self.extras.write(self._texts(passages), marks, stored.beside)
+                texts = texts_of(self.recipe, self.embedder, passages)
+                self.extras.write(texts, made.marks, stored.beside)
         files = [digest_bytes(file.read_bytes()) for file in stored.files]
         self.journal.put(
             path,
@@ -254,19 +279,17 @@ class Ingester:
         if self.extras is not None and stored.beside is not None:
             self.extras.remember(marks, stored.beside)
 
-    def _texts(self, passages: Sequence[Passage]) -> list[str]:
-        """Return what the embedder reads of passages; pooled late, that is their text alone."""
-        with_headings = self.recipe.with_headings and self.recipe.pooling == "passage"
-        return passage_texts(passages, self.embedder, with_headings=with_headings)
-
-    def _embed_document(
-        self, document: Document, passages: Sequence[Passage]
-    ) -> tuple[list[Mark], NDArray[np.floating[Any]]]:
-        if self.recipe.pooling == "late":
-            return self.vectors.embed_late(document, passages, self.recipe.embedder)
-        return self.vectors.embed(document.path, passages, self._texts(passages))
-
     def _place(self, entry: Entry) -> Stored:
         mark = digest_text(canonical_json([entry.path, entry.digest]))[:24]
         lines, matrix = self.folder / f"{mark}.jsonl", self.folder / f"{mark}.npy"
         return Stored(entry, lines, matrix, self.folder / mark if self.extras else None)
+
+
+def _no_text(path: str) -> DataError:
+    return DataError(
+        f"{path} holds no text",
+        code="rag.no-text",
+        where=path,
+        expected="at least one passage",
+        next="remove the file, or give a version of it that holds text",
+    )

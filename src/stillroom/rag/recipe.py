@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from stillroom.rag.analyzer import Stemming
 from stillroom.rag.measuring.sweep_settings import SweepSettings
 from stillroom.rag.storing import STORES, IndexStore
-from stillroom.recipes import Recipe, Reference, Settings
+from stillroom.recipes import ENGINE, EngineChoice, Recipe, Reference, Settings
 from stillroom.text.bm25 import Bm25Variant
 from stillroom.text.method import CHUNKERS, Chunker, Limits
 
@@ -140,6 +140,7 @@ class RagRecipe(Recipe):
     chunker: Annotated[Chunker, CHUNKERS.choice("heading")] = Field(
         "heading", validate_default=True, description="how documents are cut into passages"
     )
+    engine: EngineChoice = ENGINE
     embedder: Reference = Field(
         DEFAULT_EMBEDDER, description="model that turns passages and queries into vectors"
     )

@@ -207,15 +207,20 @@ def _ingest(
     failures: list[Failed] = []
     reused = 0
     same = held is not None and held.description["preparation"] == description.preparation
+    known: dict[str, Part | Failed] = {}
+    for item in found:
+        job.check_cancelled()
+        part: Part | Failed | None = None
+        if held is not None and same:
+            part = held.take(item.path, item.digest)
+            reused += part is not None
+        part = part or ingester.recall(item.path, item.digest)
+        if part is not None:
+            known[item.path] = part
+    made = ingester.ingest_all([item for item in found if item.path not in known])
     with job.phase("index", len(found), "documents") as progress:
         for item in found:
-            job.check_cancelled()
-            part: Part | Failed | None = None
-            if held is not None and same:
-                part = held.take(item.path, item.digest)
-                reused += part is not None
-            part = part or ingester.recall(item.path, item.digest)
-            part = part or ingester.ingest(item.file, item.path, item.digest)
+            part = known.pop(item.path, None) or next(made)
             if isinstance(part, Failed):
                 failures.append(part)
                 job.say(f"left out: {part.path}: {part.reason}  [{part.code}]")

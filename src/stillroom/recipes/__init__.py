@@ -8,6 +8,7 @@ and the JSON Schema. Knows no room by name and imports neither torch nor a model
 
 from stillroom.recipes.comments import comment_recipe
 from stillroom.recipes.emitting import dump_recipe
+from stillroom.recipes.engine import ENGINE, EngineChoice, RaySettings, refuse_engine
 from stillroom.recipes.kinds import list_kinds, recipe_class
 from stillroom.recipes.loading import build_recipe, load_recipe, parse_recipe
 from stillroom.recipes.schema import recipe_schema, write_schema
@@ -23,7 +24,10 @@ from stillroom.recipes.settings import (
 )
 
 __all__ = [
+    "ENGINE",
     "Duration",
+    "EngineChoice",
+    "RaySettings",
     "Recipe",
     "Reference",
     "Secret",
@@ -38,6 +42,7 @@ __all__ = [
     "parse_recipe",
     "recipe_class",
     "recipe_schema",
+    "refuse_engine",
     "resolve_in",
     "write_schema",
 ]

@@ -23,6 +23,7 @@ from stillroom.records.record import Record
 from stillroom.records.streams import (
     LINE_SUFFIXES,
     MAX_ROW_BYTES,
+    Span,
     iter_lines,
     iter_rows,
     open_parquet,
@@ -45,7 +46,11 @@ OnDrop = Callable[[int, str], None]
 
 
 def read_records(
-    path: Path, *, format: str | None = None, on_drop: OnDrop | None = None
+    path: Path,
+    *,
+    format: str | None = None,
+    on_drop: OnDrop | None = None,
+    span: Span | None = None,
 ) -> Iterator[Record]:
     """Yield the records of a file one by one.
 
@@ -54,12 +59,14 @@ def read_records(
         format: One of ``formats.FORMATS``; by default guessed row by row.
         on_drop: Told the number and the reason of each row that cannot be read; without it the
             first such row raises. A damaged file raises in any case.
+        span: Which bytes of a file of lines are read, as ``streams.cut_lines`` cuts them; default
+            all. Rows are numbered from 1 in each.
 
     Raises:
         DataError: If the file is missing, of no known suffix or damaged, or a row cannot be read.
     """
     file = find_record_file(path)
-    for number, row in iter_rows(file):
+    for number, row in iter_rows(file, span):
         try:
             if isinstance(row, DataError):
                 raise row

@@ -21,12 +21,16 @@ __all__ = [
     "MAX_JSON_BYTES",
     "MAX_ROW_BYTES",
     "SUFFIXES",
+    "Span",
+    "cut_lines",
     "iter_lines",
     "iter_rows",
     "open_parquet",
     "suffix_of",
     "too_large",
 ]
+
+Span = tuple[int, int]
 
 MAX_ROW_BYTES = 32 * 2**20
 MAX_JSON_BYTES = 256 * 2**20
@@ -57,8 +61,34 @@ def suffix_of(path: Path) -> str:
     return max(found, key=len)
 
 
-def iter_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield each row's number with its values, or with the error that kept it from being read."""
+def cut_lines(path: Path, size_bytes: int) -> list[Span | None]:
+    """Return spans of a file of lines, each of whole lines and about so large, in order.
+
+    A file that cannot be entered in the middle is one span, None, which is all of it.
+    """
+    total = path.stat().st_size
+    if suffix_of(path) not in (".jsonl", ".ndjson") or total <= size_bytes:
+        return [None]
+    edges = [0]
+    with path.open("rb") as file:
+        for near in range(size_bytes, total, size_bytes):
+            if near > edges[-1]:
+                file.seek(near)
+                while (part := file.readline(MAX_ROW_BYTES)) and not part.endswith(b"\n"):
+                    pass
+                edges.append(file.tell())
+    edges = [edge for edge in edges if edge < total]
+    return [*zip(edges, [*edges[1:], total], strict=True)]
+
+
+def iter_rows(path: Path, span: Span | None = None) -> Iterator[tuple[int, Any]]:
+    """Yield each row's number with its values, or with the error that kept it from being read.
+
+    Args:
+        path: The file.
+        span: First and last + 1 byte, as ``cut_lines`` gives them, of which rows are numbered from
+            1; default all.
+    """
     suffix = suffix_of(path)
     if suffix == ".parquet":
         yield from _parquet_rows(path)
@@ -68,7 +98,7 @@ def iter_rows(path: Path) -> Iterator[tuple[int, Any]]:
         yield from _csv_rows(path)
     else:
         read = _text_row if suffix == ".txt" else _json_row
-        for number, line in iter_lines(path):
+        for number, line in iter_lines(path, span):
             yield number, line if isinstance(line, DataError) else read(line)
 
 
@@ -88,14 +118,18 @@ def _text_row(line: bytes) -> Any:
         return _row_error(f"byte {error.start} of the row is not UTF-8", "UTF-8")
 
 
-def iter_lines(path: Path) -> Iterator[tuple[int, bytes | DataError]]:
+def iter_lines(path: Path, span: Span | None = None) -> Iterator[tuple[int, bytes | DataError]]:
     """Yield the numbered lines that are not blank; one beyond the limit is yielded as its error."""
     with path.open("rb") as raw:
         file: IO[bytes] = _unpack(raw, path) if path.name.lower().endswith(".zst") else raw
         number = 0
-        while line := file.readline(MAX_ROW_BYTES + 1):
+        if span is not None:
+            raw.seek(span[0])
+        while span is None or file.tell() < span[1]:
+            if not (line := file.readline(MAX_ROW_BYTES + 1)):
+                return
             number += 1
-            if number == 1:
+            if number == 1 and not (span and span[0]):
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if len(line) > MAX_ROW_BYTES:
                 while line and not line.endswith(b"\n"):

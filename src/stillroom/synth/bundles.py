@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,11 +19,9 @@ from typing import IO, Any, TypeVar
 from stillroom.records import Record
 from stillroom.synth.harvest import Dropped
 
-__all__ = ["Account", "Bundle", "Scored", "Yield", "map_ahead", "take_turns", "tee"]
+__all__ = ["Account", "Bundle", "Scored", "Yield", "take_turns", "tee"]
 
 T = TypeVar("T")
-U = TypeVar("U")
-_LOOK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,36 +206,3 @@ class _Spool:
         self._file.write(text.encode("utf-8", "surrogatepass") + b"\n")
         self._end = self._file.tell()
         return True
-
-
-def map_ahead(
-    work: Callable[[T], U],
-    items: Iterator[T],
-    *,
-    workers: int,
-    pause: Callable[[], None] = lambda: None,
-) -> Iterator[tuple[T, U]]:
-    """Yield every item with what ``work`` made of it, in order, some of it made ahead on threads.
-
-    At most twice as many items as workers are begun beyond the one that is waited for.
-    """
-    if workers <= 1:
-        for item in items:
-            pause()
-            yield item, work(item)
-        return
-    begun: deque[tuple[T, Future[U]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="stillroom-step")
-    try:
-        while True:
-            for item in islice(items, 2 * workers - len(begun)):
-                begun.append((item, pool.submit(work, item)))
-            if not begun:
-                return
-            while not wait([begun[0][1]], _LOOK_S).done:
-                pause()
-            pause()
-            item, future = begun.popleft()
-            yield item, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,19 @@ import numpy.typing as npt
 
 from stillroom.errors import DataError
 from stillroom.jobs import Job, Reporter, atomic_write
+from stillroom.jobs.engines import Engine
 from stillroom.provenance import Artifact, make_parent
 from stillroom.records import Record, RecordWriter, combine_origins, read_records
+from stillroom.records.files import find_record_file
+from stillroom.records.streams import Span, cut_lines
 from stillroom.text.near_duplicates import Duplicate, find_duplicates
-from stillroom.text.shingling import shingle_texts
+from stillroom.text.shingling import join_sets, shingle_texts
 
 __all__ = ["DUPLICATES", "Deduplication", "deduplicate"]
 
 DUPLICATES = "duplicates.jsonl"
 _TOLD = 4096
+_PIECE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ def deduplicate(
     resume: bool = False,
     overwrite: bool = False,
     reporter: Reporter | None = None,
+    engine: Engine | None = None,
 ) -> tuple[Artifact, dict[str, Any]]:
     """Write the records that are no near duplicates of one that is kept.
 
@@ -77,6 +82,7 @@ def deduplicate(
         resume: Go on where a killed run stopped.
         overwrite: Replace what an earlier job left at ``out``.
         reporter: What draws progress; default nothing.
+        engine: Whose workers read the files and hash their n-grams; default this process.
 
     Returns:
         The artifact and the counts: ``read``, ``kept``, ``fell``, ``unreadable``, ``wordless``.
@@ -86,6 +92,7 @@ def deduplicate(
     """
     _check(plan)
     job = Job.start(out, plan.to_text(), resume=resume, overwrite=overwrite, reporter=reporter)
+    job.engine = engine or job.engine
     try:
         with job.interruptible():
             return _run(plan, job)
@@ -96,6 +103,7 @@ def deduplicate(
 def _run(plan: Deduplication, job: Job) -> tuple[Artifact, dict[str, Any]]:
     unreadable: list[dict[str, Any]] = []
     ids, scores = _Column("S24"), _Column("f8")
+    scratch = job.scratch / "shingles.u64"
     with job.phase("read", unit="records") as progress:
 
         def texts() -> Iterator[str]:
@@ -107,7 +115,18 @@ def _run(plan: Deduplication, job: Job) -> tuple[Artifact, dict[str, Any]]:
                 progress.advance()
                 yield _text(record, plan.fields)
 
-        sets = shingle_texts(texts(), n=plan.n, scratch=job.scratch / "shingles.u64")
+        def blocks() -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]]:
+            for found in _read_apart(plan, job, unreadable):
+                for one, score in zip(found.ids, found.scores, strict=True):
+                    ids.append(one)
+                    scores.append(score)
+                progress.advance(len(found.ids))
+                yield found.values, found.sizes
+
+        if job.engine.is_remote:
+            sets = join_sets(blocks(), scratch=scratch)
+        else:
+            sets = shingle_texts(texts(), n=plan.n, scratch=scratch)
     if not ids:
         raise DataError(
             "no record could be read",
@@ -174,6 +193,62 @@ def _read(
 
         for record in read_records(path, on_drop=drop):
             yield path, record
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a worker read of a piece of a file: how many lines, and what is known of its records."""
+
+    lines: int
+    ids: list[bytes]
+    scores: list[float]
+    dropped: list[tuple[int, str]]
+    values: npt.NDArray[np.uint64]
+    sizes: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The work of a worker: read pieces of files, and hash the n-grams of their records."""
+
+    plan: Deduplication
+    concurrency: int = 1
+
+    def open(self) -> Callable[[Sequence[tuple[Path, Span | None]]], list[_Part]]:
+        return lambda block: [_read_part(self.plan, *piece) for piece in block]
+
+
+def _read_part(plan: Deduplication, path: Path, span: Span | None) -> _Part:
+    dropped: list[tuple[int, str]] = []
+    records = list(read_records(path, on_drop=lambda *row: dropped.append(row), span=span))
+    sets = shingle_texts((_text(record, plan.fields) for record in records), n=plan.n)
+    lines = 0
+    if span is not None:
+        with path.open("rb") as file:
+            file.seek(span[0])
+            lines = file.read(span[1] - span[0]).count(b"\n")
+    ids = [record.id.encode() for record in records]
+    scores = [_score(record, plan.prefer) for record in records]
+    return _Part(lines, ids, scores, dropped, sets.values, sets.sizes)
+
+
+def _read_apart(plan: Deduplication, job: Job, unreadable: list[dict[str, Any]]) -> Iterator[_Part]:
+    """Yield what workers read of all files, piece by piece in order."""
+    pieces: list[tuple[Path, Span | None]] = []
+    for path in plan.paths:
+        file = find_record_file(path)
+        pieces += [(file, span) for span in cut_lines(file, _PIECE_BYTES)]
+    named = {find_record_file(path): path for path in plan.paths}
+    found = job.engine.map(_Reading(plan), pieces, pause=job.check_cancelled)
+    before = 0
+    for (file, span), part in zip(pieces, found, strict=True):
+        before = 0 if span is None or span[0] == 0 else before
+        unreadable += [
+            {"file": str(named[file]), "row": before + row, "reason": reason}
+            for row, reason in part.dropped
+        ]
+        before += part.lines
+        yield part
 
 
 def _text(record: Record, fields: Sequence[str]) -> str:

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
 from stillroom.jobs import Spilled
+from stillroom.jobs.ahead import in_blocks, map_ahead
 from stillroom.records import Message, Passage, Record
 from stillroom.synth.budget import Purse
-from stillroom.synth.bundles import Account, Bundle, Scored, Yield, map_ahead, take_turns, tee
+from stillroom.synth.bundles import Account, Bundle, Scored, Yield, take_turns, tee
 from stillroom.synth.graph import STARTS, Step, ends_of, sources_of
 from stillroom.synth.harvest import Dropped, Harvest, draft_units, drop_record
 from stillroom.synth.items import Item, document_of, kind_of, text_of_item
@@ -49,6 +50,7 @@ __all__ = ["Crop", "Graph", "Start", "read_starts"]
 
 _Feed = Iterator[tuple[list[Item], dict[str, Mapping[str, float]], tuple[Account, ...]]]
 _SPLITS: tuple[Split, ...] = ("held_out", "train")
+_BLOCK = 64
 _KINDS: tuple[SeedKind, ...] = ("records", "topics")
 
 
@@ -358,14 +360,7 @@ class Graph:
     def _filter(self, name: str, step: Step, feed: _Feed) -> Iterator[Bundle]:
         panel = Panel(step.filters, self._context, self._shelves.open("measures"))
         self.panels[name] = panel
-
-        def prefetch(bundle: Bundle) -> None:
-            if panel.is_costly:
-                panel.prefetch([one.record for one in bundle.records])
-
-        bundles = map(self._to_bundle, feed)
-        ahead = map_ahead(prefetch, bundles, workers=panel.concurrency, pause=self._pause)
-        for number, (bundle, _) in enumerate(ahead):
+        for number, bundle in enumerate(self._look_ahead(name, panel, feed)):
             kept: list[Scored] = []
             dropped: list[Dropped] = []
             measured: list[tuple[str, Any]] = []
@@ -394,6 +389,26 @@ class Graph:
                 measured=tuple(measured),
             )
             yield Bundle(tuple(kept), (*bundle.accounts, account))
+
+    def _look_ahead(self, name: str, panel: Panel, feed: _Feed) -> Iterator[Bundle]:
+        """Yield the bundles of a filter's feed when what can be known of them beforehand is.
+
+        They go in larger blocks where nothing has to be asked for to have them.
+        """
+        engine = self._context.models.engine
+        is_free = all(source in STARTS for source in self._recipe.sources[name])
+        is_large = engine.is_remote and is_free and not panel.is_costly
+        size = engine.choose_block_size(_BLOCK) if is_large else 1
+
+        def prefetch(block: Sequence[Bundle]) -> None:
+            records = [one.record for bundle in block for one in bundle.records]
+            panel.spread(records)
+            if panel.is_costly:
+                panel.prefetch(records)
+
+        blocks = in_blocks(map(self._to_bundle, feed), size)
+        for block, _ in map_ahead(prefetch, blocks, workers=panel.concurrency, pause=self._pause):
+            yield from block
 
     def _select(self, name: str, step: Step, feed: _Feed) -> Iterator[Bundle]:
         held = [self._to_bundle(one) for one in feed]

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stillroom.jobs.engines import Engine, LocalEngine
+
 if TYPE_CHECKING:
     from stillroom.models import Embedder, TextModel
     from stillroom.models.classifier import TextClassifier
@@ -28,6 +30,7 @@ class Lending:
         cache: File that keeps completions.
         say: Told what a ``hub:`` reference was resolved to.
         settings_of: Of the engine, by reference.
+        engine: Whose workers answer for text models.
         lent: Models that are open already, by what they are and their reference.
     """
 
@@ -35,6 +38,7 @@ class Lending:
     cache: Path | None = None
     say: Callable[[str], None] | None = None
     settings_of: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    engine: Engine = field(default_factory=LocalEngine)
     lent: dict[tuple[str, str], Any] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
@@ -45,17 +49,8 @@ class Lending:
             CheckpointError: If the reference leads to no checkpoint.
             BackendError: If the engine cannot open it.
         """
-        from stillroom.models import open_text_model
-
         return self._lend(  # type: ignore[no-any-return]  # what was put is what comes back
-            "text",
-            reference,
-            lambda: open_text_model(
-                reference,
-                cache=self.cache,
-                say=self.say,
-                **self.settings_of.get(reference, self.settings),
-            ),
+            "text", reference, lambda: self._open_text_model(reference)
         )
 
     def embedder(self, reference: str) -> Embedder:
@@ -105,6 +100,19 @@ class Lending:
         return self._lend(  # type: ignore[no-any-return]
             "counter", reference, lambda: self._open_counter(reference)
         )
+
+    def _open_text_model(self, reference: str) -> TextModel:
+        from stillroom.models import open_text_model
+
+        settings = self.settings_of.get(reference, self.settings)
+        if not self.engine.is_remote:
+            return open_text_model(reference, cache=self.cache, say=self.say, **settings)
+        from stillroom.models.cache import cached
+        from stillroom.models.remote import RemoteModel
+
+        model = open_text_model(reference, say=self.say, **settings)
+        remote = RemoteModel(model, self.engine, reference, settings)
+        return cached(remote, self.cache) if self.cache is not None else remote
 
     def _open_counter(self, reference: str) -> Callable[[str], int]:
         from tokenizers import Tokenizer

@@ -7,13 +7,14 @@ they are known beforehand, and kept on a shelf (a journal), so that a killed run
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from stillroom.provenance import digest_json
-from stillroom.records import Record
-from stillroom.synth.measured import Meter
+from stillroom.records import Passage, Record
+from stillroom.synth.lending import Lending
+from stillroom.synth.measured import Measured, Meter
 from stillroom.synth.method import Context, Filter, Judge, Verdict
 
 __all__ = ["Panel", "Shelf"]
@@ -55,6 +56,9 @@ class Panel:
         self._shelf = shelf
         self._ready: dict[str, Any] = {}  # measured beforehand, until it is asked for
         self._lock = threading.Lock()
+        self._engine = context.models.engine
+        self._spreading = _Judging(tuple(filters), context) if self._engine.is_remote else None
+        self._verdicts: dict[str, dict[int, Verdict]] = {}  # given by workers, by record and seat
         self.scores: dict[str, float] = {}
         """What each filter scored the last record that was kept."""
         self.measured: list[tuple[str, Any]] = []
@@ -84,8 +88,19 @@ class Panel:
         """How many records may be measured at once."""
         return max(
             (seat.judge.concurrency for seat in self._seats if isinstance(seat.judge, Meter)),
-            default=1,
+            default=2 * self._engine.num_workers if self._engine.is_remote else 1,
         )
+
+    def spread(self, records: Sequence[Record]) -> None:
+        """Have workers judge by the filters that need neither a model nor what was kept before.
+
+        On this machine alone nothing is done: records are judged when they are asked about.
+        """
+        if self._spreading is None or not records:
+            return
+        for found in self._engine.call(self._spreading, records):
+            for number, name, verdict in found:
+                self._verdicts.setdefault(name, {})[number] = verdict
 
     def prefetch(self, records: Sequence[Record]) -> None:
         """Measure what the filters will ask for, as far as it can be known beforehand.
@@ -93,7 +108,7 @@ class Panel:
         Filters that remember are passed over: what they drop may have been measured for nothing.
         """
         standing = list(records)
-        for seat in self._seats:
+        for number, seat in enumerate(self._seats):
             if seat.remembers or not standing:
                 continue
             judge = seat.judge
@@ -101,7 +116,7 @@ class Panel:
                 self._measure(judge, seat.mark, standing)
             after = []
             for record in standing:
-                verdict = self._judge(seat, record, peek=True)
+                verdict = self._judge(number, record, peek=True)
                 if verdict.keep:
                     after.append(verdict.changed or record)
             standing = after
@@ -114,15 +129,17 @@ class Panel:
         current, verdict = record, Verdict(True)
         self.measured = []
         scores: dict[str, float] = {}
-        for seat in self._seats:
-            verdict = self._judge(seat, current)
+        for number, seat in enumerate(self._seats):
+            verdict = self._judge(number, current)
             if verdict.changed is not None:
                 current = verdict.changed
             if not verdict.keep:
+                self._forget(record, current)
                 for other in self._seats if self._ready else ():
                     self._ready.pop(_key(other.mark, current), None)
                 return seat.name, verdict
             scores[seat.name] = verdict.score
+        self._forget(record, current)
         self.scores = scores
         return "", replace(verdict, changed=current if current is not record else None)
 
@@ -144,9 +161,16 @@ class Panel:
                     told[seat.name] = dict(summary)
         return told
 
-    def _judge(self, seat: _Seat, record: Record, *, peek: bool = False) -> Verdict:
+    def _forget(self, *records: Record) -> None:
+        """Forget the verdicts of workers on a record that is through."""
+        for record in records if self._verdicts else ():
+            self._verdicts.pop(record.id, None)
+
+    def _judge(self, number: int, record: Record, *, peek: bool = False) -> Verdict:
+        seat = self._seats[number]
         if not isinstance(seat.judge, Meter):
-            return seat.judge.judge(record)
+            known = self._verdicts.get(record.id, {}).get(number) if self._verdicts else None
+            return known or seat.judge.judge(record)
         key = _key(seat.mark, record)
         (value,) = self._measure(seat.judge, seat.mark, [record])
         if not peek:
@@ -191,6 +215,55 @@ class Panel:
         if known:
             judge.learn(self._measure(judge, mark, known))
             self._ready.clear()
+
+
+@dataclass(frozen=True, eq=False)
+class _Judging:
+    """The work of a worker: judge by the filters whose verdict follows from the record alone."""
+
+    filters: tuple[Filter, ...]
+    context: Context
+    concurrency: int = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave the models here: what needs one is no part of the work."""
+        known = self.context
+        held_out = list(known.held_out)
+        return _judging, (self.filters, known.passages, known.frequency, held_out, known.seed)
+
+    def open(self) -> Callable[[Sequence[Record]], list[list[tuple[int, str, Verdict]]]]:
+        judges = [
+            (number, chosen.begin(self.context))
+            for number, chosen in enumerate(self.filters)
+            if not chosen.remembers and not isinstance(chosen, Measured)
+        ]
+
+        def judge(records: Sequence[Record]) -> list[list[tuple[int, str, Verdict]]]:
+            return [list(_walk(record, judges)) for record in records]
+
+        return judge
+
+
+def _judging(
+    filters: tuple[Filter, ...],
+    passages: Mapping[str, Passage],
+    frequency: Mapping[str, int],
+    held_out: Sequence[Record],
+    seed: int,
+) -> _Judging:
+    return _Judging(filters, Context(passages, frequency, held_out, Lending(), seed))
+
+
+def _walk(
+    record: Record, judges: Sequence[tuple[int, Judge]]
+) -> Iterator[tuple[int, str, Verdict]]:
+    """Yield each verdict with its filter's number and its record's id, up to one against it."""
+    for number, judge in judges:
+        verdict = judge.judge(record)
+        yield number, record.id, verdict
+        if not verdict.keep:
+            return
+        record = verdict.changed or record
 
 
 def _key(mark: str, record: Record) -> str:

@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from stillroom.errors import RecipeError
-from stillroom.recipes import Recipe, Reference, Settings
+from stillroom.recipes import EngineChoice, Recipe, Reference, Settings
 from stillroom.synth.graph import Step, check_steps, refuse_both, sources_of
 from stillroom.synth.method import FILTERS, GENERATORS, PASSAGE_FILTERS, Filter, Generator
 from stillroom.synth.mixing import MixSettings
@@ -41,8 +41,8 @@ class Target(Settings):
     held_out: int = Field(default=25, ge=0, description="records wanted for evaluation")
 
 
-class EngineSettings(Settings):
-    """How the teacher is run."""
+class EngineSettings(EngineChoice):
+    """How the teacher is run, and where: ``ray``, or ``{ray: {...}}`` beside the rest."""
 
     backend: str = Field(default="auto", description="engine that runs the teacher")
     num_threads: int | None = Field(default=None, ge=1, description="threads; default all cores")
@@ -121,7 +121,8 @@ class SynthRecipe(Recipe):
         DEFAULT_TEACHER, description="the teacher: a checkpoint, a .gguf file or an endpoint"
     )
     engine: EngineSettings = Field(
-        default_factory=EngineSettings, description="how the teacher is run"
+        default_factory=EngineSettings,
+        description="how the teacher is run; ray, or a group 'ray' in it, spreads the work",
     )
     generator: Annotated[Generator, GENERATORS.choice()] = Field(
         "grounded_qa", validate_default=True, description="how the teacher is asked"

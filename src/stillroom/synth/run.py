@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.jobs import Estimate, Job, atomic_write
+from stillroom.jobs.ahead import map_ahead
+from stillroom.jobs.engines import Engine, LocalEngine
 from stillroom.provenance import LEDGER, Artifact, Parent, digest_json, make_parent
 from stillroom.records import (
     Message,
@@ -30,7 +32,7 @@ from stillroom.synth.graph_job import preview_graph, run_graph
 from stillroom.synth.harvest import Dropped, Harvest, Panel, draft_units, drop_record, gather
 from stillroom.synth.items import Item, document_of, kind_of, text_of_item
 from stillroom.synth.lending import Lending
-from stillroom.synth.method import Context, Corpus, Filter, Seed, Split, Verdict, Writer
+from stillroom.synth.method import Context, Corpus, Draft, Filter, Seed, Split, Verdict, Writer
 from stillroom.synth.outline import forecast_steps
 from stillroom.synth.page import Told, draw_run, is_page
 from stillroom.synth.plan import order_items, plan_draws, plan_seeds, split_documents
@@ -87,12 +89,12 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
         BackendError: If the teacher fails; what was asked before is in the journal.
     """
     if recipe.steps:
-        with _lend(recipe, job.say) as models:
+        with _lend(recipe, job.say, job.engine) as models:
             return run_graph(recipe, job, models)
     plan = _make_plan(recipe)
     _say_plan(plan, job)
     purse = Purse(recipe.budget)
-    with _lend(recipe, job.say) as models, ExitStack() as closing:
+    with _lend(recipe, job.say, job.engine) as models, ExitStack() as closing:
         model = models.text_model(recipe.model)
         context = plan.context(models, seed=recipe.seed)
         held_out = _harvest(recipe, plan, "held_out", context, model, job, purse, closing)
@@ -252,7 +254,7 @@ def _harvest(
     # The shelf is named by the model: a resume with another teacher must not mix the two.
     journal = job.journal(f"units-{digest_json(model.fingerprint)[:12]}")
     panel = Panel(recipe.filters, context, job.journal("measures"))
-    drafts = draft_units(
+    drafts: Iterator[Draft] = draft_units(
         _seeds(recipe, plan, split),
         _begin(recipe, plan, split),
         model,
@@ -260,6 +262,8 @@ def _harvest(
         batch_size=recipe.batch_size,
         pause=job.check_cancelled,
     )
+    if job.engine.is_remote:
+        drafts = _judge_ahead(drafts, panel, job)
     with job.phase(f"asking for {split} records", wanted, "records") as progress:
 
         def show(harvest: Harvest) -> None:
@@ -276,8 +280,24 @@ def _harvest(
         return gather(split, drafts, panel, wanted, show, purse, share, harvest)
 
 
+def _judge_ahead(drafts: Iterator[Draft], panel: Panel, job: Job) -> Iterator[Draft]:
+    """Yield drafts when workers have judged what they can of them; some are drafted ahead."""
+    ahead = map_ahead(
+        lambda draft: panel.spread(draft.records),
+        drafts,
+        workers=2 * job.engine.num_workers,
+        pause=job.check_cancelled,
+    )
+    for draft, _ in ahead:
+        yield draft
+
+
 @contextmanager
-def _lend(recipe: SynthRecipe, say: Callable[[str], None] | None = None) -> Iterator[Lending]:
+def _lend(
+    recipe: SynthRecipe,
+    say: Callable[[str], None] | None = None,
+    workers: Engine | None = None,
+) -> Iterator[Lending]:
     """Yield what opens the teacher and the models of filters; closed at the end of the body."""
     engine = recipe.engine
     settings: dict[str, Any] = {
@@ -296,7 +316,9 @@ def _lend(recipe: SynthRecipe, say: Callable[[str], None] | None = None) -> Iter
     teacher = settings | {name: value for name, value in told.items() if value is not None}
     shared = {"num_threads": engine.num_threads}
     cache = Path(recipe.cache) if recipe.cache else None
-    models = Lending(shared, cache, say, settings_of={recipe.model: teacher})
+    models = Lending(
+        shared, cache, say, settings_of={recipe.model: teacher}, engine=workers or LocalEngine()
+    )
     try:
         yield models
     finally:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from stillroom.text.normalize import UNSPACED, fold_text
 
-__all__ = ["HASH_BITS", "ShingleSets", "shingle_texts", "spread"]
+__all__ = ["HASH_BITS", "ShingleSets", "join_sets", "shingle_texts", "spread"]
 
 Hashes = npt.NDArray[np.uint64]
 Positions = npt.NDArray[np.int64]
@@ -69,16 +69,28 @@ def shingle_texts(texts: Iterable[str], *, n: int = 5, scratch: Path | None = No
         n: Words of an n-gram.
         scratch: A file to keep the sets in, which are then mapped instead of held in memory.
     """
+    return join_sets(_sets(texts, n), scratch=scratch)
+
+
+def join_sets(
+    blocks: Iterable[tuple[Hashes, Positions]], *, scratch: Path | None = None
+) -> ShingleSets:
+    """Return sets that were made block by block: their values, and the size of each.
+
+    Args:
+        blocks: In order; read once.
+        scratch: A file to keep the sets in, which are then mapped instead of held in memory.
+    """
     sizes: list[Positions] = []
     if scratch is None:
         parts = []
-        for values, counts in _sets(texts, n):
+        for values, counts in blocks:
             parts.append(values)
             sizes.append(counts)
         held = np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)
     else:
         with scratch.open("wb") as file:
-            for values, counts in _sets(texts, n):
+            for values, counts in blocks:
                 _append(file, values)
                 sizes.append(counts)
         total = sum(int(one.sum()) for one in sizes)

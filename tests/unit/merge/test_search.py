@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 from click.testing import CliRunner
+from tests.engine_works import PicklingEngine
 from tests.processes import Process
 from tests.unit.merge.conftest import rewrite
 
@@ -394,13 +395,13 @@ def test_a_folder_without_a_search_is_refused(tmp_path):
     assert shown.exception.code == "merge.no-search"
 
 
-def test_a_cluster_needs_its_extra(pair, records, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray.util.multiprocessing", None)
-    recipe = recipe_for(pair[1:], records, search={"workers": 2, "engine": "ray"})
-    job = start(tmp_path / "out", recipe)
-    with pytest.raises(MissingExtraError, match="ray"):
-        run(recipe, job)
-    job.close()
+def test_a_clusters_workers_find_what_a_search_here_finds(pair, records, tmp_path):
+    recipe = recipe_for(pair[1:], records, search={"evaluations": 6, "population": 3})
+    here = run(recipe, start(tmp_path / "here", recipe))
+    job = start(tmp_path / "there", recipe)
+    job.engine = PicklingEngine()
+    assert run(recipe, job).digest == here.digest
+    assert job.engine.count() == {"_Trying": 6}
 
 
 def test_select_and_search_do_not_go_together(pair, records, tmp_path):

@@ -1,0 +1,108 @@
+"""Ray: two nodes on one machine, of which one is killed in mid-job; the same bytes all the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from tests.engine_works import Squares
+
+from stillroom.errors import DataError, ResourceError
+from stillroom.jobs.engines import open_engine
+from stillroom.recipes.engine import EngineChoice
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.*"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+ITEMS = list(range(24))
+WANTED = [number**2 for number in ITEMS]
+AHEAD = 6
+"""Items that a node may have in hand: two calls at an actor, or what Ray Data sends ahead."""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    # By default Ray lets every other process of the machine go before its workers.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def on(cluster, told=lambda line: None, **settings):
+    choice = {"ray": {"address": cluster.address, **settings}}
+    return open_engine(EngineChoice.model_validate(choice), told)
+
+
+def add_node(cluster):
+    node = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    return node
+
+
+def when_begun(work, kill):
+    """Do something in another thread once a quarter is done."""
+
+    def watch():
+        while not work.notes.exists() or len(work.done()) < len(ITEMS) // 4:
+            time.sleep(0.05)
+        kill(work.done())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def test_two_nodes_give_the_same_values_and_one_may_die(cluster, tmp_path):
+    node = add_node(cluster)
+    told = []
+    with on(cluster, told.append, block_size=1) as engine:
+        assert engine.num_workers == 2
+
+        for way in ("stream", "map"):
+            work = Squares(tmp_path / way, seconds=0.1)
+            assert list(getattr(engine, way)(work, ITEMS)) == WANTED
+            assert sorted(number for number, _ in work.done()) == ITEMS  # each item once
+            with pytest.raises(DataError, match="5 is refused"):
+                list(getattr(engine, way)(Squares(tmp_path / f"{way}-no", refused=5), ITEMS))
+
+        work = Squares(tmp_path / "worker", seconds=0.2)
+        watcher = when_begun(work, lambda done: os.kill(done[-1][1], signal.SIGKILL))
+        assert list(engine.stream(work, ITEMS)) == WANTED
+        watcher.join()
+        assert engine.lost == 1
+        assert "its tasks go to others" in told[0]
+        assert len(work.done()) - len(ITEMS) <= AHEAD
+
+        for way in ("stream", "map"):
+            work = Squares(tmp_path / f"{way}-node", seconds=0.3)
+            dying = node
+
+            def kill(done, dying=dying):
+                cluster.remove_node(dying, allow_graceful=False)
+
+            watcher = when_begun(work, kill)
+            assert list(getattr(engine, way)(work, ITEMS)) == WANTED
+            watcher.join()
+            assert len(work.done()) - len(ITEMS) <= AHEAD
+            node = add_node(cluster)
+    cluster.remove_node(node)
+
+
+def test_a_cluster_that_is_not_there_is_said():
+    choice = EngineChoice.model_validate({"ray": {"address": "127.0.0.1:1"}})
+    with pytest.raises(ResourceError, match="Ray cannot be used"), open_engine(choice):
+        pass

@@ -1,0 +1,121 @@
+"""The seam of engines, and the local one."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+
+import pytest
+from pydantic import ValidationError
+from tests.engine_works import Squares
+
+from stillroom.errors import DataError, MissingExtraError, RecipeError
+from stillroom.jobs.ahead import map_ahead
+from stillroom.jobs.engines import LocalEngine, open_engine
+from stillroom.jobs.engines.hand import Hand, settle
+from stillroom.recipes import EngineChoice, parse_recipe
+
+ITEMS = list(range(11))
+
+
+def test_local_engine_gives_values_in_order_and_opens_a_work_once(tmp_path):
+    work = Squares(tmp_path / "notes")
+    engine = LocalEngine()
+    wanted = [number**2 for number in ITEMS]
+
+    for size in (1, 3, 100):
+        assert list(engine.stream(work, iter(ITEMS), block_size=size)) == wanted
+        assert list(engine.map(work, ITEMS, block_size=size)) == wanted
+    assert engine.call(Squares(tmp_path / "notes"), [2, 3]) == [4, 9]
+    assert work.opened() == 1  # equal works are one
+
+
+def test_local_stream_takes_no_more_than_it_is_asked_for(tmp_path):
+    taken = []
+
+    def items():
+        for number in ITEMS:
+            taken.append(number)
+            yield number
+
+    stream = LocalEngine().stream(Squares(tmp_path / "notes"), items(), block_size=2)
+    next(stream)
+    assert taken == [0, 1]
+
+
+def test_pause_is_called_between_blocks(tmp_path):
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(LocalEngine().map(Squares(tmp_path / "notes"), ITEMS, pause=stop))
+
+
+def test_map_ahead_keeps_order_whatever_ends_first():
+    import time
+
+    def work(number):
+        time.sleep(0.01 * (5 - number))
+        return -number
+
+    assert list(map_ahead(work, iter(range(5)), workers=4)) == [(n, -n) for n in range(5)]
+
+
+def test_a_hand_gives_back_what_the_work_raises(tmp_path):
+    work = Squares(tmp_path / "notes", refused=3)
+    hand = Hand(1, {})
+
+    done = hand.run("key", lambda: pickle.dumps(work), pickle.dumps([1, 2]))
+    assert settle(done) == [1, 4]
+    with pytest.raises(DataError, match="3 is refused"):
+        settle(hand.run("key", lambda: b"not asked for again", pickle.dumps([3])))
+
+
+def test_a_hand_tells_where_a_foreign_error_came_from(tmp_path):
+    hand = Hand(1, {})
+    done = hand.run("key", lambda: pickle.dumps(Squares(tmp_path / "notes")), pickle.dumps(["x"]))
+    with pytest.raises(TypeError) as caught:
+        settle(done)
+    assert "on a worker" in caught.value.__notes__[0]
+
+
+def test_a_hand_keeps_few_works_open(tmp_path):
+    hand = Hand(1, {})
+    for number in range(6):
+        work = Squares(tmp_path / "notes", concurrency=number + 1)
+        hand.run(str(number), lambda work=work: pickle.dumps(work), pickle.dumps([1]))
+    assert len(hand._opened) == 4
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [("ray", None), ({"ray": {"address": "auto"}}, "auto")],
+)
+def test_engine_is_read_in_both_forms(written, address):
+    choice = EngineChoice.model_validate(written)
+    assert choice.ray.address == address
+    assert choice.model_dump() == {}  # where work is done is no part of the resolved recipe
+    assert EngineChoice.model_validate("local").ray is None
+
+
+def test_unknown_engine_is_refused():
+    with pytest.raises(ValidationError, match="'spark' is not an engine"):
+        EngineChoice.model_validate("spark")
+
+
+def test_missing_ray_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(MissingExtraError, match="pip install 'stillroom\\[ray\\]'"),
+        open_engine(EngineChoice.model_validate("ray")),
+    ):
+        pass
+
+
+def test_an_engine_that_would_be_ignored_is_refused():
+    merge = "version: 1\nkind: merge\nmethod: linear\nmodels: [{checkpoint: a}, {checkpoint: b}]\n"
+    learn = "version: 1\nkind: forensics\ndetector: {}\n"
+    for text in (merge, learn):
+        with pytest.raises(RecipeError, match="engine: ray would be ignored") as caught:
+            parse_recipe(text + "engine: ray\n")
+        assert caught.value.code == "recipe.engine"
