@@ -36,7 +36,7 @@ from stillroom.synth.deduplication import Deduplication, deduplicate
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "bench" / "scale" / "ray"
 SERVER = ROOT / "benchmarks" / "synth" / "engine_server.py"
-LATENCY_S, ASKED, READ = 0.4, 48, 60_000
+LATENCY_S, ASKED, READ = 0.4, 48, 20_000
 
 
 def make_records(count: int, words: int) -> list[Record]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 import time
 
 import pytest
-from tests.engine_works import Squares
+from tests.engine_works import Fatal, Squares
+from tests.integration.main_job import digests, write_documents
+from tests.integration.test_engines import flow
 
 from stillroom.errors import DataError, ResourceError
+from stillroom.flow import run_recipe
 from stillroom.jobs.engines import open_engine
 from stillroom.recipes.engine import EngineChoice
 
@@ -104,5 +108,36 @@ def test_two_nodes_give_the_same_values_and_one_may_die(cluster, tmp_path):
 
 def test_a_cluster_that_is_not_there_is_said():
     choice = EngineChoice.model_validate({"ray": {"address": "127.0.0.1:1"}})
-    with pytest.raises(ResourceError, match="Ray cannot be used"), open_engine(choice):
+    with pytest.raises(ResourceError) as caught, open_engine(choice):
         pass
+    assert caught.value.code == "engine.unreachable"
+
+
+def test_a_job_on_two_nodes_gives_the_bytes_of_one_here(cluster, tmp_path):
+    (tmp_path / "script.json").write_text(json.dumps(write_documents(tmp_path / "documents")))
+    run_recipe(flow(tmp_path), tmp_path / "here")
+    node = add_node(cluster)
+    there = flow(tmp_path, {"ray": {"address": cluster.address}})
+    asked = tmp_path / "there"
+    watcher = threading.Thread(target=lambda: kill_in_records(cluster, node, asked))
+    watcher.start()
+    run_recipe(there, asked)
+    watcher.join()
+    assert digests(asked) == digests(tmp_path / "here")
+    assert node not in cluster.list_all_nodes()
+
+
+def kill_in_records(cluster, node, out):
+    """Kill a node when the step that asks for records has begun to keep units."""
+    until = time.monotonic() + 300
+    while time.monotonic() < until:
+        if any(path.stat().st_size for path in out.glob("steps/.records-*/journals/units-*")):
+            break
+        time.sleep(0.01)
+    cluster.remove_node(node, allow_graceful=False)
+
+
+def test_work_that_kills_its_workers_ends_with_an_error(cluster, tmp_path):
+    with on(cluster) as engine, pytest.raises(ResourceError) as caught:
+        engine.call(Fatal(), [1])
+    assert caught.value.code == "engine.worker-lost"
