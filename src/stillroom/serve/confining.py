@@ -117,7 +117,20 @@ def read_recipe(text: str, root: Root, openings: Openings, overrides: Sequence[s
             raise RecipeError([_outside(told, "")])
 
     with check_references(check):
-        return parse_recipe(text, "recipe", overrides)
+        recipe = parse_recipe(text, "recipe", overrides)
+    _refuse_clusters(recipe)
+    return recipe
+
+
+def _refuse_clusters(recipe: Recipe) -> None:
+    """Refuse work on other machines: a cluster does whatever reaches it, outside of any fence."""
+    from stillroom.flow.recipe import FlowRecipe, engine_of
+
+    steps = recipe.steps.values() if isinstance(recipe, FlowRecipe) else ()
+    for one in (recipe, *(step.recipe for step in steps)):
+        chosen = engine_of(one)
+        if chosen is not None and chosen.ray is not None:
+            raise RecipeError([_outside("engine: ray is not open to recipes of clients", "engine")])
 
 
 def _outside(told: str, where: str) -> Problem:
