@@ -269,7 +269,7 @@ def _surroundings() -> tuple[int, dict[str, str]]:
 
 
 def _count_cores() -> int:
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources: dict[str, float] = ray.cluster_resources()
     return max(int(resources.get("CPU", 1)), 1)
 
 
