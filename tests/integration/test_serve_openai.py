@@ -65,9 +65,9 @@ def ask_documents(messages, sampling, k, **_):
 
 
 @contextlib.contextmanager
-def live(served, **settings):
+def live(served, more_keys=(), **settings):
     """Serve on a free port of this machine."""
-    app = create_app(served, api_keys=[KEY], **settings)
+    app = create_app(served, api_keys=[KEY, *more_keys], **settings)
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", server_header=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -61,6 +61,21 @@ Examples:
     multiple=True,
     help="A variable that ${env:NAME} in recipes of clients may name; may be repeated.",
 )
+@click.option(
+    "--new-key",
+    default=None,
+    metavar="WORDS",
+    help="Draw a key, append its digest to --api-key-file, print it, and serve nothing. WORDS are "
+    "'tenant=NAME scope=SCOPE ...' or ''.",
+)
+@click.option(
+    "--rate",
+    default=0,
+    type=click.IntRange(min=0),
+    show_default=True,
+    help="Requests a minute that each key may send; 0 for no limit.",
+)
+@click.option("--log", "has_log", is_flag=True, help="Write a line of JSON for every request.")
 @click.option("--forensics", is_flag=True, help="Look at media that clients send.")
 @click.option(
     "--detector",
@@ -97,6 +112,9 @@ def command(
     endpoints: tuple[str, ...],
     allow_hub: bool,
     variables: tuple[str, ...],
+    new_key: str | None,
+    rate: int,
+    has_log: bool,
     forensics: bool,
     detectors: tuple[Path, ...],
     trust: tuple[Path, ...],
@@ -119,10 +137,13 @@ def command(
     """
     from stillroom.errors import RecipeError
     from stillroom.rag.tracing import trace_if_asked
-    from stillroom.serve import JobsHere, LooksHere, run_server
+    from stillroom.serve import JobsHere, Limits, LooksHere, run_server
     from stillroom.serve.confining import Openings
     from stillroom.serve.mounts import parse_mount
 
+    if new_key is not None:
+        click.echo(_draw_key(api_key_file, new_key))
+        return
     if not mounts and jobs is None and not forensics:
         raise RecipeError(
             "there is nothing to serve",
@@ -150,7 +171,24 @@ def command(
         settings=ask_settings(given),
         api_key_file=api_key_file,
         access=find_access(tenant, principals),
+        limits=Limits(requests_per_minute=rate),
+        log=(lambda line: click.echo(line, err=True)) if has_log else None,
         looks=LooksHere(detectors, official, trust) if forensics else None,
         jobs=JobsHere(jobs, job_workers, openings) if jobs is not None else None,
         say=lambda line: click.echo(line, err=True),
     )
+
+
+def _draw_key(path: Path | None, words: str) -> str:
+    from stillroom.errors import RecipeError
+    from stillroom.serve.keys import write_key
+
+    if path is None:
+        raise RecipeError(
+            "a new key belongs in a file of keys",
+            code="serve.nothing",
+            where="--new-key",
+            expected="--api-key-file FILE beside it",
+            next="stillroom serve --new-key '' --api-key-file keys.txt",
+        )
+    return write_key(path, words)

@@ -5,7 +5,7 @@ Routes only translate; limits, keys, threads and jobs have modules of their own.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -42,6 +42,8 @@ def create_app(
     limits: Limits | None = None,
     jobs: JobRunner | None = None,
     looker: Looker | None = None,
+    counters: Counters | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> FastAPI:
     """Return the API of what is served.
 
@@ -53,9 +55,11 @@ def create_app(
         limits: What a client may ask for at most.
         jobs: Runs jobs of clients, from the app's start to its end.
         looker: Looks at media that clients send.
+        counters: Counts what is done; by default the app's own.
+        log: Told every request as one line of JSON, without anything that was said.
     """
     bounds = limits or Limits()
-    counters = Counters()
+    counters = counters or Counters()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -69,14 +73,14 @@ def create_app(
     add_handlers(app)
     keys = [ApiKey(key) if isinstance(key, str) else key for key in api_keys]
     app.add_middleware(Guard, api_keys=keys, limits=bounds)
-    app.add_middleware(Counting, counters=counters)  # the last one added is the outermost
+    app.add_middleware(Counting, counters=counters, log=log)  # the last one added is the outermost
 
     mounts = [served] if isinstance(served, Served) else list(served or ())
     desk = Desk(mounts, bounds, counters)
     _add_health(app, counters, jobs)
     _add_models(app, desk)
     if jobs is not None:
-        add_jobs(app, jobs)
+        add_jobs(app, jobs, bounds)
     if looker is not None:
         add_forensics(app, looker, bounds)
     add_description(app, desk.names)

@@ -7,11 +7,13 @@ memory or write into what is read. Knows nothing of models.
 from __future__ import annotations
 
 import bisect
+import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -110,9 +112,11 @@ class Counters:
 class Counting:
     """Counts every request that passes, refused ones too."""
 
-    def __init__(self, app: ASGIApp, *, counters: Counters) -> None:
-        """Stand before ``app``."""
-        self.app, self.counters = app, counters
+    def __init__(
+        self, app: ASGIApp, *, counters: Counters, log: Callable[[str], None] | None = None
+    ) -> None:
+        """Stand before ``app``; ``log`` is told every request as one line of JSON."""
+        self.app, self.counters, self._log = app, counters, log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and count it when it is over."""
@@ -136,6 +140,24 @@ class Counting:
             spent = time.perf_counter() - begun
             own = max(spent - clock.waited_s - clock.engine_s, 0.0) if clock.engine_s else None
             self.counters.count_request(route, method, status, spent, own)
+            if self._log is not None:
+                self._log(_tell(scope, route, method, status, spent, own))
+
+
+def _tell(
+    scope: Scope, route: str, method: str, status: int, spent: float, own: float | None
+) -> str:
+    """Return a line for the log: when, who, what, how it went; nothing that was said or named."""
+    line = {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "method": method,
+        "route": route,
+        "status": status,
+        "ms": round(spent * 1000, 1),
+        "own_ms": None if own is None else round(own * 1000, 1),
+        "key": scope.get("stillroom.asker"),
+    }
+    return json.dumps(line)
 
 
 def _bounds_of(name: str) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -67,8 +68,9 @@ class Guard:
     def __init__(self, app: ASGIApp, *, api_keys: Sequence[ApiKey], limits: Limits) -> None:
         """Stand before ``app``; keys are kept as digests only."""
         self.app, self.limits = app, limits
-        self._keys = [_digest(key.secret) for key in api_keys]
+        self._keys = [key.digest for key in api_keys]
         self._askers = list(api_keys)
+        self._buckets: dict[int, tuple[float, float]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -86,6 +88,7 @@ class Guard:
         headers = {name.lower(): value for name, value in scope["headers"]}
         try:
             scope[ACCESS] = self._check(scope, headers)
+            self._count(scope)
             is_streamed = scope["path"] in _STREAMED and scope["method"] == "POST"
             bound = _Bound(self.limits, headers, receive, is_upload=is_streamed)
             given = bound.receive if is_streamed else _replay(await bound.read(), receive)
@@ -93,6 +96,24 @@ class Guard:
             await _refuse(refusal, send_guarded)
             return
         await self.app(scope, given, send_guarded)
+
+    def _count(self, scope: Scope) -> None:
+        """Refuse a client that asks more often than it may; a bucket for each key."""
+        rate = self.limits.requests_per_minute
+        if not rate or scope["path"] in _OPEN_PATHS:
+            return
+        now, asker = time.monotonic(), scope.get(ASKER, 0)
+        left, then = self._buckets.get(asker, (float(rate), now))
+        left = min(left + (now - then) * rate / 60, float(rate))
+        if left < 1:
+            wait = max(math.ceil((1 - left) * 60 / rate), 1)
+            raise Refusal(
+                429,
+                f"more than {rate} requests a minute",
+                code="rate_limited",
+                headers={"Retry-After": str(wait)},
+            )
+        self._buckets[asker] = (left - 1, now)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> Access | None:
         """Return as whom a client asks, or refuse it."""
@@ -185,10 +206,6 @@ def find_key(authorization: bytes, digests: Sequence[bytes]) -> int | None:
     matches = [hmac.compare_digest(given, digest) for digest in digests]
     known = [at for at, is_it in enumerate(matches) if is_it]
     return known[0] if known and scheme.lower() == b"bearer" else None
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
 
 
 def _host(value: bytes) -> str:

@@ -25,6 +25,7 @@ from stillroom.serve import answers
 from stillroom.serve.confining import read_recipe, write_text
 from stillroom.serve.describing import EVENTS
 from stillroom.serve.guard import ACCESS
+from stillroom.serve.limits import Limits
 from stillroom.serve.refusals import Refusal, describe_problem
 from stillroom.serve.running import JobRunner
 from stillroom.serve.tickets import EVENTS_FILE, State, Ticket, read_events
@@ -68,11 +69,12 @@ class SentJob(SentRecipe):
     name: str = Field("", max_length=200, description="what the client calls the job")
 
 
-def add_jobs(app: FastAPI, runner: JobRunner) -> None:
+def add_jobs(app: FastAPI, runner: JobRunner, limits: Limits) -> None:
     """Add the routes of jobs, recipes and the workspace to an app."""
     _add_recipes(app, runner)
     _add_jobs(app, runner)
     _add_one_job(app, runner)
+    _add_events(app, runner, limits)
     _add_results(app, runner)
 
 
@@ -184,6 +186,10 @@ def _add_one_job(app: FastAPI, runner: JobRunner) -> None:
         ticket = _find(job_id, request, runner)
         return Response(runner.tickets.recipe(ticket.id), media_type="application/yaml")
 
+
+def _add_events(app: FastAPI, runner: JobRunner, limits: Limits) -> None:
+    followers = asyncio.Semaphore(limits.followers)
+
     @app.get("/v1/jobs/{job_id}/events", responses=EVENTS, response_class=StreamingResponse)
     async def events(
         job_id: str,
@@ -198,8 +204,20 @@ def _add_one_job(app: FastAPI, runner: JobRunner) -> None:
         path = runner.tickets.place(ticket.id) / EVENTS_FILE
         if ticket.is_over and start >= path.stat().st_size:
             return Response(status_code=204)  # tells an EventSource that there is no more
-        lines = _follow(path, start, ticket.id, runner, follow=follow)
-        return StreamingResponse(lines, media_type="text/event-stream")
+        if followers.locked():
+            raise Refusal(
+                429,
+                f"{limits.followers} clients follow jobs already",
+                code="too_many_requests",
+                headers={"Retry-After": "10"},
+            )
+
+        async def lines() -> AsyncIterator[bytes]:
+            async with followers:
+                async for line in _follow(path, start, ticket.id, runner, follow=follow):
+                    yield line
+
+        return StreamingResponse(lines(), media_type="text/event-stream")
 
 
 def _add_results(app: FastAPI, runner: JobRunner) -> None:

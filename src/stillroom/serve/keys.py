@@ -3,21 +3,28 @@
 In a key file a line is a key, and after it who asks with it and what for::
 
     kq3v...Zw  tenant=acme principal=group:sales principal=user:ann   # the sales desk
-    p0dN...Ka  tenant=acme scope=jobs:read scope=models
+    sha256:9f86...0a08  tenant=acme scope=jobs:read scope=models
+
+A line may hold the key itself or, so that who reads the file has no key, its digest; ``write_key``
+makes such a line.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-from dataclasses import dataclass
+import re
+import secrets
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stillroom.errors import DataError
 from stillroom.rag.access import Access
 
-__all__ = ["SCOPES", "ApiKey", "read_keys"]
+__all__ = ["SCOPES", "ApiKey", "read_keys", "write_key"]
 
 _VARIABLE = "STILLROOM_API_KEY"
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _SHORTEST_KEY = 16
 SCOPES = frozenset({"models", "jobs:read", "jobs:write", "forensics", "metrics"})
 """What a key may be for."""
@@ -27,9 +34,38 @@ SCOPES = frozenset({"models", "jobs:read", "jobs:write", "forensics", "metrics"}
 class ApiKey:
     """A key, who asks with it (None where the server's own default does), and what for."""
 
-    secret: str
+    secret: str = field(repr=False)
     access: Access | None = None
     scopes: frozenset[str] = SCOPES
+
+    @property
+    def digest(self) -> bytes:
+        """The key's sha256: of the key, or as the file has it."""
+        if _DIGEST.match(self.secret):
+            return bytes.fromhex(self.secret.removeprefix("sha256:"))
+        return hashlib.sha256(self.secret.encode()).digest()
+
+
+def write_key(path: Path, words: str = "") -> str:
+    """Draw a key, append its digest to a file of keys, and return the key; it is kept nowhere.
+
+    Args:
+        path: The file; made, for its owner alone, where there is none.
+        words: Who asks with it and what for, as a line has it.
+
+    Raises:
+        DataError: If the words are not understood, or others may read the file.
+    """
+    secret = secrets.token_urlsafe(32)
+    line = f"sha256:{hashlib.sha256(secret.encode()).hexdigest()} {' '.join(words.split())}"
+    _parse(line.partition("#")[0].split(), path)
+    before = _read_private(path) if path.exists() else ""
+    if before and not before.endswith("\n"):
+        before += "\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(f"{before}{line.rstrip()}\n")
+    return secret
 
 
 def read_keys(path: Path | None = None) -> tuple[ApiKey, ...]:

@@ -13,7 +13,8 @@ class Limits:
 
     ``running`` generations happen at once (0: as many as the engine takes, which need not be more
     than one), and ``waiting`` more may stand in line for ``wait_s``; past that a client is told to
-    come again.
+    come again. ``requests_per_minute`` counts for each key (0: as many as come); ``followers`` are
+    the streams of jobs' events at once.
     """
 
     body_bytes: int = 1_000_000
@@ -31,3 +32,5 @@ class Limits:
     timeout_s: float = 300.0
     retry_after_s: int = 2
     drain_s: int = 30
+    requests_per_minute: int = 0
+    followers: int = 64

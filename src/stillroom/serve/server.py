@@ -57,6 +57,7 @@ def run_server(
     limits: Limits | None = None,
     jobs: JobsHere | None = None,
     looks: LooksHere | None = None,
+    log: Callable[[str], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> None:
     """Serve artifacts, or a folder of jobs, or both, until it is interrupted.
@@ -72,6 +73,7 @@ def run_server(
         limits: What a client may ask for at most.
         jobs: Where jobs of clients run; None takes none.
         looks: With what media of clients are looked at; None takes none.
+        log: Told every request as one line of JSON, without anything that was said.
         say: Told where the server listens and what it serves.
 
     Raises:
@@ -111,7 +113,7 @@ def run_server(
         _check_askers(served, keys, access)
         runner = opened.enter_context(_open_jobs(jobs, keys, tell)) if jobs else None
         looker = Looker(**vars(looks)) if looks is not None else None
-        app = create_app(served, api_keys=keys, limits=bounds, jobs=runner, looker=looker)
+        app = create_app(served, api_keys=keys, limits=bounds, jobs=runner, looker=looker, log=log)
         config = uvicorn.Config(
             app,
             log_level="warning",

@@ -4,7 +4,8 @@ import pytest
 
 from stillroom.errors import DataError, RecipeError, ResourceError
 from stillroom.serve.confining import Openings
-from stillroom.serve.keys import SCOPES, ApiKey, read_keys
+from stillroom.serve.guard import find_key
+from stillroom.serve.keys import SCOPES, ApiKey, read_keys, write_key
 from stillroom.serve.server import JobsHere, check_host, run_server
 
 KEY = "a-key-of-enough-length"
@@ -93,3 +94,56 @@ def test_scopes_of_keys_are_read_and_odd_ones_refused(tmp_path):
     path.write_text(f"{KEY} scope=everything")
     with pytest.raises(DataError, match="not understood"):
         read_keys(path)
+
+
+def test_a_new_key_is_kept_as_a_digest_alone(tmp_path):
+    path = tmp_path / "keys"
+    first = write_key(path, "tenant=acme scope=jobs:read")
+    second = write_key(path)
+    text = path.read_text()
+    assert first not in text
+    assert second not in text
+    assert path.stat().st_mode & 0o077 == 0
+    (one, two) = read_keys(path)
+    assert (one.access.tenant, one.scopes) == ("acme", {"jobs:read"})
+    digests = [key.digest for key in (one, two)]
+    assert find_key(f"Bearer {first}".encode(), digests) == 0
+    assert find_key(f"Bearer {second}".encode(), digests) == 1
+    assert find_key(f"Bearer {text.split()[0]}".encode(), digests) is None
+    assert first not in repr(one)
+    with pytest.raises(DataError, match="not understood"):
+        write_key(path, "tennant=acme")
+    assert path.read_text() == text
+
+
+def test_new_keys_are_printed_once(tmp_path):
+    from click.testing import CliRunner
+
+    from stillroom.cli.app import stillroom
+
+    path = tmp_path / "keys"
+    arguments = ["serve", "--new-key", "scope=models", "--api-key-file", str(path)]
+    key = CliRunner().invoke(stillroom, arguments).output.strip()
+    (kept,) = read_keys(path)
+    assert kept.digest == ApiKey(key).digest
+    assert CliRunner().invoke(stillroom, ["serve", "--new-key", ""]).exception.code
+
+
+def test_the_log_says_who_and_what_and_nothing_that_was_said():
+    import json
+
+    from tests.unit.serve.test_app import chat, request, served
+
+    from stillroom.serve import create_app
+
+    lines = []
+    app = create_app(served(), api_keys=[KEY], log=lines.append)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    chat(app, headers=headers, messages=[{"role": "user", "content": "canaryword"}])
+    request(app, "GET", "/v1/models/canaryname?x=canaryquery", headers=headers)
+    first, second = map(json.loads, lines)
+    assert (first["route"], first["status"], first["key"]) == ("/v1/chat/completions", 200, 0)
+    assert first["own_ms"] <= first["ms"]
+    assert (second["route"], second["status"]) == ("/v1/models/{name:path}", 404)
+    assert "canary" not in "".join(lines)
+    assert KEY not in "".join(lines)

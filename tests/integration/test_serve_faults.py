@@ -1,0 +1,204 @@
+"""What goes wrong around a live server: backends that die, disks that fill, clients that leave."""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+
+import httpx
+import pytest
+from tests.integration.test_serve_openai import KEY, Endless, live
+from tests.unit.models.endpoint_server import Server
+from tests.unit.serve import test_jobs as jobs
+
+from stillroom.serve import Limits, Served
+from stillroom.serve.mounts import Mount, open_mounts
+from stillroom.testing import scripted_model
+
+BODY = {"model": "far", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
+
+
+def say(text):
+    return {"choices": [{"index": 0, "delta": {"content": text}}]}
+
+
+@pytest.fixture
+def far():
+    """Return a function that serves an endpoint that answers as it is told; yields a client."""
+    opened = []
+
+    def start(answer, **settings):
+        def whole(path, body, headers):
+            return {"data": [{"id": "m"}]} if path == "/models" else answer(body)
+
+        server = Server(whole)
+        server.__enter__()
+        opened.append(server.__exit__)
+        mounted = open_mounts([Mount("far", server.address)])
+        (served,) = mounted.__enter__()
+        opened.append(mounted.__exit__)
+        living = live(served, **settings)
+        address = living.__enter__()
+        opened.append(living.__exit__)
+        headers = {"Authorization": f"Bearer {KEY}"}
+        client = httpx.Client(base_url=address, headers=headers, timeout=60)
+        opened.append(lambda *_: client.close())
+        return server, client
+
+    yield start
+    for close in reversed(opened):
+        close(None, None, None)
+
+
+def test_a_backend_that_refuses_is_a_503_with_a_number(far):
+    _, client = far(lambda body: (400, {"error": {"message": "SECRETCAUSE"}}))
+    reply = client.post("/v1/chat/completions", json=BODY)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "backend.refused")
+    assert "SECRETCAUSE" not in reply.text
+    assert client.get("/readyz").status_code == 200
+
+
+def test_a_backend_that_dies_within_a_stream_ends_it_with_an_error(far):
+    _, client = far(lambda body: [say("one "), say("two "), None])
+    reply = client.post("/v1/chat/completions", json={**BODY, "stream": True})
+    assert reply.status_code == 200
+    *_, last = [line for line in reply.text.split("\n\n") if line]
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert error["type"] == "server_error"
+    assert "[DONE]" not in reply.text
+    # The slot is free again.
+    assert client.post("/v1/chat/completions", json={**BODY, "stream": True}).status_code == 200
+
+
+def test_clients_that_are_cut_leave_the_line_and_the_engine():
+    model = Endless()
+    limits = Limits(running=1, waiting=4)
+    with live(Served("run", model), limits=limits) as address:
+        host, port = address.removeprefix("http://").split(":")
+        body = json.dumps({**BODY, "model": "run", "stream": True, "max_tokens": 2000}).encode()
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        ).encode()
+        cut = [socket.create_connection((host, int(port))) for _ in range(5)]
+        for one in cut:
+            one.sendall(head + body)
+            time.sleep(0.05)
+        assert b"200" in cut[0].recv(64)
+        with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {KEY}"}) as client:
+            full = client.post("/v1/chat/completions", json={**BODY, "model": "run"})
+            assert (full.status_code, full.headers["Retry-After"]) == (429, "2")
+            for one in reversed(cut):
+                one.close()
+            assert model.was_closed.wait(10)
+            with client.stream(
+                "POST", "/v1/chat/completions", json={**BODY, "model": "run", "stream": True}
+            ) as reply:
+                assert reply.status_code == 200
+                assert next(reply.iter_lines()).startswith("data: ")
+
+
+def test_who_waits_is_served_in_turn_key_by_key():
+    order, model = [], scripted_model({"*": "x"})
+    begun = threading.Event()
+    generate = model.generate
+
+    def slow(prompts, sampling, **more):
+        begun.set()
+        order.append(prompts[0].messages[-1].content)
+        time.sleep(0.15)
+        return generate(prompts, sampling, **more)
+
+    model.generate = slow
+    with live(
+        Served("run", model), limits=Limits(running=1), more_keys=["another-key-of-length"]
+    ) as address:
+
+        def ask(key, text):
+            body = {**BODY, "model": "run", "messages": [{"role": "user", "content": text}]}
+            headers = {"Authorization": f"Bearer {key}"}
+            httpx.post(f"{address}/v1/chat/completions", json=body, headers=headers, timeout=60)
+
+        asked = [(KEY, f"a{at}") for at in range(4)] + [("another-key-of-length", "b0")]
+        threads = [threading.Thread(target=ask, args=one) for one in asked]
+        for thread in threads:
+            thread.start()
+            begun.wait(10)
+            time.sleep(0.02)
+        for thread in threads:
+            thread.join()
+    assert order == ["a0", "a1", "b0", "a2", "a3"]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for():
+    with live(Served("run", scripted_model({"*": "x"})), limits=Limits(body_s=0.3)) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as slow:
+            slow.sendall(
+                f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n"
+                "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{".encode()
+            )
+            assert b" 408 " in slow.recv(200)
+
+
+def test_a_key_asks_no_more_often_than_it_may():
+    served = Served("run", scripted_model({"*": "x"}))
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with (
+        live(served, limits=Limits(requests_per_minute=2)) as address,
+        httpx.Client(base_url=address, headers=headers) as client,
+    ):
+        statuses = [client.get("/v1/models").status_code for _ in range(3)]
+        assert statuses == [200, 200, 429]
+        assert int(client.get("/v1/models").headers["Retry-After"]) >= 1
+        assert client.get("/healthz").status_code == 200
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return a folder on a disk of its own, of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        made = subprocess.run(mount, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("mount is not installed")
+    if made.returncode:
+        pytest.skip(f"mounting is not permitted here: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill_up(path, leave=0):
+    """Write until the disk is full but for some bytes."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    with contextlib.suppress(OSError):
+        for _ in range(1 << 10):
+            os.write(descriptor, bytes(4096))
+    os.ftruncate(descriptor, max(os.lseek(descriptor, 0, os.SEEK_CUR) - leave, 0))
+    os.close(descriptor)
+
+
+def test_a_full_disk_loses_no_job(small_disk):
+    jobs.fill(small_disk)
+    filler = small_disk / "filler"
+    with jobs.live(small_disk) as client:
+        done = jobs.submit(client)
+        jobs.follow(client, done)
+        fill_up(filler)
+        full = client.post("/v1/jobs", json={"recipe": jobs.MERGE})
+        assert (full.status_code, full.json()["error"]["code"]) == (507, "resource.disk-full")
+        assert [job["id"] for job in client.get("/v1/jobs").json()["data"]] == [done]
+        assert client.get(f"/v1/jobs/{done}/files/artifact.json").status_code == 200
+        filler.unlink()
+        fill_up(filler, leave=40_000)  # enough for the ticket, too little for the job
+        short = jobs.submit(client)
+        job = jobs.wait_for(client, short, "failed", "finished")
+        assert job["error"]["code"] in {"resource.disk", "resource.disk-full"}, job
+        filler.unlink()
+        client.post(f"/v1/jobs/{short}/resume")
+        assert jobs.wait_for(client, short, "failed", "finished")["state"] == "finished"
