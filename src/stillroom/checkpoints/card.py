@@ -9,7 +9,7 @@ from typing import Any
 
 from stillroom.jobs import atomic_write
 
-__all__ = ["read_card", "write_card"]
+__all__ = ["compose_card", "read_card", "write_card"]
 
 _MAX_FRONT = 64_000
 _FENCE = "---"
@@ -43,8 +43,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     return dict(front) if isinstance(front, dict) else {}
 
 
-def write_card(
-    folder: Path,
+def compose_card(
     title: str,
     body: str,
     *,
@@ -53,11 +52,10 @@ def write_card(
     relation: str = "",
     tags: Sequence[str] = (),
     fields: Mapping[str, Any] | None = None,
-) -> None:
-    """Write ``folder/README.md`` with front matter as the Hugging Face hub reads it.
+) -> str:
+    """Return a card: front matter as the Hugging Face hub reads it, a heading, and the body.
 
     Args:
-        folder: The checkpoint's folder.
         title: First heading.
         body: Markdown below the heading: the lineage in words.
         license: SPDX id; several joined with AND become ``other`` with the name kept.
@@ -85,5 +83,29 @@ def write_card(
     yaml.default_flow_style = False
     text = io.StringIO()
     yaml.dump(front, text)
+    return f"{_FENCE}\n{text.getvalue()}{_FENCE}\n\n# {title}\n\n{body.rstrip()}\n"
+
+
+def write_card(
+    folder: Path,
+    title: str,
+    body: str,
+    *,
+    license: str = "",
+    base_models: Sequence[str] = (),
+    relation: str = "",
+    tags: Sequence[str] = (),
+    fields: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``folder/README.md``; the arguments are ``compose_card``'s."""
+    text = compose_card(
+        title,
+        body,
+        license=license,
+        base_models=base_models,
+        relation=relation,
+        tags=tags,
+        fields=fields,
+    )
     with atomic_write(folder / "README.md") as file:
-        file.write(f"{_FENCE}\n{text.getvalue()}{_FENCE}\n\n# {title}\n\n{body.rstrip()}\n")
+        file.write(text)

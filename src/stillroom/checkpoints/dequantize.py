@@ -45,11 +45,12 @@ def dequantize_gguf(path: Path, cache: Path | None = None) -> Path:
 
     Raises:
         CheckpointError: If the file is broken, or its architecture or tokenizer is not known.
-        MissingExtraError: If the package gguf is not installed.
+        MissingExtraError: If the package gguf or accelerate is not installed.
         ResourceError: If the disk is full.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise MissingExtraError.of("gguf", "gguf", "reading a GGUF file")
+    for package in ("gguf", "accelerate"):  # transformers' loader wants both
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError.of(package, "gguf", "reading a GGUF file")
     cache = cache or cache_folder()
     target = cache / "dequantized" / f"{path.stem}-{digest_file(path)[:16]}-v{_FORMAT}"
     if (target / "config.json").is_file():

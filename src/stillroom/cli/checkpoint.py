@@ -13,6 +13,10 @@ __all__ = ["command"]
     "checkpoint",
     cls=LazyGroup,
     lazy={
+        "card": (
+            "stillroom.cli.checkpoint_card",
+            "Write a checkpoint's model card from its lineage.",
+        ),
         "export": (
             "stillroom.cli.checkpoint_export",
             "Write a checkpoint as a GGUF file that llama.cpp runs.",
@@ -21,7 +25,7 @@ __all__ = ["command"]
     epilog="""
 \b
 Examples:
-  stillroom checkpoint export run --to gguf --out student.gguf
+  stillroom checkpoint card run --out README.md
   stillroom checkpoint export run --to gguf --type q8_0 --out student.gguf --check
 """,
 )
