@@ -53,7 +53,7 @@ _ROUNDS = 3
 _ROUNDING = 1 / 12  # what rounding to whole numbers adds to the squared error
 _SHARES = tuple(round(1.0 - 0.01 * step, 2) for step in range(11))
 _LEAST_SIDE = 96
-_LUMA = np.array([[0.299, 0.587, 0.114]], dtype=np.float32)
+_LUMA = (0.299, 0.587, 0.114)
 
 Floats = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
@@ -123,7 +123,9 @@ class Watermark:
             cv2.resize(residual, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.float32
         )
         full = full * np.float32(_scale_to(full, psnr))
-        marked = np.asarray(np.clip(np.rint(image + full[..., None]), 0, 255), dtype=np.uint8)
+        # One pass that adds, rounds half to even and clips, where numpy takes four.
+        planes = [cv2.add(plane, full, dtype=cv2.CV_8U) for plane in cv2.split(image)]
+        marked = np.asarray(cv2.merge(planes), dtype=np.uint8)
         if self.read(marked).payload != payload:
             raise DataError(
                 "the mark cannot be read back from this image",
@@ -242,6 +244,8 @@ class Watermark:
                 amount *= math.sqrt(budget / energy)
             added[plan.rows, plan.columns] = amount[group] * wanted
             residual = np.asarray(cv2.idct(added), dtype=np.float32)
+            if step == _ROUNDS - 1:
+                break
             heard = _whiten(square + residual)[plan.rows, plan.columns]
             margins = np.bincount(group, weights=wanted * heard)
         return residual
@@ -289,7 +293,10 @@ def _luma(image: Image) -> Floats:
             expected="RGB, (H, W, 3), 8 bits",
             next="convert it to RGB first",
         )
-    return np.asarray(cv2.transform(image.astype(np.float32), _LUMA), dtype=np.float32)
+    # Plane by plane: the picture in float32 would be written and read once more.
+    red, green, blue = cv2.split(image)
+    light = cv2.addWeighted(red, _LUMA[0], green, _LUMA[1], 0, dtype=cv2.CV_32F)
+    return np.asarray(cv2.addWeighted(light, 1, blue, _LUMA[2], 0, dtype=cv2.CV_32F))
 
 
 def _interpolation(shape: tuple[int, ...]) -> int:

@@ -148,7 +148,8 @@ class TestCommands:
         picture = out / "output" / "real" / "000000.jpg"
         assert self.ask("provenance", "init-ca", tmp_path / "ca").exit_code == 0
         signed = tmp_path / "signed.jpg"
-        done = self.ask("provenance", "sign", picture, "--ca", tmp_path / "ca", "--out", signed)
+        words = ("sign", picture, "--ca", tmp_path / "ca", "--out", signed, "--made-by", "the lab")
+        done = self.ask("provenance", *words)
         assert "intact, user" in done.output
         done = self.ask("provenance", "verify", signed, "--trust", tmp_path / "ca" / "ca.pem")
         assert "trust: user" in done.output
