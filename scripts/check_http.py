@@ -55,7 +55,7 @@ def main() -> int:
 def _wait_for(told: Path, server: subprocess.Popen[bytes]) -> str:
     until = time.monotonic() + 60
     while True:
-        found = re.search(r"http://[\d.:]+", told.read_text())
+        found = re.search(r"http://[\d.:]+(?=/v1)", told.read_text())
         if found:
             return found[0]
         if server.poll() is not None or time.monotonic() > until:

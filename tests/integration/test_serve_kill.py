@@ -23,7 +23,7 @@ class Serving:
         arguments = ["-m", "stillroom", "serve", "--jobs", folder, "--port", "0"]
         self.process = Process([sys.executable, *arguments])
         told, until = Path(self.process._talked.name), time.monotonic() + 60
-        while not (found := re.search(r"http://[\d.:]+", told.read_text())):
+        while not (found := re.search(r"http://[\d.:]+(?=/v1)", told.read_text())):
             if self.process.poll() is not None or time.monotonic() > until:
                 self.process.send_signal(signal.SIGKILL)
                 raise AssertionError(told.read_text())

@@ -11,10 +11,12 @@ import numpy as np
 import openai
 import pytest
 import uvicorn
+from tests.unit.models.endpoint_server import Server
 
 from stillroom.models import open_text_model
 from stillroom.records import Answer, Citation, Completion, Location
 from stillroom.serve import Limits, Served, create_app
+from stillroom.serve.mounts import Mount, open_mounts
 from stillroom.testing import scripted_model, tiny_checkpoint
 
 KEY = "a-key-of-enough-length"
@@ -212,3 +214,43 @@ def test_raw_events_end_with_done():
     events = reply.text.strip().split("\n\n")
     assert events[-1] == "data: [DONE]"
     assert all(json.loads(event[6:])["object"] for event in events[:-1])
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
+
+def test_tools_go_through_to_a_server_that_knows_them():
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    head = {"id": "x", "created": 1, "model": "theirs"}
+
+    def answer(path, body, headers):
+        if path == "/models":
+            return {"data": [{"id": "theirs"}]}
+        if body["stream"]:
+            kind = {**head, "object": "chat.completion.chunk"}
+            delta = {"role": "assistant", "tool_calls": [{"index": 0, **call}]}
+            first = {"index": 0, "delta": delta, "finish_reason": None}
+            last = {"index": 0, "delta": {}, "finish_reason": "tool_calls"}
+            return [{**kind, "choices": [first]}, {**kind, "choices": [last]}, "[DONE]"]
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+        return {**head, "object": "chat.completion", "choices": [choice]}
+
+    with (
+        Server(answer) as server,
+        open_mounts([Mount("far", server.address)]) as (served,),
+        client_of(served) as client,
+    ):
+        whole = client.chat.completions.create(model="far", messages=USER, tools=[TOOL])
+        assert whole.model == "far"
+        assert whole.choices[0].message.tool_calls[0].function.name == "add"
+        chunks = list(
+            client.chat.completions.create(model="far", messages=USER, tools=[TOOL], stream=True)
+        )
+        assert chunks[0].choices[0].delta.tool_calls[0].id == "c1"
+        assert chunks[-1].choices[0].finish_reason == "tool_calls"
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.chat.completions.create(
+                model="far", messages=USER, tools=[TOOL], extra_body={"k": 3}
+            )
+        assert refused.value.code == "no_tools"

@@ -9,6 +9,8 @@ from stillroom.errors import ResourceError
 
 __all__ = ["is_loopback", "listen"]
 
+_BACKLOG = 512
+
 
 def is_loopback(host: str) -> bool:
     """Return whether only this machine reaches a host."""
@@ -30,6 +32,7 @@ def listen(host: str, port: int) -> socket.socket:
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(found[4])
+            listening.listen(_BACKLOG)  # who comes before the server has begun waits, unrefused
         except OSError:
             listening.close()
             raise
