@@ -45,7 +45,7 @@ def main() -> int:
             )
         try:
             address = _wait_for(told, server)
-            return _run(peers, address, examples)
+            return _run(peers.absolute(), address, examples, place)
         finally:
             server.terminate()
             server.wait(60)
@@ -63,12 +63,12 @@ def _wait_for(told: Path, server: subprocess.Popen[bytes]) -> str:
         time.sleep(0.1)
 
 
-def _run(peers: Path, address: str, examples: str) -> int:
-    environment = {**os.environ, "PYTHONPATH": str(peers)}
+def _run(peers: Path, address: str, examples: str, place: Path) -> int:
+    environment = {**os.environ, "PYTHONPATH": str(peers)}  # its own packages come first
     command = [sys.executable, str(peers / "bin" / "schemathesis"), "run"]
     command += [f"{address}/openapi.json", "--checks", _CHECKS, "--max-examples", examples]
     command += ["--suppress-health-check", "all", "--seed", "1", "--request-timeout", "60"]
-    return subprocess.run(command, env=environment, check=False).returncode
+    return subprocess.run(command, env=environment, cwd=place, check=False).returncode
 
 
 if __name__ == "__main__":
