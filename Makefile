@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WHAT ?= merge
 
-.PHONY: help install demo test test-slow test-peer test-http check docs links wheel sbom bench clean
+.PHONY: help install demo test test-slow test-peer test-http test-browser check docs links wheel sbom bench clean
 
 help:
 	@echo "make install      the virtual environment with everything the other targets need"
@@ -13,6 +13,7 @@ help:
 	@echo "make test         unit, property, integration, contract, attack and parity tests"
 	@echo "make test-slow    the tests that load the real embedded models"
 	@echo "make test-http    the HTTP description against a live server, by schemathesis"
+	@echo "make test-browser the console in a real Chromium, held to axe (needs chromium and npm)"
 	@echo "make check        layers, types, lint, docstrings and spelling"
 	@echo "make docs         the documentation as a site, into build/site"
 	@echo "make links        the same, and every link of it looked at; external ones are listed"
@@ -41,6 +42,9 @@ test-peer: $(STAMP)
 
 test-http: $(STAMP)
 	scripts/test-http $(VENV)
+
+test-browser: $(STAMP)
+	scripts/test $(VENV) browser
 
 check: $(STAMP)
 	scripts/check $(VENV)

@@ -87,6 +87,7 @@ def test_every_page_forbids_what_is_not_its_own(client):
         assert "default-src 'none'" in policy
         assert "unsafe" not in policy
         assert headers["x-frame-options"] == "DENY"
+        assert headers["referrer-policy"] == "same-origin"  # else our own forms have no origin
         assert headers["x-content-type-options"] == "nosniff"
     assert (
         client.get("/v1/models?at=run").headers["content-security-policy"].count("default-src") == 1

@@ -1,0 +1,97 @@
+"""Every page in light and dark, on a desktop and a phone: whole, legible and without faults."""
+
+import pytest
+from tests.browser.conftest import check_axe, shoot
+
+pytestmark = pytest.mark.browser
+
+PAGES = {
+    "ask": "/ask",
+    "make": "/make",
+    "make-main": "/make/new?kind=flow/make",
+    "make-merge": "/make/new?kind=merge",
+    "records": "/records?at=records",
+    "dropped": "/records?at=records&show=dropped",
+    "generators": "/records/generators",
+    "models": "/models",
+    "compare": "/models/compare?m=run/steps/model",
+    "lineage": "/lineage",
+    "lineage-of": "/lineage?at=run/steps/index",
+    "problem": "/nowhere",
+}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("size", ["desktop", "phone"])
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_whole_and_open_to_all(open_page, console, name, size, theme):
+    page = open_page(console, PAGES[name], size=size, theme=theme, bypass=True)
+    page.wait_for_load_state("networkidle")
+    shoot(page, f"{name}-{size}-{theme}")
+    check_axe(page)
+
+
+def test_the_key_is_asked_for(chromium, console):
+    page = chromium.new_page()
+    page.goto(f"{console[0]}/ask")
+    page.get_by_label("Key").fill(console[1])
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Ask", exact=True).wait_for()
+    page.context.close()
+
+
+def test_the_theme_is_switched_and_kept(open_page, console):
+    page = open_page(console, "/ask")
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.locator("#theme").select_option("dark")
+    page.goto(f"{console[0]}/models")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+
+
+def test_the_menu_opens_and_closes_by_keyboard_on_a_phone(open_page, console):
+    page = open_page(console, "/ask", size="phone")
+    page.locator(".menu summary").focus()
+    page.keyboard.press("Enter")
+    page.locator(".menu").get_by_role("link", name="Records").wait_for()
+    page.keyboard.press("Escape")
+    assert not page.locator(".menu").evaluate("menu => menu.open")
+    assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
+
+
+def test_the_first_key_skips_to_the_page(open_page, console):
+    page = open_page(console, "/records?at=records")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the page"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main"
+
+
+def test_hostile_texts_run_nothing(open_page, console):
+    page = open_page(console, "/records?at=records")
+    asked = []
+    page.on("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
+    assert page.locator(".entry script, .entry img").count() == 0
+    page.goto(f"{console[0]}/lineage?at=run/steps/index")
+    page.locator("a.to-source").first.click()
+    page.locator("#source-inside mark").wait_for()
+    assert page.locator("#source-inside script, #source-inside img").count() == 0
+    assert not asked
+
+
+def test_records_are_decided_by_keyboard(open_page, console):
+    page = open_page(console, "/records?at=records")
+    key = page.locator(".entry").nth(1).get_attribute("id")
+    page.locator("body").click(position={"x": 600, "y": 10})
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    assert page.evaluate("document.activeElement.id") == key
+    page.keyboard.press("r")
+    page.locator(f"#{key}.reject").wait_for()
+    assert page.evaluate("document.activeElement.id") == key
+    page.keyboard.press("e")
+    page.keyboard.press("End")
+    page.keyboard.type(" Said by hand.")
+    page.locator(f"#{key} .edit button").focus()
+    page.keyboard.press("Enter")
+    page.locator(f"#{key}.edit").get_by_text("Said by hand.").first.wait_for()
