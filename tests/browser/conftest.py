@@ -81,14 +81,18 @@ def open_page(chromium):
         page.on("pageerror", lambda error: faults.append(f"{page.url}: {error}"))
         page.on(
             "console",
-            lambda said: said.type == "error"
-            and "/nowhere" not in said.location["url"]
-            and faults.append(f"{page.url}: {said.text}"),
+            lambda said: (
+                said.type == "error"
+                and "/nowhere" not in said.location["url"]
+                and faults.append(f"{page.url}: {said.text}")
+            ),
         )
         page.on(
             "request",
-            lambda asked: asked.url.startswith((console[0], "data:", "blob:"))
-            or faults.append(f"asked elsewhere: {asked.url}"),
+            lambda asked: (
+                asked.url.startswith((console[0], "data:", "blob:"))
+                or faults.append(f"asked elsewhere: {asked.url}")
+            ),
         )
         page.goto(f"{console[0]}/?key={console[1]}")
         page.goto(f"{console[0]}{path}")
