@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from tests.console_folder import build_folder
 
 ROOT = Path(__file__).resolve().parents[2]

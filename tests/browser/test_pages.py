@@ -1,6 +1,7 @@
 """Every page in light and dark, on a desktop and a phone: whole, legible and without faults."""
 
 import pytest
+
 from tests.browser.conftest import check_axe, shoot
 
 pytestmark = pytest.mark.browser
