@@ -2,6 +2,7 @@
 
 import json
 
+from stillroom.diffusion.metadata import DiffusionMetadata
 from stillroom.flow import run_recipe
 from stillroom.jobs import Job
 from stillroom.rag.recipe import RagRecipe
@@ -34,6 +35,9 @@ def build_folder(place):
     run_recipe(recipe, run / "steps/index")
     build_checkpoint(run / "steps/model")
     build_records(folder / "records")
+    build_checkpoint(folder / "other", seed=1)
+    build_checkpoint(folder / "third", seed=2)
+    build_checkpoint(folder / "diffusion", is_diffusion=True)
     return folder
 
 
@@ -55,10 +59,14 @@ def build_tenants(place):
     return folder
 
 
-def build_checkpoint(out):
+def build_checkpoint(out, *, seed=0, is_diffusion=False):
     """Leave a checkpoint of two layers as a job's artifact."""
     job = Job.start(out, "version: 1\nkind: distill\n")
-    tiny_checkpoint(job.output)
+    tiny_checkpoint(job.output, seed=seed, hidden=32)
+    if is_diffusion:
+        path = job.output / "config.json"
+        told = DiffusionMetadata(mask_token_id=300, end_token_ids=(2,))
+        path.write_text(json.dumps(told.to_config(json.loads(path.read_text()))))
     job.finish("checkpoint", origin={"kind": "synthetic", "license": "MIT"})
 
 

@@ -10,7 +10,6 @@ import threading
 from pathlib import Path
 
 import pytest
-
 from tests.console_folder import build_folder
 
 ROOT = Path(__file__).resolve().parents[2]

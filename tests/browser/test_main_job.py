@@ -3,7 +3,6 @@
 import re
 
 import pytest
-
 from tests.browser.conftest import check_axe, run_console, shoot
 from tests.console_folder import write
 

@@ -1,7 +1,6 @@
 """Every page in light and dark, on a desktop and a phone: whole, legible and without faults."""
 
 import pytest
-
 from tests.browser.conftest import check_axe, shoot
 
 pytestmark = pytest.mark.browser
@@ -18,6 +17,9 @@ PAGES = {
     "compare": "/models/compare?m=run/steps/model",
     "lineage": "/lineage",
     "lineage-of": "/lineage?at=run/steps/index",
+    "merge": "/merge",
+    "diffusion": "/diffusion",
+    "forensics": "/forensics",
     "problem": "/nowhere",
 }
 
@@ -29,6 +31,58 @@ def test_a_page_is_whole_and_open_to_all(open_page, console, name, size, theme):
     page = open_page(console, PAGES[name], size=size, theme=theme, bypass=True)
     page.wait_for_load_state("networkidle")
     shoot(page, f"{name}-{size}-{theme}")
+    check_axe(page)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_text_is_unmasked_and_scrubbed_by_keyboard(open_page, console, theme):
+    page = open_page(console, "/diffusion", theme=theme, bypass=True)
+    page.get_by_label("Places", exact=True).fill("12")
+    for order in ("confidence", "random"):
+        page.get_by_label("Order").select_option(order)
+        page.get_by_role("button", name="Write").press("Enter")
+        page.locator("#rows tr", has_text=order).wait_for(timeout=60_000)
+    slider = page.get_by_label("Step").first
+    slider.press("Home")
+    assert slider.get_attribute("aria-valuetext").startswith("step 1 of")
+    slider.press("End")
+    assert ", 0 open" in slider.get_attribute("aria-valuetext")
+    shoot(page, f"diffusion-written-{theme}")
+    check_axe(page)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_conflict_and_the_line_between_two_are_seen(open_page, console, theme):
+    page = open_page(console, "/merge", theme=theme, bypass=True)
+    for name in ("other", "third"):
+        page.locator(f'input[name="m"][value="{name}"]').check()
+    page.get_by_label("Base that all").select_option("run/steps/model")
+    page.get_by_role("button", name="Show conflict").press("Enter")
+    page.locator("#layers tr", has_text="layer 1").wait_for(timeout=60_000)
+    page.get_by_label("From").select_option("other")
+    page.get_by_label("To", exact=True).select_option("third")
+    page.get_by_role("button", name="Measure").press("Enter")
+    page.get_by_text("nats a token").wait_for(timeout=60_000)
+    page.get_by_label("Share of the second model").press("Home")
+    assert "0 of third" in page.locator("#at-share").text_content()
+    shoot(page, f"merge-measured-{theme}")
+    check_axe(page)
+    page.get_by_role("link", name="Make this merge").press("Enter")
+    page.get_by_label("Recipe").wait_for()
+    page.get_by_role("button", name="Estimate").press("Enter")
+    page.get_by_text("It fits this machine.").wait_for(timeout=60_000)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_picture_is_looked_at(open_page, console, tmp_path, theme):
+    from PIL import Image
+
+    Image.effect_noise((160, 120), 60).save(tmp_path / "noise.png")
+    page = open_page(console, "/forensics", theme=theme, bypass=True)
+    page.get_by_label("Drop a file here").set_input_files(tmp_path / "noise.png")
+    page.locator(".looked .verdict").wait_for(timeout=90_000)
+    assert "no sign of a forgery" in page.locator(".looked").first.text_content()
+    shoot(page, f"forensics-looked-{theme}")
     check_axe(page)
 
 

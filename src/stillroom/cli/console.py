@@ -31,6 +31,19 @@ Examples:
     help="An address that recipes of jobs may ask models at; may be repeated.",
 )
 @click.option("--allow-hub", is_flag=True, help="Let recipes of jobs download from the hub.")
+@click.option(
+    "--detector",
+    "detectors",
+    type=existing_path,
+    multiple=True,
+    help="A trained detector that looks at each face of media; may be repeated.",
+)
+@click.option(
+    "--trust", type=existing_path, multiple=True, help="Authorities that you trust, as PEM."
+)
+@click.option(
+    "--official", type=existing_path, multiple=True, help="The C2PA's own trust list, as PEM."
+)
 @access_options
 @debug_option
 def command(
@@ -39,6 +52,9 @@ def command(
     port: int,
     endpoints: tuple[str, ...],
     allow_hub: bool,
+    detectors: tuple[Path, ...],
+    trust: tuple[Path, ...],
+    official: tuple[Path, ...],
     tenant: str,
     principals: tuple[str, ...],
 ) -> None:
@@ -49,6 +65,7 @@ def command(
     """
     from stillroom.console import run_console
     from stillroom.serve.confining import Openings
+    from stillroom.serve.looking import Looker
 
     run_console(
         folder,
@@ -56,5 +73,6 @@ def command(
         port=port,
         access=find_access(tenant, principals),
         openings=Openings(endpoints, allow_hub),
+        looker=Looker(detectors=detectors, official=official, trust=trust),
         say=lambda line: click.echo(line, err=True),
     )

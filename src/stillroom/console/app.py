@@ -17,10 +17,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stillroom.console.desk import Desk, PageLink
 from stillroom.console.door import Door
-from stillroom.console.pages import ask, lineage, make, models, records, sources
+from stillroom.console.pages import (
+    ask,
+    diffusion,
+    forensics,
+    lineage,
+    make,
+    merge,
+    models,
+    records,
+    sources,
+)
 from stillroom.errors import Problem, StillroomError
 from stillroom.serve.app import create_app
-from stillroom.serve.refusals import explain
+from stillroom.serve.looking import Looker
+from stillroom.serve.refusals import Refusal, explain
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -35,6 +46,9 @@ _PAGES = (
     PageLink("/make", "Make", "New jobs, and those that run"),
     PageLink("/records", "Records", "What was written, kept and dropped, to decide on"),
     PageLink("/models", "Models", "Checkpoints side by side, and a chat with two"),
+    PageLink("/merge", "Merge", "Where parents conflict, and what lies between two"),
+    PageLink("/diffusion", "Diffusion", "A text unmasked step by step"),
+    PageLink("/forensics", "Forensics", "What is known of a picture or clip"),
     PageLink("/lineage", "Lineage", "Anything back to its bytes"),
 )
 _OF_MODELS = ("/v1/chat/", "/v1/completions", "/v1/embeddings", "/v1/models")
@@ -46,6 +60,7 @@ def create_console(
     key: str,
     access: Access | None = None,
     runner: JobRunner | None = None,
+    looker: Looker | None = None,
     names: frozenset[str] = frozenset(),
 ) -> ASGIApp:
     """Return the console over a folder.
@@ -55,6 +70,7 @@ def create_console(
         key: The secret that opens it.
         access: Who asks, of indexes with tenants.
         runner: Runs the jobs of the folder; None where none may be made.
+        looker: Looks at media; by default one that has no detectors and trusts nobody.
         names: Names of this machine that are answered to beside its own three.
     """
     desk_holder: list[Desk] = []
@@ -65,8 +81,9 @@ def create_console(
     door = Door(_unset, key=key, refuse=refuse, names=names)
     desk = Desk(folder.absolute(), token=door.token, pages=_PAGES, access=access)
     desk_holder.append(desk)
-    api = create_app(None, jobs=runner)
-    door.app = _Console(desk, _pages(desk, api, runner), api)
+    looking = looker or Looker()
+    api = create_app(None, jobs=runner, looker=looking)
+    door.app = _Console(desk, _pages(desk, api, runner, looking), api)
     return door
 
 
@@ -74,7 +91,7 @@ async def _unset(scope: Scope, receive: Receive, send: Send) -> None:
     raise RuntimeError("the console is not built yet")
 
 
-def _pages(desk: Desk, api: FastAPI, runner: JobRunner | None) -> Starlette:
+def _pages(desk: Desk, api: FastAPI, runner: JobRunner | None, looker: Looker) -> Starlette:
     async def home(request: Request) -> Response:
         return RedirectResponse("/ask", 303)
 
@@ -105,6 +122,9 @@ def _pages(desk: Desk, api: FastAPI, runner: JobRunner | None) -> Starlette:
             *make.routes(desk, runner),
             *records.routes(desk),
             *models.routes(desk),
+            *merge.routes(desk),
+            *diffusion.routes(desk),
+            *forensics.routes(desk, looker),
             *lineage.routes(desk),
             *sources.routes(desk),
             Mount("/static", static),
@@ -113,6 +133,7 @@ def _pages(desk: Desk, api: FastAPI, runner: JobRunner | None) -> Starlette:
             404: on_missing,
             405: on_method,
             StillroomError: on_error,
+            Refusal: on_error,
             Exception: on_error,
         },
         lifespan=lifespan,

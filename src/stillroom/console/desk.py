@@ -10,6 +10,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,15 +24,19 @@ from stillroom import __version__
 from stillroom.console.showing import FILTERS
 from stillroom.errors import (
     BackendError,
+    CheckpointError,
     DataError,
     MissingExtraError,
     Problem,
     RecipeError,
     ResourceError,
+    ShapeError,
     StillroomError,
 )
+from stillroom.serve.refusals import Refusal
 from stillroom.serve.reviews import Review
 from stillroom.serve.shelf import Shelf
+from stillroom.serve.slots import Slots, Work
 from stillroom.serve.views.found import Found, is_artifact, list_found, read_found
 from stillroom.serve.views.models import list_references
 from stillroom.serve.views.sources import Sources
@@ -134,6 +139,22 @@ class Desk:
         """Run what may block beside the event loop."""
         return await asyncio.to_thread(partial(call, *args, **more))
 
+    async def collect(self, slots: Slots, work: Work[T], request: Request) -> list[T]:
+        """Return all that some long work yields; it stops when the browser leaves.
+
+        Raises:
+            Refusal: If too many stand in line, or the time is over.
+            StillroomError: What the work raised, as it is: who asks is at home here.
+        """
+        items = slots.stream(work, request)
+        try:
+            async with aclosing(items) as opened:  # type: ignore[type-var]  # a generator
+                return [one async for one in opened]
+        except Refusal as refusal:
+            if isinstance(refusal.__cause__, StillroomError):
+                raise refusal.__cause__ from None
+            raise
+
     async def found(self) -> list[Found]:
         """Return what lies in the folder."""
         return await self.work(list_found, self.root)
@@ -156,6 +177,9 @@ class Desk:
 
     def explain(self, request: Request, error: Exception) -> Response:
         """Draw the page of an error; what was not foreseen goes into the log under a number."""
+        if isinstance(error, Refusal):
+            told = Problem(error.message, error.code)
+            return self.page(request, "problem.html", status=error.status, problems=[told])
         if isinstance(error, StillroomError):
             problems = [_inner(one, self.root) for one in error.problems]
             return self.page(
@@ -185,6 +209,8 @@ def _status_of(error: StillroomError) -> int:
         MissingExtraError: 501,
         DataError: 400,
         RecipeError: 400,
+        CheckpointError: 400,
+        ShapeError: 400,
     }
     return next((status for kind, status in kinds.items() if isinstance(error, kind)), 500)
 

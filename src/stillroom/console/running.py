@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from stillroom.rag.access import Access
     from stillroom.serve.confining import Openings
+    from stillroom.serve.looking import Looker
     from stillroom.serve.running import JobRunner
 
 __all__ = ["run_console"]
@@ -31,6 +32,7 @@ def run_console(
     *,
     access: Access | None = None,
     openings: Openings | None = None,
+    looker: Looker | None = None,
     say: Callable[[str], None] | None = None,
 ) -> None:
     """Show a folder's pages until it is interrupted.
@@ -41,6 +43,7 @@ def run_console(
         port: The port; 0 takes a free one.
         access: Who asks, of indexes with tenants.
         openings: What jobs may reach beside the folder; nothing by default.
+        looker: Looks at media that are dropped; by default without detectors and trust lists.
         say: Told the address with its key.
 
     Raises:
@@ -88,7 +91,9 @@ def run_console(
             if not runner.has_fence:
                 tell("this kernel has no Landlock: jobs are confined by their recipes alone")
         names = frozenset({host.lower()})
-        app = create_console(folder, key=key, access=access, runner=runner, names=names)
+        app = create_console(
+            folder, key=key, access=access, runner=runner, looker=looker, names=names
+        )
         config = uvicorn.Config(
             app,
             log_level="warning",

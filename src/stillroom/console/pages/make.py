@@ -20,6 +20,7 @@ from stillroom.serve.views.forms import describe_form, list_forms
 __all__ = ["routes"]
 
 _MOST = 200
+_LONGEST = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,8 @@ def routes(desk: Desk, runner: JobRunner | None) -> list[Route]:
             title=f"Make: {kind}",
             kind=known[kind],
             settings=settings,
-            commented=commented,
+            commented=request.query_params.get("recipe", "")[:_LONGEST] or commented,
+            is_written="recipe" in request.query_params,
             places=[*await desk.work(_list_folders, desk), *places],
         )
 

@@ -157,7 +157,7 @@ def _look(folder: Path, digest: str) -> dict[str, Any]:
         "layers": config.get("num_hidden_layers"),
         "width": config.get("hidden_size"),
         "license": checkpoint.license,
-        "is_diffusion": (find_output(folder, "checkpoint") / "diffusion.json").is_file(),
+        "is_diffusion": "stillroom_diffusion" in config,
     }
 
 
