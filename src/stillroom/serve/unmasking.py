@@ -141,7 +141,7 @@ def _settings(wanted: Unmasking) -> Any:
         first = error.errors()[0]
         raise RecipeError(
             f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
-            code="diffusion.settings",
+            code="console.settings",
             expected="methods that `stillroom list methods` names",
             next="choose another",
         ) from error
