@@ -42,7 +42,10 @@ def choose_token(
         scores[index] = torch.where(old > 0, old / penalty, old * penalty)
     if sampling.temperature <= 0:
         return int(scores.argmax())
+    likeliest = int(scores.argmax())
     scores = scores / sampling.temperature
+    if not torch.isfinite(scores.max()):  # so cold that numbers end: the limit is greedy
+        return likeliest
     if 0 < sampling.top_k < scores.numel():
         least = scores.topk(sampling.top_k).values[-1]
         scores = scores.masked_fill(scores < least, float("-inf"))
@@ -56,7 +59,9 @@ def _nucleus(chances: torch.Tensor, top_p: float) -> torch.Tensor:
     """Keep the smallest set of tokens whose chances reach ``top_p``; always the likeliest one."""
     ordered, index = chances.sort(descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
-    kept = ordered.masked_fill(before >= top_p, 0.0)
+    is_left = before >= top_p
+    is_left[0] = False  # also where top_p is too small for a float32
+    kept = ordered.masked_fill(is_left, 0.0)
     return torch.zeros_like(chances).scatter_(0, index, kept)
 
 
