@@ -7,7 +7,7 @@ with a higher ``engine.concurrency``; a cluster adds the workers' own cores and 
 hash; that is processor time, and two workers share the machine's cores with the job and with
 whatever else runs. Clusters and workers are started before the clock; repeats are interleaved.
 
-Usage: bench_ray.py [REPEATS]
+Usage: bench_ray.py [REPEATS [asks] [reading]]
 """
 
 import json
@@ -113,7 +113,7 @@ def tell(what: str, value: object, **more: object) -> None:
     print(json.dumps({"what": what, "value": value, **more, "machine": machine}), flush=True)
 
 
-def compare(address: str, repeats: int) -> None:
+def compare(address: str, repeats: int, kinds: list[str]) -> None:
     """Run all ways and print the figures."""
     import ray
 
@@ -121,65 +121,72 @@ def compare(address: str, repeats: int) -> None:
 
     cluster = RayEngine(RaySettings(num_workers=3), print)
     one, two = (RayEngine(RaySettings(num_workers=n), print) for n in (1, 2))
-    local = LocalEngine()
     try:
-        wanted, _ = run_asks(address, local, "local")
-        for name, engine in (("one", one), ("two", two)):  # workers start and open the model
-            assert run_asks(address, engine, name)[0] == wanted
-        spent: dict[str, list[float]] = {"one": [], "two": []}
-        digests = {wanted}
-        for _ in range(repeats):
-            for name, engine in (("one", one), ("two", two)):
-                digest, seconds = run_asks(address, engine, name)
-                digests.add(digest)
-                spent[name].append(seconds)
-        ratio = [a / b for a, b in zip(spent["one"], spent["two"], strict=True)]
-        tell(
-            "scale/ray/speedup_2_workers",
-            round(statistics.median(ratio), 3),
-            work=f"{ASKED} records of an endpoint with {LATENCY_S} s latency, 2 at once a worker",
-            one_s=round(statistics.median(spent["one"]), 2),
-            two_s=round(statistics.median(spent["two"]), 2),
-            n=repeats,
-        )
-        before = count_seen(address)
-        striker = kill_a_worker(two, 2.0)
-        digest, _ = run_asks(address, two, "killed")
-        striker.join()
-        digests.add(digest)
-        again = count_seen(address) - before
-        plain = count_seen(address)
-        run_asks(address, local, "local")
-        plain = count_seen(address) - plain
-        tell("scale/ray/killed_worker_asks_again", again - plain, lost=two.lost, of=plain)
+        same = []
+        if "asks" in kinds:
+            same.append(compare_asks(address, repeats, one, two))
         for engine in (one, two):
             engine._dismiss()
-        known, _ = run_reading(local, "read-local")
-        spent = {"one": [], "two": [], "local": []}
-        digests_read = {known}
-        for _ in range(repeats):
-            for name, engine in (("one", one), ("two", two), ("local", local)):
-                digest, seconds = run_reading(engine, f"read-{name}")
-                digests_read.add(digest)
-                spent[name].append(seconds)
-        ratio = [a / b for a, b in zip(spent["one"], spent["two"], strict=True)]
-        tell(
-            "scale/ray/speedup_2_workers_reading",
-            round(statistics.median(ratio), 3),
-            work=f"duplicates among {READ} records, Ray Data's start included each time",
-            seconds={name: round(statistics.median(each), 2) for name, each in spent.items()},
-            n=repeats,
-        )
-        tell(
-            "scale/ray/digest_equal",
-            len(digests) == 1 and len(digests_read) == 1,
-            runs=f"local, 1 worker, 2 workers ({repeats} each), and one of two killed",
-        )
+        if "reading" in kinds:
+            same.append(compare_reading(repeats, one, two))
+        runs = f"{' and '.join(kinds)}: here, 1 worker, 2 workers ({repeats} each)"
+        more = ", and one of two killed" if "asks" in kinds else ""
+        tell("scale/ray/digest_equal", all(same), runs=runs + more)
     finally:
         for engine in (one, two, cluster):
             engine.close()
         if ray.is_initialized():
             ray.shutdown()
+
+
+def compare_asks(address: str, repeats: int, one: Engine, two: Engine) -> bool:
+    """Measure the job that asks; return whether all digests were one."""
+    before = count_seen(address)
+    digests = {run_asks(address, LocalEngine(), "local")[0]}
+    plain = count_seen(address) - before
+    for name, engine in (("one", one), ("two", two)):  # workers start and open the model
+        digests.add(run_asks(address, engine, name)[0])
+    spent: dict[str, list[float]] = {"one": [], "two": []}
+    for _ in range(repeats):
+        for name, engine in (("one", one), ("two", two)):
+            digest, seconds = run_asks(address, engine, name)
+            digests.add(digest)
+            spent[name].append(seconds)
+    tell(
+        "scale/ray/speedup_2_workers",
+        round(statistics.median(a / b for a, b in zip(*spent.values(), strict=True)), 3),
+        work=f"{ASKED} records of an endpoint with {LATENCY_S} s latency, 2 at once a worker",
+        seconds={name: [round(value, 2) for value in each] for name, each in spent.items()},
+        n=repeats,
+    )
+    before = count_seen(address)
+    striker = kill_a_worker(two, 2.0)
+    digests.add(run_asks(address, two, "killed")[0])
+    striker.join()
+    again = count_seen(address) - before - plain
+    tell("scale/ray/killed_worker_asks_again", again, lost=two.lost, of=plain)  # type: ignore[attr-defined]
+    return len(digests) == 1
+
+
+def compare_reading(repeats: int, one: Engine, two: Engine) -> bool:
+    """Measure the job that reads; return whether all digests were one."""
+    ways = {"one": one, "two": two, "local": LocalEngine()}
+    spent: dict[str, list[float]] = {name: [] for name in ways}
+    digests = set()
+    for _ in range(repeats):
+        for name, engine in ways.items():
+            digest, seconds = run_reading(engine, f"read-{name}")
+            digests.add(digest)
+            spent[name].append(seconds)
+    ratio = [a / b for a, b in zip(spent["one"], spent["two"], strict=True)]
+    tell(
+        "scale/ray/speedup_2_workers_reading",
+        round(statistics.median(ratio), 3),
+        work=f"duplicates among {READ} records, the start of Ray Data included each time",
+        seconds={name: [round(value, 2) for value in each] for name, each in spent.items()},
+        n=repeats,
+    )
+    return len(digests) == 1
 
 
 def main() -> None:
@@ -200,7 +207,7 @@ def main() -> None:
                 break
             except OSError:
                 time.sleep(0.2)
-        compare(address, int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+        compare(address, int([*sys.argv[1:], "3"][0]), sys.argv[2:] or ["asks", "reading"])
     finally:
         server.terminate()
         server.wait()

@@ -10,14 +10,22 @@ import json
 import math
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stillroom.errors import CheckpointError
 
-__all__ = ["DTYPE_SIZES", "FLOATS", "LONG_NAMES", "TensorEntry", "build_header", "read_header"]
+__all__ = [
+    "DTYPE_SIZES",
+    "FLOATS",
+    "LONG_NAMES",
+    "TensorEntry",
+    "build_header",
+    "parse_header",
+    "read_header",
+]
 
 DTYPE_SIZES: Mapping[str, int] = {
     "BOOL": 1,
@@ -94,16 +102,35 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         CheckpointError: If the file is truncated, or its header is too large, no JSON, names a
             tensor twice, or claims a type, shape or place that cannot be.
     """
-    size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        if len(head) < 8 or length > size - 8 or length < 2:
-            raise _broken(path, f"its header claims {length} bytes of a file of {size}")
-        if length > _MAX_HEADER:
-            raise _broken(path, f"its header claims {length} bytes, over {_MAX_HEADER}")
-        text = file.read(length)
-    fields = _parse(path, text)
+
+        def read(start: int, stop: int) -> bytes:
+            file.seek(start)
+            return file.read(stop - start)
+
+        return parse_header(path, path.stat().st_size, read)
+
+
+def parse_header(
+    path: Path, size: int, read: Callable[[int, int], bytes]
+) -> dict[str, TensorEntry]:
+    """Check the header of a safetensors file of ``size`` bytes, wherever it lies.
+
+    Args:
+        path: What errors call it.
+        size: Of the whole file.
+        read: Gives the bytes from the first to before the second place.
+
+    Raises:
+        CheckpointError: As ``read_header`` does.
+    """
+    head = read(0, 8) if size >= 8 else b""
+    length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+    if len(head) < 8 or length > size - 8 or length < 2:
+        raise _broken(path, f"its header claims {length} bytes of a file of {size}")
+    if length > _MAX_HEADER:
+        raise _broken(path, f"its header claims {length} bytes, over {_MAX_HEADER}")
+    fields = _parse(path, read(8, 8 + length))
     fields.pop("__metadata__", None)
     begin = 8 + length
     entries = {name: _read_entry(path, name, value, begin) for name, value in fields.items()}

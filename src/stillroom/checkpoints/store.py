@@ -9,13 +9,15 @@ import json
 import mmap
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from stillroom.checkpoints.header import LONG_NAMES, TensorEntry, read_header
+from stillroom.checkpoints.header import LONG_NAMES, TensorEntry, parse_header, read_header
 from stillroom.errors import CheckpointError
+from stillroom.objects import Remote, read_range, remote_of
 
 if TYPE_CHECKING:
     import torch
@@ -108,6 +110,55 @@ class SafetensorsStore:
             os.close(descriptor)
 
 
+class RemoteStore:
+    """Tensors of safetensors files in an object store, read by ranges."""
+
+    def __init__(
+        self, note: Path, homes: Mapping[str, str], entries: Mapping[str, TensorEntry]
+    ) -> None:
+        """Stand over checked entries; ``homes`` says at which address each tensor lies."""
+        self.entries, self._homes = entries, homes
+        self.files: tuple[Path, ...] = (note,)
+        """What changes when an object does: the note of the mirror."""
+
+    def map(self, name: str) -> torch.Tensor:
+        """Return a whole tensor in memory of its own."""
+        import torch
+
+        entry = self.entries[name]
+        dtype = torch_dtype(entry.dtype)
+        if entry.size_bytes == 0:
+            return torch.empty(entry.shape, dtype=dtype)
+        return torch.frombuffer(self.read(name, 0, entry.rows), dtype=dtype).view(entry.shape)
+
+    def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
+        """Return rows' bytes in memory of their own."""
+        entry = self.entries[name]
+        first = entry.start + start * entry.row_bytes
+        last = entry.start + stop * entry.row_bytes
+        return bytearray(read_range(self._homes[name], first, last) if last > first else b"")
+
+
+def _open_remote(folder: Path, remote: Remote) -> RemoteStore:
+    homes: dict[str, str] = {}
+    entries: dict[str, TensorEntry] = {}
+    for file, size in sorted(remote.left.items()):
+        address = f"{remote.address}/{file}"
+        found = parse_header(folder / file, size, partial(read_range, address))
+        twice = sorted(found.keys() & entries.keys())
+        if twice:
+            raise CheckpointError(
+                f"tensor '{twice[0]:.120}' lies in two files",
+                code="checkpoint.broken",
+                where=remote.address,
+                expected="each tensor once",
+                next="publish the checkpoint again",
+            )
+        entries |= found
+        homes |= dict.fromkeys(found, address)
+    return RemoteStore(folder.with_name(f"{folder.name}.objects.json"), homes, entries)
+
+
 class PickleStore:
     """Tensors of a permitted ``pytorch_model.bin``, loaded by torch's weights-only unpickler."""
 
@@ -160,6 +211,9 @@ def open_store(folder: Path, *, allow_pickle: bool = False) -> Store:
     Raises:
         CheckpointError: If there are none, they are broken, or only a pickle that is not allowed.
     """
+    remote = remote_of(folder)
+    if remote is not None and remote.left:
+        return _open_remote(folder, remote)
     index, single = folder / INDEX_FILE, folder / _SINGLE
     if index.is_file():
         return _open_shards(folder, index)

@@ -55,6 +55,8 @@ _COMMANDS = {
         "Show a run, an artifact, an answer, a teacher cache or a method; --lineage walks back.",
     ),
     "synth": ("stillroom.cli.synth", "Synthetic data's own verbs."),
+    "fetch": ("stillroom.cli.fetch", "Bring a published job's folder here."),
+    "publish": ("stillroom.cli.publish", "Send a finished job to an object store."),
     "verify": ("stillroom.cli.verify", "Recompute digests and name what changed."),
 }
 

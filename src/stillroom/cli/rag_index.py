@@ -20,13 +20,13 @@ Examples:
   stillroom rag index ./documents --out index chunker.size=120
 """,
 )
-@click.argument("folder", type=existing_path)
+@click.argument("folder")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--out", type=existing_path, required=True, help="The folder of the index.")
 @json_option
 @job_options
 def command(
-    folder: Path,
+    folder: str,
     overrides: tuple[str, ...],
     out: Path,
     as_json: bool,
@@ -38,9 +38,11 @@ def command(
     from stillroom.cli.talk import tell_run
     from stillroom.flow import run_recipe
     from stillroom.jobs import choose_reporter
+    from stillroom.objects import is_address
     from stillroom.recipes import parse_recipe
 
-    text = f"version: 1\nkind: rag\ndocuments: {str(folder.absolute())!r}\n"
+    place = folder if is_address(folder) else str(Path(folder).absolute())
+    text = f"version: 1\nkind: rag\ndocuments: {place!r}\n"
     artifact = run_recipe(
         parse_recipe(text, "rag index", overrides),
         out,

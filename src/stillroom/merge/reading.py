@@ -20,6 +20,7 @@ from stillroom.errors import DataError
 from stillroom.jobs import atomic_write, replace_folder, sync_folder
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.merge.method import Array
+from stillroom.objects import is_address
 
 if TYPE_CHECKING:
     from stillroom.checkpoints import Checkpoint
@@ -192,6 +193,10 @@ def open_checkpoint(reference: str, say: Callable[[str], None] | None = None) ->
     """
     from stillroom.checkpoints import Checkpoint
 
+    if is_address(reference):  # rows are read where they lie
+        from stillroom.models import resolve_checkpoint
+
+        return Checkpoint.open(resolve_checkpoint(reference, say=say, weights=False))
     return Checkpoint.open(resolve_path(reference, say))
 
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from stillroom.errors import CheckpointError
+from stillroom.objects import exists, is_address, mirror
 from stillroom.provenance import find_output
 
 __all__ = [
@@ -55,18 +56,28 @@ _PACKAGED = {
 }
 
 
-def resolve_checkpoint(reference: str, *, say: Callable[[str], None] | None = None) -> Path:
+def resolve_checkpoint(
+    reference: str,
+    *,
+    say: Callable[[str], None] | None = None,
+    weights: bool = True,
+) -> Path:
     """Return the folder or ``.gguf`` file that a reference means.
 
     Args:
-        reference: A folder, a ``.gguf`` file, a job's folder, or ``hub:NAME[@revision]``.
+        reference: A folder, a ``.gguf`` file, a job's folder, ``hub:NAME[@revision]``, or the
+            address of a folder in an object store (``s3://bucket/folder``).
         say: Told what was taken, where that is not what the reference literally names.
+        weights: Whether weights in an object store are fetched; without, they are left there, and
+            ``Checkpoint`` reads them by ranges.
 
     Raises:
         CheckpointError: If nothing is found; it names every place that was looked at.
     """
     if reference.startswith("hub:"):
         return _resolve_hub(reference.removeprefix("hub:"), say or (lambda line: None))
+    if is_address(reference):
+        return _resolve_address(reference, weights=weights)
     path = Path(reference).expanduser()
     if not path.exists():
         near = "" if "/" not in reference.strip("./") else f", or hub:{reference}"
@@ -85,6 +96,14 @@ def resolve_checkpoint(reference: str, *, say: Callable[[str], None] | None = No
             next=f"give its folder: {found.parent}",
         )
     return _single_gguf(found)
+
+
+def _resolve_address(address: str, *, weights: bool) -> Path:
+    """Return the mirror of a checkpoint in an object store, of a published job's too."""
+    whole = address.rstrip("/")
+    if not exists(f"{whole}/config.json") and exists(f"{whole}/output/config.json"):
+        whole += "/output"
+    return mirror(whole, leaves=lambda name: not weights and name.endswith(".safetensors"))
 
 
 def find_config(reference: str, *, fetch: bool) -> Path | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from stillroom.errors import DataError, IntegrityError
+from stillroom.objects import remote_of
 from stillroom.provenance.digests import digest_file, digest_json
 
 __all__ = [
@@ -236,6 +237,8 @@ def make_parent(role: str, path: Path, near: Path) -> Parent:
     """
     path, near = path.absolute(), near.absolute()
     shown = f"../{path.name}" if path.parent == near.parent else str(path)
+    remote = remote_of(path) or remote_of(path.parent)  # a mirror of what lies in an object store
+    shown = remote.address if remote is not None else shown
     if (path / ARTIFACT_FILE).is_file():
         artifact = read_artifact(path)
         return Parent(role, shown, artifact.digest, artifact.kind)

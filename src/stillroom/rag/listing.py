@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from stillroom import __version__
 from stillroom.errors import DataError, Problem
+from stillroom.objects import local, remote_of
 from stillroom.provenance import Parent, digest_file, digest_json, find_output
 from stillroom.rag.analyzer import ANALYZER_VERSION, Analyzer
 from stillroom.rag.ingest import Failed
@@ -55,7 +56,7 @@ def find_documents(reference: str) -> tuple[Path, Scan]:
     Raises:
         DataError: If there is no file to read.
     """
-    place = find_output(Path(reference))
+    place = find_output(local(reference))
     scan = scan_folder(place)
     if not scan.files:
         raise DataError(
@@ -87,7 +88,9 @@ def digest_files(root: Path, scan: Scan, job: Job) -> tuple[list[Found], list[Fa
 
 def documents_parent(root: Path, found: Sequence[Found]) -> Parent:
     """Return the entry of artifact.json that says which files an index was made from."""
-    return Parent("documents", str(root), digest_json([[one.path, one.digest] for one in found]))
+    remote = remote_of(root)
+    named = remote.address if remote is not None else str(root)
+    return Parent("documents", named, digest_json([[one.path, one.digest] for one in found]))
 
 
 def embedder_parent(reference: str, fingerprint: str) -> Parent:

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from stillroom.errors import DataError, ResourceError
+from stillroom.objects import ObjectFile, exists, is_address, writing
 from stillroom.records.formats import from_row
 from stillroom.records.record import Record
 from stillroom.records.streams import (
@@ -46,7 +47,7 @@ OnDrop = Callable[[int, str], None]
 
 
 def read_records(
-    path: Path,
+    path: Path | str,
     *,
     format: str | None = None,
     on_drop: OnDrop | None = None,
@@ -55,7 +56,8 @@ def read_records(
     """Yield the records of a file one by one.
 
     Args:
-        path: The file, or a folder that holds ``records.jsonl``, ``.jsonl.zst`` or ``.parquet``.
+        path: The file, or a folder that holds ``records.jsonl``, ``.jsonl.zst`` or ``.parquet``;
+            as text also the address of either in an object store (``s3://bucket/folder``).
         format: One of ``formats.FORMATS``; by default guessed row by row.
         on_drop: Told the number and the reason of each row that cannot be read; without it the
             first such row raises. A damaged file raises in any case.
@@ -88,7 +90,7 @@ def read_records(
         yield record
 
 
-def count_records(path: Path) -> int:
+def count_records(path: Path | str) -> int:
     """Return how many rows a file holds, readable or not.
 
     Raises:
@@ -103,7 +105,7 @@ def count_records(path: Path) -> int:
     )
 
 
-def write_records(path: Path, records: Iterable[Record]) -> int:
+def write_records(path: Path | str, records: Iterable[Record]) -> int:
     """Write all records to a file at once or not at all; return how many.
 
     Raises:
@@ -115,12 +117,17 @@ def write_records(path: Path, records: Iterable[Record]) -> int:
     return writer.count
 
 
-def find_record_file(path: Path) -> Path:
+def find_record_file(path: Path | str) -> Path:
     """Return the file of records that a path names; a folder names the one it holds.
+
+    An address gives an ``ObjectFile``, which readers open as they open a path.
 
     Raises:
         DataError: If there is none.
     """
+    if isinstance(path, str) and is_address(path):
+        return cast("Path", _find_object(path))
+    path = Path(path)
     if path.is_dir():
         for folder in (path, path / "output"):
             for suffix in (".jsonl", ".jsonl.zst", ".parquet"):
@@ -143,6 +150,23 @@ def find_record_file(path: Path) -> Path:
     return path
 
 
+def _find_object(address: str) -> ObjectFile:
+    if exists(address):
+        found = ObjectFile(address)
+        suffix_of(found)
+        return found
+    for folder in (address.rstrip("/"), f"{address.rstrip('/')}/output"):
+        for suffix in (".jsonl", ".jsonl.zst", ".parquet"):
+            if exists(f"{folder}/records{suffix}"):
+                return ObjectFile(f"{folder}/records{suffix}")
+    raise DataError(
+        f"{address} holds no records",
+        code="data.missing",
+        expected="a file of records, or a folder with records.jsonl",
+        next="check bucket and name",
+    )
+
+
 class RecordWriter:
     """Writes records one by one; the file appears when the ``with`` block ends well.
 
@@ -150,14 +174,19 @@ class RecordWriter:
     give equal bytes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         """Prepare to write ``path``, whose suffix chooses JSONL, zstd JSONL or Parquet.
+
+        Args:
+            path: The file; as text also an address in an object store.
 
         Raises:
             DataError: If the suffix is none of these.
         """
-        self.path = path
+        self._address = path if isinstance(path, str) and is_address(path) else ""
+        self.path = path = Path(path)
         self.count = 0
+        self._file: IO[bytes]
         suffix = suffix_of(path)
         if suffix not in {*LINE_SUFFIXES, ".parquet"}:
             raise DataError(
@@ -171,10 +200,15 @@ class RecordWriter:
         self._kind = suffix
 
     def __enter__(self) -> RecordWriter:
-        """Open a temporary neighbour of the file."""
+        """Open a temporary neighbour of the file, or begin to send an object's parts."""
+        if self._address:
+            self._sending = writing(self._address)
+            self._file = self._sending.__enter__()
+            self._sink = _SINKS[self._kind](self._file)
+            return self
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _full_disk(self.path):
-            self._file: IO[bytes] = self._temporary.open("wb")
+            self._file = self._temporary.open("wb")
             self._sink = _SINKS[self._kind](self._file)
         return self
 
@@ -185,6 +219,9 @@ class RecordWriter:
         trace: TracebackType | None,
     ) -> None:
         """Sync and rename, or remove what was begun."""
+        if self._address:
+            self._end_sending(kind, value, trace)
+            return
         try:
             if kind is None:
                 with _full_disk(self.path):
@@ -199,6 +236,23 @@ class RecordWriter:
                 self._sink.abort()
                 self._file.close()
             self._temporary.unlink(missing_ok=True)
+
+    def _end_sending(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._sink.abort()
+            self._sending.__exit__(kind, value, trace)
+            return
+        try:
+            self._sink.close()
+        except BaseException as error:
+            self._sending.__exit__(type(error), error, error.__traceback__)
+            raise
+        self._sending.__exit__(None, None, None)
 
     def write(self, record: Record) -> None:
         """Append one record.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from stillroom.errors import DataError
+from stillroom.objects import ObjectFile
 
 __all__ = [
     "LINE_SUFFIXES",
@@ -43,7 +44,7 @@ _BATCH_ROWS = 512
 _BATCH_BYTES = 16 * 2**20
 
 
-def suffix_of(path: Path) -> str:
+def suffix_of(path: Path | ObjectFile) -> str:
     """Return which of ``SUFFIXES`` a file's name ends with.
 
     Raises:
@@ -61,11 +62,13 @@ def suffix_of(path: Path) -> str:
     return max(found, key=len)
 
 
-def cut_lines(path: Path, size_bytes: int) -> list[Span | None]:
+def cut_lines(path: Path | ObjectFile, size_bytes: int) -> list[Span | None]:
     """Return spans of a file of lines, each of whole lines and about so large, in order.
 
     A file that cannot be entered in the middle is one span, None, which is all of it.
     """
+    if isinstance(path, ObjectFile):
+        return [None]
     total = path.stat().st_size
     if suffix_of(path) not in (".jsonl", ".ndjson") or total <= size_bytes:
         return [None]
@@ -197,7 +200,10 @@ def open_parquet(path: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path, pre_buffer=False, memory_map=False) as file:
+        with (
+            path.open("rb") as raw,
+            pyarrow.parquet.ParquetFile(raw, pre_buffer=False, memory_map=False) as file,
+        ):
             yield file
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         _damaged(path, f"it is not sound Parquet: {error}", error)
@@ -216,16 +222,19 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
                 yield number, row
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    if path.stat().st_size > MAX_JSON_BYTES:
+def _json_rows(path: Path | ObjectFile) -> Iterator[tuple[int, Any]]:
+    size = path.size_bytes if isinstance(path, ObjectFile) else path.stat().st_size
+    if size > MAX_JSON_BYTES:
         raise DataError(
             f"{path} is larger than {MAX_JSON_BYTES // 2**20} MiB and JSON cannot be streamed",
             code="data.too-large",
             expected="JSONL: one object a line",
-            next=f"jq -c '.[]' {path.name} > {path.stem}.jsonl",
+            next=f"jq -c '.[]' {path.name} > {path.name.removesuffix('.json')}.jsonl",
         )
     try:
-        data = json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=_refuse_constant)
+        with path.open("rb") as file:
+            text = file.read().decode("utf-8-sig")
+        data = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         _damaged(path, f"it is not JSON: {error}", error)
     yield from enumerate(data if isinstance(data, list) else [data], 1)
@@ -285,7 +294,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
 
 
-def _damaged(path: Path, what: str, cause: Exception | None = None) -> NoReturn:
+def _damaged(path: Path | ObjectFile, what: str, cause: Exception | None = None) -> NoReturn:
     raise DataError(
         f"{path} is damaged: {what}",
         code="data.damaged",

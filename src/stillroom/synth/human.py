@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillroom.errors import DataError
+from stillroom.objects import local
 from stillroom.provenance import digest_json
 from stillroom.records import Message, Record, read_records
 from stillroom.synth.plan import split_documents
@@ -120,7 +121,7 @@ def _read_recipe(path: Path) -> list[Record]:
     if isinstance(recipe, SynthRecipe) and recipe.index:
         return _passages(recipe.index)
     if isinstance(recipe, SynthRecipe) and recipe.seeds:
-        return read_human(Path(recipe.seeds))
+        return read_human(local(recipe.seeds))
     raise RecipeError(
         f"this recipe of kind {recipe.kind} starts from no passages and no records",
         code="recipe.wrong-kind",

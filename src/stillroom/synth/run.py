@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.jobs.ahead import map_ahead
 from stillroom.jobs.engines import Engine, LocalEngine
+from stillroom.objects import local
 from stillroom.provenance import LEDGER, Artifact, Parent, digest_json, make_parent
 from stillroom.records import (
     Message,
@@ -145,7 +146,7 @@ def estimate(recipe: SynthRecipe) -> Estimate:
         seconds = asks * (generator.longest / 4 / _TOKENS_A_SECOND + 100 / _PROMPT_TOKENS_A_SECOND)
     model = Path(recipe.model)
     weights = model.stat().st_size if model.is_file() else 400_000_000
-    start = Path(recipe.start) if recipe.start else None
+    start = local(recipe.start) if recipe.start else None
     names = ("passages.jsonl", "records.jsonl", LEDGER)
     files = [start] if start and start.is_file() else []
     if start and not files:
@@ -392,4 +393,4 @@ def _parents(recipe: SynthRecipe, plan: _Plan, model: TextModel, job: Job) -> li
     if plan.source is None:
         return [teacher]
     role = kind_of(plan.source.items[0])
-    return [make_parent(role, Path(recipe.start), job.out), teacher]
+    return [make_parent(role, local(recipe.start), job.out), teacher]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
+from stillroom.objects import local
 from stillroom.provenance import LEDGER, find_output, read_ledger
 from stillroom.records import Passage, Record, read_records
 from stillroom.synth.items import Item, SeedKind, kind_of, passage_of_record
@@ -63,7 +64,7 @@ def read_items(reference: str, takes: Sequence[SeedKind]) -> Source:
         DataError: If there is no such file, a row is broken, nothing is left, or the generator
             takes nothing of the kind.
     """
-    path = Path(reference)
+    path = local(reference)
     if is_taxonomy(path):
         topics = read_taxonomy(path)
         return _distinct(path, iter(topics), {}, takes)

@@ -1,0 +1,212 @@
+"""One object at an address: opened, read in part, or written so that it appears whole."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, cast
+
+from stillroom.errors import DataError, MissingExtraError
+
+__all__ = [
+    "ObjectFile",
+    "connect",
+    "exists",
+    "is_address",
+    "joined",
+    "read_range",
+    "told",
+    "writing",
+]
+
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
+_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs", "az": "adlfs", "memory": ""}
+"""Schemes that are known, and what reads each; ``memory`` is fsspec's own, for tests."""
+_READ_BYTES = 1 << 20
+_BLOCK_BYTES = 16 << 20
+"""Bytes of one part of an upload; S3 takes 10,000 parts of an object."""
+
+
+def is_address(text: str) -> bool:
+    """Return whether a text is an address (``s3://...``) and no path."""
+    return _ADDRESS.fullmatch(text) is not None
+
+
+def connect(address: str) -> tuple[Any, str]:
+    """Return the store that an address is of, and the address's path within it.
+
+    Raises:
+        DataError: If the scheme is not known, or the address holds credentials.
+        MissingExtraError: If what reads the scheme is not installed.
+    """
+    found = _ADDRESS.fullmatch(address)
+    scheme, rest = (found[1], found[2]) if found else ("", "")
+    if scheme not in _PACKAGES:
+        raise DataError(
+            f"'{scheme}://' is not a store that can be read",
+            code="object.scheme",
+            where=address.split("@")[-1][:200],
+            expected="a path, or an address with s3://, gs:// or abfs://",
+            next="copy the files to one of these, or to this machine",
+        )
+    if "@" in rest.split("/")[0] or "?" in rest:
+        raise DataError(
+            "an address holds no credentials and no settings",
+            code="object.credentials",
+            where=f"{scheme}://...",
+            expected=f"{scheme}://bucket/folder",
+            next="export AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL, or what "
+            "the store's own tools read",
+        )
+    try:
+        import fsspec
+
+        store = fsspec.filesystem(scheme, **_settings(scheme))
+    except ImportError as error:
+        package = _PACKAGES[scheme]
+        raise MissingExtraError.of(package, "s3", f"{scheme}://") from error
+    return store, rest.rstrip("/")
+
+
+@contextmanager
+def told(address: str) -> Iterator[None]:
+    """Turn what a store raises into an error that names the address.
+
+    Raises:
+        DataError: If the object is missing, or the store refuses or does not answer.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{address} does not exist",
+            code="object.missing",
+            expected="an object, or a folder of objects",
+            next="check bucket and name",
+        ) from error
+    except Exception as error:
+        if not _is_of_a_store(error):
+            raise
+        raise DataError(
+            f"{address} cannot be reached: {str(error) or type(error).__name__:.200}",
+            code="object.unreachable",
+            expected="a store that answers, and credentials that it takes",
+            next="check AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        ) from error
+
+
+def exists(address: str) -> bool:
+    """Return whether there is an object at an address.
+
+    Raises:
+        DataError: If the store does not answer.
+    """
+    store, path = connect(address)
+    with told(address):
+        store.invalidate_cache()
+        try:
+            return bool(store.info(path)["type"] == "file")
+        except FileNotFoundError:
+            return False
+
+
+class ObjectFile:
+    """An object that is read as a file is, for readers that are given a path."""
+
+    def __init__(self, address: str) -> None:
+        """Name an object; nothing is asked of the store yet."""
+        self.address = address
+
+    def __str__(self) -> str:
+        """Return the address."""
+        return self.address
+
+    @property
+    def name(self) -> str:
+        """The last part of the address."""
+        return self.address.rsplit("/", 1)[-1]
+
+    @property
+    def size_bytes(self) -> int:
+        """The object's size.
+
+        Raises:
+            DataError: If it is missing, or the store does not answer.
+        """
+        store, path = connect(self.address)
+        with told(self.address):
+            return int(store.size(path))
+
+    @contextmanager
+    def open(self, mode: str = "rb") -> Iterator[IO[bytes]]:
+        """Read the object a part at a time, as it is asked for.
+
+        Raises:
+            DataError: If it is missing, or the store does not answer.
+        """
+        store, path = connect(self.address)
+        with told(self.address), store.open(path, mode) as file:
+            yield io.BufferedReader(file, _READ_BYTES)
+
+
+def read_range(address: str, start: int, stop: int) -> bytes:
+    """Return bytes ``start`` to ``stop`` of an object.
+
+    Raises:
+        DataError: If it is missing, shorter, or cannot be reached.
+    """
+    store, path = connect(address)
+    with told(address):
+        data = bytes(store.cat_file(path, start=start, end=stop))
+    if len(data) != stop - start:
+        raise DataError(
+            f"{address} ended at byte {start + len(data)} while it was read",
+            code="object.changed",
+            expected="objects that stay as they are meanwhile",
+            next="run again",
+        )
+    return data
+
+
+@contextmanager
+def writing(address: str) -> Iterator[IO[bytes]]:
+    """Write an object that appears when the body ends well, and not at all otherwise.
+
+    What was there before stays until then: parts are sent as they come, and the store puts them
+    together at the end.
+
+    Raises:
+        DataError: If the store refuses or does not answer.
+    """
+    store, path = connect(address)
+    with told(address):
+        file = store.open(path, "wb", block_size=_BLOCK_BYTES, autocommit=False)
+        try:
+            yield cast("IO[bytes]", file)
+            file.flush(force=True)
+        except BaseException:
+            file.closed = True
+            file.discard()
+            raise
+        file.closed = True
+        file.commit()
+        store.invalidate_cache()
+
+
+def joined(address: str, name: str) -> str:
+    """Return the address of a file below a folder's."""
+    return f"{address.rstrip('/')}/{name}"
+
+
+def _settings(scheme: str) -> dict[str, Any]:
+    if scheme != "s3":
+        return {"skip_instance_cache": False}
+    return {"default_block_size": _BLOCK_BYTES, "use_listings_cache": False}
+
+
+def _is_of_a_store(error: Exception) -> bool:
+    """Return whether an error is a store's: an OSError, or one of the libraries below fsspec."""
+    whose = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or whose in {"botocore", "aiobotocore", "aiohttp"}

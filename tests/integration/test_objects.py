@@ -1,0 +1,226 @@
+"""Object stores, against an S3 server on this machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+from click.testing import CliRunner
+
+from stillroom.checkpoints import Checkpoint
+from stillroom.cli.app import stillroom
+from stillroom.errors import CheckpointError, DataError, MissingExtraError
+from stillroom.flow import run_recipe
+from stillroom.models.hub import resolve_checkpoint
+from stillroom.objects import connect, exists, is_address, mirror, publish, read_range, writing
+from stillroom.provenance import read_artifact
+from stillroom.recipes import parse_recipe
+from stillroom.records import Message, Record, RecordWriter, read_records, write_records
+from stillroom.testing import tiny_checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+RECORDS = [
+    Record((Message("user", f"How many {n}?"), Message("assistant", f"There are {n} änd more.")))
+    for n in range(300)
+]
+
+
+@pytest.fixture(scope="module")
+def server():
+    """An S3 server with one bucket; credentials and address come from the environment alone."""
+    moto = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    patch = pytest.MonkeyPatch()
+    patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    connect("s3://bucket")[0].mkdir("bucket")
+    yield "s3://bucket"
+    running.stop()
+    patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.zst", "parquet"])
+def test_records_go_out_and_come_back(server, suffix, tmp_path):
+    address = f"{server}/made/{suffix}/records.{suffix}"
+    assert write_records(address, RECORDS) == 300
+    assert list(read_records(address)) == RECORDS
+    assert list(read_records(f"{server}/made/{suffix}")) == RECORDS  # by the folder's name
+    write_records(tmp_path / f"records.{suffix}", RECORDS)
+    store, path = connect(address)
+    assert store.cat_file(path) == (tmp_path / f"records.{suffix}").read_bytes()  # the same bytes
+
+
+def test_what_breaks_off_leaves_the_old_object(server):
+    address = f"{server}/broken/records.jsonl"
+    write_records(address, RECORDS[:1])
+
+    def fail():
+        with RecordWriter(address) as writer:
+            for record in RECORDS:
+                writer.write(record)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert list(read_records(address)) == RECORDS[:1]
+    with pytest.raises(TypeError), writing(f"{server}/broken/new") as file:
+        list(map(file.write, [b"x" * (20 << 20), None]))  # more than one part
+    assert not exists(f"{server}/broken/new")
+
+
+@pytest.mark.slow
+def test_an_object_of_several_parts_is_whole(server):
+    data = bytes(range(256)) * (40 << 12)  # 40 MiB
+    with writing(f"{server}/large") as file:
+        for start in range(0, len(data), 1 << 20):
+            file.write(data[start : start + (1 << 20)])
+    assert read_range(f"{server}/large", 0, len(data)) == data
+    assert read_range(f"{server}/large", 1000, 1010) == data[1000:1010]
+    with pytest.raises(DataError, match="ended at byte") as caught:
+        read_range(f"{server}/large", len(data) - 1, len(data) + 1)
+    assert caught.value.code == "object.changed"
+
+
+def merge(folder, *models):
+    listed = ", ".join(f'{{checkpoint: "{model}"}}' for model in models)
+    return parse_recipe(f"version: 1\nkind: merge\nmethod: linear\nmodels: [{listed}]\n", "merge")
+
+
+@pytest.mark.slow
+def test_a_merge_reads_rows_where_they_lie_and_is_published_whole(server, tmp_path, cache):
+    parents = [tiny_checkpoint(tmp_path / name, seed=at) for at, name in enumerate("ab")]
+    here = run_recipe(merge(tmp_path, *parents), tmp_path / "here")
+    places = []
+    for parent in parents:
+        store, path = connect(f"{server}/parents/{parent.name}")
+        store.put(str(parent), path, recursive=True)
+        places.append(f"{server}/parents/{parent.name}")
+
+    there = run_recipe(merge(tmp_path, *places), tmp_path / "there")
+    assert Checkpoint.open(tmp_path / "there").fingerprint == (
+        Checkpoint.open(tmp_path / "here").fingerprint
+    )
+    weights = [entry for entry in here.files if entry.path.endswith(".safetensors")]
+    assert weights == [entry for entry in there.files if entry.path.endswith(".safetensors")]
+    assert not list(cache.rglob("*.safetensors"))  # no weights were copied
+
+    run = CliRunner().invoke
+    address = f"{server}/merged"
+    sent = run(stillroom, ["publish", str(tmp_path / "there"), address])
+    assert sent.exit_code == 0, sent.output
+    came = run(stillroom, ["fetch", address, str(tmp_path / "back"), "--json"])
+    assert json.loads(came.output)["digest"] == there.digest
+    again = run(stillroom, ["publish", str(tmp_path / "there"), address])
+    assert again.exception.code == "object.exists"
+    run(stillroom, ["publish", str(tmp_path / "here"), address, "--overwrite"])
+    assert Checkpoint.open(resolve_checkpoint(address)).fingerprint  # a published job's, whole
+
+
+def test_a_folder_without_a_manifest_is_not_fetched(server, tmp_path):
+    run_recipe(merge(tmp_path, tiny_checkpoint(tmp_path / "a")), tmp_path / "run")
+    publish(tmp_path / "run", f"{server}/half")
+    store, path = connect(f"{server}/half/artifact.json")
+    store.rm_file(path)
+    done = CliRunner().invoke(stillroom, ["fetch", f"{server}/half", str(tmp_path / "half")])
+    assert done.exception.code == "object.unfinished"
+    with pytest.raises(DataError, match="no finished job"):
+        publish(tmp_path / "a", f"{server}/no")
+
+
+def test_a_shortened_checkpoint_is_refused(server, tmp_path):
+    parent = tiny_checkpoint(tmp_path / "short")
+    store, path = connect(f"{server}/short")
+    store.put(str(parent), path, recursive=True)
+    whole = (parent / "model.safetensors").read_bytes()
+    store.pipe_file(f"{path}/model.safetensors", whole[:-8])
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(resolve_checkpoint(f"{server}/short", weights=False))
+    assert caught.value.code == "checkpoint.broken"
+
+
+@pytest.mark.slow
+def test_documents_in_a_bucket_make_the_index_of_a_folder(server, tmp_path):
+    (tmp_path / "documents" / "deep").mkdir(parents=True)
+    for name in ("one.md", "deep/two.txt"):
+        (tmp_path / "documents" / name).write_text(f"The file {name} tells of rivers and mills.\n")
+    store, path = connect(f"{server}/documents")
+    store.put(str(tmp_path / "documents"), path, recursive=True)
+
+    def index(documents, out):
+        text = f'version: 1\nkind: rag\nembedder: "builtin:static"\ndocuments: "{documents}"\n'
+        return run_recipe(parse_recipe(text, "rag"), tmp_path / out)
+
+    here = index(tmp_path / "documents", "here")
+    there = index(f"{server}/documents", "there")
+    assert there.digest == here.digest
+    assert read_artifact(tmp_path / "there").parents[0].path == f"{server}/documents"
+    store.rm_file(f"{path}/one.md")
+    assert [file.name for file in mirror(f"{server}/documents").rglob("*.*")] == ["two.txt"]
+
+
+@pytest.mark.parametrize(
+    ("address", "code"),
+    [
+        ("ftp://host/x.jsonl", "object.scheme"),
+        ("http://169.254.169.254/latest.jsonl", "object.scheme"),
+        ("s3://key:secret@bucket/x.jsonl", "object.credentials"),
+        ("s3://bucket/x.jsonl?endpoint=evil", "object.credentials"),
+    ],
+)
+def test_what_is_no_store_is_refused(address, code):
+    with pytest.raises(DataError) as caught:
+        list(read_records(address))
+    assert caught.value.code == code
+    assert "secret" not in str(caught.value)
+
+
+def test_what_is_not_there_is_said(server):
+    with pytest.raises(DataError, match="holds no records"):
+        list(read_records(f"{server}/nothing"))
+    with pytest.raises(DataError) as caught:
+        mirror(f"{server}/nothing")
+    assert caught.value.code == "object.missing"
+
+
+def test_a_store_that_does_not_answer_is_said(server, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(DataError) as caught:
+        exists("s3://bucket/x")
+    assert caught.value.code == "object.unreachable"
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_name_that_leads_outside_is_refused(server):
+    store, path = connect(f"{server}/evil")
+    store.pipe_file(f"{path}/a/../../../x.md", b"x")
+    with pytest.raises(DataError) as caught:
+        mirror(f"{server}/evil")
+    assert caught.value.code in {"object.name", "object.missing"}
+
+
+def test_a_missing_library_says_what_to_install(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(MissingExtraError, match="gcsfs"):
+        connect("gs://bucket/x")
+    assert is_address("gs://bucket/x")
+    assert not is_address("C:/x")
