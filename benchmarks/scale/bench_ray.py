@@ -141,15 +141,15 @@ def compare(address: str, repeats: int, kinds: list[str]) -> None:
 
 def compare_asks(address: str, repeats: int, one: Engine, two: Engine) -> bool:
     """Measure the job that asks; return whether all digests were one."""
-    before = count_seen(address)
     digests = {run_asks(address, LocalEngine(), "local")[0]}
-    plain = count_seen(address) - before
     for name, engine in (("one", one), ("two", two)):  # workers start and open the model
         digests.add(run_asks(address, engine, name)[0])
     spent: dict[str, list[float]] = {"one": [], "two": []}
     for _ in range(repeats):
         for name, engine in (("one", one), ("two", two)):
+            before = count_seen(address)
             digest, seconds = run_asks(address, engine, name)
+            plain = count_seen(address) - before  # at last of the two workers, unharmed
             digests.add(digest)
             spent[name].append(seconds)
     tell(

@@ -22,7 +22,7 @@ from stillroom.objects import Remote, read_range, remote_of
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PickleStore", "SafetensorsStore", "Store", "open_store", "torch_dtype"]
+__all__ = ["PickleStore", "RemoteStore", "SafetensorsStore", "Store", "open_store", "torch_dtype"]
 
 
 INDEX_FILE = "model.safetensors.index.json"

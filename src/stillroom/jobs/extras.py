@@ -33,6 +33,7 @@ PURPOSES: Mapping[str, str] = {
     "qdrant": "an index in Qdrant",
     "ocr": "scanned pages, offline",
     "ray": "jobs on a cluster",
+    "s3": "documents, records and checkpoints in S3",
     "schema": "checks of JSON Schemas",
     "search": "searches of merges",
     "serve": "the server",
