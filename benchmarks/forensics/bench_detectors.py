@@ -177,9 +177,9 @@ def measure_explain() -> None:
             strangers = faces.of(faces.test)
             trial = make_trial(strangers, [FORGERIES.build(settings)], seed=1000 + seed)
             rows.append(pointing_game(detector, trial, seed=seed))
-        hits, chance, control = (
+        hits, chance, control, middle = (
             statistics.mean(getattr(row, key) for row in rows)
-            for key in ("hits", "chance", "random_weights")
+            for key in ("hits", "chance", "random_weights", "middle")
         )
         tell(
             f"forensics/explain/pointing_game/{name}",
@@ -187,6 +187,7 @@ def measure_explain() -> None:
             times_chance=round(hits / chance, 2),
             chance=round(chance, 4),
             random_weights=round(control, 4),
+            always_the_middle=round(middle, 4),
             seeds=[round(row.hits, 4) for row in rows],
             n=[row.n for row in rows],
             target_times_chance=2.0,
