@@ -34,6 +34,7 @@ _INNER = re.compile(
 )
 _VARIABLE = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 _LONGEST_NAME = 1024
+_SCRIPTED = "scripted:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,8 @@ def _find_fault_of_reference(text: str, root: Root, openings: Openings) -> str:
     """Return what is wrong with a text that is known to be a reference; empty where nothing is."""
     if text.startswith("builtin:"):
         return ""
+    if text.startswith(_SCRIPTED):
+        return _fault_of_name(text.removeprefix(_SCRIPTED), root, is_sure=True)
     if _SCHEME.match(text):
         return _fault_of_address(text, openings)
     return _fault_of_name(text, root, is_sure=True)

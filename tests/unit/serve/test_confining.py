@@ -41,6 +41,13 @@ def test_a_reference_stays_inside(root, name):
     assert "models.0.checkpoint" in told.problems[0].where
 
 
+def test_a_script_is_a_file_inside(root):
+    named = {**SYNTH, "model": "scripted:docs/script.json"}
+    assert read_recipe(write_text(named), root, Openings()).model == "scripted:docs/script.json"
+    for name in ("/etc/passwd", "../x", "way-out/x", ".stillroom/x"):
+        refused({**SYNTH, "model": f"scripted:{name}"}, root)
+
+
 @pytest.mark.parametrize("name", ["docs", "not-there-yet", "way-round/x", "hub:org/name", "./docs"])
 def test_names_inside_pass_as_they_are_written(root, name):
     recipe = read_recipe(write_text({**MERGE, "base": name}), root, Openings())

@@ -43,7 +43,8 @@
         if (!told.some((one) => one.startsWith(named))) told.unshift(`${named}${JSON.stringify(method.dataset.option)}`);
       }
     }
-    return told;
+    const more = $("more") ? $("more").value.split("\n") : [];
+    return told.concat(more.map((line) => line.trim()).filter(Boolean));
   };
 
   const body = () => {
