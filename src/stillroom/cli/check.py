@@ -29,6 +29,7 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) 
     """Validate a recipe and estimate memory, disk and time."""
     from stillroom.flow import estimate_recipe, outline_recipe, preflight_recipe
     from stillroom.jobs import check_fits, describe_machine
+    from stillroom.jobs.estimate import say_size
     from stillroom.recipes import load_recipe
 
     loaded = load_recipe(recipe, overrides)
@@ -49,12 +50,12 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) 
         )
     else:
         rows = [
-            ("memory", f"{estimate.memory_bytes / 1e9:.2f} GB", machine.memory_bytes),
-            ("disk", f"{estimate.disk_bytes / 1e9:.2f} GB", machine.disk_bytes),
+            ("memory", say_size(estimate.memory_bytes), machine.memory_bytes),
+            ("disk", say_size(estimate.disk_bytes), machine.disk_bytes),
         ]
         for name, needed, free in rows:
             click.echo(f"{name:8} about {needed} of {free / 1e9:.1f} GB free")
-        click.echo(f"time     about {estimate.seconds / 60:.1f} min on {machine.cores} cores")
+        click.echo(f"time     about {_say_time(estimate.seconds)} on {machine.cores} cores")
         click.echo(f"basis    {estimate.basis}")
         for line in outline:
             click.echo(line)
@@ -65,3 +66,9 @@ def command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) 
     check_fits(estimate, machine, str(recipe))
     if not as_json:
         click.echo(f"{recipe} is valid and fits")
+
+
+def _say_time(seconds: float) -> str:
+    if seconds < 1:
+        return "a second"
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

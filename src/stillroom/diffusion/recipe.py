@@ -1,4 +1,4 @@
-"""DiffusionRecipe: what a diffusion model starts from, what it learns, and how it is noised."""
+"""What a diffusion model starts from, what it learns, and how it is noised."""
 
 from __future__ import annotations
 

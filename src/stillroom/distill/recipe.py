@@ -1,4 +1,4 @@
-"""DistillRecipe: which teacher teaches which student what, and for how long."""
+"""Which teacher teaches which student what, and for how long."""
 
 from __future__ import annotations
 

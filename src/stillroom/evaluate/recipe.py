@@ -1,4 +1,4 @@
-"""What a job of kind ``evaluate`` may be told."""
+"""Which answers of which models are measured on which questions, and how."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ForensicsRecipe: which faces are forged how, how many, how split; and who learns from them."""
+"""Which faces are forged how, how many, how split; and who learns from them."""
 
 from __future__ import annotations
 

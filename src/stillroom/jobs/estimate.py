@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stillroom.errors import Problem, ResourceError
 
-__all__ = ["Estimate", "Machine", "check_fits", "describe_machine"]
+__all__ = ["Estimate", "Machine", "check_fits", "describe_machine", "say_size"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +72,20 @@ def check_fits(estimate: Estimate, machine: Machine, where: str) -> None:
     if estimate.memory_bytes > machine.memory_bytes:
         problems.append(
             Problem(
-                f"the job needs about {_size(estimate.memory_bytes)} of memory",
+                f"the job needs about {say_size(estimate.memory_bytes)} of memory",
                 "resource.memory",
                 where,
-                f"at most the {_size(machine.memory_bytes)} that are free",
+                f"at most the {say_size(machine.memory_bytes)} that are free",
                 estimate.memory_knob or "use a machine with more memory",
             )
         )
     if estimate.disk_bytes > machine.disk_bytes:
         problems.append(
             Problem(
-                f"the job writes about {_size(estimate.disk_bytes)} to disk",
+                f"the job writes about {say_size(estimate.disk_bytes)} to disk",
                 "resource.disk",
                 where,
-                f"at most the {_size(machine.disk_bytes)} that are free",
+                f"at most the {say_size(machine.disk_bytes)} that are free",
                 f"free some space, choose another --out, or {estimate.disk_knob or 'make less'}",
             )
         )
@@ -93,5 +93,6 @@ def check_fits(estimate: Estimate, machine: Machine, where: str) -> None:
         raise ResourceError(problems)
 
 
-def _size(count: int) -> str:
+def say_size(count: int) -> str:
+    """Return a count of bytes as a person reads it."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

@@ -1,4 +1,4 @@
-"""What a job of kind ``merge`` may be told."""
+"""Which checkpoints become one, by which method, with which weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RagRecipe: what an index is built from and how."""
+"""What an index is built from and how."""
 
 from __future__ import annotations
 

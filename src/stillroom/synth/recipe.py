@@ -1,4 +1,4 @@
-"""SynthRecipe: what to start from, which teacher, how it is asked and what is kept."""
+"""What to start from, which teacher, how it is asked and what is kept."""
 
 from __future__ import annotations
 
