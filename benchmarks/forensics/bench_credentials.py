@@ -8,13 +8,16 @@ by today's rules, since their signatures leave out the whole head, and have to b
 import json
 import os
 import platform
+import sys
 from pathlib import Path
-
-from tests.parity.c2pa_reader import read
 
 from stillroom.forensics.credentials import verify_file
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.parity.c2pa_reader import read  # noqa: E402  # it lies beside the tests
+
 MEDIA = Path(os.environ.get("MEDIA", ROOT / "../shared/data/media"))
 FILES = Path(os.environ.get("FILES", MEDIA / "c2pa-public-testfiles/image/jpeg"))
 BROKEN = {

@@ -31,7 +31,7 @@ def draw_check_page(found: Sequence[Checked], limits: Sequence[str] = LIMITS) ->
     return frame_page(
         f"What is known of {count} file{'' if count == 1 else 's'}",
         "<p>Evidence in order: what a file is signed to be, then this lab's watermark, then what "
-        "detectors make of faces. It is never mixed into one number.</p>"
+        "detectors make of faces and sounds. It is never mixed into one number.</p>"
         f"<ul class=quiet>{listed}</ul>\n{sections}\n",
     )
 
