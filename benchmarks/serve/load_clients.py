@@ -11,7 +11,7 @@ import time
 
 from benchmarks.serve.asked import QUESTION, THINGS, TOKENS
 
-_GRACE_S = 1.0
+_GRACE_S, _APART_S = 1.0, 0.02
 
 
 class Client:
@@ -26,6 +26,7 @@ class Client:
     async def run(self) -> None:
         """Ask until the time is over."""
         turn = self.number
+        await asyncio.sleep(self.number * _APART_S)
         while time.monotonic() < self.end:
             try:
                 await self.ask(QUESTION.format(THINGS[turn % len(THINGS)]))

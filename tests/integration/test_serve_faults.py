@@ -108,31 +108,31 @@ def test_clients_that_are_cut_leave_the_line_and_the_engine():
 
 def test_who_waits_is_served_in_turn_key_by_key():
     order, model = [], scripted_model({"*": "x"})
-    begun = threading.Event()
-    generate = model.generate
+    all_wait, generate = threading.Event(), model.generate
 
     def slow(prompts, sampling, **more):
-        begun.set()
         order.append(prompts[0].messages[-1].content)
-        time.sleep(0.15)
+        assert all_wait.wait(60)
         return generate(prompts, sampling, **more)
 
     model.generate = slow
-    with live(
-        Served("run", model), limits=Limits(running=1), more_keys=["another-key-of-length"]
-    ) as address:
+    other = "another-key-of-length"
+    limits = Limits(running=1, waiting=4)
+    with live(Served("run", model), limits=limits, more_keys=[other]) as address:
 
         def ask(key, text):
             body = {**BODY, "model": "run", "messages": [{"role": "user", "content": text}]}
             headers = {"Authorization": f"Bearer {key}"}
-            httpx.post(f"{address}/v1/chat/completions", json=body, headers=headers, timeout=60)
+            url = f"{address}/v1/chat/completions"
+            return httpx.post(url, json=body, headers=headers, timeout=60).status_code
 
-        asked = [(KEY, f"a{at}") for at in range(4)] + [("another-key-of-length", "b0")]
+        asked = [(KEY, f"a{at}") for at in range(4)] + [(other, "b0")]
         threads = [threading.Thread(target=ask, args=one) for one in asked]
         for thread in threads:
             thread.start()
-            begun.wait(10)
-            time.sleep(0.02)
+            time.sleep(0.2)  # one after the other
+        assert ask(other, "too many") == 429  # all the others stand in line
+        all_wait.set()
         for thread in threads:
             thread.join()
     assert order == ["a0", "a1", "b0", "a2", "a3"]

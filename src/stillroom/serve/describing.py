@@ -18,14 +18,14 @@ from stillroom.serve.answers import ErrorReply
 __all__ = ["EVENTS", "STREAMED", "add_description"]
 
 STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    200: {"content": {"text/event-stream": {"schema": {}}}}
 }
 """A reply that may be a stream of events, where the client asks for it."""
 
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "events as they come",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": {}}},
     },
     204: {"description": "the job is over and the client has all its events"},
 }

@@ -7,6 +7,7 @@ or event by event. Waiting and threads are the slots', shapes are the replies'.
 from __future__ import annotations
 
 import math
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -20,7 +21,7 @@ from stillroom.errors import DataError, RecipeError
 from stillroom.models import TextModel
 from stillroom.models.protocols import CanvasModel, CanvasStep, RelayModel, Vectors
 from stillroom.records import Answer, Citation, Completion, Prompt, Sampling
-from stillroom.serve.counters import Counters
+from stillroom.serve.counters import CLOCK, Clock, Counters
 from stillroom.serve.guard import ACCESS
 from stillroom.serve.limits import Limits
 from stillroom.serve.refusals import Refusal, explain
@@ -253,6 +254,7 @@ class Desk:
         heard: _Heard,
     ) -> Response:
         """Send what the work gives: event by event, or whole."""
+        clock: Clock | None = request.scope.get(CLOCK)
 
         def listen(is_stopped: IsStopped) -> Iterator[_Item]:
             """Hear on the work's own thread, where counting tokens may take its time."""
@@ -260,7 +262,10 @@ class Desk:
                 heard.take(item)
                 yield item
             if not is_stopped():
+                begun = time.perf_counter()
                 heard.end()
+                if clock is not None:  # counting is our own work, though the engine is asked
+                    clock.engine_s -= time.perf_counter() - begun
 
         items = slots.stream(listen, request)
         if not body.stream:

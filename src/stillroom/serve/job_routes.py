@@ -34,9 +34,7 @@ from stillroom.serve.workspace import Root
 __all__ = ["SentJob", "SentRecipe", "add_jobs"]
 
 _LOOK_S = 0.25
-_YAML: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/yaml": {"schema": {"type": "string"}}}}
-}
+_YAML: dict[int | str, dict[str, Any]] = {200: {"content": {"application/yaml": {"schema": {}}}}}
 _FILE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}},
     206: {"description": "the range that was asked for"},
