@@ -147,7 +147,8 @@ def _run() -> int:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     debug = "--debug" in sys.argv
     try:
-        stillroom.main(standalone_mode=False)
+        # None lets click decide by the terminal, which alone is not what NO_COLOR asks.
+        stillroom.main(standalone_mode=False, color=False if os.environ.get("NO_COLOR") else None)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from stillroom.cli.options import debug_option, json_option, print_json
+from stillroom.cli.options import debug_option, hang, json_option, print_json
 
 if TYPE_CHECKING:
     from stillroom.jobs.extras import Extra
@@ -155,10 +154,8 @@ def _print_todo(todo: list[dict[str, str]]) -> None:
 
 def _print_row(name: str, text: str, state: str = "") -> None:
     """Print one row, its text wrapped to the screen and hung below itself."""
-    width = max(shutil.get_terminal_size().columns, 30)
     lead = f"  {state:8}{name:{_LABEL}}" if state else f"{name:{_LABEL}}"
-    indent = " " * len(lead) if width >= 2 * len(lead) else "  "
-    wrapped = click.wrap_text(text, width, initial_indent=lead, subsequent_indent=indent)
+    wrapped = hang(lead, text, always=True)
     click.echo(click.style(wrapped, fg="yellow") if state == "missing" else wrapped)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from stillroom.cli.naming import complete_seams
-from stillroom.cli.options import debug_option, json_option, print_json
+from stillroom.cli.options import debug_option, hang, json_option, print_json
 
 __all__ = ["command"]
 
@@ -40,7 +40,7 @@ def command(what: str, seam: str, as_json: bool) -> None:
         if row.get("seam", "") != group:
             group = row["seam"]
             click.echo(f"\n{group.removeprefix('stillroom.')}")
-        click.echo(f"  {row['name']:{width}}  {row['summary']}")
+        click.echo(hang(f"  {row['name']:{width}}  ", row["summary"]))
 
 
 def _rows(what: str, seam: str) -> list[dict[str, str]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +19,7 @@ __all__ = [
     "debug_option",
     "engine_option",
     "existing_path",
+    "hang",
     "job_options",
     "json_option",
     "print_json",
@@ -103,6 +106,22 @@ def view_options(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+def hang(lead: str, text: str, *, always: bool = False) -> str:
+    """Return a row of a table, its text wrapped to the terminal and hung below itself.
+
+    Args:
+        lead: What stands before the text: names, padded.
+        text: The last column.
+        always: Wrap to $COLUMNS where there is no terminal, too; else a row stays one line there,
+            as other programs want it.
+    """
+    if not always and not sys.stdout.isatty():
+        return lead + text
+    width = max(shutil.get_terminal_size().columns, 30)
+    indent = " " * len(lead) if width >= 2 * len(lead) else "    "
+    return click.wrap_text(text, width, initial_indent=lead, subsequent_indent=indent)
 
 
 def print_json(value: dict[str, Any]) -> None:

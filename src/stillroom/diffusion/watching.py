@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import shutil
 import sys
 import unicodedata
@@ -41,7 +42,8 @@ class TerminalView:
     def show(self, event: Event) -> None:
         """Draw a step: open places as dots, new tokens bold, changed ones red."""
         is_terminal = self.stream.isatty()
-        text = self.draw(event, color=is_terminal)
+        is_colored = is_terminal and not os.environ.get("NO_COLOR")
+        text = self.draw(event, color=is_colored, is_flat=not is_terminal)
         head = f"step {event.step}, {event.nfe} readings, {sum(event.is_open)} open"
         if is_terminal and self._lines:
             self.stream.write(f"\x1b[{self._lines}A\x1b[J")

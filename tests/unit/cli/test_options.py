@@ -58,3 +58,14 @@ def test_json_has_its_version_first_and_keeps_letters(tmp_path):
 @pytest.mark.parametrize("flag", ["--resumee", "--no-quiet"])
 def test_unknown_flags_are_refused(flag):
     assert CliRunner().invoke(command, ["x", flag]).exit_code == 2
+
+
+def test_a_row_is_wrapped_at_a_terminal_and_whole_in_a_pipe(monkeypatch):
+    from stillroom.cli.options import hang
+
+    monkeypatch.setenv("COLUMNS", "40")
+    text = "one two three four five six seven eight nine"
+    assert hang("name  ", text) == f"name  {text}"
+    rows = hang("name  ", text, always=True).splitlines()
+    assert rows[1].startswith("      ")
+    assert max(map(len, rows)) <= 40
