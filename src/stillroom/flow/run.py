@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from stillroom.errors import DataError, RecipeError
 from stillroom.flow.recipe import FlowRecipe, engine_of
 from stillroom.jobs import Estimate, Job, Reporter, check_fits, describe_machine
-from stillroom.jobs.engines import Engine, open_engine
+from stillroom.jobs.engines import Engine, open_engine, refuse_missing
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.jobs.processes import count_processes, refuse_several
 from stillroom.provenance import Artifact, digest_text, read_artifact
@@ -64,6 +64,7 @@ def run_recipe(
     if count_processes() > 1 and recipe.kind in _TOGETHER:
         return _run_together(recipe, out, resume=resume, overwrite=overwrite, reporter=reporter)
     refuse_several(f"a recipe of kind {recipe.kind}")
+    refuse_missing(engine_of(recipe))
     if isinstance(recipe, FlowRecipe):
         from stillroom.flow.chain import FlowRun  # one job alone need not load what chains need
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from tests.engine_works import Squares
 
 from stillroom.errors import DataError, MissingExtraError, RecipeError
+from stillroom.flow import run_recipe
 from stillroom.jobs.ahead import map_ahead
 from stillroom.jobs.engines import LocalEngine, open_engine
 from stillroom.jobs.engines.hand import Hand, settle
@@ -119,3 +120,11 @@ def test_an_engine_that_would_be_ignored_is_refused():
         with pytest.raises(RecipeError, match="engine: ray would be ignored") as caught:
             parse_recipe(text + "engine: ray\n")
         assert caught.value.code == "recipe.engine"
+
+
+def test_a_job_without_its_engine_leaves_no_folder(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    recipe = parse_recipe(f"kind: rag\ndocuments: {tmp_path}\nengine: ray\n")
+    with pytest.raises(MissingExtraError):
+        run_recipe(recipe, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

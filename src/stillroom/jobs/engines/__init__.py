@@ -7,7 +7,7 @@ that died changes a byte.
 """
 
 from stillroom.jobs.engines.local import LocalEngine
-from stillroom.jobs.engines.opening import open_engine
+from stillroom.jobs.engines.opening import open_engine, refuse_missing
 from stillroom.jobs.engines.work import Engine, Work
 
-__all__ = ["Engine", "LocalEngine", "Work", "open_engine"]
+__all__ = ["Engine", "LocalEngine", "Work", "open_engine", "refuse_missing"]

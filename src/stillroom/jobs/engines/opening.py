@@ -13,7 +13,20 @@ from stillroom.jobs.engines.work import Engine
 if TYPE_CHECKING:
     from stillroom.recipes.engine import EngineChoice
 
-__all__ = ["open_engine"]
+__all__ = ["open_engine", "refuse_missing"]
+
+
+def refuse_missing(choice: EngineChoice | None) -> None:
+    """Refuse an engine that is not installed, before a job's folder is made.
+
+    Raises:
+        MissingExtraError: If Ray is chosen and not installed.
+    """
+    if choice is not None and choice.ray is not None:
+        try:
+            import ray  # noqa: F401  # only whether it is here
+        except ImportError as error:
+            raise MissingExtraError.of("ray", "ray", "engine: ray") from error
 
 
 @contextmanager
@@ -31,11 +44,8 @@ def open_engine(
         ResourceError: If the cluster cannot be reached.
     """
     engine: Engine = LocalEngine()
+    refuse_missing(choice)
     if choice is not None and choice.ray is not None:
-        try:
-            import ray  # noqa: F401  # only whether it is here
-        except ImportError as error:
-            raise MissingExtraError.of("ray", "ray", "engine: ray") from error
         from stillroom.jobs.engines.ray import RayEngine
 
         engine = RayEngine(choice.ray, tell)

@@ -302,7 +302,6 @@ def _join(settings: RaySettings) -> None:
         ResourceError: If that fails.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters is told as an error
     os.environ.setdefault("RAY_worker_niceness", "0")  # the workers are the job, not beside it
     asked: dict[str, Any] = {"address": settings.address}
     if settings.address is None:
