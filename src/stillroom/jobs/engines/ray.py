@@ -16,6 +16,7 @@ import hashlib
 import logging
 import os
 import pickle
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,6 +51,7 @@ _AT_ONCE = 256
 """Calls that wait at one actor; how many are at work is the work's own affair."""
 _WAIT_S = 120.0
 _LOOK_S = 0.2
+_KNOCK_S = 5.0
 _PASSED = ("HF_", "STILLROOM_", "TOKENIZERS_")
 """Environment that workers are given: where models lie, never a key."""
 _SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
@@ -308,6 +310,7 @@ def _join(settings: RaySettings) -> None:
         cores = settings.num_workers or os.cpu_count()
         asked = {"address": "local", "include_dashboard": False, "num_cpus": cores}
     try:
+        _knock(settings.address or "")
         ray.init(**asked, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ResourceError(
@@ -317,6 +320,17 @@ def _join(settings: RaySettings) -> None:
             expected="the address of a running cluster of the same Ray and Python, or null",
             next="ray status --address ADDRESS, or leave the address out",
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Look whether anything listens at an address: Ray itself would try for minutes.
+
+    Raises:
+        OSError: If nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), _KNOCK_S).close()
 
 
 def _worker_lost(what: str) -> ResourceError:
