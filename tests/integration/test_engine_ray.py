@@ -38,7 +38,10 @@ def cluster():
 
     # By default Ray lets every other process of the machine go before its workers.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, "node_ip_address": "127.0.0.1"},
+    )
     try:
         yield made
     finally:
@@ -52,7 +55,7 @@ def on(cluster, told=lambda line: None, **settings):
 
 
 def add_node(cluster):
-    node = cluster.add_node(num_cpus=1)
+    node = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
     cluster.wait_for_nodes()
     return node
 
