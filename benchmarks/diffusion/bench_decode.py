@@ -136,7 +136,8 @@ def main() -> None:
         str(train_model("forms-blocks", attention="block_causal", block_size=16)), dtype="float32"
     )
     twin, words = load_causal_lm(
-        train_model("forms-twin", noising="autoregressive", attention="causal"), dtype="float32"
+        train_model("forms-twin", noising="autoregressive", attention="causal") / "output",
+        dtype="float32",
     )
 
     ends = set(full.metadata.end_token_ids)
