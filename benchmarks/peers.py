@@ -36,16 +36,21 @@ def peer_python(package: str, version: str, *, also: Sequence[str] = ()) -> Path
     Args:
         package: Its name on PyPI.
         version: The version that figures are compared with.
-        also: Further packages that the peer needs for what is compared.
+        also: Further packages that the peer needs for what is compared; another benchmark may have
+            made the environment without them.
     """
     folder = ROOT / "build" / "peers" / f"{package}-{version}"
     path, ready = folder / "bin" / "python", folder / "ready"
-    if not ready.exists():
-        print(f"installing {package} {version} into {folder}", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        pip = [str(folder / "bin" / "pip"), "install", "--quiet", f"{package}=={version}", *also]
+    wanted = {f"{package}=={version}", *also}
+    missing = sorted(wanted - set(ready.read_text().split() if ready.exists() else ()))
+    if missing:
+        print(f"installing {' '.join(missing)} into {folder}", file=sys.stderr)
+        if not path.exists():
+            subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        pip = [str(folder / "bin" / "pip"), "install", "--quiet", *missing]
         subprocess.run(pip, check=True, stdout=sys.stderr)
-        ready.touch()
+        known = ready.read_text().split() if ready.exists() else []
+        ready.write_text("\n".join(sorted({*known, *wanted})))
     return path
 
 
