@@ -40,7 +40,7 @@ def cluster():
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     made = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 1, "include_dashboard": False, "node_ip_address": "127.0.0.1"},
+        head_node_args={"num_cpus": 1, "include_dashboard": False},
     )
     try:
         yield made
@@ -49,13 +49,18 @@ def cluster():
         made.shutdown()
 
 
+def address_of(cluster):
+    """Return the cluster's address on the loopback, the only one that tests may connect to."""
+    return f"127.0.0.1:{cluster.address.rpartition(':')[2]}"
+
+
 def on(cluster, told=lambda line: None, **settings):
-    choice = {"ray": {"address": cluster.address, **settings}}
+    choice = {"ray": {"address": address_of(cluster), **settings}}
     return open_engine(EngineChoice.model_validate(choice), told)
 
 
 def add_node(cluster):
-    node = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
+    node = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
     return node
 
@@ -120,7 +125,7 @@ def test_a_job_on_two_nodes_gives_the_bytes_of_one_here(cluster, tmp_path):
     (tmp_path / "script.json").write_text(json.dumps(write_documents(tmp_path / "documents")))
     run_recipe(flow(tmp_path), tmp_path / "here")
     node = add_node(cluster)
-    there = flow(tmp_path, {"ray": {"address": cluster.address}})
+    there = flow(tmp_path, {"ray": {"address": address_of(cluster)}})
     asked = tmp_path / "there"
     watcher = threading.Thread(target=lambda: kill_in_records(cluster, node, asked))
     watcher.start()
