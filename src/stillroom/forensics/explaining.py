@@ -5,24 +5,21 @@ lab's masks, against chance, and against the same network with its weights drawn
 shown for what is called forged alone: what made a face look real is no place.
 
 Source: Draelos et al. 2020, "HiResCAM", arXiv:2011.08891 (features times their gradients, summed
-over channels); Jiang et al. 2021, "LayerCAM", IEEE TIP 30 (maps of several sizes added up: here
-those of the last features and of the last at twice their size); Zhang et al. 2016, "Top-down
-Neural Attention by Excitation Backprop", arXiv:1608.00507, section 4.1 (pointing game); Adebayo et
-al. 2018, "Sanity Checks for Saliency Maps", arXiv:1810.03292 (random weights).
+over channels); Zhang et al. 2016, "Top-down Neural Attention by Excitation Backprop",
+arXiv:1608.00507, section 4.1 (pointing game); Adebayo et al. 2018, "Sanity Checks for Saliency
+Maps", arXiv:1810.03292 (random weights).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
 
 from stillroom.errors import DataError
 from stillroom.forensics.detecting import TrainedDetector
@@ -34,8 +31,6 @@ from stillroom.forensics.views import cut_window, middle_window, to_planes
 __all__ = ["PointingGame", "draw_maps", "has_maps", "pointing_game", "randomize"]
 
 _AT_ONCE = 32
-_PLACED = 4  # dimensions of features that have places, (B, C, h, w)
-_LEAST = 1e-9
 _FORGED = 0.1  # of a mask's maximum: from here on a place counts as forged
 
 Maps = npt.NDArray[np.float32]
@@ -120,7 +115,7 @@ def randomize(network: Network, seed: int) -> Network:
 
 def _evidence(detector: TrainedDetector, given: torch.Tensor) -> Maps:
     """Return unscaled maps at whatever size the network's places have, (B, h, w)."""
-    with torch.enable_grad(), _watch(detector.network) as seen:
+    with torch.enable_grad():
         # A frozen network's features need a gradient, too: it begins at the pictures.
         judged = detector.network.judge(given.requires_grad_())
         if judged.map is not None:
@@ -132,50 +127,9 @@ def _evidence(detector: TrainedDetector, given: torch.Tensor) -> Maps:
                 expected="a detector whose features lie on a grid, as cnn, srm or face_xray",
                 next="leave maps out, or use another detector",
             )
-        grids = [judged.grid]
-        rows, columns = judged.grid.shape[-2:]
-        finer = seen.get((2 * rows, 2 * columns))
-        if finer is not None and finer.requires_grad:
-            grids.append(finer)
-        slopes = torch.autograd.grad(judged.logits.sum(), grids)
-    parts = [
-        (slope * grid).detach().float().sum(1).clamp(min=0)
-        for slope, grid in zip(slopes, grids, strict=True)
-    ]
-    return np.asarray(_add_sizes(parts).cpu().numpy())
-
-
-@contextmanager
-def _watch(network: Network) -> Iterator[dict[tuple[int, int], torch.Tensor]]:
-    """Keep the last features of every size that a network's innermost parts give."""
-    seen: dict[tuple[int, int], torch.Tensor] = {}
-
-    def keep(part: torch.nn.Module, given: object, made: object) -> None:
-        if isinstance(made, torch.Tensor) and made.ndim == _PLACED:
-            seen[int(made.shape[-2]), int(made.shape[-1])] = made
-
-    hooks = [
-        part.register_forward_hook(keep)
-        for part in network.modules()
-        if not any(True for _ in part.children())
-    ]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _add_sizes(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the sum of maps of several sizes, each at a maximum of 1, at the finest size."""
-    if len(parts) == 1:
-        return parts[0]
-    size = (int(parts[-1].shape[-2]), int(parts[-1].shape[-1]))
-    total = torch.zeros_like(parts[-1])
-    for part in parts:
-        unit = part / part.amax((1, 2), keepdim=True).clamp(min=_LEAST)
-        total += functional.interpolate(unit[:, None], size=size, mode="bilinear")[:, 0]
-    return total
+        (slope,) = torch.autograd.grad(judged.logits.sum(), judged.grid)
+    weighed = (slope * judged.grid).sum(1).clamp(min=0)
+    return np.asarray(weighed.detach().float().cpu().numpy())
 
 
 def _to_unit(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -233,18 +233,3 @@ def test_a_student_learns_its_teachers_scores(trained, tmp_path):
     assert [parent["role"] for parent in artifact["parents"]] == ["teacher"]
     lines = (tmp_path / "student/metrics.jsonl").read_text().splitlines()
     assert any(json.loads(line)["name"] == "teacher" for line in lines)
-
-
-def test_maps_add_the_places_of_two_sizes(trained, faces):
-    from stillroom.forensics import explaining
-
-    detector = TrainedDetector.open(trained, device="cpu")
-    given = torch.from_numpy(
-        np.stack([detector.show(face.image) for face in faces[:2]]).transpose(0, 3, 1, 2) / 255
-    ).float()
-    with torch.no_grad():
-        coarse = detector.network.judge(given).grid.shape[-1]
-    fine = explaining._evidence(detector, given)
-    assert fine.shape == (2, 2 * coarse, 2 * coarse)
-    one = explaining._evidence(detector, given[:1])
-    np.testing.assert_allclose(one[0], fine[0], atol=1e-4)
