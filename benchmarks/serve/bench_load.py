@@ -110,6 +110,8 @@ def compare(model: Any, port: int, turns: int, clients: int) -> None:
     for _ in range(turns):
         bare, bare_cpu = draw_bare(model, TURN_S)
         served, served_cpu = draw_served(port, clients, TURN_S)
+        if not bare or not served["pieces"]:
+            raise SystemExit(f"nothing was drawn in {TURN_S} s: the machine is too busy to measure")
         bare_rates.append(bare / TURN_S)
         served_rates.append(served["pieces"] / TURN_S)
         shares.append(1 - served["pieces"] / bare)
