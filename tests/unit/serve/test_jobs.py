@@ -252,6 +252,7 @@ def test_a_request_that_is_sent_twice_makes_one_job(served):
 
 
 def test_jobs_are_listed_newest_first_and_by_state(served):
+    follow(served, submit(served))
     name = submit(served)
     follow(served, name)
     page = served.get("/v1/jobs?limit=1").json()
