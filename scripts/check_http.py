@@ -42,11 +42,14 @@ def main() -> int:
             server = subprocess.Popen(
                 [sys.executable, "-m", "stillroom", *arguments, "--forensics", "--port", "0"],
                 stderr=file,
+                env={**os.environ, "PYTHONFAULTHANDLER": "1"},
             )
         try:
             address = _wait_for(told, server)
             return _run(peers.absolute(), address, examples, place)
         finally:
+            if (code := server.poll()) is not None:
+                print(f"the server ended by itself, with exit code {code}")
             server.terminate()
             server.wait(60)
             print(told.read_text()[-2000:])

@@ -15,7 +15,7 @@ from tests.unit.serve.test_jobs import ENDLESS, fill, follow, submit, wait_for
 
 from stillroom.provenance import digest_file
 
-LONG = {**ENDLESS, "train": {**ENDLESS["train"], "steps": 60}}
+LONG = {**ENDLESS, "train": {**ENDLESS["train"], "steps": 1000}}
 
 
 class Serving:

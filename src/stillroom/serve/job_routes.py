@@ -36,7 +36,7 @@ __all__ = ["SentJob", "SentRecipe", "add_jobs"]
 _LOOK_S = 0.25
 _YAML: dict[int | str, dict[str, Any]] = {200: {"content": {"application/yaml": {"schema": {}}}}}
 _FILE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"*/*": {"schema": {"type": "string", "format": "binary"}}}},
+    200: {"content": {"*/*": {"schema": {}}}},
     206: {"description": "the range that was asked for"},
     416: {"description": "the file has no such range"},
 }
