@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-import signal
+import select
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,10 @@ from stillroom.errors import StillroomError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-__all__ = ["LazyGroup", "main", "stillroom"]
+__all__ = ["LazyGroup", "is_reader_gone", "main", "stillroom"]
 
 _SCREEN_LINES = 24
+_READER_GONE = 141  # what shells say of a process that a closed pipe ended
 # Loading modules makes objects that stay; looking for garbage among them every 700 (Python's own
 # threshold) took a tenth of a small command's time.
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
@@ -126,12 +127,47 @@ def main() -> None:
     """Run the command line and exit with the code that docs/reference/errors.md gives."""
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     code = _run()
+    if is_reader_gone():
+        code = _READER_GONE
     gc.freeze()  # the process ends: nothing is left to look through
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from stillroom.train.ranks import leave
 
         leave(code)
     sys.exit(code)
+
+
+def _say_fault(error: Exception) -> int:
+    click.echo(
+        f"{type(error).__name__}: {error}  [internal]\n"
+        "  expected no such error: it is a fault of Stillroom's\n"
+        "  next: run again with --debug and report the traceback",
+        err=True,
+    )
+    return 1
+
+
+def is_reader_gone() -> bool:
+    """Return whether who read our output has closed it, as ``head`` does; what is left is dropped.
+
+    The signal that would end the process instead (SIGPIPE) stays ignored, as Python has it: it
+    would end a server, too, whenever a client breaks off at the wrong moment.
+    """
+    gone = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            place = stream.fileno()
+            asking = select.poll()
+            asking.register(place, 0)
+            if not any(found & select.POLLERR for _, found in asking.poll(0)):
+                continue
+        except (OSError, ValueError, AttributeError):
+            continue  # no file, or a system without poll
+        gone = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, place)  # the interpreter flushes once more as it ends
+        os.close(nowhere)
+    return gone
 
 
 def _run() -> int:
@@ -143,9 +179,8 @@ def _run() -> int:
         ("TOKENIZERS_PARALLELISM", "false"),
     ):
         os.environ.setdefault(name, value)
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     debug = "--debug" in sys.argv
+    out, err = sys.stdout, sys.stderr
     try:
         # None lets click decide by the terminal, which alone is not what NO_COLOR asks.
         stillroom.main(standalone_mode=False, color=False if os.environ.get("NO_COLOR") else None)
@@ -162,16 +197,16 @@ def _run() -> int:
             raise
         click.echo(_fit_screen(error), err=True)
         return error.exit_code
+    except SystemExit:
+        if sys.stdout is out:
+            raise
+        # click wraps both streams and ends so on any broken pipe: our output's, or a socket's.
+        sys.stdout, sys.stderr = out, err
+        return _READER_GONE if is_reader_gone() else _say_fault(BrokenPipeError("a peer went"))
     except Exception as error:
         if debug:
             raise
-        click.echo(
-            f"{type(error).__name__}: {error}  [internal]\n"
-            "  expected no such error: it is a fault of Stillroom's\n"
-            "  next: run again with --debug and report the traceback",
-            err=True,
-        )
-        return 1
+        return _say_fault(error)
     return 0
 
 

@@ -1,3 +1,6 @@
+import os
+import signal
+import subprocess
 import sys
 
 import click
@@ -11,8 +14,6 @@ from stillroom.errors import Cancelled, Problem, RecipeError, ResourceError
 @pytest.fixture
 def run_main(monkeypatch, capsys):
     """Return a function that runs the command line with a root that raises an error."""
-    monkeypatch.setattr(app.signal, "signal", lambda *_: None)
-
     def run(error, *arguments):
         def fail(**settings):
             raise error
@@ -87,3 +88,32 @@ def test_unknown_commands_are_answered_with_the_nearest():
     assert told.exit_code == 2
     assert "No such command 'mkae'; did you mean 'make'?" in told.stderr
     assert "did you mean" not in CliRunner().invoke(app.stillroom, ["qqqqqq"]).stderr
+
+
+def test_a_reader_that_goes_ends_a_command_quietly(tmp_path):
+    for arguments in (["list", "methods"], ["new", "flow/make"], ["--help"]):
+        reading, writing = os.pipe()
+        os.close(reading)  # as `head` does once it has enough
+        with os.fdopen(writing, "wb") as gone:
+            ended = subprocess.run(
+                [sys.executable, "-m", "stillroom", *arguments],
+                stdout=gone,
+                stderr=subprocess.PIPE,
+                check=False,
+            )
+        assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_a_broken_socket_is_no_reader_that_went(run_main, monkeypatch, capsys):
+    monkeypatch.setattr(app, "is_reader_gone", lambda: False)
+    code, told = run_main(BrokenPipeError(32, "Broken pipe"))
+    assert code == 1
+    assert "[internal]" in told
+
+
+def test_a_broken_pipe_is_no_signal_that_ends_a_server(monkeypatch):
+    before = signal.getsignal(signal.SIGPIPE)
+    monkeypatch.setattr(sys, "argv", ["stillroom", "--version"])
+    with pytest.raises(SystemExit):
+        app.main()
+    assert signal.getsignal(signal.SIGPIPE) == before == signal.SIG_IGN
