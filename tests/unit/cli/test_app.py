@@ -14,6 +14,7 @@ from stillroom.errors import Cancelled, Problem, RecipeError, ResourceError
 @pytest.fixture
 def run_main(monkeypatch, capsys):
     """Return a function that runs the command line with a root that raises an error."""
+
     def run(error, *arguments):
         def fail(**settings):
             raise error
