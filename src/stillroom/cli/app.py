@@ -170,8 +170,8 @@ def is_reader_gone() -> bool:
     return gone
 
 
-def _run() -> int:
-    # Libraries below draw bars and warnings of their own; ours are the ones the user reads.
+def _quieten() -> None:
+    """Keep libraries from drawing bars and warnings: ours are the ones the user reads."""
     for name, value in (
         ("TRANSFORMERS_VERBOSITY", "error"),
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
@@ -179,6 +179,10 @@ def _run() -> int:
         ("TOKENIZERS_PARALLELISM", "false"),
     ):
         os.environ.setdefault(name, value)
+
+
+def _run() -> int:
+    _quieten()
     debug = "--debug" in sys.argv
     out, err = sys.stdout, sys.stderr
     try:
