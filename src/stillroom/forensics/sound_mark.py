@@ -39,6 +39,7 @@ LEAST_S = 3.0
 BITS = 32
 _CHECK_BITS = 24
 _CODED = coded_length(BITS + _CHECK_BITS)
+_LOUDER = (0.0, 2.0, 4.0, 6.0)  # dB, tried in turn
 _CELL = 1024  # samples: 64 ms
 _HOP = 128  # samples between the places that are tried
 _PHASES = _CELL // _HOP
@@ -86,7 +87,8 @@ class SoundMark:
         Args:
             values: Mono, (N,), at ``waves.RATE``; at least 3 seconds.
             payload: Below 2**32.
-            snr: Signal to mark ratio in dB; the mark follows the sound's own loudness.
+            snr: Signal to mark ratio in dB; the mark follows the sound's own loudness. Where it
+                cannot be read back, which with some keys it cannot, it is made louder by up to 6 dB.
 
         Raises:
             DataError: If it is too short, or the mark cannot be read back.
@@ -99,15 +101,16 @@ class SoundMark:
                 next="make longer sounds: sound.seconds=4",
             )
         wanted = self._wanted(payload, len(values) // _CELL)
-        marked = self._raise_margins(values, wanted, snr)
-        if self.read(marked).payload != payload:
-            raise DataError(
-                "the mark cannot be read back from this sound",
-                code="forensics.mark-failed",
-                expected="a sound that is not nearly all silence",
-                next="leave the sound out, or give longer ones",
-            )
-        return marked
+        for louder in _LOUDER:
+            marked = self._raise_margins(values, wanted, snr - louder)
+            if self.read(marked).payload == payload:
+                return marked
+        raise DataError(
+            "the mark cannot be read back from this sound",
+            code="forensics.mark-failed",
+            expected="a sound that is not nearly all silence",
+            next="leave the sound out, or give longer ones",
+        )
 
     def read(self, values: Waves) -> SoundReading:
         """Read the mark of this key from a sound, wherever in it the cells begin."""

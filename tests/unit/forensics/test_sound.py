@@ -120,6 +120,18 @@ def marked(voices):
 
 
 class TestMark:
+    def test_one_that_cannot_be_read_back_is_made_louder(self, marked, monkeypatch):
+        mark, plain, _ = marked
+        read, asked = SoundMark.read, []
+
+        def fail_once(self, values):
+            asked.append(values)
+            return read(self, values if len(asked) > 1 else plain)
+
+        monkeypatch.setattr(SoundMark, "read", fail_once)
+        there = mark.embed(plain, 0xDEADBEEF, snr=18)
+        assert measure_snr(plain, there) == pytest.approx(16, abs=0.1)
+
     def test_it_is_as_quiet_as_asked(self, marked):
         _, plain, there = marked
         assert measure_snr(plain, there) == pytest.approx(18, abs=0.1)
