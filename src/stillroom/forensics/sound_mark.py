@@ -88,7 +88,7 @@ class SoundMark:
             values: Mono, (N,), at ``waves.RATE``; at least 3 seconds.
             payload: Below 2**32.
             snr: Signal to mark ratio in dB; the mark follows the sound's own loudness. Where it
-                cannot be read back, which with some keys it cannot, it is made louder by up to 6 dB.
+                cannot be read back, which with some keys it cannot, it is made up to 6 dB louder.
 
         Raises:
             DataError: If it is too short, or the mark cannot be read back.
