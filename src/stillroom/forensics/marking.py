@@ -11,9 +11,6 @@ files that leave them.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,22 +19,27 @@ from typing import Any
 
 import numpy as np
 
-from stillroom.errors import IntegrityError
-from stillroom.forensics.credentials import mime_type, read_credentials, sign_bytes
+from stillroom.forensics.credentials import mime_type, sign_bytes
 from stillroom.forensics.extras import need
 from stillroom.forensics.face import Image
+from stillroom.forensics.finishing import (
+    IPTC,
+    MARKS,
+    finish,
+    make_manifest,
+    make_payload,
+    missing_marks,
+    refuse_missing,
+    signed_payload,
+)
 from stillroom.forensics.lab import Lab
 from stillroom.forensics.watermark import BITS, Watermark, measure_psnr
-from stillroom.jobs import atomic_write
 from stillroom.provenance import digest_bytes
 
 __all__ = ["LABEL", "Made", "Marker", "decode_image", "read_image", "unmarked_files"]
 
 LABEL = "Made by the Stillroom forensics lab to test detectors. Not a photograph of what it shows."
-ASSERTION = "io.stillroom.lab"
 SOFT_BINDING = "io.stillroom.dct48"
-_IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
-_EDITED = "c2pa.edited"
 _EXIF_DESCRIPTION = 0x010E
 _XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
@@ -129,7 +131,7 @@ class Marker:
             DataError: If the image cannot carry a mark.
             IntegrityError: If a mark is not found in the finished bytes; nothing is written then.
         """
-        payload = self._payload(made, path.name)
+        payload = make_payload(self._lab, made, path.name, made.image.tobytes(), BITS)
         marked = self._watermark.embed(made.image, payload, psnr=self._psnr)
         mime = mime_type(path)
         plain = self._encode(marked, mime, made)
@@ -141,30 +143,21 @@ class Marker:
             source_type="" if made.parent else made.source_type,
             parent=made.parent,
         )
-        missing = self._missing_marks(signed, mime, payload)
-        if missing:
-            raise _unmarked(path, missing)
-        row = {
-            "watermark": format(payload, "012x"),
-            "pixels": digest_bytes(decode_image(signed).tobytes()),
-            "psnr": round(measure_psnr(made.image, marked), 2),
-            "marks": ["label", "watermark", "credentials", "ledger"],
-        }
-        self._lab.ledger.append(
-            {
-                "file": path.name,
-                "sha256": digest_bytes(signed),
-                "generator": made.generator,
-                "seed": made.seed,
-                "run": made.run,
-                "consent": made.consent,
-                "source_type": made.source_type,
-                **{key: row[key] for key in ("watermark", "pixels")},
-            }
+        refuse_missing(
+            path,
+            self._missing(signed, mime, payload),
+            "raise out.quality, or lower marking.psnr, so that the watermark survives",
         )
-        with atomic_write(path, "wb") as file:
-            file.write(signed)
-        return row
+        row = {
+            "watermark": format(payload, f"0{BITS // 4}x"),
+            "pixels": digest_bytes(decode_image(signed).tobytes()),
+        }
+        finish(path, signed, made, self._lab, **row)
+        return {
+            **row,
+            "psnr": round(measure_psnr(made.image, marked), 2),
+            "marks": list(MARKS),
+        }
 
     def missing_marks(self, path: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """Return which marks of this lab a file lacks; none if it is whole.
@@ -174,67 +167,37 @@ class Marker:
             rows: The ledger's rows by their files' digests.
         """
         data, mime = path.read_bytes(), mime_type(path)
-        row = rows.get(digest_bytes(data))
-        if row is None:
-            return ["ledger", *self._missing_marks(data, mime, None)]
-        return self._missing_marks(data, mime, int(str(row["watermark"]), 16))
+        payload = signed_payload(data, rows)
+        return [*(["ledger"] if payload is None else []), *self._missing(data, mime, payload)]
 
-    def _missing_marks(self, data: bytes, mime: str, payload: int | None) -> list[str]:
-        missing = []
-        found = self._watermark.read(decode_image(data)).payload
-        if found is None or (payload is not None and found != payload):
-            missing.append("watermark")
-        credentials = read_credentials(data, mime, [self._lab.trust])
-        if credentials.integrity != "intact" or credentials.trust != "lab":
-            missing.append("credentials")
-        if not any(kind.startswith(_IPTC) for kind in credentials.source_types):
-            missing.append("source type")
-        if _read_label(data) != LABEL:
-            missing.append("label")
-        return missing
-
-    def _payload(self, made: Made, name: str) -> int:
-        said = f"{made.run} {name} {made.generator} {made.seed}".encode() + made.image.tobytes()
-        digest = hmac.new(self._lab.key, said, hashlib.sha256).digest()
-        return int.from_bytes(digest[: BITS // 8], "big")
+    def _missing(self, data: bytes, mime: str, payload: int | None) -> list[str]:
+        return missing_marks(
+            data,
+            mime,
+            self._lab,
+            found=self._watermark.read(decode_image(data)).payload,
+            payload=payload,
+            is_labelled=_read_label(data) == LABEL,
+        )
 
     def _manifest(self, made: Made, payload: int, title: str) -> dict[str, Any]:
-        mark = base64.b64encode(payload.to_bytes(BITS // 8, "big")).decode("ascii")
         x, y, width, height = made.box
-        own = {
-            "generator": made.generator,
-            "seed": made.seed,
-            "run": made.run,
-            "consent": made.consent or "no person",
-            "label": LABEL,
-            "region": {"x": x, "y": y, "width": width, "height": height},
-            **made.about,
+        shape = {
+            "type": "rectangle",
+            "unit": "pixel",
+            "origin": {"x": x, "y": y},
+            "width": width,
+            "height": height,
         }
-        action: dict[str, Any] = {
-            "action": _EDITED,
-            "digitalSourceType": _IPTC + made.source_type,
-            "description": made.generator,
-        }
-        if width and height:
-            shape = {
-                "type": "rectangle",
-                "unit": "pixel",
-                "origin": {"x": x, "y": y},
-                "width": width,
-                "height": height,
-            }
-            action["changes"] = [
-                {"description": "forged", "region": [{"type": "spatial", "shape": shape}]}
-            ]
-        binding = {"alg": SOFT_BINDING, "blocks": [{"scope": {}, "value": mark}]}
-        return {
-            "title": title,
-            "assertions": [
-                {"label": "c2pa.actions.v2", "data": {"actions": [action]}},
-                {"label": "c2pa.soft-binding", "data": binding},
-                {"label": ASSERTION, "data": own},
-            ],
-        }
+        change = {"description": "forged", "region": [{"type": "spatial", "shape": shape}]}
+        return make_manifest(
+            made,
+            title,
+            label=LABEL,
+            binding=(SOFT_BINDING, payload, BITS),
+            region={"x": x, "y": y, "width": width, "height": height},
+            changes=[change] if width and height else [],
+        )
 
     def _encode(self, image: Image, mime: str, made: Made) -> bytes:
         """Return the image as a file whose own metadata says what it is."""
@@ -242,7 +205,7 @@ class Marker:
         from PIL.PngImagePlugin import PngInfo
 
         picture, out = Pictures.fromarray(image), io.BytesIO()
-        xmp = _XMP.format(source=_IPTC + made.source_type)
+        xmp = _XMP.format(source=IPTC + made.source_type)
         if mime == "image/jpeg":
             exif = Pictures.Exif()
             exif[_EXIF_DESCRIPTION] = LABEL
@@ -301,13 +264,3 @@ def unmarked_files(folder: Path, lab: Lab) -> dict[str, list[str]]:
         if missing:
             found[path.relative_to(folder).as_posix()] = missing
     return found
-
-
-def _unmarked(path: Path, missing: list[str]) -> IntegrityError:
-    return IntegrityError(
-        f"the finished file lacks its {', '.join(missing)}, so it was not written",
-        code="forensics.unmarked",
-        where=str(path),
-        expected="label, watermark, credentials and ledger row in every file of the lab",
-        next="raise out.quality, or lower marking.psnr, so that the watermark survives",
-    )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -12,7 +11,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import IntegrityError
 from stillroom.forensics.casting import Cast, cast_faces
 from stillroom.forensics.extras import need
 from stillroom.forensics.recipe import ForensicsRecipe
@@ -27,10 +25,10 @@ if TYPE_CHECKING:
     from stillroom.forensics.face import Face
     from stillroom.forensics.marking import Made, Marker
     from stillroom.forensics.method import Forged
+    from stillroom.forensics.set_writing import Rows
 
-__all__ = ["MANIFEST", "estimate", "run"]
+__all__ = ["estimate", "run"]
 
-MANIFEST = "manifest.jsonl"
 _SECONDS_EACH = 0.12
 _SECONDS_LEARNED = 0.035
 _SECONDS_FORGED = 0.01
@@ -69,7 +67,8 @@ def run(recipe: ForensicsRecipe, job: Job) -> Artifact:
     need("cv2", "c2pa", "cryptography", "PIL")
     from stillroom.forensics.bases import open_bases
     from stillroom.forensics.lab import open_lab
-    from stillroom.forensics.marking import Marker, unmarked_files
+    from stillroom.forensics.marking import Marker
+    from stillroom.forensics.set_writing import write_set
 
     lab = open_lab()
     rows_before = lab.ledger.verify()
@@ -83,26 +82,12 @@ def run(recipe: ForensicsRecipe, job: Job) -> Artifact:
         say=job.say,
     )
     marker = Marker(lab, psnr=recipe.marking.psnr, quality=recipe.out.quality)
-    journal = job.journal("items")
-    done: dict[int, list[dict[str, Any]]] = {
-        int(key): journal.get(key)
-        for key in journal.keys()  # noqa: SIM118  # no mapping
-    }
-    with job.phase("forge", recipe.count, "images", done=len(done)) as progress:
-        for task, made in _forge_all(recipe, bases, done, job):
-            rows = _write(task, made, bases, marker, job.output)
-            journal.put(str(task.number), rows)
-            done[task.number] = rows
-            progress.advance()
-            job.check_cancelled()
-    rows = [row for number in sorted(done) for row in done[number]]
-    with atomic_write(job.output / MANIFEST) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
-    _refuse_unmarked(unmarked_files(job.output, lab))
-    job.say(
-        f"{len(rows)} images, each with label, watermark, credentials and a row in the ledger "
-        f"({rows_before} rows before, {lab.ledger.verify()} now)"
-    )
+
+    def make(done: Collection[int]) -> Iterator[tuple[int, Rows]]:
+        for task, forged in _forge_all(recipe, bases, done, job):
+            yield task.number, _write(task, forged, bases, marker, job.output)
+
+    rows = write_set(job, lab, make, count=recipe.count, unit="images", rows_before=rows_before)
     return job.finish(
         "media",
         parents=[make_parent("faces", Path(recipe.faces.folder), job.out)]
@@ -167,7 +152,7 @@ def _estimate_learning(recipe: ForensicsRecipe, settings: DetectorSettings) -> E
 
 
 def _forge_all(
-    recipe: ForensicsRecipe, bases: Bases, done: dict[int, list[dict[str, Any]]], job: Job
+    recipe: ForensicsRecipe, bases: Bases, done: Collection[int], job: Job
 ) -> Iterator[tuple[_Task, Forged]]:
     """Yield forgeries in order; with several workers they are made in other processes.
 
@@ -310,15 +295,3 @@ def _read_parent(path: Path) -> tuple[bytes, str] | None:
 
     mime = MIME_TYPES.get(path.suffix.lower())
     return (path.read_bytes(), mime) if mime else None
-
-
-def _refuse_unmarked(unmarked: dict[str, list[str]]) -> None:
-    if unmarked:
-        path, missing = next(iter(unmarked.items()))
-        raise IntegrityError(
-            f"{len(unmarked)} files lack marks; {path} lacks its {', '.join(missing)}",
-            code="forensics.unmarked",
-            where=path,
-            expected="every media file of a set marked by the lab's writer",
-            next="remove the run and make it again; report it if it stays",
-        )

@@ -7,9 +7,6 @@ found in them before the file appears.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import io
 import struct
 import wave
@@ -20,20 +17,26 @@ from typing import Any
 
 import numpy as np
 
-from stillroom.errors import IntegrityError
-from stillroom.forensics.credentials import read_credentials, sign_bytes
+from stillroom.forensics.credentials import sign_bytes
 from stillroom.forensics.extras import need
+from stillroom.forensics.finishing import (
+    MARKS,
+    finish,
+    make_manifest,
+    make_payload,
+    missing_marks,
+    refuse_missing,
+    signed_payload,
+)
 from stillroom.forensics.lab import Lab
 from stillroom.forensics.sound_mark import BITS, SoundMark, measure_snr
 from stillroom.forensics.waves import RATE, Waves
-from stillroom.jobs import atomic_write
 from stillroom.provenance import digest_bytes
 
 __all__ = ["LABEL", "MadeSound", "SoundMarker", "decode_wave"]
 
 LABEL = "Made by the Stillroom forensics lab to test detectors. Nobody said this."
-_ASSERTION, _BINDING = "io.stillroom.lab", "io.stillroom.cells32"
-_IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+_BINDING = "io.stillroom.cells32"
 _MIME = "audio/wav"
 
 
@@ -73,45 +76,30 @@ class SoundMarker:
             DataError: If the sound cannot carry a mark.
             IntegrityError: If a mark is not found in the finished bytes; nothing is written then.
         """
-        payload = self._payload(made, path.name)
+        payload = make_payload(self._lab, made, path.name, made.values.tobytes(), BITS)
         marked = self._mark.embed(made.values, payload, snr=self._snr)
         signed = sign_bytes(
             _encode(marked),
             _MIME,
-            self._manifest(made, payload, path.name),
+            make_manifest(made, path.name, label=LABEL, binding=(_BINDING, payload, BITS)),
             self._lab.signer,
             source_type=made.source_type,
         )
-        missing = self._missing(signed, payload)
-        if missing:
-            raise IntegrityError(
-                f"the finished file lacks its {', '.join(missing)}, so it was not written",
-                code="forensics.unmarked",
-                where=str(path),
-                expected="label, watermark, credentials and ledger row in every file of the lab",
-                next="lower sound.snr, so that the watermark survives",
-            )
+        refuse_missing(
+            path,
+            self._missing(signed, payload),
+            "lower sound.snr, so that the watermark survives",
+        )
         row = {
             "watermark": format(payload, f"0{BITS // 4}x"),
             "pixels": digest_bytes(decode_wave(signed).tobytes()),
-            "snr": round(measure_snr(made.values, marked), 2),
-            "marks": ["label", "watermark", "credentials", "ledger"],
         }
-        self._lab.ledger.append(
-            {
-                "file": path.name,
-                "sha256": digest_bytes(signed),
-                "generator": made.generator,
-                "seed": made.seed,
-                "run": made.run,
-                "consent": made.consent,
-                "source_type": made.source_type,
-                **{key: row[key] for key in ("watermark", "pixels")},
-            }
-        )
-        with atomic_write(path, "wb") as file:
-            file.write(signed)
-        return row
+        finish(path, signed, made, self._lab, **row)
+        return {
+            **row,
+            "snr": round(measure_snr(made.values, marked), 2),
+            "marks": list(MARKS),
+        }
 
     def missing_marks(self, path: Path, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         """Return which marks of this lab a WAV file lacks; none if it is whole.
@@ -121,59 +109,22 @@ class SoundMarker:
             rows: The ledger's rows by their files' digests.
         """
         data = path.read_bytes()
-        row = rows.get(digest_bytes(data))
-        if row is None:
-            return ["ledger", *self._missing(data, None)]
-        return self._missing(data, int(str(row["watermark"]), 16))
+        payload = signed_payload(data, rows)
+        return [*(["ledger"] if payload is None else []), *self._missing(data, payload)]
 
     def _missing(self, data: bytes, payload: int | None) -> list[str]:
-        missing = []
         try:
             found = self._mark.read(decode_wave(data)).payload
         except (wave.Error, EOFError, ValueError):
             found = None
-        if found is None or (payload is not None and found != payload):
-            missing.append("watermark")
-        credentials = read_credentials(data, _MIME, [self._lab.trust])
-        if credentials.integrity != "intact" or credentials.trust != "lab":
-            missing.append("credentials")
-        if not any(kind.startswith(_IPTC) for kind in credentials.source_types):
-            missing.append("source type")
-        if _read_label(data) != LABEL:
-            missing.append("label")
-        return missing
-
-    def _payload(self, made: MadeSound, name: str) -> int:
-        said = f"{made.run} {name} {made.generator} {made.seed}".encode() + made.values.tobytes()
-        digest = hmac.new(self._lab.key, said, hashlib.sha256).digest()
-        return int.from_bytes(digest[: BITS // 8], "big")
-
-    def _manifest(self, made: MadeSound, payload: int, title: str) -> dict[str, Any]:
-        mark = base64.b64encode(payload.to_bytes(BITS // 8, "big")).decode("ascii")
-        own = {
-            "generator": made.generator,
-            "seed": made.seed,
-            "run": made.run,
-            "consent": made.consent or "no person",
-            "label": LABEL,
-            **made.about,
-        }
-        action = {
-            "action": "c2pa.edited",
-            "digitalSourceType": _IPTC + made.source_type,
-            "description": made.generator,
-        }
-        return {
-            "title": title,
-            "assertions": [
-                {"label": "c2pa.actions.v2", "data": {"actions": [action]}},
-                {
-                    "label": "c2pa.soft-binding",
-                    "data": {"alg": _BINDING, "blocks": [{"scope": {}, "value": mark}]},
-                },
-                {"label": _ASSERTION, "data": own},
-            ],
-        }
+        return missing_marks(
+            data,
+            _MIME,
+            self._lab,
+            found=found,
+            payload=payload,
+            is_labelled=_read_label(data) == LABEL,
+        )
 
 
 def decode_wave(data: bytes) -> Waves:

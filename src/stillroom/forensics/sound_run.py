@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stillroom.errors import IntegrityError
 from stillroom.forensics.bases import choose_split
 from stillroom.forensics.casting import Cast, cast_faces
 from stillroom.forensics.extras import need
 from stillroom.forensics.lab import open_lab
-from stillroom.forensics.marking import unmarked_files
 from stillroom.forensics.method import ForgedSound, Resynthesis
 from stillroom.forensics.recipe import ForensicsRecipe, SoundSettings
+from stillroom.forensics.set_writing import Rows, write_set
 from stillroom.forensics.sound_marking import MadeSound, SoundMarker
 from stillroom.forensics.voices import Voices, open_voices
 from stillroom.forensics.waves import RATE, Wave
@@ -28,7 +26,6 @@ from stillroom.records import Link, Origin
 
 __all__ = ["run_sounds"]
 
-_MANIFEST = "manifest.jsonl"
 _MASK_RATE = 100  # values a second that a mask is kept at
 
 
@@ -58,30 +55,15 @@ def run_sounds(recipe: ForensicsRecipe, sound: SoundSettings, job: Job) -> Artif
     )
     marker = SoundMarker(lab, snr=sound.snr)
     name = digest_text(dump_recipe(recipe.model_copy(update={"workers": 1})))[:16]
-    journal = job.journal("items")
-    done: dict[int, list[dict[str, Any]]] = {
-        int(key): journal.get(key)
-        for key in journal.keys()  # noqa: SIM118  # no mapping
-    }
-    with job.phase("forge", recipe.count, "sounds", done=len(done)) as progress:
+
+    def make(done: Collection[int]) -> Iterator[tuple[int, Rows]]:
         for task in _tasks(recipe, sound, voices, needed):
-            if task.number in done:
-                continue
-            rng = np.random.default_rng([recipe.seed, task.number, 0x50F])
-            forged = task.method.forge(task.waves, rng)
-            rows = _write(task, forged, voices, recipe, name, marker, job)
-            journal.put(str(task.number), rows)
-            done[task.number] = rows
-            progress.advance()
-            job.check_cancelled()
-    rows = [row for number in sorted(done) for row in done[number]]
-    with atomic_write(job.output / _MANIFEST) as file:
-        file.writelines(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
-    _refuse_unmarked(unmarked_files(job.output, lab))
-    job.say(
-        f"{len(rows)} sounds, each with label, watermark, credentials and a row in the ledger "
-        f"({rows_before} rows before, {lab.ledger.verify()} now)"
-    )
+            if task.number not in done:
+                rng = np.random.default_rng([recipe.seed, task.number, 0x50F])
+                forged = task.method.forge(task.waves, rng)
+                yield task.number, _write(task, forged, voices, recipe, name, marker, job)
+
+    rows = write_set(job, lab, make, count=recipe.count, unit="sounds", rows_before=rows_before)
     folder = [make_parent("voices", Path(sound.folder), job.out)] if sound.folder else []
     origin = Origin("synthetic")
     for use in uses:
@@ -160,15 +142,3 @@ def _write(
             }
         )
     return rows
-
-
-def _refuse_unmarked(unmarked: dict[str, list[str]]) -> None:
-    if unmarked:
-        path, missing = next(iter(unmarked.items()))
-        raise IntegrityError(
-            f"{len(unmarked)} files lack marks; {path} lacks its {', '.join(missing)}",
-            code="forensics.unmarked",
-            where=path,
-            expected="every media file of a set marked by the lab's writer",
-            next="remove the run and make it again; report it if it stays",
-        )

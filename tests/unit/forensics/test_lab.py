@@ -15,7 +15,7 @@ from stillroom.forensics.lab import has_lab, open_lab
 from stillroom.forensics.ledger import Ledger
 from stillroom.forensics.marking import LABEL, Made, Marker, read_image, unmarked_files
 from stillroom.forensics.recipe import ForensicsRecipe
-from stillroom.forensics.run import MANIFEST
+from stillroom.forensics.set_writing import MANIFEST
 from stillroom.forensics.tracing import trace_file
 from stillroom.forensics.treatments import compress
 from stillroom.forensics.watermark import Watermark
@@ -26,13 +26,14 @@ WRITERS = {"imwrite", "imencode", "save", "savez", "tofile", "write_bytes", "ato
 ALLOWED = {
     # What each of these writes is no picture: keys, certificates, JSON, networks, masks, files
     # that the user already has and signs; treatments encodes in memory alone.
-    "marking.py": {"save", "atomic_write"},
+    "marking.py": {"save"},  # encodes in memory; what is proved is written by finishing alone
+    "finishing.py": {"atomic_write"},
+    "set_writing.py": {"atomic_write"},
     "certificates.py": {"atomic_write"},
     "consent.py": {"atomic_write"},
     "exporting.py": {"atomic_write"},
     "ledger.py": {"atomic_write"},
-    "run.py": {"atomic_write"},
-    "sound_marking.py": {"atomic_write"},
+    "run.py": {"atomic_write"},  # masks
     "sound_run.py": {"atomic_write"},
     "signing.py": {"atomic_write"},
     "treatments.py": {"imencode"},

@@ -12,7 +12,7 @@ from stillroom.flow import estimate_recipe, run_recipe
 from stillroom.forensics.audits import audit_items
 from stillroom.forensics.items import read_items
 from stillroom.forensics.marking import read_image, unmarked_files
-from stillroom.forensics.run import MANIFEST
+from stillroom.forensics.set_writing import MANIFEST
 from stillroom.recipes import parse_recipe
 
 
