@@ -52,24 +52,10 @@ def run_console(
         ResourceError: If the port is taken.
         MissingExtraError: If fastapi, uvicorn or jinja2 is not installed.
     """
-    from stillroom.serve.listening import is_loopback, listen
+    from stillroom.serve.listening import listen
     from stillroom.serve.views.found import is_artifact
 
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder} is not a folder",
-            code="data.missing",
-            expected="the folder that your runs lie in",
-            next="stillroom console .",
-        )
-    if not is_loopback(host):
-        raise RecipeError(
-            f"the console would be reached from other machines at {host}",
-            code="console.host",
-            where="--host",
-            expected="an address of this machine alone, as 127.0.0.1",
-            next="forward the port: ssh -L 8152:127.0.0.1:8152 THIS-MACHINE",
-        )
+    _check(folder, host)
     try:
         import uvicorn
 
@@ -107,6 +93,27 @@ def run_console(
         tell(f"the console of {folder}: http://{shown}:{taken}/?key={key}")
         tell("the key lets in whoever has it, until the console is stopped (Ctrl+C)")
         _server_of(config, runner).run(sockets=[listening])
+
+
+def _check(folder: Path, host: str) -> None:
+    """Refuse a folder that is none, and a host that others reach."""
+    from stillroom.serve.listening import is_loopback
+
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is not a folder",
+            code="data.missing",
+            expected="the folder that your runs lie in",
+            next="stillroom console .",
+        )
+    if not is_loopback(host):
+        raise RecipeError(
+            f"the console would be reached from other machines at {host}",
+            code="console.host",
+            where="--host",
+            expected="an address of this machine alone, as 127.0.0.1",
+            next="forward the port: ssh -L 8152:127.0.0.1:8152 THIS-MACHINE",
+        )
 
 
 def _server_of(config: uvicorn.Config, runner: JobRunner | None) -> uvicorn.Server:

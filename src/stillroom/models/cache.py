@@ -18,6 +18,7 @@ from typing import Any
 from stillroom.errors import DataError
 from stillroom.jobs.databases import open_shared_database
 from stillroom.jobs.files import full_disk_as_error
+from stillroom.models.behind import ModelBefore
 from stillroom.models.choosing import Chosen, weigh_given
 from stillroom.models.protocols import ConcurrentModel, Score, TemplatedModel, TextModel
 from stillroom.models.requests import spread_sampling
@@ -101,30 +102,15 @@ class _disk_errors:  # noqa: N801  # reads as a verb at its one kind of place
                 raise OSError(errno.ENOSPC, str(error)) from error
 
 
-class CachedModel:
+class CachedModel(ModelBefore):
     """A TextModel that asks the model behind it only for what the cache does not hold."""
 
     def __init__(self, model: TextModel, cache: CompletionCache) -> None:
         """Put ``cache`` before ``model``."""
-        self.model = model
+        super().__init__(model)
         self.cache = cache
         self.hits = 0
         """Completions that came from the cache, repeated prompts of one call included."""
-
-    @property
-    def name(self) -> str:
-        """The name of the model behind."""
-        return self.model.name
-
-    @property
-    def fingerprint(self) -> str:
-        """The fingerprint of the model behind."""
-        return self.model.fingerprint
-
-    @property
-    def context_length(self) -> int:
-        """The context length of the model behind."""
-        return self.model.context_length
 
     @property
     def concurrency(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from stillroom.errors import StillroomError
 from stillroom.jobs.engines import Engine
+from stillroom.models.behind import ModelBefore
 from stillroom.models.choosing import Chosen, weigh_given
 from stillroom.models.opening import open_text_model
 from stillroom.models.protocols import ConcurrentModel, Score, TemplatedModel, TextModel
@@ -59,7 +60,7 @@ def _generate(
         return [found.get(at, error) for at in range(len(prompts))]
 
 
-class RemoteModel:
+class RemoteModel(ModelBefore):
     """Asks workers for what a model here would answer."""
 
     def __init__(
@@ -73,24 +74,10 @@ class RemoteModel:
             reference: By which they open it.
             settings: Of ``open_text_model``.
         """
-        self.model, self.engine = model, engine
+        super().__init__(model)
+        self.engine = engine
         each = model.concurrency if isinstance(model, ConcurrentModel) else 1
         self._work = _Answering(reference, json.dumps(dict(settings), sort_keys=True), each)
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self.model.name
-
-    @property
-    def fingerprint(self) -> str:
-        """The model's fingerprint."""
-        return self.model.fingerprint
-
-    @property
-    def context_length(self) -> int:
-        """The model's context length."""
-        return self.model.context_length
 
     @property
     def concurrency(self) -> int:
