@@ -39,6 +39,9 @@ async def spawn(
     environment = {key: value for key, value in os.environ.items() if key not in _KEPT_BACK}
     environment["TMPDIR"] = str(scratch)
     environment["STILLROOM_CACHE"] = str(scratch / f"cache-{folder.name}")
+    for name in ("STILLROOM_MODELS", "HF_HOME", "HF_HUB_CACHE"):
+        if environment.get(name):  # the child starts in another folder
+            environment[name] = str(Path(environment[name]).expanduser().absolute())
     if not order["hub"]:
         environment["HF_HUB_OFFLINE"] = "1"
     process = await asyncio.create_subprocess_exec(

@@ -14,17 +14,19 @@ import os
 import resource
 import signal
 import sys
+import sysconfig
 import tempfile
 import threading
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from stillroom.errors import Cancelled, Problem, StillroomError
 from stillroom.models.ports import name_ports
 from stillroom.serve.fence import put_up_fence, system_folders
+from stillroom.serve.hiding import hider
 from stillroom.serve.tickets import EVENTS_FILE, append_event
 
 __all__ = ["EventReporter", "main"]
@@ -40,9 +42,9 @@ class EventReporter:
 
     every_s = _EVERY_S
 
-    def __init__(self, path: Path) -> None:
-        """Append to ``path``."""
-        self._path = path
+    def __init__(self, path: Path, hide: Callable[[Any], Any]) -> None:
+        """Append to ``path`` what ``hide`` leaves of the places that an event names."""
+        self._path, self._hide = path, hide
 
     def show(self, line: str) -> None:
         """Draw nothing: progress comes as values."""
@@ -52,15 +54,18 @@ class EventReporter:
 
     def say(self, line: str) -> None:
         """Note what is said."""
-        append_event(self._path, {"event": "said", "text": line})
+        self._append({"event": "said", "text": line})
 
     def hear(self, kind: str, fields: Mapping[str, object]) -> None:
         """Note progress, metrics, steps and a job's own events; what is said came already."""
         if kind == "event":
             if fields["event"] != "said":
-                append_event(self._path, fields)
+                self._append(fields)
         else:
-            append_event(self._path, {"event": kind, **fields})
+            self._append({"event": kind, **fields})
+
+    def _append(self, event: Mapping[str, object]) -> None:
+        append_event(self._path, self._hide(event))
 
 
 def main() -> None:
@@ -78,7 +83,8 @@ def main() -> None:
         result = {"state": "failed", "problems": [_tell(one) for one in error.problems]}
     except BaseException:  # noqa: BLE001  # whatever it is, the server is told that it was
         result = _unforeseen()
-    os.write(answer, json.dumps(result).encode() + b"\n")
+    told = _hider_of(order)(result)
+    os.write(answer, json.dumps(told).encode() + b"\n")
     os.close(answer)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -104,8 +110,13 @@ def _close_off(order: Mapping[str, Any]) -> None:
     if order["place"]:
         writable.append(Path(order["place"]))
     readable = [*system_folders(), *map(Path, order["readable"])]
+    if order["do"] != "look":
+        readable += [*_model_folders(), *_hub_folders()]
     if order["hub"]:
-        writable.append(Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")))
+        for folder in _hub_folders():
+            folder.mkdir(parents=True, exist_ok=True)  # a place that is not there cannot be opened
+            writable.append(folder)
+        readable.append(_token_of_hub())
     ports = list(order["ports"])
     if order["do"] == "run":
         ports += name_ports(_ENGINES)  # llama.cpp answers on a port of this machine
@@ -113,12 +124,48 @@ def _close_off(order: Mapping[str, Any]) -> None:
         raise RuntimeError("the fence could not be put up")
 
 
+def _model_folders() -> list[Path]:
+    folder = os.environ.get("STILLROOM_MODELS", "")
+    return [Path(folder).expanduser()] if folder else []
+
+
+def _hub_folders() -> list[Path]:
+    """Return where the hub's library keeps what it fetched, and the pieces that it fetches by."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return []
+    return [Path(constants.HF_HUB_CACHE), Path(constants.HF_XET_CACHE)]
+
+
+def _token_of_hub() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_TOKEN_PATH)
+
+
+def _hider_of(order: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """Return what takes the places of this machine out of what a client is told."""
+    places = {sysconfig.get_paths()[kind]: "(installed)" for kind in ("stdlib", "purelib")}
+    places |= {path: "(installed)" for path in sys.path if path}
+    places[tempfile.gettempdir()] = "(scratch)"
+    places[str(Path.home())] = "~"
+    if order["do"] != "look":
+        places |= {str(folder): "(hub cache)" for folder in _hub_folders()}
+        places |= {str(folder): "$STILLROOM_MODELS" for folder in _model_folders()}
+    places |= {path: "shared" for path in order["readable"] if order["do"] != "look"}
+    if order["place"]:
+        places[order["place"]] = "(job)"
+    places[order["root"]] = ""
+    return hider(places)
+
+
 def _run(order: Mapping[str, Any]) -> dict[str, Any]:
     from stillroom.flow import run_recipe
     from stillroom.recipes import parse_recipe
 
     recipe = parse_recipe(order["recipe"], "recipe")
-    reporter = EventReporter(Path(order["place"]) / EVENTS_FILE)
+    reporter = EventReporter(Path(order["place"]) / EVENTS_FILE, _hider_of(order))
     artifact = run_recipe(recipe, Path(order["out"]), resume=True, reporter=reporter)
     return {"state": "finished", "artifact": {"kind": artifact.kind, "digest": artifact.digest}}
 

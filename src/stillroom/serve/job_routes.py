@@ -345,7 +345,11 @@ def _list_files(ticket: Ticket, runner: JobRunner) -> dict[str, Any]:
         inner = path.relative_to(place)
         if path.is_symlink() or not path.is_file() or any(p.startswith(".") for p in inner.parts):
             continue
-        found.append({"path": inner.as_posix(), "size_bytes": path.stat().st_size})
+        try:
+            size = path.stat().st_size
+        except OSError:  # a running job moved it away
+            continue
+        found.append({"path": inner.as_posix(), "size_bytes": size})
         if len(found) > _MOST_FILES:
             break
     has_more = len(found) > _MOST_FILES

@@ -140,28 +140,19 @@ def write_reviewed(folder: Path, review: Review, out: Path, name: str) -> Artifa
     Raises:
         DataError: If ``out`` is taken, or nothing is left.
     """
+    kept, counts = _choose(folder, review)
+    if not kept:
+        raise DataError(
+            "every record was rejected",
+            code="console.nothing-left",
+            expected="one record that was not",
+            next="accept some, then make the artifact",
+        )
     told = f"# The records of {name} as a person reviewed them in `stillroom console`.\n"
-    job = Job.start(out, f"{told}records: {name}\ndecisions: {len(review.trail())}\n")
+    recipe = f"{told}records: {name}\ndecisions: {len(review.trail())}\n"
+    # What an attempt that was killed left is of no use; what was finished stays.
+    job = Job.start(out, recipe, overwrite=not out.exists())
     try:
-        kept: list[Record] = []
-        counts = {"kept": 0, "edited": 0, "rejected": 0, "rescued": 0}
-        for record, key, was_kept in _all(folder):
-            decision, _ = review.latest(key)
-            action = decision.action if decision else ""
-            if action == "reject" or (not was_kept and action not in {"accept", "edit"}):
-                counts["rejected"] += was_kept
-                continue
-            edited = decision is not None and bool(decision.messages)
-            kept.append(_edit(record, decision) if decision and edited else record)
-            counts["edited"] += edited
-            counts["kept" if was_kept else "rescued"] += 1
-        if not kept:
-            raise DataError(
-                "every record was rejected",
-                code="console.nothing-left",
-                expected="one record that was not",
-                next="accept some, then make the artifact",
-            )
         write_records(job.output / "records.jsonl", kept)
         with Journal(job.output / "review.jsonl") as trail:
             for number, one in enumerate(review.trail()):
@@ -176,6 +167,23 @@ def write_reviewed(folder: Path, review: Review, out: Path, name: str) -> Artifa
         )
     finally:
         job.close()
+
+
+def _choose(folder: Path, review: Review) -> tuple[list[Record], dict[str, int]]:
+    """Return the records that a review leaves, edits applied, and what became of how many."""
+    kept: list[Record] = []
+    counts = {"kept": 0, "edited": 0, "rejected": 0, "rescued": 0}
+    for record, key, was_kept in _all(folder):
+        decision, _ = review.latest(key)
+        action = decision.action if decision else ""
+        if action == "reject" or (not was_kept and action not in {"accept", "edit"}):
+            counts["rejected"] += was_kept
+            continue
+        edited = decision is not None and bool(decision.messages)
+        kept.append(_edit(record, decision) if decision and edited else record)
+        counts["edited"] += edited
+        counts["kept" if was_kept else "rescued"] += 1
+    return kept, counts
 
 
 def _all(folder: Path) -> Iterator[tuple[Record, str, bool]]:

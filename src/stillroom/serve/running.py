@@ -32,6 +32,7 @@ from stillroom.serve.children import (
 )
 from stillroom.serve.confining import Openings
 from stillroom.serve.fence import can_fence
+from stillroom.serve.hiding import hider
 from stillroom.serve.refusals import Refusal
 from stillroom.serve.tickets import Ticket, Tickets, new_id, now
 from stillroom.serve.workspace import Workspace
@@ -44,6 +45,7 @@ _TAKES_BY_ITSELF = 5
 _BUSY_WAIT_S = 1.0
 _CHECK_S = 120.0
 _STOP_S = 20.0
+_MOST_NAMED = 10
 
 
 class JobRunner:
@@ -75,9 +77,14 @@ class JobRunner:
         self._stopping = False
 
     def start(self) -> None:
-        """Put what was running back in line, and begin; on the event loop."""
+        """Put what was running back in line, and begin; on the event loop.
+
+        Jobs of tenants whom this server does not know how to place (keys have got tenants, or lost
+        them) are left as they are, and the log says so.
+        """
+        self._say_what_is_left()
         for ticket in list(self.tickets):
-            if ticket.state != "running":
+            if ticket.state != "running" or not self.workspace.fits(ticket.tenant):
                 continue
             if ticket.is_cancelling:
                 self._change(ticket.id, state="cancelled", is_cancelling=False, ended=now())
@@ -88,6 +95,28 @@ class JobRunner:
             else:
                 self._change(ticket.id, state="queued")
         self._pump()
+
+    def _say_what_is_left(self) -> None:
+        aside = [
+            ticket.id
+            for ticket in self.tickets
+            if not ticket.is_over and not self.workspace.fits(ticket.tenant)
+        ]
+        if aside:
+            was = "without tenants" if self.workspace.has_tenants else "with tenants"
+            _LOG.warning(
+                "%d jobs were sent to a server %s and are set aside until one runs here again: %s",
+                len(aside),
+                was,
+                ", ".join(aside[:_MOST_NAMED]),
+            )
+        if unread := self.tickets.unread:
+            _LOG.warning(
+                "%d folders in %s hold no whole ticket and are left alone: %s",
+                len(unread),
+                self.tickets.folder,
+                ", ".join(unread[:_MOST_NAMED]),
+            )
 
     async def stop(self, grace_s: float = _STOP_S) -> None:
         """Ask what runs to stop at its next safe point, wait, kill the rest; all stays in line."""
@@ -200,10 +229,13 @@ class JobRunner:
         self._stopping = True
 
     def position(self, ticket: Ticket) -> int | None:
-        """Return how many jobs of all tenants were sent before it and wait still."""
+        """Return how many jobs of its tenant were sent before it and wait still."""
         if ticket.state != "queued":
             return None
-        return sum(one.state == "queued" and one.id < ticket.id for one in self.tickets)
+        return sum(
+            one.state == "queued" and one.tenant == ticket.tenant and one.id < ticket.id
+            for one in self.tickets
+        )
 
     async def check(self, text: str, tenant: str) -> dict[str, Any]:
         """Return what a valid recipe will need, found in a process of its own.
@@ -227,7 +259,9 @@ class JobRunner:
             line = [
                 ticket
                 for ticket in self.tickets
-                if ticket.state == "queued" and ticket.id not in self._tasks
+                if ticket.state == "queued"
+                and ticket.id not in self._tasks
+                and self.workspace.fits(ticket.tenant)
             ]
             if not line:
                 return
@@ -257,8 +291,10 @@ class JobRunner:
         finally:
             self._processes.pop(name, None)
             self._tasks.pop(name, None)
-        self._settle(name, result, code)
-        self._pump()
+        try:
+            self._settle(name, result, code)
+        finally:
+            self._pump()
 
     async def _attempt(self, name: str) -> tuple[dict[str, Any] | None, int]:
         ticket = self.tickets.get(name)
@@ -267,18 +303,26 @@ class JobRunner:
         place = self.tickets.place(name)
         text = self.tickets.recipe(name)
         order = self._order("run", text, ticket.tenant, self.out_of(ticket), str(place))
-        while True:
+        while not self._is_leaving(name):
             with (place / _LOG_FILE).open("ab") as log:
                 root = self.workspace.root(ticket.tenant)
                 process = await spawn(order, root.folder, self.workspace.scratch, log=log.fileno())
             self._processes[name] = process
-            if self._stopping:
+            if self._is_leaving(name):  # asked while the process was starting
                 send_signal(process, signal.SIGTERM)
             result = await result_of_child(process)
             code = await process.wait()
-            if not _is_busy(result) or self._stopping:
+            del self._processes[name]
+            if not _is_busy(result):
                 return result, code
-            await asyncio.sleep(_BUSY_WAIT_S)  # the process of a killed server is still ending
+            if not self._is_leaving(name):
+                await asyncio.sleep(_BUSY_WAIT_S)  # a killed server's process is still ending
+        return {"state": "cancelled"}, 0
+
+    def _is_leaving(self, name: str) -> bool:
+        """Return whether a job is to stop: a client asked for it, or the server ends."""
+        ticket = self.tickets.get(name)
+        return self._stopping or ticket is None or ticket.is_cancelling
 
     def _order(self, do: str, text: str, tenant: str, out: Path, place: str) -> dict[str, Any]:
         root = self.workspace.root(tenant)
@@ -311,11 +355,11 @@ class JobRunner:
     def _fail(self, name: str, *problems: Mapping[str, str]) -> None:
         _LOG.warning("job %s failed: %s", name, problems[0]["code"])
         ticket = self.tickets.get(name)
-        root = str(self.workspace.root(ticket.tenant if ticket else "").folder)
-        told = tuple(
-            {key: value.replace(f"{root}/", "").replace(root, ".") for key, value in one.items()}
-            for one in problems
-        )
+        if ticket is None:
+            return
+        folder = self.workspace.folder
+        hide = hider({self.workspace.folder_of(ticket.tenant): "", folder: "the served folder"})
+        told = tuple(hide(dict(one)) for one in problems)
         self._change(name, state="failed", problems=told, ended=now())
 
     def _change(self, name: str, **fields: Any) -> Ticket:

@@ -12,9 +12,10 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,8 +35,9 @@ __all__ = [
 State = Literal["queued", "running", "finished", "failed", "cancelled"]
 EVENTS_FILE = "events.jsonl"
 _TICKET_FILE, _RECIPE_FILE = "ticket.json", "recipe.yaml"
-_ID = re.compile(r"\d{8}-\d{6}-[a-z]{1,20}-[0-9a-f]{8}\Z")
+_ID = re.compile(r"\d{8}-\d{6}(?:\d{6})?-[a-z]{1,20}-[0-9a-f]{8}\Z")
 _PIECE = 1 << 16
+_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +146,16 @@ class Tickets:
             json.dump(asdict(ticket), file, ensure_ascii=False, indent=1)
 
 
+_last_moment = datetime.min.replace(tzinfo=UTC)
+
+
 def new_id(kind: str) -> str:
-    """Return an id that sorts by time and is not guessed."""
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{kind}-{secrets.token_hex(4)}"
+    """Return an id that is not guessed, and sorts behind all that this process gave before it."""
+    global _last_moment  # the clock may stand still or go back; ids may not
+    with _LOCK:
+        moment = max(datetime.now(UTC), _last_moment + timedelta(microseconds=1))
+        _last_moment = moment
+    return f"{moment:%Y%m%d-%H%M%S%f}-{kind}-{secrets.token_hex(4)}"
 
 
 def now() -> str:

@@ -72,7 +72,10 @@ class Root:
                 continue
             if len(found) == _MOST_ENTRIES:
                 return found, False
-            size = None if path.is_dir() else path.stat().st_size
+            try:
+                size = None if path.is_dir() else path.stat().st_size
+            except OSError:  # a link to nothing, or a file that went meanwhile
+                continue
             found.append(Entry(inner.as_posix(), size))
         return found, True
 
@@ -110,23 +113,29 @@ class Workspace:
         """Where jobs put files that nobody needs after them."""
         return self.folder / CONTROL / "scratch"
 
+    def fits(self, tenant: str) -> bool:
+        """Return whether jobs of a tenant have a place here: without tenants, nobody's alone."""
+        return bool(_TENANT.match(tenant)) if self.has_tenants else not tenant
+
+    def folder_of(self, tenant: str) -> Path:
+        """Return where a tenant's names start; nothing is made or looked at."""
+        return self.folder / "tenants" / tenant if self.has_tenants else self.folder
+
     def root(self, tenant: str) -> Root:
         """Return the root of a tenant; made when it is first asked for.
 
         Raises:
             DataError: If the tenant's name cannot be that of a folder.
         """
-        if not self.has_tenants:
-            root = Root(self.folder)
-        else:
-            if not _TENANT.match(tenant):
-                raise DataError(
-                    f"tenant {tenant!r:.40} cannot have a folder",
-                    code="serve.tenant-name",
-                    expected="letters, digits, '.', '_' and '-', at most 64",
-                    next="rename the tenant in the file of keys",
-                )
-            root = Root(self.folder / "tenants" / tenant, self.folder / "shared")
+        if self.has_tenants and not self.fits(tenant):
+            raise DataError(
+                f"tenant {tenant!r:.40} cannot have a folder",
+                code="serve.tenant-name",
+                expected="letters, digits, '.', '_' and '-', at most 64",
+                next="rename the tenant in the file of keys",
+            )
+        shared = self.folder / "shared" if self.has_tenants else None
+        root = Root(self.folder_of(tenant), shared)
         root.jobs.mkdir(parents=True, exist_ok=True)
         return root
 

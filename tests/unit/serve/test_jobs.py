@@ -1,5 +1,6 @@
 """Jobs over HTTP: real recipes in real processes, on checkpoints of a few kilobytes."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -13,8 +14,9 @@ import httpx
 import pytest
 import uvicorn
 
+from stillroom.jobs import Job
 from stillroom.rag.access import Access
-from stillroom.serve import Limits, create_app
+from stillroom.serve import Limits, children, create_app
 from stillroom.serve.confining import Openings
 from stillroom.serve.fence import can_fence
 from stillroom.serve.guard import find_scope
@@ -96,6 +98,13 @@ def follow(client, name, after=0):
     return found
 
 
+def wait_until(is_so):
+    until = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
 def wait_for(client, name, *states):
     until = time.monotonic() + 200
     while (job := client.get(f"/v1/jobs/{name}").json())["state"] not in states:
@@ -165,6 +174,8 @@ def test_a_job_is_cancelled_and_resumed(served):
     assert served.post(f"/v1/jobs/{name}/resume").status_code == 409
     waiting = submit(served)
     assert served.get(f"/v1/jobs/{waiting}").json()["position"] == 0
+    other = Ticket(new_id("merge"), "somebody", "merge")
+    assert served.runner.position(other) == 0  # only its own tenant's are counted
     assert served.post(f"/v1/jobs/{waiting}/cancel").json()["state"] == "cancelled"
     assert served.post(f"/v1/jobs/{waiting}/cancel").status_code == 409
     assert served.post(f"/v1/jobs/{name}/cancel").json()["state"] == "cancelling"
@@ -173,6 +184,36 @@ def test_a_job_is_cancelled_and_resumed(served):
     assert job["error"] is None
     assert served.post(f"/v1/jobs/{waiting}/resume").json()["state"] == "running"
     assert follow(served, waiting)[-1][1]["state"] == "finished"
+
+
+def test_a_cancel_while_the_process_starts_is_heard(served, monkeypatch):
+    started = []
+
+    async def slow(*args, **more):
+        started.append(args)
+        while len(started) < 2:
+            await asyncio.sleep(0.01)
+        return await children.spawn(*args, **more)
+
+    monkeypatch.setattr("stillroom.serve.running.spawn", slow)
+    name = submit(served, ENDLESS)
+    wait_until(lambda: started)
+    assert served.post(f"/v1/jobs/{name}/cancel").json()["state"] == "cancelling"
+    started.append("go on")
+    assert wait_for(served, name, "cancelled")["error"] is None
+    assert name not in served.runner._processes
+
+
+def test_a_cancel_while_a_job_waits_for_its_folder_is_heard(served):
+    folder = served.runner.workspace.folder / "jobs"
+    ticket = Ticket(new_id("merge"), "", "merge")
+    with contextlib.closing(Job.start(folder / ticket.id, "held: by a process that ends")):
+        served.runner.tickets.add(ticket, MERGE)
+        submit(served)  # whatever is sent makes the runner look
+        wait_until(lambda: ticket.id in served.runner._processes)
+        wait_until(lambda: ticket.id not in served.runner._processes)  # busy, and asked again
+        served.post(f"/v1/jobs/{ticket.id}/cancel")
+        wait_for(served, ticket.id, "cancelled")
 
 
 def test_a_job_whose_process_dies_fails_and_the_server_goes_on(served):
@@ -318,6 +359,60 @@ def test_what_a_killed_server_left_is_taken_up(tmp_path):
         job = client.get(f"/v1/jobs/{left[2].id}").json()
         assert job["error"]["code"] == "job.too-many-takes"
         assert client.get(f"/v1/jobs/{left[3].id}").json()["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("has_tenants", [False, True])
+def test_jobs_of_a_server_with_other_keys_are_set_aside(tmp_path, has_tenants, caplog):
+    """The keys have got tenants, or lost them, since the job was sent."""
+    whose = ("", "ann") if has_tenants else ("ann", "")
+    with Workspace(tmp_path, has_tenants=has_tenants).open() as workspace:
+        runner = JobRunner(workspace)
+        foreign, own = (Ticket(new_id("merge"), tenant, "merge") for tenant in whose)
+        lost = Ticket(new_id("merge"), whose[0], "merge", state="running", takes=1)
+        for ticket in (foreign, lost, own):
+            runner.tickets.add(ticket, MERGE)
+        (workspace.control / "broken").mkdir()
+
+        async def go():
+            runner.tickets.unread.append("broken")
+            runner.start()
+            runner._fail(foreign.id, {"code": "x", "what": f"{tmp_path}/a"})
+            while not runner.tickets.get(own.id).is_over:
+                await asyncio.sleep(0.02)
+            await runner.stop()
+
+        asyncio.run(go())
+    assert runner.tickets.get(own.id).state == "failed"  # it has no checkpoints; the line went on
+    assert runner.tickets.get(lost.id) == lost
+    assert foreign.id in caplog.text
+    assert "set aside" in caplog.text
+    assert "broken" in caplog.text
+    assert str(tmp_path) not in json.dumps(runner.tickets.get(foreign.id).problems)
+
+
+@pytest.mark.parametrize("may_fetch", [False, True])
+def test_a_fenced_job_finds_the_models_of_the_server(tmp_path, monkeypatch, may_fetch):
+    if not can_fence():
+        pytest.skip("this kernel has no Landlock")
+    models, cache, space = (tmp_path / name for name in ("models", "cache", "space"))
+    for folder in (models, space):
+        folder.mkdir()
+    fill(models)
+    held = cache / "models--org--b" / "snapshots" / ("0" * 40)
+    held.parent.mkdir(parents=True)
+    (models / "b").rename(held)
+    (cache / "models--org--b" / "refs").mkdir()
+    (cache / "models--org--b" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setenv("STILLROOM_MODELS", str(models))
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    recipe = MERGE.replace("checkpoint: a", "checkpoint: hub:a")
+    recipe = recipe.replace("checkpoint: b", "checkpoint: hub:org/b")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    with live(space, openings=Openings(hub=may_fetch)) as client:
+        events = follow(client, submit(client, recipe))
+        assert events[-1][1]["state"] == "finished", events
+        assert str(tmp_path) not in json.dumps(events)
+    assert (tmp_path / "home" / "xet").is_dir() == may_fetch  # else it could not be fenced in
 
 
 def test_a_job_cannot_read_what_a_recipe_hid_from_the_first_fence(tmp_path):

@@ -1,4 +1,5 @@
 import json
+from datetime import datetime
 
 import pytest
 
@@ -49,3 +50,22 @@ def test_a_torn_line_is_passed_over_and_ended_by_the_next_writer(tmp_path):
     assert [event["event"] for _, event in read_events(path)] == ["a"]
     append_event(path, {"event": "b"})
     assert [event["event"] for _, event in read_events(path)] == ["a", "b"]
+
+
+def test_ids_sort_by_when_they_were_given_also_within_a_second_and_where_the_clock_stands(
+    tmp_path, monkeypatch
+):
+    given = [new_id(kind) for kind in ("synth", "merge", "rag") * 50]
+    assert given == sorted(given)
+
+    class Back(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(2020, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr("stillroom.serve.tickets.datetime", Back)
+    given += [new_id("merge"), new_id("merge")]
+    assert given == sorted(given)
+    old = Ticket("20261126-205807-merge-5303196d", "", "merge")  # as they were before
+    Tickets(tmp_path).add(old, "")
+    assert [one.id for one in Tickets(tmp_path)] == [old.id]

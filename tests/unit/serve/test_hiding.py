@@ -1,0 +1,17 @@
+from pathlib import Path
+
+from stillroom.serve.hiding import hider
+
+
+def test_places_become_names_and_nothing_else_changes(tmp_path):
+    cache = tmp_path / "cache"
+    hide = hider({tmp_path: "", cache: "(cache)", Path("/"): "all"})
+    said = [f"in {tmp_path}/a/b and {cache}/x", {"at": cache, "n": 3}, f"{tmp_path}", f"{cache}s"]
+    told = ["in a/b and (cache)/x", {"at": "(cache)", "n": 3}, ".", "caches"]
+    assert hide(said) == told
+    assert hide({"path": f"{tmp_path}-other/x"}) == {"path": f"{tmp_path}-other/x"}
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    inner = hider({tmp_path / "link": "linked"})
+    assert inner(str(Path(tmp_path / "real/x"))) == "linked/x"
+    assert hider({})("/etc") == "/etc"
