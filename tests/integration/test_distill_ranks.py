@@ -1,10 +1,7 @@
 """Two processes distill the student of one: the same curve, the same weights, no deadlock."""
 
 import json
-import os
 import signal
-import socket
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.processes import Process
+from tests.ranks import curve, finish, start_ranks
 
 from stillroom.flow import run_recipe
 from stillroom.provenance import read_artifact
@@ -83,36 +81,7 @@ def write_recipe(folder: Path, out: Path, fields: dict[str, Any]) -> Path:
 
 def start(folder: Path, out: Path, fields: dict[str, Any], ranks: int, *more: str) -> list[Process]:
     recipe = write_recipe(folder, out, fields)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "stillroom", "run", str(recipe), "--out", str(out), *more]
-    running = []
-    for rank in range(ranks):
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        if ranks > 1:
-            env |= {
-                "WORLD_SIZE": str(ranks),
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "LOCAL_WORLD_SIZE": str(ranks),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-        running.append(Process(command, env=env))
-    return running
-
-
-def finish(running: list[Process]) -> list[tuple[int, str]]:
-    told = [process.communicate(timeout=120) for process in running]
-    return [
-        (process.returncode, out + err) for process, (out, err) in zip(running, told, strict=True)
-    ]
-
-
-def curve(out: Path, name: str = "loss") -> list[float]:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line["value"] for line in lines if line["name"] == name]
+    return start_ranks(["run", recipe, "--out", out, *more], ranks)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

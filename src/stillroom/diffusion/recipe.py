@@ -207,7 +207,9 @@ class DiffusionRecipe(Recipe):
         if self.objective.needs_model:
             self._check_objective()
         if self.train.sharding != "none":
-            raise ValueError("this job is done by one process; set train.sharding: none")
+            raise ValueError(
+                "every process keeps a whole diffusion model: set train.sharding: none"
+            )
         return self
 
     def _check_objective(self) -> None:

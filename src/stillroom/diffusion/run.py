@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from stillroom.records import Link, Origin, combine_origins
 from stillroom.train.loop import train
 from stillroom.train.lora import add_lora, export_tensors
 from stillroom.train.precision import fixed_threads
+from stillroom.train.ranks import Ranks
 from stillroom.train.split import Split, split_records
 
 __all__ = ["estimate", "run"]
@@ -46,23 +48,42 @@ def run(recipe: DiffusionRecipe, job: Job) -> Artifact:
         DataError: If there is nothing to learn.
         Cancelled: If the user stopped it; ``--resume`` goes on.
     """
-    with fixed_threads(recipe.train.threads):
-        check_start(recipe)
+    with Ranks() as ranks, fixed_threads(recipe.train.threads):
         split = split_records(Path(recipe.records))
-        start = job.scratch / "start"
-        with job.phase("start", 1, "networks") as progress:
-            said = prepare_start(recipe, lambda: _texts(split), start)
-            progress.advance()
-        job.say(f"starts from {said}")
+        start = ranks.share_path(job.scratch / "start")
+        said = ranks.on_main(partial(_prepare, recipe, split, start, job))
         model = load_prepared(start)
         check_attention(model, str(start))
         lessons, counts = _encode(recipe, split, model, job)
         validation = _hold_out(recipe, split, model)
+        measure = partial(_measure, recipe, split, validation, job)
         details: dict[str, Any] = {"start": said, "records": counts}
-        details["before"] = _measure(recipe, split, validation, job, "measure before")
-        details["train"] = _train(recipe, job, model, lessons, validation)
-        details["after"] = _measure(recipe, split, validation, job, "measure after")
-        details["fingerprint"] = _write(recipe, job, model, start, split)
+        details["before"] = ranks.on_main(partial(measure, "measure before"))
+        details["train"] = _train(recipe, job, model, lessons, validation, ranks)
+        details["after"] = ranks.on_main(partial(measure, "measure after"))
+        return ranks.on_main(partial(_finish, recipe, job, model, start, split, details))
+
+
+def _prepare(recipe: DiffusionRecipe, split: Split, start: Path, job: Job) -> str:
+    """Make what training starts from, and return what it is."""
+    check_start(recipe)
+    with job.phase("start", 1, "networks") as progress:
+        said = prepare_start(recipe, lambda: _texts(split), start)
+        progress.advance()
+    job.say(f"starts from {said}")
+    return said
+
+
+def _finish(
+    recipe: DiffusionRecipe,
+    job: Job,
+    model: DiffusionModel,
+    start: Path,
+    split: Split,
+    details: dict[str, Any],
+) -> Artifact:
+    """Write the checkpoint, tell what it came to, and publish it."""
+    details["fingerprint"] = _write(recipe, job, model, start, split)
     _tell(details, job)
     return job.finish(
         "checkpoint",
@@ -183,6 +204,7 @@ def _train(
     model: DiffusionModel,
     lessons: Lessons,
     validation: Validation,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     network = model.network
     if recipe.train.lora is not None:
@@ -197,19 +219,20 @@ def _train(
         recipe.train,
         job,
         seed=recipe.seed,
-        on_step=_validate(validation, recipe.validation.every, job),
+        on_step=_validate(validation, recipe.validation.every, job, ranks),
+        ranks=ranks,
     )
     return asdict(trained)
 
 
 def _validate(
-    validation: Validation, every: int, job: Job
+    validation: Validation, every: int, job: Job, ranks: Ranks
 ) -> Callable[[int, nn.Module], None] | None:
     if not every or not validation.lessons:
         return None
 
     def on_step(step: int, network: nn.Module) -> None:
-        if step % every == 0:
+        if step % every == 0 and ranks.is_main:  # the others are called, too, and wait
             for name, value in validation.fixed_times().items():
                 job.metric(name, value, step=step)
 

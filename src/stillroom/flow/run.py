@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 _MAKE = Path(__file__).with_name("make.yaml")
-_TOGETHER = ("distill",)  # kinds that several processes do as one
+_TOGETHER = ("distill", "diffusion")  # kinds that several processes do as one
 
 
 def run_recipe(

@@ -33,6 +33,7 @@ def refuse_several(what: str) -> None:
         raise RecipeError(
             f"{what} is done by one process, and {count_processes()} were started",
             code="job.one-process",
-            expected="a distillation in one vocabulary, or no launcher",
+            expected="a distillation in one vocabulary, the training of a diffusion model, or no "
+            "launcher",
             next="run stillroom without accelerate launch or torchrun",
         )
