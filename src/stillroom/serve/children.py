@@ -57,10 +57,14 @@ async def spawn(
         start_new_session=True,
         limit=_LINE_BYTES,
     )
-    if process.stdin is not None:
-        process.stdin.write(json.dumps(order).encode() + b"\n")
-        with contextlib.suppress(ConnectionError):
-            await process.stdin.drain()
+    try:
+        if process.stdin is not None:
+            process.stdin.write(json.dumps(order).encode() + b"\n")
+            with contextlib.suppress(ConnectionError):
+                await process.stdin.drain()
+    except BaseException:  # whoever asked for it is gone
+        await end(process)
+        raise
     return process
 
 
@@ -81,9 +85,14 @@ async def ask_child(
     except TimeoutError:
         raise Refusal(504, f"no answer within {timeout_s:g} s", code="timeout") from None
     finally:
-        send_signal(process, signal.SIGKILL)
-        await process.wait()
+        await end(process)
     return result
+
+
+async def end(process: Process) -> None:
+    """Kill a child with all that it started, unless it has ended."""
+    send_signal(process, signal.SIGKILL)
+    await process.wait()
 
 
 async def result_of_child(process: Process) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ from stillroom.records import Answer, Citation, Completion, Prompt, Sampling
 from stillroom.serve.counters import CLOCK, Clock, Counters
 from stillroom.serve.guard import ACCESS
 from stillroom.serve.limits import Limits
-from stillroom.serve.refusals import Refusal, explain
+from stillroom.serve.refusals import Refusal, client_left, explain
 from stillroom.serve.replies import DONE, Reply, embedding_reply, event
 from stillroom.serve.served import Served
 from stillroom.serve.slots import IsStopped, Slots, Work, result_of
@@ -273,7 +273,7 @@ class Desk:
                 async for _ in opened:
                     pass
             if heard.spent is None:
-                raise Refusal(499, "the client left", code="client_left")
+                raise client_left()
             self.counters.count_reply(heard.spent.usage, heard.details)
             return JSONResponse(
                 reply.whole(

@@ -8,11 +8,13 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from stillroom.serve import answers
 from stillroom.serve.limits import Limits
+from stillroom.serve.line import Line, stay
 from stillroom.serve.looking import Looker, Sent
-from stillroom.serve.refusals import Refusal
+from stillroom.serve.refusals import Refusal, client_left
 
 __all__ = ["add_forensics"]
 
@@ -48,6 +50,7 @@ _BODY = {
 
 def add_forensics(app: FastAPI, looker: Looker, limits: Limits) -> None:
     """Add the route to an app."""
+    line = Line(limits, 1, most_waiting=limits.checks)
 
     @app.post(
         "/v1/forensics/check",
@@ -61,19 +64,28 @@ def add_forensics(app: FastAPI, looker: Looker, limits: Limits) -> None:
             raise Refusal(
                 415, "files are sent as multipart/form-data", code="unsupported_media_type"
             )
-        async with looker.folder() as folder:
-            try:
-                async with request.form(
-                    max_files=limits.uploads, max_fields=8, max_part_size=4096
-                ) as form:
-                    files = await _write(form, folder, looker)
-                    prevalence, pulse = _settings(form)
-            except HTTPException as error:
-                raise Refusal(
-                    400, f"the form cannot be read: {error.detail}", code="invalid_form"
-                ) from error
-            found = await looker.look(folder, files, prevalence=prevalence, pulse=pulse)
+        with line.place():  # before the files are read, so that those who wait are bounded
+            async with looker.folder() as folder:
+                files, prevalence, pulse = await _read(request, folder, looker, limits)
+                async with line.turn(request):
+                    looking = looker.look(folder, files, prevalence=prevalence, pulse=pulse)
+                    found = await stay(request, looking)
         return {"object": "forensics.check", **found}
+
+
+async def _read(
+    request: Request, folder: Path, looker: Looker, limits: Limits
+) -> tuple[list[Sent], float, bool]:
+    """Write a form's files into a folder; return them, the prevalence, and whether for a pulse."""
+    try:
+        async with request.form(max_files=limits.uploads, max_fields=8, max_part_size=4096) as form:
+            return await _write(form, folder, looker), *_settings(form)
+    except ClientDisconnect:
+        raise client_left() from None
+    except HTTPException as error:
+        raise Refusal(
+            400, f"the form cannot be read: {error.detail}", code="invalid_form"
+        ) from error
 
 
 async def _write(form: FormData, folder: Path, looker: Looker) -> list[Sent]:

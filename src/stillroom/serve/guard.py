@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stillroom.serve.keys import ApiKey
 from stillroom.serve.limits import Limits
-from stillroom.serve.refusals import Refusal
+from stillroom.serve.refusals import Refusal, client_left
 
 if TYPE_CHECKING:
     from stillroom.rag.access import Access
@@ -183,7 +183,7 @@ class _Bound:
         while not self._is_whole:
             message = await self.receive()
             if message["type"] == "http.disconnect":
-                raise Refusal(499, "the client left", code="client_left")
+                raise client_left()
             parts.append(message.get("body", b""))
         return b"".join(parts)
 

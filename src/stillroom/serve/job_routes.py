@@ -14,24 +14,21 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from stillroom.errors import DataError, RecipeError
+from stillroom.errors import DataError
 from stillroom.jobs import working_folder
-from stillroom.provenance import ARTIFACT_FILE, read_artifact
-from stillroom.recipes import Recipe, comment_recipe, dump_recipe, list_kinds, recipe_class
-from stillroom.registry.listing import list_kinds as summarize_kinds
+from stillroom.provenance import ARTIFACT_FILE
 from stillroom.serve import answers
-from stillroom.serve.confining import read_recipe, write_text
 from stillroom.serve.describing import EVENTS
-from stillroom.serve.guard import ACCESS
 from stillroom.serve.limits import Limits
-from stillroom.serve.refusals import Refusal, describe_problem
+from stillroom.serve.recipe_routes import SentRecipe, add_recipes, find_tenant, read_sent
+from stillroom.serve.refusals import Refusal
 from stillroom.serve.running import JobRunner
 from stillroom.serve.tickets import EVENTS_FILE, State, Ticket, read_events
 from stillroom.serve.workspace import Root
 
-__all__ = ["SentJob", "SentRecipe", "add_jobs"]
+__all__ = ["SentJob", "add_jobs"]
 
 _LOOK_S = 0.25
 _YAML: dict[int | str, dict[str, Any]] = {200: {"content": {"application/yaml": {"schema": {}}}}}
@@ -47,20 +44,6 @@ _PAGE = 100
 _TAIL = 1 << 15
 
 
-class SentRecipe(BaseModel):
-    """A recipe as a client sends it."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    recipe: str | dict[str, Any] = Field(
-        description="YAML text, or the same as JSON",
-        examples=["kind: merge\nmethod: linear\nmodels: [{checkpoint: a}, {checkpoint: b}]\n"],
-    )
-    overrides: list[Annotated[str, Field(max_length=4096)]] = Field(
-        default_factory=list, max_length=100, description="KEY=VALUE each, as `stillroom run` takes"
-    )
-
-
 class SentJob(SentRecipe):
     """POST /v1/jobs."""
 
@@ -69,50 +52,11 @@ class SentJob(SentRecipe):
 
 def add_jobs(app: FastAPI, runner: JobRunner, limits: Limits) -> None:
     """Add the routes of jobs, recipes and the workspace to an app."""
-    _add_recipes(app, runner)
+    add_recipes(app, runner, limits)
     _add_jobs(app, runner)
     _add_one_job(app, runner)
     _add_events(app, runner, limits)
     _add_results(app, runner)
-
-
-def _add_recipes(app: FastAPI, runner: JobRunner) -> None:
-    @app.get("/v1/recipes", responses={200: {"model": answers.RecipeKinds}})
-    async def kinds() -> dict[str, Any]:
-        """List the kinds of recipes."""
-        rows = [{"kind": kind, "summary": said} for kind, said in summarize_kinds().items()]
-        return {"object": "list", "data": rows}
-
-    @app.get("/v1/recipes/{kind}", responses={200: {"model": answers.RecipeKind}})
-    async def kind(kind: str, method: Annotated[str, Query(max_length=80)] = "") -> dict[str, Any]:
-        """Describe a kind: the JSON Schema of its recipes, and one that is commented."""
-        if kind not in list_kinds():
-            raise Refusal(404, f"there is no kind {kind[:40]!r}", code="unknown_kind")
-        return await asyncio.to_thread(_describe_kind, kind, method)
-
-    @app.post("/v1/recipes/check", responses={200: {"model": answers.RecipeCheck}})
-    async def check(body: SentRecipe, request: Request) -> dict[str, Any]:
-        """Validate a recipe and estimate memory, disk and time; nothing is kept."""
-        tenant = _tenant(request, runner)
-        try:
-            recipe = await _read(body, runner, tenant)
-        except RecipeError as error:
-            told = [describe_problem(one) for one in error.problems]
-            return {"object": "recipe.check", "valid": False, "fits": None, "problems": told}
-        text = dump_recipe(recipe)
-        found = await runner.check(text, tenant)
-        is_checked = found.pop("state") == "checked"
-        fits = not found["problems"] if is_checked else None
-        head = {"object": "recipe.check", "valid": True, "kind": recipe.kind, "fits": fits}
-        return {**head, "recipe": text, **found}
-
-    @app.get("/v1/workspace", responses={200: {"model": answers.WorkspaceList}})
-    async def workspace(
-        request: Request, path: Annotated[str, Query(max_length=1024)] = ""
-    ) -> dict[str, Any]:
-        """List a folder of what recipes can name."""
-        root = runner.workspace.root(_tenant(request, runner))
-        return await asyncio.to_thread(_list_folder, root, path)
 
 
 def _add_jobs(app: FastAPI, runner: JobRunner) -> None:
@@ -128,8 +72,8 @@ def _add_jobs(app: FastAPI, runner: JobRunner) -> None:
         idempotency_key: Annotated[str, Header(max_length=200)] = "",
     ) -> dict[str, Any]:
         """Put a job in line; the same Idempotency-Key again gives the same job."""
-        tenant = _tenant(request, runner)
-        recipe = await _read(body, runner, tenant)
+        tenant = find_tenant(request, runner)
+        recipe = await read_sent(body, runner, tenant)
         ticket, is_new = runner.submit(recipe, tenant, label=body.name, request_key=idempotency_key)
         response.status_code = 201 if is_new else 200
         response.headers["Location"] = f"/v1/jobs/{ticket.id}"
@@ -143,7 +87,7 @@ def _add_jobs(app: FastAPI, runner: JobRunner) -> None:
         before: Annotated[str, Query(max_length=80)] = "",
     ) -> dict[str, Any]:
         """List the tenant's jobs, newest first; ``before`` an id goes on from there."""
-        tenant = _tenant(request, runner)
+        tenant = find_tenant(request, runner)
         mine = [
             ticket
             for ticket in reversed(list(runner.tickets))
@@ -242,26 +186,10 @@ def _add_results(app: FastAPI, runner: JobRunner) -> None:
         )  # fmt: skip
 
 
-async def _read(body: SentRecipe, runner: JobRunner, tenant: str) -> Recipe:
-    root = runner.workspace.root(tenant)
-    return await asyncio.to_thread(
-        read_recipe, write_text(body.recipe), root, runner.openings, body.overrides
-    )
-
-
-def _tenant(request: Request, runner: JobRunner) -> str:
-    """Return whose jobs a request is about."""
-    access = request.scope.get(ACCESS)
-    tenant = access.tenant if access else ""
-    if runner.workspace.has_tenants and not tenant:
-        raise Refusal(403, "the key does not say whose jobs are asked for", code="no_tenant")
-    return tenant if runner.workspace.has_tenants else ""
-
-
 def _find(name: str, request: Request, runner: JobRunner) -> Ticket:
     """Return a ticket of the tenant; another's is as unknown as one that never was."""
     ticket = runner.tickets.get(name)
-    if ticket is None or ticket.tenant != _tenant(request, runner):
+    if ticket is None or ticket.tenant != find_tenant(request, runner):
         raise Refusal(404, f"there is no job {name[:80]!r}", code="unknown_job")
     return ticket
 
@@ -299,41 +227,6 @@ def _find_progress(ticket: Ticket, runner: JobRunner) -> dict[str, Any] | None:
         if event["event"] in {"step", "progress"}:
             found[event["event"]] = {key: event[key] for key in event if key != "event"}
     return found or None
-
-
-def _describe_kind(kind: str, method: str) -> dict[str, Any]:
-    try:
-        commented = comment_recipe(kind, method or None)
-    except RecipeError as error:
-        raise Refusal(404, error.problems[0].what, code="unknown_method") from error
-    schema = recipe_class(kind).model_json_schema(by_alias=True)
-    said = summarize_kinds()[kind]
-    return {"object": "recipe.kind", "kind": kind, "summary": said, "schema": schema,
-            "commented": commented}  # fmt: skip
-
-
-def _list_folder(root: Root, path: str) -> dict[str, Any]:
-    try:
-        entries, is_all = root.list(path)
-    except DataError as error:
-        raise Refusal(404, error.problems[0].what, code="unknown_path") from error
-    data = []
-    for entry in entries:
-        row: dict[str, Any] = {"path": entry.path, "size_bytes": entry.size_bytes}
-        if entry.size_bytes is None:
-            row["kind"] = _kind_of(root.folder / entry.path)
-        data.append(row)
-    return {"object": "list", "path": path, "data": data, "has_more": not is_all}
-
-
-def _kind_of(folder: Path) -> str:
-    """Return what a folder is: an artifact's kind, a checkpoint, or just a folder."""
-    try:
-        if (folder / ARTIFACT_FILE).is_file():
-            return read_artifact(folder).kind
-    except DataError:
-        return "folder"
-    return "checkpoint" if (folder / "config.json").is_file() else "folder"
 
 
 def _list_files(ticket: Ticket, runner: JobRunner) -> dict[str, Any]:

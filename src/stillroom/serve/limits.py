@@ -13,8 +13,9 @@ class Limits:
 
     ``running`` generations happen at once (0: as many as the engine takes, which need not be more
     than one), and ``waiting`` more may stand in line for ``wait_s``; past that a client is told to
-    come again. ``requests_per_minute`` counts for each key (0: as many as come); ``followers`` are
-    the streams of jobs' events at once.
+    come again. Recipes are checked one at a time and media as well, and of each ``checks`` more may
+    wait; media have their place before they are read. ``requests_per_minute`` counts for each key
+    (0: as many as come); ``followers`` are the streams of jobs' events at once.
     """
 
     body_bytes: int = 1_000_000
@@ -28,6 +29,7 @@ class Limits:
     texts: int = 256
     running: int = 0
     waiting: int = 128
+    checks: int = 8
     wait_s: float = 300.0
     timeout_s: float = 300.0
     retry_after_s: int = 2

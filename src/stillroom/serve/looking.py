@@ -6,7 +6,6 @@ bounded memory and time; both are gone when the answer is. Knows nothing of HTTP
 
 from __future__ import annotations
 
-import asyncio
 import re
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -24,7 +23,6 @@ __all__ = ["Looker", "Sent"]
 _ENDING = re.compile(r"\.[A-Za-z0-9]{1,8}\Z")
 _MEMORY_BYTES = 6 << 30
 _LOOK_S = 180.0
-_WAITING = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,7 @@ class Sent:
 
 
 class Looker:
-    """Looks at files, one request at a time."""
+    """Looks at files of a request; how many requests at once is its callers' to bound."""
 
     def __init__(
         self,
@@ -56,8 +54,6 @@ class Looker:
         self.official = [path.absolute() for path in official]
         self.trust = [path.absolute() for path in trust]
         self._has_fence = can_fence()
-        self._turn = asyncio.Semaphore(1)
-        self._waiting = 0
 
     @asynccontextmanager
     async def folder(self) -> AsyncIterator[Path]:
@@ -77,7 +73,7 @@ class Looker:
         """Return what is known of files.
 
         Raises:
-            Refusal: If too many wait, it takes too long, or the process ends over a file.
+            Refusal: If it takes too long, or the process ends over a file.
         """
         order = {
             "do": "look",
@@ -95,19 +91,7 @@ class Looker:
             "hub": False,
             "fence": self._has_fence,
         }
-        if self._waiting >= _WAITING:
-            raise Refusal(
-                429,
-                f"{_WAITING} requests are waiting; come again later",
-                code="too_many_requests",
-                headers={"Retry-After": "10"},
-            )
-        self._waiting += 1
-        try:
-            async with self._turn:
-                found = await ask_child(order, folder, folder, timeout_s=_LOOK_S)
-        finally:
-            self._waiting -= 1
+        found = await ask_child(order, folder, folder, timeout_s=_LOOK_S)
         if found["state"] != "looked":
             raise Refusal(
                 422, "the files could not be looked at; their decoding failed", code="unreadable"

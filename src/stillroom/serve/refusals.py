@@ -25,7 +25,7 @@ from stillroom.errors import (
     StillroomError,
 )
 
-__all__ = ["Refusal", "add_handlers", "describe_problem", "explain"]
+__all__ = ["Refusal", "add_handlers", "client_left", "describe_problem", "explain"]
 
 _LOG = logging.getLogger("stillroom.serve")
 _TYPES = {
@@ -69,6 +69,11 @@ class Refusal(Exception):  # noqa: N818  # what the client is told; not an error
         if self.problems:
             error["problems"] = [describe_problem(problem) for problem in self.problems]
         return {"error": error}
+
+
+def client_left() -> Refusal:
+    """Return what is noted of a request whose client did not wait for its answer."""
+    return Refusal(499, "the client left", code="client_left")
 
 
 def describe_problem(problem: Problem) -> dict[str, str]:

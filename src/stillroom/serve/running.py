@@ -73,7 +73,6 @@ class JobRunner:
         self.has_fence = can_fence()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._processes: dict[str, Process] = {}
-        self._checks = asyncio.Semaphore(1)
         self._stopping = False
 
     def start(self) -> None:
@@ -245,8 +244,7 @@ class JobRunner:
         """
         root = self.workspace.root(tenant)
         order = self._order("check", text, tenant, root.jobs / "check", "")
-        async with self._checks:
-            return await ask_child(order, root.folder, self.workspace.scratch, timeout_s=_CHECK_S)
+        return await ask_child(order, root.folder, self.workspace.scratch, timeout_s=_CHECK_S)
 
     def out_of(self, ticket: Ticket) -> Path:
         """Return the folder of a job's artifact."""

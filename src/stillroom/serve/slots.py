@@ -1,8 +1,7 @@
 """Blocking work beside the event loop: so many at once, so many in line, all of it stoppable.
 
 A slot is given free when its thread has really ended, not when its client has left, so that an
-engine never runs more than it was promised. Who waits longest is next; of several keys' clients
-each key has its turn.
+engine never runs more than it was promised. Who waits stands in a ``Line``.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any, Generic, TypeVar
@@ -18,9 +17,9 @@ from typing import Any, Generic, TypeVar
 from fastapi import Request
 
 from stillroom.serve.counters import CLOCK, Clock
-from stillroom.serve.guard import ASKER
 from stillroom.serve.limits import Limits
-from stillroom.serve.refusals import Refusal, explain
+from stillroom.serve.line import Line
+from stillroom.serve.refusals import Refusal, client_left, explain
 
 __all__ = ["IsStopped", "Slots", "Work", "result_of"]
 
@@ -30,7 +29,6 @@ Work = Callable[[IsStopped], Iterator[T]]
 """Blocking work that yields as it goes and looks at whether it should stop."""
 
 _LOOK_S = 0.2
-_LOOK_IN_LINE_S = 0.5
 
 
 class Slots:
@@ -44,8 +42,7 @@ class Slots:
             lanes: How many run at once, unless the limits say.
         """
         self.limits = limits
-        self.running = limits.running or lanes
-        self._line = _Line(self.running)
+        self._line = Line(limits, limits.running or lanes)
 
     async def stream(self, work: Work[T], request: Request) -> AsyncIterator[T]:
         """Yield what the work yields; stops it when the client leaves or time is over.
@@ -55,7 +52,7 @@ class Slots:
         """
         clock: Clock = request.scope.get(CLOCK) or Clock()
         begun = time.perf_counter()
-        await self._enter(request)
+        await self._line.enter(request)
         clock.waited_s += time.perf_counter() - begun
         run = _Run[T](asyncio.get_running_loop(), self._line.leave, clock)
         run.start(work)
@@ -81,41 +78,9 @@ class Slots:
 
     async def _look(self, request: Request, end: float) -> None:
         if await request.is_disconnected():
-            raise Refusal(499, "the client left", code="client_left")
+            raise client_left()
         if time.monotonic() > end:
             raise Refusal(504, f"no answer within {self.limits.timeout_s:g} s", code="timeout")
-
-    async def _enter(self, request: Request) -> None:
-        """Wait for a free slot in line, unless the line is full."""
-        line, limits = self._line, self.limits
-        if line.take():
-            return
-        if line.waiting >= limits.waiting:
-            raise self._full()
-        place = line.stand(request.scope.get(ASKER, 0))
-        end = time.monotonic() + limits.wait_s
-        is_in = False
-        try:
-            while True:
-                await asyncio.wait({place}, timeout=_LOOK_IN_LINE_S)
-                if place.done():
-                    is_in = True
-                    return
-                if await request.is_disconnected():
-                    raise Refusal(499, "the client left", code="client_left")
-                if time.monotonic() > end:
-                    raise self._full()
-        finally:
-            if not is_in:
-                line.quit(place)
-
-    def _full(self) -> Refusal:
-        return Refusal(
-            429,
-            f"{self.running} running and {self._line.waiting} waiting; come again later",
-            code="too_many_requests",
-            headers={"Retry-After": str(self.limits.retry_after_s)},
-        )
 
 
 async def result_of(items: AsyncIterator[T]) -> T:
@@ -127,50 +92,7 @@ async def result_of(items: AsyncIterator[T]) -> T:
     async with aclosing(items) as opened:  # type: ignore[type-var]  # ours is a generator
         async for item in opened:
             return item
-    raise Refusal(499, "the client left", code="client_left")
-
-
-class _Line:
-    """Who waits for a slot: a queue for each asker, who take turns; one event loop."""
-
-    def __init__(self, free: int) -> None:
-        self.free, self.waiting = free, 0
-        self._askers: OrderedDict[object, deque[asyncio.Future[None]]] = OrderedDict()
-
-    def take(self) -> bool:
-        """Take a slot if one is free."""
-        if not self.free:
-            return False
-        self.free -= 1
-        return True
-
-    def stand(self, asker: object) -> asyncio.Future[None]:
-        """Stand in line; what is returned is done when a slot is ours."""
-        place = asyncio.get_running_loop().create_future()
-        self._askers.setdefault(asker, deque()).append(place)
-        self.waiting += 1
-        return place
-
-    def quit(self, place: asyncio.Future[None]) -> None:
-        """Leave the line; a slot that was given just now goes to the next."""
-        if place.done():
-            self.leave()
-            return
-        place.cancel()
-        self.waiting -= 1
-
-    def leave(self) -> None:
-        """Give a slot to the asker whose turn it is, or back."""
-        while self._askers:
-            asker, places = self._askers.popitem(last=False)
-            place = places.popleft()
-            if places:
-                self._askers[asker] = places
-            if not place.done():
-                self.waiting -= 1
-                place.set_result(None)
-                return
-        self.free += 1
+    raise client_left()
 
 
 _END = object()
