@@ -8,25 +8,31 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import chdir, nullcontext
+from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
-from stillroom.jobs.engines import LocalEngine
+from stillroom.jobs.engines import LocalEngine, Opened
 from stillroom.jobs.engines.hand import Hand, settle
+from stillroom.jobs.engines.work import close_opened
 
 
 @dataclass(frozen=True)
 class Squares:
-    """Squares numbers and notes in a file who did which; one number may be refused."""
+    """Squares numbers and notes in a file who did which, and when it is closed.
+
+    One number may be refused.
+    """
 
     notes: Path
     seconds: float = 0.0
     refused: int = -1
     concurrency: int = 1
 
-    def open(self) -> Callable[[Sequence[int]], list[int]]:
+    def open(self) -> Opened[int, int]:
         with self.notes.open("a") as file:
             file.write(f"open {os.getpid()}\n")
 
@@ -38,26 +44,36 @@ class Squares:
                 file.write("".join(f"{number} {os.getpid()}\n" for number in block))
             return [number * number for number in block]
 
-        return square
+        def close() -> None:
+            with self.notes.open("a") as file:
+                file.write(f"close {os.getpid()}\n")
+
+        return Opened(square, (close,))
 
     def done(self) -> list[tuple[int, int]]:
         lines = [line.split() for line in self.notes.read_text().splitlines()]
-        return [(int(number), int(who)) for number, who in lines if number != "open"]
+        return [(int(number), int(who)) for number, who in lines if number.isdecimal()]
 
     def opened(self) -> int:
         return self.notes.read_text().count("open ")
 
 
 class PicklingEngine(LocalEngine):
-    """An engine without a cluster that treats works and items as a cluster does: all is copied."""
+    """An engine without a cluster that treats works and items as a cluster does: all is copied.
+
+    With ``elsewhere`` its work is done in that folder, as workers start in folders of their own;
+    ``sent`` is all that left the process.
+    """
 
     name = "pickling"
     is_remote = True
     num_workers = 3
 
-    def __init__(self) -> None:
+    def __init__(self, elsewhere: Path | None = None) -> None:
         super().__init__()
         self.hand = Hand(1, {})
+        self.elsewhere = elsewhere
+        self.sent = bytearray()
         self.calls: list[tuple[str, int]] = []
         self._noting = threading.Lock()
 
@@ -66,7 +82,16 @@ class PicklingEngine(LocalEngine):
         with self._noting:
             self.calls.append((type(work).__name__, len(block)))
         key = hashlib.sha256(packed).hexdigest()
-        return settle(self.hand.run(key, lambda: packed, pickle.dumps(list(block))))
+        items = pickle.dumps(list(block))
+        self.sent += packed + items
+        with chdir(self.elsewhere) if self.elsewhere else nullcontext():
+            # In a context of its own, as a worker's process has one.
+            return settle(Context().run(self.hand.run, key, lambda: packed, items))
+
+    def close(self) -> None:
+        super().close()
+        for opened in self.hand._opened.values():  # a worker's process would end
+            close_opened(opened.run)
 
     def count(self) -> dict[str, int]:
         """How many items each kind of work was given."""

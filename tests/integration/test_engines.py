@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from PIL import Image
 from tests.engine_works import PicklingEngine
 from tests.integration.main_job import digests, write_documents
+from tests.unit.forensics.test_clips import wav, write_clip
+from tests.unit.text.parsers.test_office import make_pdf
 
+from stillroom.errors import MissingExtraError, ResourceError
 from stillroom.flow.run import run_job, run_recipe
-from stillroom.forensics.checking import Checking, check_file
+from stillroom.forensics.certificates import init_ca
+from stillroom.forensics.checking import Checking, check_file, check_files, list_media
+from stillroom.forensics.drawing import draw_face
+from stillroom.forensics.lab import open_lab
+from stillroom.forensics.marking import Made, Marker
+from stillroom.forensics.signing import sign_file
+from stillroom.forensics.watermark import Watermark
 from stillroom.jobs import Job
 from stillroom.provenance import read_artifact
 from stillroom.recipes import dump_recipe, parse_recipe
 from stillroom.synth.deduplication import Deduplication, deduplicate
+from stillroom.text import reading
 
 GRAPH = """
 version: 1
@@ -97,6 +110,50 @@ def test_a_graph_on_other_workers_gives_the_same_bytes(world):
     assert engine.count()["_Judging"] > 0
 
 
+def test_documents_that_are_refused_here_are_refused_alike_on_other_workers(tmp_path, monkeypatch):
+    """Whatever a file's own error is, it costs that file; only DataError was taken for one."""
+    monkeypatch.setenv("STILLROOM_LAB", str(tmp_path / "lab"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    papers = Path("papers")
+    papers.mkdir()
+    for name in ("good.md", "large.md", "lacking.md", "later.md"):
+        (papers / name).write_text(f"# {name}\n\nThe {name} file tells of rivers and mills.\n")
+    (papers / "empty.txt").write_text("")
+    init_ca(tmp_path / "ca")
+    (tmp_path / "made.pdf").write_bytes(make_pdf(["The made report counts cod."]))
+    sign_file(tmp_path / "made.pdf", papers / "made.pdf", tmp_path / "ca", made_by="a generator")
+    read = reading._read
+
+    def read_or_not(path, name, limits):
+        if name == "large.md":
+            raise ResourceError("the file does not fit into memory", code="document.memory")
+        if name == "lacking.md":
+            raise MissingExtraError.of("pymupdf", "documents", "this format")
+        return read(path, name, limits)
+
+    monkeypatch.setattr(reading, "_read", read_or_not)
+    recipe = parse_recipe('version: 1\nkind: rag\ndocuments: papers\nembedder: "builtin:static"\n')
+    made, said = {}, {}
+    engine = PicklingEngine(tmp_path / "elsewhere")
+    for name, chosen in (("here", None), ("there", engine)):
+        job = Job.start(tmp_path / name, dump_recipe(recipe))
+        said[name] = []
+        monkeypatch.setattr(job, "say", said[name].append)
+        made[name] = run_job(recipe, job, chosen)
+    engine.close()
+    assert made["there"].digest == made["here"].digest
+    assert said["there"] == said["here"]
+    assert any("composed by a program" in line for line in said["there"])
+    failed = read_artifact(tmp_path / "there").details["failed"]
+    assert {one["path"]: one["code"] for one in failed} == {
+        "empty.txt": "document.no-text",
+        "lacking.md": "extra.missing",
+        "large.md": "document.memory",
+    }
+    assert engine.count()["Preparing"] == 6
+
+
 def test_duplicates_are_found_alike_whoever_reads_the_files(tmp_path, monkeypatch):
     monkeypatch.setattr("stillroom.synth.deduplication._PIECE_BYTES", 700)
     lines = []
@@ -118,12 +175,76 @@ def test_duplicates_are_found_alike_whoever_reads_the_files(tmp_path, monkeypatc
     assert engine.count()["_Reading"] > 10
 
 
-def test_files_are_checked_alike_on_other_workers(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"no picture")
+def test_files_that_are_named_from_here_are_found_by_workers_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    row = {"messages": [{"role": "assistant", "content": "one two three four five six"}]}
+    (tmp_path / "one.jsonl").write_text(2 * (json.dumps(row) + "\n") + "{broken\n")
+    engine = PicklingEngine(tmp_path / "elsewhere")
+    plan = Deduplication((Path("one.jsonl"),))
+    here, counts = deduplicate(plan, tmp_path / "here")
+    there, same = deduplicate(plan, tmp_path / "there", engine=engine)
+    assert counts == same
+    assert counts["fell"] == 1
+    assert there.digest == here.digest
+
+
+@pytest.fixture
+def media(tmp_path, monkeypatch):
+    """A lab's picture, clip and recording, one of each without its mark, and what is damaged."""
+    monkeypatch.setenv("STILLROOM_LAB", str(tmp_path / "lab"))
+    monkeypatch.chdir(tmp_path)
+    lab, folder = open_lab(), Path("media")
+    folder.mkdir()
+    plain, face = draw_face(7, 1, 160).image, draw_face(7, 0, 160).image
+    kind = "compositeWithTrainedAlgorithmicMedia"
+    Marker(lab).emit(Made(face, "sbi", 1, "run", kind), folder / "lab.jpg")
+    Image.fromarray(plain).save(folder / "plain.png")
+    marked = Watermark(lab.key).embed(face, 77, psnr=38)
+    write_clip(folder / "lab.mp4", [plain] * 10 + [marked] * 10)
+    wav(folder / "voice.wav", 0.4 * np.sin(np.arange(16000) * 0.3))
+    (folder / "cut.mp4").write_bytes((folder / "lab.mp4").read_bytes()[:600])
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    return lab, [*list_media([folder]), folder / "none.png"]
+
+
+def test_files_are_checked_alike_on_other_workers(media, tmp_path):
+    lab, paths = media
+    (tmp_path / "elsewhere").mkdir()
+    engine = PicklingEngine(tmp_path / "elsewhere")
+    here = [check_file(path, lab=lab) for path in paths]
+    there = list(check_files(Checking(()), paths, engine, lab=lab))
+    assert [one.to_json() for one in there] == [one.to_json() for one in here]
+    assert [one.path.name for one in here if one.trace is not None and one.trace.watermark] == [
+        "lab.jpg",
+        "lab.mp4",
+    ]
+    assert engine.count() == {"Checking": 7}
+
+
+def test_no_key_of_the_lab_leaves_the_process(media):
+    lab, paths = media
     engine = PicklingEngine()
-    work = Checking((), None)
-    paths = [tmp_path / "a.jpg", tmp_path / "none.png"]
-    assert list(engine.map(work, paths)) == [check_file(path) for path in paths]
+    list(check_files(Checking(()), paths[:2], engine, lab=lab))
+    signing = "".join(lab.signer.key.splitlines()[1:-1])
+    sent = bytes(engine.sent).replace(b"\n", b"")
+    assert lab.trust.anchors.encode().replace(b"\n", b"") in sent
+    assert lab.key not in bytes(engine.sent)
+    assert signing.encode() not in sent
+    assert b"PRIVATE KEY" not in sent
+
+
+def test_a_file_that_is_another_on_the_worker_is_not_called_checked(media):
+    lab, paths = media
+
+    class Changing(PicklingEngine):
+        def call(self, work, block):
+            found = super().call(work, block)
+            block[0].write_bytes(block[0].read_bytes() + b"more")
+            return found
+
+    (one,) = check_files(Checking(()), [paths[-2]], Changing(), lab=lab)
+    assert one.error == "it is not the file that a worker checked"
 
 
 def test_forgeries_made_elsewhere_have_the_same_pixels(tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ def command(
     Exit code 1 if a file could not be checked; the others are checked all the same.
     """
     from stillroom.forensics.check_page import draw_check_page
-    from stillroom.forensics.checking import Checking, list_media
+    from stillroom.forensics.checking import Checking, check_files, list_media
     from stillroom.forensics.lab import has_lab, open_lab
     from stillroom.forensics.signing import open_lists
     from stillroom.jobs import atomic_write
@@ -94,10 +94,9 @@ def command(
     lab = open_lab() if has_lab() else None
     limits = _read_limits(detectors)
     found = []
-    work = Checking(tuple(lists), lab, remote, detectors, prevalence, maps, pulse)
+    work = Checking(tuple(lists), remote, detectors, prevalence, maps, pulse)
     with open_engine(read_engine(engine), lambda line: click.echo(line, err=True)) as opened:
-        size = 4 if opened.is_remote else 1  # here a file is told when it is checked
-        for one in opened.map(work, list(list_media(paths)), block_size=size):
+        for one in check_files(work, list_media(paths), opened, lab=lab):
             found.append(one)
             if not as_json:
                 click.echo("\n".join(one.lines()))

@@ -8,7 +8,7 @@ costs that file, and the rest goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,14 @@ from stillroom.errors import DataError, MissingExtraError
 from stillroom.forensics.credentials import MIME_TYPES, Credentials, TrustList, verify_file
 from stillroom.forensics.findings import Course, Finding
 from stillroom.forensics.lab import Lab
-from stillroom.forensics.media_looks import CLIPS, SOUNDS, ClipLook, look_at_clip, look_at_sound
+from stillroom.forensics.media_looks import (
+    CLIPS,
+    SOUNDS,
+    ClipLook,
+    find_mark,
+    look_at_clip,
+    look_at_sound,
+)
 from stillroom.forensics.pictures import PICTURES, Picture, load_picture
 from stillroom.forensics.previews import Preview, make_preview
 from stillroom.forensics.tracing import Trace, trace_image
@@ -25,8 +32,18 @@ from stillroom.provenance import digest_file
 
 if TYPE_CHECKING:
     from stillroom.forensics.judging import Judges
+    from stillroom.jobs.engines import Engine
 
-__all__ = ["LIMITS", "SYNTHETIC", "Checked", "Checking", "check_file", "list_limits", "list_media"]
+__all__ = [
+    "LIMITS",
+    "SYNTHETIC",
+    "Checked",
+    "Checking",
+    "check_file",
+    "check_files",
+    "list_limits",
+    "list_media",
+]
 
 LIMITS = (
     "Missing credentials are no sign of a forgery, and credentials in order are no sign of truth: "
@@ -150,13 +167,14 @@ def list_media(paths: Sequence[Path]) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Checking:
-    """The work of an engine's worker: check files.
+    """The work of an engine's worker: check files, but for a lab's watermark.
 
-    Lists and lab travel with it; detectors are opened where they judge.
+    What travels is public: certificates of authorities, and paths. A lab's keys stay where the
+    command runs, since whoever has them can mark and sign as the lab. Detectors are opened where
+    they judge.
     """
 
     lists: tuple[TrustList, ...] = field(hash=False)
-    lab: Lab | None = field(hash=False)
     remote: bool = False
     detectors: tuple[Path, ...] = ()
     prevalence: float = 0.5
@@ -164,8 +182,12 @@ class Checking:
     pulse: bool = False
     concurrency: int = 1
 
-    def open(self) -> Callable[[Sequence[Path]], list[Checked]]:
-        """Open the detectors; return what checks files."""
+    def open(self, lab: Lab | None = None) -> Callable[[Sequence[Path]], list[Checked]]:
+        """Open the detectors; return what checks files.
+
+        Args:
+            lab: As ``check_file`` takes it; no engine gives one.
+        """
         judges = None
         if self.detectors:
             from stillroom.forensics.judging import open_judges
@@ -175,13 +197,56 @@ class Checking:
             check_file(
                 path,
                 self.lists,
-                lab=self.lab,
+                lab=lab,
                 remote=self.remote,
                 judges=judges,
                 with_pulse=self.pulse,
             )
             for path in paths
         ]
+
+
+def check_files(
+    work: Checking, paths: Iterable[Path], engine: Engine, *, lab: Lab | None = None
+) -> Iterator[Checked]:
+    """Yield what is known of each file, in order, wherever the rest of the work is done.
+
+    Args:
+        work: What is looked for, beside the lab's watermark.
+        paths: The files.
+        engine: What does the work.
+        lab: As ``check_file`` takes it. Its watermark is read in this process: workers elsewhere
+            are told which authority it trusts, and none of its keys.
+    """
+    if not engine.is_remote:
+        check = work.open(lab)
+        for path in paths:  # a file is told when it is checked
+            yield check([path])[0]
+        return
+    named = list(paths)
+    trusted = [lab.trust] if lab is not None else []
+    detectors = tuple(place.absolute() for place in work.detectors)  # workers start elsewhere
+    sent = replace(work, lists=(*work.lists, *trusted), detectors=detectors)
+    done = engine.map(sent, [path.absolute() for path in named], block_size=4)
+    for path, found in zip(named, done, strict=True):
+        here = replace(found, path=path)
+        yield here if lab is None else _add_trace(here, lab)
+
+
+def _add_trace(found: Checked, lab: Lab) -> Checked:
+    """Return what a worker without the lab's key found, with what the key finds of the file."""
+    if found.error or (found.look is None and found.preview is None):
+        return found  # nothing of it could be decoded
+    try:
+        if digest_file(found.path) != found.digest:
+            return Checked(found.path, error="it is not the file that a worker checked")
+        if found.look is not None:
+            look = find_mark(found.look, found.path, lab)
+            return replace(found, look=look, trace=look.trace)
+        return replace(found, trace=trace_image(load_picture(found.path).image, lab))
+    except (DataError, OSError) as error:
+        what = error.problems[0].what if isinstance(error, DataError) else str(error)
+        return Checked(found.path, error=what)
 
 
 def check_file(

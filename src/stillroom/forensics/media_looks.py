@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from stillroom.forensics.clip_judging import Witness
     from stillroom.forensics.judging import Judges
 
-__all__ = ["CLIPS", "SOUNDS", "ClipLook", "look_at_clip", "look_at_sound"]
+__all__ = ["CLIPS", "SOUNDS", "ClipLook", "find_mark", "look_at_clip", "look_at_sound"]
 
 _FRAMES = 32
 
@@ -120,16 +121,12 @@ def look_at_clip(
     witness = judges.witness() if judges is not None and clip.has_video else None
     scan = _watch(clip, count, lab, payloads, limits, witness) if clip.has_video else None
     sound = _listen(path, limits) if clip.has_audio else None
-    trace = Trace() if lab is not None and clip.has_video else None
-    if payloads and lab is not None:
-        trace = Trace(format(payloads[0], "012x"), (1.0, 1.0), lab.ledger.find(payloads[0]))
     pulses = _feel(clip, limits) if with_pulse and scan is not None and scan.tracks else ()
-    if lab is not None and sound is not None and not payloads:
-        trace = trace_sound(path, lab)
     courses = witness.courses(_bits_per_pixel(clip)) if witness is not None else ()
     courses += _hear(judges, path, sound, limits)
     notes = (*clip.notes, *limits)
-    return ClipLook(clip, scan, sound, trace, len(payloads), notes, courses, pulses)
+    look = ClipLook(clip, scan, sound, None, len(payloads), notes, courses, pulses)
+    return replace(look, trace=_trace_of(look, path, lab, payloads)) if lab is not None else look
 
 
 def look_at_sound(path: Path, lab: Lab | None = None, *, judges: Judges | None = None) -> ClipLook:
@@ -154,6 +151,45 @@ def look_at_sound(path: Path, lab: Lab | None = None, *, judges: Judges | None =
     )
 
 
+def find_mark(look: ClipLook, path: Path, lab: Lab) -> ClipLook:
+    """Return what was seen and heard without a lab, with what its key finds in the same frames.
+
+    Args:
+        look: Made of the same file.
+        path: The file.
+        lab: Whose watermark is looked for.
+
+    Raises:
+        DataError: If it can no longer be decoded.
+    """
+    payloads: list[int] = []
+    if look.clip.has_video:
+        see = _mark_seeker(lab, payloads)
+        for frame in space_frames(open_clip(path), _FRAMES):
+            see(frame.image)
+    return replace(look, trace=_trace_of(look, path, lab, payloads), marked=len(payloads))
+
+
+def _trace_of(look: ClipLook, path: Path, lab: Lab, payloads: Sequence[int]) -> Trace | None:
+    """Return the trace of the first frame that is marked, else of the sound."""
+    if payloads:
+        return Trace(format(payloads[0], "012x"), (1.0, 1.0), lab.ledger.find(payloads[0]))
+    if look.sound is not None:
+        return trace_sound(path, lab)
+    return Trace() if look.clip.has_video else None
+
+
+def _mark_seeker(lab: Lab, payloads: list[int]) -> Callable[[Image], None]:
+    """Return what reads the lab's mark from a frame and adds it to those that were found."""
+    mark = Watermark(lab.key)
+
+    def see(image: Image) -> None:
+        if (found := mark.read(image).payload) is not None:
+            payloads.append(found)
+
+    return see
+
+
 def _hear(
     judges: Judges | None, path: Path, sound: Sound | None, limits: list[str]
 ) -> tuple[Course, ...]:
@@ -176,19 +212,15 @@ def _watch(
     witness: Witness | None,
 ) -> Scan | None:
     """Scan a clip for faces, and its frames for the lab's mark; what limits that is added."""
-    mark = Watermark(lab.key) if lab is not None else None
-
-    def look(image: Image) -> None:
-        if mark is not None and (found := mark.read(image).payload) is not None:
-            payloads.append(found)
-
+    look = _mark_seeker(lab, payloads) if lab is not None else None
     try:
         see = witness.see if witness is not None else None
         scan = scan_clip(clip, count=count, look=look, see=see)
     except MissingExtraError as error:
         limits.append(f"faces were not looked for: {error.problems[0].what}")
         for frame in space_frames(clip, count):
-            look(frame.image)
+            if look is not None:
+                look(frame.image)
         return None
     limits += scan.limits()
     return scan

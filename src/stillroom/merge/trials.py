@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from uuid import uuid4
 
 from pydantic import ValidationError
 
 from stillroom.errors import CheckpointError, RecipeError, ShapeError
-from stillroom.jobs.engines import Engine
+from stillroom.jobs.engines import Engine, Opened
 from stillroom.merge.opening import open_merge, retune_merge
 from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.scoring import Measure, Score, Scorer
@@ -144,14 +146,17 @@ class _Trying:
     measure: Measure
     concurrency: int = 1
 
-    def open(self) -> Callable[[Sequence[Mapping[str, Any]]], list[Outcome]]:
-        import tempfile
-
+    def open(self) -> Opened[Mapping[str, Any], Outcome]:
         recipe = MergeRecipe.model_validate_json(self.recipe)
-        scratch = Path(tempfile.mkdtemp(prefix="stillroom-candidate-"))
+        # The scorer makes the folder for a candidate that needs one, and removes it.
+        scratch = Path(tempfile.gettempdir()) / f"stillroom-candidate-{uuid4().hex}"
         scorer = Scorer(self.measure, scratch, lambda line: None)
         bench = Bench(recipe, open_merge(recipe), scorer)
-        return lambda listed: [bench.try_changes(changes, self.records) for changes in listed]
+
+        def try_all(listed: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+            return [bench.try_changes(changes, self.records) for changes in listed]
+
+        return Opened(try_all, (scorer.close,))
 
 
 def open_team(bench: Bench, records: Sequence[Record], engine: Engine) -> Team:

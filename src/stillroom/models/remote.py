@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from stillroom.errors import StillroomError
-from stillroom.jobs.engines import Engine
+from stillroom.jobs.engines import Engine, Opened
 from stillroom.models.behind import ModelBefore
 from stillroom.models.choosing import Chosen, weigh_given
 from stillroom.models.opening import open_text_model
@@ -34,7 +34,7 @@ class _Answering:
     settings: str
     concurrency: int
 
-    def open(self) -> Callable[[Sequence[_Ask]], list[Any]]:
+    def open(self) -> Opened[_Ask, Any]:
         model = open_text_model(self.reference, **json.loads(self.settings))
 
         def answer(asks: Sequence[_Ask]) -> list[Any]:
@@ -46,7 +46,7 @@ class _Answering:
                 return list(model.score(prompts, others))
             return weigh_given(model, prompts, others[0])
 
-        return answer
+        return Opened(answer, (model.close,))
 
 
 def _generate(

@@ -24,7 +24,9 @@ from stillroom.rag.encoders import ExtraTexts, open_document_extras
 from stillroom.rag.preparing import (
     Prepared,
     Preparing,
+    Refused,
     embed_document,
+    examine_prepared,
     read_document,
     texts_of,
 )
@@ -187,14 +189,11 @@ class Ingester:
                 self.job.check_cancelled()
                 yield self.ingest(one.file, one.path, one.digest)
             return
-        asked = [(one.file, one.path, one.digest) for one in found]
+        asked = [(one.file.absolute(), one.path, one.digest) for one in found]
         work = Preparing.of(self.recipe, self.root)
         made = engine.map(work, asked, block_size=_BLOCK, pause=self.job.check_cancelled)
-        for (_, path, digest), outcome in zip(asked, made, strict=True):
-            if isinstance(outcome, StillroomError):
-                yield self._fail(path, digest, outcome)
-            else:
-                yield self._accept(outcome, path, digest)
+        for place, outcome in zip(asked, made, strict=True):
+            yield self._accept(outcome, *place)
 
     def ingest(self, file: Path, path: str, digest: str) -> Stored | Failed:
         """Parse, cut and embed one document, and journal what came of it.
@@ -218,9 +217,20 @@ class Ingester:
         except DataError as error:
             return self._fail(path, digest, error)
 
-    def _accept(self, made: Prepared, path: str, digest: str) -> Stored | Failed:
-        """Journal what a worker made of a document."""
-        self._note(made.document)
+    def _accept(
+        self, prepared: Prepared | Refused, file: Path, path: str, digest: str
+    ) -> Stored | Failed:
+        """Journal what a worker made of a document, as if it had been made here."""
+        try:
+            made = examine_prepared(prepared, file)
+        except Cancelled:
+            raise
+        except StillroomError as error:
+            return self._fail(path, digest, error)
+        if made.document is not None:
+            self._note(made.document)
+        if isinstance(made, Refused):
+            return self._fail(path, digest, made.error)
         if not made.passages:
             return self._fail(path, digest, _no_text(path))
         self.vectors.embedded += len({mark.embedded for mark in made.marks})

@@ -1,26 +1,26 @@
 """Preparing documents on the workers of an engine: parsed, cut and embedded, one by one.
 
 What a document becomes depends on its bytes and the settings alone, so it does not matter where.
-Workers read the files themselves, by the same paths; what they made is journaled by the job.
+Workers read the files themselves, by the same paths; what they made is journaled by the job. Where
+a file says it is from is looked at by the job, too: only there lies the key of the lab's marks.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError, StillroomError
+from stillroom.errors import Cancelled, DataError, StillroomError
+from stillroom.jobs.engines import Opened
 from stillroom.rag.cutting import cut_document
 from stillroom.rag.embedding import TextVectors
 from stillroom.rag.prefixes import passage_texts
 from stillroom.rag.store.parts import Mark
 from stillroom.records import Document, Origin, Passage
-from stillroom.text.examining import Examiner, current_examiner, examined_by
-from stillroom.text.reading import parse_file
+from stillroom.text.reading import examine_document, parse_file
 from stillroom.text.worker import Worker
 
 if TYPE_CHECKING:
@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from stillroom.models import Embedder
     from stillroom.rag.recipe import RagRecipe
 
-__all__ = ["Place", "Prepared", "Preparing", "embed_document", "read_document", "texts_of"]
+__all__ = [
+    "Place",
+    "Prepared",
+    "Preparing",
+    "Refused",
+    "embed_document",
+    "examine_prepared",
+    "read_document",
+    "texts_of",
+]
 
 
 Place = tuple[Path, str, str]
@@ -45,21 +54,32 @@ class Prepared:
     matrix: NDArray[Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why nothing comes of a document, and the document where it could be read."""
+
+    error: StillroomError
+    document: Document | None = None
+
+
 @dataclass(frozen=True)
 class Preparing:
-    """The work of a worker: documents, given as file, path below the root and digest."""
+    """The work of a worker: documents, given as file, path below the root and digest.
+
+    An error that is a document's own is given back in its place: any while it is read, and a
+    ``DataError`` after that. What a model or a disk raises is the job's.
+    """
 
     recipe: str
     root: Path
-    examiner: Examiner | None = None
     concurrency: int = 1
 
     @classmethod
     def of(cls, recipe: RagRecipe, root: Path) -> Preparing:
         """Return the work that a recipe asks for."""
-        return cls(json.dumps(recipe.model_dump(mode="json")), root, current_examiner())
+        return cls(json.dumps(recipe.model_dump(mode="json")), root.absolute())
 
-    def open(self) -> Callable[[Sequence[Place]], list[Prepared | StillroomError]]:
+    def open(self) -> Opened[Place, Prepared | Refused]:
         """Open the embedder and a parser's process; return what prepares documents."""
         from stillroom.models import open_embedder
         from stillroom.rag.recipe import RagRecipe
@@ -69,20 +89,46 @@ class Preparing:
         worker = Worker()
         vectors = TextVectors(embedder, recipe.vectors, lambda: None)
 
-        def prepare(place: Place) -> Prepared | StillroomError:
+        def prepare(place: Place) -> Prepared | Refused:
             try:
                 document = read_document(recipe, self.root, place, worker)
+            except Cancelled:
+                raise
+            except StillroomError as error:
+                return Refused(error)
+            try:
                 passages = cut_document(document, recipe.chunker, embedder)
                 marks, matrix = embed_document(vectors, recipe, document, passages)
             except DataError as error:
-                return error
+                return Refused(error, document)
             return Prepared(document, tuple(passages), tuple(marks), matrix)
 
-        def prepare_all(block: Sequence[Place]) -> list[Prepared | StillroomError]:
-            with examined_by(self.examiner) if self.examiner else nullcontext():
-                return [prepare(one) for one in block]
+        def prepare_all(block: Sequence[Place]) -> list[Prepared | Refused]:
+            return [prepare(one) for one in block]
 
-        return prepare_all
+        return Opened(prepare_all, (worker.close,))
+
+
+def examine_prepared(made: Prepared | Refused, file: Path) -> Prepared | Refused:
+    """Return what a worker made of a file, with what the file says of its own origin.
+
+    Raises:
+        StillroomError: If the file's marks cannot be looked up.
+    """
+    before = made.document
+    if before is None:
+        return made
+    document = examine_document(before, file)
+    if isinstance(made, Refused):
+        return replace(made, document=document)
+    if document.origin == before.origin:
+        return replace(made, document=document)
+    known, done = document.origin, len(before.origin.chain)
+    passages = [
+        replace(one, origin=replace(known, chain=(*known.chain, *one.origin.chain[done:])))
+        for one in made.passages
+    ]
+    return replace(made, document=document, passages=tuple(passages))
 
 
 def read_document(recipe: RagRecipe, root: Path, place: Place, worker: Worker) -> Document:

@@ -235,10 +235,10 @@ def _read_part(plan: Deduplication, path: Path, span: Span | None) -> _Part:
 def _read_apart(plan: Deduplication, job: Job, unreadable: list[dict[str, Any]]) -> Iterator[_Part]:
     """Yield what workers read of all files, piece by piece in order."""
     pieces: list[tuple[Path, Span | None]] = []
+    named = {find_record_file(path).absolute(): path for path in plan.paths}
     for path in plan.paths:
-        file = find_record_file(path)
+        file = find_record_file(path).absolute()  # workers start in folders of their own
         pieces += [(file, span) for span in cut_lines(file, _PIECE_BYTES)]
-    named = {find_record_file(path): path for path in plan.paths}
     found = job.engine.map(_Reading(plan), pieces, pause=job.check_cancelled)
     before = 0
     for (file, span), part in zip(pieces, found, strict=True):

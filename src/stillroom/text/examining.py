@@ -13,7 +13,7 @@ from pathlib import Path
 
 from stillroom.records import Origin
 
-__all__ = ["Examiner", "current_examiner", "examine_file", "examined_by"]
+__all__ = ["Examiner", "examine_file", "examined_by"]
 
 Examiner = Callable[[Path, Origin], tuple[Origin, tuple[str, ...]]]
 """Given a file and what is known of its origin: the origin, and what is to be told of it."""
@@ -29,11 +29,6 @@ def examined_by(examiner: Examiner) -> Iterator[None]:
         yield
     finally:
         _ASKED.reset(token)
-
-
-def current_examiner() -> Examiner | None:
-    """Return who is asked now, so that reading in another process can ask the same."""
-    return _ASKED.get()
 
 
 def examine_file(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from stillroom.text.worker import Worker
 __all__ = [
     "Failure",
     "Scan",
+    "examine_document",
     "list_documents",
     "parse_bytes",
     "parse_file",
@@ -137,6 +138,21 @@ def parse_file(
     data = _read(path, name, limits)
     known, told = examine_file(path, origin or Origin())
     document = parse_bytes(data, name, limits=limits, origin=known, worker=worker)
+    return _with_notices(document, told)
+
+
+def examine_document(document: Document, file: Path) -> Document:
+    """Return a document that was read where nobody was asked of its file, with what is said here.
+
+    Args:
+        document: As ``parse_file`` gave it, without an examiner.
+        file: What it was read from.
+    """
+    known, told = examine_file(file, document.origin)
+    return _with_notices(replace(document, origin=known), told)
+
+
+def _with_notices(document: Document, told: Sequence[str]) -> Document:
     if not told:
         return document
     notices = [*document.metadata.get("notices", ()), *told]

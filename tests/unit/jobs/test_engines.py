@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import sys
+import threading
+import time
 
 import pytest
 from pydantic import ValidationError
@@ -13,7 +15,7 @@ from stillroom.errors import DataError, MissingExtraError, RecipeError
 from stillroom.flow import run_recipe
 from stillroom.jobs.ahead import map_ahead
 from stillroom.jobs.engines import LocalEngine, open_engine
-from stillroom.jobs.engines.hand import Hand, settle
+from stillroom.jobs.engines.hand import Hand, pass_on, settle
 from stillroom.recipes import EngineChoice, parse_recipe
 
 ITEMS = list(range(11))
@@ -80,12 +82,61 @@ def test_a_hand_tells_where_a_foreign_error_came_from(tmp_path):
     assert "on a worker" in caught.value.__notes__[0]
 
 
-def test_a_hand_keeps_few_works_open(tmp_path):
+def test_a_hand_closes_the_works_that_were_used_longest_ago(tmp_path):
     hand = Hand(1, {})
     for number in range(6):
-        work = Squares(tmp_path / "notes", concurrency=number + 1)
+        work = Squares(tmp_path / f"notes-{number}")
         hand.run(str(number), lambda work=work: pickle.dumps(work), pickle.dumps([1]))
-    assert len(hand._opened) == 4
+    closed = ["close" in (tmp_path / f"notes-{number}").read_text() for number in range(6)]
+    assert closed == [True, True, False, False, False, False]
+
+
+def test_a_work_that_leaves_while_it_is_in_hand_is_closed_after_that(tmp_path):
+    hand, slow = Hand(1, {}), Squares(tmp_path / "slow", seconds=0.3)
+    done = []
+    packed = pickle.dumps(slow)
+    thread = threading.Thread(
+        target=lambda: done.append(hand.run("slow", lambda: packed, pickle.dumps([3])))
+    )
+    thread.start()
+    while not slow.notes.exists():
+        time.sleep(0.005)
+    for number in range(4):
+        work = pickle.dumps(Squares(tmp_path / f"notes-{number}"))
+        hand.run(str(number), lambda work=work: work, pickle.dumps([1]))
+    assert "close" not in slow.notes.read_text()
+    thread.join()
+    assert settle(done[0]) == [9]
+    assert slow.notes.read_text().splitlines()[-1].startswith("close")
+
+
+def test_what_an_engine_here_opened_is_closed_with_it(tmp_path):
+    engine, work = LocalEngine(), Squares(tmp_path / "notes")
+    assert engine.call(work, [2]) == [4]
+    engine.close()
+    engine.close()
+    assert work.notes.read_text().count("close") == 1
+
+
+def test_workers_are_given_no_variable_that_holds_a_secret():
+    kept = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HOME": "/models",
+        "HF_HUB_OFFLINE": "1",
+        "STILLROOM_MODELS": "/models",
+        "HF_KEYRING_FOLDER": "/rings",
+    }
+    secret = {
+        "HF_TOKEN": "hf_1",
+        "HF_TOKEN_PATH": "/token",
+        "STILLROOM_API_KEY": "sk-1",
+        "STILLROOM_SECRET": "1",
+        "STILLROOM_ADMIN_PASSWORD": "1",
+        "STILLROOM_POSTGRES": "postgres://me:secret@host/db",
+        "OPENAI_API_KEY": "sk-2",
+        "PATH": "/bin",
+    }
+    assert pass_on({**kept, **secret}) == kept
 
 
 @pytest.mark.parametrize(

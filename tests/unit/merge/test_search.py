@@ -395,13 +395,16 @@ def test_a_folder_without_a_search_is_refused(tmp_path):
     assert shown.exception.code == "merge.no-search"
 
 
-def test_a_clusters_workers_find_what_a_search_here_finds(pair, records, tmp_path):
+def test_a_clusters_workers_find_what_a_search_here_finds(pair, records, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     recipe = recipe_for(pair[1:], records, search={"evaluations": 6, "population": 3})
     here = run(recipe, start(tmp_path / "here", recipe))
     job = start(tmp_path / "there", recipe)
     job.engine = PicklingEngine()
     assert run(recipe, job).digest == here.digest
     assert job.engine.count() == {"_Trying": 6}
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_select_and_search_do_not_go_together(pair, records, tmp_path):

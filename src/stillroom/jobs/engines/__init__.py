@@ -8,6 +8,6 @@ that died changes a byte.
 
 from stillroom.jobs.engines.local import LocalEngine
 from stillroom.jobs.engines.opening import open_engine, refuse_missing
-from stillroom.jobs.engines.work import Engine, Work
+from stillroom.jobs.engines.work import Engine, Opened, Work
 
-__all__ = ["Engine", "LocalEngine", "Work", "open_engine", "refuse_missing"]
+__all__ = ["Engine", "LocalEngine", "Opened", "Work", "open_engine", "refuse_missing"]

@@ -12,16 +12,25 @@ import sys
 import threading
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from stillroom.errors import StillroomError
+from stillroom.jobs.engines.work import close_opened
 
-__all__ = ["Hand", "Raised", "settle"]
+__all__ = ["Hand", "Raised", "pass_on", "settle"]
 
 _KEPT = 4
 """Works that stay open on one worker; the one that was used longest ago is closed first."""
+
+
+_PASSED = ("HF_", "STILLROOM_", "TOKENIZERS_")
+_SECRETS = frozenset(
+    ("KEY", "KEYS", "TOKEN", "TOKENS", "SECRET", "PASSWORD", "CREDENTIALS", "POSTGRES", "QDRANT")
+)
+"""Words of a name that say it holds a secret; the address of a database may hold its password."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +43,12 @@ class Raised:
 
 @dataclass
 class _Opened:
+    """An open work: how many blocks of it are in hand, and whether it goes after the last."""
+
     run: Callable[[Sequence[Any]], Sequence[Any]]
     turn: threading.Semaphore
+    held: int = 0
+    is_leaving: bool = False
 
 
 class Hand:
@@ -67,24 +80,51 @@ class Hand:
             block: The pickled items.
         """
         try:
-            opened = self._open(key, fetch)
-            with opened.turn:
+            with self._opened_for(key, fetch) as opened, opened.turn:
                 return pickle.dumps(list(opened.run(pickle.loads(block))))  # noqa: S301  # ours
         except Exception as error:  # noqa: BLE001  # raised again where the job runs
             return pickle.dumps(_pack(error))
 
-    def _open(self, key: str, fetch: Callable[[], bytes]) -> _Opened:
+    @contextmanager
+    def _opened_for(self, key: str, fetch: Callable[[], bytes]) -> Iterator[_Opened]:
+        """Yield an open work; one that has left meanwhile is closed after its last block."""
         with self._lock:
-            if key not in self._opened:
-                work = pickle.loads(fetch())  # noqa: S301  # pickled by the job that started us
-                run = work.open()
-                if "torch" in sys.modules:
-                    sys.modules["torch"].set_num_threads(self._threads)
-                self._opened[key] = _Opened(run, threading.Semaphore(work.concurrency))
-                if len(self._opened) > _KEPT:
-                    self._opened.popitem(last=False)
-            self._opened.move_to_end(key)
-            return self._opened[key]
+            opened = self._open(key, fetch)
+            opened.held += 1
+        try:
+            yield opened
+        finally:
+            with self._lock:
+                opened.held -= 1
+                if opened.is_leaving and not opened.held:
+                    close_opened(opened.run)
+
+    def _open(self, key: str, fetch: Callable[[], bytes]) -> _Opened:
+        if key not in self._opened:
+            work = pickle.loads(fetch())  # noqa: S301  # pickled by the job that started us
+            run = work.open()
+            if "torch" in sys.modules:
+                sys.modules["torch"].set_num_threads(self._threads)
+            self._opened[key] = _Opened(run, threading.Semaphore(work.concurrency))
+            if len(self._opened) > _KEPT:
+                oldest = self._opened.popitem(last=False)[1]
+                oldest.is_leaving = True
+                if not oldest.held:
+                    close_opened(oldest.run)
+        self._opened.move_to_end(key)
+        return self._opened[key]
+
+
+def pass_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that workers are given: where models lie and how they are read.
+
+    Those whose name says by one of its words that it holds a secret stay here.
+    """
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(_PASSED) and _SECRETS.isdisjoint(name.upper().split("_"))
+    }
 
 
 def settle(packed: bytes) -> list[Any]:

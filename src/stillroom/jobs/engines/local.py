@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from stillroom.jobs.ahead import in_blocks
-from stillroom.jobs.engines.work import Work
+from stillroom.jobs.engines.work import Work, close_opened
 
 __all__ = ["LocalEngine"]
 
@@ -63,5 +63,7 @@ class LocalEngine:
         return self.stream(work, items, block_size=block_size, pause=pause)
 
     def close(self) -> None:
-        """Forget what was opened."""
-        self._opened.clear()
+        """Close what was opened."""
+        with self._lock:
+            while self._opened:
+                close_opened(self._opened.popitem()[1])

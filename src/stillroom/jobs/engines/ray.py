@@ -36,7 +36,7 @@ from ray.exceptions import (
 
 from stillroom.errors import ResourceError
 from stillroom.jobs.ahead import in_blocks, map_ahead
-from stillroom.jobs.engines.hand import Hand, settle
+from stillroom.jobs.engines.hand import Hand, pass_on, settle
 from stillroom.jobs.engines.work import Work
 from stillroom.recipes.engine import RaySettings
 
@@ -52,9 +52,6 @@ _AT_ONCE = 256
 _WAIT_S = 120.0
 _LOOK_S = 0.2
 _KNOCK_S = 5.0
-_PASSED = ("HF_", "STILLROOM_", "TOKENIZERS_")
-"""Environment that workers are given: where models lie, never a key."""
-_SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD")
 
 
 @dataclass(eq=False)
@@ -260,14 +257,9 @@ def _surroundings() -> tuple[int, dict[str, str]]:
 
     By the actor itself: an environment that Ray sets up would keep workers waiting for seconds.
     """
-    told = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(_PASSED) and not any(word in name for word in _SECRETS)
-    }
     import torch
 
-    return torch.get_num_threads(), told
+    return torch.get_num_threads(), pass_on(os.environ)
 
 
 def _count_cores() -> int:

@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
-__all__ = ["Engine", "Work"]
+__all__ = ["Engine", "Opened", "Work", "close_opened"]
 
 T = TypeVar("T")
 U = TypeVar("U")
 T_contra = TypeVar("T_contra", contravariant=True)
 U_co = TypeVar("U_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Opened(Generic[T, U]):
+    """What a work has opened and must give back: models, processes, files."""
+
+    run: Callable[[Sequence[T]], Sequence[U]]
+    release: tuple[Callable[[], None], ...]
+
+    def __call__(self, block: Sequence[T]) -> Sequence[U]:
+        """Return one value for each item."""
+        return self.run(block)
+
+    def close(self) -> None:
+        """Give it back."""
+        for release in self.release:
+            release()
+
+
+def close_opened(run: Callable[[Sequence[Any]], Sequence[Any]]) -> None:
+    """Close what ``Work.open`` gave, where there is something to close."""
+    if isinstance(run, Opened):
+        run.close()
 
 
 class Work(Protocol[T_contra, U_co]):
@@ -24,7 +48,10 @@ class Work(Protocol[T_contra, U_co]):
         """How many blocks one worker may have in hand at once; above 1 for what mostly waits."""
 
     def open(self) -> Callable[[Sequence[T_contra]], Sequence[U_co]]:
-        """Open what it needs (models, files); return what makes one value of each item."""
+        """Open what it needs (models, files); return what makes one value of each item.
+
+        Where that holds what must be given back, it is an ``Opened``, which the engine closes.
+        """
 
 
 class Engine(Protocol):
