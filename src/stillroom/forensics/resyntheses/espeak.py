@@ -8,7 +8,7 @@ lot. The text is drawn from a list of plain sentences.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -34,7 +34,9 @@ class Espeak(Resynthesis):
 
     paper: ClassVar[str] = "doi:10.1121/1.383940"
     source_type: ClassVar[SourceType] = "algorithmicMedia"
-    program: str = Field(default="espeak-ng", max_length=200, description="the program's name")
+    program: Literal["espeak-ng", "espeak"] = Field(
+        default="espeak-ng", description="which of the two programs speaks; no other is ever run"
+    )
 
     @override
     def forge(self, waves: Sequence[Wave], rng: np.random.Generator) -> ForgedSound:
