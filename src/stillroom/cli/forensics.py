@@ -23,7 +23,7 @@ __all__ = ["command"]
         ),
         "consent": (
             "stillroom.cli.forensics_consent",
-            "Write a record of who agreed to the use of which pictures.",
+            "Write a record of who agreed to the use of which pictures or recordings.",
         ),
         "export": ("stillroom.cli.forensics_export", "Write a detector as an ONNX file."),
         "import": (

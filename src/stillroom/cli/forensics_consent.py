@@ -20,10 +20,12 @@ Examples:
   stillroom forensics consent anna/ --who "Anna Example" --basis "signed form of 3 May" \\
     --scope sbi --expires 2027-05-03 --out anna.json
   stillroom run forge.yaml --out set faces.folder=anna faces.consent=anna.json
+  stillroom forensics consent voices/ --who "Anna Example" --basis "signed form of 3 May" \\
+    --scope vocoder --expires 2027-05-03 --out voices.json
 """,
 )
-@click.argument("pictures", type=existing_path, nargs=-1, required=True)
-@click.option("--who", required=True, help="The person shown.")
+@click.argument("files", type=existing_path, nargs=-1, required=True)
+@click.option("--who", required=True, help="The person shown or heard.")
 @click.option("--basis", required=True, help="What the consent stands on: a form, a contract.")
 @click.option(
     "--scope", multiple=True, required=True, help="A forgery or edit that is agreed to, or 'any'."
@@ -35,7 +37,7 @@ Examples:
 @json_option
 @debug_option
 def command(
-    pictures: tuple[Path, ...],
+    files: tuple[Path, ...],
     who: str,
     basis: str,
     scope: tuple[str, ...],
@@ -43,16 +45,17 @@ def command(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Write a record of who agreed to the use of which pictures.
+    """Write a record of who agreed to the use of which pictures or recordings.
 
-    The record holds the pictures' digests: it serves for these files and no others.
+    The record holds the files' digests: it serves for these files and no others. Of a folder all
+    pictures and recordings below it are named.
     """
-    from stillroom.forensics.bases import list_pictures
-    from stillroom.forensics.consent import write_consent
+    from stillroom.forensics.consent import list_agreed, write_consent
 
-    files = [file for picture in pictures for file in list_pictures(picture)]
-    made = write_consent(out, files, who=who, basis=basis, scope=scope, expires=expires.date())
+    named = [one for file in files for one in list_agreed(file)]
+    made = write_consent(out, named, who=who, basis=basis, scope=scope, expires=expires.date())
     if as_json:
         print_json({"id": made.id, "files": len(made.files), "path": str(out)})
         return
-    click.echo(f"{out}: consent {made.id} of {made.who} for {len(made.files)} pictures")
+    count = f"{len(made.files)} file{'' if len(made.files) == 1 else 's'}"
+    click.echo(f"{out}: consent {made.id} of {made.who} for {count}")

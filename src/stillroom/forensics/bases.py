@@ -9,7 +9,8 @@ from typing import Protocol
 
 from stillroom.errors import DataError
 from stillroom.forensics.camera_traces import refuse_photographs
-from stillroom.forensics.consent import Consent
+from stillroom.forensics.casting import name_person
+from stillroom.forensics.consent import answer_for
 from stillroom.forensics.drawing import draw_face, name_face
 from stillroom.forensics.face import Face
 from stillroom.forensics.recipe import FacesSettings, SplitSettings
@@ -31,6 +32,10 @@ class Bases(Protocol):
     def consent(self) -> str:
         """Id of the consent record, empty where no person is shown."""
 
+    @property
+    def left_out(self) -> int:
+        """How many pictures could not be used."""
+
     def __len__(self) -> int:
         """Return how many there are."""
 
@@ -51,6 +56,7 @@ class _Drawn:
     size: int
     origin: str = "drawn"
     consent: str = ""
+    left_out: int = 0
 
     def __len__(self) -> int:
         return self.count
@@ -71,6 +77,7 @@ class _Folder:
     paths: tuple[Path, ...]
     origin: str
     consent: str
+    left_out: int
 
     def __len__(self) -> int:
         return len(self.faces)
@@ -112,19 +119,12 @@ def open_bases(
         return _Drawn(seed, count, size)
     folder = Path(settings.folder)
     pictures = list_pictures(folder)[:count]
-    consent = Consent.read(Path(settings.consent)) if settings.consent else None
-    if consent is not None:
-        for use in uses:
-            consent.check(use, [digest_file(path) for path in pictures])
-    elif settings.synthetic_source:
-        refuse_photographs(pictures, settings.synthetic_source)
+    whose, consent = answer_for(settings, pictures, uses, refuse=refuse_photographs, say=say)
     faces, paths = _find_faces(pictures, folder, size, settings.margin, say)
-    return _Folder(
-        tuple(faces),
-        tuple(paths),
-        "person" if consent or settings.basis else f"synthetic: {settings.synthetic_source}",
-        consent.id if consent else "",
-    )
+    left_out = len(pictures) - len(faces)
+    if left_out:
+        say(f"{left_out} of {len(pictures)} pictures were left out")
+    return _Folder(tuple(faces), tuple(paths), whose, consent, left_out)
 
 
 def list_pictures(path: Path) -> list[Path]:
@@ -168,7 +168,7 @@ def _find_faces(
     finder = FaceFinder()
     faces, paths = [], []
     for path in pictures:
-        name = path.relative_to(folder).as_posix()
+        name = path.name if path == folder else path.relative_to(folder).as_posix()
         try:
             image = load_picture(path).image
         except DataError as error:
@@ -179,8 +179,8 @@ def _find_faces(
             say(f"left out: {name} shows no face")
             continue
         image, points = crop_square(image, finder.landmarks(image, found[0]), size, margin=margin)
-        identity = path.parent.name if path.parent != folder else path.stem
-        faces.append(Face(image, points, name, identity, digest_file(path), finder.landmark_source))
+        digest, person = digest_file(path), name_person(path, folder)
+        faces.append(Face(image, points, name, person, digest, finder.landmark_source))
         paths.append(path)
     if not faces:
         raise DataError(

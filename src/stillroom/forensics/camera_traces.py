@@ -8,13 +8,15 @@ credentials that say the picture was captured. Their absence proves nothing.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 from stillroom.errors import DataError
 from stillroom.forensics.credentials import MIME_TYPES, read_credentials
+from stillroom.forensics.pictures import too_many_pixels
 
-__all__ = ["refuse_photographs", "says_of_camera"]
+__all__ = ["is_captured", "refuse_photographs", "says_of_camera"]
 
 _IFD, _GPS = 0x8769, 0x8825
 _TAGS = {0x010F: "the camera's make", 0x0110: "the camera's model"}
@@ -23,13 +25,21 @@ _CAPTURED = ("digitalCapture", "negativeFilm", "positiveFilm", "print")
 
 
 def says_of_camera(path: Path) -> str:
-    """Return what in a file says that a camera took it, empty if nothing does."""
+    """Return what in a file says that a camera took it, empty if nothing does.
+
+    Raises:
+        DataError: If it asks for more pixels than are read.
+    """
     from PIL import Image as Pictures
 
     data = path.read_bytes()
     try:
-        with Pictures.open(io.BytesIO(data)) as picture:
-            exif = picture.getexif()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the bound on pixels is load_picture's
+            with Pictures.open(io.BytesIO(data)) as picture:
+                exif = picture.getexif()
+    except Pictures.DecompressionBombError as error:
+        raise too_many_pixels(path) from error
     except (OSError, ValueError, SyntaxError):
         return ""  # what cannot be read is left out, with its reason, where faces are looked for
     found = [said for tag, said in _TAGS.items() if str(exif.get(tag) or "").strip()]
@@ -37,12 +47,18 @@ def says_of_camera(path: Path) -> str:
     found += [said for tag, said in _EXPOSURE.items() if inner.get(tag)]
     if exif.get_ifd(_GPS):
         found.append("where it was taken")
-    mime = MIME_TYPES.get(path.suffix.lower())
-    if not found and mime is not None and b"jumb" in data:
-        kinds = {kind.rsplit("/", 1)[-1] for kind in read_credentials(data, mime).source_types}
-        if kinds & set(_CAPTURED):
-            found.append("credentials of a captured picture")
+    if not found and is_captured(path, data):
+        found.append("credentials of a captured picture")
     return found[0] if found else ""
+
+
+def is_captured(path: Path, data: bytes) -> bool:
+    """Return whether a file's credentials say that its content was captured, not made."""
+    mime = MIME_TYPES.get(path.suffix.lower())
+    if mime is None or b"jumb" not in data:
+        return False
+    kinds = {kind.rsplit("/", 1)[-1] for kind in read_credentials(data, mime).source_types}
+    return bool(kinds & set(_CAPTURED))
 
 
 def refuse_photographs(pictures: Iterable[Path], generator: str) -> None:

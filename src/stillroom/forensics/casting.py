@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from stillroom.errors import DataError
 
-__all__ = ["Cast", "cast_faces"]
+__all__ = ["Cast", "cast_faces", "name_person"]
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,14 @@ def cast_faces(identities: Sequence[str], needed: int) -> Cast:
         for at in range(last)
     ]
     return Cast(tuple(identities), names, faces, tuple(blocks), needed)
+
+
+def name_person(path: Path, folder: Path) -> str:
+    """Return whose file it is: of the first folder below ``folder``, else of its own name.
+
+    Args:
+        path: The file; ``folder`` itself where one file is named.
+        folder: What was named, which holds one folder a person.
+    """
+    parts = path.relative_to(folder).parts
+    return parts[0] if len(parts) > 1 else path.stem

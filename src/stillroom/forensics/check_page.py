@@ -12,7 +12,7 @@ from html import escape
 from stillroom.forensics.checking import LIMITS, Checked
 from stillroom.forensics.findings import Course, Finding
 from stillroom.forensics.manifest_tree import draw_manifest_tree
-from stillroom.forensics.marking import LABEL
+from stillroom.forensics.marking import label_traced
 from stillroom.forensics.media_looks import ClipLook
 from stillroom.forensics.page import frame_page
 from stillroom.forensics.previews import draw_course, draw_preview, draw_timeline, embed_picture
@@ -61,7 +61,8 @@ def _draw(one: Checked) -> str:
             f"<details><summary>Credentials in full</summary><pre>{escape(text)}</pre></details>"
         )
     # A picture of the lab's leaves through this page, too: it says what it is, beside its mark.
-    label = LABEL if one.trace is not None and one.trace.watermark else ""
+    is_marked = one.trace is not None and one.trace.watermark
+    label = label_traced(one.trace.row) if one.trace is not None and is_marked else ""
     shown = draw_preview(one.preview, label) if one.preview is not None else ""
     look = f'<div class="look">{shown}<dl>{listed}</dl></div>' if rows else ""
     return (

@@ -89,8 +89,8 @@ class Checked:
         if self.error:
             return f"not checked: {self.error}"
         said = _say_credentials(self.credentials)
-        marked = "carries this lab's watermark: made by the lab to test detectors"
         if self.trace is not None and self.trace.watermark:
+            marked = f"carries this lab's watermark: {self.trace.role}, to test detectors"
             return f"{said}; {marked}" if said else marked
         return said or "nothing is known of its origin; that is no sign of a forgery"
 

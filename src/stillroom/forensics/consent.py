@@ -1,24 +1,29 @@
-"""Consent: who agreed that pictures of them are used, on what basis, for what, and until when.
+"""Consent: who agreed that pictures or recordings of them are used, why, for what, until when.
 
 A record names the very files it covers, by digest, so that it serves for no other person. Without a
-record that covers a picture the lab does not open it. Whether what a record says is true only
+record that covers a file the lab does not open it. Whether what a record says is true only
 people can know; it is kept in the ledger with every file made.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
+from stillroom.forensics.pictures import PICTURES
+from stillroom.forensics.waves import SOUNDS
 from stillroom.jobs import atomic_write
 from stillroom.provenance import digest_file, digest_json
 
-__all__ = ["ANY_SCOPE", "Consent", "write_consent"]
+if TYPE_CHECKING:
+    from stillroom.forensics.recipe import BaseSettings
+
+__all__ = ["ANY_SCOPE", "Consent", "answer_for", "list_agreed", "write_consent"]
 
 ANY_SCOPE = "any"
 _KEYS = ("who", "basis", "scope", "expires", "files")
@@ -26,7 +31,7 @@ _KEYS = ("who", "basis", "scope", "expires", "files")
 
 @dataclass(frozen=True, slots=True)
 class Consent:
-    """One record. ``scope`` are names of forgeries, or ``any``; ``files`` digests of pictures."""
+    """One record. ``scope`` are names of methods, or ``any``; ``files`` digests of the files."""
 
     who: str
     basis: str
@@ -67,11 +72,11 @@ class Consent:
 
         Args:
             method: The forgery or edit to be made.
-            digests: Of the pictures to be used.
+            digests: Of the files to be used.
             today: Default the day it is, in UTC.
 
         Raises:
-            DataError: If the record has expired, is for something else, or misses a picture.
+            DataError: If the record has expired, is for something else, or misses a file.
         """
         day = today or datetime.now(UTC).date()
         if self.expires < day:
@@ -86,22 +91,89 @@ class Consent:
         missing = [digest for digest in digests if digest not in self.files]
         if missing:
             raise _refused(
-                f"the consent of {self.who} does not cover {len(missing)} of the pictures "
+                f"the consent of {self.who} does not cover {len(missing)} of the files "
                 f"(the first has the digest {missing[0][:12]})",
-                "pictures whose digests stand in the record",
+                "files whose digests stand in the record",
             )
+
+
+def answer_for(
+    settings: BaseSettings,
+    paths: Sequence[Path],
+    uses: Sequence[str],
+    *,
+    refuse: Callable[[Sequence[Path], str], None],
+    say: Callable[[str], None],
+) -> tuple[str, str]:
+    """Return whose some files are, and the consent's id; the one gate of faces and voices.
+
+    Files of people need a consent that covers each of them and every use. A generator that is named
+    instead is taken at its word where ``refuse`` finds no sign against it; the claim is said aloud,
+    and what is returned is recorded with every file that is made.
+
+    Args:
+        settings: What was said of the files.
+        paths: The files.
+        uses: Names of the methods they are used for.
+        refuse: Raises where files and the name of their generator contradict each other.
+        say: Told of the claim.
+
+    Returns:
+        ``person`` or ``synthetic: GENERATOR``, and the record's id, empty without one.
+
+    Raises:
+        DataError: If the consent does not cover a use or file, or a file contradicts the claim.
+    """
+    if settings.consent is not None:
+        consent, digests = Consent.read(Path(settings.consent)), [digest_file(one) for one in paths]
+        for use in uses:
+            consent.check(use, digests)
+        return "person", consent.id
+    if settings.basis:
+        return "person", ""
+    refuse(paths, settings.synthetic_source)
+    say(
+        f"{len(paths)} files are said to show or let hear nobody, and to be made by "
+        f"{settings.synthetic_source}: no consent was asked for, which is recorded with every file"
+    )
+    return f"synthetic: {settings.synthetic_source}", ""
+
+
+def list_agreed(path: Path) -> list[Path]:
+    """Return the pictures and recordings below a folder, sorted, or the one file that is named.
+
+    Raises:
+        DataError: If there is none.
+    """
+    endings = PICTURES | SOUNDS
+    found = (
+        [path]
+        if path.is_file()
+        else sorted(
+            file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in endings
+        )
+    )
+    if not found:
+        raise DataError(
+            f"{path} holds no picture and no recording",
+            code="forensics.no-faces",
+            where=str(path),
+            expected=f"files ending in {' '.join(sorted(endings))}",
+            next="check the path",
+        )
+    return found
 
 
 def write_consent(
     path: Path,
-    pictures: Sequence[Path],
+    files: Sequence[Path],
     *,
     who: str,
     basis: str,
     scope: Sequence[str],
     expires: date,
 ) -> Consent:
-    """Write a record for these pictures and read it back.
+    """Write a record for these pictures or recordings and read it back.
 
     Raises:
         DataError: If something is not said.
@@ -111,7 +183,7 @@ def write_consent(
         "basis": basis.strip(),
         "scope": list(scope),
         "expires": expires.isoformat(),
-        "files": sorted(digest_file(picture) for picture in pictures),
+        "files": sorted(digest_file(file) for file in files),
     }
     if path.exists():
         raise DataError(

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from stillroom.errors import IntegrityError
 from stillroom.forensics.credentials import read_credentials
@@ -23,11 +23,15 @@ __all__ = [
     "ASSERTION",
     "IPTC",
     "MARKS",
+    "Kind",
     "Work",
+    "choose_labels",
+    "describe_twin",
     "finish",
     "make_manifest",
     "make_payload",
     "missing_marks",
+    "name_kind",
     "refuse_missing",
     "refuse_unmarked",
     "signed_payload",
@@ -36,6 +40,14 @@ __all__ = [
 ASSERTION = "io.stillroom.lab"
 IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 MARKS = ("label", "watermark", "credentials", "ledger")
+Kind = Literal["forged", "drawn", "synthetic", "real"]
+"""What a medium of the lab's is: a forgery, or a twin that is drawn, said to be made, or real."""
+
+_TWINS: Mapping[str, tuple[Kind, str]] = {
+    "drawn": ("drawn", "algorithmicMedia"),
+    "person": ("real", "humanEdits"),
+}
+_CLAIMED: tuple[Kind, str] = ("synthetic", "trainedAlgorithmicMedia")
 
 
 class Work(Protocol):
@@ -62,8 +74,46 @@ class Work(Protocol):
         """The consent record that covers it; empty where no person is in it."""
 
     @property
+    def kind(self) -> Kind:
+        """What it is, which decides its label."""
+
+    @property
+    def whose(self) -> str:
+        """Whose face or voice it starts from: ``drawn``, ``synthetic: GENERATOR``, ``person``."""
+
+    @property
     def about(self) -> Mapping[str, Any]:
         """What else is to be said of it."""
+
+
+def describe_twin(origin: str) -> tuple[Kind, str]:
+    """Return what a real twin is, and IPTC's word for it, by whose face or voice it starts from.
+
+    A generator that is named is taken for one that learned, as nearly all are.
+    """
+    return _TWINS.get(origin, _CLAIMED)
+
+
+def name_kind(row: Mapping[str, Any]) -> Kind | None:
+    """Return what the file of a ledger's row is; None of twins from before kinds were kept."""
+    kind: Kind | None = row.get("kind")
+    is_twin = row.get("source_type") == "humanEdits"
+    return kind or (None if is_twin else "forged")
+
+
+def choose_labels(
+    row: Mapping[str, Any] | None, labels: Mapping[Kind, str], former: str
+) -> frozenset[str]:
+    """Return which labels are true of a file.
+
+    Args:
+        row: The ledger's of it; None where there is none.
+        labels: Of its medium.
+        former: The one label that all files had before.
+    """
+    if row is None:
+        return frozenset([*labels.values(), former])
+    return frozenset([labels[row["kind"]] if "kind" in row else former])
 
 
 def make_payload(lab: Lab, made: Work, name: str, content: bytes, bits: int) -> int:
@@ -98,7 +148,8 @@ def make_manifest(
         "generator": made.generator,
         "seed": made.seed,
         "run": made.run,
-        "consent": made.consent or "no person",
+        "consent": made.consent or "none: no person, as far as is known",
+        "whose": made.whose,
         "label": label,
         **({} if region is None else {"region": dict(region)}),
         **made.about,
@@ -196,6 +247,8 @@ def finish(path: Path, signed: bytes, made: Work, lab: Lab, *, watermark: str, p
             "seed": made.seed,
             "run": made.run,
             "consent": made.consent,
+            "whose": made.whose,
+            "kind": made.kind,
             "source_type": made.source_type,
             "watermark": watermark,
             "pixels": pixels,

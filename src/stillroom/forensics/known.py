@@ -48,11 +48,12 @@ class KnownPairs(Forgery):
 
 @dataclass(frozen=True)
 class Known:
-    """Real faces with their fakes, and which split each is of."""
+    """Real faces with their fakes, and which split each is of; fakes that were left out."""
 
     faces: tuple[Face, ...]
     splits: Mapping[str, tuple[int, ...]]
     pairs: KnownPairs
+    left_out: int = 0
 
 
 def open_known(manifest: Path, size: int, margin: float, say: Callable[[str], None]) -> Known:
@@ -97,7 +98,12 @@ def open_known(manifest: Path, size: int, margin: float, say: Callable[[str], No
     names = tuple(sorted({item.generator or "unnamed" for item in items if item.label}))
     pairs = KnownPairs(names=names)
     pairs._fakes.update(fakes)  # its own module: pictures are no setting
-    return Known(tuple(faces), {name: tuple(rows) for name, rows in splits.items()}, pairs)
+    fakes_named = sum(item.label for item in items if item.split in _SPLITS)
+    left_out = fakes_named - len(faces)
+    if left_out:
+        say(f"{left_out} of {fakes_named} fakes were left out")
+    parts = {name: tuple(rows) for name, rows in splits.items()}
+    return Known(tuple(faces), parts, pairs, left_out)
 
 
 @dataclass

@@ -79,14 +79,14 @@ def learn(recipe: ForensicsRecipe, job: Job) -> Artifact:
 
         return learn_sounds(recipe, recipe.sound, job)
     need("cv2", "PIL", "av")
-    forgeries, faces, origin, consent = _open(recipe, job)
+    forgeries, faces, whose = _open(recipe, job)
     job.say(
         f"{len(faces.train)} faces to learn from, {len(faces.validation)} to calibrate on, "
         f"{len(faces.test)} to test on; no person is in two of these"
     )
     with fixed_threads(settings.train.threads):
         network, trained = teach(recipe, faces, forgeries, job)
-        detector, figures = prove(recipe, network, faces, forgeries, origin, job)
+        detector, figures = prove(recipe, network, faces, forgeries, str(whose["faces"]), job)
         fingerprint = write_detector(job.output, network, detector.about)
     write_detector_card(job.output, detector.about, figures, recipe.faces)
     _tell(figures, detector.about, job)
@@ -101,20 +101,20 @@ def learn(recipe: ForensicsRecipe, job: Job) -> Artifact:
             "detector": detector.about.to_json(),
             "train": trained,
             "fingerprint": fingerprint,
-            "faces": origin,
-            "consent": consent,
+            **whose,
         },
     )
 
 
-def _open(recipe: ForensicsRecipe, job: Job) -> tuple[list[Forgery], Faces, str, str]:
-    """Return how fakes come about, the faces, whose they are, and the consent's id."""
+def _open(recipe: ForensicsRecipe, job: Job) -> tuple[list[Forgery], Faces, dict[str, str | int]]:
+    """Return how fakes come about, the faces, and what is recorded of whose they are."""
     settings = _settings_of(recipe)
     if settings.known is not None:
         known = open_known(Path(settings.known.manifest), recipe.size, recipe.faces.margin, job.say)
         parts = known.splits
         faces = Faces(known.faces, parts["train"], parts["validation"], parts["test"])
-        return [known.pairs], faces, f"a benchmark's, {settings.known.basis}", ""
+        origin = f"a benchmark's, {settings.known.basis}"
+        return [known.pairs], faces, {"faces": origin, "consent": "", "left_out": known.left_out}
     forgeries = [recipe.method, *settings.also]
     bases = open_bases(
         recipe.faces,
@@ -124,7 +124,12 @@ def _open(recipe: ForensicsRecipe, job: Job) -> tuple[list[Forgery], Faces, str,
         size=recipe.size,
         say=job.say,
     )
-    return forgeries, split_faces(bases, recipe), bases.origin, bases.consent
+    whose: dict[str, str | int] = {
+        "faces": bases.origin,
+        "consent": bases.consent,
+        "left_out": bases.left_out,
+    }
+    return forgeries, split_faces(bases, recipe), whose
 
 
 def split_faces(bases: Bases, recipe: ForensicsRecipe) -> Faces:

@@ -25,10 +25,13 @@ from stillroom.forensics.face import Image
 from stillroom.forensics.finishing import (
     IPTC,
     MARKS,
+    Kind,
+    choose_labels,
     finish,
     make_manifest,
     make_payload,
     missing_marks,
+    name_kind,
     refuse_missing,
     signed_payload,
 )
@@ -36,9 +39,30 @@ from stillroom.forensics.lab import Lab
 from stillroom.forensics.watermark import BITS, Watermark, measure_psnr
 from stillroom.provenance import digest_bytes
 
-__all__ = ["LABEL", "Made", "Marker", "decode_image", "read_image", "unmarked_files"]
+__all__ = [
+    "LABELS",
+    "Made",
+    "Marker",
+    "decode_image",
+    "label_traced",
+    "read_image",
+    "unmarked_files",
+]
 
-LABEL = "Made by the Stillroom forensics lab to test detectors. Not a photograph of what it shows."
+_MADE = "Made by the Stillroom forensics lab to test detectors. Not a photograph of what it shows."
+LABELS: Mapping[Kind, str] = {
+    "forged": _MADE,
+    "drawn": _MADE,
+    "synthetic": "Made by a generator, as the Stillroom forensics lab was told; kept as the twin "
+    "of a forgery, to test detectors. Not a photograph of what it shows.",
+    "real": "A picture of a person, not forged: kept by the Stillroom forensics lab as the real "
+    "twin of a forgery, to test detectors; cut out, edited as people edit, and marked.",
+}
+_FORMER = _MADE
+_UNKNOWN = (
+    "Marked by the Stillroom forensics lab, which makes forgeries and keeps their real twins to "
+    "test detectors; which of these it is is not known."
+)
 SOFT_BINDING = "io.stillroom.dct48"
 _EXIF_DESCRIPTION = 0x010E
 _XMP = (
@@ -98,6 +122,8 @@ class Made:
     source_type: str
     box: tuple[int, int, int, int] = (0, 0, 0, 0)
     consent: str = ""
+    kind: Kind = "forged"
+    whose: str = "drawn"
     parent: tuple[bytes, str] | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -145,7 +171,7 @@ class Marker:
         )
         refuse_missing(
             path,
-            self._missing(signed, mime, payload),
+            self._missing(signed, mime, payload, frozenset([LABELS[made.kind]])),
             "raise out.quality, or lower marking.psnr, so that the watermark survives",
         )
         row = {
@@ -168,16 +194,20 @@ class Marker:
         """
         data, mime = path.read_bytes(), mime_type(path)
         payload = signed_payload(data, rows)
-        return [*(["ledger"] if payload is None else []), *self._missing(data, mime, payload)]
+        labels = choose_labels(rows.get(digest_bytes(data)), LABELS, _FORMER)
+        missing = self._missing(data, mime, payload, labels)
+        return [*(["ledger"] if payload is None else []), *missing]
 
-    def _missing(self, data: bytes, mime: str, payload: int | None) -> list[str]:
+    def _missing(
+        self, data: bytes, mime: str, payload: int | None, labels: frozenset[str]
+    ) -> list[str]:
         return missing_marks(
             data,
             mime,
             self._lab,
             found=self._watermark.read(decode_image(data)).payload,
             payload=payload,
-            is_labelled=_read_label(data) == LABEL,
+            is_labelled=_read_label(data) in labels,
         )
 
     def _manifest(self, made: Made, payload: int, title: str) -> dict[str, Any]:
@@ -193,7 +223,7 @@ class Marker:
         return make_manifest(
             made,
             title,
-            label=LABEL,
+            label=LABELS[made.kind],
             binding=(SOFT_BINDING, payload, BITS),
             region={"x": x, "y": y, "width": width, "height": height},
             changes=[change] if width and height else [],
@@ -208,16 +238,22 @@ class Marker:
         xmp = _XMP.format(source=IPTC + made.source_type)
         if mime == "image/jpeg":
             exif = Pictures.Exif()
-            exif[_EXIF_DESCRIPTION] = LABEL
+            exif[_EXIF_DESCRIPTION] = LABELS[made.kind]
             picture.save(
                 out, "JPEG", quality=self._quality, exif=exif, xmp=xmp.encode(), subsampling=0
             )
         else:
             texts = PngInfo()
-            texts.add_text("Description", LABEL)
+            texts.add_text("Description", LABELS[made.kind])
             texts.add_itxt("XML:com.adobe.xmp", xmp)
             picture.save(out, "PNG", pnginfo=texts)
         return out.getvalue()
+
+
+def label_traced(row: Mapping[str, Any] | None) -> str:
+    """Return what is true of a picture that carries the lab's mark, by the ledger's row of it."""
+    kind = name_kind(row) if row is not None else None
+    return LABELS[kind] if kind else _UNKNOWN
 
 
 def decode_image(data: bytes) -> Image:

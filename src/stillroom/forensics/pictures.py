@@ -18,7 +18,7 @@ from stillroom.errors import DataError
 from stillroom.forensics.extras import need
 from stillroom.forensics.face import Image
 
-__all__ = ["MOST_PIXELS", "PICTURES", "Picture", "load_picture"]
+__all__ = ["MOST_PIXELS", "PICTURES", "Picture", "load_picture", "too_many_pixels"]
 
 PICTURES = frozenset(
     [
@@ -78,11 +78,7 @@ def load_picture(path: Path) -> Picture:
             with Pictures.open(io.BytesIO(data)) as opened:
                 pixels = opened.width * opened.height
                 if pixels > MOST_PIXELS:
-                    raise _refused(
-                        path,
-                        f"has {opened.width}x{opened.height} pixels",
-                        f"at most {MOST_PIXELS // 1_000_000} million pixels",
-                    )
+                    raise too_many_pixels(path, f"has {opened.width}x{opened.height} pixels")
                 notes = _notes(opened)
                 kind, quality = str(opened.format), _quality(opened)
                 turned = ImageOps.exif_transpose(opened) or opened
@@ -96,11 +92,15 @@ def load_picture(path: Path) -> Picture:
             raise _unread_heic(path) from error
         raise _refused(path, "is no picture that is read", kinds) from error
     except Pictures.DecompressionBombError as error:
-        most = f"at most {MOST_PIXELS // 1_000_000} million pixels"
-        raise _refused(path, "has too many pixels", most) from error
+        raise too_many_pixels(path) from error
     except (OSError, ValueError, SyntaxError) as error:
         raise _refused(path, f"is damaged: {error}", "a whole file") from error
     return Picture(image, kind, notes, quality)
+
+
+def too_many_pixels(path: Path, what: str = "has too many pixels") -> DataError:
+    """Return the error of a picture that asks for more memory than any is given."""
+    return _refused(path, what, f"at most {MOST_PIXELS // 1_000_000} million pixels")
 
 
 def _open_heif() -> None:

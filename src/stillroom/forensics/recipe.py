@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -32,6 +32,7 @@ __all__ = [
 class BaseSettings(Settings):
     """Whose faces or voices. Without a folder they are drawn by program, and are nobody's."""
 
+    group: ClassVar[str] = "faces"
     folder: Reference | None = Field(
         default=None,
         description="pictures, or recordings, to start from; null draws faces or voices, which "
@@ -40,7 +41,8 @@ class BaseSettings(Settings):
     synthetic_source: str = Field(
         default="",
         max_length=200,
-        description="of nobody's: the generator that made them; kept with every file",
+        description="of nobody's: the generator that made them; a claim, recorded with every file, "
+        "and refused where files hold what cameras or recorders write",
     )
     consent: Reference | None = Field(
         default=None,
@@ -56,12 +58,22 @@ class BaseSettings(Settings):
 
     @model_validator(mode="after")
     def _say_whose(self) -> Self:
-        is_said = self.synthetic_source or self.consent is not None or self.basis
+        is_of_people = self.consent is not None or bool(self.basis)
+        is_said = is_of_people or bool(self.synthetic_source)
+        if is_of_people and self.synthetic_source:
+            raise RecipeError(
+                "the files are said to be of people, and of nobody",
+                code="forensics.whose-faces",
+                where=self.group,
+                expected="consent or basis for files of people, or synthetic_source for those of "
+                "nobody",
+                next="leave out what is not true, or make two sets of two folders",
+            )
         if self.folder is not None and not is_said:
             raise RecipeError(
                 "nothing says whose faces or voices these are",
                 code="forensics.whose-faces",
-                where="faces",
+                where=self.group,
                 expected="consent for files of people, or synthetic_source for those of nobody, "
                 "beside folder",
                 next="stillroom forensics consent --help, or leave folder out: faces and voices "
@@ -71,7 +83,7 @@ class BaseSettings(Settings):
             raise RecipeError(
                 "consent and synthetic_source are of a folder",
                 code="forensics.whose-faces",
-                where="faces",
+                where=self.group,
                 expected="folder with them",
                 next="name the folder, or leave both out",
             )
@@ -89,6 +101,7 @@ class FacesSettings(BaseSettings):
 class SoundSettings(BaseSettings):
     """Forge sounds instead of faces: whose voices, by which methods, how long."""
 
+    group: ClassVar[str] = "sound"
     methods: list[Annotated[Resynthesis, RESYNTHESES.choice("vocoder")]] = Field(
         default_factory=lambda: [RESYNTHESES.build("vocoder")],
         min_length=1,

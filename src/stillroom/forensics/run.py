@@ -96,7 +96,12 @@ def run(recipe: ForensicsRecipe, job: Job) -> Artifact:
         origin=Origin("synthetic")
         .then(Link(f"forensics.forgeries.{recipe.method.method_name()}"))
         .to_json(),
-        details={"faces": bases.origin, "consent": bases.consent, "images": len(rows)},
+        details={
+            "faces": bases.origin,
+            "consent": bases.consent,
+            "images": len(rows),
+            "left_out": bases.left_out,
+        },
         # A signature is of its moment: what is the same in every run is the pixels' digest, which
         # the manifest holds.
         is_timed=lambda path: path.endswith((".jpg", ".png")),
@@ -246,6 +251,7 @@ def _write(
                 "mask": f"masks/{name}.npy" if label else None,
                 "compression": f"{recipe.out.format}-{recipe.out.quality}",
                 "consent": bases.consent or None,
+                "whose": bases.origin,
                 "landmarks": face.landmark_source,
                 "details": dict(forged.details),
                 **marks,
@@ -255,18 +261,17 @@ def _write(
 
 
 def _describe(task: _Task, forged: Forged, bases: Bases, label: int) -> Made:
+    from stillroom.forensics.finishing import describe_twin
     from stillroom.forensics.marking import Made
     from stillroom.forensics.treatments import mask_box
 
     recipe = task.recipe
     path = bases.path(task.number % len(bases))
-    is_drawn = path is None
     method = recipe.method
+    kind, source = describe_twin(bases.origin)
+    generator = str(forged.details.get("edit", "twin"))
     if label:
-        generator, source = method.method_name(), str(method.source_type)
-    else:
-        generator = str(forged.details.get("edit", "twin"))
-        source = "algorithmicMedia" if is_drawn else "humanEdits"
+        kind, source, generator = "forged", str(method.source_type), method.method_name()
     return Made(
         image=forged.image if label else forged.twin,
         generator=generator,
@@ -275,8 +280,10 @@ def _describe(task: _Task, forged: Forged, bases: Bases, label: int) -> Made:
         source_type=source,
         box=mask_box(forged.mask) if label else (0, 0, 0, 0),
         consent=bases.consent,
+        kind=kind,
+        whose=bases.origin,
         parent=None if path is None else _read_parent(path),
-        about={"faces": bases.origin, "number": task.number},
+        about={"number": task.number},
     )
 
 

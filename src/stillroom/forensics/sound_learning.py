@@ -172,6 +172,7 @@ def learn_sounds(recipe: ForensicsRecipe, sound: SoundSettings, job: Job) -> Art
             "fingerprint": fingerprint,
             "voices": voices.origin,
             "consent": voices.consent,
+            "left_out": voices.left_out,
         },
     )
 

@@ -21,6 +21,8 @@ from stillroom.forensics.credentials import sign_bytes
 from stillroom.forensics.extras import need
 from stillroom.forensics.finishing import (
     MARKS,
+    Kind,
+    choose_labels,
     finish,
     make_manifest,
     make_payload,
@@ -33,9 +35,18 @@ from stillroom.forensics.sound_mark import BITS, SoundMark, measure_snr
 from stillroom.forensics.waves import RATE, Waves
 from stillroom.provenance import digest_bytes
 
-__all__ = ["LABEL", "MadeSound", "SoundMarker", "decode_wave"]
+__all__ = ["LABELS", "MadeSound", "SoundMarker", "decode_wave"]
 
-LABEL = "Made by the Stillroom forensics lab to test detectors. Nobody said this."
+_MADE = "Made by the Stillroom forensics lab to test detectors. Not a true recording of anyone."
+LABELS: Mapping[Kind, str] = {
+    "forged": _MADE,
+    "drawn": _MADE,
+    "synthetic": "Made by a generator, as the Stillroom forensics lab was told; kept as the twin "
+    "of a forgery, to test detectors. Not a recording of anyone.",
+    "real": "A recording of a person, not forged: kept by the Stillroom forensics lab as the real "
+    "twin of a forgery, to test detectors; cut out, and marked.",
+}
+_FORMER = "Made by the Stillroom forensics lab to test detectors. Nobody said this."
 _BINDING = "io.stillroom.cells32"
 _MIME = "audio/wav"
 
@@ -50,6 +61,8 @@ class MadeSound:
     run: str
     source_type: str
     consent: str = ""
+    kind: Kind = "forged"
+    whose: str = "drawn"
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -79,15 +92,17 @@ class SoundMarker:
         payload = make_payload(self._lab, made, path.name, made.values.tobytes(), BITS)
         marked = self._mark.embed(made.values, payload, snr=self._snr)
         signed = sign_bytes(
-            _encode(marked),
+            _encode(marked, LABELS[made.kind]),
             _MIME,
-            make_manifest(made, path.name, label=LABEL, binding=(_BINDING, payload, BITS)),
+            make_manifest(
+                made, path.name, label=LABELS[made.kind], binding=(_BINDING, payload, BITS)
+            ),
             self._lab.signer,
             source_type=made.source_type,
         )
         refuse_missing(
             path,
-            self._missing(signed, payload),
+            self._missing(signed, payload, frozenset([LABELS[made.kind]])),
             "lower sound.snr, so that the watermark survives",
         )
         row = {
@@ -110,9 +125,10 @@ class SoundMarker:
         """
         data = path.read_bytes()
         payload = signed_payload(data, rows)
-        return [*(["ledger"] if payload is None else []), *self._missing(data, payload)]
+        labels = choose_labels(rows.get(digest_bytes(data)), LABELS, _FORMER)
+        return [*(["ledger"] if payload is None else []), *self._missing(data, payload, labels)]
 
-    def _missing(self, data: bytes, payload: int | None) -> list[str]:
+    def _missing(self, data: bytes, payload: int | None, labels: frozenset[str]) -> list[str]:
         try:
             found = self._mark.read(decode_wave(data)).payload
         except (wave.Error, EOFError, ValueError):
@@ -123,7 +139,7 @@ class SoundMarker:
             self._lab,
             found=found,
             payload=payload,
-            is_labelled=_read_label(data) == LABEL,
+            is_labelled=_read_label(data) in labels,
         )
 
 
@@ -134,7 +150,7 @@ def decode_wave(data: bytes) -> Waves:
     return np.asarray(values / 32768, dtype=np.float32)
 
 
-def _encode(values: Waves) -> bytes:
+def _encode(values: Waves, label: str) -> bytes:
     """Return a WAV whose own comment says what it is."""
     out = io.BytesIO()
     with wave.open(out, "wb") as file:
@@ -143,7 +159,7 @@ def _encode(values: Waves) -> bytes:
         file.setframerate(RATE)
         whole = np.clip(np.rint(values.astype(np.float64) * 32768), -32768, 32767)
         file.writeframes(whole.astype("<i2").tobytes())
-    data, text = out.getvalue(), LABEL.encode() + b"\0"
+    data, text = out.getvalue(), label.encode() + b"\0"
     text += b"\0" * (len(text) % 2)
     info = b"INFOICMT" + struct.pack("<I", len(text)) + text
     whole_file = data + b"LIST" + struct.pack("<I", len(info)) + info

@@ -12,6 +12,7 @@ import numpy as np
 from stillroom.forensics.bases import choose_split
 from stillroom.forensics.casting import Cast, cast_faces
 from stillroom.forensics.extras import need
+from stillroom.forensics.finishing import describe_twin
 from stillroom.forensics.lab import open_lab
 from stillroom.forensics.method import ForgedSound, Resynthesis
 from stillroom.forensics.recipe import ForensicsRecipe, SoundSettings
@@ -72,7 +73,12 @@ def run_sounds(recipe: ForensicsRecipe, sound: SoundSettings, job: Job) -> Artif
         "media",
         parents=folder,
         origin=origin.to_json(),
-        details={"voices": voices.origin, "consent": voices.consent, "sounds": len(rows)},
+        details={
+            "voices": voices.origin,
+            "consent": voices.consent,
+            "sounds": len(rows),
+            "left_out": voices.left_out,
+        },
         # A signature is of its moment; the manifest holds the digest of what is heard.
         is_timed=lambda path: path.endswith(".wav"),
     )
@@ -111,16 +117,21 @@ def _write(
         np.lib.format.write_array(file, np.rint(mask * 255).astype(np.uint8)[None])
     rows = []
     for label, folder in ((1, "fake"), (0, "real")):
-        generator = task.method.method_name() if label else "twin"
-        plain = "algorithmicMedia" if voices.origin == "drawn" else "humanEdits"
+        kind, source = describe_twin(voices.origin)
+        generator = "twin"
+        if label:
+            kind, source = "forged", str(task.method.source_type)
+            generator = task.method.method_name()
         made = MadeSound(
             forged.values if label else forged.twin,
             generator,
             recipe.seed,
             run,
-            str(task.method.source_type) if label else plain,
-            voices.consent,
-            {"voices": voices.origin, "number": task.number},
+            source,
+            consent=voices.consent,
+            kind=kind,
+            whose=voices.origin,
+            about={"number": task.number},
         )
         path = job.output / folder / f"{name}.wav"
         marks = marker.emit(made, path)
@@ -137,6 +148,7 @@ def _write(
                 "mask": f"masks/{name}.npy" if label else None,
                 "compression": "wav",
                 "consent": voices.consent or None,
+                "whose": voices.origin,
                 "details": dict(forged.details),
                 **marks,
             }

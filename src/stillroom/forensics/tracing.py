@@ -10,17 +10,24 @@ from typing import Any
 import numpy as np
 
 from stillroom.forensics.clips import open_clip, space_frames
+from stillroom.forensics.finishing import Kind, name_kind
 from stillroom.forensics.lab import Lab
 from stillroom.forensics.pictures import load_picture
 from stillroom.forensics.sound_mark import BITS, SoundMark
 from stillroom.forensics.watermark import Watermark
-from stillroom.forensics.waves import RATE, Waves, read_parts
+from stillroom.forensics.waves import RATE, SOUNDS, Waves, read_parts
 
 __all__ = ["CLIPS", "SOUNDS", "Trace", "trace_clip", "trace_file", "trace_image", "trace_sound"]
 
 CLIPS = frozenset([".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"])
-SOUNDS = frozenset([".wav", ".mp3", ".flac", ".m4a", ".ogg", ".opus", ".aac"])
 _FRAMES = 32
+_ROLES: Mapping[Kind | None, str] = {
+    "forged": "made by this lab",
+    "drawn": "made by this lab",
+    "synthetic": "kept by this lab as the twin of a forgery, said to be made by a generator",
+    "real": "kept by this lab as the real twin of a forgery",
+    None: "made or kept by this lab",
+}
 _RUN = 12 * RATE
 _MOST_HEARD = 300 * RATE
 
@@ -37,6 +44,11 @@ class Trace:
     kept: tuple[float, float] = (1.0, 1.0)
     row: Mapping[str, Any] | None = None
 
+    @property
+    def role(self) -> str:
+        """What the lab had to do with a marked file, as far as the ledger says."""
+        return _ROLES[name_kind(self.row) if self.row is not None else None]
+
     def line(self) -> str:
         """Return the finding as one line."""
         if not self.watermark:
@@ -49,7 +61,7 @@ class Trace:
         if self.row is None:
             return f"watermark {self.watermark} of this lab{crop}; it is in no row of the ledger"
         return (
-            f"made by this lab{crop}: {self.row['generator']}, seed {self.row['seed']}, "
+            f"{self.role}{crop}: {self.row['generator']}, seed {self.row['seed']}, "
             f"{self.row['time']}, ledger row {self.row['number']}"
         )
 

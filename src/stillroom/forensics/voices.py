@@ -9,24 +9,28 @@ from pathlib import Path
 import numpy as np
 
 from stillroom.errors import DataError
-from stillroom.forensics.consent import Consent
+from stillroom.forensics.casting import name_person
+from stillroom.forensics.consent import answer_for
 from stillroom.forensics.recipe import SoundSettings
+from stillroom.forensics.recorder_traces import refuse_recordings
 from stillroom.forensics.voicing import draw_voice
-from stillroom.forensics.waves import RATE, Wave, Waves, fit_length, load_wave
-from stillroom.provenance import digest_bytes, digest_file
+from stillroom.forensics.waves import RATE, SOUNDS, Wave, Waves, fit_length, load_wave
+from stillroom.provenance import digest_bytes
 
 __all__ = ["Voices", "list_recordings", "open_voices"]
-
-_ENDINGS = frozenset([".wav", ".mp3", ".flac", ".m4a", ".ogg", ".opus", ".aac"])
 
 
 @dataclass(frozen=True)
 class Voices:
-    """Sounds of one length: whose they are (``drawn``, ``synthetic: GENERATOR`` or ``person``)."""
+    """Sounds of one length: whose they are (``drawn``, ``synthetic: GENERATOR`` or ``person``).
+
+    ``left_out`` is how many recordings could not be used.
+    """
 
     waves: tuple[Wave, ...]
     origin: str
     consent: str = ""
+    left_out: int = 0
 
 
 def open_voices(
@@ -50,22 +54,23 @@ def open_voices(
         say: Told of recordings that are left out.
 
     Raises:
-        DataError: If the folder has no recording, or the consent does not cover the use.
+        DataError: If the folder has no recording, the consent does not cover the use, or sounds
+            of nobody were recorded.
     """
     if settings.folder is None:
         drawn = tuple(draw_voice(seed, number, settings.seconds) for number in range(count))
         return Voices(drawn, "drawn")
     folder = Path(settings.folder)
     paths = list_recordings(folder)
-    consent = Consent.read(Path(settings.consent)) if settings.consent else None
-    if consent is not None:
-        for use in uses:
-            consent.check(use, [digest_file(path) for path in paths])
-    found = _cut(_by_speaker(paths, folder, say), round(settings.seconds * RATE))[:count]
+    whose, consent = answer_for(settings, paths, uses, refuse=refuse_recordings, say=say)
+    speakers = _by_speaker(paths, folder, say)
+    left_out = len(paths) - sum(len(parts) for parts in speakers.values())
+    found = _cut(speakers, round(settings.seconds * RATE))[:count]
     if not found:
         raise _no_voices(folder, "holds no recording that can be decoded")
-    whose = "person" if consent or settings.basis else f"synthetic: {settings.synthetic_source}"
-    return Voices(tuple(found), whose, consent.id if consent else "")
+    if left_out:
+        say(f"{left_out} of {len(paths)} recordings were left out")
+    return Voices(tuple(found), whose, consent, left_out)
 
 
 def list_recordings(path: Path) -> list[Path]:
@@ -77,7 +82,7 @@ def list_recordings(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     found = sorted(
-        file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in _ENDINGS
+        file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in SOUNDS
     )
     if not found:
         raise _no_voices(path, "holds no recording")
@@ -89,9 +94,8 @@ def _by_speaker(
 ) -> dict[str, list[Waves]]:
     found: dict[str, list[Waves]] = {}
     for path in paths:
-        speaker = path.parent.name if path.parent != folder else path.stem
         try:
-            found.setdefault(speaker, []).append(load_wave(path))
+            found.setdefault(name_person(path, folder), []).append(load_wave(path))
         except DataError as error:
             say(f"left out: {error.problems[0].what}")
     return found
@@ -119,6 +123,6 @@ def _no_voices(path: Path, what: str) -> DataError:
         f"{path} {what}",
         code="forensics.no-voices",
         where=str(path),
-        expected=f"files ending in {' '.join(sorted(_ENDINGS))}",
+        expected=f"files ending in {' '.join(sorted(SOUNDS))}",
         next="check the path, or leave sound.folder out: voices are then drawn",
     )

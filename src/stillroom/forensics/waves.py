@@ -18,6 +18,7 @@ from stillroom.forensics.extras import need
 
 __all__ = [
     "RATE",
+    "SOUNDS",
     "Wave",
     "Waves",
     "fit_length",
@@ -32,6 +33,8 @@ __all__ = [
 
 RATE = 16_000
 LONGEST_S = 600.0
+SOUNDS = frozenset([".wav", ".mp3", ".flac", ".m4a", ".ogg", ".opus", ".aac"])
+"""Endings of what is read as a recording."""
 
 Waves = npt.NDArray[np.float32]
 Spectrum = npt.NDArray[np.complex128]

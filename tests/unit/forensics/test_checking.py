@@ -64,7 +64,7 @@ def test_a_stripped_file_of_the_lab_has_no_provenance_and_is_found_by_its_mark(
     found = check_file(tmp_path / "a.jpg", lab=lab)
     assert found.credentials.lines()[0].startswith("no provenance")
     assert found.trace.row == row
-    assert found.verdict == "carries this lab's watermark: made by the lab to test detectors"
+    assert found.verdict == "carries this lab's watermark: made by this lab, to test detectors"
 
 
 def test_a_signers_word_is_reported_as_theirs(media, found):

@@ -13,7 +13,7 @@ from stillroom.forensics.consent import Consent, write_consent
 from stillroom.forensics.credentials import read_credentials
 from stillroom.forensics.lab import has_lab, open_lab
 from stillroom.forensics.ledger import Ledger
-from stillroom.forensics.marking import LABEL, Made, Marker, read_image, unmarked_files
+from stillroom.forensics.marking import LABELS, Made, Marker, read_image, unmarked_files
 from stillroom.forensics.recipe import ForensicsRecipe
 from stillroom.forensics.set_writing import MANIFEST
 from stillroom.forensics.tracing import trace_file
@@ -67,7 +67,7 @@ def test_every_file_carries_all_four_marks(ending, lab, faces, tmp_path):
     assert (found.integrity, found.trust) == ("intact", "lab")
     assert any(kind.endswith("compositeWithTrainedAlgorithmicMedia") for kind in found.source_types)
     assert len(found.soft_bindings) == 1
-    assert LABEL.encode() in data
+    assert LABELS["forged"].encode() in data
     assert Watermark(lab.key).read(read_image(path)).payload == int(row["watermark"], 16)
     assert lab.ledger.find(int(row["watermark"], 16))["file"] == path.name
     assert unmarked_files(tmp_path, lab) == {}

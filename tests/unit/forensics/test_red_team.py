@@ -1,6 +1,7 @@
 """The lab's rules attacked as a user would: by recipes and commands, with real files."""
 
 import base64
+import dataclasses
 import io
 import re
 from datetime import date
@@ -18,9 +19,10 @@ from stillroom.forensics.certificates import init_ca
 from stillroom.forensics.check_page import draw_check_page
 from stillroom.forensics.checking import check_file
 from stillroom.forensics.consent import write_consent
-from stillroom.forensics.marking import LABEL, Made, Marker, decode_image, read_image
+from stillroom.forensics.marking import LABELS, Made, Marker, decode_image, read_image
 from stillroom.forensics.signing import sign_file
 from stillroom.forensics.watermark import Watermark
+from stillroom.provenance import digest_file
 from stillroom.recipes import parse_recipe
 
 
@@ -79,7 +81,7 @@ def test_a_consent_that_does_not_cover_the_use_forges_nothing(
 def test_a_picture_put_beside_those_agreed_to_stops_the_run(people, tmp_path, faces):
     record = consent(people, tmp_path / "c.json")
     Image.fromarray(faces[2].image).save(people / "person0" / "0.png")
-    with pytest.raises(DataError, match="does not cover 1 of the pictures"):
+    with pytest.raises(DataError, match="does not cover 1 of the files"):
         forge(people, tmp_path / "run", faces={"consent": record})
     assert media_of(tmp_path / "run") == []
 
@@ -145,6 +147,63 @@ def test_credentials_of_a_captured_picture_do_not_pass_either(people, lab):
     assert says_of_camera(path) == "credentials of a captured picture"
 
 
+def test_a_bomb_is_refused_before_it_is_asked_for_a_camera(people, tmp_path):
+    bomb = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
+    (people / "person0" / "b.png").write_bytes(bomb.getvalue())
+    with pytest.raises(DataError, match=r"b\.png has too many pixels") as caught:
+        forge(people, tmp_path / "run", faces={"synthetic_source": "StyleGAN"})
+    assert caught.value.code == "forensics.picture"
+    assert media_of(tmp_path / "run") == []
+
+
+def test_files_are_of_people_or_of_nobody_not_both(people, tmp_path):
+    record = consent(people, tmp_path / "c.json")
+    for of_people in ({"consent": record}, {"basis": "a license"}):
+        with pytest.raises(RecipeError, match="of people, and of nobody") as caught:
+            forge(people, tmp_path / "run", faces={**of_people, "synthetic_source": "StyleGAN"})
+        assert caught.value.code == "forensics.whose-faces"
+
+
+def test_a_claim_that_nobody_is_shown_is_recorded_and_labels_the_twin(people, tmp_path, lab):
+    artifact = forge(people, tmp_path / "run", faces={"synthetic_source": "StyleGAN"})
+    assert artifact.details["faces"] == "synthetic: StyleGAN"
+    rows = {row["sha256"]: row for row in lab.ledger.rows()}
+    for path in sorted((tmp_path / "run").rglob("*.jpg")):
+        row = rows[digest_file(path)]
+        is_fake = path.parent.name == "fake"
+        assert row["whose"] == "synthetic: StyleGAN"
+        assert row["kind"] == ("forged" if is_fake else "synthetic")
+        assert row["kind"] == "forged" or row["source_type"] == "trainedAlgorithmicMedia"
+        assert LABELS[row["kind"]].encode() in path.read_bytes()
+        assert b"synthetic: StyleGAN" in path.read_bytes()
+
+
+def test_a_real_twin_is_not_said_to_be_made(people, tmp_path, lab):
+    record = consent(people, tmp_path / "c.json")
+    forge(people, tmp_path / "run", faces={"consent": record})
+    twin, fake = (tmp_path / "run/output" / name / "000000.jpg" for name in ("real", "fake"))
+    assert LABELS["real"].encode() in twin.read_bytes()
+    assert b"Not a photograph" not in twin.read_bytes()
+    assert b"Not a photograph" in fake.read_bytes()
+    found = check_file(twin, lab=lab)
+    assert found.verdict.endswith(
+        "kept by this lab as the real twin of a forgery, to test detectors"
+    )
+    assert "made by" not in found.trace.line()
+    page = draw_check_page([found])
+    assert LABELS["real"] in page
+    assert LABELS["forged"] not in page
+
+
+def test_a_twin_of_before_is_labelled_as_far_as_is_known(forgery, lab):
+    found = check_file(forgery, lab=lab)
+    before = {"source_type": "humanEdits", "generator": "twin", "seed": 1, "time": "", "number": 0}
+    old = dataclasses.replace(found, trace=dataclasses.replace(found.trace, row=before))
+    assert "which of these it is is not known" in draw_check_page([old])
+    assert "made or kept by this lab" in old.verdict
+
+
 @pytest.fixture
 def forgery(lab, faces, tmp_path):
     made = Made(faces[0].image, "sbi", 1, "run", "compositeWithTrainedAlgorithmicMedia")
@@ -176,7 +235,7 @@ def test_other_peoples_files_are_signed_as_before(tmp_path, faces):
 
 def test_a_forgery_leaves_through_the_page_with_label_and_mark(forgery, lab):
     page = draw_check_page([check_file(forgery, lab=lab)])
-    assert f"<figcaption>{LABEL}</figcaption>" in page
+    assert f"<figcaption>{LABELS['forged']}</figcaption>" in page
     data = re.search(r"data:image/jpeg;base64,([^\"]+)", page).group(1)
     assert Watermark(lab.key).read(decode_image(base64.b64decode(data))).payload is not None
 

@@ -175,7 +175,7 @@ class TestCommands:
         out, _ = made
         words = ("consent", out / "output" / "real", "--who", "Nobody", "--basis", "drawn")
         words += ("--scope", "sbi", "--expires", "2999-01-01", "--out", tmp_path / "c.json")
-        assert "for 3 pictures" in self.ask(*words).output
+        assert "for 3 files" in self.ask(*words).output
 
     def test_a_folder_of_people_needs_their_consent(self, made, tmp_path):
         out, _ = made

@@ -1,5 +1,6 @@
 """Sounds: forged, marked so that it stays, judged; published weights turned the right way round."""
 
+import io
 import json
 import subprocess
 import wave
@@ -8,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from tests.unit.forensics.sounds import write_sound
 
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError, IntegrityError, MissingExtraError, RecipeError
 from stillroom.flow import estimate_recipe, run_recipe
 from stillroom.forensics.checking import check_file
-from stillroom.forensics.consent import write_consent
 from stillroom.forensics.credentials import read_credentials
 from stillroom.forensics.detecting import TrainedDetector
 from stillroom.forensics.graphs import GraphNetwork
@@ -21,8 +22,8 @@ from stillroom.forensics.hearing import CepstralNetwork, LinearCepstrum
 from stillroom.forensics.marking import unmarked_files
 from stillroom.forensics.method import RESYNTHESES
 from stillroom.forensics.published_sound import import_aasist
-from stillroom.forensics.sound_mark import BITS, SoundMark, measure_snr
-from stillroom.forensics.sound_marking import MadeSound, SoundMarker
+from stillroom.forensics.sound_mark import SoundMark, measure_snr
+from stillroom.forensics.sound_marking import LABELS, MadeSound, SoundMarker
 from stillroom.forensics.sound_views import add_noise, code_sound
 from stillroom.forensics.tracing import trace_file
 from stillroom.forensics.voicing import draw_voice
@@ -95,12 +96,13 @@ def test_a_vocoder_keeps_the_loudness_of_bands(voices):
 def test_espeak_speaks_and_is_missed_where_it_is_not(voices, monkeypatch):
     import shutil
 
-    method = RESYNTHESES.build({"name": "espeak", "program": "no-such-program"})
-    with pytest.raises(MissingExtraError, match="no-such-program is not here"):
-        method.forge(voices[:1], np.random.default_rng(0))
     if shutil.which("espeak-ng") is not None:
         made = RESYNTHESES.build("espeak").forge(voices[:1], np.random.default_rng(0))
         assert made.values.std() > 0.01
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    method = RESYNTHESES.build({"name": "espeak", "program": "espeak"})
+    with pytest.raises(MissingExtraError, match="espeak is not here"):
+        method.forge(voices[:1], np.random.default_rng(0))
     monkeypatch.setattr(shutil, "which", lambda name: "/bin/false")
 
     def fail(*given, **more):
@@ -110,6 +112,41 @@ def test_espeak_speaks_and_is_missed_where_it_is_not(voices, monkeypatch):
     with pytest.raises(DataError) as caught:
         RESYNTHESES.build("espeak").forge(voices[:1], np.random.default_rng(0))
     assert caught.value.code == "forensics.speaking"
+
+
+@pytest.mark.parametrize("program", ["sh", "/bin/sh", "./espeak-ng", "espeak-ng; sh"])
+def test_a_recipe_names_no_program_to_run(program):
+    with pytest.raises(RecipeError, match="espeak"):
+        parse_recipe(
+            "version: 1\nkind: forensics\n"
+            f"sound: {{methods: [{{name: espeak, program: '{program}'}}]}}\n"
+        )
+
+
+@pytest.mark.parametrize(
+    ("channels", "width", "count"), [(1, 2, 0), (1, 1, 100), (2, 2, 100)], ids=str
+)
+def test_a_program_that_speaks_nothing_is_said(channels, width, count, voices, monkeypatch):
+    import shutil
+
+    def answer(*given, **more):
+        return subprocess.CompletedProcess(given, 0, stdout=wave_bytes(channels, width, count))
+
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/true")
+    monkeypatch.setattr(subprocess, "run", answer)
+    with pytest.raises(DataError, match=r"espeak-ng spoke (nothing|in another format)") as caught:
+        RESYNTHESES.build("espeak").forge(voices[:1], np.random.default_rng(0))
+    assert caught.value.code == "forensics.speaking"
+
+
+def wave_bytes(channels, width, count):
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(width)
+        file.setframerate(22_050)
+        file.writeframes(bytes(channels * width * count))
+    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +239,7 @@ def test_a_set_of_sounds_is_marked_in_four_ways(made, lab):
     data = (out / "output" / rows[0]["path"]).read_bytes()
     found = read_credentials(data, "audio/wav", [lab.trust])
     assert (found.integrity, found.trust) == ("intact", "lab")
-    assert b"Nobody said this." in data
+    assert LABELS["forged"].encode() in data
     assert lab.ledger.find(rows[0]["watermark"])["file"] == "000000.wav"
     mask = np.load(out / "output" / rows[0]["mask"])
     assert mask.shape == (1, 400)
@@ -219,15 +256,11 @@ def test_a_stripped_and_cut_sound_is_found_again_and_said(made, lab, tmp_path):
     out, _ = made
     row = rows_of(out)[0]
     values = load_wave(out / "output" / row["path"])[2000:]
-    with wave.open(str(tmp_path / "cut.wav"), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(RATE)
-        file.writeframes((values * 32767).astype("<i2").tobytes())
+    write_sound(tmp_path / "cut.wav", values)
     assert trace_file(tmp_path / "cut.wav", lab).watermark == row["watermark"]
     found = check_file(tmp_path / "cut.wav", lab=lab)
     assert found.credentials.lines()[0].startswith("no provenance")
-    assert found.verdict == "carries this lab's watermark: made by the lab to test detectors"
+    assert found.verdict == "carries this lab's watermark: made by this lab, to test detectors"
     done = CliRunner().invoke(stillroom, ["forensics", "trace", str(tmp_path / "cut.wav")])
     assert f"ledger row {found.trace.row['number']}" in done.output
 
@@ -238,12 +271,10 @@ def test_a_sound_that_lacks_a_mark_is_never_written(lab, voices, tmp_path, monke
     made = MadeSound(voices[0].values, "vocoder", 1, "run", "algorithmicMedia")
     for part, broken in (
         ("sign_bytes", lambda data, *rest, **more: data),
-        ("LABEL", "something else"),
+        ("_read_label", lambda data: LABELS["real"]),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(sound_marking, part, broken)
-            if part == "LABEL":
-                patch.setattr(sound_marking, "_read_label", lambda data: "")
             with pytest.raises(IntegrityError) as caught:
                 SoundMarker(lab).emit(made, tmp_path / "a.wav")
             assert caught.value.code == "forensics.unmarked"
@@ -255,53 +286,10 @@ def test_a_sound_that_lacks_a_mark_is_never_written(lab, voices, tmp_path, monke
 
 
 def test_a_strange_sound_in_a_set_is_named(lab, tmp_path, voices):
-    with wave.open(str(tmp_path / "b.wav"), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(RATE)
-        file.writeframes((voices[0].values * 32767).astype("<i2").tobytes())
+    write_sound(tmp_path / "b.wav", voices[0].values)
     (tmp_path / "c.wav").write_bytes(b"RIFF")
     (tmp_path / "d.mp3").write_bytes(b"ID3")
     assert set(unmarked_files(tmp_path, lab)) == {"b.wav", "c.wav", "d.mp3"}
-
-
-def test_voices_of_people_need_consent(tmp_path, voices):
-    folder = tmp_path / "anna"
-    folder.mkdir()
-    with wave.open(str(folder / "a.wav"), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(RATE)
-        file.writeframes((voices[0].values * 32767).astype("<i2").tobytes())
-
-    def forge(more, out):
-        text = f"version: 1\nkind: forensics\ncount: 1\nsound: {{folder: {folder}{more}}}\n"
-        return run_recipe(parse_recipe(text), tmp_path / out)
-
-    for more in ("", ", basis: a license"):
-        with pytest.raises(RecipeError) as caught:
-            forge(more, "none")
-        assert caught.value.code == "forensics.whose-faces"
-    from datetime import date
-
-    fields = {"who": "Anna", "basis": "form", "expires": date(2999, 1, 1)}
-    write_consent(tmp_path / "c.json", [folder / "a.wav"], scope=["sound_splice"], **fields)
-    with pytest.raises(DataError, match="does not cover 'vocoder'"):
-        forge(f", consent: {tmp_path / 'c.json'}", "other")
-    write_consent(tmp_path / "d.json", [folder / "a.wav"], scope=["vocoder"], **fields)
-    forge(f", consent: {tmp_path / 'd.json'}", "set")
-    row = rows_of(tmp_path / "set")[0]
-    assert row["consent"]
-    assert row["identity"] == "a"
-    with pytest.raises(DataError) as caught:
-        run_recipe(
-            parse_recipe(
-                f"version: 1\nkind: forensics\nsound: {{folder: {tmp_path}/none/output, "
-                "synthetic_source: x}}\n".replace("}}", "}")
-            ),
-            tmp_path / "empty",
-        )
-    assert caught.value.code in {"forensics.no-voices", "recipe.missing-path", "data.missing"}
 
 
 def test_recipes_that_mix_senses_are_refused():
@@ -471,7 +459,3 @@ def test_a_sound_that_cannot_be_coded_is_said(monkeypatch):
     with pytest.raises(DataError) as caught:
         code_sound(np.zeros(RATE, np.float32), "mp3", 64_000)
     assert caught.value.code == "forensics.sound-coding"
-
-
-def test_a_mark_of_a_sound_holds_as_many_bits_as_the_ledger_writes():
-    assert BITS == 32
