@@ -11,7 +11,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -33,6 +33,7 @@ from stillroom.errors import (
     ShapeError,
     StillroomError,
 )
+from stillroom.serve.hiding import hider
 from stillroom.serve.refusals import Refusal
 from stillroom.serve.reviews import Review
 from stillroom.serve.shelf import Shelf
@@ -71,10 +72,9 @@ class Desk:
         token: str,
         pages: tuple[PageLink, ...],
         access: Access | None = None,
-        has_jobs: bool = False,
     ) -> None:
         """Stand over a folder; ``close`` closes what was opened."""
-        self.root, self.access, self.has_jobs, self.token = root, access, has_jobs, token
+        self.root, self.access, self.token = root, access, token
         self.sources = Sources(root, access)
         self._reviews: dict[str, Review] = {}
         self._lock = threading.Lock()
@@ -91,7 +91,6 @@ class Desk:
             pages=pages,
             folder=root.resolve().name or str(root),
             version=__version__,
-            has_jobs=has_jobs,
             tenant=access.tenant if access else "",
         )
 
@@ -181,7 +180,8 @@ class Desk:
             told = Problem(error.message, error.code)
             return self.page(request, "problem.html", status=error.status, problems=[told])
         if isinstance(error, StillroomError):
-            problems = [_inner(one, self.root) for one in error.problems]
+            hide = hider({self.root: ""})
+            problems = [Problem(**hide(asdict(one))) for one in error.problems]
             return self.page(
                 request, "problem.html", status=_status_of(error), problems=problems
             )  # fmt: skip
@@ -213,19 +213,3 @@ def _status_of(error: StillroomError) -> int:
         ShapeError: 400,
     }
     return next((status for kind, status in kinds.items() if isinstance(error, kind)), 500)
-
-
-def _inner(problem: Problem, root: Path) -> Problem:
-    """Return a problem with paths as they are named in the folder."""
-    top = str(root.absolute())
-
-    def inside(text: str) -> str:
-        return text.replace(f"{top}/", "").replace(top, ".")
-
-    return Problem(
-        inside(problem.what),
-        problem.code,
-        inside(problem.where),
-        inside(problem.expected),
-        inside(problem.next),
-    )

@@ -16,12 +16,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["COOKIE", "TOKEN_FIELD", "TOKEN_HEADER", "Door"]
+from stillroom.serve.guard import replay
+from stillroom.serve.listening import LOCAL, name_of_host
 
-COOKIE = "stillroom_console"
+__all__ = ["TOKEN_FIELD", "TOKEN_HEADER", "Door"]
+
 TOKEN_HEADER = "x-stillroom-token"  # noqa: S105  # a header's name
 TOKEN_FIELD = "token"  # noqa: S105  # a field's name
-_LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 _READING = frozenset({"GET", "HEAD"})
 _OPEN = ("/static/",)
 _FORM = b"application/x-www-form-urlencoded"
@@ -65,7 +66,7 @@ class Door:
             names: Names of this machine beside its own three, in small letters.
         """
         self.app, self.refuse, self.body_bytes = app, refuse, body_bytes
-        self.names = _LOCAL | names
+        self.names = LOCAL | names
         self._key = hashlib.sha256(key.encode()).digest()
         self._cookie = _derive(key, b"session")
         self.token = _derive(key, b"token")
@@ -101,12 +102,12 @@ class Door:
             response = await self.refuse(request, 403, told)
             await response(scope, receive, send_guarded)
             return
-        await self.app(scope, _replay(body, receive) if body is not None else receive, send_guarded)
+        await self.app(scope, replay(body, receive) if body is not None else receive, send_guarded)
 
     def _check_host(self, request: Request) -> str:
         """Return why a request is not answered by where it was sent or came from, else nothing."""
         host = request.headers.get("host", "")
-        if _name(host) not in self.names:
+        if name_of_host(host) not in self.names:
             return "the console answers to this machine's own names only"
         origin = request.headers.get("origin")
         if origin is not None and origin.partition("://")[2].lower() != host.lower():
@@ -128,7 +129,9 @@ class Door:
         # A path of two slashes would be read as another machine's name.
         place = "/" + path.lstrip("/\\") + (f"?{urlencode(rest)}" if rest else "")
         response = RedirectResponse(place, 303)
-        response.set_cookie(COOKIE, self._cookie, httponly=True, samesite="strict", path="/")
+        response.set_cookie(
+            _cookie_of(request), self._cookie, httponly=True, samesite="strict", path="/"
+        )
         return response
 
     def _is_key(self, given: str) -> bool:
@@ -139,7 +142,7 @@ class Door:
         return scheme.lower() == "bearer" and self._is_key(given.strip())
 
     def _is_inside(self, request: Request) -> bool:
-        given = request.cookies.get(COOKIE, "")
+        given = request.cookies.get(_cookie_of(request), "")
         return _equal(given, self._cookie) or self._bears_key(request)
 
     async def _check_token(self, request: Request) -> tuple[str, bytes | None]:
@@ -161,18 +164,22 @@ class Door:
         return "", body
 
 
+def _cookie_of(request: Request) -> str:
+    """Return the cookie's name, with the port that the browser asks.
+
+    Browsers send a host's cookies to all of its ports: of two consoles, here or forwarded from
+    elsewhere, each has its own.
+    """
+    _, _, port = request.headers.get("host", "").rpartition(":")
+    return f"stillroom_console_{port}" if port.isdecimal() else "stillroom_console"
+
+
 def _derive(key: str, what: bytes) -> str:
     return hmac.new(key.encode(), b"stillroom console " + what, hashlib.sha256).hexdigest()
 
 
 def _equal(one: str, other: str) -> bool:
     return hmac.compare_digest(one.encode("utf-8", "replace"), other.encode())
-
-
-def _name(host: str) -> str:
-    """Return the name of a Host header without its port."""
-    host = host.strip().lower()
-    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
 
 
 async def _read(request: Request, limit: int) -> bytes | None:
@@ -184,20 +191,6 @@ async def _read(request: Request, limit: int) -> bytes | None:
             return None
         parts.append(part)
     return b"".join(parts)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a receive that gives the body once, then what comes after it."""
-    is_given = False
-
-    async def give() -> Message:
-        nonlocal is_given
-        if is_given:
-            return await receive()
-        is_given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return give
 
 
 def _add_headers(message: Message, *, is_asset: bool) -> None:

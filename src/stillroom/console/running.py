@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,12 +11,9 @@ from typing import TYPE_CHECKING
 from stillroom.errors import DataError, MissingExtraError, RecipeError
 
 if TYPE_CHECKING:
-    import uvicorn
-
     from stillroom.rag.access import Access
     from stillroom.serve.confining import Openings
     from stillroom.serve.looking import Looker
-    from stillroom.serve.running import JobRunner
 
 __all__ = ["run_console"]
 
@@ -52,13 +48,11 @@ def run_console(
         ResourceError: If the port is taken.
         MissingExtraError: If fastapi, uvicorn or jinja2 is not installed.
     """
-    from stillroom.serve.listening import listen
+    from stillroom.serve.listening import address_of, listen, run_app
     from stillroom.serve.views.found import is_artifact
 
     _check(folder, host)
     try:
-        import uvicorn
-
         from stillroom.console.app import create_console
         from stillroom.serve.running import JobRunner
         from stillroom.serve.workspace import Workspace
@@ -80,19 +74,10 @@ def run_console(
         app = create_console(
             folder, key=key, access=access, runner=runner, looker=looker, names=names
         )
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=15,
-            timeout_graceful_shutdown=_DRAIN_S,
-        )
-        taken = listening.getsockname()[1]
-        shown = f"[{host}]" if ":" in host else host
-        tell(f"the console of {folder}: http://{shown}:{taken}/?key={key}")
+        tell(f"the console of {folder}: {address_of(listening, host)}/?key={key}")
         tell("the key lets in whoever has it, until the console is stopped (Ctrl+C)")
-        _server_of(config, runner).run(sockets=[listening])
+        on_stop = runner.begin_stop if runner is not None else lambda: None
+        run_app(app, listening, drain_s=_DRAIN_S, on_stop=on_stop)
 
 
 def _check(folder: Path, host: str) -> None:
@@ -114,17 +99,3 @@ def _check(folder: Path, host: str) -> None:
             expected="an address of this machine alone, as 127.0.0.1",
             next="forward the port: ssh -L 8152:127.0.0.1:8152 THIS-MACHINE",
         )
-
-
-def _server_of(config: uvicorn.Config, runner: JobRunner | None) -> uvicorn.Server:
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        """Lets pages go that follow a job, before it waits for them to leave."""
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            if runner is not None:
-                runner.begin_stop()
-            await super().shutdown(sockets)
-
-    return Server(config)

@@ -14,12 +14,14 @@ import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from stillroom.errors import Problem
 from stillroom.serve.refusals import Refusal
 
-__all__ = ["ask_child", "describe_crash", "make_problem", "result_of_child", "send_signal", "spawn"]
+__all__ = ["ask_child", "describe_crash", "result_of_child", "send_signal", "spawn"]
 
 _LINE_BYTES = 1 << 24
 _KEPT_BACK = ("STILLROOM_API_KEY",)
@@ -81,7 +83,7 @@ async def ask_child(
         result = await asyncio.wait_for(result_of_child(process), timeout_s)
         if result is None:
             code = await process.wait()
-            return {"state": "failed", "problems": [describe_crash(code)]}
+            return {"state": "failed", "problems": [asdict(describe_crash(code))]}
     except TimeoutError:
         raise Refusal(504, f"no answer within {timeout_s:g} s", code="timeout") from None
     finally:
@@ -117,16 +119,10 @@ def send_signal(process: Process, number: int) -> None:
             process.send_signal(number)
 
 
-def describe_crash(code: int) -> dict[str, str]:
+def describe_crash(code: int) -> Problem:
     """Return the problem of a child that ended without a word."""
     if code == -signal.SIGKILL:
         what = "the job's process was killed, most likely since memory ran out"
-        return make_problem(what, "job.killed", "lower what the recipe takes, then resume")
-    if code < 0:
-        return make_problem(f"the job's process died of signal {-code}", "job.killed", "resume it")
-    return make_problem("the job's process ended without a word", "job.killed", "resume it")
-
-
-def make_problem(what: str, code: str, then: str) -> dict[str, str]:
-    """Return a problem as tickets and replies have it."""
-    return {"what": what, "code": code, "where": "", "expected": "", "next": then}
+        return Problem(what, "job.killed", next="lower what the recipe takes, then resume")
+    how = f"died of signal {-code}" if code < 0 else "ended without a word"
+    return Problem(f"the job's process {how}", "job.killed", next="resume it")

@@ -18,12 +18,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stillroom.serve.keys import ApiKey
 from stillroom.serve.limits import Limits
+from stillroom.serve.listening import LOCAL, name_of_host
 from stillroom.serve.refusals import Refusal, client_left
 
 if TYPE_CHECKING:
     from stillroom.rag.access import Access
 
-__all__ = ["ACCESS", "ASKER", "Guard", "find_key", "find_scope"]
+__all__ = ["ACCESS", "ASKER", "Guard", "find_key", "find_scope", "replay"]
 
 ACCESS = "stillroom.access"
 """Under what a request's scope says who asks: an Access, or None."""
@@ -47,7 +48,6 @@ _SCOPES = (
 _OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 _STREAMED = frozenset({"/v1/forensics/check"})
 """Paths whose bodies are not kept in memory; the app reads them part by part."""
-_LOCAL = frozenset({"localhost", "127.0.0.1", "::1", "testserver"})
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -91,7 +91,7 @@ class Guard:
             self._count(scope)
             is_streamed = scope["path"] in _STREAMED and scope["method"] == "POST"
             bound = _Bound(self.limits, headers, receive, is_upload=is_streamed)
-            given = bound.receive if is_streamed else _replay(await bound.read(), receive)
+            given = bound.receive if is_streamed else replay(await bound.read(), receive)
         except Refusal as refusal:
             await _refuse(refusal, send_guarded)
             return
@@ -117,9 +117,9 @@ class Guard:
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> Access | None:
         """Return as whom a client asks, or refuse it."""
-        host = _host(headers.get(b"host", b""))
-        origin = headers.get(b"origin", b"")
-        if origin and _host(origin.partition(b"://")[2]) != host:
+        host = name_of_host(headers.get(b"host", b"").decode("latin-1"))
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if origin and name_of_host(origin.partition("://")[2]) != host:
             raise Refusal(403, "pages of other origins are not answered", code="foreign_origin")
         if scope["path"] in _OPEN_PATHS:
             return None
@@ -140,7 +140,7 @@ class Guard:
                     403, f"the key is not for this: it lacks {wanted}", code="missing_scope"
                 )
             return key.access
-        if host not in _LOCAL:
+        if host not in LOCAL:
             raise Refusal(403, "without keys only this machine is answered", code="foreign_host")
         return None
 
@@ -208,15 +208,7 @@ def find_key(authorization: bytes, digests: Sequence[bytes]) -> int | None:
     return known[0] if known and scheme.lower() == b"bearer" else None
 
 
-def _host(value: bytes) -> str:
-    """Return the name of a Host header or an origin, without its port."""
-    name = value.decode("latin-1").strip().lower()
-    if name.startswith("["):
-        return name[1:].partition("]")[0]
-    return name.partition(":")[0]
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
+def replay(body: bytes, receive: Receive) -> Receive:
     """Return a receive that gives the body once, then what comes after it."""
     is_given = False
 

@@ -20,6 +20,7 @@ import threading
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def main() -> None:
     except Cancelled:
         result = {"state": "cancelled"}
     except StillroomError as error:
-        result = {"state": "failed", "problems": [_tell(one) for one in error.problems]}
+        result = {"state": "failed", "problems": [asdict(one) for one in error.problems]}
     except BaseException:  # noqa: BLE001  # whatever it is, the server is told that it was
         result = _unforeseen()
     told = _hider_of(order)(result)
@@ -171,8 +172,6 @@ def _run(order: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check(order: Mapping[str, Any]) -> dict[str, Any]:
-    from dataclasses import asdict
-
     from stillroom.flow import estimate_recipe, outline_recipe, preflight_recipe
     from stillroom.jobs import check_fits, describe_machine
     from stillroom.recipes import parse_recipe
@@ -194,7 +193,7 @@ def _check(order: Mapping[str, Any]) -> dict[str, Any]:
             flight.raise_errors()
         check_fits(estimate, machine, recipe.kind)
     except StillroomError as error:
-        found["problems"] = [_tell(one) for one in error.problems]
+        found["problems"] = [asdict(one) for one in error.problems]
     return found
 
 
@@ -231,17 +230,7 @@ def _unforeseen() -> dict[str, Any]:
         "job.failed",
         next="resume the job, or report it with the number",
     )
-    return {"state": "failed", "problems": [_tell(problem)]}
-
-
-def _tell(problem: Problem) -> dict[str, str]:
-    return {
-        "what": problem.what,
-        "code": problem.code,
-        "where": problem.where,
-        "expected": problem.expected,
-        "next": problem.next,
-    }
+    return {"state": "failed", "problems": [asdict(problem)]}
 
 
 if __name__ == "__main__":

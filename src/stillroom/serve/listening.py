@@ -1,14 +1,18 @@
-"""Listening: a socket at an address of this machine, and whether others reach it."""
+"""Listening: a socket at an address of this machine, who reaches it, and an app behind it."""
 
 from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Callable
+from typing import Any
 
 from stillroom.errors import ResourceError
 
-__all__ = ["is_loopback", "listen"]
+__all__ = ["LOCAL", "address_of", "is_loopback", "listen", "name_of_host", "run_app"]
 
+LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+"""What this machine calls itself."""
 _BACKLOG = 512
 
 
@@ -18,6 +22,18 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def name_of_host(host: str) -> str:
+    """Return the name of a Host header, or of an origin without its scheme, without the port."""
+    host = host.strip().lower()
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+
+
+def address_of(listening: socket.socket, host: str) -> str:
+    """Return the address that a client asks, under the host that was named."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listening.getsockname()[1]}"
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -45,3 +61,32 @@ def listen(host: str, port: int) -> socket.socket:
             next="choose another --port; 0 takes a free one",
         ) from error
     return listening
+
+
+def run_app(
+    app: Any, listening: socket.socket, *, drain_s: int, on_stop: Callable[[], None]
+) -> None:
+    """Serve an ASGI app until it is interrupted.
+
+    Args:
+        app: The app.
+        listening: A bound socket.
+        drain_s: How long requests that run are waited for at the end.
+        on_stop: Called before they are, so that those end that would go on for ever.
+    """
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            on_stop()
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=drain_s,
+    )
+    Server(config).run(sockets=[listening])

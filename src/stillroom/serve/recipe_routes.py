@@ -7,6 +7,7 @@ process of its own, one after the other.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ from stillroom.serve.confining import read_recipe, write_text
 from stillroom.serve.guard import ACCESS
 from stillroom.serve.limits import Limits
 from stillroom.serve.line import Line, stay
-from stillroom.serve.refusals import Refusal, describe_problem
+from stillroom.serve.refusals import Refusal
 from stillroom.serve.running import JobRunner
 from stillroom.serve.workspace import Root
 
@@ -67,7 +68,7 @@ def add_recipes(app: FastAPI, runner: JobRunner, limits: Limits) -> None:
         try:
             recipe = await read_sent(body, runner, tenant)
         except RecipeError as error:
-            told = [describe_problem(one) for one in error.problems]
+            told = [asdict(one) for one in error.problems]
             return {"object": "recipe.check", "valid": False, "fits": None, "problems": told}
         text = dump_recipe(recipe)
         async with line.turn(request):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -25,7 +26,7 @@ from stillroom.errors import (
     StillroomError,
 )
 
-__all__ = ["Refusal", "add_handlers", "client_left", "describe_problem", "explain"]
+__all__ = ["Refusal", "add_handlers", "client_left", "explain"]
 
 _LOG = logging.getLogger("stillroom.serve")
 _TYPES = {
@@ -67,24 +68,13 @@ class Refusal(Exception):  # noqa: N818  # what the client is told; not an error
             "code": self.code,
         }
         if self.problems:
-            error["problems"] = [describe_problem(problem) for problem in self.problems]
+            error["problems"] = [asdict(problem) for problem in self.problems]
         return {"error": error}
 
 
 def client_left() -> Refusal:
     """Return what is noted of a request whose client did not wait for its answer."""
     return Refusal(499, "the client left", code="client_left")
-
-
-def describe_problem(problem: Problem) -> dict[str, str]:
-    """Return a problem's four parts and its code."""
-    return {
-        "what": problem.what,
-        "code": problem.code,
-        "where": problem.where,
-        "expected": problem.expected,
-        "next": problem.next,
-    }
 
 
 def explain(error: BaseException) -> Refusal:

@@ -15,17 +15,17 @@ import signal
 from asyncio.subprocess import Process
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stillroom.errors import ResourceError
+from stillroom.errors import Problem, ResourceError, StillroomError
 from stillroom.jobs import working_folder
 from stillroom.provenance import digest_text
 from stillroom.recipes import Recipe, dump_recipe
 from stillroom.serve.children import (
     ask_child,
     describe_crash,
-    make_problem,
     result_of_child,
     send_signal,
     spawn,
@@ -90,7 +90,8 @@ class JobRunner:
             elif ticket.takes >= _TAKES_BY_ITSELF:
                 told = f"the server ended {ticket.takes} times while the job ran"
                 then = "resume it once you know why"
-                self._fail(ticket.id, make_problem(told, code="job.too-many-takes", then=then))
+                problem = Problem(told, "job.too-many-takes", next=then)
+                self._fail(ticket.id, asdict(problem))
             else:
                 self._change(ticket.id, state="queued")
         self._pump()
@@ -283,9 +284,8 @@ class JobRunner:
             result, code = await self._attempt(name)
         except Exception as error:  # noqa: BLE001  # the queue must go on
             _LOG.error("job %s could not be started", name, exc_info=error)
-            problems = getattr(error, "problems", None)
-            told = [_of(one) for one in problems] if problems else [describe_crash(0)]
-            result = {"state": "failed", "problems": told}
+            told = error.problems if isinstance(error, StillroomError) else [describe_crash(0)]
+            result = {"state": "failed", "problems": [asdict(one) for one in told]}
         finally:
             self._processes.pop(name, None)
             self._tasks.pop(name, None)
@@ -348,7 +348,7 @@ class JobRunner:
         elif ticket.is_cancelling or (result and result["state"] == "cancelled"):
             self._change(name, state="cancelled", is_cancelling=False, ended=now())
         else:
-            self._fail(name, *(result["problems"] if result else [describe_crash(code)]))
+            self._fail(name, *(result["problems"] if result else [asdict(describe_crash(code))]))
 
     def _fail(self, name: str, *problems: Mapping[str, str]) -> None:
         _LOG.warning("job %s failed: %s", name, problems[0]["code"])
@@ -375,7 +375,3 @@ class JobRunner:
 def _is_busy(result: dict[str, Any] | None) -> bool:
     problems: Sequence[Mapping[str, str]] = (result or {}).get("problems", ())
     return bool(problems) and problems[0]["code"] == "resource.busy"
-
-
-def _of(problem: Any) -> dict[str, str]:
-    return make_problem(problem.what, problem.code, problem.next)

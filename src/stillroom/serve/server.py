@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from stillroom.errors import DataError, MissingExtraError, RecipeError
 from stillroom.serve.confining import Openings
 from stillroom.serve.keys import ApiKey, read_keys
 from stillroom.serve.limits import Limits
-from stillroom.serve.listening import is_loopback, listen
+from stillroom.serve.listening import address_of, is_loopback, listen, run_app
 
 if TYPE_CHECKING:
     from stillroom.rag.access import Access
@@ -86,22 +85,11 @@ def run_server(
     keys = read_keys(api_key_file)
     check_host(host, keys)
     try:
-        import uvicorn
-
         from stillroom.serve.app import create_app
         from stillroom.serve.looking import Looker
         from stillroom.serve.mounts import open_mounts
     except ImportError as error:
         raise MissingExtraError.of("fastapi and uvicorn", "serve", "Serving") from error
-
-    class Server(uvicorn.Server):
-        """Tells the runner of jobs before it waits for clients that follow events."""
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            app.state.is_stopping = True
-            if runner is not None:
-                runner.begin_stop()
-            await super().shutdown(sockets)
 
     tell = say or (lambda line: None)
     bounds = limits or Limits()
@@ -114,21 +102,17 @@ def run_server(
         runner = opened.enter_context(_open_jobs(jobs, keys, tell)) if jobs else None
         looker = Looker(**vars(looks)) if looks is not None else None
         app = create_app(served, api_keys=keys, limits=bounds, jobs=runner, looker=looker, log=log)
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=15,
-            timeout_graceful_shutdown=bounds.drain_s,
-        )
-        taken = listening.getsockname()[1]
-        shown = f"[{host}]" if ":" in host else host
         names = [name for one in served for name in one.names] + (["jobs"] if runner else [])
         names += ["forensics"] if looker else []
-        tell(f"serving {', '.join(names)} at http://{shown}:{taken}/v1")
+        tell(f"serving {', '.join(names)} at {address_of(listening, host)}/v1")
         tell("API keys are asked for" if keys else "no API keys: this machine alone may ask")
-        Server(config).run(sockets=[listening])
+
+        def on_stop() -> None:
+            app.state.is_stopping = True
+            if runner is not None:
+                runner.begin_stop()
+
+        run_app(app, listening, drain_s=bounds.drain_s, on_stop=on_stop)
 
 
 @contextmanager

@@ -86,7 +86,7 @@ class Root:
             DataError: If it leads outside, names something hidden, or is not there.
         """
         parts = Path(name).parts
-        is_plain = "\0" not in name and not name.startswith("/")
+        is_plain = "\0" not in name and "\\" not in name and not name.startswith("/")
         if not is_plain or any(part.startswith(".") for part in parts):
             raise _missing(name)
         path = self.folder.joinpath(*parts)
@@ -177,5 +177,5 @@ def _missing(name: str) -> DataError:
         f"{name!r:.200} is not in the served folder",
         code="data.missing",
         expected="a name inside it",
-        next="GET /v1/workspace lists what can be named",
+        next="choose from the list of what lies there: GET /v1/workspace, or a page of the console",
     )

@@ -1,5 +1,8 @@
 import pytest
+from starlette.testclient import TestClient
 from tests.console_folder import KEY
+
+from stillroom.console import create_console
 
 
 def test_nobody_is_inside_without_the_key(outside):
@@ -20,6 +23,19 @@ def test_the_key_becomes_a_cookie_that_scripts_and_other_sites_do_not_get(outsid
     assert "samesite=strict" in cookie
     assert KEY not in cookie
     assert outside.get("/ask").status_code == 200
+
+
+def test_two_consoles_of_one_host_do_not_shut_each_other_out(folder):
+    """A browser keeps cookies by host, whatever the port."""
+    jar = {}
+    consoles = {port: create_console(folder, key=f"{KEY}-{port}") for port in (8152, 8153)}
+    for port, app in consoles.items():
+        here = f"http://127.0.0.1:{port}"
+        with TestClient(app, base_url=here, follow_redirects=False) as client:
+            jar |= dict(client.get(f"/?key={KEY}-{port}").cookies)
+    for port, app in consoles.items():
+        with TestClient(app, base_url=f"http://127.0.0.1:{port}", cookies=jar) as client:
+            assert client.get("/ask").status_code == 200
 
 
 def test_the_key_may_be_typed(outside):

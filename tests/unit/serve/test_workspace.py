@@ -23,7 +23,7 @@ def test_tenants_have_folders_of_their_own_and_share_what_is_linked(tmp_path):
     (ann.folder / "bob").symlink_to(bob.folder)
     (ann.folder / "dangling").symlink_to(ann.folder / "gone")
     assert [entry.path for entry in ann.list()[0]] == ["base", "jobs"]
-    for name in ("../bob/notes.txt", "bob/notes.txt", "bob", "/etc", ".x", "a\0b", "none"):
+    for name in ("../bob/notes.txt", "bob/notes.txt", "bob", "/etc", ".x", "a\0b", "a\\b", "none"):
         with pytest.raises(DataError, match="served folder") as caught:
             ann.find(name)
         assert caught.value.code == "data.missing"

@@ -15,6 +15,7 @@ from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.provenance import ARTIFACT_FILE, Artifact, read_artifact
+from stillroom.serve.workspace import Root
 
 __all__ = [
     "Found",
@@ -67,21 +68,7 @@ def find_inside(root: Path, name: str) -> Path:
     Raises:
         DataError: If it leads outside, names something hidden, or is not there.
     """
-    parts = Path(name).parts
-    is_plain = "\0" not in name and "\\" not in name and not Path(name).is_absolute()
-    if is_plain and not any(part.startswith(".") for part in parts):
-        try:
-            real = Path(os.path.realpath(root / name))
-            if real.is_relative_to(os.path.realpath(root)) and real.exists():
-                return root.joinpath(*parts)
-        except (OSError, ValueError):
-            pass
-    raise DataError(
-        f"{name!r:.200} is not in the served folder",
-        code="data.missing",
-        expected="a name inside it",
-        next="open the list of what lies there",
-    )
+    return Root(root).find(name)
 
 
 def name_of(root: Path, path: Path | str) -> str:
