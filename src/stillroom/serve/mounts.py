@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stillroom.rag.access import Access
     from stillroom.rag.asking import AskSettings
 
-__all__ = ["Mount", "open_mounts", "parse_mount"]
+__all__ = ["Mount", "open_mount", "open_mounts", "parse_mount"]
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._/-]{0,127})=(.+)", re.DOTALL)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:")
@@ -92,7 +92,9 @@ def open_mounts(
     with ExitStack() as opened:
         found: list[Served] = []
         for mount in mounts:
-            served = opened.enter_context(_open(mount, settings, access, say))
+            served = opened.enter_context(
+                open_mount(mount, settings=settings, access=access, say=say)
+            )
             if len(mounts) > 1 and served.embedder is not None and served.model is not None:
                 served = replace(served, embedder_name=f"{served.name}-embedder")
             found.append(served)
@@ -110,12 +112,26 @@ def open_mounts(
 
 
 @contextmanager
-def _open(
+def open_mount(
     mount: Mount,
-    settings: AskSettings | None,
-    access: Access | None,
-    say: Callable[[str], None] | None,
+    *,
+    settings: AskSettings | None = None,
+    access: Access | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[Served]:
+    """Open one until the body ends, as what it is.
+
+    Args:
+        mount: What is mounted.
+        settings: How questions are answered where a client does not say.
+        access: As whom is asked where a client does not say, of an index with tenants.
+        say: Told what a ``hub:`` reference was resolved to.
+
+    Raises:
+        RecipeError: If another model is named and nothing has documents.
+        DataError: If a run is unfinished, or an index has no model.
+        CheckpointError: If a checkpoint cannot be found or opened.
+    """
     path = Path(mount.reference)
     kind = read_artifact(path).kind if (path / ARTIFACT_FILE).is_file() else ""
     if kind in {"report", "index"}:

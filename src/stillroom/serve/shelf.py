@@ -1,42 +1,43 @@
 """Shelf: what of a folder has been opened to answer; the one asked longest ago is closed.
 
-A run answers from its documents, a checkpoint by itself. Each has an API of its own (``create_app``
-over one ``Served``), so that limits and slots are those of one model.
+A run answers from its documents, a checkpoint by itself; both are opened as mounts are. Each has an
+API of its own (``create_app`` over one ``Served``), so that limits and slots are those of one
+model.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
-from stillroom.errors import DataError, ResourceError
+from stillroom.errors import DataError
 from stillroom.flow.opening import find_step
-from stillroom.models import open_text_model
+from stillroom.serve.app import create_app
+from stillroom.serve.keeping import Keeper
 from stillroom.serve.limits import Limits
-from stillroom.serve.served import Served, open_run
-from stillroom.serve.views.found import find_inside, read_found
+from stillroom.serve.mounts import Mount, open_mount
+from stillroom.serve.served import Served
+from stillroom.serve.views.found import find_inside, name_of, read_found
 from stillroom.serve.views.sources import has_tenants
 
 if TYPE_CHECKING:
     from stillroom.rag.access import Access
 
-__all__ = ["Shelf"]
+__all__ = ["Opened", "Shelf"]
 
 
-@dataclass
-class _Opened:
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What is open under a name: what answers, and its API."""
+
     app: ASGIApp
     served: Served
-    closing: ExitStack
-    users: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Shelf:
@@ -60,12 +61,10 @@ class Shelf:
             kept: How many stay open.
             references: Gives the ``hub:`` references that may be opened beside the folder's own.
         """
-        self.root, self.access, self.kept = root, access, kept
+        self.root, self.access = root, access
         self.limits = limits or Limits()
         self._references = references or set
-        self._opened: OrderedDict[str, _Opened] = OrderedDict()
-        self._lock = threading.Lock()
-        self._opening: dict[str, threading.Lock] = {}
+        self._open = Keeper[str, Opened](kept, "models")
 
     def open(self, name: str) -> Served:
         """Open what a name stands for, unless it is open; blocks while a model is read.
@@ -79,95 +78,45 @@ class Shelf:
             return opened.served
 
     @contextmanager
-    def use(self, name: str) -> Iterator[_Opened]:
-        """Hold what a name stands for open until the body ends."""
-        with self._lock:
-            guard = self._opening.setdefault(name, threading.Lock())
-        with guard:
-            with self._lock:
-                opened = self._opened.get(name)
-                if opened is not None:
-                    self._opened.move_to_end(name)
-                    opened.users += 1
-            if opened is None:
-                self._make_room()
-                opened = self._open(name)
-                with self._lock:
-                    opened.users += 1
-                    self._opened[name] = opened
-        try:
+    def use(self, name: str) -> Iterator[Opened]:
+        """Hold what a name stands for open until the body ends; raises as ``open`` does."""
+        if not name.startswith("hub:"):  # "a", "./a" and a link to it are one
+            name = name_of(self.root, find_inside(self.root, name)) or name
+        with self._open.use(name, partial(self._serve, name)) as opened:
             yield opened
-        finally:
-            with self._lock:
-                opened.users -= 1
 
     def close(self) -> None:
         """Close all that is open."""
-        with self._lock:
-            for opened in self._opened.values():
-                opened.closing.close()
-            self._opened.clear()
-
-    def _make_room(self) -> None:
-        with self._lock:
-            while len(self._opened) >= self.kept:
-                idle = next((key for key, one in self._opened.items() if not one.users), None)
-                if idle is None:
-                    raise ResourceError(
-                        f"{self.kept} models are open and all of them are answering",
-                        code="resource.busy",
-                        expected="one that is idle, to be closed",
-                        next="wait for an answer, or stop one",
-                    )
-                self._opened.pop(idle).closing.close()
-
-    def _open(self, name: str) -> _Opened:
-        from stillroom.serve.app import create_app
-
-        closing = ExitStack()
-        try:
-            served = closing.enter_context(self._serve(name))
-            return _Opened(create_app(served, limits=self.limits), served, closing)
-        except BaseException:
-            closing.close()
-            raise
+        self._open.close()
 
     @contextmanager
-    def _serve(self, name: str) -> Iterator[Served]:
+    def _serve(self, name: str) -> Iterator[Opened]:
         if name.startswith("hub:"):
-            if name not in self._references():
-                raise DataError(
-                    f"{name!r:.200} made nothing that lies in this folder",
-                    code="data.missing",
-                    expected="a checkpoint of the folder, or one that something in it names",
-                    next="open the list of models",
-                )
-            with _bare(name, name) as served:
-                yield served
-            return
-        found = read_found(self.root, name)
-        folder = find_inside(self.root, name)
-        if found.is_run:
-            access = self.access if has_tenants(find_step(folder, "index")) else None
-            with open_run(folder, access=access) as served:
-                yield served
-            return
-        if found.kind != "checkpoint":
+            mount, access = self._find_reference(name), None
+        else:
+            mount, access = self._find(name)
+        with open_mount(mount, access=access) as served:
+            yield Opened(create_app(served, limits=self.limits), served)
+
+    def _find_reference(self, name: str) -> Mount:
+        if name not in self._references():
+            raise DataError(
+                f"{name!r:.200} made nothing that lies in this folder",
+                code="data.missing",
+                expected="a checkpoint of the folder, or one that something in it names",
+                next="open the list of models",
+            )
+        return Mount(name, name)
+
+    def _find(self, name: str) -> tuple[Mount, Access | None]:
+        """Return what a name is mounted as, and who asks it."""
+        found, folder = read_found(self.root, name), find_inside(self.root, name)
+        if not found.is_run and found.kind != "checkpoint":
             raise DataError(
                 f"{name!r:.200} is {found.kind}, which does not answer",
                 code="data.wrong-kind",
                 expected="a run or a checkpoint",
                 next="open the list of models",
             )
-        with _bare(folder.name, str(folder)) as served:
-            yield served
-
-
-@contextmanager
-def _bare(name: str, reference: str) -> Iterator[Served]:
-    """Open a model that answers by itself."""
-    model = open_text_model(reference)
-    try:
-        yield Served(name, model)
-    finally:
-        model.close()
+        is_guarded = found.is_run and has_tenants(find_step(folder, "index"))
+        return Mount(folder.resolve().name, str(folder)), self.access if is_guarded else None

@@ -68,9 +68,9 @@ def test_a_citation_opens_its_document_with_the_span_marked(client, token, folde
 
 
 def test_a_hostile_document_is_shown_and_not_obeyed(client, folder):
-    index = Sources(folder).index("run")
-    ids = [index.passage_at(row).id for row in range(len(index))]
-    hostile = [one for one in ids if "ferry" in index.passage(one).text]
+    with Sources(folder).seen("run") as index:
+        passages = [index.passage_at(row) for row in range(len(index))]
+    hostile = [one.id for one in passages if "ferry" in one.text]
     page = client.get(f"/source?at=run&passage={hostile[0]}").text
     assert HOSTILE not in page
     assert "&lt;script&gt;alert" in page
@@ -129,11 +129,11 @@ def test_models_are_opened_of_the_folder_alone(client, token):
 
 def test_a_tenant_is_shown_its_own_alone(tmp_path):
     folder = build_tenants(tmp_path)
-    sources = Sources(folder, Access("a"))
-    index = sources.index("index")
-    own = index.passage_at(0)
+    with Sources(folder, Access("a")).seen("index") as index:
+        own = index.passage_at(0)
     assert "aword" in own.text
-    other = Sources(folder, Access("b")).index("index").passage_at(0).id
+    with Sources(folder, Access("b")).seen("index") as index:
+        other = index.passage_at(0).id
     app = create_console(folder, key=KEY, access=Access("a"))
     with TestClient(app, base_url="http://127.0.0.1") as client:
         client.get(f"/?key={KEY}")

@@ -7,10 +7,10 @@ asks may not see, and a document of another tenant is as unknown as one that nev
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from stillroom.errors import DataError
 from stillroom.flow.opening import find_step
 from stillroom.provenance import find_output, read_artifact
 from stillroom.provenance.sources import look_at_document
+from stillroom.serve.keeping import Keeper
 from stillroom.serve.views.found import find_inside, name_of, read_json
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = ["SourceView", "Sources", "has_tenants"]
 
 _MOST_IDS = 50
 _KEPT = 4
+_PATIENCE_S = 10.0
 _AROUND = 60_000
 _MOST_SHOWN = 400_000
 
@@ -66,8 +68,7 @@ class Sources:
     def __init__(self, root: Path, access: Access | None = None) -> None:
         """Read indexes under ``root`` as one asker, where they have tenants."""
         self.root, self.access = root, access
-        self._open: OrderedDict[Path, Audience] = OrderedDict()
-        self._lock = threading.Lock()
+        self._open: Keeper[Path, Audience] = Keeper(_KEPT, "indexes", patience_s=_PATIENCE_S)
 
     def index_of(self, name: str) -> Path:
         """Return the folder of a name's index: of a run its index step, of an index itself.
@@ -80,46 +81,25 @@ class Sources:
             return folder
         return find_step(folder, "index")
 
-    def index(self, name: str) -> Index:
-        """Return an index as it is now and as the asker sees it; not to be closed.
+    @contextmanager
+    def seen(self, name: str) -> Iterator[Index]:
+        """Hold an index open until the body ends, as it is now and as the asker sees it.
 
         Raises:
             DataError: If the name holds none, or it has tenants and nobody asks.
+            ResourceError: If too many are read at once.
         """
         from stillroom.rag.audience import Audience
 
-        folder = self.index_of(name)
+        folder = self.index_of(name).resolve()
         access = self.access if has_tenants(folder) else None
-        with self._lock:
-            audience = self._open.pop(folder, None)
-            if audience is None:
-                audience = Audience(folder, default=access)
-            self._open[folder] = audience
-            if len(self._open) > _KEPT:
-                self._open.popitem(last=False)[1].close()
-        return audience.seen_by(access)
+        with self._open.use(folder, partial(Audience, folder, default=access)) as audience:
+            yield audience.seen_by(access)
 
     def passages(self, name: str, ids: Sequence[str]) -> list[dict[str, Any]]:
         """Return passages by their ids; of one that is not there only ``missing`` is said."""
-        index = self.index(name)
-        found: list[dict[str, Any]] = []
-        for one in ids[:_MOST_IDS]:
-            try:
-                passage = index.passage(one)
-            except DataError:
-                found.append({"id": one, "missing": True})
-                continue
-            found.append(
-                {
-                    "id": passage.id,
-                    "text": passage.text,
-                    "headings": list(passage.headings),
-                    "title": passage.title,
-                    "path": passage.location.path,
-                    "place": str(passage.location),
-                }
-            )
-        return found
+        with self.seen(name) as index:
+            return [_describe(index, one) for one in ids[:_MOST_IDS]]
 
     def source(self, name: str, passage_id: str) -> SourceView:
         """Return the document of a passage with the passage marked.
@@ -128,17 +108,29 @@ class Sources:
             DataError: If the index shows the asker no such passage.
         """
         folder = self.index_of(name)
-        index = self.index(name)
-        passage = index.passage(passage_id)
-        document = index.document(passage.document_id)
+        with self.seen(name) as index:
+            passage = index.passage(passage_id)
+            document = index.document(passage.document_id)
         return _mark(document, passage, folder, name_of(self.root, folder))
 
     def close(self) -> None:
         """Close all that is open."""
-        with self._lock:
-            for audience in self._open.values():
-                audience.close()
-            self._open.clear()
+        self._open.close()
+
+
+def _describe(index: Index, passage_id: str) -> dict[str, Any]:
+    try:
+        passage = index.passage(passage_id)
+    except DataError:
+        return {"id": passage_id, "missing": True}
+    return {
+        "id": passage.id,
+        "text": passage.text,
+        "headings": list(passage.headings),
+        "title": passage.title,
+        "path": passage.location.path,
+        "place": str(passage.location),
+    }
 
 
 def has_tenants(index: Path) -> bool:
