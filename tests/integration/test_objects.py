@@ -130,6 +130,29 @@ def test_a_merge_reads_rows_where_they_lie_and_is_published_whole(server, tmp_pa
     assert Checkpoint.open(resolve_checkpoint(address)).fingerprint  # a published job's, whole
 
 
+def test_a_merge_of_published_jobs_keeps_what_they_came_from(server, tmp_path):
+    parents = []
+    for at, kind in enumerate(("human", "synthetic")):
+        made = run_recipe(
+            merge(tmp_path, tiny_checkpoint(tmp_path / f"m{at}", seed=at)), tmp_path / f"run{at}"
+        )
+        told = made.to_json() | {"origin": {"kind": kind, "chain": [], "license": f"L-{at}"}}
+        (tmp_path / f"run{at}" / "artifact.json").write_text(json.dumps(told))
+        publish(tmp_path / f"run{at}", f"{server}/kept/run{at}")
+        parents.append(made)
+    here = run_recipe(merge(tmp_path, tmp_path / "run0", tmp_path / "run1"), tmp_path / "here")
+    there = run_recipe(
+        merge(tmp_path, f"{server}/kept/run0", f"{server}/kept/run1"), tmp_path / "there"
+    )
+    assert there.origin == here.origin
+    assert there.origin["kind"] == "synthetic"
+    assert there.origin["license"] == "L-0 AND L-1"
+    assert [(one.digest, one.kind) for one in there.parents] == [
+        (one.digest, "checkpoint") for one in parents
+    ]
+    assert [one.path for one in there.parents] == [f"{server}/kept/run{at}" for at in range(2)]
+
+
 def test_a_folder_without_a_manifest_is_not_fetched(server, tmp_path):
     run_recipe(merge(tmp_path, tiny_checkpoint(tmp_path / "a")), tmp_path / "run")
     publish(tmp_path / "run", f"{server}/half")

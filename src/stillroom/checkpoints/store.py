@@ -9,6 +9,7 @@ import json
 import mmap
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -17,7 +18,7 @@ import numpy as np
 
 from stillroom.checkpoints.header import LONG_NAMES, TensorEntry, parse_header, read_header
 from stillroom.errors import CheckpointError
-from stillroom.objects import Remote, read_range, remote_of
+from stillroom.objects import Remote, joined, read_range, remote_of
 
 if TYPE_CHECKING:
     import torch
@@ -139,24 +140,40 @@ class RemoteStore:
         return bytearray(read_range(self._homes[name], first, last) if last > first else b"")
 
 
-def _open_remote(folder: Path, remote: Remote) -> RemoteStore:
-    homes: dict[str, str] = {}
-    entries: dict[str, TensorEntry] = {}
-    for file, size in sorted(remote.left.items()):
-        address = f"{remote.address}/{file}"
-        found = parse_header(folder / file, size, partial(read_range, address))
-        twice = sorted(found.keys() & entries.keys())
-        if twice:
-            raise CheckpointError(
-                f"tensor '{twice[0]:.120}' lies in two files",
-                code="checkpoint.broken",
-                where=remote.address,
-                expected="each tensor once",
-                next="publish the checkpoint again",
-            )
-        entries |= found
-        homes |= dict.fromkeys(found, address)
-    return RemoteStore(folder.with_name(f"{folder.name}.objects.json"), homes, entries)
+@dataclass(frozen=True)
+class _Folder:
+    """The safetensors files of a checkpoint, here or in an object store: which, and their headers.
+
+    Both are followed alike: an index names its shards, else it is the one file of that name.
+    """
+
+    folder: Path
+    remote: Remote | None
+
+    def has(self, file: str) -> bool:
+        """Return whether there is such a file of weights."""
+        if self.remote is not None:
+            return file in self.remote.left
+        return (self.folder / file).is_file()
+
+    def read_header(self, file: str) -> dict[str, TensorEntry]:
+        """Return the tensors of a file."""
+        path = self.folder / file
+        if self.remote is None:
+            return read_header(path)
+        read = partial(read_range, joined(self.remote.address, file))
+        return parse_header(path, self.remote.left[file], read)
+
+    def open(self, homes: Mapping[str, str], entries: Mapping[str, TensorEntry]) -> Store:
+        """Return the store of tensors, given the file that each lies in."""
+        if self.remote is None:
+            places = {name: self.folder / file for name, file in homes.items()}
+            return SafetensorsStore(places, entries)
+        address = self.remote.address
+        there = {name: joined(address, file) for name, file in homes.items()}
+        return RemoteStore(
+            self.folder.with_name(f"{self.folder.name}.objects.json"), there, entries
+        )
 
 
 class PickleStore:
@@ -212,14 +229,13 @@ def open_store(folder: Path, *, allow_pickle: bool = False) -> Store:
         CheckpointError: If there are none, they are broken, or only a pickle that is not allowed.
     """
     remote = remote_of(folder)
-    if remote is not None and remote.left:
-        return _open_remote(folder, remote)
-    index, single = folder / INDEX_FILE, folder / _SINGLE
+    weights = _Folder(folder, remote if remote is not None and remote.left else None)
+    index = folder / INDEX_FILE
     if index.is_file():
-        return _open_shards(folder, index)
-    if single.is_file():
-        entries = read_header(single)
-        return SafetensorsStore(dict.fromkeys(entries, single), entries)
+        return _open_shards(weights, index)
+    if weights.has(_SINGLE):
+        entries = weights.read_header(_SINGLE)
+        return weights.open(dict.fromkeys(entries, _SINGLE), entries)
     pickles = [folder / name for name in _PICKLES if (folder / name).is_file()]
     if pickles and allow_pickle and pickles[0].suffix == ".bin":
         return PickleStore(pickles[0])
@@ -240,18 +256,18 @@ def open_store(folder: Path, *, allow_pickle: bool = False) -> Store:
     )
 
 
-def _open_shards(folder: Path, index: Path) -> SafetensorsStore:
-    homes = {name: _shard_path(folder, index, name, file) for name, file in _read_index(index)}
+def _open_shards(weights: _Folder, index: Path) -> Store:
+    homes = {name: _shard_name(weights, index, name, file) for name, file in _read_index(index)}
     entries: dict[str, TensorEntry] = {}
-    for path in sorted(set(homes.values())):
-        for name, entry in read_header(path).items():
-            if homes.get(name) != path:
-                raise _bad_index(index, f"{path.name} holds '{name:.80}', which it does not list")
+    for file in sorted(set(homes.values())):
+        for name, entry in weights.read_header(file).items():
+            if homes.get(name) != file:
+                raise _bad_index(index, f"{file} holds '{name:.80}', which it does not list")
             entries[name] = entry
-    for name, path in homes.items():
+    for name, file in homes.items():
         if name not in entries:
-            raise _bad_index(index, f"it lists '{name:.80}' in {path.name}, which has it not")
-    return SafetensorsStore(homes, entries)
+            raise _bad_index(index, f"it lists '{name:.80}' in {file}, which has it not")
+    return weights.open(homes, entries)
 
 
 def _read_index(index: Path) -> list[tuple[str, str]]:
@@ -267,11 +283,10 @@ def _read_index(index: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def _shard_path(folder: Path, index: Path, name: str, file: str) -> Path:
-    path = folder / file
+def _shard_name(weights: _Folder, index: Path, name: str, file: str) -> str:
     if Path(file).name != file or "\\" in file or "\0" in file or not file.endswith(".safetensors"):
         raise _bad_index(index, f"it looks for '{name:.80}' in {file!r:.80}")
-    if not path.is_file():
+    if not weights.has(file):
         raise CheckpointError(
             f"the shard {file:.80} is missing",
             code="checkpoint.missing-shard",
@@ -279,7 +294,7 @@ def _shard_path(folder: Path, index: Path, name: str, file: str) -> Path:
             expected=f"{file:.80} next to the index",
             next="check that the download is complete",
         )
-    return path
+    return file
 
 
 def _bad_index(index: Path, what: str) -> CheckpointError:

@@ -16,7 +16,8 @@ from stillroom.merge.plan import plan_merge
 from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.sources import Source
 from stillroom.merge.stream import Merge, Merged
-from stillroom.provenance import ARTIFACT_FILE, Artifact, Parent, make_parent, read_artifact
+from stillroom.objects import is_address
+from stillroom.provenance import ARTIFACT_FILE, Artifact, Parent, find_artifact, make_parent
 from stillroom.records import Link, Origin, combine_origins
 
 if TYPE_CHECKING:
@@ -186,19 +187,23 @@ def _parents(
 
 def _parent(role: str, reference: str, source: Source, near: Path) -> Parent:
     path = Path(reference)
-    if (path / ARTIFACT_FILE).is_file():
+    if not is_address(reference) and (path / ARTIFACT_FILE).is_file():
         return make_parent(role, path, near)
+    artifact = find_artifact(reference)  # of a job that was published
+    if artifact is not None:
+        return Parent(role, reference, artifact.digest, artifact.kind)
     shown = str(path.absolute()) if path.exists() else reference
     return Parent(role, shown, source.fingerprint, "checkpoint")
 
 
 def _origin(recipe: MergeRecipe, sources: list[Source]) -> Origin:
     """Return the origin of the result: that of all parents together, and this step."""
-    origins = []
-    for reference in _references(recipe):
-        if (Path(reference) / ARTIFACT_FILE).is_file():
-            artifact = read_artifact(Path(reference))
-            origins.append(Origin.from_json(artifact.origin) if artifact.origin else Origin())
+    made = [find_artifact(reference) for reference in _references(recipe)]
+    origins = [
+        Origin.from_json(artifact.origin) if artifact.origin else Origin()
+        for artifact in made
+        if artifact is not None
+    ]
     licenses = [Origin(license=source.license) for source in sources]
     return combine_origins([*origins, *licenses]).then(
         Link(

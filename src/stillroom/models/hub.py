@@ -103,7 +103,7 @@ def _resolve_address(address: str, *, weights: bool) -> Path:
     whole = address.rstrip("/")
     if not exists(f"{whole}/config.json") and exists(f"{whole}/output/config.json"):
         whole += "/output"
-    return mirror(whole, leaves=lambda name: not weights and name.endswith(".safetensors"))
+    return mirror(whole, leaves=() if weights else (".safetensors",))
 
 
 def find_config(reference: str, *, fetch: bool) -> Path | None:

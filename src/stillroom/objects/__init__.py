@@ -6,16 +6,27 @@ with its manifest last. Credentials come from the environment and the usual file
 never from an address. Knows nothing of what the files hold.
 """
 
-from stillroom.objects.address import ObjectFile, connect, exists, is_address, read_range, writing
-from stillroom.objects.folders import Remote, fetch, local, mirror, publish, remote_of
+from stillroom.objects.address import (
+    ObjectFile,
+    connect,
+    exists,
+    is_address,
+    joined,
+    read_range,
+    writing,
+)
+from stillroom.objects.folders import fetch, publish
+from stillroom.objects.mirrors import Remote, address_of, local, mirror, remote_of
 
 __all__ = [
     "ObjectFile",
     "Remote",
+    "address_of",
     "connect",
     "exists",
     "fetch",
     "is_address",
+    "joined",
     "local",
     "mirror",
     "publish",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from stillroom.errors import DataError, IntegrityError
-from stillroom.objects import remote_of
+from stillroom.objects import address_of, exists, is_address, joined, mirror
 from stillroom.provenance.digests import digest_file, digest_json
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "FileEntry",
     "Parent",
     "describe_host",
+    "find_artifact",
     "find_output",
     "installed_versions",
     "list_files",
@@ -199,6 +200,22 @@ def read_artifact(folder: Path) -> Artifact:
         ) from error
 
 
+def find_artifact(reference: str) -> Artifact | None:
+    """Return what the job left that a reference names by its folder, here or in an object store.
+
+    Returns:
+        None where the reference names no folder of a job: data made elsewhere, ``hub:...``.
+
+    Raises:
+        DataError: If there is a manifest that cannot be read, or the store does not answer.
+    """
+    if not is_address(reference):
+        folder = Path(reference)
+        return read_artifact(folder) if (folder / ARTIFACT_FILE).is_file() else None
+    manifest = joined(reference, ARTIFACT_FILE)
+    return read_artifact(mirror(manifest).parent) if exists(manifest) else None
+
+
 def find_output(path: Path, *kinds: ArtifactKind) -> Path:
     """Return the folder that holds an artifact's own files: ``path/output``, or ``path`` itself.
 
@@ -237,8 +254,7 @@ def make_parent(role: str, path: Path, near: Path) -> Parent:
     """
     path, near = path.absolute(), near.absolute()
     shown = f"../{path.name}" if path.parent == near.parent else str(path)
-    remote = remote_of(path) or remote_of(path.parent)  # a mirror of what lies in an object store
-    shown = remote.address if remote is not None else shown
+    shown = address_of(path) or shown  # of what is mirrored from an object store
     if (path / ARTIFACT_FILE).is_file():
         artifact = read_artifact(path)
         return Parent(role, shown, artifact.digest, artifact.kind)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from stillroom import __version__
 from stillroom.errors import DataError, Problem
-from stillroom.objects import local, remote_of
+from stillroom.objects import address_of, local
 from stillroom.provenance import Parent, digest_file, digest_json, find_output
 from stillroom.rag.analyzer import ANALYZER_VERSION, Analyzer
 from stillroom.rag.ingest import Failed
@@ -88,8 +88,7 @@ def digest_files(root: Path, scan: Scan, job: Job) -> tuple[list[Found], list[Fa
 
 def documents_parent(root: Path, found: Sequence[Found]) -> Parent:
     """Return the entry of artifact.json that says which files an index was made from."""
-    remote = remote_of(root)
-    named = remote.address if remote is not None else str(root)
+    named = address_of(root) or str(root)
     return Parent("documents", named, digest_json([[one.path, one.digest] for one in found]))
 
 

@@ -1,0 +1,305 @@
+"""Mirrors: folders of objects kept here, one for each address, and brought up to date when asked.
+
+All jobs of a user share them, so a mirror is changed under a lock, a file at a time: each appears
+whole under its name, and one that vanished there vanishes here. What was copied is compared by size
+and mark (ETag, or the time of change) with what is there now, and by size and time of change with
+what lies here, so that neither a changed object nor a damaged copy is taken for the other. A job
+that reads a mirror while another brings in changes sees them; who reads documents proves each by
+its digest.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import DataError, ResourceError
+from stillroom.objects.address import connect, is_address, joined, told
+
+__all__ = ["Remote", "address_of", "download", "list_objects", "local", "mirror", "remote_of"]
+
+_NOTE_S = 30.0
+"""How often what was copied is noted while more is being copied."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Where a mirrored folder comes from, and its objects that were left there: size by name."""
+
+    address: str
+    left: dict[str, int]
+    is_object: bool = False
+
+
+def mirror(address: str, *, leaves: tuple[str, ...] = (), cache: Path | None = None) -> Path:
+    """Return a folder here with the objects of a folder there; what did not change stays.
+
+    Args:
+        address: Of a folder, or of one object.
+        leaves: Endings of names whose objects are left where they are, to be read by ranges; such
+            a mirror is another folder than one that holds everything.
+        cache: Where copies are kept; default the user's cache.
+
+    Returns:
+        The folder, or the file where the address is of one object.
+
+    Raises:
+        DataError: If there is nothing, a name leads outside, an object changes while it is copied,
+            or the store does not answer.
+        ResourceError: If the disk is full.
+    """
+    address = address.rstrip("/")
+    home = cache or _cache_folder()
+    told_apart = "\n".join([address, *leaves])
+    folder = home / hashlib.sha256(told_apart.encode()).hexdigest()[:20]
+    home.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        found, is_object = list_objects(address)
+        _Mirror(address, folder, leaves, found, is_object).update()
+    return folder / next(iter(found)) if is_object else folder
+
+
+def local(reference: str) -> Path:
+    """Return the path that a reference names: a mirror where it is an address.
+
+    Raises:
+        DataError: As ``mirror`` does.
+    """
+    return mirror(reference) if is_address(reference) else Path(reference)
+
+
+def remote_of(folder: Path) -> Remote | None:
+    """Return where a mirrored folder comes from; None where it is none."""
+    note = _read_note(folder.absolute())
+    if not note:
+        return None
+    return Remote(note["address"], note["left"], note.get("is_object", False))
+
+
+def address_of(path: Path) -> str:
+    """Return the address of a file or folder that lies in a mirror; empty where it lies in none."""
+    path = path.absolute()
+    for folder in (path, *path.parents):
+        remote = remote_of(folder)
+        if remote is not None:
+            inside = path.relative_to(folder).as_posix()
+            is_whole = inside == "." or remote.is_object
+            return remote.address if is_whole else joined(remote.address, inside)
+    return ""
+
+
+@dataclass
+class _Mirror:
+    """A mirror that this process has locked."""
+
+    address: str
+    folder: Path
+    leaves: tuple[str, ...]
+    found: Mapping[str, dict[str, Any]]
+    is_object: bool
+
+    def update(self) -> None:
+        """Remove what vanished, copy what is new or changed, and note what lies here then."""
+        before = _read_note(self.folder)
+        kept = {
+            name: entry
+            for name, entry in before.get("objects", {}).items()
+            if self._is_same(name, entry)
+        }
+        left = {name for name in self.found if name.endswith(self.leaves)} if self.leaves else set()
+        wanted = [name for name in self.found if name not in left and name not in kept]
+        self._remove()
+        copied, noted = [], time.monotonic()
+        try:
+            for name in wanted:
+                source = self.address if self.is_object else joined(self.address, name)
+                download(source, self.folder / name)
+                kept[name] = self.found[name] | {"here": _mark_here(self.folder / name)}
+                copied.append(name)
+                if time.monotonic() - noted > _NOTE_S:  # a kill costs no more than this
+                    self._note(kept, left)
+                    noted = time.monotonic()
+            changed = self._changed(copied)
+            for name in changed:
+                kept.pop(name)
+        finally:
+            if copied or self._outline(kept, left) != before:
+                self._note(kept, left)
+        if changed:
+            raise _changed_meanwhile(self.address, changed)
+
+    def _is_same(self, name: str, entry: Mapping[str, Any]) -> bool:
+        """Return whether a file here is still what was copied, of an object as it is now."""
+        there = self.found.get(name)
+        if there is None or any(entry.get(key) != value for key, value in there.items()):
+            return False
+        return bool(entry.get("here")) and entry["here"] == _mark_here(self.folder / name)
+
+    def _remove(self) -> None:
+        """Remove what is no object any more, and folders that are empty then."""
+        if not self.folder.is_dir():
+            return
+        for path in sorted(self.folder.rglob("*"), reverse=True):  # what lies deeper comes first
+            if path.is_dir() and not path.is_symlink():
+                if not any(path.iterdir()):
+                    path.rmdir()
+            elif path.relative_to(self.folder).as_posix() not in self.found:
+                path.unlink()
+
+    def _changed(self, copied: list[str]) -> list[str]:
+        """Return which of the objects that were copied are not what was listed before."""
+        if not copied:
+            return []
+        now, _ = list_objects(self.address)
+        return [
+            name
+            for name in copied
+            if now.get(name) != self.found[name]
+            or (self.folder / name).stat().st_size != self.found[name]["size"]
+        ]
+
+    def _outline(self, kept: Mapping[str, Any], left: set[str]) -> dict[str, Any]:
+        return {
+            "address": self.address,
+            "is_object": self.is_object,
+            "objects": dict(sorted(kept.items())),
+            "left": {name: self.found[name]["size"] for name in sorted(left)},
+            "marks": {name: self.found[name]["mark"] for name in sorted(left)},
+        }
+
+    def _note(self, kept: Mapping[str, Any], left: set[str]) -> None:
+        note = _note_of(self.folder)
+        temporary = note.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(self._outline(kept, left), indent=1))
+        temporary.replace(note)
+
+
+def list_objects(address: str) -> tuple[dict[str, dict[str, Any]], bool]:
+    """Return size and mark of every object below an address, and whether it is one object.
+
+    Raises:
+        DataError: If there is nothing, a name leads outside, or the store does not answer.
+    """
+    store, base = connect(address)
+    with told(address):
+        store.invalidate_cache()
+        listed = store.find(base, detail=True)
+        if not listed:
+            raise FileNotFoundError(address)
+    is_object = len(listed) == 1 and next(iter(listed)).strip("/") == base.strip("/")
+    found = {}
+    for path, entry in sorted(listed.items()):
+        inside = path.strip("/").removeprefix(base.strip("/")).strip("/")
+        name = inside or base.rsplit("/", 1)[-1]
+        if ".." in name.split("/") or "\0" in name or "\\" in name:
+            raise _outside(address, name, "leads outside of its folder")
+        if name and entry.get("type") != "directory" and not path.endswith("/"):
+            found[name] = {"size": int(entry["size"]), "mark": _mark_there(entry)}
+    for name in found:
+        if any("/".join(name.split("/")[:at]) in found for at in range(1, name.count("/") + 1)):
+            raise _outside(address, name, "lies below another object as if that were a folder")
+    return found, is_object
+
+
+def download(address: str, target: Path) -> None:
+    """Copy one object to a file that appears whole.
+
+    Raises:
+        DataError: If it is missing, or the store does not answer.
+        ResourceError: If the disk is full.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    store, path = connect(address)
+    try:
+        with told(address):
+            try:
+                store.get_file(path, str(temporary))
+            except OSError as error:
+                if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                    raise _disk_full(address, target) from error
+                raise
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Have a mirror to oneself, waiting for who brings it up to date now."""
+    with folder.with_name(f"{folder.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _mark_there(entry: Mapping[str, Any]) -> str:
+    """Return what changes with an object: its ETag, or when it was written."""
+    for key in ("ETag", "etag", "mtime", "LastModified", "created"):
+        if entry.get(key):
+            return str(entry[key])
+    return ""
+
+
+def _mark_here(path: Path) -> list[int]:
+    """Return size and time of change of a file; empty where there is none."""
+    try:
+        state = path.stat()
+    except OSError:
+        return []
+    return [state.st_size, state.st_mtime_ns]
+
+
+def _read_note(folder: Path) -> dict[str, Any]:
+    """Return what is noted of a mirror; empty where the folder is none."""
+    if not folder.name or not (note := _note_of(folder)).is_file():
+        return {}
+    found: dict[str, Any] = json.loads(note.read_text())
+    return found
+
+
+def _note_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.objects.json")
+
+
+def _cache_folder() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "stillroom" / "objects"
+
+
+def _outside(address: str, name: str, how: str) -> DataError:
+    return DataError(
+        f"the object {name!r:.120} has a name that {how}",
+        code="object.name",
+        where=address,
+        expected="names of plain files",
+        next="rename the object",
+    )
+
+
+def _disk_full(address: str, target: Path) -> ResourceError:
+    return ResourceError(
+        f"the disk is full while {address} is copied",
+        code="resource.disk-full",
+        where=str(target),
+        expected="free space",
+        next="free some space, or set XDG_CACHE_HOME to a folder on a larger disk",
+    )
+
+
+def _changed_meanwhile(address: str, names: list[str]) -> DataError:
+    return DataError(
+        f"{len(names)} objects changed while they were copied, the first is {names[0]!r:.120}",
+        code="object.changed",
+        where=address,
+        expected="objects that stay as they are meanwhile",
+        next="run again",
+    )
