@@ -48,6 +48,11 @@ class Lineage:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
 
+    def names(self) -> dict[Path, str]:
+        """Return what each folder is called: its name, with as much before it as tells it apart."""
+        parts = (*self.checkpoints, *self.records, *self.indexes)
+        return _name_apart([folder for folder, _ in parts])
+
 
 def gather_lineage(path: Path, reports: Sequence[Path] = ()) -> Lineage:
     """Read what a checkpoint was made from.
@@ -76,6 +81,7 @@ def gather_lineage(path: Path, reports: Sequence[Path] = ()) -> Lineage:
             next=f"stillroom show {path}",
         )
     lineage = Lineage(path, artifact)
+    bases: dict[str | Path, str] = {}
     for folder, one in list_ancestors(path):
         kinds = {
             "checkpoint": lineage.checkpoints,
@@ -85,24 +91,40 @@ def gather_lineage(path: Path, reports: Sequence[Path] = ()) -> Lineage:
         if one.kind in kinds:
             kinds[one.kind].append((folder, one))
         if one.kind == "checkpoint":
-            _note_parents(lineage, folder, one)
+            _note_parents(lineage, bases, folder, one)
+    names = _name_apart([base for base in bases if isinstance(base, Path)])
+    lineage.bases = {names[base] if isinstance(base, Path) else base: bases[base] for base in bases}
     for report in found:
         _read_report(lineage, report)
     return lineage
 
 
-def _note_parents(lineage: Lineage, folder: Path, artifact: Artifact) -> None:
+def _name_apart(paths: Sequence[Path]) -> dict[Path, str]:
+    """Return a name for each of several paths: the fewest of its last parts that no other has."""
+    names = {}
+    for path in paths:
+        for count in range(1, len(path.parts) + 1):
+            tail = path.parts[-count:]
+            if sum(other.parts[-count:] == tail for other in paths) == 1:
+                break
+        names[path] = "/".join(tail)
+    return names
+
+
+def _note_parents(
+    lineage: Lineage, bases: dict[str | Path, str], folder: Path, artifact: Artifact
+) -> None:
     for parent in artifact.parents:
         if not names_something(parent) or parent.role not in _CHECKPOINTS:
             continue
         if is_reference(parent.path):
-            lineage.bases[parent.path.removeprefix("hub:").partition("@")[0]] = parent.digest
+            bases[parent.path.removeprefix("hub:").partition("@")[0]] = parent.digest
         elif names_path(parent):
             at = resolve_parent(folder, parent)
             if not at.exists():
                 lineage.missing.append(f"{parent.role} {parent.path}")
             elif not (at / ARTIFACT_FILE).is_file():
-                lineage.bases[at.name] = parent.digest
+                bases[at] = parent.digest
 
 
 def _read_report(lineage: Lineage, path: Path) -> None:
@@ -141,7 +163,8 @@ def card_of(lineage: Lineage, name: str = "") -> str:
         for _, one in lineage.checkpoints
         for link in one.origin.get("chain", ())
     )
-    shares = {folder.name: _count_records(folder) for folder, _ in lineage.records}
+    names = lineage.names()
+    shares = {names[folder]: _count_records(folder) for folder, _ in lineage.records}
     called = name or lineage.folder.name
     body = "\n\n".join(
         part
@@ -201,13 +224,13 @@ def _license(lineage: Lineage) -> str:
 
 
 def _say_method(lineage: Lineage) -> str:
-    rows = []
+    rows, names = [], lineage.names()
     for folder, one in lineage.checkpoints:
         for link in one.origin.get("chain", ()):
             settings = one.details.get("method")
             told = settings if isinstance(settings, Mapping) else {}
             shown = ", ".join(f"{key} {value}" for key, value in told.items() if key != "name")
-            rows.append(f"| {folder.name} | `{link.get('method')}` | {shown} | {one.seed} |")
+            rows.append(f"| {names[folder]} | `{link.get('method')}` | {shown} | {one.seed} |")
     if not rows:
         return ""
     head = ["## How it was made", "", "Latest first.", "", "| step | method | settings | seed |"]
@@ -235,13 +258,14 @@ def _say_data(lineage: Lineage, shares: Mapping[str, Mapping[str, int]]) -> str:
         return ""
     lines = ["## What it learned from", "", "| data | human | synthetic | unknown | license |"]
     lines.append("|---|---|---|---|---|")
-    licenses = {folder.name: one.origin.get("license", "") for folder, one in lineage.records}
+    names = lineage.names()
+    licenses = {names[folder]: one.origin.get("license", "") for folder, one in lineage.records}
     for name, counts in shares.items():
         lines.append(_share_row(f"records of {name}", counts, licenses[name]))
     for folder, one in lineage.indexes:
         count = int(one.details.get("documents", 0))
         kind = str(one.origin.get("kind", "unknown"))
-        named = f"documents of {folder.name}"
+        named = f"documents of {names[folder]}"
         lines.append(_share_row(named, {kind: count}, one.origin.get("license", "")))
     return "\n".join(lines)
 
@@ -305,7 +329,7 @@ def _limits_of_measures(lineage: Lineage) -> Iterator[str]:
         yield f"Evaluation: {why}: {count}."
     for folder, made in lineage.checkpoints:
         if made.details.get("helped") is False:
-            yield f"Merging ({folder.name}) did not lower the held-out loss."
+            yield f"Merging ({lineage.names()[folder]}) did not lower the held-out loss."
 
 
 def _limits_of_data(lineage: Lineage, shares: Mapping[str, Mapping[str, int]]) -> Iterator[str]:

@@ -177,6 +177,7 @@ class FlowRecipe(Recipe):
                 if source not in known
             ]
             known.append(name)
+        problems += _other_clusters(self)
         if self.answer:
             for field, source in (("index", self.answer.index), ("model", self.answer.model)):
                 if source not in self.steps:
@@ -184,6 +185,30 @@ class FlowRecipe(Recipe):
         if problems:
             raise RecipeError(problems)
         return self
+
+
+def _other_clusters(recipe: FlowRecipe) -> list[Problem]:
+    """Return a problem for each step whose cluster is not the first that is named."""
+    named = [
+        ("engine", recipe.engine),
+        *((f"steps.{name}.engine", engine_of(step.recipe)) for name, step in recipe.steps.items()),
+    ]
+    found = [(where, chosen.ray.address) for where, chosen in named if chosen and chosen.ray]
+    return [
+        Problem(
+            f"the Ray cluster is {_shown(address)}, and {_shown(found[0][1])} in {found[0][0]}",
+            "recipe.engine",
+            f"{where}.ray.address",
+            "one cluster for all steps of a flow: one process joins no two",
+            "name the cluster once, as engine of the flow, or run the step as a recipe of its own",
+        )
+        for where, address in found[1:]
+        if address != found[0][1]
+    ]
+
+
+def _shown(address: str | None) -> str:
+    return f"at '{address}'" if address else "one that is started for the job"
 
 
 def _unknown(source: str, where: str, known: list[str]) -> Problem:

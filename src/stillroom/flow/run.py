@@ -64,13 +64,21 @@ def run_recipe(
     if count_processes() > 1 and recipe.kind in _TOGETHER:
         return _run_together(recipe, out, resume=resume, overwrite=overwrite, reporter=reporter)
     refuse_several(f"a recipe of kind {recipe.kind}")
-    refuse_missing(engine_of(recipe))
+    for one in _list_parts(recipe):
+        refuse_missing(engine_of(one))
     if isinstance(recipe, FlowRecipe):
         from stillroom.flow.chain import FlowRun  # one job alone need not load what chains need
 
         return FlowRun(recipe, out, reporter).run(resume=resume, overwrite=overwrite)
     job = _begin(recipe, out, resume=resume, overwrite=overwrite, reporter=reporter)
     return run_job(recipe, job) if job is not None else read_artifact(out)
+
+
+def _list_parts(recipe: Recipe) -> list[Recipe]:
+    """Return a recipe, and those of a flow's steps."""
+    if isinstance(recipe, FlowRecipe):
+        return [recipe, *(step.recipe for step in recipe.steps.values())]
+    return [recipe]
 
 
 def _begin(

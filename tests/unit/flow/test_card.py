@@ -137,3 +137,29 @@ def test_command_writes_or_prints(run, tmp_path):
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == printed
     assert isinstance(invoke(run, "--out", tmp_path / "README.md").exception, DataError)
     assert json.loads(invoke(run, "--name", "Bee", "--json").output)["card"] == printed
+
+
+def test_folders_of_one_name_are_told_apart_by_where_they_lie(tmp_path):
+    rows = []
+    for home, kinds in (("first", ["human"] * 3), ("second", ["synthetic"])):
+        records = artifact(tmp_path / home / "records", "records", origin={"license": home})
+        write_records(
+            records / "output" / "records.jsonl",
+            [
+                Record((Message("user", f"{at}"),), origin=Origin(kind))
+                for at, kind in enumerate(kinds)
+            ],
+        )
+        (tmp_path / home / "base").mkdir()
+        rows += [("records", str(records)), ("base", str(tmp_path / home / "base"))]
+    model = artifact(tmp_path / "model", "checkpoint", parents=rows, origin=origin("distill.sft"))
+    card = card_of(gather_lineage(model))
+    front = front_of(card)
+    assert front["datasets"] == ["first/records", "second/records"]
+    assert front["base_model"] == ["first/base", "second/base"]
+    assert front["stillroom"]["records"] == {
+        "first/records": {"human": 3},
+        "second/records": {"synthetic": 1},
+    }
+    assert "| records of first/records | 3 (100%) | 0 (0%) | 0 (0%) | first |" in card
+    assert "25% of 4 records were written by models" in card

@@ -1,7 +1,9 @@
+import sys
+
 import pytest
 
-from stillroom.errors import RecipeError
-from stillroom.flow import FlowRecipe
+from stillroom.errors import MissingExtraError, RecipeError
+from stillroom.flow import FlowRecipe, run_recipe
 from stillroom.recipes import dump_recipe, parse_recipe
 
 FLOW = """\
@@ -83,3 +85,44 @@ def test_a_flow_is_no_step_and_a_step_has_a_kind():
 def test_answer_names_steps():
     found = problems(FLOW + "answer: {index: averaged, model: mergd}\n")
     assert [problem.code for problem in found] == ["recipe.unknown-step"]
+
+
+TWO = """\
+version: 1
+kind: flow
+engine: {whole}
+steps:
+  index: {{kind: rag, documents: papers, engine: {one}}}
+  records: {{kind: synth, index: {{from: index}}, engine: {two}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("whole", "one", "two", "refused"),
+    [
+        ("local", '{ray: {address: "a:1"}}', '{ray: {address: "b:1"}}', 1),
+        ('{ray: {address: "a:1"}}', "ray", '{concurrency: 4, ray: {address: "b:1"}}', 2),
+        ("local", "ray", "{ray: {num_workers: 2}}", 0),
+        ('{ray: {address: "a:1"}}', "local", '{ray: {address: "a:1", num_workers: 2}}', 0),
+    ],
+)
+def test_steps_that_name_two_clusters_are_refused(whole, one, two, refused):
+    text = TWO.format(whole=whole, one=one, two=two)
+    if not refused:
+        parse_recipe(text, "flow.yaml")
+        return
+    found = problems(text)
+    assert [problem.code for problem in found] == ["recipe.engine"] * refused
+    assert "the Ray cluster is at 'b:1', and at 'a:1' in" in "".join(one.what for one in found)
+    assert all(problem.where.startswith("flow.yaml:") for problem in found)
+
+
+def test_an_engine_that_a_step_lacks_ends_a_flow_before_its_folder_is_made(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    (tmp_path / "papers").mkdir()
+    text = TWO.format(whole="local", one="local", two="ray").replace(
+        "papers", str(tmp_path / "papers")
+    )
+    with pytest.raises(MissingExtraError):
+        run_recipe(parse_recipe(text, "flow.yaml"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
