@@ -131,9 +131,10 @@ def command(
     --api-key-file or the variable STILLROOM_API_KEY. Of an index with tenants a key's client sees
     what the key's own line says (KEY tenant=NAME principal=LABEL ...), or --tenant.
 
-    With --jobs clients send recipes (POST /v1/jobs), which run in processes of their own, fenced
-    into that folder; with keys of tenants, into tenants/NAME of it. With --forensics they send
-    media (POST /v1/forensics/check) and are told what is known of their origin.
+    With --jobs clients send recipes (POST /v1/jobs), which run in processes of their own, confined
+    to that folder; with keys of tenants, to tenants/NAME of it. With --forensics they send media
+    (POST /v1/forensics/check) and are told what is known of their origin. Both are fenced in by the
+    kernel where it has Landlock; where not, that is said at the start.
     """
     from stillroom.errors import RecipeError
     from stillroom.rag.tracing import trace_if_asked

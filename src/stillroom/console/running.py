@@ -48,6 +48,7 @@ def run_console(
         ResourceError: If the port is taken.
         MissingExtraError: If fastapi, uvicorn or jinja2 is not installed.
     """
+    from stillroom.serve.fence import find_gap
     from stillroom.serve.listening import address_of, listen, run_app
     from stillroom.serve.views.found import is_artifact
 
@@ -68,13 +69,13 @@ def run_console(
         if not is_artifact(folder):
             workspace = opened.enter_context(Workspace(folder).open())
             runner = JobRunner(workspace, openings=openings)
-            if not runner.has_fence:
-                tell("this kernel has no Landlock: jobs are confined by their recipes alone")
         names = frozenset({host.lower()})
         app = create_console(
             folder, key=key, access=access, runner=runner, looker=looker, names=names
         )
         tell(f"the console of {folder}: {address_of(listening, host)}/?key={key}")
+        if gap := find_gap():
+            tell(gap)
         tell("the key lets in whoever has it, until the console is stopped (Ctrl+C)")
         on_stop = runner.begin_stop if runner is not None else lambda: None
         run_app(app, listening, drain_s=_DRAIN_S, on_stop=on_stop)

@@ -3,7 +3,7 @@
 Chat answers from the run's documents with citations, or from the model alone; completions and
 embeddings besides. Keys are compared in constant time, sizes and concurrency are bounded, a client
 that leaves stops its generation. Recipes that clients send run as jobs in processes of their own,
-fenced into one folder. In: runs, indexes, checkpoints, the folder of jobs. Out: HTTP.
+confined to one folder. In: runs, indexes, checkpoints, the folder of jobs. Out: HTTP.
 """
 
 from __future__ import annotations

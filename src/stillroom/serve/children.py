@@ -28,19 +28,25 @@ _KEPT_BACK = ("STILLROOM_API_KEY",)
 
 
 async def spawn(
-    order: Mapping[str, Any], folder: Path, scratch: Path, *, log: int | None = None
+    order: Mapping[str, Any],
+    folder: Path,
+    scratch: Path,
+    *,
+    cache: Path | None = None,
+    log: int | None = None,
 ) -> Process:
     """Start a child with an order.
 
     Args:
         order: See ``job_child``.
         folder: Where it works.
-        scratch: Where it puts files that nobody needs after it.
+        scratch: Where it puts files that nobody needs after it; its alone.
+        cache: Where it keeps what the next one may use; by default in its scratch.
         log: A descriptor that takes what it says; None drops it.
     """
     environment = {key: value for key, value in os.environ.items() if key not in _KEPT_BACK}
     environment["TMPDIR"] = str(scratch)
-    environment["STILLROOM_CACHE"] = str(scratch / f"cache-{folder.name}")
+    environment["STILLROOM_CACHE"] = str(cache or scratch / "cache")
     for name in ("STILLROOM_MODELS", "HF_HOME", "HF_HUB_CACHE"):
         if environment.get(name):  # the child starts in another folder
             environment[name] = str(Path(environment[name]).expanduser().absolute())
@@ -71,14 +77,19 @@ async def spawn(
 
 
 async def ask_child(
-    order: Mapping[str, Any], folder: Path, scratch: Path, *, timeout_s: float
+    order: Mapping[str, Any],
+    folder: Path,
+    scratch: Path,
+    *,
+    timeout_s: float,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Start a child, wait for what it tells, and end it, also when the client leaves.
 
     Raises:
         Refusal: If it takes too long.
     """
-    process = await spawn(order, folder, scratch)
+    process = await spawn(order, folder, scratch, cache=cache)
     try:
         result = await asyncio.wait_for(result_of_child(process), timeout_s)
         if result is None:

@@ -1,22 +1,27 @@
 """The fence around a job of a client: which files and ports its process may use at all.
 
-Landlock (Linux 5.13 or newer) is asked to refuse everything but the folders that are named, and
-from 6.7 on connections to every port that is not; a recipe that got past what ``confining`` looks
+Landlock (Linux 5.13 or newer) refuses to open, make, move or remove any file but those below the
+folders that are named, from 6.7 on also TCP connections to every port that is not, and from 6.12 on
+signals and abstract sockets to processes outside; a server that runs as root leaves its privileges
+before it. A recipe that got past what ``confining`` looks
 at, or a link inside a folder, meets it. Once put up it cannot be taken down, by child processes
-neither. Standard library alone.
+neither. Not refused are: to learn that a file exists and how large it is, UDP, sockets that are
+files, listening, and shared memory (``/dev/shm``), which all processes of the user have in common.
+Standard library alone.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import struct
 import sys
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["can_fence", "put_up_fence", "system_folders"]
+__all__ = ["can_fence", "find_gap", "put_up_fence", "system_folders"]
 
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 _READ = (1 << 0) | (1 << 2) | (1 << 3)  # run a program, read a file, list a folder
@@ -24,15 +29,34 @@ _OF_FILES = (1 << 0) | (1 << 1) | (1 << 2) | (1 << 14) | (1 << 15)
 _CONNECT = 1 << 1
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
 _NO_NEW_PRIVILEGES = 38
-_SIGNALS = 1 << 1
+_SCOPES = (1 << 0) | (1 << 1)  # abstract sockets, signals
+_DEVICE_FILES = (1 << 6) | (1 << 11)  # to make these is to reach any disk
+_DEVICES = ("null", "zero", "full", "random", "urandom", "kfd", "dri", "nvidia*")
+_CAPSET, _HEADER = {"x86_64": 126, "aarch64": 91}, 0x20080522
+_KEPT = 0b11111  # to read and write files as their owner would; Landlock bounds which
 
 
 def can_fence() -> bool:
     """Return whether this kernel has what a fence is made of."""
+    return _version() >= 1
+
+
+def find_gap() -> str:
+    """Return what this kernel cannot fence, in a sentence for the operator; empty where it can."""
+    version = _version()
+    if version < 1:
+        return "this kernel has no Landlock: jobs and decoders of media run without a fence"
+    if version < 4:
+        return "this kernel's Landlock is older than Linux 6.7: connections are not fenced"
+    return ""
+
+
+def _version() -> int:
+    """Return the version of the kernel's Landlock; below 1 where it has none."""
     try:
-        return bool(ctypes.CDLL(None).syscall(_CREATE, None, 0, 1) >= 1)
+        return int(ctypes.CDLL(None).syscall(_CREATE, None, 0, 1))
     except AttributeError:
-        return False
+        return 0
 
 
 def system_folders() -> list[Path]:
@@ -72,19 +96,21 @@ def put_up_fence(
         Whether the kernel put it up; False where it has no Landlock.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    version = libc.syscall(_CREATE, None, 0, 1) if can_fence() else 0
+    version = _version()
     if version < 1 or libc.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0) != 0:
         return False
     every = (1 << _FILE_RIGHTS.get(version, 16)) - 1
-    handled = [every, _CONNECT if version >= 4 else 0, _SIGNALS if version >= 6 else 0]
+    handled = [every, _CONNECT if version >= 4 else 0, _SCOPES if version >= 6 else 0]
     attributes = struct.pack("QQQ", *handled)[: 8 if version < 4 else 16 if version < 6 else 24]
     rules = libc.syscall(_CREATE, attributes, len(attributes), 0)
     if rules < 0:
         return False
     try:
-        folders = [(path, _READ) for path in readable] + [(path, every) for path in writable]
-        folders += [(Path("/dev"), _READ | (1 << 1) | (every & (1 << 14 | 1 << 15)))]
-        folders.append((Path("/dev/shm"), every))  # noqa: S108  # named, not made
+        folders = [(path, _READ) for path in readable]
+        folders += [(path, every & ~_DEVICE_FILES) for path in writable]
+        folders.append((Path("/dev/shm"), every & ~_DEVICE_FILES))  # noqa: S108  # named, not made
+        for name in _DEVICES:
+            folders += [(path, _READ | _OF_FILES) for path in Path("/dev").glob(name)]
         for path, rights in folders:
             if not _allow_path(libc, rules, path, rights & every):
                 return False
@@ -92,9 +118,22 @@ def put_up_fence(
             rule = struct.pack("QQ", _CONNECT, port)
             if libc.syscall(_ADD, rules, 2, rule, 0):
                 return False
-        return bool(libc.syscall(_RESTRICT, rules, 0) == 0)
+        return _drop_privileges(libc) and libc.syscall(_RESTRICT, rules, 0) == 0
     finally:
         os.close(rules)
+
+
+def _drop_privileges(libc: ctypes.CDLL) -> bool:
+    """Give up what root can do past any fence, as reading the memory of other processes.
+
+    The kernel lets whoever has some of these capabilities pass without asking Landlock.
+    """
+    call = _CAPSET.get(platform.machine())
+    if call is None:
+        return os.geteuid() != 0
+    header = struct.pack("Ii", _HEADER, 0)
+    held = struct.pack("IIIIII", _KEPT, _KEPT, 0, 0, 0, 0) if os.geteuid() == 0 else bytes(24)
+    return bool(libc.syscall(call, header, held) == 0)
 
 
 def _allow_path(libc: ctypes.CDLL, rules: int, path: Path, rights: int) -> bool:

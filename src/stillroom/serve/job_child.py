@@ -107,7 +107,9 @@ def _close_off(order: Mapping[str, Any]) -> None:
     if not order["fence"]:
         return
     root = Path(order["root"])
-    writable = [root, Path(tempfile.gettempdir())]
+    cache = Path(os.environ["STILLROOM_CACHE"])
+    cache.mkdir(parents=True, exist_ok=True)
+    writable = [root, Path(tempfile.gettempdir()), cache]
     if order["place"]:
         writable.append(Path(order["place"]))
     readable = [*system_folders(), *map(Path, order["readable"])]
@@ -149,6 +151,7 @@ def _hider_of(order: Mapping[str, Any]) -> Callable[[Any], Any]:
     """Return what takes the places of this machine out of what a client is told."""
     places = {sysconfig.get_paths()[kind]: "(installed)" for kind in ("stdlib", "purelib")}
     places |= {path: "(installed)" for path in sys.path if path}
+    places[os.environ["STILLROOM_CACHE"]] = "(cache)"
     places[tempfile.gettempdir()] = "(scratch)"
     places[str(Path.home())] = "~"
     if order["do"] != "look":

@@ -245,7 +245,9 @@ class JobRunner:
         """
         root = self.workspace.root(tenant)
         order = self._order("check", text, tenant, root.jobs / "check", "")
-        return await ask_child(order, root.folder, self.workspace.scratch, timeout_s=_CHECK_S)
+        cache = self.workspace.cache_of(tenant)
+        async with self.workspace.lend_scratch() as scratch:
+            return await ask_child(order, root.folder, scratch, timeout_s=_CHECK_S, cache=cache)
 
     def out_of(self, ticket: Ticket) -> Path:
         """Return the folder of a job's artifact."""
@@ -302,20 +304,29 @@ class JobRunner:
         text = self.tickets.recipe(name)
         order = self._order("run", text, ticket.tenant, self.out_of(ticket), str(place))
         while not self._is_leaving(name):
-            with (place / _LOG_FILE).open("ab") as log:
-                root = self.workspace.root(ticket.tenant)
-                process = await spawn(order, root.folder, self.workspace.scratch, log=log.fileno())
-            self._processes[name] = process
-            if self._is_leaving(name):  # asked while the process was starting
-                send_signal(process, signal.SIGTERM)
-            result = await result_of_child(process)
-            code = await process.wait()
-            del self._processes[name]
+            async with self.workspace.lend_scratch() as scratch:
+                result, code = await self._work(ticket, order, scratch)
             if not _is_busy(result):
                 return result, code
             if not self._is_leaving(name):
                 await asyncio.sleep(_BUSY_WAIT_S)  # a killed server's process is still ending
         return {"state": "cancelled"}, 0
+
+    async def _work(
+        self, ticket: Ticket, order: Mapping[str, Any], scratch: Path
+    ) -> tuple[dict[str, Any] | None, int]:
+        """Return what a job's process told when it ended, and how it did."""
+        root = self.workspace.root(ticket.tenant)
+        cache = self.workspace.cache_of(ticket.tenant)
+        with (self.tickets.place(ticket.id) / _LOG_FILE).open("ab") as log:
+            process = await spawn(order, root.folder, scratch, cache=cache, log=log.fileno())
+        self._processes[ticket.id] = process
+        if self._is_leaving(ticket.id):  # asked while the process was starting
+            send_signal(process, signal.SIGTERM)
+        result = await result_of_child(process)
+        code = await process.wait()
+        del self._processes[ticket.id]
+        return result, code
 
     def _is_leaving(self, name: str) -> bool:
         """Return whether a job is to stop: a client asked for it, or the server ends."""

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from stillroom.errors import DataError, MissingExtraError, RecipeError
 from stillroom.serve.confining import Openings
+from stillroom.serve.fence import find_gap
 from stillroom.serve.keys import ApiKey, read_keys
 from stillroom.serve.limits import Limits
 from stillroom.serve.listening import address_of, is_loopback, listen, run_app
@@ -99,12 +100,14 @@ def run_server(
             open_mounts(mounts, settings=settings, access=access, say=say)
         )
         _check_askers(served, keys, access)
-        runner = opened.enter_context(_open_jobs(jobs, keys, tell)) if jobs else None
+        runner = opened.enter_context(_open_jobs(jobs, keys)) if jobs else None
         looker = Looker(**vars(looks)) if looks is not None else None
         app = create_app(served, api_keys=keys, limits=bounds, jobs=runner, looker=looker, log=log)
         names = [name for one in served for name in one.names] + (["jobs"] if runner else [])
         names += ["forensics"] if looker else []
         tell(f"serving {', '.join(names)} at {address_of(listening, host)}/v1")
+        if (runner or looker) and (gap := find_gap()):
+            tell(gap)
         tell("API keys are asked for" if keys else "no API keys: this machine alone may ask")
 
         def on_stop() -> None:
@@ -116,9 +119,7 @@ def run_server(
 
 
 @contextmanager
-def _open_jobs(
-    jobs: JobsHere, keys: Sequence[ApiKey], tell: Callable[[str], None]
-) -> Iterator[JobRunner]:
+def _open_jobs(jobs: JobsHere, keys: Sequence[ApiKey]) -> Iterator[JobRunner]:
     """Hold the folder of jobs until the body ends."""
     from stillroom.serve.running import JobRunner
     from stillroom.serve.workspace import Workspace
@@ -129,10 +130,7 @@ def _open_jobs(
     with Workspace(jobs.folder, has_tenants=bool(tenants)).open() as workspace:
         for tenant in tenants:
             workspace.root(tenant)
-        runner = JobRunner(workspace, openings=jobs.openings, running=jobs.running)
-        if not runner.has_fence:
-            tell("this kernel has no Landlock: jobs are confined by their recipes alone")
-        yield runner
+        yield JobRunner(workspace, openings=jobs.openings, running=jobs.running)
 
 
 def _check_endpoint(endpoint: str) -> None:

@@ -7,12 +7,14 @@ resolved, links and all, before it is used. Knows nothing of recipes.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -110,8 +112,21 @@ class Workspace:
 
     @property
     def scratch(self) -> Path:
-        """Where jobs put files that nobody needs after them."""
+        """Below which each job puts files that nobody needs after it; emptied at the start."""
         return self.folder / CONTROL / "scratch"
+
+    @contextlib.asynccontextmanager
+    async def lend_scratch(self) -> AsyncIterator[Path]:
+        """Make a folder for one process, which no other sees; it is gone when the body ends."""
+        folder = Path(tempfile.mkdtemp(dir=self.scratch))
+        try:
+            yield folder
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    def cache_of(self, tenant: str) -> Path:
+        """Return where a tenant's jobs keep what the next of them may use."""
+        return self.scratch / f"cache-{tenant or self.folder.name}"
 
     def fits(self, tenant: str) -> bool:
         """Return whether jobs of a tenant have a place here: without tenants, nobody's alone."""

@@ -204,6 +204,22 @@ def test_a_cancel_while_the_process_starts_is_heard(served, monkeypatch):
     assert name not in served.runner._processes
 
 
+def test_every_process_has_a_scratch_folder_of_its_own_that_goes_with_it(served, monkeypatch):
+    lent = []
+
+    async def look(order, folder, scratch, **more):
+        assert scratch.is_dir()
+        lent.append(scratch)
+        return await children.spawn(order, folder, scratch, **more)
+
+    monkeypatch.setattr("stillroom.serve.running.spawn", look)
+    follow(served, submit(served, MERGE.replace("checkpoint: b", "checkpoint: none")))
+    follow(served, submit(served, MERGE.replace("checkpoint: b", "checkpoint: none")))
+    assert len(set(lent)) == 2
+    wait_until(lambda: not any(one.exists() for one in lent))
+    assert {one.parent for one in lent} == {served.runner.workspace.scratch}
+
+
 def test_a_cancel_while_a_job_waits_for_its_folder_is_heard(served):
     folder = served.runner.workspace.folder / "jobs"
     ticket = Ticket(new_id("merge"), "", "merge")
