@@ -198,7 +198,7 @@ def _other_clusters(recipe: FlowRecipe) -> list[Problem]:
         Problem(
             f"the Ray cluster is {_shown(address)}, and {_shown(found[0][1])} in {found[0][0]}",
             "recipe.engine",
-            f"{where}.ray.address",
+            where,
             "one cluster for all steps of a flow: one process joins no two",
             "name the cluster once, as engine of the flow, or run the step as a recipe of its own",
         )
