@@ -13,10 +13,11 @@ from typing import Any
 
 from stillroom.errors import Cancelled, DataError
 from stillroom.provenance import find_output
-from stillroom.records import Record, read_records
+from stillroom.records import Record
 from stillroom.serve.slots import IsStopped
 from stillroom.serve.views.found import find_inside, read_found
-from stillroom.serve.views.records import open_set
+from stillroom.serve.views.records import RecordSet, open_set
+from stillroom.serve.views.sources import Sources
 
 __all__ = ["MOST_PARENTS", "inspect_models", "measure_path"]
 
@@ -64,7 +65,7 @@ def inspect_models(
 
 
 def measure_path(
-    root: Path,
+    sources: Sources,
     ends: tuple[str, str],
     records: str,
     *,
@@ -75,7 +76,7 @@ def measure_path(
     """Yield one value: the loss at even shares from the first model to the second.
 
     Args:
-        root: The served folder.
+        sources: The served folder's, as the asker sees them.
         ends: The models' names.
         records: The name of an artifact of records; those held out of training, where it has any.
         count: How many records, at most 64.
@@ -83,14 +84,15 @@ def measure_path(
         is_stopped: Asked after every point.
 
     Raises:
-        DataError: If a name is not of the folder, or no record has an answer.
+        DataError: If a name is not of the folder or not shown, or no record has an answer.
         CheckpointError: If a model cannot be loaded.
     """
     from stillroom.checkpoints import Checkpoint
     from stillroom.merge.path import trace_path
 
-    first, second = (Checkpoint.open(_checkpoint(root, name)) for name in ends)
-    chosen, is_held_out = _choose(open_set(root, records), min(count, _MOST_RECORDS))
+    first, second = (Checkpoint.open(_checkpoint(sources.root, name)) for name in ends)
+    with open_set(sources, records) as opened:
+        chosen, is_held_out = _choose(opened, min(count, _MOST_RECORDS))
     path = trace_path(
         ends,
         (first, second),
@@ -102,9 +104,9 @@ def measure_path(
     yield {**path.to_json(), "records": len(chosen), "held_out": is_held_out, "best": path.best}
 
 
-def _choose(folder: Path, count: int) -> tuple[list[Record], bool]:
+def _choose(opened: RecordSet, count: int) -> tuple[list[Record], bool]:
     """Return the first records that were held out, or of all where none says so."""
-    rows = list(islice(read_records(folder / "output"), 20_000))
+    rows = list(islice(opened.records(), 20_000))
     held = [one for one in rows if one.fields.get("split") == "held_out"]
     return (held or rows)[:count], bool(held)
 

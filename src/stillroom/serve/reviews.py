@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import getpass
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -128,7 +128,14 @@ class Review:
         self._count += 1
 
 
-def write_reviewed(folder: Path, review: Review, out: Path, name: str) -> Artifact:
+def write_reviewed(
+    folder: Path,
+    review: Review,
+    out: Path,
+    name: str,
+    *,
+    shown: Callable[[str], bool] = lambda key: True,
+) -> Artifact:
     """Leave a new artifact: what was kept and not rejected, edits applied, and what was rescued.
 
     Args:
@@ -136,11 +143,12 @@ def write_reviewed(folder: Path, review: Review, out: Path, name: str) -> Artifa
         review: Its decisions.
         out: Where the new one shall lie.
         name: What the reviewed one is called, for the recipe's text.
+        shown: Whether a record, by its key, is shown to whoever asks for it; others are left out.
 
     Raises:
         DataError: If ``out`` is taken, or nothing is left.
     """
-    kept, counts = _choose(folder, review)
+    kept, counts = _choose(folder, review, shown)
     if not kept:
         raise DataError(
             "every record was rejected",
@@ -149,13 +157,14 @@ def write_reviewed(folder: Path, review: Review, out: Path, name: str) -> Artifa
             next="accept some, then make the artifact",
         )
     told = f"# The records of {name} as a person reviewed them in `stillroom console`.\n"
-    recipe = f"{told}records: {name}\ndecisions: {len(review.trail())}\n"
+    decided = [one for one in review.trail() if shown(one.key)]
+    recipe = f"{told}records: {name}\ndecisions: {len(decided)}\n"
     # What an attempt that was killed left is of no use; what was finished stays.
     job = Job.start(out, recipe, overwrite=not out.exists())
     try:
         write_records(job.output / "records.jsonl", kept)
         with Journal(job.output / "review.jsonl") as trail:
-            for number, one in enumerate(review.trail()):
+            for number, one in enumerate(decided):
                 trail.put(f"{number:09d}", one.to_json())
         origin = combine_origins(record.origin for record in kept)
         return job.finish(
@@ -169,11 +178,15 @@ def write_reviewed(folder: Path, review: Review, out: Path, name: str) -> Artifa
         job.close()
 
 
-def _choose(folder: Path, review: Review) -> tuple[list[Record], dict[str, int]]:
+def _choose(
+    folder: Path, review: Review, shown: Callable[[str], bool]
+) -> tuple[list[Record], dict[str, int]]:
     """Return the records that a review leaves, edits applied, and what became of how many."""
     kept: list[Record] = []
     counts = {"kept": 0, "edited": 0, "rejected": 0, "rescued": 0}
     for record, key, was_kept in _all(folder):
+        if not shown(key):
+            continue
         decision, _ = review.latest(key)
         action = decision.action if decision else ""
         if action == "reject" or (not was_kept and action not in {"accept", "edit"}):

@@ -1,15 +1,20 @@
+import json
 import threading
 
 import pytest
-from tests.console_folder import HOSTILE, build_records, build_tenants
+from starlette.testclient import TestClient
+from tests.console_folder import HOSTILE, KEY, build_records, build_tenants
 
+from stillroom.console import create_console
 from stillroom.errors import DataError, ResourceError
 from stillroom.jobs import Job
-from stillroom.provenance import read_artifact, walk_record
-from stillroom.records import read_records
+from stillroom.provenance import make_parent, read_artifact, walk_record
+from stillroom.rag.access import Access
+from stillroom.records import Link, Message, Origin, Record, read_records, write_records
 from stillroom.serve.reviews import Review, write_reviewed
 from stillroom.serve.views.generators import compare_generators
 from stillroom.serve.views.records import Wanted, list_records_of, open_set
+from stillroom.serve.views.sources import Sources
 
 
 @pytest.fixture
@@ -23,7 +28,7 @@ def review(tmp_path):
 
 
 def look(tmp_path, review, **wanted):
-    return list_records_of(tmp_path, "set", Wanted(**wanted), review)
+    return list_records_of(Sources(tmp_path), "set", Wanted(**wanted), review)
 
 
 def test_records_come_in_pages(client):
@@ -32,7 +37,10 @@ def test_records_come_in_pages(client):
     assert "45 records kept, 2 dropped" in page.text
     last = client.get("/records?at=records&page=3").text
     assert last.count('class="entry ') == 5
-    assert client.get("/records?at=records&page=99999999999").text.count('class="entry ') == 20
+    for number in ("4", "99999999999"):  # behind the end is the end
+        assert client.get(f"/records?at=records&page={number}").text == last
+    for number in ("0", "-1", "x"):
+        assert client.get(f"/records?at=records&page={number}").text.count('class="entry ') == 20
     assert HOSTILE not in page.text
     assert "&lt;script&gt;" in page.text
 
@@ -187,7 +195,7 @@ def test_an_artifact_that_is_served_itself_stays_as_it_is(folder, token, app):
 
 def test_generators_are_compared(tmp_path, made, review, client):
     review.decide(made[1].id, "reject", seen=0)
-    told = {one.generator: one for one in compare_generators(tmp_path, "set", review)}
+    told = {one.generator: one for one in compare_generators(Sources(tmp_path), "set", review)}
     grounded = told["synth.generators.grounded_qa"]
     assert (grounded.kept, grounded.dropped, grounded.rejected) == (36, 2, 1)
     assert grounded.words_asked == 4
@@ -196,9 +204,96 @@ def test_generators_are_compared(tmp_path, made, review, client):
     assert "grounded_qa" in client.get("/records/generators?m=records").text
 
 
-def test_records_of_tenants_are_not_shown(tmp_path, client):
+def test_what_is_no_set_of_records_is_not_shown(tmp_path, client):
     folder = build_tenants(tmp_path)
-    with pytest.raises(DataError, match="holds no records"):
-        open_set(folder, "index")
+    with pytest.raises(DataError, match="holds no records"), open_set(Sources(folder), "index"):
+        pass
     assert client.get("/records?at=../secret").status_code == 404
     assert client.get("/records?at=run").status_code == 400
+
+
+def passage_of(folder, tenant):
+    with Sources(folder, Access(tenant)).seen("index") as index:
+        return index.passage_at(0).id
+
+
+def record_of(words, *passages):
+    messages = (Message("user", f"What is {words}?"), Message("assistant", f"It is {words}."))
+    chain = (Link("synth.generators.grounded_qa", "teacher", passages),) if passages else ()
+    return Record(messages, {}, Origin("synthetic" if chain else "human", chain))
+
+
+@pytest.fixture(scope="module")
+def tenants(tmp_path_factory):
+    """A folder with records of both tenants, of both at once, and of no passage."""
+    folder = build_tenants(tmp_path_factory.mktemp("shared"))
+    own = {one: passage_of(folder, one) for one in "ab"}
+    job = Job.start(folder / "set", "kind: synth")
+    rows = [record_of(f"{one}word", own[one]) for one in "ab"]
+    rows += [record_of("bothword", *own.values()), record_of("strayword")]
+    write_records(job.output / "records.jsonl", rows)
+    fallen = [
+        {"filter": "judge", "reason": "dull", "record": record_of(f"{one}fell", own[one]).to_json(),
+         "score": 0.1, "split": "train", "text": "", "unit": ""}
+        for one in "ab"
+    ] + [
+        {"filter": "generator", "reason": "odd", "record": None, "score": 0.0, "split": "train",
+         "text": f"{one}odd", "unit": f"{own[one]}#0"}
+        for one in "ab"
+    ]  # fmt: skip
+    text = "".join(json.dumps(one) + "\n" for one in fallen)
+    (job.output / "dropped.jsonl").write_text(text)
+    job.finish("records", parents=[make_parent("index", folder / "index", folder / "set")])
+    build_records(folder / "open", count=1)
+    return folder
+
+
+def console_of(folder, access=None):
+    app = create_console(folder, key=KEY, access=access)
+    client = TestClient(app, base_url="http://127.0.0.1")
+    return app, client
+
+
+def test_a_tenant_is_shown_the_records_of_its_own_passages_and_what_all_may_see(tenants):
+    app, client = console_of(tenants, Access("a"))
+    with client:
+        client.get(f"/?key={KEY}")
+        page = client.get("/records?at=set").text
+        assert "1 record kept, 2 dropped" in page
+        assert '<option value="open"' in page
+        dropped = client.get("/records?at=set&show=dropped").text
+        sides = client.get("/records/generators?m=set").text
+        assert "aword" in page
+        assert "afell" in dropped
+        assert "aodd" in dropped
+        for text in (page, dropped, sides):
+            for foreign in ("bword", "bothword", "strayword", "bfell", "bodd"):
+                assert foreign not in text
+        form = {"token": app.token, "at": "set", "seen": "0", "action": "reject"}
+        hidden = record_of("bword", passage_of(tenants, "b")).id
+        assert client.post("/records/decide", data={**form, "key": hidden}).status_code == 404
+        shown = record_of("aword", passage_of(tenants, "a")).id
+        assert client.post("/records/decide", data={**form, "key": shown}).status_code == 200
+        rescued = {**form, "key": "dropped-0", "action": "accept"}
+        assert client.post("/records/decide", data=rescued).status_code == 200
+        assert shown in client.get("/records/trail?at=set").text
+        client.post("/records/write", data={"token": app.token, "at": "set"})
+    rows = list(read_records(tenants / "reviewed/set-1"))
+    assert [one.messages[1].content for one in rows] == ["It is afell."]
+    app, client = console_of(tenants, Access("b"))
+    with client:
+        client.get(f"/?key={KEY}")
+        assert shown not in client.get("/records/trail?at=set").text
+        assert client.get("/records?at=reviewed/set-1").text.count('class="entry ') == 0
+
+
+def test_whoever_asks_as_nobody_is_offered_what_all_may_see(tenants):
+    _, client = console_of(tenants)
+    with client:
+        client.get(f"/?key={KEY}")
+        page = client.get("/records")
+        assert page.status_code == 200
+        assert 'value="set"' not in page.text
+        refused = client.get("/records?at=set")
+        assert refused.status_code == 403
+        assert "--tenant" in refused.text

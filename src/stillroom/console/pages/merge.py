@@ -34,7 +34,7 @@ def routes(desk: Desk) -> list[Route]:
             "merge.html",
             title="Merge",
             models=[one for one in models if not one.is_reference],
-            sets=await desk.work(list_sets, desk.root),
+            sets=await desk.work(list_sets, desk.sources),
             most=MOST_PARENTS,
         )
 
@@ -64,7 +64,7 @@ def routes(desk: Desk) -> list[Route]:
 
         def work(is_stopped: IsStopped) -> Iterator[dict[str, Any]]:
             return measure_path(
-                desk.root,
+                desk.sources,
                 (names[0], names[1]),
                 query.get("records", ""),
                 count=int(_number(query.get("n", "12"), 1, 64)),

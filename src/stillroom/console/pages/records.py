@@ -5,7 +5,7 @@ Works without JavaScript: deciding is a form, and leads back to where it was dec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import parse_qs, urlencode
 
 from starlette.requests import Request
@@ -13,9 +13,12 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from stillroom.console.desk import Desk
+from stillroom.errors import DataError
 from stillroom.serve.reviews import write_reviewed
+from stillroom.serve.views.found import find_inside
 from stillroom.serve.views.generators import compare_generators
 from stillroom.serve.views.records import Wanted, list_records_of, list_sets, open_set
+from stillroom.serve.views.sources import Sources
 
 __all__ = ["routes"]
 
@@ -27,13 +30,13 @@ def routes(desk: Desk) -> list[Route]:
 
     async def page(request: Request) -> Response:
         query = request.query_params
-        sets = await desk.work(list_sets, desk.root)
+        sets = await desk.work(list_sets, desk.sources)
         at = query.get("at") or (sets[0].name if sets else "")
         if not at:
             return desk.page(request, "records_none.html", title="Records")
         wanted = _wanted(query)
         review = await desk.work(desk.review_of, at)
-        shown = await desk.work(list_records_of, desk.root, at, wanted, review)
+        shown = await desk.work(list_records_of, desk.sources, at, wanted, review)
         return desk.page(
             request,
             "records.html",
@@ -50,9 +53,16 @@ def routes(desk: Desk) -> list[Route]:
         form = await _form(request)
         at = form.get("at", "")
         desk.check_writable()
-        await desk.work(open_set, desk.root, at)
+        shown = await desk.work(_shown, desk.sources, at)
         review = await desk.work(desk.review_of, at)
-        action = form.get("action", "")
+        action, key = form.get("action", ""), form.get("key", "")
+        if not shown(key):
+            raise DataError(
+                f"there is no record {key!r:.80}",
+                code="data.missing",
+                expected="a record that is shown",
+                next="open the page again",
+            )
         count = int(form["turns"]) if form.get("turns", "").isdecimal() else 0
         turns = [
             (form.get(f"role{n}", ""), form.get(f"text{n}", "").replace("\r\n", "\n"))
@@ -60,14 +70,14 @@ def routes(desk: Desk) -> list[Route]:
         ]
         await desk.work(
             review.decide,
-            form.get("key", ""),
+            key,
             action,
             seen=int(form["seen"]) if form.get("seen", "").isdecimal() else -1,
             messages=turns if action == "edit" else (),
             note=form.get("note", ""),
         )
         back = urlencode({"at": at}) + ("&" + form["back"] if form.get("back") else "")
-        return RedirectResponse(f"/records?{back}#{form.get('key', '')}", 303)
+        return RedirectResponse(f"/records?{back}#{key}", 303)
 
     return [
         Route("/records", page),
@@ -79,9 +89,9 @@ def routes(desk: Desk) -> list[Route]:
 def _more_routes(desk: Desk) -> list[Route]:
     async def trail(request: Request) -> Response:
         at = request.query_params.get("at", "")
-        await desk.work(open_set, desk.root, at)
+        shown = await desk.work(_shown, desk.sources, at)
         review = await desk.work(desk.review_of, at)
-        rows = list(reversed(await desk.work(review.trail)))
+        rows = [one for one in reversed(await desk.work(review.trail)) if shown(one.key)]
         return desk.page(
             request, "records_trail.html", title="Trail", at=at, rows=rows[:500], total=len(rows)
         )
@@ -90,20 +100,21 @@ def _more_routes(desk: Desk) -> list[Route]:
         form = await _form(request)
         at = form.get("at", "")
         desk.check_writable()
-        folder = await desk.work(open_set, desk.root, at)
+        shown = await desk.work(_shown, desk.sources, at)
+        folder = find_inside(desk.root, at)
         review = await desk.work(desk.review_of, at)
         name = desk.free_name("reviewed", at)
-        await desk.work(write_reviewed, folder, review, desk.root / name, at)
+        await desk.work(write_reviewed, folder, review, desk.root / name, at, shown=shown)
         return RedirectResponse(f"/records?{urlencode({'at': name})}", 303)
 
     async def generators(request: Request) -> Response:
-        sets = await desk.work(list_sets, desk.root)
+        sets = await desk.work(list_sets, desk.sources)
         names = request.query_params.getlist("m")[:_MOST_COMPARED]
         names = names or [one.name for one in sets[:_MOST_COMPARED]]
         rows = []
         for name in names:
             review = await desk.work(desk.review_of, name)
-            rows += await desk.work(compare_generators, desk.root, name, review)
+            rows += await desk.work(compare_generators, desk.sources, name, review)
         return desk.page(
             request, "generators.html", title="Generators", sets=sets, names=names, rows=rows
         )
@@ -115,6 +126,16 @@ def _more_routes(desk: Desk) -> list[Route]:
     ]
 
 
+def _shown(sources: Sources, name: str) -> Callable[[str], bool]:
+    """Return what says whether a record, by its key, is shown to the asker.
+
+    Raises:
+        DataError: If the name is no artifact of records, or is not shown.
+    """
+    with open_set(sources, name) as opened:
+        return opened.keys().__contains__ if opened.is_guarded else lambda key: True
+
+
 def _wanted(told: Mapping[str, str]) -> Wanted:
     show = told.get("show", "kept")
     number = told.get("page", "1")
@@ -124,7 +145,7 @@ def _wanted(told: Mapping[str, str]) -> Wanted:
         told.get("origin", "")[:40],
         told.get("reason", "")[:500],
         told.get("decision", "")[:20],
-        int(number) if number.isdecimal() and len(number) < 8 else 1,
+        int(number) if number.isdecimal() and len(number) < 20 else 1,
     )
 
 

@@ -6,12 +6,11 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 
-from stillroom.provenance.sources import iter_objects
-from stillroom.records import Record, read_records
+from stillroom.records import Record
 from stillroom.serve.reviews import Review
-from stillroom.serve.views.records import open_set
+from stillroom.serve.views.records import RecordSet, open_set
+from stillroom.serve.views.sources import Sources
 
 __all__ = ["Generated", "compare_generators"]
 
@@ -46,23 +45,27 @@ class Generated:
         return self.kept / written if written else 0.0
 
 
-def compare_generators(root: Path, name: str, review: Review) -> list[Generated]:
+def compare_generators(sources: Sources, name: str, review: Review) -> list[Generated]:
     """Return what each generator of an artifact left, and what was taken without any.
 
     Dropped rows without a record count for the generator that the artifact's others name, where
     there is only one.
 
     Raises:
-        DataError: If it is no artifact of records.
+        DataError: If it is no artifact of records, or not shown to the asker.
     """
-    folder = open_set(root, name)
+    with open_set(sources, name) as opened:
+        return _compare(opened, name, review)
+
+
+def _compare(opened: RecordSet, name: str, review: Review) -> list[Generated]:
     told: dict[str, _Tally] = {}
-    for record in read_records(folder / "output", on_drop=lambda _number, _reason: None):
+    for record in opened.records():
         decision, _ = review.latest(record.id)
         is_rejected = decision is not None and decision.action == "reject"
         told.setdefault(_generator_of(record), _Tally()).keep(record, is_rejected=is_rejected)
     fallen: Counter[tuple[str, str]] = Counter()
-    for row in iter_objects(folder / "output/dropped.jsonl"):
+    for _, _, row in opened.dropped():
         data = row.get("record")
         is_whole = isinstance(data, dict) and "messages" in data
         generator = _generator_of(Record.from_json(data or {})) if is_whole else ""
