@@ -53,15 +53,29 @@ def command(
 
     CHECKPOINT is a run (its model is meant), a job's or a Hugging Face folder, or hub:NAME; its
     tokenizer, chat template, license and origin go into the file. With --check, texts are cut and
-    written on by both engines, and a file that is not computed alike is an error.
+    written on by both engines, and a file that is not computed alike is an error, which leaves what
+    was at --out.
     """
     from stillroom.flow.opening import find_checkpoint
     from stillroom.models.gguf_check import compare_gguf
     from stillroom.models.gguf_export import export_gguf
 
     folder, artifact = find_checkpoint(checkpoint, say=lambda line: click.echo(line, err=True))
-    told = export_gguf(folder, out, type=kind, name=name, artifact=artifact, overwrite=overwrite)
-    found = compare_gguf(folder, told.path, told.type) if check else None
+    compared: list[GgufComparison] = []
+
+    def prove(path: Path, stored: GgufType) -> None:
+        compared.append(compare_gguf(folder, path, stored))
+
+    told = export_gguf(
+        folder,
+        out,
+        type=kind,
+        name=name,
+        artifact=artifact,
+        overwrite=overwrite,
+        prove=prove if check else None,
+    )
+    found = compared[0] if compared else None
     if as_json:
         print_json({**told.to_json(), "compared": found.to_json() if found else None})
     else:

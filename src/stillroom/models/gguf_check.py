@@ -8,6 +8,7 @@ are compared exactly; the numbers differ by rounding and by quantization and are
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,8 @@ class GgufComparison:
 
     def __str__(self) -> str:
         """Return one line."""
+        if not self.positions:
+            return f"{self.texts_alike} of {self.texts} texts cut alike; llama.cpp wrote nothing"
         return (
             f"{self.texts_alike} of {self.texts} texts cut alike; chat template {self.template}; "
             f"{self.same_token} of {self.positions} greedy tokens the same; log-probabilities "
@@ -99,7 +102,8 @@ def compare_gguf(
         probes: Texts to cut, and to go on from.
 
     Raises:
-        CheckpointError: If a text is cut otherwise, or the model computes something else.
+        CheckpointError: If a text is cut otherwise, or the model computes something else, no
+            number, or nothing at all.
         MissingExtraError: If xllamacpp is not installed.
     """
     model, tokenizer = load_causal_lm(folder, dtype="float32", device="cpu")
@@ -121,18 +125,18 @@ def compare_gguf(
         template,
         len(same),
         sum(same),
-        statistics.fmean(differences),
-        max(differences),
+        statistics.fmean(differences) if differences else math.nan,
+        math.nan if any(map(math.isnan, differences)) else max(differences, default=math.nan),
     )
-    if unlike or found.mean_difference > _FAR_NATS[type]:
+    if unlike or not found.mean_difference <= _FAR_NATS[type]:  # no number is near no number
         raise CheckpointError(
             f"llama.cpp does not compute what transformers does: {found}",
             code="checkpoint.gguf-unlike",
             where=str(path),
             expected="the same tokens of every text, and log-probabilities that rounding explains",
-            next=f"do not use this file; the first text cut otherwise: {unlike[0]!r:.80}"
+            next=f"use llama.cpp's own converter; the first text cut otherwise: {unlike[0]!r:.80}"
             if unlike
-            else "do not use this file; report its architecture and config.json",
+            else "use llama.cpp's own converter; report its architecture and config.json",
         )
     return found
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +86,7 @@ def export_gguf(
     name: str = "",
     artifact: Artifact | None = None,
     overwrite: bool = False,
+    prove: Callable[[Path, GgufType], object] | None = None,
 ) -> GgufExport:
     """Write a Hugging Face folder as one GGUF file; the same folder gives the same bytes.
 
@@ -96,6 +97,8 @@ def export_gguf(
         name: What the file calls the model; by default ``out`` without its ending.
         artifact: The job that made the folder: its origin and parents are written, too.
         overwrite: Replace a file at ``out``.
+        prove: Shown the whole file before it takes its place, and the type of its matrices; what
+            it raises leaves what was at ``out``.
 
     Raises:
         CheckpointError: If architecture, tokenizer, a setting or a tensor has no place in such a
@@ -130,6 +133,8 @@ def export_gguf(
             _write_tensors(writer, checkpoint, layout, chosen, counts)
         finally:
             writer.close()
+        if prove is not None:
+            prove(work, chosen)
     notes = (*layout.notes, *vocabulary.notes, *_tell_kept(counts, chosen))
     size = out.stat().st_size
     return GgufExport(
@@ -171,7 +176,7 @@ def _type_of(checkpoint: Checkpoint, layout: GgufLayout) -> GgufType:
 def _writing(out: Path) -> Iterator[Path]:
     """Give a name beside ``out`` to write to; rename it when the body ends well."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    work = out.with_name(f".{out.name}.{os.getpid()}.tmp.gguf")  # by which llama.cpp knows it
     with full_disk_as_error(out):
         try:
             yield work

@@ -4,7 +4,9 @@ llama.cpp turns neighbouring pairs of a head's numbers where transformers turns 
 first half with one of the second; for architectures of its ``llama`` kind the rows of the query and
 key matrices are therefore put in the other order. ``qwen2`` and ``qwen3`` turn as transformers
 does. An architecture, a setting or a tensor that is not known here is refused by its name: a file
-that llama.cpp loads and computes something else from would be worse than none.
+that llama.cpp loads and computes something else from would be worse than none. Attention within a
+sliding window is full attention over as many tokens as the window has, so that a file of such a
+model says that this is its context.
 
 Source: Su et al. 2021, arXiv:2104.09864 (rotary positions); Peng et al. 2023, arXiv:2309.00071
 (their scaling); the GGUF specification of the ggml project. Knows no tokenizer and writes nothing.
@@ -129,8 +131,6 @@ def _refuse_settings(named: str, shape: _Shape, checkpoint: Checkpoint) -> None:
         raise _refuse(checkpoint, "attention_bias: true")
     if float(config.get("partial_rotary_factor") or 1.0) != 1.0:
         raise _refuse(checkpoint, f"partial_rotary_factor: {config['partial_rotary_factor']}")
-    if _window_of(config) and named != "llama":
-        raise _refuse(checkpoint, f"sliding_window: {_window_of(config)}")
     if shape.head_dim % 2 or shape.heads % shape.key_heads:
         raise _refuse(checkpoint, f"head_dim: {shape.head_dim} with {shape.heads} heads")
 
@@ -142,9 +142,17 @@ def _window_of(config: Mapping[str, Any]) -> int:
     return int(window) if is_used and window < config["max_position_embeddings"] else 0
 
 
+def _context_of(config: Mapping[str, Any]) -> int:
+    """Return how many tokens the file is for: those over which a window changes nothing."""
+    return _window_of(config) or int(config["max_position_embeddings"])
+
+
 def _notes(config: Mapping[str, Any]) -> tuple[str, ...]:
     window = _window_of(config)
-    told = f"attention looks back {window} tokens; llama.cpp will look back to the beginning"
+    told = (
+        f"attention looks back {window} tokens, and llama.cpp's to the beginning: the file says a "
+        f"context of {window}, over which both are the same"
+    )
     return (told,) if window else ()
 
 
@@ -194,7 +202,7 @@ def _rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _plain_settings(config: Mapping[str, Any], shape: _Shape) -> list[Callable[[GGUFWriter], None]]:
     return [
-        lambda out: out.add_context_length(int(config["max_position_embeddings"])),
+        lambda out: out.add_context_length(_context_of(config)),
         lambda out: out.add_embedding_length(int(config["hidden_size"])),
         lambda out: out.add_block_count(int(config["num_hidden_layers"])),
         lambda out: out.add_feed_forward_length(int(config["intermediate_size"])),

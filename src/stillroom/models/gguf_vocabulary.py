@@ -26,6 +26,10 @@ __all__ = ["GgufVocabulary", "read_vocabulary"]
 
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "mask")
 _PROBE = "a"
+_MARK = "\u2581"
+"""What stands for a space: ``▁``."""
+_PREPEND = {"type": "Prepend", "prepend": _MARK}
+_REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": _MARK}
 
 
 class _Kind(IntEnum):
@@ -193,16 +197,36 @@ def _mark_bytes(tokens: Sequence[str], kinds: Sequence[int], model: Mapping[str,
 
 
 def _adds_space(told: Mapping[str, Any], folder: Path) -> bool:
-    """Return whether a text gets a space before it; spaces must become ``▁``."""
+    """Return whether a text gets a space before it; spaces must become ``▁``.
+
+    llama.cpp puts that space before the text and after every special token, whatever comes next,
+    and merges across words. ``Prepend`` does the same. A ``Metaspace`` that puts one before the
+    first piece alone, or none where a space stands already, cuts some texts otherwise.
+    """
     steps = told.get("normalizer") or {}
     listed = steps.get("normalizers", [steps]) if steps else []
     split = told.get("pre_tokenizer") or {}
-    if split.get("type") == "Metaspace":
-        return str(split.get("prepend_scheme", "always")) != "never"
-    kinds = [step.get("type") for step in listed]
-    if split or "Replace" not in kinds or set(kinds) - {"Prepend", "Replace"}:
-        raise _refuse(folder, f"it splits words by {_describe(split or steps)}")
-    return "Prepend" in kinds
+    if any(step not in (_PREPEND, _REPLACE) for step in listed):
+        raise _refuse(folder, f"it normalizes by {_describe(steps)}")
+    if split:
+        _refuse_metaspace(split, told["model"]["vocab"], folder)
+    elif _REPLACE not in listed:
+        raise _refuse(folder, f"it splits words by {_describe(steps)}")
+    return _PREPEND in listed
+
+
+def _refuse_metaspace(split: Mapping[str, Any], vocab: Mapping[str, int], folder: Path) -> None:
+    if split.get("type") != "Metaspace" or split.get("replacement", _MARK) != _MARK:
+        raise _refuse(folder, f"it splits words by {_describe(split)}")
+    scheme = split.get("prepend_scheme", "always")
+    if scheme != "never":
+        where = "first piece alone" if scheme == "first" else "pieces that begin with none"
+        raise _refuse(
+            folder, f"it puts a space before the {where} (Metaspace, prepend_scheme: {scheme})"
+        )
+    across = sorted(token for token in vocab if _MARK in token[1:])
+    if split.get("split", True) and across:
+        raise _refuse(folder, f"it cuts at each space and has the token {across[0]!r:.40}")
 
 
 def _describe(step: Mapping[str, Any] | None) -> str:

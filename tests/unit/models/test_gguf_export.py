@@ -1,15 +1,18 @@
 """GGUF files: what llama.cpp computes from them is what transformers computes from the folder."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from tokenizers import Tokenizer, decoders, normalizers, trainers
 from tokenizers.models import BPE
 
 from stillroom.checkpoints import Checkpoint, dequantize_gguf
+from stillroom.cli.app import stillroom
 from stillroom.errors import CheckpointError, DataError
 from stillroom.models.gguf_check import compare_gguf
 from stillroom.models.gguf_export import export_gguf
@@ -118,6 +121,68 @@ def test_swapped_rows_are_found_out(tmp_path, monkeypatch):
     assert caught.value.code == "checkpoint.gguf-unlike"
 
 
+@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
+def test_a_model_with_a_window_says_a_context_over_which_it_changes_nothing(tmp_path, kind):
+    pytest.importorskip("xllamacpp")
+    folder = make(tmp_path, kind)
+    edit(folder, "config.json", sliding_window=256, use_sliding_window=True, max_window_layers=0)
+    told = export_gguf(folder, tmp_path / "model.gguf")
+    fields = gguf.GGUFReader(told.path).fields
+    named = fields["general.architecture"].contents()
+    assert fields[f"{named}.context_length"].contents() == 256
+    assert "a context of 256, over which both are the same" in "".join(told.notes)
+    found = compare_gguf(folder, told.path, told.type, probes=PROBES)
+    assert found.positions > 12
+    assert found.mean_difference < 0.005
+
+
+def test_a_model_that_computes_no_numbers_is_not_called_alike(tmp_path):
+    pytest.importorskip("xllamacpp")
+    folder = make(tmp_path, "llama")
+    spoil(folder, "model.layers.1.mlp.up_proj.weight", math.nan)
+    told = export_gguf(folder, tmp_path / "model.gguf")
+    with pytest.raises(CheckpointError) as caught:
+        compare_gguf(folder, told.path, told.type, probes=PROBES[:1])
+    assert caught.value.code == "checkpoint.gguf-unlike"
+
+
+def test_a_model_that_writes_nothing_is_not_called_alike(tmp_path, monkeypatch):
+    pytest.importorskip("xllamacpp")
+    folder = tiny_checkpoint(tmp_path / "model")
+    told = export_gguf(folder, tmp_path / "model.gguf")
+    monkeypatch.setattr(
+        "stillroom.models.backends.llamacpp._LlamacppModel.continue_tokens",
+        lambda self, tokens, count, k: [],
+    )
+    with pytest.raises(CheckpointError, match=r"llama\.cpp wrote nothing") as caught:
+        compare_gguf(folder, told.path, told.type, probes=PROBES[:1])
+    assert caught.value.code == "checkpoint.gguf-unlike"
+
+
+def test_a_file_that_is_not_computed_alike_does_not_take_the_place_of_another(
+    tmp_path, monkeypatch
+):
+    pytest.importorskip("xllamacpp")
+    folder, out = tiny_checkpoint(tmp_path / "model"), tmp_path / "model.gguf"
+    words = ["checkpoint", "export", str(folder), "--to", "gguf", "--out", str(out), "--check"]
+    done = CliRunner().invoke(stillroom, words)
+    assert done.exit_code == 0, done.output
+    before = out.read_bytes()
+    monkeypatch.setattr("stillroom.models.gguf_export._interleave", lambda values, heads: values)
+    done = CliRunner().invoke(stillroom, [*words, "--overwrite"])
+    assert done.exception.code == "checkpoint.gguf-unlike"
+    assert out.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.gguf"]
+
+
+def spoil(folder: Path, name: str, value: float) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights[name][0, 0] = value
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
 def test_round_trip_gives_the_same_tensors_and_tokens(tmp_path):
     folder = tiny_checkpoint(tmp_path / "model")
     told = export_gguf(folder, tmp_path / "model.gguf", name="Tiny")
@@ -182,6 +247,50 @@ def test_bpe_with_bytes_is_cut_alike(tmp_path):
     assert found.same_token == found.positions
     kinds = gguf.GGUFReader(told.path).fields["tokenizer.ggml.token_type"].contents()
     assert kinds.count(6) == 256
+
+
+def metaspace(scheme: str, *, split: bool = False) -> dict[str, object]:
+    values = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split}
+    return {"pre_tokenizer": values, "normalizer": None}
+
+
+SPACED = ["the old still", " the old", "  two", "a  mill\n the", "the</s> old", "</s>old", " "]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        metaspace("never"),
+        {"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}},
+    ],
+)
+def test_spaces_before_a_text_and_after_marks_are_cut_alike(tmp_path, values):
+    pytest.importorskip("xllamacpp")
+    folder = sentencepiece_like(tmp_path / "model")
+    edit(folder, "tokenizer.json", **values)
+    told = export_gguf(folder, tmp_path / "model.gguf")
+    found = compare_gguf(folder, told.path, told.type, probes=SPACED)
+    assert found.texts_alike == len(SPACED)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (metaspace("first"), "before the first piece alone"),
+        (metaspace("always"), "before the pieces that begin with none"),
+        (metaspace("never", split=True), "cuts at each space and has the token"),
+        ({**metaspace("never"), "normalizer": {"type": "NFKC"}}, "normalizes by"),
+        ({"normalizer": {"type": "Prepend", "prepend": "_"}}, "normalizes by"),
+        ({"normalizer": {"type": "Prepend", "prepend": "▁"}}, "splits words by"),
+    ],
+)
+def test_spaces_that_would_be_cut_otherwise_are_refused(tmp_path, values, said):
+    folder = sentencepiece_like(tmp_path / "model")
+    edit(folder, "tokenizer.json", **values)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        export_gguf(folder, tmp_path / "model.gguf")
+    assert caught.value.code == "checkpoint.gguf-tokenizer"
 
 
 def edit(folder: Path, file: str, **values) -> None:

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import math
 import os
 import queue
 import secrets
@@ -358,7 +359,10 @@ class _LlamacppModel:
         ):
             if place["id"] != token:
                 break
-            likely = {int(top["id"]): float(top["logprob"]) for top in place["top_logprobs"]}
+            likely = {  # JSON has no NaN: the engine writes null
+                int(top["id"]): math.nan if top["logprob"] is None else float(top["logprob"])
+                for top in place["top_logprobs"]
+            }
             found.append((int(token), likely))
         return found
 
