@@ -7,7 +7,6 @@ first, then that of the lowest id.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from stillroom.provenance import Artifact, make_parent
 from stillroom.records import Record, RecordWriter, combine_origins, read_records
 from stillroom.records.files import find_record_file
 from stillroom.records.streams import Span, cut_lines
-from stillroom.text.near_duplicates import Duplicate, find_duplicates
+from stillroom.text.near_duplicates import Duplicates, find_duplicates
 from stillroom.text.shingling import join_sets, shingle_texts
 
 __all__ = ["DUPLICATES", "Deduplication", "deduplicate"]
@@ -73,8 +72,8 @@ def deduplicate(
 
     Leaves ``records.jsonl``, in the order of the files, and ``duplicates.jsonl``: each record that
     fell, the one it is a duplicate of, and their exact Jaccard similarity. Rows that cannot be read
-    are counted, and listed there too. Memory holds some hundred bytes a record, and grows with
-    the number of near duplicates; the n-grams lie in the job's scratch folder.
+    are counted, and listed there too. Memory holds some hundred bytes a record and a few tens a
+    pair that is near; the n-grams lie in the job's scratch folder.
 
     Args:
         plan: What to compare, and how.
@@ -137,7 +136,7 @@ def _run(plan: Deduplication, job: Job) -> tuple[Artifact, dict[str, Any]]:
         )
     with job.phase("compare", len(ids), "records") as progress:
         order = np.lexsort((ids.array(), -scores.array()))
-        found = find_duplicates(sets, threshold=plan.threshold, order=order)
+        found = find_duplicates(sets, threshold=plan.threshold, order=order, scratch=job.scratch)
         progress.advance(len(ids))
     counts = {
         "read": len(ids),
@@ -146,10 +145,13 @@ def _run(plan: Deduplication, job: Job) -> tuple[Artifact, dict[str, Any]]:
         "unreadable": len(unreadable),
         "wordless": int((sets.sizes == 0).sum()),
     }
-    origin = _write(plan, job, {one.index for one in found})
+    fallen = np.zeros(len(ids), dtype=bool)
+    fallen[found.index] = True
+    origin = _write(plan, job, fallen)
     _write_duplicates(job.output / DUPLICATES, found, ids.array(), unreadable)
-    sizes = Counter(Counter(one.kept for one in found).values())
-    details = counts | {"cluster_sizes": {str(n + 1): c for n, c in sorted(sizes.items())}}
+    sizes = np.unique(np.unique(found.kept, return_counts=True)[1], return_counts=True)
+    told = dict(zip((sizes[0] + 1).astype(str).tolist(), sizes[1].tolist(), strict=True))
+    details = counts | {"cluster_sizes": told}
     parents = [make_parent("records", path, job.out) for path in plan.paths]
     return job.finish("records", parents=parents, origin=origin, details=details), details
 
@@ -262,12 +264,12 @@ def _score(record: Record, prefer: str) -> float:
     return float(value) if isinstance(value, int | float) else float("-inf")
 
 
-def _write(plan: Deduplication, job: Job, fallen: set[int]) -> dict[str, Any]:
+def _write(plan: Deduplication, job: Job, fallen: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """Write the kept records; return their common origin."""
     origins = {}
     with RecordWriter(job.output / "records.jsonl") as writer:
         for index, (_, record) in enumerate(_read(plan)):
-            if index not in fallen:
+            if not fallen[index]:
                 writer.write(record)
                 origins[json.dumps(record.origin.to_json(), sort_keys=True)] = record.origin
     return combine_origins(origins.values()).to_json()
@@ -275,7 +277,7 @@ def _write(plan: Deduplication, job: Job, fallen: set[int]) -> dict[str, Any]:
 
 def _write_duplicates(
     path: Path,
-    found: Sequence[Duplicate],
+    found: Duplicates,
     ids: npt.NDArray[np.bytes_],
     unreadable: list[dict[str, Any]],
 ) -> None:

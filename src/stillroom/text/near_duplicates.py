@@ -6,8 +6,9 @@ such an n-gram are compared, and those exactly. Unlike banded MinHash it misses 
 needs no signatures. The order is that of the hashes, but that n-grams found in many texts come
 last, so that phrases that thousands of texts share make no candidates.
 
-Sets may lie in a file: they are read a block at a time, and the n-grams of prefixes are joined a
-part of their range at a time, so that memory holds a few numbers a text and what is near.
+Sets may lie in a file: they are read a block at a time, and the n-grams of prefixes are dealt into
+parts, which lie in files, too, and are joined one by one, so that memory holds a few numbers a text
+and three a pair that is near.
 
 Sources: Chaudhuri, Ganti and Kaushik 2006, doi:10.1109/ICDE.2006.9 (prefix filter); Bayardo, Ma and
 Srikant 2007, doi:10.1145/1242572.1242591 (All-Pairs, with the bound on sizes). Differs: the order
@@ -16,29 +17,39 @@ is by hash rather than by frequency, and frequent n-grams are put last where the
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from stillroom.text.partitions import Partitions
 from stillroom.text.shingling import HASH_BITS, ShingleSets, shingle_texts, spread
 
-__all__ = ["Duplicate", "find_duplicates", "find_near_duplicates"]
+__all__ = ["Duplicate", "Duplicates", "find_duplicates", "find_near_duplicates"]
 
 Hashes = npt.NDArray[np.uint64]
 Positions = npt.NDArray[np.int64]
+Similarities = npt.NDArray[np.float64]
+_Entries = tuple[Hashes, Positions]
+_Pairs = tuple[Positions, Positions, Similarities]
 
 _CROWD = 48
 """Texts that share an n-gram of their prefixes, from which it is put last."""
 _ROUNDS = 4
 _PAIRS = 1 << (64 - HASH_BITS)
-_PART_ENTRIES = 1 << 23
-"""N-grams of prefixes that are sorted at once: some 400 MB."""
-_BLOCK_ENTRIES = 1 << 21
-_PORTION = 1 << 22
+_PART_ENTRIES = 1 << 20
+"""N-grams of prefixes that are sorted at once: some 100 MB."""
+_BLOCK_ENTRIES = 1 << 20
+_PORTION = 1 << 20
 _ROUNDING = 1e-9
+_TOLD = 1 << 12
+_SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +61,39 @@ class Duplicate:
     similarity: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Duplicates:
+    """The texts that fall, in order of index, as columns; iterating gives each as a ``Duplicate``.
+
+    Args:
+        index: Of each text that is nearly another, (F,).
+        kept: Of the one that is kept instead, (F,).
+        similarity: How near the two are, (F,).
+    """
+
+    index: Positions
+    kept: Positions
+    similarity: Similarities
+
+    def __len__(self) -> int:
+        """Return how many texts fall."""
+        return len(self.index)
+
+    def __iter__(self) -> Iterator[Duplicate]:
+        """Yield each text that falls."""
+        for start in range(0, len(self), _TOLD):
+            part = slice(start, start + _TOLD)
+            columns = (self.index[part], self.kept[part], self.similarity[part])
+            yield from map(Duplicate, *(column.tolist() for column in columns))
+
+
 def find_duplicates(
-    sets: ShingleSets, *, threshold: float = 0.8, order: Sequence[int] | Positions | None = None
-) -> list[Duplicate]:
+    sets: ShingleSets,
+    *,
+    threshold: float = 0.8,
+    order: Sequence[int] | Positions | None = None,
+    scratch: Path | None = None,
+) -> Duplicates:
     """Return the texts that are nearly a text that is kept, in order of index.
 
     Texts are taken in ``order``; each is kept unless its similarity to one already kept reaches the
@@ -65,20 +106,24 @@ def find_duplicates(
         threshold: Least Jaccard similarity of a duplicate, in (0, 1].
         order: Every index once, the one to be kept first; by default as they come. The same texts
             in another order of ``sets``, taken in the same order, give the same outcome.
+        scratch: A folder for what is sorted, which is made, and removed in the end; by default
+            memory.
     """
-    taken = np.arange(len(sets)) if order is None else np.asarray(order, dtype=np.int64)
+    every = np.arange(len(sets))
     rank = np.empty(len(sets), dtype=np.int64)
-    rank[taken] = np.arange(len(sets))
+    rank[every if order is None else np.asarray(order, dtype=np.int64)] = every
     twins = _find_twins(sets, rank)
-    single = np.flatnonzero((twins == np.arange(len(sets))) & (sets.sizes > 0))
-    join = _Join(sets, single[np.argsort(rank[single])], threshold)
-    nearest = join.settle()
-    found = []
-    for index in range(len(sets)):
-        kept, similarity = nearest.get(int(twins[index]), (int(twins[index]), 1.0))
-        if kept != index:
-            found.append(Duplicate(index, kept, similarity))
-    return found
+    single = np.flatnonzero((twins == every) & (sets.sizes > 0))
+    single = single[np.argsort(rank[single])]
+    del rank
+    falls_to, near = _Join(sets, single, threshold, scratch).settle()
+    fallen = np.flatnonzero(falls_to >= 0)
+    kept, similarity = every.copy(), np.ones(len(sets))
+    kept[single[fallen]] = single[falls_to[fallen]]
+    similarity[single[fallen]] = near[fallen]
+    kept, similarity = kept[twins], similarity[twins]
+    index = np.flatnonzero(kept != every)
+    return Duplicates(index, kept[index], similarity[index])
 
 
 def find_near_duplicates(
@@ -97,7 +142,7 @@ def find_near_duplicates(
         scores: Higher is kept first; by default the first in order.
     """
     order = sorted(range(len(texts)), key=lambda index: (-scores[index] if scores else 0.0, index))
-    return find_duplicates(shingle_texts(texts, n=n), threshold=threshold, order=order)
+    return list(find_duplicates(shingle_texts(texts, n=n), threshold=threshold, order=order))
 
 
 def _find_twins(sets: ShingleSets, rank: Positions) -> Positions:
@@ -144,7 +189,9 @@ def _blocks(counts: Positions) -> Iterator[tuple[int, int]]:
 class _Join:
     """The join of chosen sets with themselves, and what is kept of them."""
 
-    def __init__(self, sets: ShingleSets, chosen: Positions, threshold: float) -> None:
+    def __init__(
+        self, sets: ShingleSets, chosen: Positions, threshold: float, scratch: Path | None
+    ) -> None:
         """Join ``chosen``, indexes of sets that are all different, the one to be kept first."""
         self.sets, self.chosen, self.threshold = sets, chosen, threshold
         self.starts, self.sizes = sets.offsets[chosen], sets.sizes[chosen]
@@ -153,71 +200,89 @@ class _Join:
         self.parts = max(1, -(-int(self.prefixes.sum()) // _PART_ENTRIES))
         self.frequent: Hashes = np.zeros(0, dtype=np.uint64)
         self.reordered = np.zeros(len(chosen), dtype=bool)
-        self._only: tuple[int, tuple[Hashes, Positions]] | None = None
+        self.scratch = scratch
 
-    def settle(self) -> dict[int, tuple[int, float]]:
-        """Return the index of each set that falls, with the one that is kept and how near it is."""
-        self._find_frequent()
-        near: dict[int, list[tuple[float, int]]] = defaultdict(list)
-        crowds: dict[int, list[int]] = {}
-        member_of: dict[int, list[int]] = defaultdict(list)
-        for left, right, crowded in map(self._candidates, range(self.parts)):
-            for first, second, similarity in self._verify(left, right):
-                near[second].append((-similarity, first))
-            for value, owner in crowded:
-                crowds.setdefault(value, [])
-                member_of[owner].append(value)
-        fallen: dict[int, tuple[int, float]] = {}
-        for owner in sorted(near.keys() | member_of.keys()):
-            found = [pair for pair in near.get(owner, ()) if pair[1] not in fallen]
-            found += self._compare(owner, {one for c in member_of[owner] for one in crowds[c]})
-            if found:
-                similarity, kept = min(found)
-                fallen[owner] = kept, -similarity
+    def settle(self) -> tuple[Positions, Similarities]:
+        """Return the number of the set that each one falls to, -1 if it stays, and how near it is.
+
+        Numbers are places in ``chosen``.
+        """
+        found: list[_Pairs] = []
+        crowded: list[_Entries] = []
+        with Partitions(self.parts, self.scratch) as plain:
+            for entries in self._prefix_blocks(np.arange(len(self.chosen))):
+                plain.add(*entries)
+            plain.sort()
+            with contextlib.closing(self._reorder_frequent(plain)) as last:
+                for entries in last:
+                    left, right, crowd = self._candidates(*entries)
+                    found += self._verify(left, right)
+                    crowded.append(crowd)
+        firsts, seconds, near = _join_pairs(found)
+        del found
+        order = np.lexsort((firsts, -near, seconds))  # the nearest first, of equals the earliest
+        firsts, seconds, near = firsts[order], seconds[order], near[order]
+        values = np.unique(np.concatenate([one for one, _ in crowded]), return_inverse=True)[1]
+        owners = np.concatenate([one for _, one in crowded])
+        order = np.argsort(owners, kind="stable")
+        crowds, members = values[order], owners[order]
+        falls_to = np.full(len(self.chosen), -1, dtype=np.int64)
+        similarity = np.zeros(len(self.chosen))
+        kept_of: dict[int, list[int]] = defaultdict(list)
+        owners = np.union1d(seconds, members)
+        for owner, start, stop, begin, end in zip(
+            owners.tolist(), *_spans(seconds, owners), *_spans(members, owners), strict=True
+        ):
+            stays = (at for at in range(start, stop) if falls_to[firsts[at]] < 0)
+            best = [(-float(near[at]), int(firsts[at])) for at in itertools.islice(stays, 1)]
+            own = crowds[begin:end].tolist()
+            best += self._compare(owner, {one for crowd in own for one in kept_of[crowd]})
+            if best:
+                less, falls_to[owner] = min(best)
+                similarity[owner] = -less
                 continue
-            for crowd in member_of[owner]:
-                crowds[crowd].append(owner)
-        chosen = self.chosen
-        return {int(chosen[o]): (int(chosen[kept]), near_) for o, (kept, near_) in fallen.items()}
+            for crowd in own:
+                kept_of[crowd].append(owner)
+        return falls_to, similarity
 
-    def _find_frequent(self) -> None:
-        """Put the n-grams last that are in many prefixes, and look again, a few times."""
-        for _ in range(_ROUNDS):
-            found, touched = [], []
-            for part in range(self.parts):  # an n-gram is of one part only
-                values, owners = self._entries(part)
-                fresh = _crowded(values)
-                found.append(fresh)
-                touched.append(np.unique(owners[np.isin(values, fresh)]))
-            every = np.concatenate(found)
-            if not len(every):
-                return
-            self.reordered[np.concatenate(touched)] = True
-            self.frequent = np.union1d(self.frequent, every)
+    def _reorder_frequent(self, plain: Partitions) -> Generator[_Entries]:
+        """Put the n-grams last that are in many prefixes, a few times; yield the parts then."""
+        for left in reversed(range(_ROUNDS + 1)):
+            with Partitions(self.parts, self.scratch) as anew:
+                for entries in self._prefix_blocks(np.flatnonzero(self.reordered)):
+                    anew.add(*entries)
+                parts = (self._join_parts(plain, anew, part) for part in range(self.parts))
+                fresh = self._note_frequent(parts) if left else False
+                if not fresh:
+                    for part in range(self.parts):
+                        yield self._join_parts(plain, anew, part)
+                    return
 
-    def _entries(self, part: int) -> tuple[Hashes, Positions]:
-        """Return the n-grams of all prefixes that fall into a part, sorted, and whose they are."""
-        if self._only is None or self._only[0] != len(self.frequent):
-            entries = self._sort_entries(part)
-            if self.parts > 1:
-                return entries
-            self._only = len(self.frequent), entries
-        return self._only[1]
+    def _note_frequent(self, parts: Iterable[_Entries]) -> bool:
+        """Note what is in many prefixes, and in whose; return whether anything is."""
+        found, touched = [], []
+        for values, owners in parts:  # an n-gram is of one part only
+            fresh = _crowded(values)
+            found.append(fresh)
+            touched.append(np.unique(owners[np.isin(values, fresh)]))
+        every = np.concatenate(found)
+        self.reordered[np.concatenate(touched)] = True
+        self.frequent = np.union1d(self.frequent, every)
+        return bool(len(every))
 
-    def _sort_entries(self, part: int) -> tuple[Hashes, Positions]:
-        pieces = [
-            self._choose(part, *entries)
-            for is_reordered in (False, True)
-            for entries in self._prefix_blocks(np.flatnonzero(self.reordered == is_reordered))
-        ]
-        if not pieces:
-            return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
-        values = np.concatenate([values for values, _ in pieces])
-        owners = np.concatenate([owners for _, owners in pieces])
+    def _join_parts(self, plain: Partitions, anew: Partitions, part: int) -> _Entries:
+        """Return a part's n-grams, sorted, and whose prefixes they are of."""
+        values, owners = plain.read(part)
+        stays = ~self.reordered[owners]
+        more = anew.read(part)
+        if not len(more[0]) and stays.all():
+            return values, owners
+        values = np.concatenate([values[stays], more[0]])
+        owners = np.concatenate([owners[stays], more[1]])
         order = np.argsort(values, kind="stable")
         return values[order], owners[order]
 
-    def _prefix_blocks(self, owners: Positions) -> Iterator[tuple[Hashes, Positions]]:
+    def _prefix_blocks(self, owners: Positions) -> Iterator[_Entries]:
         """Yield the n-grams of some sets' prefixes, and whose they are, a block at a time.
 
         The sets are either all reordered or none.
@@ -235,14 +300,7 @@ class _Join:
                 values = self.sets.values[spread(self.starts[some], self.prefixes[some])]
                 yield values, np.repeat(some, self.prefixes[some])
 
-    def _choose(self, part: int, values: Hashes, owners: Positions) -> tuple[Hashes, Positions]:
-        """Return the entries that fall into a part."""
-        if self.parts == 1:
-            return values, owners
-        mine = (values * np.uint64(self.parts)) >> np.uint64(HASH_BITS) == part
-        return values[mine], owners[mine]
-
-    def _reorder(self, owners: Positions) -> tuple[Hashes, Positions]:
+    def _reorder(self, owners: Positions) -> _Entries:
         """Return the prefixes of some sets with frequent n-grams last."""
         sizes = self.sizes[owners]
         values = self.sets.values[spread(self.starts[owners], sizes)]
@@ -252,11 +310,12 @@ class _Join:
         kept = order[spread(firsts, self.prefixes[owners])]
         return values[kept], owners[whose[kept]]
 
-    def _candidates(self, part: int) -> tuple[Positions, Positions, Iterator[tuple[int, int]]]:
-        """Return the pairs that share an n-gram of a part, and who shares a crowded one."""
-        values, owners = self._entries(part)
+    def _candidates(
+        self, values: Hashes, owners: Positions
+    ) -> tuple[Positions, Positions, _Entries]:
+        """Return the pairs that share an n-gram of a part, and who shares which crowded one."""
         crowded = np.isin(values, _crowded(values))
-        crowd = zip(values[crowded].tolist(), owners[crowded].tolist(), strict=True)
+        crowd = values[crowded], owners[crowded]
         values, owners = values[~crowded], owners[~crowded]
         codes = []
         for step in range(1, _CROWD):
@@ -271,15 +330,13 @@ class _Join:
         pairs = np.unique(np.concatenate(codes)) if codes else np.zeros(0, dtype=np.int64)
         return pairs // max(len(self.chosen), 1), pairs % max(len(self.chosen), 1), crowd
 
-    def _verify(self, left: Positions, right: Positions) -> Iterator[tuple[int, int, float]]:
-        """Yield the pairs that are near enough."""
+    def _verify(self, left: Positions, right: Positions) -> Iterator[_Pairs]:
+        """Yield the pairs that are near enough, and how near."""
         for start, stop in self._portions(left, right):
             one, other = left[start:stop], right[start:stop]
             similarity = self._similarities(one, other)
             near = similarity >= self.threshold - _ROUNDING
-            yield from zip(
-                one[near].tolist(), other[near].tolist(), similarity[near].tolist(), strict=True
-            )
+            yield one[near], other[near], similarity[near]
 
     def _portions(self, left: Positions, right: Positions) -> Iterator[tuple[int, int]]:
         """Yield where to cut a list of pairs so that each piece's n-grams fit into memory."""
@@ -297,8 +354,8 @@ class _Join:
         if not others:
             return []
         right = np.array(sorted(others))
-        found = self._verify(right, np.full(len(right), owner))
-        return [(-similarity, first) for first, _, similarity in found]
+        one, _, similarity = _join_pairs(self._verify(right, np.full(len(right), owner)))
+        return list(zip((-similarity).tolist(), one.tolist(), strict=True))
 
     def _similarities(self, left: Positions, right: Positions) -> npt.NDArray[np.float64]:
         """Return the Jaccard similarity of each pair."""
@@ -313,6 +370,19 @@ class _Join:
         pairs = np.repeat(np.arange(len(owners), dtype=np.uint64), sizes)
         values = self.sets.values[spread(self.starts[owners], sizes)]
         return (pairs << np.uint64(HASH_BITS)) | values
+
+
+def _spans(ordered: Positions, wanted: Positions) -> tuple[list[int], list[int]]:
+    """Return where each wanted number begins and ends among ordered ones."""
+    left, right = (np.searchsorted(ordered, wanted, side) for side in _SIDES)
+    return left.tolist(), right.tolist()
+
+
+def _join_pairs(pairs: Iterable[_Pairs]) -> _Pairs:
+    """Return all pairs as columns."""
+    none = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))
+    first, second, similarity = zip(none, *pairs, strict=True)
+    return np.concatenate(first), np.concatenate(second), np.concatenate(similarity)
 
 
 def _crowded(values: Hashes) -> Hashes:

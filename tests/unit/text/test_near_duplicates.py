@@ -55,7 +55,7 @@ def test_the_same_texts_fall_as_when_every_pair_is_compared(texts, n, rng):
     rng.shuffle(order)
     for threshold in (0.3, 0.5, 0.75, 0.8, 1.0):
         wanted = brute_force(texts, n, threshold, order)
-        found = find_duplicates(shingle_texts(texts, n=n), threshold=threshold, order=order)
+        found = list(find_duplicates(shingle_texts(texts, n=n), threshold=threshold, order=order))
         assert {one.index: one.kept for one in found} == {i: k for i, (k, _) in wanted.items()}
         for one in found:
             assert one.similarity == pytest.approx(wanted[one.index][1])
@@ -102,7 +102,9 @@ def test_little_memory_and_files_change_nothing(tmp_path):
         mock.patch.object(shingling, "_BLOCK", 700),
     ):
         sets = shingle_texts(texts, scratch=tmp_path / "sets")
-        assert find_duplicates(sets, threshold=0.6) == wanted
+        for scratch in (None, tmp_path):
+            assert list(find_duplicates(sets, threshold=0.6, scratch=scratch)) == wanted
+    assert [path.name for path in tmp_path.iterdir()] == ["sets"]  # nothing is left behind
     assert (tmp_path / "sets").stat().st_size == 8 * int(sets.sizes.sum())
 
 
@@ -114,7 +116,7 @@ def test_the_order_of_the_files_does_not_matter_where_the_order_of_keeping_is_th
         mixed = np.random.default_rng(seed).permutation(len(texts))
         sets = shingle_texts([texts[index] for index in mixed])
         order = np.argsort([names[index] for index in mixed])
-        found = find_duplicates(sets, threshold=0.6, order=order.tolist())
+        found = list(find_duplicates(sets, threshold=0.6, order=order.tolist()))
         fallen = {one.index for one in found}
         kept.add(tuple(sorted(names[i] for at, i in enumerate(mixed) if at not in fallen)))
     assert len(kept) == 1
