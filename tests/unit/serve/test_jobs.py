@@ -121,9 +121,22 @@ def served(tmp_path_factory):
         yield client
 
 
-def test_a_job_from_recipe_to_file(served):
+@pytest.fixture(scope="module")
+def finished(served):
+    """A job that is finished, and its events with their places."""
     name = submit(served, MERGE, name="mine", overrides=["seed=7"])
-    events = follow(served, name)
+    return name, follow(served, name)
+
+
+def drop(client, name):
+    """Cancel a job whatever it does, and wait until it is gone from the line."""
+    for _ in range(2):  # the second time at once
+        client.post(f"/v1/jobs/{name}/cancel")
+    wait_for(client, name, "cancelled")
+
+
+def test_a_job_from_recipe_to_file(served, finished):
+    name, events = finished
     kinds = [event["event"] for _, event in events]
     assert kinds[:2] == ["state", "state"]
     assert kinds[-2:] == ["state", "end"]
@@ -143,13 +156,17 @@ def test_a_job_from_recipe_to_file(served):
     assert follow(served, name, number) == events[3:]
     assert served.get(f"/v1/jobs/{name}/events?after={events[-1][0]}").status_code == 204
     # Its result is a name that the next recipe may take.
-    again = MERGE.replace("checkpoint: a", f"checkpoint: jobs/{name}")
-    assert follow(served, submit(served, again))[-1][1]["state"] == "finished"
+    again = submit(served, MERGE.replace("checkpoint: a", f"checkpoint: jobs/{name}"))
+    assert follow(served, again)[-1][1]["state"] == "finished"
+    folder = served.runner.workspace.folder / "jobs"
+    assert (folder / again).is_dir()
+    assert served.delete(f"/v1/jobs/{again}").status_code == 204
+    assert served.get(f"/v1/jobs/{again}").status_code == 404
+    assert not (folder / again).exists()
 
 
-def test_files_of_a_job_whole_and_in_ranges(served):
-    name = submit(served)
-    follow(served, name)
+def test_files_of_a_job_whole_and_in_ranges(served, finished):
+    name, _ = finished
     listed = served.get(f"/v1/jobs/{name}/files").json()
     sizes = {row["path"]: row["size_bytes"] for row in listed["data"]}
     assert listed["finished"]
@@ -163,9 +180,6 @@ def test_files_of_a_job_whole_and_in_ranges(served):
     assert served.get(path, headers={"Range": "bytes=99999999-"}).status_code == 416
     for bad in ("..%2f..%2fa%2fconfig.json", "output", "none", ".lock", "%2fetc%2fpasswd", "a%00b"):
         assert served.get(f"/v1/jobs/{name}/files/{bad}").status_code == 404
-    assert served.delete(f"/v1/jobs/{name}").status_code == 204
-    assert served.get(f"/v1/jobs/{name}").status_code == 404
-    assert not (served.runner.workspace.folder / "jobs" / name).exists()
 
 
 def test_a_job_is_cancelled_and_resumed(served):
@@ -204,7 +218,20 @@ def test_a_cancel_while_the_process_starts_is_heard(served, monkeypatch):
     assert name not in served.runner._processes
 
 
-def test_every_process_has_a_scratch_folder_of_its_own_that_goes_with_it(served, monkeypatch):
+def test_a_cancel_while_a_job_waits_for_its_folder_is_heard(served, monkeypatch):
+    monkeypatch.setattr("stillroom.serve.running._BUSY_WAIT_S", 0.05)
+    folder = served.runner.workspace.folder / "jobs"
+    ticket = Ticket(new_id("merge"), "", "merge")
+    with contextlib.closing(Job.start(folder / ticket.id, "held: by a process that ends")):
+        served.runner.tickets.add(ticket, MERGE)
+        drop(served, submit(served))  # whatever is sent makes the runner look
+        wait_until(lambda: ticket.id in served.runner._processes)
+        wait_until(lambda: ticket.id not in served.runner._processes)  # busy, and asked again
+        served.post(f"/v1/jobs/{ticket.id}/cancel")
+        wait_for(served, ticket.id, "cancelled")
+
+
+def test_a_job_whose_process_dies_fails_and_the_server_goes_on(served, monkeypatch):
     lent = []
 
     async def look(order, folder, scratch, **more):
@@ -213,37 +240,18 @@ def test_every_process_has_a_scratch_folder_of_its_own_that_goes_with_it(served,
         return await children.spawn(order, folder, scratch, **more)
 
     monkeypatch.setattr("stillroom.serve.running.spawn", look)
-    follow(served, submit(served, MERGE.replace("checkpoint: b", "checkpoint: none")))
-    follow(served, submit(served, MERGE.replace("checkpoint: b", "checkpoint: none")))
-    assert len(set(lent)) == 2
-    wait_until(lambda: not any(one.exists() for one in lent))
-    assert {one.parent for one in lent} == {served.runner.workspace.scratch}
-
-
-def test_a_cancel_while_a_job_waits_for_its_folder_is_heard(served):
-    folder = served.runner.workspace.folder / "jobs"
-    ticket = Ticket(new_id("merge"), "", "merge")
-    with contextlib.closing(Job.start(folder / ticket.id, "held: by a process that ends")):
-        served.runner.tickets.add(ticket, MERGE)
-        submit(served)  # whatever is sent makes the runner look
-        wait_until(lambda: ticket.id in served.runner._processes)
-        wait_until(lambda: ticket.id not in served.runner._processes)  # busy, and asked again
-        served.post(f"/v1/jobs/{ticket.id}/cancel")
-        wait_for(served, ticket.id, "cancelled")
-
-
-def test_a_job_whose_process_dies_fails_and_the_server_goes_on(served):
     name = submit(served, ENDLESS)
     runner = served.runner
-    until = time.monotonic() + 30
-    while name not in runner._processes:
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    wait_until(lambda: name in runner._processes)
     os.kill(runner._processes[name].pid, signal.SIGKILL)
     error = wait_for(served, name, "failed")["error"]
     assert error["code"] == "job.killed"
     assert "memory" in error["message"]
     assert follow(served, submit(served))[-1][1]["state"] == "finished"
+    # Each process had a scratch folder of its own, which went with it.
+    assert len(set(lent)) == 2
+    assert {one.parent for one in lent} == {runner.workspace.scratch}
+    wait_until(lambda: not any(one.exists() for one in lent))
 
 
 def test_what_goes_wrong_is_said_without_the_servers_paths(served):
@@ -305,18 +313,17 @@ def test_a_request_that_is_sent_twice_makes_one_job(served):
     other = served.post("/v1/jobs", json={"recipe": MERGE + "seed: 2\n"}, headers=headers)
     assert (first.status_code, second.status_code, other.status_code) == (201, 200, 409)
     assert first.json()["id"] == second.json()["id"]
-    follow(served, first.json()["id"])
+    drop(served, first.json()["id"])
 
 
-def test_jobs_are_listed_newest_first_and_by_state(served):
-    follow(served, submit(served))
+def test_jobs_are_listed_newest_first_and_by_state(served, finished):
     name = submit(served)
-    follow(served, name)
+    drop(served, name)
     page = served.get("/v1/jobs?limit=1").json()
     assert [job["id"] for job in page["data"]] == [name]
     assert page["has_more"]
     older = served.get(f"/v1/jobs?before={name}&state=finished").json()["data"]
-    assert older
+    assert finished[0] in [job["id"] for job in older]
     assert all(job["id"] < name and job["state"] == "finished" for job in older)
     assert served.get("/v1/jobs?state=odd").status_code == 400
 
@@ -461,7 +468,7 @@ def test_a_job_that_fails_for_no_known_reason_is_told_by_a_number(served):
     served.runner.tickets.add(ticket, MERGE)
     blocked = served.runner.workspace.folder / "jobs" / f".{ticket.id}.partial"
     (blocked / "recipe.yaml").mkdir(parents=True)  # no job makes that, so none foresees it
-    submit(served)
+    drop(served, submit(served))
     error = wait_for(served, ticket.id, "failed")["error"]
     assert error["code"] == "job.failed"
     number = re.search(r"[0-9a-f]{12}\Z", error["message"])[0]
