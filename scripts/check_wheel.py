@@ -11,12 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import tempfile
+import tomllib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,23 +38,40 @@ tiny_checkpoint(Path("a"), seed=0)
 tiny_checkpoint(Path("b"), seed=1)
 """
 _IMPORT_ALL = """\
-import importlib, pkgutil, stillroom
-from stillroom.errors import MissingExtraError
-absent = set()
-for module in pkgutil.walk_packages(stillroom.__path__, "stillroom."):
-    if module.name.startswith("stillroom.__main__"):
-        continue
-    try:
-        importlib.import_module(module.name)
-    except MissingExtraError:
-        absent.add(module.name)
-    except ModuleNotFoundError as error:
-        if (error.name or "stillroom").startswith("stillroom"):
-            raise
-        absent.add(error.name)
-print(len(list(pkgutil.walk_packages(stillroom.__path__, "stillroom."))), "modules; extras absent:",
-      ", ".join(sorted(absent)))
+import importlib, json, pkgutil, sys
+from pathlib import Path
+
+name, allowed = sys.argv[1], set(json.loads(sys.argv[2]))
+package = importlib.import_module(name)
+missing = getattr(importlib.import_module(name + ".errors"), "MissingExtraError")
+absent, broken, tried = set(), [], 0
+
+def walk(folders, before):  # pkgutil.walk_packages passes over what lies in one that fails
+    global tried
+    for module in pkgutil.iter_modules(folders, before + "."):
+        if module.name == name + ".__main__":
+            continue
+        tried += 1
+        try:
+            importlib.import_module(module.name)
+        except missing:
+            absent.add(module.name)
+        except ModuleNotFoundError as error:
+            lacking = (error.name or "?").partition(".")[0]
+            if lacking in allowed:
+                absent.add(lacking)
+            else:
+                broken.append(f"{module.name} needs {error.name}")
+        if module.ispkg:
+            inside = module.name.rpartition(".")[2]
+            walk([str(Path(folder) / inside) for folder in folders], module.name)
+
+walk(list(package.__path__), name)
+if broken:
+    sys.exit("of no extra, and not installed with the package: " + "; ".join(broken))
+print(tried, "modules; extras absent:", ", ".join(sorted(absent)))
 """
+_NOT_FOR_USERS = {"all", "dev", "docs", "release"}
 
 
 def main() -> None:
@@ -100,7 +120,8 @@ def try_wheel(wheel: Path, python: str, folder: Path) -> None:
     inside, stillroom = str(bin_ / "python"), str(bin_ / "stillroom")
     version = run([inside, "--version"], folder).strip()
     print(f"{version}: {run([stillroom, '--version'], folder).strip()}")
-    print(run([inside, "-W", "ignore", "-c", _IMPORT_ALL], folder).strip())
+    words = [inside, "-W", "ignore", "-c", _IMPORT_ALL, "stillroom", json.dumps(list_optional())]
+    print(run(words, folder).strip())
     told = json.loads(run([stillroom, "doctor", "--json"], folder))
     run([stillroom, "doctor"], folder)
     run([stillroom, "make", "--help"], folder)
@@ -116,6 +137,48 @@ def try_wheel(wheel: Path, python: str, folder: Path) -> None:
     ):
         refuse([stillroom, *words], folder, f"pip install 'stillroom[{extra}]'")
     print(f"{version}: core commands work, and missing extras are named ({told['version']})")
+
+
+def list_optional() -> list[str]:
+    """Return the modules that extras bring, and what these stand on, as they are installed here."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    core = _stand_on(map(_plain, declared["dependencies"]))
+    extras = {
+        _plain(line)
+        for extra, lines in declared["optional-dependencies"].items()
+        if extra not in _NOT_FOR_USERS
+        for line in lines
+    }
+    optional = _stand_on(extras) - core - {"stillroom"}
+    named = {
+        module
+        for module, packages in packages_distributions().items()
+        if {_plain(package) for package in packages} & optional
+    }
+    return sorted(named | {name.replace("-", "_") for name in optional})
+
+
+def _stand_on(names: Iterable[str]) -> set[str]:
+    """Return packages and all that they need without extras; of those not installed, themselves."""
+    found: set[str] = set()
+    waiting = [*names]
+    while waiting:
+        name = waiting.pop()
+        if name in found or name == "stillroom":
+            continue
+        found.add(name)
+        try:
+            needed = requires(name) or []
+        except PackageNotFoundError:
+            continue
+        waiting += [_plain(line) for line in needed if "extra ==" not in line]
+    return found
+
+
+def _plain(requirement: str) -> str:
+    """Return a package's name as indexes compare it."""
+    name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def refuse(words: Sequence[str], folder: Path, said: str) -> None:

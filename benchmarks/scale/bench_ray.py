@@ -8,8 +8,11 @@ hash; that is processor time, and two workers share the machine's cores with the
 whatever else runs. Clusters and workers are started before the clock; repeats are interleaved.
 
 Usage: bench_ray.py [REPEATS [asks] [reading]]
+
+Ends with 1 where any way gave other bytes than the rest.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -22,6 +25,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -37,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "bench" / "scale" / "ray"
 SERVER = ROOT / "benchmarks" / "synth" / "engine_server.py"
 LATENCY_S, ASKED, READ = 0.4, 48, 20_000
+KINDS = ("asks", "reading")
 
 
 def make_records(count: int, words: int) -> list[Record]:
@@ -113,8 +118,8 @@ def tell(what: str, value: object, **more: object) -> None:
     print(json.dumps({"what": what, "value": value, **more, "machine": machine}), flush=True)
 
 
-def compare(address: str, repeats: int, kinds: list[str]) -> None:
-    """Run all ways and print the figures."""
+def compare(address: str, repeats: int, kinds: Sequence[str]) -> bool:
+    """Run all ways and print the figures; return whether all gave the same bytes."""
     import ray
 
     from stillroom.jobs.engines.ray import RayEngine
@@ -132,6 +137,7 @@ def compare(address: str, repeats: int, kinds: list[str]) -> None:
         runs = f"{' and '.join(kinds)}: here, 1 worker, 2 workers ({repeats} each)"
         more = ", and one of two killed" if "asks" in kinds else ""
         tell("scale/ray/digest_equal", all(same), runs=runs + more)
+        return all(same)
     finally:
         for engine in (one, two, cluster):
             engine.close()
@@ -189,8 +195,21 @@ def compare_reading(repeats: int, one: Engine, two: Engine) -> bool:
     return len(digests) == 1
 
 
+def read_arguments(words: Sequence[str] | None = None) -> tuple[int, Sequence[str]]:
+    """Return how often each way is measured, and which jobs; others are refused."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("repeats", type=int, nargs="?", default=3, help="of each way, 1 or more")
+    parser.add_argument("kinds", nargs="*", help=f"of {', '.join(KINDS)}; default all")
+    given = parser.parse_args(words)
+    unknown = sorted(set(given.kinds) - set(KINDS))
+    if unknown or given.repeats < 1:
+        parser.error(f"{', '.join(unknown) or given.repeats} cannot be measured")
+    return given.repeats, given.kinds or KINDS
+
+
 def main() -> None:
     """Make records, start the endpoint, compare."""
+    repeats, kinds = read_arguments()
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
     write_records(WORK / "seeds.jsonl", make_records(ASKED, 60))
@@ -207,10 +226,12 @@ def main() -> None:
                 break
             except OSError:
                 time.sleep(0.2)
-        compare(address, int([*sys.argv[1:], "3"][0]), sys.argv[2:] or ["asks", "reading"])
+        is_same = compare(address, repeats, kinds)
     finally:
         server.terminate()
         server.wait()
+    if not is_same:
+        sys.exit("the ways gave different bytes")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def command(
     compared: list[GgufComparison] = []
 
     def prove(path: Path, stored: GgufType) -> None:
-        compared.append(compare_gguf(folder, path, stored))
+        compared.append(compare_gguf(folder, path, stored, name=out))
 
     told = export_gguf(
         folder,

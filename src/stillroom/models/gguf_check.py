@@ -91,7 +91,12 @@ class GgufComparison:
 
 
 def compare_gguf(
-    folder: Path, path: Path, type: GgufType, *, probes: Sequence[str] = PROBES
+    folder: Path,
+    path: Path,
+    type: GgufType,
+    *,
+    probes: Sequence[str] = PROBES,
+    name: Path | None = None,
 ) -> GgufComparison:
     """Run a GGUF file in llama.cpp beside the folder it was made from.
 
@@ -100,6 +105,7 @@ def compare_gguf(
         path: The file.
         type: Of its matrices: how much rounding is expected.
         probes: Texts to cut, and to go on from.
+        name: What errors call the file, where it is to be renamed; default ``path``.
 
     Raises:
         CheckpointError: If a text is cut otherwise, or the model computes something else, no
@@ -132,7 +138,7 @@ def compare_gguf(
         raise CheckpointError(
             f"llama.cpp does not compute what transformers does: {found}",
             code="checkpoint.gguf-unlike",
-            where=str(path),
+            where=str(name or path),
             expected="the same tokens of every text, and log-probabilities that rounding explains",
             next=f"use llama.cpp's own converter; the first text cut otherwise: {unlike[0]!r:.80}"
             if unlike

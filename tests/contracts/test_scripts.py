@@ -1,0 +1,60 @@
+"""The scripts of the house and the benchmarks fail where they should."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load(path: str):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("line", "allowed", "said"),
+    [
+        ("import nowhere_at_all", [], "house.room.deep needs nowhere_at_all"),
+        ("import nowhere_at_all", ["nowhere_at_all"], ""),
+        ("from house.gone import x", [], "house.room.deep needs house.gone"),
+        ("from house.errors import MissingExtraError as E; raise E", [], ""),
+    ],
+)
+def test_a_wheel_that_lacks_a_package_of_its_core_is_refused(tmp_path, line, allowed, said):
+    script = load("scripts/check_wheel.py")
+    room = tmp_path / "house" / "room"
+    room.mkdir(parents=True)
+    (tmp_path / "house" / "__init__.py").write_text("")
+    (tmp_path / "house" / "errors.py").write_text("class MissingExtraError(Exception): pass\n")
+    (room / "__init__.py").write_text("")
+    (room / "deep.py").write_text(line + "\n")
+    words = [sys.executable, "-S", "-c", script._IMPORT_ALL, "house", json.dumps(allowed)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode != 0) == bool(said)
+    assert said in done.stderr
+    assert said or done.stdout.startswith("3 modules; extras absent: ")
+
+
+def test_modules_of_extras_are_known_by_the_names_they_are_imported_by():
+    optional = load("scripts/check_wheel.py").list_optional()
+    assert {"ray", "s3fs", "cv2", "docx"} <= set(optional)
+    assert not {"torch", "numpy", "stillroom", "pytest"} & set(optional)
+
+
+@pytest.mark.parametrize("words", [["3", "askss"], ["0"], ["many"]])
+def test_a_benchmark_that_would_measure_nothing_is_refused(words, capsys):
+    bench = load("benchmarks/scale/bench_ray.py")
+    with pytest.raises(SystemExit) as caught:
+        bench.read_arguments(words)
+    assert caught.value.code == 2
+    assert bench.read_arguments([]) == (3, ("asks", "reading"))
+    assert bench.read_arguments(["2", "asks"]) == (2, ["asks"])
