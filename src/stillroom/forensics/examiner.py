@@ -1,9 +1,9 @@
 """What a file that is read for its text says of its own origin, as a link of its chain.
 
-Pictures and signed documents in a folder go through ``check`` before they are read: passages cut
-from them, and answers that cite those, then carry what was found. A file that says it was made by
-a program is synthetic, whatever the folder is said to be; one of which nothing is known stays what
-it was.
+Pictures, films, recordings and signed documents in a folder go through ``check`` before they are
+read: passages cut from them, and answers that cite those, then carry what was found. A file that
+says it was made by a program is synthetic, whatever the folder is said to be; one of which nothing
+is known stays what it was.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from stillroom.errors import MissingExtraError
 from stillroom.forensics.checking import SYNTHETIC, Checked, check_file
 from stillroom.forensics.lab import has_lab, open_lab
+from stillroom.forensics.media_looks import CLIPS, SOUNDS
 from stillroom.forensics.pictures import PICTURES
 from stillroom.provenance import digest_file
 from stillroom.records import Link, Origin
@@ -27,7 +28,7 @@ def examine(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
     """Return a file's origin with a link of what was found, and the verdict where there is one.
 
     Args:
-        path: The file; those that are neither pictures nor signed are left as they are.
+        path: The file; texts that are not signed are left as they are.
         origin: What is known of it before.
     """
     if not _is_of_interest(path):
@@ -60,6 +61,6 @@ def _word(found: Checked) -> str:
 
 def _is_of_interest(path: Path) -> bool:
     suffix = path.suffix.lower()
-    if suffix in PICTURES:
+    if suffix in PICTURES | CLIPS | SOUNDS:
         return True
     return suffix == ".pdf" and b"c2pa" in path.read_bytes()

@@ -125,3 +125,25 @@ def test_without_the_packages_it_is_said_that_nothing_was_checked(documents, mon
     origin, told = examiner.examine(documents / "made.pdf", Origin())
     assert origin == Origin()
     assert told[0].startswith("where it is from was not checked: ")
+
+
+def test_a_film_that_says_it_was_generated_is_synthetic_and_so_is_what_it_says(tmp_path):
+    from tests.unit.text.parsers.test_clip import write_clip
+
+    from stillroom.forensics.certificates import init_ca
+    from stillroom.forensics.signing import sign_file
+
+    pytest.importorskip("av")
+    init_ca(tmp_path / "ca")
+    (tmp_path / "talk.mp4").write_bytes(write_clip(title="Cod are counted.", form="mp4"))
+    (tmp_path / "films").mkdir()
+    film = tmp_path / "films" / "talk.mp4"
+    sign_file(tmp_path / "talk.mp4", film, tmp_path / "ca", made_by="a generator")
+    from stillroom.forensics.examiner import examine
+
+    with examined_by(examine):
+        document = parse_file(film, origin=Origin("human"))
+    assert document.text == "Title: Cod are counted."
+    assert document.origin.kind == "synthetic"
+    assert document.origin.chain[-1].method == "forensics.check.generated"
+    assert document.metadata["notices"]

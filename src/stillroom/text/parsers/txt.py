@@ -22,7 +22,7 @@ __all__ = ["Txt"]
 class Txt(Parser):
     """Text files of any encoding, and source code."""
 
-    suffixes: ClassVar[tuple[str, ...]] = (".txt", ".text", ".log", ".srt", ".vtt", *CODE_SUFFIXES)
+    suffixes: ClassVar[tuple[str, ...]] = (".txt", ".text", ".log", *CODE_SUFFIXES)
     media_type: ClassVar[str] = "text/plain"
 
     @override

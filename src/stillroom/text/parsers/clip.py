@@ -1,0 +1,134 @@
+"""Films and recordings: title, description, chapters and subtitles that the file itself carries.
+
+Nothing is transcribed. Of several text tracks the one marked as default is read, else the first;
+the others are named. Chapters are sections, and each line of a subtitle is labelled with the time
+at which it begins. Bytes are those of the whole file.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from typing_extensions import override
+
+from stillroom.errors import DataError, MissingExtraError
+from stillroom.records import Document
+from stillroom.text.assembly import Assembly
+from stillroom.text.cues import add_cue, say_time
+from stillroom.text.method import Parser, Source
+
+__all__ = ["Clip"]
+
+_TAGS = ("title", "artist", "description", "synopsis", "comment", "lyrics")
+_TEXT_TRACKS = {"subrip", "srt", "webvtt", "mov_text", "ass", "ssa", "text"}
+_MOST_CUES = 100_000
+
+
+class Clip(Parser):
+    """MP4, QuickTime, Matroska, WebM and sound files, with the extra ``forensics``."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (
+        *(".mp4", ".m4v", ".mov", ".mkv", ".webm"),
+        *(".m4a", ".mp3", ".flac", ".ogg", ".opus", ".wav", ".mka"),
+    )
+    media_type: ClassVar[str] = "video/mp4"
+    is_risky: ClassVar[bool] = True
+
+    @override
+    def parse(self, data: bytes, source: Source) -> Document:
+        try:
+            import av
+        except ImportError as error:
+            raise MissingExtraError.of("av", "forensics", "reading films and recordings") from error
+        try:
+            with av.open(io.BytesIO(data), metadata_errors="replace") as container:
+                return _read(container, len(data), source)
+        except DataError:
+            raise
+        except (av.error.FFmpegError, ValueError, EOFError, OSError) as error:
+            raise DataError(
+                f"the file cannot be read as a film or recording: {error}",
+                code="document.unreadable",
+                where=source.path,
+                expected="an MP4, QuickTime, Matroska, WebM or sound file that is whole",
+                next="convert it, or leave the file out",
+            ) from error
+
+
+def _read(container: Any, size: int, source: Source) -> Document:
+    assembly, whole = Assembly(source), (0, size)
+    tags = {str(key).lower(): str(value).strip() for key, value in container.metadata.items()}
+    for name in _TAGS:
+        if tags.get(name):
+            assembly.gap()
+            assembly.add(f"{name.capitalize()}: {tags[name]}", whole)
+    tracks = [track for track in container.streams if track.type == "subtitle"]
+    texts = [track for track in tracks if track.codec_context.name in _TEXT_TRACKS]
+    chosen = next(filter(_is_default, texts), texts[0] if texts else None)
+    chapters = list(_chapters(container))
+    cues = 0
+    for begins, lines in _cues(container, chosen):
+        while chapters and chapters[0][0] <= begins:
+            _add_chapter(assembly, *chapters.pop(0), whole)
+        cues += 1
+        for line in lines if cues <= _MOST_CUES else ():
+            add_cue(assembly, line, begins, whole)
+    for chapter in chapters:
+        _add_chapter(assembly, *chapter, whole)
+    metadata: dict[str, Any] = {
+        "duration_s": round(container.duration / 1e6, 3) if container.duration else None,
+        "subtitles": _name(chosen) if chosen is not None else "",
+        "cues": min(cues, _MOST_CUES),
+        "subtitles_left_out": [_name(track) for track in tracks if track is not chosen],
+    }
+    if cues > _MOST_CUES:
+        metadata["cues_left_out"] = cues - _MOST_CUES
+    return assembly.finish(
+        title=tags.get("title", ""),
+        metadata=metadata,
+        expected="subtitles, chapters or a description in the file; speech is not transcribed",
+    )
+
+
+def _cues(container: Any, track: Any) -> Iterator[tuple[float, list[str]]]:
+    """Yield when each cue begins, in seconds, and its lines."""
+    if track is None:
+        return
+    for packet in container.demux(track):
+        if packet.pts is None:
+            continue
+        begins = max(float(packet.pts * packet.time_base), 0.0)
+        shown = [bytes(rect.dialogue) for found in packet.decode() for rect in _rects(found)]
+        text = b"\n".join(shown).decode("utf-8", "replace")
+        yield begins, text.replace("\\N", "\n").replace("\\n", "\n").split("\n")
+
+
+def _rects(found: Any) -> list[Any]:
+    """Return what of a decoded subtitle is text, whether it comes in a set or alone."""
+    parts = list(found) if hasattr(found, "__iter__") else [found]
+    return [part for part in parts if getattr(part, "dialogue", None)]
+
+
+def _chapters(container: Any) -> Iterator[tuple[float, str]]:
+    """Yield when each chapter begins, in seconds, and its title."""
+    for number, chapter in enumerate(getattr(container, "chapters", list)(), 1):
+        title = " ".join(str(chapter["metadata"].get("title", "")).split())
+        yield float(chapter["start"] * chapter["time_base"]), title or f"Chapter {number}"
+
+
+def _add_chapter(assembly: Assembly, begins: float, title: str, whole: tuple[int, int]) -> None:
+    assembly.gap()
+    assembly.heading(2, title)
+    assembly.add(f"## {title}", whole, label=say_time(begins))
+    assembly.gap("\n")  # the line that follows adds another
+
+
+def _is_default(track: Any) -> bool:
+    return "default" in str(getattr(track, "disposition", "")).lower()
+
+
+def _name(track: Any) -> str:
+    parts = (track.metadata.get("language", ""), track.metadata.get("title", ""))
+    return " ".join(filter(None, parts)) or f"track {track.index}"

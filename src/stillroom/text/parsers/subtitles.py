@@ -1,0 +1,55 @@
+"""Subtitle files, SubRip and WebVTT: what is said, without numbers and times, byte for byte.
+
+Each cue is labelled with the time at which it begins, so that a citation leads to the moment.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+from typing_extensions import override
+
+from stillroom.records import Document
+from stillroom.text.assembly import Assembly
+from stillroom.text.cues import add_cue
+from stillroom.text.decoding import ByteMap, decode
+from stillroom.text.method import Parser, Source
+
+__all__ = ["Subtitles"]
+
+_TIME = r"(?:(\d{1,3}):)?(\d{1,2}):(\d{2})[,.](\d{1,3})"
+_CUE = re.compile(
+    rf"^[ \t]*{_TIME}[ \t]*-->[ \t]*{_TIME}[^\n]*(?:\n|\Z)((?:(?![ \t]*\r?\n)[^\n]*(?:\n|\Z))*)",
+    re.MULTILINE,
+)
+
+
+class Subtitles(Parser):
+    """SubRip and WebVTT files; a file without a cue is read as it stands."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".srt", ".vtt")
+    media_type: ClassVar[str] = "text/vtt"
+
+    @override
+    def parse(self, data: bytes, source: Source) -> Document:
+        decoded = decode(data, source.path)
+        where = ByteMap(decoded)
+        assembly = Assembly(source)
+        cues = 0
+        for found in _CUE.finditer(decoded.text):
+            hours, minutes, seconds = (int(part or 0) for part in found.group(1, 2, 3))
+            begins = 3600 * hours + 60 * minutes + seconds
+            start = found.start(9)
+            lines = found[9].rstrip().split("\n")
+            cues += 1
+            for line in lines:
+                stop = start + len(line)
+                span = (where.at(start), where.at(stop))
+                add_cue(assembly, line, begins, span, is_exact=where.is_exact(start, stop))
+                start = stop + 1
+        if not cues:
+            whole = (where.at(0), where.at(len(decoded.text)))
+            exact = where.is_exact(0, len(decoded.text))
+            assembly.add(decoded.text, whole, is_exact=exact)
+        return assembly.finish(metadata={**decoded.metadata, "cues": cues})
