@@ -5,10 +5,11 @@ Free of torch, so that a recipe can hold and check it.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from stillroom.errors import RecipeError
 from stillroom.forensics.choices import Calibration
 from stillroom.forensics.method import DETECTORS, FORGERIES, Detector, Forgery
 from stillroom.recipes import Reference, Settings
@@ -85,8 +86,9 @@ class DetectorSettings(Settings):
     )
     known: KnownSettings | None = Field(
         default=None,
-        description="learn from a benchmark's own fakes instead of forging; its splits hold, and "
-        "the recipe's method, faces and split are without effect",
+        description="learn from a benchmark's own fakes instead of forging; its splits hold; "
+        "the recipe's method, split, detector.also and whose faces are then without effect, and "
+        "have to be left as they are",
     )
     also: list[Annotated[Forgery, FORGERIES.choice()]] = Field(
         default_factory=list,
@@ -112,3 +114,18 @@ class DetectorSettings(Settings):
         default=False,
         description="a control: labels drawn by lot, so that a sound protocol measures 0.5",
     )
+
+    @model_validator(mode="after")
+    def _move_what_is_forged_here(self) -> Self:
+        if self.known is not None and self.model.looks_at > 1:
+            raise RecipeError(
+                f"{self.model.method_name()} looks at {self.model.looks_at} frames of a face, and "
+                "fakes of a benchmark are single pictures: each would stand still beside a real "
+                "face that is set in motion, and that is what would be learned",
+                code="forensics.still-fakes",
+                where="detector.known",
+                expected="a detector of single pictures, or forgeries that are made here, frame by "
+                "frame",
+                next="leave out detector.known, and name a method",
+            )
+        return self

@@ -1,8 +1,9 @@
 """Pairs that are forged already: a benchmark's manifest as what a detector learns from.
 
 Each fake is paired with its real twin where the manifest has one of the same source, else with a
-real picture of the same split. Pictures are cut to a square about their largest face, as ``check``
-cuts them; where no face is found, a square picture is taken whole and another is left out.
+real picture of the same split. Splits that share a person, a recording or a picture are refused.
+Pictures are cut to a square about their largest face, as ``check`` cuts them; where no face is
+found, a square picture is taken whole and another is left out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pydantic import PrivateAttr
 from typing_extensions import override
 
 from stillroom.errors import DataError
+from stillroom.forensics.audits import find_leaks
 from stillroom.forensics.face import Face, Image, Mask, canonical_points
 from stillroom.forensics.faces import FaceFinder, crop_square
 from stillroom.forensics.items import Item, find_manifest, read_items
@@ -66,10 +68,11 @@ def open_known(manifest: Path, size: int, margin: float, say: Callable[[str], No
         say: Told of what is left out.
 
     Raises:
-        DataError: If a split has no pair.
+        DataError: If a split has no pair, or a person, recording or picture is in two splits.
     """
     file = find_manifest(manifest)
     items = read_items(file)
+    _refuse_leaks(file, find_leaks(items), say, items)
     cut = _Cutter(file.parent, size, margin, say)
     faces: list[Face] = []
     splits: dict[str, list[int]] = {name: [] for name in _SPLITS}
@@ -80,12 +83,13 @@ def open_known(manifest: Path, size: int, margin: float, say: Callable[[str], No
         forged = [item for item in items if item.split == split and item.label]
         for at, item in enumerate(forged if real else []):
             twin = twins.get(item.source) or real[at % len(real)]
-            pair = cut.cut(item), cut.cut(twin)
+            pair = cut.cut(item, split), cut.cut(twin, split)
             if pair[0] is None or pair[1] is None:
                 continue
             fakes[item.id] = pair[0]
             splits[split].append(len(faces))
             faces.append(_face(item, twin, pair[1], pair[0]))
+    _refuse_leaks(file, cut.leaks())
     empty = [name for name in _SPLITS if not splits[name]]
     if empty:
         raise DataError(
@@ -106,6 +110,28 @@ def open_known(manifest: Path, size: int, margin: float, say: Callable[[str], No
     return Known(tuple(faces), parts, pairs, left_out)
 
 
+def _refuse_leaks(
+    file: Path,
+    leaks: Sequence[str],
+    say: Callable[[str], None] | None = None,
+    items: Sequence[Item] = (),
+) -> None:
+    """Refuse splits that share something; say where rows do not tell."""
+    silent = sum(1 for item in items if item.split and not (item.source or item.people))
+    if silent and say is not None:
+        say(f"{silent} rows name no source and no person: that no split shares one is not known")
+    if leaks:
+        raise DataError(
+            f"the splits of {file.name} share people or pictures, so that its test would measure "
+            f"memory; {len(leaks)} in all, the first: {leaks[0]}",
+            code="forensics.leak",
+            where=str(file),
+            expected="a fake, its real twin, and all of one person or recording in one split",
+            next="stillroom forensics benchmark split MANIFEST --by identity --out SPLIT, or by "
+            "source",
+        )
+
+
 @dataclass
 class _Cutter:
     """Cuts pictures to squares, each file once."""
@@ -118,11 +144,24 @@ class _Cutter:
     def __post_init__(self) -> None:
         self._finder = FaceFinder()
         self._kept: dict[str, Image | None] = {}
+        self._places: dict[str, dict[str, str]] = {}
 
-    def cut(self, item: Item) -> Image | None:
+    def cut(self, item: Item, split: str) -> Image | None:
         if item.path not in self._kept:
             self._kept[item.path] = self._read(item)
-        return self._kept[item.path]
+        found = self._kept[item.path]
+        if found is not None:
+            self._places.setdefault(digest_bytes(found.tobytes()), {}).setdefault(split, item.id)
+        return found
+
+    def leaks(self) -> list[str]:
+        """Return the squares that are the same in two splits, a line each."""
+        return [
+            f"the picture of {' and '.join(f'{name} ({split})' for split, name in found.items())}"
+            " is the same"
+            for found in self._places.values()
+            if len(found) > 1
+        ]
 
     def _read(self, item: Item) -> Image | None:
         try:

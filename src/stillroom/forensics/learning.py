@@ -45,6 +45,7 @@ __all__ = [
     "prove",
     "split_faces",
     "split_identities",
+    "start_from",
     "teach",
 ]
 
@@ -175,11 +176,7 @@ def teach(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = settings.model.build(settings.pixels)
-    if settings.start is not None:
-        start = TrainedDetector.open(Path(settings.start), device="cpu")
-        if start.about.method.method_name() != settings.model.method_name():
-            raise _other_make(settings, start)
-        network.load_state_dict(start.network.state_dict())
+    start_from(settings, network)
     network.to(device)
     teacher = TrainedDetector.open(Path(settings.teacher)) if settings.teacher else None
     source = PairSource(faces.of(faces.train), forgeries, settings, seed=recipe.seed, device=device)
@@ -201,6 +198,23 @@ def teach(
     )
     summary = train(network, source, objective, fit.to_train(), job, seed=recipe.seed)
     return network.eval(), asdict(summary)
+
+
+def start_from(settings: DetectorSettings, network: Network) -> None:
+    """Fill a new network with the weights of ``settings.start``, where one is named.
+
+    Raises:
+        DataError: If that is of another make or size.
+    """
+    if settings.start is None:
+        return
+    start = TrainedDetector.open(Path(settings.start), device="cpu")
+    given, own = start.network.state_dict(), network.state_dict()
+    shapes = {name: value.shape for name, value in given.items()}
+    is_alike = shapes == {name: value.shape for name, value in own.items()}
+    if start.about.method.method_name() != settings.model.method_name() or not is_alike:
+        raise _other_make(settings, start)
+    network.load_state_dict(given)
 
 
 def prove(
@@ -329,9 +343,10 @@ def _tell(figures: dict[str, Any], about: About, job: Job) -> None:
 
 def _other_make(settings: DetectorSettings, start: TrainedDetector) -> DataError:
     return DataError(
-        f"detector.start is a {start.about.method.method_name()}",
+        f"detector.start is a {start.about.method.method_name()}: "
+        f"{start.about.method.model_dump_json()}",
         code="forensics.other-detector",
         where="detector.start",
-        expected=f"a detector {settings.model.method_name()}, as detector.model",
-        next="name the same method, or use it as detector.teacher",
+        expected=f"a detector as detector.model: {settings.model.model_dump_json()}",
+        next="name the same method with the same sizes, or use it as detector.teacher",
     )

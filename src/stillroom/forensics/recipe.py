@@ -7,7 +7,9 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from stillroom.errors import RecipeError
+from stillroom.forensics.choices import LEAST_S
 from stillroom.forensics.detector_settings import DetectorSettings
+from stillroom.forensics.idle_settings import find_changed
 from stillroom.forensics.method import (
     EDITS,
     FORGERIES,
@@ -108,10 +110,18 @@ class SoundSettings(BaseSettings):
         description="how sounds are forged; one is drawn by lot each time",
     )
     seconds: float = Field(
-        default=4.0, ge=0.5, le=60, description="length of a sound, and of what a detector hears"
+        default=4.0,
+        ge=0.5,
+        le=60,
+        description="length of a sound, and of what a detector hears; sounds that are written need "
+        "3",
     )
     snr: float = Field(
-        default=18.0, ge=12, le=24, description="ratio of sound to watermark in dB; lower is surer"
+        default=18.0,
+        ge=12,
+        le=24,
+        description="ratio of sound to watermark in dB; lower is surer, and up to 6 lower is taken "
+        "where the mark cannot be read back",
     )
 
 
@@ -137,6 +147,39 @@ class OutSettings(Settings):
 
     format: Literal["jpg", "png"] = Field(default="jpg", description="of every image alike")
     quality: int = Field(default=92, ge=40, le=100, description="of JPEG, real and fake alike")
+
+
+_MODES = {
+    "sound": "forges sounds",
+    "detector": "learns a detector of faces, and writes no file",
+    "sound detector": "learns a detector of sounds, and writes no file",
+    "known": "learns from the fakes of a benchmark",
+}
+_WITHOUT_EFFECT = {
+    "sound": ("method", "faces", "edits", "size", "marking", "out", "workers"),
+    "detector": ("edits", "marking", "out", "workers"),
+    "sound detector": (
+        "sound.snr",
+        *(f"detector.{name}" for name in ("known", "also", "pixels", "teacher", "teacher_share")),
+        *(f"detector.views.{name}" for name in ("crop", "flip", "colour", "least_quality")),
+    ),
+    "known": (
+        "method",
+        "split",
+        "detector.also",
+        *(f"faces.{name}" for name in ("folder", "synthetic_source", "consent", "basis")),
+    ),
+}
+"""Of each thing that a recipe may do, the settings that then do nothing, and have to be left."""
+
+
+def _is_of(recipe: ForensicsRecipe, mode: str) -> bool:
+    detector, hears = recipe.detector, recipe.sound is not None
+    if mode == "known":
+        return detector is not None and detector.known is not None and not hears
+    if mode == "detector":
+        return detector is not None and not hears
+    return hears and (mode == "sound" or detector is not None)
 
 
 class ForensicsRecipe(Recipe):
@@ -170,8 +213,8 @@ class ForensicsRecipe(Recipe):
     out: OutSettings = Field(default_factory=OutSettings, description="the files")
     sound: SoundSettings | None = Field(
         default=None,
-        description="forge sounds instead of faces: method, faces, edits, size, marking and out "
-        "are then without effect, and have to be left as they are",
+        description="forge sounds instead of faces: method, faces, edits, size, marking, out and "
+        "workers are then without effect, and have to be left as they are",
     )
     detector: DetectorSettings | None = Field(
         default=None,
@@ -191,15 +234,30 @@ class ForensicsRecipe(Recipe):
                 expected="the group 'sound' for lfcc and aasist, and none for other detectors",
                 next="sound: {}" if hears else "detector.model=lfcc",
             )
-        plain = FacesSettings()
-        if self.sound is not None and (self.faces != plain or self.edits):
+        if self.sound is not None and self.detector is None and self.sound.seconds < LEAST_S:
             raise RecipeError(
-                "the recipe forges sounds, and sets what faces go through",
-                code="forensics.other-sense",
-                where="faces" if self.faces != plain else "edits",
-                expected="sound.folder, sound.consent and sound.methods",
-                next="leave faces and edits out, or the group 'sound'",
+                f"sounds of {self.sound.seconds:g} s are too short to carry a mark, and none is "
+                "written without",
+                code="forensics.too-short",
+                where="sound.seconds",
+                expected=f"at least {LEAST_S:g}, but where a detector learns from them in memory",
+                next="sound.seconds=4",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _set_what_counts(self) -> ForensicsRecipe:
+        for mode, names in _WITHOUT_EFFECT.items():
+            if not _is_of(self, mode):
+                continue
+            if idle := find_changed(self, names):
+                raise RecipeError(
+                    f"the recipe {_MODES[mode]}: {', '.join(idle)} would do nothing",
+                    code="forensics.other-sense" if "sound" in mode else "forensics.without-effect",
+                    where=idle[0],
+                    expected="what is without effect left as it is",
+                    next=f"leave out {', '.join(idle)}",
+                )
         return self
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stillroom.forensics.detector_settings import DetectorSettings
     from stillroom.forensics.face import Face
     from stillroom.forensics.marking import Made, Marker
-    from stillroom.forensics.method import Forged
+    from stillroom.forensics.method import Detector, Forged
     from stillroom.forensics.set_writing import Rows
 
 __all__ = ["estimate", "run"]
@@ -32,6 +32,8 @@ __all__ = ["estimate", "run"]
 _SECONDS_EACH = 0.12
 _SECONDS_LEARNED = 0.035
 _SECONDS_FORGED = 0.01
+_SECONDS_HEARD = {"lfcc": 0.0045, "tiny": 0.25, "light": 0.58, "full": 0.65}  # of a second of sound
+_SECONDS_SOUND = 0.018
 _AT_ONCE = 8
 
 
@@ -141,19 +143,29 @@ def _estimate_sounds(recipe: ForensicsRecipe, seconds: float) -> Estimate:
 def _estimate_learning(recipe: ForensicsRecipe, settings: DetectorSettings) -> Estimate:
     """Say what learning needs, as measured with the default backbone at 128 pixels."""
     share = (settings.pixels / 128) ** 2
-    if recipe.sound is not None:  # as measured: lfcc is lighter, aasist of full size heavier
+    each = _SECONDS_LEARNED * share + _SECONDS_FORGED * (recipe.size / 256) ** 2
+    what = f"faces and as many fakes of {settings.pixels}x{settings.pixels} pixels"
+    knob = "detector.pixels"
+    if recipe.sound is not None:
         share = recipe.sound.seconds
+        each = share * (_SECONDS_SOUND + _weigh(settings.model))
+        what, knob = f"sounds and as many fakes of {share:g} s", "sound.seconds"
     steps = settings.train.count_steps(recipe.count)
-    pictures = 2 * settings.train.batch_size * steps
+    pairs = 2 * settings.train.batch_size
     return Estimate(
-        memory_bytes=int(700_000_000 + 2 * settings.train.batch_size * share * 40_000_000),
+        memory_bytes=int(700_000_000 + pairs * share * 40_000_000),
         disk_bytes=80_000_000,
-        seconds=pictures * (_SECONDS_LEARNED * share + _SECONDS_FORGED * (recipe.size / 256) ** 2),
-        memory_knob="lower detector.train.batch_size or detector.pixels",
-        disk_knob="choose a smaller backbone",
-        basis=f"{steps} steps of {settings.train.batch_size} faces and as many fakes of "
-        f"{settings.pixels}x{settings.pixels} pixels",
+        seconds=steps * pairs * each,
+        memory_knob=f"lower detector.train.batch_size or {knob}",
+        disk_knob="choose a smaller detector",
+        basis=f"{steps} steps of {settings.train.batch_size} {what}",
     )
+
+
+def _weigh(model: Detector) -> float:
+    """Return the seconds that a second of sound takes; of a stranger those of the heaviest."""
+    size = getattr(model, "size", model.method_name())
+    return _SECONDS_HEARD.get(size, max(_SECONDS_HEARD.values()))
 
 
 def _forge_all(

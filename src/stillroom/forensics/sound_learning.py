@@ -21,7 +21,7 @@ from stillroom.forensics.detecting import About, TrainedDetector, write_detector
 from stillroom.forensics.detector_card import write_sound_card
 from stillroom.forensics.detector_settings import DetectorSettings
 from stillroom.forensics.extras import need
-from stillroom.forensics.learning import measure_chances, split_identities
+from stillroom.forensics.learning import measure_chances, split_identities, start_from
 from stillroom.forensics.measures import cluster_interval
 from stillroom.forensics.method import ForgedSound, Resynthesis
 from stillroom.forensics.networks import Network
@@ -217,9 +217,7 @@ def _teach(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = settings.model.build(length)
-    if settings.start is not None:
-        start = TrainedDetector.open(Path(settings.start), device="cpu")
-        network.load_state_dict(start.network.state_dict())
+    start_from(settings, network)
     network.to(device)
     source = SoundSource(waves, methods, settings, seed=recipe.seed, device=device)
 

@@ -233,3 +233,10 @@ def test_a_student_learns_its_teachers_scores(trained, tmp_path):
     assert [parent["role"] for parent in artifact["parents"]] == ["teacher"]
     lines = (tmp_path / "student/metrics.jsonl").read_text().splitlines()
     assert any(json.loads(line)["name"] == "teacher" for line in lines)
+
+
+@pytest.mark.parametrize("more", ["edits: [retouch]", "out: {quality: 60}", "workers: 2"])
+def test_what_is_of_files_is_not_set_where_none_is_written(more):
+    with pytest.raises(RecipeError, match="would do nothing") as caught:
+        parse_recipe(f"version: 1\nkind: forensics\ndetector: {{model: npr}}\n{more}\n")
+    assert caught.value.code == "forensics.without-effect"
