@@ -36,7 +36,7 @@ Examples:
 @click.option(
     "--strength",
     "strengths",
-    type=click.FloatRange(1, 64),
+    type=click.IntRange(1, 64),
     multiple=True,
     help="The most that a value of 0 to 255 may change; default 1, 2 and 4.",
 )
@@ -56,7 +56,7 @@ def command(
     manifest: Path,
     detector: Path,
     attacks: tuple[str, ...],
-    strengths: tuple[float, ...],
+    strengths: tuple[int, ...],
     steps: int,
     queries: int,
     split: str,
@@ -67,7 +67,8 @@ def command(
 
     Forged pictures are changed within a bound until they pass for real: along the network's
     gradient (fgsm, pgd), by search over scores alone (square), or so that JPEG does not take it
-    away (eot_jpeg). The threshold is that of the pictures as they are. Nothing is written.
+    away (eot_jpeg). What counts as found is decided on the manifest's validation rows, else by the
+    detector's own calibration; the first line says which. Nothing is written.
     """
     from stillroom.forensics.adversarial import ATTACKS, attack_manifest
     from stillroom.forensics.detecting import TrainedDetector
@@ -76,14 +77,14 @@ def command(
         manifest,
         TrainedDetector.open(detector),
         attacks=cast("tuple[Attack, ...]", attacks) or ATTACKS,
-        strengths=strengths or (1.0, 2.0, 4.0),
+        strengths=strengths or (1, 2, 4),
         steps=steps,
         queries=queries,
         split=split,
         seed=seed,
     )
     if as_json:
-        print_json({"detector": str(detector), "attacks": [one.to_json() for one in found]})
+        print_json({"detector": str(detector), **found.to_json()})
         return
-    for one in found:
-        click.echo(one.line())
+    for line in found.lines():
+        click.echo(line)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,10 +32,12 @@ from stillroom.forensics.pictures import load_picture
 from stillroom.forensics.treatments import compress
 from stillroom.forensics.views import to_planes
 
-__all__ = ["ATTACKS", "Attack", "Attacked", "attack_manifest", "attack_planes"]
+__all__ = ["ATTACKS", "Attack", "Attacked", "Siege", "attack_manifest", "attack_planes"]
 
 Attack = Literal["fgsm", "pgd", "square", "eot_jpeg"]
 ATTACKS: tuple[Attack, ...] = get_args(Attack)
+Floats = npt.NDArray[np.float64]
+_VALIDATION = "validation"
 _AT_ONCE = 16
 _QUALITIES = (60, 75, 90)
 
@@ -43,24 +46,26 @@ _QUALITIES = (60, 75, 90)
 class Attacked:
     """What is left of a detector: the area, and the share of forgeries found before and not after.
 
-    ``strength`` is the most that a value of 0 to 255 may change; 0 is without an attack.
+    ``strength`` is the most that a value of 0 to 255 may change; 0 is without an attack. ``known``
+    is the share of forgeries that were found before; ``turned`` is None where none was.
     """
 
     attack: str
-    strength: float
+    strength: int
     area: Metric
-    turned: float
+    known: float
+    turned: float | None
     n: int
 
     def line(self) -> str:
         """Return the finding as one line."""
         interval = f"[{self.area.low:.3f}, {self.area.high:.3f}]"
         if not self.strength:
-            return f"no attack: auc {self.area.value:.3f} {interval}"
-        return (
-            f"{self.attack} by {self.strength:g}/255: auc {self.area.value:.3f} {interval}, "
-            f"{self.turned:.0%} of the forgeries that were found pass"
-        )
+            return f"no attack: auc {self.area.value:.3f} {interval}, {self.known:.0%} found"
+        said = f"{self.attack} by {self.strength}/255: auc {self.area.value:.3f} {interval}, "
+        if self.turned is None:
+            return f"{said}no forgery was found before, so none can pass"
+        return f"{said}{self.turned:.0%} of the forgeries that were found pass"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -68,9 +73,30 @@ class Attacked:
             "attack": self.attack,
             "strength": self.strength,
             "auc": self.area.to_json(),
+            "found": self.known,
             "turned": self.turned,
             "n": self.n,
         }
+
+
+@dataclass(frozen=True)
+class Siege:
+    """All attacks on a detector, and on what the threshold was chosen, which is not what they hit.
+
+    The first row is without an attack.
+    """
+
+    threshold_from: str
+    rows: tuple[Attacked, ...]
+
+    def lines(self) -> list[str]:
+        """Return the findings as a user reads them."""
+        return [f"threshold: {self.threshold_from}", *(row.line() for row in self.rows)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        rows = [row.to_json() for row in self.rows]
+        return {"threshold_from": self.threshold_from, "attacks": rows}
 
 
 def attack_manifest(
@@ -78,42 +104,53 @@ def attack_manifest(
     detector: TrainedDetector,
     *,
     attacks: Sequence[Attack] = ATTACKS,
-    strengths: Sequence[float] = (1.0, 2.0, 4.0),
+    strengths: Sequence[int] = (1, 2, 4),
     steps: int = 20,
     queries: int = 200,
     split: str = "test",
     seed: int = 0,
-) -> list[Attacked]:
+) -> Siege:
     """Attack the forged pictures of a manifest, and measure what is left.
+
+    What counts as found is decided on other pictures than those attacked: on the manifest's
+    validation rows, else by the detector's own calibration at even odds.
 
     Args:
         manifest: The file, or its folder; pictures are squares about faces, as the lab's sets are.
         detector: Of single pictures; attacks are made on what its network is given.
         attacks: Which.
-        strengths: The most that a value of 0 to 255 may change.
+        strengths: The most that a value of 0 to 255 may change; whole, as files hold values.
         steps: Of ``pgd`` and ``eot_jpeg``.
         queries: Of ``square``: how often scores are asked for.
         split: Which rows; empty for all.
         seed: Of what is drawn by lot.
 
     Raises:
-        DataError: If rows or the detector are not as they have to be.
+        DataError: If rows, strengths or the detector are not as they have to be, or nothing says
+            from which score on a picture counts as forged.
     """
     if detector.about.method.hears or detector.about.method.looks_at > 1:
         raise _refused(f"{detector.name} judges no single pictures", "a detector of pictures")
+    for strength in strengths:
+        if strength != int(strength) or strength < 1:
+            raise _refused(
+                f"a strength of {strength} cannot be kept in pictures of 8 bits", "whole numbers"
+            )
     file = find_manifest(manifest)
-    items = [item for item in read_items(file) if not split or item.split == split]
+    every = read_items(file)
+    items = [item for item in every if not split or item.split == split]
     if len({item.label for item in items}) < 2:
         raise _refused("the rows are of one class", f"real and fake rows of the split {split!r}")
-    shown = [detector.show(load_picture(file.parent / item.path).image) for item in items]
-    planes = torch.from_numpy(to_planes(shown))
+    is_apart = split not in {"", _VALIDATION}
+    aside = [item for item in every if is_apart and item.split == _VALIDATION]
+    finds, threshold_from = _choose_threshold(file, detector, aside)
+    planes = _load(file, detector, items)
     labels = [item.label for item in items]
     groups = [_group(item) for item in items]
-    plain = _scores(detector, planes)
-    threshold = pick_threshold(labels, plain.tolist()) or 0.0
-    found = [Attacked("none", 0.0, cluster_interval(labels, plain, groups), 0.0, len(items))]
-    fakes = torch.tensor(labels) == 1
-    known = plain[fakes.numpy()] > threshold
+    plain, fakes = _scores(detector, planes), torch.tensor(labels) == 1
+    known = finds(plain[fakes.numpy()])
+    share, count = float(known.mean()), len(items)
+    rows = [Attacked("none", 0, cluster_interval(labels, plain, groups), share, None, count)]
     for attack in attacks:
         for strength in strengths:
             changed = planes.clone()
@@ -124,11 +161,38 @@ def attack_manifest(
                 seed=seed,
             )
             scores = _scores(detector, changed)
-            passed = known & (scores[fakes.numpy()] <= threshold)
-            turned = float(passed.sum() / max(known.sum(), 1))
+            passed = known & ~finds(scores[fakes.numpy()])
+            turned = float(passed.sum() / known.sum()) if known.any() else None
             area = cluster_interval(labels, scores, groups)
-            found.append(Attacked(attack, strength, area, turned, len(items)))
-    return found
+            rows.append(Attacked(attack, int(strength), area, share, turned, count))
+    return Siege(threshold_from, tuple(rows))
+
+
+def _choose_threshold(
+    file: Path, detector: TrainedDetector, aside: Sequence[Item]
+) -> tuple[Callable[[Floats], npt.NDArray[np.bool_]], str]:
+    """Return what finds forgeries by their scores, and on what that was chosen."""
+    if len({item.label for item in aside}) == 2:
+        scores = _scores(detector, _load(file, detector, aside))
+        least = pick_threshold([item.label for item in aside], scores.tolist())
+        if least is not None:
+            found = f"best balanced accuracy on the {len(aside)} validation rows"
+            return lambda given: np.asarray(given >= least), found
+    calibrator = detector.about.calibrator
+    if calibrator.n:
+        found = f"even odds by the detector's own calibration on {calibrator.n} pictures"
+        return lambda given: np.asarray(calibrator.chances(given, 0.5) >= 0.5), found
+    raise _refused(
+        f"nothing says from which score on {detector.name} finds a forgery: it has no calibration, "
+        "and the manifest no validation rows beside those that are attacked",
+        "real and fake rows of the split 'validation'",
+    )
+
+
+def _load(file: Path, detector: TrainedDetector, items: Sequence[Item]) -> Tensor:
+    """Return what the network is given of some rows, (N, 3, P, P)."""
+    shown = [detector.show(load_picture(file.parent / item.path).image) for item in items]
+    return torch.from_numpy(to_planes(shown))
 
 
 def attack_planes(
@@ -229,7 +293,7 @@ def _whole(changed: Tensor, planes: Tensor, start: int, bound: float) -> Tensor:
     return (plain + steps / 255).clamp(0, 1)
 
 
-def _scores(detector: TrainedDetector, planes: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _scores(detector: TrainedDetector, planes: Tensor) -> Floats:
     found = []
     for start in range(0, len(planes), _AT_ONCE):
         with torch.inference_mode():

@@ -1,5 +1,6 @@
 """A detector is learned from a benchmark's own fakes, stressed by its folder, and attacked."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,12 +10,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from stillroom.cli.app import stillroom
-from stillroom.errors import DataError
+from stillroom.errors import DataError, RecipeError
 from stillroom.flow import run_recipe
 from stillroom.forensics.adversarial import ATTACKS, attack_manifest, attack_planes
 from stillroom.forensics.detecting import TrainedDetector
 from stillroom.forensics.drawing import draw_face
-from stillroom.forensics.items import Item, write_items
+from stillroom.forensics.items import Item, read_items, write_items
 from stillroom.forensics.stress import TREATMENTS
 from stillroom.recipes import parse_recipe
 
@@ -68,6 +69,58 @@ def test_a_detector_learns_from_fakes_that_a_benchmark_has(trained):
     assert "a benchmark's, drawn" in (trained / "output/README.md").read_text()
 
 
+def leaking(benchmark, folder, change):
+    """Write the manifest anew after a change to its rows, and return what learning from it says."""
+    items = [change(item) for item in read_items(benchmark)]
+    write_items(folder / "m.jsonl", items)
+    for item in items:
+        (folder / item.path).write_bytes((benchmark / item.path).read_bytes())
+    with pytest.raises(DataError) as caught:
+        run_recipe(parse_recipe(LEARN.format(manifest=folder / "m.jsonl")), folder / "run")
+    assert caught.value.code == "forensics.leak"
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("shared", ["source", "identity", "others"])
+def test_a_fake_and_its_twin_or_person_are_in_one_split(shared, benchmark, tmp_path):
+    def move(item):
+        """Put the twin of a fake to learn from among the test's."""
+        if item.id != "0-0.png":
+            return item
+        kept = {"source": {"source": "0"}, "identity": {"identity": "p0"}}
+        other = {"source": "x", "identity": "px", "split": "test"}
+        kept["others"] = {"others": ("p0",)}
+        return dataclasses.replace(item, **{**other, **kept[shared]})
+
+    said = leaking(benchmark, tmp_path, move)
+    assert ("source 0" if shared == "source" else "identity p0") in said
+    assert "in test and train" in said
+
+
+def test_a_picture_that_is_in_two_splits_is_found_without_any_name(benchmark, tmp_path):
+    def forget(item):
+        path = "0-4.png" if item.id == "0-0.png" else item.path
+        return dataclasses.replace(item, source="", identity="", path=path)
+
+    assert "(train) and 0-4.png (test) is the same" in leaking(benchmark, tmp_path, forget)
+
+
+def test_nothing_in_motion_is_learned_from_a_benchmarks_still_fakes():
+    head = "temporal, checkpoint: detector"
+    with pytest.raises(RecipeError, match="would stand still beside a real face") as caught:
+        parse_recipe(LEARN.format(manifest="m.csv").replace("npr, width: 8", head))
+    assert caught.value.code == "forensics.still-fakes"
+
+
+@pytest.mark.parametrize(
+    "more", ["method: swap", "split: {held_out: 0.5}", "faces: {folder: x, basis: y}"]
+)
+def test_what_a_benchmark_decides_is_not_set_besides(more):
+    with pytest.raises(RecipeError, match="would do nothing") as caught:
+        parse_recipe(LEARN.format(manifest="m.csv") + more + "\n")
+    assert caught.value.code == "forensics.without-effect"
+
+
 def test_a_manifest_without_splits_is_refused(benchmark, tmp_path):
     Image.open(benchmark / "0-0.png").save(tmp_path / "a.png")
     write_items(tmp_path / "m.jsonl", [Item("a", "a.png", 0), Item("b", "a.png", 1)])
@@ -110,11 +163,15 @@ def test_only_forgeries_are_attacked_and_nothing_is_written(benchmark, trained):
     words += ["--attack", "pgd", "--strength", "16", "--steps", "5"]
     done = CliRunner().invoke(stillroom, [*words, "--json"])
     assert done.exit_code == 0, done.output
-    plain, attacked = json.loads(done.stdout)["attacks"]
-    assert (plain["attack"], plain["strength"], plain["turned"]) == ("none", 0.0, 0.0)
+    found = json.loads(done.stdout)
+    assert found["threshold_from"] == "best balanced accuracy on the 6 validation rows"
+    plain, attacked = found["attacks"]
+    assert (plain["attack"], plain["strength"], plain["turned"]) == ("none", 0, None)
+    assert plain["found"] > 0.6
     assert attacked["auc"]["value"] < plain["auc"]["value"]
     assert attacked["turned"] > 0.5
     said = CliRunner().invoke(stillroom, words).output
+    assert said.startswith("threshold: best balanced accuracy on the 6 validation rows\n")
     assert "no attack: auc " in said
     assert "of the forgeries that were found pass" in said
     assert sorted(path.name for path in benchmark.iterdir()) == before
@@ -126,3 +183,31 @@ def test_what_cannot_be_attacked_is_refused(benchmark, trained, tmp_path):
     with pytest.raises(DataError) as caught:
         attack_manifest(tmp_path / "m.jsonl", detector)
     assert caught.value.code == "forensics.stress"
+
+
+def test_the_threshold_of_an_attack_never_comes_from_what_is_attacked(benchmark, trained, tmp_path):
+    from stillroom.forensics.calibrating import Calibrator
+
+    detector, small = TrainedDetector.open(trained), {"attacks": ["fgsm"], "strengths": [1]}
+    for split in ("validation", ""):
+        found = attack_manifest(benchmark, detector, split=split, **small)
+        assert found.threshold_from.startswith("even odds by the detector's own calibration on ")
+    detector.about = dataclasses.replace(detector.about, calibrator=Calibrator("none"))
+    with pytest.raises(DataError, match="no validation rows beside those") as caught:
+        attack_manifest(benchmark, detector, split="", **small)
+    assert caught.value.code == "forensics.stress"
+    # Scores of the test move, and with them nothing that was chosen.
+    detector.about = dataclasses.replace(
+        detector.about, calibrator=Calibrator("platt", 0.0, -1, n=9)
+    )
+    found = attack_manifest(benchmark, detector, split="", **small)
+    assert [(row.known, row.turned) for row in found.rows] == [(0.0, None), (0.0, None)]
+    assert "no forgery was found before" in found.lines()[-1]
+
+
+def test_strengths_are_whole_steps_of_8_bits(benchmark, trained):
+    words = ["forensics", "benchmark", "attack", str(benchmark), "--detector", str(trained)]
+    done = CliRunner().invoke(stillroom, [*words, "--strength", "1.5"])
+    assert done.exit_code == 2
+    with pytest.raises(DataError, match=r"strength of 1\.5 cannot be kept in pictures of 8 bits"):
+        attack_manifest(benchmark, TrainedDetector.open(trained), strengths=[1.5])
