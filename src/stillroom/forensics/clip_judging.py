@@ -1,9 +1,7 @@
 """Detectors before a clip: each face scored in every frame that is looked at, and over time.
 
-A track's score is the mean of its frames' logits; its chance is what the calibration says of one
-picture with that score, no more: frames of one face are not independent, so that many of them do
-not make a finding surer. The clip's finding is that of its strongest face. Squares about faces are
-scored as they come and let go, so memory does not grow with the clip.
+What is said of a face is said by ``concluding``. The clip's finding is that of its strongest face.
+Squares about faces are scored as they come and let go, so memory does not grow with the clip.
 """
 
 from __future__ import annotations
@@ -13,7 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from stillroom.forensics.detecting import TrainedDetector, turns_round
+from stillroom.forensics.concluding import Scores, conclude
+from stillroom.forensics.detecting import TrainedDetector
 from stillroom.forensics.face import Image
 from stillroom.forensics.faces import Detection, FaceFinder, crop_square
 from stillroom.forensics.findings import Course
@@ -22,7 +21,6 @@ from stillroom.forensics.treatments import compress, rescale
 __all__ = ["Witness"]
 
 _AT_ONCE = 8
-_TOP_SHARE = 0.2
 _CODED = "h264"
 
 
@@ -91,36 +89,22 @@ class Witness:
     def _conclude(
         self, track: int, detector: TrainedDetector, record: _Record, bits_per_pixel: float
     ) -> Course:
-        calibrator, prevalence = detector.about.calibrator, self._prevalence
+        frames = detector.about.method.looks_at
         reasons = [
             *detector.doubts(float(np.median(record.sizes)), None),
             *_doubt_coding(detector, bits_per_pixel),
         ]
-        if not record.logits:
-            few = f"seen in {record.seen} frames of one face, fewer than the "
-            reasons.append(f"{few}{detector.about.method.looks_at} it looks at")
-            return Course(
-                *(detector.name, detector.fingerprint, track + 1, (), (), ()),
-                *(0.0, 0.0, None, prevalence, tuple(reasons)),
-            )
-        views = np.array(record.logits)  # (frames, views)
-        means = views.mean(axis=0)
-        chances = calibrator.chances(means, prevalence)
-        reasons += turns_round(chances)
-        plain = views[:, 0]
-        top = np.sort(plain)[-max(round(_TOP_SHARE * len(plain)), 1) :]
-        return Course(
-            detector.name,
-            detector.fingerprint,
+        few = f"seen in {record.seen} frames of one face, fewer than the {frames} it looks at"
+        left = len(record.waiting)
+        short = f"the last {left} frames of the face, fewer than the {frames} of a run, not judged"
+        return conclude(
+            detector,
             track + 1,
-            tuple(record.times),
-            tuple(float(value) for value in plain),
-            tuple(float(value) for value in calibrator.chances(plain, prevalence)),
-            float(means[0]),
-            float(top.mean()),
-            None if reasons else float(chances[0]),
-            prevalence,
-            tuple(reasons),
+            Scores(record.times, record.logits),
+            prevalence=self._prevalence,
+            reasons=reasons,
+            nothing=few,
+            notes=[short] if left and record.logits else [],
         )
 
 

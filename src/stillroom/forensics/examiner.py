@@ -3,7 +3,7 @@
 Pictures, films, recordings and signed documents in a folder go through ``check`` before they are
 read: passages cut from them, and answers that cite those, then carry what was found. A file that
 says it was made by a program is synthetic, whatever the folder is said to be; one of which nothing
-is known stays what it was.
+is known, and a real one that a lab kept beside a forgery, stay what they were.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from stillroom.errors import MissingExtraError
 from stillroom.forensics.checking import SYNTHETIC, Checked, check_file
+from stillroom.forensics.finishing import name_kind
 from stillroom.forensics.lab import has_lab, open_lab
 from stillroom.forensics.media_looks import CLIPS, SOUNDS
 from stillroom.forensics.pictures import PICTURES
@@ -40,10 +41,16 @@ def examine(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
     if found.error:
         return origin, ()  # who reads it for its text tells why it cannot be read
     word = _word(found)
-    kind = "synthetic" if word in {"lab", "generated"} else origin.kind
+    kind = "synthetic" if word in {"lab", "generated"} and not _is_real(found) else origin.kind
     link = Link(f"{CHECK}.{word}", parents=(digest_file(path),))
     told = () if word == "unknown" else (found.verdict,)
     return origin.then(link, kind=kind), told
+
+
+def _is_real(found: Checked) -> bool:
+    """Return whether the lab kept a file beside a forgery of it, and did not make it."""
+    row = found.trace.row if found.trace is not None else None
+    return row is not None and name_kind(row) == "real"
 
 
 def _word(found: Checked) -> str:

@@ -68,7 +68,7 @@ class Course:
     ``face`` is its number, 0 for a sound; ``times`` in seconds and ``logits`` are of each frame,
     or, for a head over time or a sound, of each run; ``chances`` are those logits' own;
     ``chance`` that of their mean, None where it is withheld for ``reasons``; ``top`` is the mean
-    of the highest fifth.
+    of the highest fifth; ``notes`` say what was not looked at or heard.
     """
 
     detector: str
@@ -82,6 +82,7 @@ class Course:
     chance: float | None
     prevalence: float
     reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def subject(self) -> str:
@@ -95,12 +96,13 @@ class Course:
 
     def line(self) -> str:
         """Return the verdict with its detector, its face, and the frames' chances as bars."""
+        beside = f" ({'; '.join(self.notes)})" if self.notes else ""
         if not self.times:
-            return f"{self.detector}, {self.subject}: {self.verdict}"
+            return f"{self.detector}, {self.subject}: {self.verdict}{beside}"
         bars = "".join(_BARS[round(chance * (len(_BARS) - 1))] for chance in self.chances)
         return (
             f"{self.detector}, {self.subject}, {len(self.times)} scores from "
-            f"{self.times[0]:.1f} to {self.times[-1]:.1f} s [{bars}]: {self.verdict}"
+            f"{self.times[0]:.1f} to {self.times[-1]:.1f} s [{bars}]: {self.verdict}{beside}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -118,6 +120,7 @@ class Course:
             "logits": list(self.logits),
             "chances": list(self.chances),
             "reasons": list(self.reasons),
+            "notes": list(self.notes),
         }
 
 

@@ -1,7 +1,8 @@
 """Detectors before a recording: each run of seconds scored, and the whole, as faces are over time.
 
-A run is scored as it is, after MP3, and with a little noise; runs that are nearly silent are passed
-over, and of a long recording at most so many, evenly over it.
+A run is scored as it is, after MP3, and with a little noise. Runs that are nearly silent are passed
+over, and of a long recording so many that at most 48 are heard, evenly over it; how many is noted
+with the finding.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stillroom.forensics.detecting import TrainedDetector, turns_round
+from stillroom.forensics.concluding import Scores, conclude
+from stillroom.forensics.detecting import TrainedDetector
 from stillroom.forensics.findings import Course
 from stillroom.forensics.sound_views import add_noise, code_sound
 from stillroom.forensics.sounds import Sound
@@ -22,7 +24,7 @@ __all__ = ["listen"]
 _MOST_RUNS = 48
 _SILENT = 10 ** (-50 / 20)
 _NARROW = 4100.0
-_TOP_SHARE = 0.2
+_REST = 0.05  # seconds; less than that is lost in resampling
 
 
 def listen(
@@ -47,37 +49,39 @@ def _hear(detector: TrainedDetector, path: Path, sound: Sound, prevalence: float
     every = max(-(-int(sound.duration * RATE) // (length * _MOST_RUNS)), 1)
     times: list[float] = []
     rows: list[list[float]] = []
+    silent, between, heard = 0, 0, 0
     for number, run in enumerate(_runs(path, length)):
-        if number % every or float(np.sqrt(np.mean(run**2))) < _SILENT:
-            continue
-        times.append(number * length / RATE)
-        views = [run, code_sound(run, "mp3", 64_000), add_noise(run, 35.0, _lot(number))]
-        rows.append([float(value) for value in detector.logits(views)])
-    reasons = _doubts(detector, sound)
-    if not rows:
-        reasons.append("nothing but silence was heard")
-        return Course(
-            *(detector.name, detector.fingerprint, 0, (), (), ()),
-            *(0.0, 0.0, None, prevalence, tuple(reasons)),
-        )
-    calibrator, views_of = detector.about.calibrator, np.array(rows)
-    chances = calibrator.chances(views_of.mean(axis=0), prevalence)
-    reasons += turns_round(chances)
-    plain = views_of[:, 0]
-    top = np.sort(plain)[-max(round(_TOP_SHARE * len(plain)), 1) :]
-    return Course(
-        detector.name,
-        detector.fingerprint,
+        heard += len(run)
+        if number % every:
+            between += 1
+        elif float(np.sqrt(np.mean(run**2))) < _SILENT:
+            silent += 1
+        else:
+            times.append(number * length / RATE)
+            views = [run, code_sound(run, "mp3", 64_000), add_noise(run, 35.0, _lot(number))]
+            rows.append([float(value) for value in detector.logits(views)])
+    return conclude(
+        detector,
         0,
-        tuple(times),
-        tuple(float(value) for value in plain),
-        tuple(float(value) for value in calibrator.chances(plain, prevalence)),
-        float(plain.mean()),
-        float(top.mean()),
-        None if reasons else float(chances[0]),
-        prevalence,
-        tuple(reasons),
+        Scores(times, rows),
+        prevalence=prevalence,
+        reasons=_doubts(detector, sound),
+        nothing="nothing but silence was heard",
+        notes=_left_out(length / RATE, between, silent, sound.duration - heard / RATE),
     )
+
+
+def _left_out(seconds: float, between: int, silent: int, rest: float) -> list[str]:
+    """Return what of a recording was not heard, a clause each."""
+    found = []
+    counts = {"between those heard": between, "nearly silent": silent}
+    for which, count in counts.items():
+        if count:
+            runs = f"{count} run{'' if count == 1 else 's'} of {seconds:g} s"
+            found.append(f"passed over {runs} {which}")
+    if rest >= _REST:
+        found.append(f"the last {rest:.1f} s, too short for a run, not heard")
+    return found
 
 
 def _runs(path: Path, length: int) -> Iterator[Waves]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.forensics.clips import Clip, open_clip, space_frames
-from stillroom.forensics.face import Image
 from stillroom.forensics.findings import Course
 from stillroom.forensics.lab import Lab
 from stillroom.forensics.pulse import Pulse, feel_pulses
 from stillroom.forensics.scanning import Scan, scan_clip
 from stillroom.forensics.sounds import Sound, hear_sound
-from stillroom.forensics.tracing import CLIPS, SOUNDS, Trace, trace_sound
-from stillroom.forensics.watermark import Watermark
+from stillroom.forensics.tracing import CLIPS, SOUNDS, FrameMarks, Trace, trace_sound
 
 if TYPE_CHECKING:
     from stillroom.forensics.clip_judging import Witness
@@ -117,16 +114,16 @@ def look_at_clip(
             next="leave it out",
         )
     limits = [] if clip.has_video else ["the file holds no video"]
-    payloads: list[int] = []
+    marks = FrameMarks(lab) if lab is not None else None
     witness = judges.witness() if judges is not None and clip.has_video else None
-    scan = _watch(clip, count, lab, payloads, limits, witness) if clip.has_video else None
+    scan = _watch(clip, count, marks, limits, witness) if clip.has_video else None
     sound = _listen(path, limits) if clip.has_audio else None
     pulses = _feel(clip, limits) if with_pulse and scan is not None and scan.tracks else ()
     courses = witness.courses(_bits_per_pixel(clip)) if witness is not None else ()
     courses += _hear(judges, path, sound, limits)
     notes = (*clip.notes, *limits)
-    look = ClipLook(clip, scan, sound, None, len(payloads), notes, courses, pulses)
-    return replace(look, trace=_trace_of(look, path, lab, payloads)) if lab is not None else look
+    look = ClipLook(clip, scan, sound, None, 0, notes, courses, pulses)
+    return look if marks is None else _with_marks(look, path, marks)
 
 
 def look_at_sound(path: Path, lab: Lab | None = None, *, judges: Judges | None = None) -> ClipLook:
@@ -162,32 +159,17 @@ def find_mark(look: ClipLook, path: Path, lab: Lab) -> ClipLook:
     Raises:
         DataError: If it can no longer be decoded.
     """
-    payloads: list[int] = []
+    marks = FrameMarks(lab)
     if look.clip.has_video:
-        see = _mark_seeker(lab, payloads)
         for frame in space_frames(open_clip(path), _FRAMES):
-            see(frame.image)
-    return replace(look, trace=_trace_of(look, path, lab, payloads), marked=len(payloads))
+            marks.look(frame.image)
+    return _with_marks(look, path, marks)
 
 
-def _trace_of(look: ClipLook, path: Path, lab: Lab, payloads: Sequence[int]) -> Trace | None:
-    """Return the trace of the first frame that is marked, else of the sound."""
-    if payloads:
-        return Trace(format(payloads[0], "012x"), (1.0, 1.0), lab.ledger.find(payloads[0]))
-    if look.sound is not None:
-        return trace_sound(path, lab)
-    return Trace() if look.clip.has_video else None
-
-
-def _mark_seeker(lab: Lab, payloads: list[int]) -> Callable[[Image], None]:
-    """Return what reads the lab's mark from a frame and adds it to those that were found."""
-    mark = Watermark(lab.key)
-
-    def see(image: Image) -> None:
-        if (found := mark.read(image).payload) is not None:
-            payloads.append(found)
-
-    return see
+def _with_marks(look: ClipLook, path: Path, marks: FrameMarks) -> ClipLook:
+    """Return a look with the mark of the first frame that has one, else of the sound."""
+    trace = marks.trace(path if look.sound is not None else None)
+    return replace(look, trace=trace, marked=len(marks.payloads))
 
 
 def _hear(
@@ -206,13 +188,12 @@ def _hear(
 def _watch(
     clip: Clip,
     count: int,
-    lab: Lab | None,
-    payloads: list[int],
+    marks: FrameMarks | None,
     limits: list[str],
     witness: Witness | None,
 ) -> Scan | None:
     """Scan a clip for faces, and its frames for the lab's mark; what limits that is added."""
-    look = _mark_seeker(lab, payloads) if lab is not None else None
+    look = marks.look if marks is not None else None
     try:
         see = witness.see if witness is not None else None
         scan = scan_clip(clip, count=count, look=look, see=see)

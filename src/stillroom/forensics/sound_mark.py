@@ -7,8 +7,9 @@ mark of pictures, each coded bit over some 33 cells of every 4.1 s; a fifth of t
 by which the place in time is found after a cut. What the sound itself already says for or against
 a bit is counted, and just so much is changed as brings all bits to one margin.
 
-**False positives.** An unmarked sound passes if the keyed check fits by chance: 2**-24 a place that
-is decoded, of which there are eight: 5e-7 a sound.
+**False positives.** Each time that bits are decoded from what is not marked, the 24-bit keyed check
+fits by chance with 2**-24. One reading decodes eight places: 5e-7 a reading, not a file. Who reads
+a long recording piece by piece has to add them up: ``SoundReading.decodings`` says how many.
 
 It does not withstand being played faster or slower or at another pitch, echoes of a room, less than
 some 3 seconds, nor anyone who has the key.
@@ -30,14 +31,17 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.errors import DataError
+from stillroom.forensics.choices import LEAST_S
 from stillroom.forensics.convolution import coded_length, decode_soft, encode_bits
 from stillroom.forensics.waves import RATE, Waves, from_spectrum, to_spectrum
 
-__all__ = ["BITS", "LEAST_S", "SoundMark", "SoundReading", "measure_snr"]
+__all__ = ["BITS", "CHANCE", "LEAST_S", "SoundMark", "SoundReading", "measure_snr"]
 
-LEAST_S = 3.0
 BITS = 32
 _CHECK_BITS = 24
+CHANCE = 2.0**-_CHECK_BITS
+"""With which what is not marked passes, each time that its bits are decoded."""
+
 _CODED = coded_length(BITS + _CHECK_BITS)
 _LOUDER = (0.0, 2.0, 4.0, 6.0)  # dB, tried in turn
 _CELL = 1024  # samples: 64 ms
@@ -59,10 +63,14 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class SoundReading:
-    """What was read: the payload (None: no mark of this key), and the pilot's z."""
+    """What was read: the payload (None: no mark of this key), the pilot's z, how much was decoded.
+
+    ``decodings`` is how often bits were, each of which may fit by ``CHANCE``.
+    """
 
     payload: int | None
     z: float
+    decodings: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,11 +127,11 @@ class SoundMark:
         fine = _loudness(values, _HOP)
         places = sorted(self._locate(fine), reverse=True)[:_PLACES]
         best = places[0][0]
-        for _, phase, shift in places:
+        for number, (_, phase, shift) in enumerate(places, start=1):
             payload = self._decode(_whiten(fine[phase::_PHASES]), shift)
             if payload is not None:
-                return SoundReading(payload, best)
-        return SoundReading(None, best)
+                return SoundReading(payload, best, number)
+        return SoundReading(None, best, len(places))
 
     def _locate(self, fine: Floats) -> list[tuple[float, int, int]]:
         """Return how far the pilot stands out, for the best shift of every phase."""

@@ -70,7 +70,12 @@ class SoundMarker:
     """Writes sounds of one lab as WAV, each with all its marks."""
 
     def __init__(self, lab: Lab, *, snr: float = 18.0) -> None:
-        """Write with the lab's key, certificates and ledger; ``snr`` in dB is the mark's."""
+        """Write with the lab's key, certificates and ledger.
+
+        Args:
+            lab: The lab.
+            snr: Ratio of sound to mark in dB; up to 6 less where the mark cannot be read back.
+        """
         need("c2pa", "cryptography")
         self._lab, self._snr = lab, snr
         self._mark = SoundMark(lab.key)

@@ -8,9 +8,10 @@ is informed: what the image itself already says for or against a bit is counted,
 added as reaches the same margin for every bit at the asked quality. Before reading, loud edges and
 textures are brought to one contrast, since the mark lies evenly and they do not.
 
-**False positives.** An unmarked image passes if the 24-bit keyed check fits 48 decoded bits by
-chance: 2**-24, 6e-8 an image that is read as it stands. Where crops are searched, eight places are
-decoded: 5e-7 an image.
+**False positives.** Each time that 48 bits are decoded from what is not marked, the 24-bit keyed
+check fits by chance with 2**-24: 6e-8 an image that is read as it stands. Where crops are searched,
+eight places more are decoded: 5e-7 an image. Who reads many images of one file, as the frames of a
+clip, has to add them up: ``Reading.decodings`` says how many there were.
 
 What it does not withstand is in docs/explanation/forensics.md: rotation, crops above 10 % a side,
 strong blur, and anyone who has the key.
@@ -25,7 +26,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 
@@ -36,10 +37,13 @@ import numpy.typing as npt
 from stillroom.errors import DataError
 from stillroom.forensics.convolution import coded_length, decode_soft, encode_bits
 
-__all__ = ["BITS", "Reading", "Watermark", "measure_psnr"]
+__all__ = ["BITS", "CHANCE", "Reading", "Watermark", "measure_psnr"]
 
 BITS = 48
 _CHECK_BITS = 24
+CHANCE = 2.0**-_CHECK_BITS
+"""With which what is not marked passes, each time that its bits are decoded."""
+
 _SIDE = 256
 _LOW, _HIGH = 16.0, 82.0
 _PILOT_SHARE = 0.2
@@ -63,12 +67,14 @@ Image = npt.NDArray[np.uint8]
 class Reading:
     """What was read: the payload (None: no mark of this key), the pilot's z, where it was found.
 
-    ``kept`` is the share of width and height that a crop left, (1, 1) for the whole image.
+    ``kept`` is the share of width and height that a crop left, (1, 1) for the whole image;
+    ``decodings`` how often bits were decoded, each of which may fit by ``CHANCE``.
     """
 
     payload: int | None
     z: float
     kept: tuple[float, float] = (1.0, 1.0)
+    decodings: int = 1
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,7 @@ class Watermark:
                 image has none.
         """
         if min(image.shape[:2]) < _LEAST_SIDE // 4:
-            return Reading(None, 0.0)
+            return Reading(None, 0.0, decodings=0)
         luma = _luma(image)
         found = self._decode(_square(luma))
         if found.payload is not None or not search:
@@ -157,7 +163,7 @@ class Watermark:
             (self._locate(luma, share) for share in product(_SHARES, _SHARES)),
             key=lambda place: -place[0],
         )[:_PLACES]
-        for _, share, (down, right) in places:
+        for number, (_, share, (down, right)) in enumerate(places, start=2):
             tile = _shrink(luma, share)
             height, width = tile.shape
             square = cv2.copyMakeBorder(
@@ -170,8 +176,8 @@ class Watermark:
             )[:_SIDE, :_SIDE]
             reading = self._decode(np.asarray(square, dtype=np.float32))
             if reading.payload is not None:
-                return Reading(reading.payload, reading.z, share)
-        return found
+                return Reading(reading.payload, reading.z, share, number)
+        return replace(found, decodings=1 + len(places))
 
     def _locate(
         self, luma: Floats, share: tuple[float, float]

@@ -98,6 +98,12 @@ def test_a_forgery_of_the_lab_is_synthetic_whatever_its_folder_is_said_to_be(tmp
     origin, told = examine(tmp_path / "plain.png", human)
     assert (origin.kind, told) == ("human", ())
     assert origin.chain[-1].method == "forensics.check.unknown"
+    face = draw_face(1, 2, 160).image
+    twin = Made(face, "twin", 1, "run", "humanEdits", kind="real", whose="person")
+    Marker(open_lab()).emit(twin, tmp_path / "twin.png")
+    origin, told = examine(tmp_path / "twin.png", human)
+    assert (origin.kind, origin.chain[-1].method) == ("human", "forensics.check.lab")
+    assert "real twin of a forgery" in told[0]
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     assert examine(tmp_path / "broken.png", human) == (human, ())
 

@@ -13,6 +13,7 @@ from stillroom.forensics.check_page import draw_check_page
 from stillroom.forensics.checking import check_file
 from stillroom.forensics.manifest_tree import manifest_lines
 from stillroom.forensics.signing import open_lists, sign_file
+from stillroom.forensics.tracing import trace_file
 from stillroom.forensics.watermark import Watermark
 
 
@@ -38,6 +39,9 @@ def test_a_signed_clip_is_checked_whole(media, lab):
     assert "sound: no audio track" in said
     assert found.trace.watermark == format(77, "012x")
     assert 0 < found.look.marked <= 10
+    assert found.trace.covered == "20 frames as they stand"
+    assert found.trace.decodings == 11  # ten frames without a mark, then one with
+    assert found.trace.chance == 11 * 2**-24
     assert "this lab's watermark" in found.verdict
     page = draw_check_page([found])
     assert "Frames over time" in page
@@ -45,6 +49,15 @@ def test_a_signed_clip_is_checked_whole(media, lab):
     assert "<i>News</i>" not in page
     assert "&lt;i&gt;News&lt;/i&gt;" in page
     json.dumps(found.to_json())
+
+
+def test_a_clip_without_a_mark_says_what_was_read_of_it(media, lab, faces, tmp_path):
+    write_clip(tmp_path / "plain.mp4", [faces[1].image] * 40)
+    traced = trace_file(tmp_path / "plain.mp4", lab)
+    checked = check_file(tmp_path / "plain.mp4", lab=lab).trace
+    assert traced == checked
+    assert "no watermark of this lab in 32 frames as they stand; that says nothing" in traced.line()
+    assert traced.decodings == 32
 
 
 def test_a_recording_is_checked(media, lab):

@@ -265,6 +265,30 @@ def test_a_stripped_and_cut_sound_is_found_again_and_said(made, lab, tmp_path):
     assert f"ledger row {found.trace.row['number']}" in done.output
 
 
+def test_a_trace_says_what_was_read_and_how_often_chance_could_have_fitted(made, lab, tmp_path):
+    out, _ = made
+    marked = trace_file(out / "output" / rows_of(out)[0]["path"], lab)
+    assert 1 <= marked.decodings <= 8
+    assert marked.chance == marked.decodings * 2**-24
+    assert f"of files without one, {marked.chance:.1g} show as much by chance" in marked.line()
+    # 30 s: runs of 12 s from 0, 6, 12, 18 s on, and no part a second time.
+    long = np.concatenate([draw_voice(9, at, 10.0).values for at in range(3)])
+    plain = trace_file(write_sound(tmp_path / "long.wav", long), lab)
+    assert (plain.watermark, plain.decodings) == ("", 4 * 8)
+    assert plain.covered == "the first 30.0 s of sound"
+    assert "no watermark of this lab in the first 30.0 s of sound" in plain.line()
+    assert plain.to_json()["chance"] == 32 * 2**-24
+
+
+def test_only_the_first_minutes_are_read_and_that_is_said(lab, tmp_path, monkeypatch):
+    from stillroom.forensics import tracing
+
+    monkeypatch.setattr(tracing, "_MOST_HEARD", 12 * RATE)
+    long = np.concatenate([draw_voice(9, at, 10.0).values for at in range(3)])
+    found = trace_file(write_sound(tmp_path / "long.wav", long), lab)
+    assert (found.covered, found.decodings) == ("the first 18.0 s of sound", 2 * 8)
+
+
 def test_a_sound_that_lacks_a_mark_is_never_written(lab, voices, tmp_path, monkeypatch):
     from stillroom.forensics import sound_marking
 
@@ -302,7 +326,56 @@ def test_recipes_that_mix_senses_are_refused():
         with pytest.raises(RecipeError) as caught:
             parse_recipe(head + text)
         assert caught.value.code == "forensics.other-sense"
+
+
+@pytest.mark.parametrize(
+    ("idle", "more"),
+    [
+        ("method", "method: swap"),
+        ("size", "size: 512"),
+        ("faces", "faces: {margin: 1.5}"),
+        ("marking", "marking: {psnr: 40}"),
+        ("out", "out: {format: png}"),
+        ("workers", "workers: 2"),
+        ("detector.pixels", "detector: {model: lfcc, pixels: 64}"),
+        ("detector.also", "detector: {model: lfcc, also: [swap]}"),
+        ("detector.known", "detector: {model: lfcc, known: {manifest: x, basis: y}}"),
+        ("detector.teacher", "detector: {model: lfcc, teacher: x}"),
+        ("detector.views.flip", "detector: {model: lfcc, views: {flip: false}}"),
+    ],
+)
+def test_what_does_nothing_beside_sounds_is_refused(idle, more):
+    with pytest.raises(RecipeError, match=f"{idle} would do nothing") as caught:
+        parse_recipe(f"version: 1\nkind: forensics\nsound: {{}}\n{more}\n")
+    assert caught.value.code == "forensics.other-sense"
+
+
+def test_defaults_may_stand_beside_sounds():
+    text = "method: {name: sbi}\nsize: 256\nedits: []\nworkers: 1\nout: {format: jpg}\n"
+    assert parse_recipe(f"version: 1\nkind: forensics\nsound: {{}}\n{text}").sound is not None
+    own = "sound: {snr: 20}\ndetector: {model: lfcc}\n"
+    with pytest.raises(RecipeError, match=r"sound\.snr would do nothing"):
+        parse_recipe(f"version: 1\nkind: forensics\n{own}")
+
+
+def test_sounds_too_short_for_a_mark_are_refused_before_any_is_made():
+    head = "version: 1\nkind: forensics\nsound: {seconds: 2.9}\n"
+    with pytest.raises(RecipeError, match=r"2\.9 s are too short") as caught:
+        parse_recipe(head)
+    assert caught.value.code == "forensics.too-short"
+    assert parse_recipe(head.replace("2.9", "3")).sound.seconds == 3
+    assert parse_recipe(f"{head}detector: {{model: lfcc}}\n").sound.seconds == 2.9
+
+
+def test_estimates_of_sounds_speak_of_sounds():
     assert estimate_recipe(parse_recipe(SET)).seconds > 0
+    light, heavy = (
+        estimate_recipe(parse_recipe(LEARN.replace("{name: lfcc, width: 4}", model)))
+        for model in ("lfcc", "{name: aasist, size: full}")
+    )
+    assert "4 sounds and as many fakes of 0.5 s" in light.basis
+    assert "pixels" not in f"{light.basis} {light.memory_knob}"
+    assert heavy.seconds > 2 * light.seconds
 
 
 LEARN = """
@@ -337,6 +410,16 @@ def test_a_detector_of_sounds_is_learned_with_a_card(trained):
     assert "after MP3 at 64 kbit/s" in card
 
 
+def test_a_detector_of_sounds_goes_on_from_one_of_its_make_and_size(trained, tmp_path):
+    start = f"  start: {trained}\n"
+    run_recipe(parse_recipe(LEARN + start), tmp_path / "on")
+    for number, other in enumerate(("{name: lfcc, width: 8}", "{name: aasist, size: tiny}")):
+        recipe = parse_recipe(LEARN.replace("{name: lfcc, width: 4}", other) + start)
+        with pytest.raises(DataError, match=r"detector\.start is a lfcc") as caught:
+            run_recipe(recipe, tmp_path / str(number))
+        assert caught.value.code == "forensics.other-detector"
+
+
 def test_a_stopped_run_goes_on_to_the_same_bytes(trained, tmp_path, monkeypatch):
     from stillroom.forensics.sound_learning import SoundSource
 
@@ -365,6 +448,34 @@ def test_check_hears_recordings(trained, made, tmp_path):
     assert finding["face"] is None
     assert finding["times"] == [0.5 * at for at in range(8)]
     assert "chance over time, sound" in (tmp_path / "page.html").read_text()
+
+
+def test_what_of_a_recording_was_not_heard_is_counted(trained, tmp_path, monkeypatch):
+    from stillroom.forensics import listening
+
+    half = RATE // 2
+    voice = draw_voice(6, 0, 4.0).values
+    values = np.concatenate([voice[: 6 * half], np.zeros(2 * half, np.float32), voice[: half // 4]])
+    path = write_sound(tmp_path / "a.wav", values)
+    words = ["forensics", "check", str(path), "--detector", str(trained)]
+
+    def said():
+        return json.loads(CliRunner().invoke(stillroom, [*words, "--json"]).stdout)["files"][0][
+            "detectors"
+        ][0]
+
+    assert said()["notes"] == [
+        "passed over 2 runs of 0.5 s nearly silent",
+        "the last 0.1 s, too short for a run, not heard",
+    ]
+    monkeypatch.setattr(listening, "_MOST_RUNS", 3)
+    found = said()
+    assert len(found["times"]) == 2
+    assert found["notes"][:2] == [
+        "passed over 5 runs of 0.5 s between those heard",
+        "passed over 1 run of 0.5 s nearly silent",
+    ]
+    assert "between those heard; passed over" in CliRunner().invoke(stillroom, words).output
 
 
 def test_cepstral_numbers_do_not_change_with_loudness_but_the_first():

@@ -130,3 +130,11 @@ def test_what_cannot_be_marked_is_refused(make, code):
     with pytest.raises(DataError) as caught:
         make(Watermark(KEY))
     assert caught.value.code == code
+
+
+def test_a_reading_says_how_often_chance_could_have_fitted(faces):
+    mark = Watermark(KEY)
+    assert mark.read(faces[0].image).decodings == 1
+    assert mark.read(faces[0].image, search=True).decodings == 9
+    assert mark.read(mark.embed(faces[0].image, 5), search=True).decodings == 1
+    assert mark.read(np.zeros((8, 8, 3), np.uint8)).decodings == 0
