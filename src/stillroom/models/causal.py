@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 
 from stillroom.checkpoints import dequantize_gguf
-from stillroom.errors import CheckpointError
+from stillroom.errors import CheckpointError, RecipeError
 from stillroom.models.quiet import quiet_transformers
 
 __all__ = [
@@ -32,14 +32,35 @@ _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """Return the device asked for, or for ``auto`` the best one there is."""
+    """Return the device asked for, or for ``auto`` the best one there is.
+
+    Raises:
+        RecipeError: If there is no such device.
+    """
     if device != "auto":
-        return torch.device(device)
+        return _find_device(device)
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def _find_device(name: str) -> torch.device:
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)  # a device may be known by name and not be there
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["cpu"]
+        there += ["cuda"] if torch.cuda.is_available() else []
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        raise RecipeError(
+            f"there is no device {name!r}",
+            code="recipe.device",
+            expected=f"auto, or one of: {', '.join(there)}",
+            next="use device auto",
+        ) from error
+    return found
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
@@ -77,24 +98,30 @@ def load_causal_lm(path: Path, *, dtype: str = "auto", device: str = "auto") -> 
         and pads on the left.
 
     Raises:
-        CheckpointError: If the folder holds no model that can be loaded safely.
+        CheckpointError: If the folder holds no model that can be loaded safely, or a tensor is
+            missing, left over or of another shape.
+        RecipeError: If there is no such device.
     """
     from transformers import AutoModelForCausalLM
 
     folder = dequantize_gguf(path) if path.suffix == ".gguf" else path
     _check_folder(folder)
     place = choose_device(device)
+    wanted = choose_dtype(dtype, place)
     with quiet_transformers():
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            model, report = cast("Any", AutoModelForCausalLM).from_pretrained(
                 folder,
-                dtype=choose_dtype(dtype, place),
+                dtype=wanted,
                 trust_remote_code=False,
                 use_safetensors=True,
                 local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are named below, all of them
             )
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise _unloadable(folder, error) from error
+        _refuse_misfits(_misfits(report), str(folder))
         tokenizer = load_tokenizer(folder)
     model.eval()
     return model.to(place), tokenizer
@@ -152,16 +179,7 @@ def build_causal_lm(
                 problems.append(f"'{name}' has shape {shapes}")
             elif not problems:
                 own[name].copy_(found)
-    if problems:
-        shown = ", ".join(problems[:6])
-        more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
-        raise CheckpointError(
-            f"the tensors do not fit the architecture: {shown}{more}",
-            code="checkpoint.tensors",
-            where=where,
-            expected="every tensor of the architecture, once, and no other",
-            next="check that the download is complete and that its config.json belongs to it",
-        )
+    _refuse_misfits(problems, where)
     model.eval()
     return model.to(place)
 
@@ -217,6 +235,32 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
         elif isinstance(given, list | tuple):
             found.update(int(token) for token in given)
     return frozenset(found)
+
+
+def _misfits(report: Mapping[str, Any]) -> list[str]:
+    """Return what transformers says of tensors that it drew at random, left out or could not use.
+
+    It draws what is missing and says so in a warning; such a model writes, and all of it is wrong.
+    """
+    problems = [f"'{name}' is missing" for name in sorted(report["missing_keys"])]
+    problems += [f"'{name}' has no place" for name in sorted(report["unexpected_keys"])]
+    for name, found, wanted in sorted(report["mismatched_keys"]):
+        problems.append(f"'{name}' has shape {tuple(found)}, not {tuple(wanted)}")
+    return problems
+
+
+def _refuse_misfits(problems: list[str], where: str) -> None:
+    if not problems:
+        return
+    shown = ", ".join(problems[:6])
+    more = f" and {len(problems) - 6} more" if len(problems) > 6 else ""
+    raise CheckpointError(
+        f"the tensors do not fit the architecture: {shown}{more}",
+        code="checkpoint.tensors",
+        where=where,
+        expected="every tensor of the architecture, once, and no other",
+        next="check that the download is complete and that its config.json belongs to it",
+    )
 
 
 def _by_stock_name(model: Any) -> dict[str, torch.nn.Parameter]:

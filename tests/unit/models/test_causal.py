@@ -2,9 +2,10 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from stillroom.errors import CheckpointError
-from stillroom.models.causal import choose_dtype, load_causal_lm
+from stillroom.errors import CheckpointError, RecipeError
+from stillroom.models.causal import choose_device, choose_dtype, load_causal_lm
 from stillroom.testing import tiny_checkpoint
 
 
@@ -28,6 +29,33 @@ def test_dtypes_are_chosen_or_refused():
     with pytest.raises(CheckpointError) as caught:
         choose_dtype("int3", torch.device("cpu"))
     assert caught.value.code == "checkpoint.dtype"
+
+
+def test_a_device_that_is_not_there_is_refused():
+    assert choose_device("cpu") == torch.device("cpu")
+    missing = ["gpu", "cuda:97"]
+    for name in missing:
+        with pytest.raises(RecipeError, match=f"no device '{name}'") as caught:
+            choose_device(name)
+        assert caught.value.code == "recipe.device"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda t: t.pop("model.layers.0.mlp.up_proj.weight"), "up_proj.weight' is missing"),
+        (lambda t: t.update({"model.odd": torch.zeros(2)}), "'model.odd' has no place"),
+        (lambda t: t.update({"model.norm.weight": torch.zeros(3)}), r"has shape \(3,\), not"),
+    ],
+)
+def test_a_model_is_never_filled_up_with_random_weights(folder, tmp_path, change, named):
+    shutil.copytree(folder, tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    change(tensors)
+    save_file(tensors, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=named) as caught:
+        load_causal_lm(tmp_path / "m")
+    assert caught.value.code == "checkpoint.tensors"
 
 
 def test_pickled_weights_are_refused(folder, tmp_path):
