@@ -12,6 +12,7 @@ from stillroom.cli.options import debug_option, json_option, print_json
 if TYPE_CHECKING:
     from stillroom.diffusion.canvas import Request
     from stillroom.diffusion.model import DiffusionModel
+    from stillroom.diffusion.writing import Sample
 
 __all__ = ["command"]
 
@@ -101,8 +102,8 @@ def command(
         found.check_against(model.fingerprint)
     requests = _requests(model, prompts, decoding.max_new_tokens, decoding.seed, chat, holes, count)
     events: list[Event] = []
-    first = len(requests[0].ids) if not holes else 0
-    view = TerminalView(model.tokenizer, first=first)
+    given = [token is not None for token in requests[0].ids]
+    view = TerminalView(model.tokenizer, first=0 if holes else len(given))
 
     def on_step(event: Event) -> None:
         if event.row == 0:
@@ -111,7 +112,7 @@ def command(
     wants_steps = watch or page is not None
     samples = generate(model, requests, decoding, on_step=on_step if wants_steps else None)
     if page is not None:
-        write_animation(page, events, model.tokenizer, title="Unmasking", first=first)
+        write_animation(page, events, model.tokenizer, title="Unmasking", given=given)
         click.echo(f"steps    {page}", err=True)
     texts = [decode(model.tokenizer, sample, whole=holes) for sample in samples]
     if as_json:
@@ -119,7 +120,7 @@ def command(
             {
                 "text": text,
                 "finish_reason": sample.finish_reason,
-                "tokens": len(sample.new_ids),
+                "tokens": _count(sample, holes),
                 "steps": sample.steps,
                 "nfe": sample.nfe,
                 "reopened": sample.reopened,
@@ -134,11 +135,17 @@ def command(
     for text, sample in zip(texts, samples, strict=True):
         click.echo(text)
         moved = "" if sample.drift is None else f", drift {sample.drift:.3f}"
+        ended = "" if holes else f", {sample.finish_reason}"
         click.echo(
-            f"{len(sample.new_ids)} tokens, {sample.steps} steps, {sample.nfe} readings, "
-            f"{sample.finish_reason}{moved}",
+            f"{_count(sample, holes)} tokens, {sample.steps} steps, {sample.nfe} readings"
+            f"{ended}{moved}",
             err=True,
         )
+
+
+def _count(sample: Sample, holes: bool) -> int:
+    """Return how many tokens were written: in holes, or behind the prompt and before the end."""
+    return sum(step >= 0 for step in sample.chosen_at) if holes else len(sample.new_ids)
 
 
 def _requests(

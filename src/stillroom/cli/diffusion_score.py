@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 from stillroom.cli.options import debug_option, json_option, print_json
 
 if TYPE_CHECKING:
+    from stillroom.diffusion.likelihood import Verdict
     from stillroom.diffusion.model import DiffusionModel
     from stillroom.diffusion.scoring import Bound, Estimator
 
@@ -38,6 +40,7 @@ Examples:
 @click.option("--max-tokens", type=click.IntRange(min=2), default=512, help="Tokens of a record.")
 @click.option("--include-prompt", is_flag=True, help="Score all that is said.")
 @click.option("--prompt", default="", help="What stands before the answers.")
+@click.option("--chat", is_flag=True, help="The prompt is a message; use the chat template.")
 @click.option("--answer", "answers", multiple=True, help="An answer; may be repeated to choose.")
 @click.option("--estimator", default="low_variance", help="A method of diffusion.estimators.")
 @click.option(
@@ -49,7 +52,7 @@ Examples:
     "--error",
     type=click.FloatRange(min=0, min_open=True),
     default=None,
-    help="Say how many samples would bring the error, in nats a token, down to this.",
+    help="Say how many samples bring the error, in nats a token, down to this.",
 )
 @click.option("--model-is", multiple=True, metavar="KEY=VALUE", help="What is known of the model.")
 @json_option
@@ -62,6 +65,7 @@ def command(
     max_tokens: int,
     include_prompt: bool,
     prompt: str,
+    chat: bool,
     answers: tuple[str, ...],
     estimator: str,
     overrides: tuple[str, ...],
@@ -83,7 +87,9 @@ def command(
     chosen = read_estimator(estimator, overrides)
     model = open_model(checkpoint, model_is)
     if records is None:
-        _score_answers(model, prompt, answers, chosen, seed, cfg_scale, as_json)
+        before = _tokens_before(model, prompt, chat)
+        verdict = _choose(model, before, answers, chosen, seed, cfg_scale)
+        _tell_answers(verdict, answers, error, as_json)
         return
     lessons, left_out = _read(model, records, split, most, max_tokens, include_prompt)
     bounds = _score(model, lessons, chosen, seed, cfg_scale)
@@ -94,6 +100,7 @@ def _read(
     model: DiffusionModel, records: Path, split: str, most: int, max_tokens: int, whole: bool
 ) -> tuple[list[Any], int]:
     from stillroom.diffusion.lessons import encode_lessons
+    from stillroom.errors import DataError
     from stillroom.records import read_records
 
     found = [
@@ -104,10 +111,19 @@ def _read(
     lessons, counts = encode_lessons(
         model.tokenizer,
         found,
-        max_tokens=max_tokens,
+        max_tokens=min(max_tokens, model.context_length),
         include_prompt=whole,
         first=int(model.metadata.logit_shift),
     )
+    if not lessons:
+        named = f" of split '{split}'" if split else ""
+        raise DataError(
+            f"none of {len(found)} records{named} has a token to score",
+            code="diffusion.no-places",
+            where=str(records),
+            expected="assistant messages within --max-tokens",
+            next="look at --split, or score all that is said with --include-prompt",
+        )
     return list(lessons), counts.left_out
 
 
@@ -142,14 +158,14 @@ def _tell(bounds: list[Bound], left_out: int, error: float | None, as_json: bool
     own = sum(bound.error**2 for bound in bounds) ** 0.5 / max(tokens, 1)
     forwards = sum(bound.forwards for bound in bounds)
     samples = max((bound.samples for bound in bounds), default=0)
-    needed = round(samples * (own / error) ** 2 + 0.5) if error and samples else None
+    needed = _samples_for(own, samples, error)
     kind = "bound" if all(bound.kind == "bound" for bound in bounds) else "order"
     if as_json:
         print_json(
             {
                 "kind": kind,
                 "nats_per_token": nats,
-                "error": own,
+                "error": _finite(own),
                 "records": len(bounds),
                 "left_out": left_out,
                 "tokens": tokens,
@@ -160,8 +176,8 @@ def _tell(bounds: list[Bound], left_out: int, error: float | None, as_json: bool
         return
     what = "bound" if kind == "bound" else "log-likelihood of one order"
     click.echo(
-        f"{what} {nats:.4f} nats a token, error {own:.4f} ({len(bounds)} records, {tokens} tokens, "
-        f"{forwards} readings)"
+        f"{what} {nats:.4f} nats a token, {_error_words(own)} ({len(bounds)} records, {tokens} "
+        f"tokens, {forwards} readings)"
     )
     if needed is not None:
         click.echo(f"an error of {error:g} takes about {needed} samples a record")
@@ -169,37 +185,71 @@ def _tell(bounds: list[Bound], left_out: int, error: float | None, as_json: bool
         click.echo(f"{left_out} records have nothing to score", err=True)
 
 
-def _score_answers(
+def _samples_for(own: float, samples: int, error: float | None) -> int | None:
+    """Return how many samples bring an error down to another; None where that is not known."""
+    if not error or not samples or own == float("inf"):
+        return None
+    return max(1, math.ceil(samples * (own / error) ** 2))
+
+
+def _finite(error: float) -> float | None:
+    """Return an error, or None where one sample says nothing of it: JSON knows no infinity."""
+    return error if error != float("inf") else None
+
+
+def _error_words(error: float) -> str:
+    return "error unknown (one sample)" if error == float("inf") else f"error {error:.4f}"
+
+
+def _tokens_before(model: DiffusionModel, prompt: str, chat: bool) -> list[int]:
+    from stillroom.diffusion.requests import chat_request, text_request
+
+    request = (chat_request if chat else text_request)(model.tokenizer, prompt, 0)
+    return [token or 0 for token in request.ids]
+
+
+def _choose(
     model: DiffusionModel,
-    prompt: str,
+    before: list[int],
     answers: tuple[str, ...],
     estimator: Estimator,
     seed: int,
     cfg_scale: float,
-    as_json: bool,
-) -> None:
+) -> Verdict:
     from stillroom.diffusion.likelihood import choose_answer
-    from stillroom.diffusion.requests import text_request
 
-    before = [token or 0 for token in text_request(model.tokenizer, prompt, 0).ids]
     after = [model.tokenizer(one, add_special_tokens=False)["input_ids"] for one in answers]
-    verdict = choose_answer(model, before, after, estimator, seed=seed, cfg_scale=cfg_scale)
+    return choose_answer(model, before, after, estimator, seed=seed, cfg_scale=cfg_scale)
+
+
+def _tell_answers(
+    verdict: Verdict, answers: tuple[str, ...], error: float | None, as_json: bool
+) -> None:
+    needed = [
+        _samples_for(bound.error / bound.tokens, bound.samples, error) for bound in verdict.bounds
+    ]
     if as_json:
         rows = [
             {
                 "answer": answer,
                 "nats": bound.value,
-                "error": bound.error,
+                "error": _finite(bound.error),
                 "tokens": bound.tokens,
                 "forwards": bound.forwards,
+                "samples_for_error": samples,
             }
-            for answer, bound in zip(answers, verdict.bounds, strict=True)
+            for answer, bound, samples in zip(answers, verdict.bounds, needed, strict=True)
         ]
-        lead = verdict.lead if verdict.lead != float("inf") else None
-        print_json({"best": answers[verdict.best], "lead_in_errors": lead, "answers": rows})
+        best = answers[verdict.best]
+        print_json({"best": best, "lead_in_errors": _finite(verdict.lead), "answers": rows})
         return
-    for number, (answer, bound) in enumerate(zip(answers, verdict.bounds, strict=True)):
+    for number, (answer, bound, samples) in enumerate(
+        zip(answers, verdict.bounds, needed, strict=True)
+    ):
         mark = "*" if number == verdict.best else " "
-        click.echo(f"{mark} {bound.value:9.4f} nats, error {bound.error:.4f}  {answer!r}")
+        takes = "" if samples is None else f", {error:g} nats a token take {samples} samples"
+        click.echo(
+            f"{mark} {bound.value:9.4f} nats, {_error_words(bound.error)}{takes}  {answer!r}"
+        )
     if 0 < verdict.lead < 2:
         click.echo(f"the lead is {verdict.lead:.1f} errors: draw more samples before you trust it")

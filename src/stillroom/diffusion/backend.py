@@ -113,7 +113,6 @@ class _DiffusionTextModel:
     def __init__(
         self, model: DiffusionModel, engine: Diffusion, preset: Preset | None = None
     ) -> None:
-        from stillroom.diffusion.opening import model_length
         from stillroom.provenance import digest_json
 
         self.model: DiffusionModel | None = model
@@ -129,7 +128,7 @@ class _DiffusionTextModel:
             kept |= {"preset": preset.settings.model_dump(mode="json")}
             mark = f"{preset.name}-"
         self.fingerprint = f"{model.fingerprint}:{mark}{digest_json(kept)[:12]}"
-        self.context_length = engine.context_length or model_length(model)
+        self.context_length = engine.context_length or model.context_length
         self._lock = threading.Lock()
         self._table: TokenBytes | None = None
 

@@ -209,7 +209,7 @@ def _add_infilling(report: Report, asked: _Asked, split: Split, most: int) -> No
     lessons, _ = encode_lessons(
         asked.model.tokenizer,
         split.held_out[:most],
-        max_tokens=asked.recipe.max_tokens,
+        max_tokens=min(asked.recipe.max_tokens, asked.model.context_length),
         include_prompt=asked.recipe.include_prompt,
         first=1,
     )

@@ -48,10 +48,19 @@ class Scorer:
             rows: Texts read in one call; 1 gives the same bits always.
 
         Raises:
-            DataError: If nothing is scored, a token is none of the model's, or the first place is
-                scored and the model's logits are shifted.
+            DataError: If nothing is scored, a token is none of the model's, there are more tokens
+                than the model knows positions, or the first place is scored and the model's logits
+                are shifted.
         """
         metadata = model.metadata
+        if len(ids) > model.context_length:
+            raise DataError(
+                f"the text has {len(ids)} tokens, and the model knows {model.context_length} "
+                "positions",
+                code="diffusion.too-long",
+                expected=f"at most {model.context_length} tokens",
+                next="score a shorter text",
+            )
         Canvas.of(Request(tuple(ids), 1), metadata.mask_token_id, model.vocabulary, room=1)
         self.model, self.cfg_scale, self.rows = model, cfg_scale, rows
         self.ids = torch.tensor(list(ids), dtype=torch.long)

@@ -83,7 +83,8 @@ class DiffusionMetadata(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise _unusable(f"{place or 'it'}: {first['msg']}", where) from error
+            said = first["msg"].removeprefix("Value error, ")
+            raise _unusable(f"{place}: {said}" if place else said, where) from error
         found.check_vocabulary(config, where)
         return found
 

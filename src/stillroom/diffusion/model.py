@@ -103,6 +103,12 @@ class DiffusionModel:
         return dtype
 
     @property
+    def context_length(self) -> int:
+        """How many positions the network knows; 4096 where it does not say."""
+        length = getattr(self.network.config, "max_position_embeddings", None)
+        return int(length) if isinstance(length, int) and length > 0 else 4096
+
+    @property
     def vocabulary(self) -> int:
         """Rows of the head."""
         return int(self.head.weight.shape[0])

@@ -43,11 +43,13 @@ class Copy:
         is_masked: Which tokens the model does not see, (T,), bool.
         is_learned: Which tokens it is asked for, (T,), bool.
         weight: Of each asked token's loss, (T,), float64.
+        t: The time that so much is masked at, (T,), where it is not the one that was given.
     """
 
     is_masked: Bools
     is_learned: Bools
     weight: Floats
+    t: Floats | None = None
 
 
 class Noising(Method):

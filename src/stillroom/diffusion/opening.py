@@ -21,7 +21,7 @@ from stillroom.errors import CheckpointError, RecipeError
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.models.causal import build_causal_lm, load_tokenizer
 
-__all__ = ["check_attention", "load_prepared", "model_length", "open_diffusion", "translate"]
+__all__ = ["check_attention", "load_prepared", "open_diffusion", "translate"]
 
 _PROBE_TOKENS = 8
 _LONGEST_PROBE = 256
@@ -125,7 +125,7 @@ def _misplaced(model: DiffusionModel) -> tuple[int, bool, int] | None:
     size = metadata.block_size or _PROBE_TOKENS
     if size > _LONGEST_PROBE:
         return None  # blocks that long are proved by the shorter ones of the tests
-    length = min(size * 2, model_length(model))
+    length = min(size * 2, model.context_length)
     ids = (torch.arange(length) * 7 + 3) % model.vocabulary
     positions = torch.arange(length)
     seen = model.sees(positions, positions)
@@ -139,12 +139,6 @@ def _misplaced(model: DiffusionModel) -> tuple[int, bool, int] | None:
             if bool(moved[position]) != bool(seen[position, changed]):
                 return position, bool(seen[position, changed]), changed
     return None
-
-
-def model_length(model: DiffusionModel) -> int:
-    """Return how many positions a model knows."""
-    length = getattr(model.network.config, "max_position_embeddings", None)
-    return int(length) if isinstance(length, int) and length > 0 else 4096
 
 
 def _load(

@@ -54,6 +54,7 @@ def run(recipe: DiffusionRecipe, job: Job) -> Artifact:
         said = ranks.on_main(partial(_prepare, recipe, split, start, job))
         model = load_prepared(start)
         check_attention(model, str(start))
+        recipe = _within(recipe, model, job)
         lessons, counts = _encode(recipe, split, model, job)
         validation = _hold_out(recipe, split, model)
         measure = partial(_measure, recipe, split, validation, job)
@@ -72,6 +73,15 @@ def _prepare(recipe: DiffusionRecipe, split: Split, start: Path, job: Job) -> st
         progress.advance()
     job.say(f"starts from {said}")
     return said
+
+
+def _within(recipe: DiffusionRecipe, model: DiffusionModel, job: Job) -> DiffusionRecipe:
+    """Return the recipe with no more tokens a record than the model knows positions."""
+    most = model.context_length
+    if recipe.max_tokens <= most:
+        return recipe
+    job.say(f"the model knows {most} positions: of a record as many tokens are kept")
+    return recipe.model_copy(update={"max_tokens": most})
 
 
 def _finish(

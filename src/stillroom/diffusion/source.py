@@ -221,7 +221,7 @@ class NoisySource:
                 copy.is_masked,
                 copy.is_learned,
                 copy.weight / per,
-                t,
+                t if copy.t is None else copy.t,
                 0 if number else units,
             )
             for number, copy in enumerate(copies)

@@ -225,6 +225,7 @@ def make_cases(
     """Return records as they are asked, and how many tokens the longest answer has.
 
     A record of one message is a text: its first half is given, the rest is what it should come to.
+    What is longer than the model knows positions is passed over.
 
     Raises:
         DataError: If no record has an answer.
@@ -245,15 +246,15 @@ def make_cases(
             half = (len(ids) + 1) // 2
             request, after = Request(ids[:half]), ids[half:]
             answer = _decode(tokenizer, after)
-        if after:
+        if after and len(request.ids) + len(after) < model.context_length:
             longest = max(longest, len(after))
             cases.append(Case(record.id, request, answer))
     if not cases:
         raise DataError(
             "no record has an answer",
             code="diffusion.tune",
-            expected="records whose last message is the assistant's",
-            next="look at the file by `stillroom show`",
+            expected="records whose last message is the assistant's, within the model's positions",
+            next="look at the file by `stillroom show`, and at --split",
         )
     return cases, min(longest + 1, _LONGEST)
 

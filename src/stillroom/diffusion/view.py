@@ -38,6 +38,8 @@ class View:
         logits: Untempered, what is impossible left out, (k, V), at least float32.
         step: Where the text stands.
         rng: The text's own random numbers.
+        open: Open places of the block, where some are no candidates in this step; 0 says that all
+            are.
     """
 
     places: Tensor
@@ -45,6 +47,12 @@ class View:
     logits: Tensor
     step: Step
     rng: torch.Generator
+    open: int = 0
+
+    @property
+    def open_count(self) -> int:
+        """How many places of the block are open, k or more."""
+        return self.open or len(self.places)
 
     @cached_property
     def log_total(self) -> Tensor:
@@ -79,6 +87,7 @@ class View:
             self.logits[by.to(device)],
             self.step,
             self.rng,
+            self.open_count,
         )
         for name in ("confidence", "margin", "entropy"):
             if name in self.__dict__:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import json
 import os
+import re
 import shutil
 import sys
 import unicodedata
@@ -81,7 +82,12 @@ def _width(line: str) -> int:
 
 
 def write_animation(
-    path: Path, events: Sequence[Event], tokenizer: Any, *, title: str, first: int = 0
+    path: Path,
+    events: Sequence[Event],
+    tokenizer: Any,
+    *,
+    title: str,
+    given: Sequence[bool] = (),
 ) -> None:
     """Write a page that plays the steps of one text.
 
@@ -93,7 +99,7 @@ def write_animation(
         events: Of one text, in order.
         tokenizer: Tells tokens' texts.
         title: Heading.
-        first: The first place that may have been open.
+        given: Which places of the request's text were given, (T,); those behind were not.
     """
     frames: list[dict[str, Any]] = []
     for event in events:
@@ -107,14 +113,16 @@ def write_animation(
                 "sure": [round(value, 3) for value in event.confidence],
             }
         )
-    data = json.dumps(frames, ensure_ascii=False).replace("</", "<\\/")
     last = "".join(text or _OPEN for text in frames[-1]["text"]) if frames else ""
-    page = (
-        _PAGE.replace("@TITLE@", html.escape(title))
-        .replace("@LAST@", html.escape(last))
-        .replace("@FIRST@", str(first))
-        .replace("@DATA@", data)
-    )
+    parts = {
+        "@TITLE@": html.escape(title),
+        "@LAST@": html.escape(last),
+        "@GIVEN@": json.dumps([at for at, is_given in enumerate(given) if is_given]),
+        # no token may close the script, nor open a comment in it
+        "@DATA@": json.dumps(frames, ensure_ascii=False).replace("<", "\\u003c"),
+    }
+    # in one pass: what a part says is never taken for the name of another
+    page = re.sub("|".join(parts), lambda found: parts[found[0]], _PAGE)
     with atomic_write(path) as file:
         file.write(page)
 
@@ -161,7 +169,7 @@ small { color: var(--given); }
 open place. Point at a token to see the step it was written in and how sure the model was.
 </small></p>
 <script>
-const frames = @DATA@, first = @FIRST@;
+const frames = @DATA@, given = new Set(@GIVEN@);
 const box = document.getElementById("text"), slider = document.getElementById("step");
 const said = document.getElementById("said"), play = document.getElementById("play");
 slider.max = Math.max(frames.length - 1, 0);
@@ -174,14 +182,15 @@ function draw(n) {
     if (t !== null && bare && bare !== t) box.append(t.slice(0, t.length - bare.length));
     s.textContent = bare || t;
     s.className = f.changed.includes(at) ? "changed" : t === null ? "open"
-      : f.new.includes(at) ? "new" : at < first ? "given" : "";
-    if (t !== null && at >= first) {
+      : f.new.includes(at) ? "new" : given.has(at) ? "given" : "";
+    if (t !== null && !given.has(at)) {
       let when = n; while (when > 0 && !frames[when].new.includes(at)) when--;
       s.title = "step " + when + ", confidence " + f.sure[at];
     }
     box.appendChild(s);
   });
-  said.textContent = "step " + n + " of " + (frames.length - 1) + ", " + f.nfe + " readings";
+  said.textContent = "step " + n + " of " + (frames.length - 1) + ", " + f.nfe
+    + (f.nfe === 1 ? " reading" : " readings");
 }
 let timer = null;
 function stop() { clearInterval(timer); timer = null; play.textContent = "Play"; }

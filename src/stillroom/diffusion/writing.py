@@ -113,10 +113,19 @@ class Writer:
         """Lay the text out.
 
         Raises:
-            DataError: If nothing is open, a token is none of the model's, or the first place is
-                open and the model's logits are shifted.
+            DataError: If nothing is open, a token is none of the model's, there are more places
+                than the model knows positions, or the first place is open and the model's logits
+                are shifted.
         """
         metadata, room = self.model.metadata, self.request.max_new_tokens
+        length, most = len(self.request.ids) + room, self.model.context_length
+        if length > most:
+            raise DataError(
+                f"the text and its room have {length} places, and the model knows {most} positions",
+                code="diffusion.too-long",
+                expected=f"at most {most} places",
+                next="give less text, or lower max_new_tokens",
+            )
         self.canvas = Canvas.of(
             self.request,
             metadata.mask_token_id,

@@ -29,6 +29,7 @@ from stillroom.errors import (
 __all__ = ["Refusal", "add_handlers", "client_left", "explain"]
 
 _LOG = logging.getLogger("stillroom.serve")
+_OF_THE_CLIENT = frozenset({"backend.context", "backend.template", "backend.schema"})
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -80,12 +81,13 @@ def client_left() -> Refusal:
 def explain(error: BaseException) -> Refusal:
     """Return what a client is told of an error; causes and paths stay in the log.
 
-    What the client sent wrong (DataError, a prompt that does not fit) is said as it is.
+    What the client sent wrong (DataError, a prompt that does not fit, a schema that cannot be held)
+    is said as it is.
     """
     if isinstance(error, Refusal):
         return error
     if isinstance(error, DataError) or (
-        isinstance(error, BackendError) and error.code in {"backend.context", "backend.template"}
+        isinstance(error, BackendError) and error.code in _OF_THE_CLIENT
     ):
         problem = error.problems[0]
         told = f"{problem.what}; expected {problem.expected}" if problem.expected else problem.what

@@ -11,6 +11,7 @@ class TableModel:
     """Logits of each place by a function of (text, place), (V,)."""
 
     vocabulary = 10
+    context_length = 4096
 
     def __init__(self, say, **metadata):
         self.metadata = DiffusionMetadata(

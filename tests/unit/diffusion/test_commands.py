@@ -135,7 +135,7 @@ def test_steps_are_shown_and_played_back(folder, tmp_path):
     assert "4 open" in lines[0]
     assert "0 open" in lines[-1]
     text = page.read_text()
-    frames = json.loads(re.search(r"const frames = (\[.*?\]), first", text, re.DOTALL)[1])
+    frames = json.loads(re.search(r"const frames = (\[.*?\]), given", text, re.DOTALL)[1])
     assert len(frames) == 5
     assert [len(frame["new"]) for frame in frames] == [1] * 5
     assert sum(part is None for part in frames[1]["text"]) == 3
@@ -154,6 +154,30 @@ def test_a_page_escapes_what_tokens_say(folder, tmp_path):
     assert text.count("</script>") == 1
     assert "<i>" not in text
     assert "&lt;b&gt;&amp;" in text
+    ids = tuple(tokenizer("@DATA@ @GIVEN@ <!-- <script>")["input_ids"])
+    event = Event(0, 0, 1, ids, (False,) * len(ids), (0,), (), (1.0,) * len(ids), 0)
+    write_animation(tmp_path / "p.html", [event], tokenizer, title="@LAST@")
+    text = (tmp_path / "p.html").read_text()
+    assert text.count("const frames") == 1
+    assert "<h1>@LAST@</h1>" in text
+    assert "@DATA@ @GIVEN@ &lt;!-- &lt;script&gt;</div>" in text
+    assert text.count("<script") == 1
+    assert "<!--" not in text
+
+
+def test_what_was_given_around_holes_is_marked_and_what_was_written_counted(folder, tmp_path):
+    page = tmp_path / "page.html"
+    words = ["sample", folder, "--holes", "The [[2]] stood [[3]] the", "--html", str(page)]
+    (sample,) = call_json(*words)["samples"]
+    assert sample["tokens"] == 5
+    done = call(*words)
+    assert re.search(r"^5 tokens, \d+ steps, \d+ readings$", done.stderr, re.MULTILINE)
+    text = page.read_text()
+    frames = json.loads(re.search(r"const frames = (\[.*?\]), given", text, re.DOTALL)[1])
+    given = set(json.loads(re.search(r"new Set\((\[.*?\])\)", text)[1]))
+    written = {at for frame in frames for at in frame["new"]}
+    assert len(written) == 5
+    assert given == set(range(len(frames[0]["text"]))) - written
 
 
 def test_tokens_of_a_text_join_to_the_text(folder):
@@ -211,6 +235,21 @@ def test_scores_records_with_an_error_and_tells_how_many_samples(folder, tmp_pat
     assert found["samples_for_error"] > 8
     said = call("score", folder, "--records", str(path), "--estimator", "chain_rule").stdout
     assert "log-likelihood of one order" in said
+    with pytest.raises(StillroomError, match="of split 'nowhere'") as caught:
+        call("score", folder, "--records", str(path), "--split", "nowhere")
+    assert caught.value.code == "diffusion.no-places"
+
+
+def test_the_error_of_one_sample_is_unknown_and_no_number(folder, tmp_path):
+    path = tmp_path / "r.jsonl"
+    write_records(path, chats())
+    one = ["--set", "samples=1", "--error", "0.1"]
+    found = call_json("score", folder, "--records", str(path), *one)
+    assert found["error"] is None
+    assert found["samples_for_error"] is None
+    (answer,) = call_json("score", folder, "--answer", " yes", *one)["answers"]
+    assert answer["error"] is None
+    assert "error unknown (one sample)" in call("score", folder, "--answer", " yes", *one).stdout
 
 
 def test_chooses_among_answers(folder):
@@ -220,6 +259,10 @@ def test_chooses_among_answers(folder):
     assert found["best"] == max(nats, key=nats.get)
     assert found["lead_in_errors"] is None
     assert "*" in call(*words).stdout
+    drawn = call_json(*words, "--set", "samples=8", "--error", "0.001")["answers"]
+    assert all(row["samples_for_error"] > 8 for row in drawn)
+    asked = call_json(*words, "--chat", "--estimator", "exhaustive")["answers"]
+    assert asked[0]["nats"] != found["answers"][0]["nats"]
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,7 @@ def test_the_answer_that_is_likeliest_is_chosen_with_its_lead(make_model):
         ({"places": []}, "diffusion.nothing-open"),
         ({"ids": [4, MASK, 5], "places": [2]}, "diffusion.token"),
         ({"ids": list(range(4, 24)), "places": range(20)}, "diffusion.too-long"),
+        ({"ids": [4] * 5000, "places": [2]}, "diffusion.too-long"),
     ],
 )
 def test_what_cannot_be_scored_says_why(make_model, given, code):

@@ -347,6 +347,14 @@ def test_remdm_never_opens_more_than_its_schedule_allows_and_ends_whole():
             spread = 4 * (wanted * (1 - wanted) / count) ** 0.5 + 1e-9
             assert abs(float(opened.double().mean()) - wanted) <= spread
         assert not opened.any()  # the last step takes nothing back
+    unsure = t.cat([t.zeros(1), t.ones(99)]).double()
+    seen = (t.arange(100), t.zeros(100, dtype=t.long), unsure, None, Step(7, 0, 1, 10), 10)
+    for eta in (0.3, 1.0):  # the unsure one the most, and never above (1 - .8) / .7
+        method = REMASKINGS.build({"name": "remdm", "kind": "conf", "eta": eta})
+        looks = [Look(*seen, t.Generator().manual_seed(number)) for number in range(400)]
+        share = t.stack([method.review(look)[0] for look in looks]).double().mean(0)
+        assert share[0] > 2 * share[1:].mean() or eta == 1
+        assert share[0] <= 2 / 7 + 4 * 0.0226  # four errors of 400 draws
 
 
 def test_verification_takes_back_what_the_rest_does_not_support():
@@ -449,6 +457,10 @@ def test_end_tokens_can_be_made_to_wait():
         model, Request((1,), 8), commit={"name": "threshold", "threshold": 0}, end=one["end"]
     )
     assert min(bold.chosen_at[4:]) > max(bold.chosen_at[1:4])
+    # of 8 open places 4 steps write two each, though five of them have to wait
+    even = write(model, Request((1,), 8), commit={"name": "quota", "steps": 4}, end=one["end"])
+    assert [even.chosen_at[1:].count(step) for step in range(2)] == [2, 1]
+    assert min(even.chosen_at[4:]) > max(even.chosen_at[1:4])
 
 
 def test_end_tokens_can_be_forbidden_or_made_dearer():
@@ -570,6 +582,7 @@ def test_what_a_model_cannot_do_is_refused(make_model, kind, settings):
         (Request((-1,), 4), "diffusion.token"),
         (Request((3, 4), 0), "diffusion.nothing-open"),
         (Request((), 0), "diffusion.nothing-open"),
+        (Request((3, 4), 5000), "diffusion.too-long"),
     ],
 )
 def test_a_request_that_cannot_be_written_says_why(make_model, request_, code):

@@ -153,7 +153,17 @@ def test_complements_ask_for_every_token_once():
         )
         assert (one.is_learned ^ two.is_learned)[1:].all()
         assert not (one.is_masked | two.is_masked)[0]
-        assert np.isfinite(two.weight).all()
+        assert two.weight.max() <= 500  # as much as one masked token in 1,000 at least weighs
+        assert one.t is None
+        assert two.t == pytest.approx(np.full(6, 1 - t))  # what it is logged by
+
+
+def test_a_complement_is_logged_by_its_own_time():
+    noised, rng = np.ones(20_000, dtype=bool), np.random.default_rng(0)
+    for name in SCHEDULES.names():
+        schedule = SCHEDULES.build(name)
+        _, two = NOISINGS.build("complementary").copies(noised, np.full(20_000, 0.8), schedule, rng)
+        assert schedule.share(two.t[:1])[0] == pytest.approx(two.is_masked.mean(), abs=0.02)
 
 
 # -- the source -------------------------------------------------------------------------------

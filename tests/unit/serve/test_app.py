@@ -356,6 +356,7 @@ def test_an_answer_that_takes_too_long_is_stopped():
     [
         (DataError("the question is too long", code="rag.long", where="/secret/path"), 400, True),
         (BackendError("does not fit", code="backend.context"), 400, True),
+        (BackendError("pattern cannot be held", code="backend.schema"), 400, True),
         (BackendError("/secret/path broke", code="backend.failed"), 503, False),
         (ZeroDivisionError("/secret/path"), 500, False),
     ],

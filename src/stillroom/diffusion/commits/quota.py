@@ -1,7 +1,8 @@
 """An even share of the block in every step, so that it takes a given number of steps.
 
 Source: Nie et al. 2025, arXiv:2502.09992, algorithm 5 (uniform steps). Earlier steps take the odd
-ones. Steps left over where a block has fewer places than steps are not taken.
+ones. Steps left over where a block has fewer places than steps are not taken. Places that have to
+wait (end tokens, where they come last) count in the share, so that the others are not held up.
 """
 
 from __future__ import annotations
@@ -44,6 +45,6 @@ class Quota(CommitRule):
     def take(self, view: View) -> Tensor:
         import torch
 
-        count, left = len(view.places), self.plan(view.step) - view.step.number
-        share = -(-count // max(left, 1))
-        return torch.arange(count) < share
+        left = self.plan(view.step) - view.step.number
+        share = -(-view.open_count // max(left, 1))
+        return torch.arange(len(view.places)) < share

@@ -2,7 +2,8 @@
 
 Source: LLaDA2.0, arXiv:2512.15745 (complementary masking); coupled sampling of DiffuCoder,
 arXiv:2506.20639. Each copy weighs half; both are unbiased, together they spread less. It costs
-twice the reading of ``independent``.
+twice the reading of ``independent``. Differs: the second copy's weight is bounded where nearly all
+is masked in the first, as the first one's is by the recipe's least time.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Complementary"]
 
+_LEAST_SHARE = 1e-3  # of the second copy: else one token in a million weighs a million
+
 
 class Complementary(Noising):
     """A copy and its complement."""
@@ -30,11 +33,15 @@ class Complementary(Noising):
     def copies(
         self, is_noised: Bools, t: Floats, schedule: Schedule, rng: np.random.Generator
     ) -> list[Copy]:
+        import numpy as np
+
         share, slope = schedule.share(t), schedule.slope(t)
         is_masked = (rng.random(len(t)) < share) & is_noised
         others = ~is_masked & is_noised
-        rest = (1 - share).clip(min=1e-9)
+        grid = np.linspace(0, 1, 1001)
+        mirrored = np.interp(1 - share, schedule.share(grid), grid)
+        rest = (1 - share).clip(min=_LEAST_SHARE)
         return [
             Copy(is_masked, is_masked, slope / share / 2),
-            Copy(others, others, slope / rest / 2),
+            Copy(others, others, slope / rest / 2, mirrored),
         ]

@@ -123,7 +123,7 @@ class DiffuGrpo(Objective):
             model.tokenizer,
             records,
             self.verifier,
-            max_tokens=recipe.max_tokens,
+            max_tokens=min(recipe.max_tokens, model.context_length - self.decode.max_new_tokens),
             on_done=on_done,
         )
 

@@ -2,7 +2,8 @@
 
 Source: Wang et al. 2025, arXiv:2503.00307 (ReMDM): sigma at most min(1, (1 - alpha_s) / alpha_t);
 kinds cap, rescale and conf of section 4.1. Differs from the paper: how many open places are written
-is the commit rule's, which makes up for those that were opened again; the loop kind is not here.
+is the commit rule's, which makes up for those that were opened again; conf's shares have a mean of
+1, so that it is as strong as rescale, and sigma never exceeds its bound; the loop kind is not here.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Remdm(Remasking):
         sigma = torch.full((len(look.places),), most, dtype=torch.float64)
         sigma = sigma.clamp(max=self.eta) if self.kind == "cap" else sigma * self.eta
         if self.kind == "conf":
-            sigma = sigma * torch.softmax(-look.confidence, 0) * len(look.places)
+            shares = torch.softmax(-look.confidence, 0) * len(look.places)
+            sigma = (sigma * shares).clamp(max=most)
         drawn = torch.rand(len(look.places), generator=look.rng, dtype=torch.float64)
         return drawn < sigma, look.tokens

@@ -222,7 +222,7 @@ def metrics(folder, name):
 
 
 def test_the_reward_rises(talker, tmp_path):
-    train = {"steps": 24, "batch_size": 4, "learning_rate": 5e-3}
+    train = {"steps": 30, "batch_size": 4, "learning_rate": 5e-3}
     artifact = reinforce(talker, tmp_path / "out", train=train)
     rewards = metrics(tmp_path / "out", "reward/mean")
     assert rewards[0] < 0.6
