@@ -1,0 +1,229 @@
+"""What detectors over time and of sounds make of forgers that they never met.
+
+``time``: a head over eight frames (``temporal``) on a frozen detector of pictures, both taught by
+self-blends of AT&T's faces; tested on people kept aside, on swaps that neither saw, and on a
+forgery that is forged once and moved, so that nothing trembles. Beside it stands the mean of the
+frozen detector's scores of the same frames, with the difference of both over the same draws.
+
+``ears``: ``lfcc`` and ``aasist`` taught by some ways of forging drawn voices, tested on speakers
+kept aside, on a way that was left out, and on recordings of people (SPEECH, spoken digits put end
+to end), which neither ever heard.
+
+Runs lie in RUNS and are resumed. PARTS chooses: time, ears. STEPS bounds the learning of each ear.
+"""
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stillroom.flow import run_recipe
+from stillroom.forensics.bases import open_bases
+from stillroom.forensics.detecting import TrainedDetector
+from stillroom.forensics.face import Face
+from stillroom.forensics.intervals import draw_areas
+from stillroom.forensics.learning import split_faces, split_identities
+from stillroom.forensics.measures import cluster_interval
+from stillroom.forensics.method import FORGERIES, RESYNTHESES
+from stillroom.forensics.moving import move_face
+from stillroom.forensics.proving import CONDITIONS, Trial, apply_change, make_trial
+from stillroom.forensics.recipe import ForensicsRecipe, SoundSettings
+from stillroom.forensics.sound_learning import make_sound_trial
+from stillroom.forensics.voices import open_voices
+from stillroom.forensics.voicing import draw_voice
+from stillroom.forensics.waves import Wave
+from stillroom.recipes import build_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+MEDIA = Path(os.environ.get("MEDIA", ROOT / "../shared/data/media"))
+FACES = Path(os.environ.get("FACES", MEDIA / "faces-att-orl"))
+SPEECH = Path(os.environ.get("SPEECH", MEDIA / "speech-fsdd/recordings"))
+RUNS = Path(os.environ.get("RUNS", ROOT / "build/bench-strangers"))
+PARTS = os.environ.get("PARTS", "time,ears").split(",")
+SEED = int(os.environ.get("SEED", "0"))
+EPOCHS = float(os.environ.get("EPOCHS", "12"))
+HEAD_EPOCHS = float(os.environ.get("HEAD_EPOCHS", "3"))
+STEPS = json.loads(os.environ.get("STEPS", '{"lfcc": 300, "aasist": 60}'))
+SIZE, PIXELS, FRAMES, SECONDS = 128, 96, 8, 1.0
+SWAPS: dict[str, dict[str, Any]] = {
+    "sbi": {"name": "sbi"},
+    "swap_alpha": {"name": "swap", "blending": "alpha"},
+    "swap_lowres": {"name": "swap", "blending": "alpha", "resolution": round(80 / 224 * SIZE)},
+    "swap_poisson": {"name": "swap", "blending": "poisson"},
+}
+WAYS = ("vocoder", "source_filter", "sound_splice")
+
+
+def tell(what: str, value: float, **more: object) -> None:
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    print(json.dumps({"what": what, "value": round(value, 4), **more, "machine": machine}))
+
+
+def build(settings: dict[str, Any]) -> ForensicsRecipe:
+    found = build_recipe({"version": 1, "kind": "forensics", "seed": SEED, **settings})
+    assert isinstance(found, ForensicsRecipe)
+    return found
+
+
+def train(name: str, recipe: ForensicsRecipe) -> tuple[TrainedDetector, float]:
+    """Return a detector and the CPU minutes of learning it, 0 where it was there."""
+    start = time.process_time()
+    run_recipe(recipe, RUNS / name, resume=True)
+    minutes = (time.process_time() - start) / 60
+    return TrainedDetector.open(RUNS / name, device="cpu"), round(minutes, 1)
+
+
+def recipe_of_faces(epochs: float, **detector: Any) -> ForensicsRecipe:
+    folder = {"folder": str(FACES), "basis": "AT&T Laboratories Cambridge, free for research"}
+    return build(
+        {
+            "method": {"name": "sbi"},
+            "count": 400,
+            "size": SIZE,
+            "faces": {**(folder if FACES.is_dir() else {}), "margin": 1.5},
+            "split": {"held_out": 0.3, "validation": 0.1},
+            "detector": {
+                "pixels": PIXELS,
+                "train": {"epochs": epochs, "batch_size": 12, "threads": 1},
+                **detector,
+            },
+        }
+    )
+
+
+def move_whole(faces: list[Face]) -> Trial:
+    """Return clips of faces forged once, then moved as their twins are: nothing trembles."""
+    method, fakes, twins, masks = FORGERIES.build(SWAPS["swap_alpha"]), [], [], []
+    for number, face in enumerate(faces):
+        others = [one for one in faces if one.identity != face.identity]
+        rng = np.random.default_rng([SEED, number, 0x5EAD])
+        forged = method.forge([face, others[int(rng.integers(len(others)))]], rng)
+        lot = int(rng.integers(2**63))
+        for image, clips in ((forged.image, fakes), (forged.twin, twins)):
+            still = Face(image, face.landmarks, face.name, face.identity, face.digest)
+            moved = move_face(still, FRAMES, np.random.default_rng(lot))
+            clips.append(np.stack([one.image for one in moved]))
+        masks.append(np.stack([forged.mask] * FRAMES))
+    count, groups = len(faces), tuple(face.identity for face in faces)
+    labels = (*[1] * count, *[0] * count)
+    return Trial((*fakes, *twins), labels, (*masks, *masks), (*groups, *groups))
+
+
+def measure_time() -> None:
+    base, base_minutes = train("frames", recipe_of_faces(EPOCHS, model={"name": "cnn"}))
+    head_of = {"name": "temporal", "checkpoint": str(RUNS / "frames"), "frames": FRAMES}
+    recipe = recipe_of_faces(HEAD_EPOCHS, model=head_of)
+    head, head_minutes = train("head", recipe)
+    bases = open_bases(recipe.faces, [], seed=SEED, count=400, size=SIZE, say=lambda line: None)
+    faces = split_faces(bases, recipe)
+    people = faces.of(faces.test)
+    trials = {
+        name: make_trial(people, [FORGERIES.build(how)], seed=1000 + SEED, frames=FRAMES)
+        for name, how in SWAPS.items()
+    }
+    trials["swap_alpha_steady"] = move_whole(people)
+    for name, trial in trials.items():
+        for condition in ("clean", "h264"):
+            clips = [apply_change(CONDITIONS[condition], clip) for clip in trial.images]
+            over_time = head.logits(clips)
+            frames = base.logits([frame for clip in clips for frame in clip])
+            mean = frames.reshape(len(clips), FRAMES).mean(axis=1)
+            beside(f"forensics/time/{name}/{condition}", trial, over_time, mean)
+    tell("forensics/time/cpu_minutes", head_minutes, frames=base_minutes)
+
+
+def beside(
+    what: str, trial: Trial, ours: npt.NDArray[np.float64], plain: npt.NDArray[np.float64]
+) -> None:
+    """Print the area of the head, of the frames' mean, and their difference over the same draws."""
+    found = cluster_interval(trial.labels, ours, trial.groups)
+    mean = cluster_interval(trial.labels, plain, trial.groups)
+    apart = draw_areas(trial.labels, ours, trial.groups, 0)
+    apart = apart - draw_areas(trial.labels, plain, trial.groups, 0)
+    low, high = np.quantile(apart[np.isfinite(apart)], (0.025, 0.975))
+    tell(
+        what,
+        found.value,
+        interval=[round(found.low, 3), round(found.high, 3)],
+        frames_mean=round(mean.value, 3),
+        frames_interval=[round(mean.low, 3), round(mean.high, 3)],
+        gain=round(found.value - mean.value, 3),
+        gain_interval=[round(float(low), 3), round(float(high), 3)],
+        people=found.n,
+        clips=len(ours),
+        faces="real" if FACES.is_dir() else "drawn",
+    )
+
+
+def recipe_of_ears(model: str, ways: list[str]) -> ForensicsRecipe:
+    return build(
+        {
+            "count": 300,
+            "sound": {"methods": ways, "seconds": SECONDS},
+            "split": {"held_out": 0.25, "validation": 0.15},
+            "detector": {
+                "model": {"name": model},
+                "train": {
+                    "steps": STEPS[model],
+                    "batch_size": 6,
+                    "threads": 1,
+                    "learning_rate": 1e-3,
+                },
+            },
+        }
+    )
+
+
+def people_speaking() -> tuple[Wave, ...]:
+    """Return recordings of people, cut to one length; each speaker's digits are put end to end."""
+    if not SPEECH.is_dir():
+        return ()
+    for path in sorted(SPEECH.glob("*.wav")):
+        place = RUNS / "speakers" / path.stem.split("_")[1] / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.exists():
+            place.symlink_to(path.resolve())
+    basis = "Free Spoken Digit Dataset, CC BY-SA 4.0"
+    sound = SoundSettings(folder=str(RUNS / "speakers"), basis=basis, seconds=SECONDS)
+    return open_voices(sound, [], seed=SEED, count=600, say=lambda line: None).waves
+
+
+def measure_ears() -> None:
+    spoken = people_speaking()
+    voices = [draw_voice(SEED, number, SECONDS) for number in range(300)]
+    for model in STEPS:
+        for left_out in WAYS if model == "lfcc" else WAYS[1:2]:
+            taught = [way for way in WAYS if way != left_out]
+            recipe = recipe_of_ears(model, taught)
+            detector, minutes = train(f"{model}-without-{left_out}", recipe)
+            places = split_identities([one.identity for one in voices], recipe, "voices")
+            strangers = [voices[at] for at in places["test"]]
+            for way in WAYS:
+                sources = {"drawn": strangers, **({"people": spoken} if spoken else {})}
+                for whose, waves in sources.items():
+                    trial = make_sound_trial(waves, [RESYNTHESES.build(way)], seed=1000 + SEED)
+                    for condition in ("clean", "mp3_64") if model == "lfcc" else ("clean",):
+                        metric = trial.measure(detector, condition)
+                        tell(
+                            f"forensics/ears/{model}/{whose}/{way}/{condition}",
+                            metric.value,
+                            interval=[round(metric.low, 3), round(metric.high, 3)],
+                            met=way != left_out,
+                            taught=taught,
+                            speakers=metric.n,
+                            sounds=len(trial.sounds),
+                            steps=STEPS[model],
+                            cpu_minutes=minutes,
+                        )
+
+
+if __name__ == "__main__":
+    if "time" in PARTS:
+        measure_time()
+    if "ears" in PARTS:
+        measure_ears()
