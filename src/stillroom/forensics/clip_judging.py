@@ -1,7 +1,8 @@
 """Detectors before a clip: each face scored in every frame that is looked at, and over time.
 
 What is said of a face is said by ``concluding``. The clip's finding is that of its strongest face.
-Squares about faces are scored as they come and let go, so memory does not grow with the clip.
+Squares about faces are scored as they come and let go, so memory does not grow with the clip. A
+detector over time is shown no frames that lie seconds apart, but runs of frames in a row.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from stillroom.forensics.bursts import MOST_FACES, Burst, choose_faces, read_bursts
+from stillroom.forensics.clips import Clip
 from stillroom.forensics.concluding import Scores, conclude
 from stillroom.forensics.detecting import TrainedDetector
 from stillroom.forensics.face import Image
 from stillroom.forensics.faces import Detection, FaceFinder, crop_square
 from stillroom.forensics.findings import Course
+from stillroom.forensics.scanning import Track
 from stillroom.forensics.treatments import compress, rescale
 
 __all__ = ["Witness"]
@@ -44,6 +48,7 @@ class Witness:
         """Stand over detectors of faces; ``finder`` gives landmarks."""
         self._detectors, self._finder, self._prevalence = tuple(detectors), finder, prevalence
         self._records: dict[tuple[int, int], _Record] = {}
+        self._read: set[int] = set()
 
     def see(self, track: int, time: float, image: Image, face: Detection) -> None:
         """Take in one face of one frame.
@@ -59,18 +64,53 @@ class Witness:
         for at, detector in enumerate(self._detectors):
             about = detector.about
             record = self._records.setdefault((track, at), _Record())
-            square, _ = crop_square(image, landmarks, about.size, margin=about.margin)
             record.sizes.append(about.margin * extent)
             record.seen += 1
+            if about.method.looks_at > 1:
+                continue  # it is shown frames in a row, by ``watch``
+            square, _ = crop_square(image, landmarks, about.size, margin=about.margin)
             record.waiting.append(square)
-            frames = about.method.looks_at
-            if frames == 1:
-                record.times.append(time)
-                if len(record.waiting) == _AT_ONCE:
-                    _flush(detector, record)
-            elif len(record.waiting) == frames:
-                record.times.append(time)
-                _judge_run(detector, record)
+            record.times.append(time)
+            if len(record.waiting) == _AT_ONCE:
+                _flush(detector, record)
+
+    def watch(self, clip: Clip, tracks: Sequence[Track]) -> None:
+        """Show detectors over time some runs of frames in a row of the faces that were found.
+
+        Args:
+            clip: The clip that is scanned.
+            tracks: Its faces.
+        """
+        heads = {
+            at: detector.about.method.looks_at
+            for at, detector in enumerate(self._detectors)
+            if detector.about.method.looks_at > 1
+        }
+        chosen = choose_faces(tracks)
+        self._read = {track.number for track in chosen}
+        for frames in sorted(set(heads.values())):
+            for burst in read_bursts(clip, chosen, frames, self._finder):
+                for at, looks_at in heads.items():
+                    record = self._records.get((burst.track, at))
+                    if looks_at == frames and record is not None:
+                        self._judge_run(self._detectors[at], record, burst)
+
+    def _judge_run(self, detector: TrainedDetector, record: _Record, burst: Burst) -> None:
+        """Score a run of frames of one face, in the same three views as pictures."""
+        about = detector.about
+        squares = [
+            crop_square(
+                image, self._finder.landmarks(image, face), about.size, margin=about.margin
+            )[0]
+            for image, face in zip(burst.images, burst.faces, strict=True)
+        ]
+        views = [
+            np.stack(squares),
+            np.stack([compress(frame, 75) for frame in squares]),
+            np.stack([rescale(frame, 0.75) for frame in squares]),
+        ]
+        record.times.append(burst.times[0])
+        record.logits.append([float(value) for value in detector.logits(views)])
 
     def courses(self, bits_per_pixel: float) -> tuple[Course, ...]:
         """Return what each detector makes of each face, in the faces' order.
@@ -95,8 +135,10 @@ class Witness:
             *_doubt_coding(detector, bits_per_pixel),
         ]
         few = f"seen in {record.seen} frames of one face, fewer than the {frames} it looks at"
-        left = len(record.waiting)
-        short = f"the last {left} frames of the face, fewer than the {frames} of a run, not judged"
+        if record.seen >= frames:
+            few = f"no {frames} frames in a row show the face"
+            if track not in self._read:
+                few = f"not one of the {MOST_FACES} widest faces, which are read frame by frame"
         return conclude(
             detector,
             track + 1,
@@ -104,7 +146,6 @@ class Witness:
             prevalence=self._prevalence,
             reasons=reasons,
             nothing=few,
-            notes=[short] if left and record.logits else [],
         )
 
 
@@ -119,18 +160,6 @@ def _flush(detector: TrainedDetector, record: _Record) -> None:
     ]
     logits = detector.logits(views).reshape(-1, 3)
     record.logits += [[float(value) for value in row] for row in logits]
-    record.waiting = []
-
-
-def _judge_run(detector: TrainedDetector, record: _Record) -> None:
-    """Score a run of frames of one face, in the same three views."""
-    plain = np.stack(record.waiting)
-    views = [
-        plain,
-        np.stack([compress(frame, 75) for frame in plain]),
-        np.stack([rescale(frame, 0.75) for frame in plain]),
-    ]
-    record.logits.append([float(value) for value in detector.logits(views)])
     record.waiting = []
 
 

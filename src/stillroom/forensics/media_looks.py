@@ -119,6 +119,8 @@ def look_at_clip(
     scan = _watch(clip, count, marks, limits, witness) if clip.has_video else None
     sound = _listen(path, limits) if clip.has_audio else None
     pulses = _feel(clip, limits) if with_pulse and scan is not None and scan.tracks else ()
+    if witness is not None and scan is not None:
+        witness.watch(clip, scan.tracks)
     courses = witness.courses(_bits_per_pixel(clip)) if witness is not None else ()
     courses += _hear(judges, path, sound, limits)
     notes = (*clip.notes, *limits)

@@ -18,7 +18,7 @@ from stillroom.forensics.clips import Clip, Frame, space_frames
 from stillroom.forensics.face import Image
 from stillroom.forensics.faces import Detection, FaceFinder
 
-__all__ = ["Scan", "Sight", "Track", "scan_clip"]
+__all__ = ["Box", "Scan", "Sight", "Track", "measure_likeness", "scan_clip"]
 
 _OVERLAP = 0.2
 _NEAR = 0.8  # of a face's width: how far it may move between frames that are apart in time
@@ -170,7 +170,7 @@ def _join(
     """
     pairs = sorted(
         (
-            (_likeness(track.sights[-1].box, face.box), at, number)
+            (measure_likeness(track.sights[-1].box, face.box), at, number)
             for at, track in enumerate(alive)
             for number, face in enumerate(found)
         ),
@@ -191,7 +191,7 @@ def _join(
     return [*of.values(), *(track for at, track in enumerate(alive) if at not in taken)], of
 
 
-def _likeness(one: Box, other: Box) -> float:
+def measure_likeness(one: Box, other: Box) -> float:
     """Return the overlap of two boxes, or a little where they lie near; 0 for different faces."""
     left, top = max(one[0], other[0]), max(one[1], other[1])
     right = min(one[0] + one[2], other[0] + other[2])

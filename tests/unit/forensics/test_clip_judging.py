@@ -12,15 +12,18 @@ from tests.unit.forensics.test_clips import write_clip
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError
 from stillroom.flow import run_recipe
+from stillroom.forensics.bursts import choose_faces, read_bursts
 from stillroom.forensics.calibrating import Calibrator
-from stillroom.forensics.clips import Clip
+from stillroom.forensics.clips import Clip, open_clip
 from stillroom.forensics.detecting import TrainedDetector, write_detector
 from stillroom.forensics.drawing import draw_face
+from stillroom.forensics.faces import FaceFinder
 from stillroom.forensics.findings import Course
 from stillroom.forensics.method import DETECTORS, FORGERIES
 from stillroom.forensics.moving import forge_moving, move_face
 from stillroom.forensics.proving import make_trial
 from stillroom.forensics.pulse import Pulse, chrom, feel_pulses, pos, pulse_strength
+from stillroom.forensics.scanning import Sight, Track, scan_clip
 from stillroom.forensics.video_coding import code_frames
 from stillroom.recipes import parse_recipe
 
@@ -98,10 +101,8 @@ def test_a_face_is_scored_in_every_frame_and_over_time(clip, shown, timed, tmp_p
     assert frames["top_fifth_logit"] >= frames["logit"]
     assert frames["chance"] == pytest.approx(0.88, abs=0.01)
     assert over_time["detector"] == "temporal of sbi"
-    runs, left = divmod(len(frames["times"]), 4)
-    assert len(over_time["times"]) == runs
-    short = f"the last {left} frames of the face, fewer than the 4 of a run, not judged"
-    assert over_time["notes"] == ([short] if left else [])
+    assert 1 < len(over_time["times"]) <= 4
+    assert over_time["times"] == sorted(over_time["times"])
     assert found["verdict"].startswith("nothing is known of its origin")
     text = page.read_text()
     assert text.count("<figure class=course>") == 2
@@ -126,6 +127,40 @@ def test_a_face_in_too_few_frames_is_not_judged_over_time(shown, timed, tmp_path
     write_clip(tmp_path / "short.mp4", [np.pad(face, ((8, 8), (40, 40), (0, 0)))] * 2)
     said = check(tmp_path / "short.mp4", "--detector", timed)
     assert "seen in 2 frames of one face, fewer than the 4 it looks at" in said
+
+
+def test_a_head_is_shown_frames_in_a_row_however_long_the_clip(tmp_path):
+    face = np.pad(draw_face(11, 1, 160).image, ((8, 8), (40, 40), (0, 0)))
+    write_clip(tmp_path / "long.mp4", [np.roll(face, n // 12, 1) for n in range(150)], gop=12)
+    opened, finder = open_clip(tmp_path / "long.mp4"), FaceFinder()
+    scan = scan_clip(opened, count=6, finder=finder)
+    assert np.diff(scan.times).min() > 0.5
+    bursts = list(read_bursts(opened, choose_faces(scan.tracks), 5, finder))
+    assert len(bursts) == 4
+    begins = [burst.times[0] for burst in bursts]
+    assert np.diff(begins).min() > 0.5
+    for burst in bursts:
+        assert np.diff(burst.times) == pytest.approx([1 / 25] * 4, abs=1e-3)
+        assert burst.images[0].shape == face.shape
+        assert all(
+            np.hypot(*np.subtract(one.box[:2], burst.faces[0].box[:2])) < 9 for one in burst.faces
+        )
+
+
+def test_a_run_that_loses_its_face_is_given_up(tmp_path, shown, timed):
+    face = np.pad(draw_face(11, 1, 160).image, ((8, 8), (40, 40), (0, 0)))
+    empty = np.full_like(face, 90)
+    frames = [face if n % 3 == 0 else empty for n in range(45)]
+    write_clip(tmp_path / "torn.mp4", frames, gop=1)
+    opened, finder = open_clip(tmp_path / "torn.mp4"), FaceFinder()
+    scan = scan_clip(opened, count=45, finder=finder)
+    widest = max(scan.tracks, key=lambda track: len(track.sights))
+    assert not list(read_bursts(opened, [widest], 3, finder))
+
+
+def test_only_the_widest_faces_are_read_frame_by_frame():
+    tracks = [Track(1, number, [Sight(0.0, (0, 0, 10 + number, 10), 1.0)]) for number in range(6)]
+    assert [track.number for track in choose_faces(tracks)] == [5, 4, 3, 2]
 
 
 def test_a_clip_without_faces_says_that_nothing_was_judged(shown, tmp_path):
