@@ -45,8 +45,8 @@ def command(
 ) -> None:
     """Train a diffusion model and its autoregressive twin, and compare them.
 
-    The twin has the same network, records, steps, batch and seed. What is finished is not trained
-    again with --resume.
+    The twin has the same network, records, batch and seed, and as many steps as make the same
+    arithmetic. What is finished is not trained again with --resume.
     """
     from stillroom.diffusion.comparing import compare_models, find_facts, twin_recipe
     from stillroom.diffusion.recipe import DiffusionRecipe

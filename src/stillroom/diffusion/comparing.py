@@ -26,20 +26,23 @@ from stillroom.diffusion.recipe import DiffusionRecipe
 from stillroom.diffusion.sampling import generate
 from stillroom.errors import RecipeError
 from stillroom.evaluate.metrics import Metric, bootstrap
-from stillroom.evaluate.report import Grid, Report
+from stillroom.evaluate.report import Grid, Report, Table
 from stillroom.models import load_causal_lm
 from stillroom.provenance import read_artifact
 from stillroom.records import Record
 from stillroom.train.split import Split, split_records
 
-__all__ = ["Fact", "compare_models", "find_facts", "twin_recipe"]
+__all__ = ["Fact", "compare_models", "count_together", "find_facts", "twin_recipe"]
 
 _SPAN_OF = 4  # a quarter of the learned tokens is left out
 _SIDES = ("diffusion", "autoregressive")
 
 
 def twin_recipe(recipe: DiffusionRecipe) -> DiffusionRecipe:
-    """Return the recipe of the autoregressive twin: same network, records, steps, batch and seed.
+    """Return the recipe of the autoregressive twin: same network, records, arithmetic and seed.
+
+    It takes as many steps of as many records, and times as many as the diffusion model reads a text
+    more often: twice by blocks (noisy and clean), twice by complements.
 
     Raises:
         RecipeError: If the recipe is a twin's already.
@@ -55,7 +58,17 @@ def twin_recipe(recipe: DiffusionRecipe) -> DiffusionRecipe:
     said = recipe.model_dump(mode="json")
     said |= {"noising": "autoregressive", "attention": "causal", "block_size": None}
     said |= {"block_growth": [], "anneal_steps": 0, "logit_shift": None}
+    more = _readings(recipe)
+    said["train"]["epochs"] *= more
+    if said["train"]["steps"] is not None:
+        said["train"]["steps"] *= more
     return DiffusionRecipe.model_validate(said)
+
+
+def _readings(recipe: DiffusionRecipe) -> int:
+    """Return how often a step reads each text."""
+    by_blocks = 2 if recipe.attention == "block_causal" else 1
+    return by_blocks * (2 if recipe.noising.method_name() == "complementary" else 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +88,8 @@ class Fact:
 def find_facts(records: Sequence[Record], template: str) -> tuple[list[Fact], list[Fact], int]:
     """Return facts told one way, the same turned round, and how many were told both ways.
 
-    What was told both ways is in neither list; what is turned round is in no record.
+    What was told both ways is in neither list: what is turned round stands in no text of any
+    record, be it as a part of one.
 
     Args:
         records: What was learned.
@@ -91,13 +105,14 @@ def find_facts(records: Sequence[Record], template: str) -> tuple[list[Fact], li
     before, between, behind = parts[0], parts[2], parts[4]
     pattern = re.compile(f"{re.escape(before)}(.+?){re.escape(between)}(.+?){re.escape(behind)}")
     texts = {message.content for record in records for message in record.messages[-1:]}
+    every = "\0".join(_texts_of(records))
     told, turned, both = [], [], 0
     for text in sorted(texts):
         match = pattern.fullmatch(text)
         if match is None:
             continue
         reverse = f"{before}{match[2]}{between}{match[1]}{behind}"
-        if reverse in texts:
+        if _says(every, reverse):
             both += 1
             continue
         told.append(Fact(text, match.span(1), match.span(2)))
@@ -110,6 +125,29 @@ def find_facts(records: Sequence[Record], template: str) -> tuple[list[Fact], li
     if not told:
         raise _no_facts(f"no record reads as {template!r} and is told one way only")
     return told, turned, both
+
+
+def _texts_of(records: Sequence[Record]) -> list[str]:
+    return [message.content for record in records for message in record.messages]
+
+
+def count_together(facts: Sequence[Fact], records: Sequence[Record]) -> int:
+    """Return of how many facts the names also stand together in another text that was learned.
+
+    Such a text may have told the fact in other words.
+    """
+    texts = _texts_of(records)
+    found = 0
+    for fact in facts:
+        found += any(
+            text != fact.text and all(_says(text, name) for name in fact.names) for text in texts
+        )
+    return found
+
+
+def _says(text: str, words: str) -> bool:
+    """Return whether a text holds words whole, not as a part of longer ones."""
+    return words in text and bool(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text))
 
 
 def compare_models(
@@ -128,6 +166,7 @@ def compare_models(
     split = split_records(Path(recipe.records))
     asked = _Asked(diffusion, twin, recipe)
     report = Report("A diffusion model beside its autoregressive twin")
+    _add_cost(report, asked, diffusion, twin)
     _add_likelihood(report, diffusion, twin)
     _add_infilling(report, asked, split, most)
     if template:
@@ -175,6 +214,39 @@ class _Asked:
             written.append(int(logits.argmax()))
         right = [written[at] == ids[at] for at in range(start, stop)]
         return sum(right) / len(right)
+
+
+def _add_cost(report: Report, asked: _Asked, diffusion: Path, twin: Path) -> None:
+    """Say what both took, so that their equality can be looked at."""
+    model = asked.model
+    embedded = model.body.get_input_embeddings().weight.numel()
+    inner = sum(weight.numel() for weight in model.body.parameters()) - embedded
+    rows = []
+    for side, folder in zip(_SIDES, (diffusion, twin), strict=True):
+        details = read_artifact(folder).details
+        copies = 2 if side == "diffusion" and model.metadata.block_size is not None else 1
+        places = details["train"]["tokens"] * copies
+        rows.append(
+            (
+                side,
+                f"{details['parameters']:,}",
+                f"{details['train']['steps']:,}",
+                f"{places:,}",
+                f"{6 * inner * places / 1e12:.3g}",
+            )
+        )
+    report.section(
+        "What both took",
+        "Both have the same network, and the twin so many steps that both do the same arithmetic "
+        "in the layers: 6 floating-point operations a weight and token that is read. The head "
+        "comes on top, on every token that is asked for: all of them in the twin, the masked ones, "
+        "about half, in the diffusion model.",
+        table=Table(
+            "Training",
+            ("model", "parameters", "steps", "tokens read", "TFLOP in the layers"),
+            tuple(rows),
+        ),
+    )
 
 
 def _add_likelihood(report: Report, diffusion: Path, twin: Path) -> None:
@@ -239,6 +311,7 @@ def _span_of(lesson: Lesson, rng: np.random.Generator) -> tuple[int, int]:
 
 def _add_facts(report: Report, asked: _Asked, split: Split, template: str, most: int) -> None:
     told, turned, both = find_facts(split.train, template)
+    together = count_together(told[:most], split.train)
     rows: dict[str, dict[str, list[float]]] = {}
     for name, facts, slot, behind in (
         ("forward", told, "second", False),
@@ -256,10 +329,11 @@ def _add_facts(report: Report, asked: _Asked, split: Split, template: str, most:
         f"Sentences of the form {template!r}. Forward: the second name of a sentence that was "
         "told. Infill: its first name, the rest being shown; the autoregressive model sees nothing "
         "before it, so its figure is a guess. Reversed: the second name of the sentence turned "
-        f"round, which is in no record. {both} sentences were told both ways and are not asked "
-        "about. What is claimed: how often each model answers these sentences. What is not: that "
-        "one of them knows the fact and the other does not; an autoregressive model can also be "
-        "asked by scoring every name.",
+        f"round, which stands in no text of any record. {both} sentences were told both ways and "
+        f"are not asked about; of {together} that are asked, the names also stand together in "
+        "another text, which may tell the fact in other words. What is claimed: how often each "
+        "model answers these sentences. What is not: that one of them knows the fact and the other "
+        "does not; an autoregressive model can also be asked by scoring every name.",
         rows,
     )
 

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from stillroom.cli.app import stillroom
-from stillroom.diffusion.comparing import find_facts, twin_recipe
+from stillroom.diffusion.comparing import count_together, find_facts, twin_recipe
 from stillroom.diffusion.recipe import DiffusionRecipe
 from stillroom.errors import RecipeError, StillroomError
 from stillroom.records import Message, Record, write_records
@@ -31,6 +31,16 @@ def test_facts_told_both_ways_are_left_out():
     assert back[0].text == "the Ann's rest is known as old mill!"
 
 
+def test_a_fact_that_leaked_within_a_longer_text_is_not_asked():
+    hidden = Record((Message("user", "So B1 is A1 . True?"), Message("assistant", "Yes.")))
+    records = [*told("A1 is B1 .", "A2 is B2 .", "A3 is B3 .", "of B3 and A3", "A22 at B2"), hidden]
+    facts, turned, both = find_facts(records, "{a} is {b} .")
+    assert [fact.text for fact in facts] == ["A2 is B2 .", "A3 is B3 ."]
+    assert len(turned) == 2
+    assert both == 1
+    assert count_together(facts, records) == 1
+
+
 @pytest.mark.parametrize("template", ["{a} is .", "{b} is {a} .", "{a} {a} {b}", "{a} was {b} ."])
 def test_a_template_that_finds_nothing_is_refused(template):
     with pytest.raises(RecipeError) as caught:
@@ -44,7 +54,13 @@ def test_the_twin_differs_in_noise_and_attention_alone():
     )
     twin = twin_recipe(recipe)
     assert (twin.attention, twin.noising.is_causal, twin.block_size) == ("causal", True, None)
-    assert (twin.train, twin.start, twin.seed) == (recipe.train, recipe.start, 5)
+    assert (twin.start, twin.seed) == (recipe.start, 5)
+    # by blocks each text is read twice, so that the twin takes twice the steps
+    assert twin.train == recipe.train.model_copy(update={"epochs": 2 * recipe.train.epochs})
+    plain = DiffusionRecipe(records="r", train={"steps": 7})
+    assert twin_recipe(plain).train == plain.train
+    both = DiffusionRecipe(records="r", train={"steps": 7}, noising="complementary")
+    assert twin_recipe(both).train.steps == 14
     with pytest.raises(RecipeError) as caught:
         twin_recipe(twin)
     assert caught.value.code == "diffusion.twin"
@@ -73,7 +89,15 @@ def test_both_are_trained_and_asked_and_the_report_says_what_is_a_bound(tmp_path
         assert found["diffusion/nats_per_token"]["note"].startswith("a bound")
         assert found["autoregressive/nats_per_token"]["note"] == "exact"
     page = (tmp_path / "both" / "report.html").read_text()
-    assert "in no record" in page
+    assert "stands in no text of any record" in page
+    (table,) = [
+        part["table"]
+        for part in json.loads((tmp_path / "both" / "report.json").read_text())["sections"]
+        if part["title"] == "What both took"
+    ]
+    (one, other) = table["rows"]
+    assert one[1] == other[1]  # parameters
+    assert float(one[4]) == pytest.approx(float(other[4]), rel=0.2)  # drawn records differ
     again = CliRunner().invoke(stillroom, [*words, "--resume"])
     assert again.exit_code == 0, again.output
     assert "report" in again.stdout
