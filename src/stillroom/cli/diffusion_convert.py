@@ -73,6 +73,7 @@ def command(
     autoregressive one gets a mask token and is trained on records; `stillroom new diffusion` says
     what more can be set.
     """
+    from stillroom.diffusion.expecting import expect_of
     from stillroom.flow import run_recipe
     from stillroom.jobs import choose_reporter
 
@@ -88,9 +89,12 @@ def command(
         recipe, out, resume=resume, overwrite=overwrite, reporter=choose_reporter(quiet=quiet)
     )
     details = artifact.details
+    tokens = int(details["train"]["tokens"])
+    expected = expect_of(tokens, by_blocks=block_size is not None)
     if as_json:
         kept = {name: details[name] for name in ("start", "before", "after")}
-        print_json({"out": str(out), "digest": artifact.digest, **kept})
+        more = {"tokens": tokens, "expect": expected}
+        print_json({"out": str(out), "digest": artifact.digest, **kept, **more})
         return
     click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}, from {details['start']}")
     if details["after"]:
@@ -99,10 +103,7 @@ def command(
             f"held-out bound {before['nats_per_token']:.3f} before, "
             f"{after['nats_per_token']:.3f} after (error {after['error']:.3f}), nats a token"
         )
-    click.echo(
-        "expect words, not sentences, below some ten million tokens; published conversions took "
-        "from 1e9 (by blocks) to 6e11 tokens"
-    )
+    click.echo(expected)
 
 
 def _recipe(

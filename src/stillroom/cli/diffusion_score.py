@@ -130,7 +130,7 @@ def _read(
 def _score(
     model: DiffusionModel, lessons: list[Any], estimator: Estimator, seed: int, cfg_scale: float
 ) -> list[Bound]:
-    from stillroom.diffusion.likelihood import score_text
+    from stillroom.diffusion.likelihood import rows_for, score_text
     from stillroom.jobs import choose_reporter
     from stillroom.jobs.progress import Progress
 
@@ -146,6 +146,7 @@ def _score(
                     estimator,
                     seed=seed + at,
                     cfg_scale=cfg_scale,
+                    rows=rows_for(len(lesson.ids)),
                 )
             )
             progress.advance()

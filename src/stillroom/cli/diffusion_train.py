@@ -38,13 +38,14 @@ def command(
 
     The same as `stillroom run`, and says what the held-out records came to.
     """
+    from stillroom.diffusion.recipe import DiffusionRecipe
     from stillroom.errors import RecipeError
     from stillroom.flow import run_recipe
     from stillroom.jobs import choose_reporter
     from stillroom.recipes import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    if loaded.kind != "diffusion":
+    if not isinstance(loaded, DiffusionRecipe):
         raise RecipeError(
             f"kind {loaded.kind} trains no diffusion model",
             code="recipe.wrong-kind",
@@ -66,4 +67,7 @@ def command(
             f"held-out {name} {after['nats_per_token']:.3f} nats a token, error "
             f"{after['error']:.3f}, {after['records']} records"
         )
-    click.echo(f'write    stillroom diffusion sample {out} "..."')
+    if loaded.noising.is_causal:
+        click.echo(f"serve    stillroom serve {out}")
+    else:
+        click.echo(f'write    stillroom diffusion sample {out} "..."')

@@ -19,7 +19,9 @@ from stillroom.diffusion.model import DiffusionModel, Reading
 from stillroom.diffusion.scoring import Bound, Estimator
 from stillroom.errors import DataError
 
-__all__ = ["Scorer", "Verdict", "choose_answer", "score_text"]
+__all__ = ["Scorer", "Verdict", "choose_answer", "rows_for", "score_text"]
+
+_MOST_ROWS, _MOST_TOKENS = 16, 4096  # of one call
 
 
 class Scorer:
@@ -107,25 +109,27 @@ class Scorer:
         return found
 
     def _read(self, masks: Tensor) -> list[Tensor]:
-        metadata = self.model.metadata
-        whole = self._logits(masks, self.ids)
+        """Return the log-probabilities of each row's masked tokens, (k,) each."""
+        model, never = self.model, self.model.metadata.mask_token_id
+        sides = [self._states(masks, self.ids)]
         if self.cfg_scale:
             given = torch.ones_like(self.ids, dtype=torch.bool)
             given[self.places] = False
-            bare = self._logits(masks, torch.where(given, metadata.mask_token_id, self.ids))
-            scale = self.cfg_scale + 1
-            whole = [two + scale * (one - two) for one, two in zip(whole, bare, strict=True)]
+            sides.append(self._states(masks, torch.where(given, never, self.ids)))
         found = []
-        for mask, logits in zip(masks, whole, strict=True):
+        for row, mask in enumerate(masks):  # the logits of one row at a time: (k, V) is large
+            logits = model.logits(sides[0][row])
+            if self.cfg_scale:
+                bare = model.logits(sides[1][row])
+                logits = bare + (self.cfg_scale + 1) * (logits - bare)
             own = self.ids[self.places[mask]].to(logits.device)
-            chances = suppress(logits, [metadata.mask_token_id]).log_softmax(-1)
+            chances = suppress(logits, [never]).log_softmax(-1)
             found.append(chances.gather(-1, own[:, None])[:, 0].double().cpu())
         return found
 
-    def _logits(self, masks: Tensor, ids: Tensor) -> list[Tensor]:
-        """Return the logits at each row's masked places, (k, V)."""
-        readings = [self._reading(mask, ids) for mask in masks]
-        return [self.model.logits(states) for states in self.model.read(readings)]
+    def _states(self, masks: Tensor, ids: Tensor) -> list[Tensor]:
+        """Return the states behind each row's masked places, (k, D)."""
+        return self.model.read([self._reading(mask, ids) for mask in masks])
 
     def _reading(self, mask: Tensor, ids: Tensor) -> Reading:
         metadata, length = self.model.metadata, len(ids)
@@ -141,6 +145,14 @@ class Scorer:
         want = torch.where((masked % size == 0) & bool(shift), want + length, want)
         seen = training_mask(length, size)
         return Reading(torch.cat([noisy, ids]), torch.cat([at, at]), seen, want)
+
+
+def rows_for(length: int) -> int:
+    """Return how many masks of a text of so many tokens are read in one call.
+
+    They are as long as each other, so that nothing is padded; small models read twice as fast.
+    """
+    return max(1, min(_MOST_ROWS, _MOST_TOKENS // max(length, 1)))
 
 
 def score_text(
@@ -203,6 +215,7 @@ def choose_answer(
             estimator,
             seed=seed,
             cfg_scale=cfg_scale,
+            rows=rows_for(len(prompt) + len(answer)),
         )
         for answer in answers
     )

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from stillroom.diffusion.lessons import Lesson
-from stillroom.diffusion.likelihood import score_text
+from stillroom.diffusion.likelihood import rows_for, score_text
 from stillroom.diffusion.loss import masked_loss
 from stillroom.diffusion.model import DiffusionModel
 from stillroom.diffusion.recipe import ValidationSettings
@@ -81,7 +81,12 @@ class Validation:
             else:
                 bounds.append(
                     score_text(
-                        self.model, lesson.ids.tolist(), places, estimator, seed=self.seed + at
+                        self.model,
+                        lesson.ids.tolist(),
+                        places,
+                        estimator,
+                        seed=self.seed + at,
+                        rows=rows_for(len(lesson.ids)),
                     )
                 )
             on_done()

@@ -12,6 +12,7 @@ from tests.unit.diffusion.test_layouts import LLADA, llada_tensors, write
 from tests.unit.diffusion.test_training import chats, plains
 
 from stillroom.cli.app import stillroom
+from stillroom.diffusion.expecting import expect_of
 from stillroom.diffusion.opening import open_diffusion
 from stillroom.diffusion.requests import decode, holes_request, piece_texts
 from stillroom.diffusion.watching import TerminalView, write_animation
@@ -313,7 +314,16 @@ def test_an_autoregressive_checkpoint_is_converted_by_training(plain, tmp_path):
         "--quiet",
     )
     assert found["after"]["is_bound"]
+    assert found["tokens"] > 0
+    assert f"after {found['tokens']:,} tokens expect this: it has begun" in found["expect"]
+    assert "1e9" in found["expect"]  # what conversions by blocks took
     assert open_diffusion(str(tmp_path / "out")).metadata.block_size == 8
+
+
+def test_what_to_expect_goes_by_the_tokens():
+    said = [expect_of(10**power, by_blocks=False) for power in (5, 6, 8, 10)]
+    assert len({text.partition("tokens")[2] for text in said}) == 4
+    assert all("6.5e10" in text for text in said)
 
 
 def test_trains_a_recipe_and_says_what_it_came_to(tmp_path):
@@ -327,6 +337,10 @@ def test_trains_a_recipe_and_says_what_it_came_to(tmp_path):
     out = tmp_path / "out"
     done = call("train", str(recipe), "--out", str(out), "--quiet", "seed=3")
     assert "held-out bound" in done.stdout
+    assert f"stillroom diffusion sample {out}" in done.stdout
+    twin = ["noising=autoregressive", "attention=causal"]
+    done = call("train", str(recipe), "--out", str(tmp_path / "twin"), "--quiet", *twin)
+    assert f"stillroom serve {tmp_path / 'twin'}" in done.stdout
     assert call_json("sample", str(out), "a", "--set", "max_new_tokens=3")["samples"]
     recipe.write_text("version: 1\nkind: evaluate\nmodels: []\n")
     with pytest.raises(StillroomError):
