@@ -14,7 +14,7 @@ from stillroom.errors import CheckpointError, DataError, MissingExtraError
 from stillroom.flow import run_recipe
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.objects import connect, exists, is_address, mirror, publish, read_range, writing
-from stillroom.provenance import read_artifact
+from stillroom.provenance import digest_file, read_artifact
 from stillroom.recipes import parse_recipe
 from stillroom.records import Message, Record, RecordWriter, read_records, write_records
 from stillroom.testing import tiny_checkpoint
@@ -151,6 +151,97 @@ def test_a_merge_of_published_jobs_keeps_what_they_came_from(server, tmp_path):
         (one.digest, "checkpoint") for one in parents
     ]
     assert [one.path for one in there.parents] == [f"{server}/kept/run{at}" for at in range(2)]
+
+
+KINDS = {
+    "merge": """
+method: linear
+models: [{{checkpoint: "{model}"}}]
+select: {{records: "{records}", split: held_out}}
+""",
+    "evaluate": """
+models: {{one: "scripted:{script}"}}
+fidelity: false
+records: "{records}"
+""",
+    "distill": """
+teacher: "{model}"
+records: "{records}"
+student: {{layers: 1, max_parameters: 0.9}}
+train: {{steps: 2, batch_size: 2, threads: 1, precision: float32}}
+fidelity: {{control: false, answers: 0, speed: false}}
+""",
+    "diffusion": """
+start: "{model}"
+records: "{records}"
+train: {{steps: 2, batch_size: 2, threads: 1, precision: float32}}
+""",
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "evaluate",
+        pytest.param("merge", marks=pytest.mark.slow),
+        pytest.param("distill", marks=pytest.mark.slow),
+        pytest.param("diffusion", marks=pytest.mark.slow),
+    ],
+)
+def test_a_job_takes_records_from_a_bucket_and_says_so(server, tmp_path, kind):
+    """A published job's folder or a file of it, and the same bytes come of them as from here."""
+    records = tmp_path / "records"
+    write_records(
+        records / "output" / "records.jsonl",
+        [
+            Record(record.messages, {"split": ("held_out", "train")[at % 4 != 0]})
+            for at, record in enumerate(RECORDS[:24])
+        ],
+    )
+    told = {"format": 1, "kind": "records", "files": [["output/records.jsonl", 1, "d"]]}
+    (records / "artifact.json").write_text(json.dumps({**told, "parents": []}))
+    publish(records, f"{server}/{kind}/records")
+    (tmp_path / "script.json").write_text(json.dumps({"*": "There are 4."}))
+    model = tiny_checkpoint(tmp_path / "model")
+
+    def do(place, out):
+        text = KINDS[kind].format(model=model, script=tmp_path / "script.json", records=place)
+        recipe = parse_recipe(f"version: 1\nkind: {kind}{text}", "x")
+        return run_recipe(recipe, tmp_path / out / "made")
+
+    here = do(records, "here")
+    there = do(f"{server}/{kind}/records", "there")
+    assert there.digest == here.digest
+    parents = {one.role: one for one in there.parents}
+    assert parents["records"].path == f"{server}/{kind}/records"
+    assert parents["records"].digest == read_artifact(records).digest
+    file = do(f"{server}/{kind}/records/output/records.jsonl", "file")
+    assert file.digest == here.digest
+    (named,) = (one for one in file.parents if one.role == "records")
+    assert named.path == f"{server}/{kind}/records/output/records.jsonl"
+    assert named.digest == digest_file(records / "output" / "records.jsonl")
+
+
+def test_a_flow_does_a_step_again_when_its_objects_have_changed(server, tmp_path):
+    address = f"{server}/flowing/records.jsonl"
+    (tmp_path / "script.json").write_text(json.dumps({"*": "There are 4."}))
+    text = f"""
+version: 1
+kind: flow
+inputs: {{records: "{address}"}}
+steps:
+  report:
+    kind: evaluate
+    models: {{one: "scripted:{tmp_path / "script.json"}"}}
+    fidelity: false
+    records: {{from: inputs.records}}
+"""
+    recipe = parse_recipe(text, "flow")
+    made = []
+    for count in (4, 4, 6):
+        write_records(address, RECORDS[:count])
+        made.append(run_recipe(recipe, tmp_path / "run").details["steps"]["report"])
+    assert made[0] == made[1] != made[2]
 
 
 def test_a_folder_without_a_manifest_is_not_fetched(server, tmp_path):

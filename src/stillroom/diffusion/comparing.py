@@ -28,6 +28,7 @@ from stillroom.errors import RecipeError
 from stillroom.evaluate.metrics import Metric, bootstrap
 from stillroom.evaluate.report import Grid, Report, Table
 from stillroom.models import load_causal_lm
+from stillroom.objects import local
 from stillroom.provenance import read_artifact
 from stillroom.records import Record
 from stillroom.train.split import Split, split_records
@@ -163,7 +164,7 @@ def compare_models(
             for none.
         most: Held-out records, and facts, that are asked about at most.
     """
-    split = split_records(Path(recipe.records))
+    split = split_records(local(recipe.records))
     asked = _Asked(diffusion, twin, recipe)
     report = Report("A diffusion model beside its autoregressive twin")
     _add_cost(report, asked, diffusion, twin)

@@ -25,6 +25,7 @@ from stillroom.diffusion.starting import check_start, prepare_start, read_json
 from stillroom.diffusion.validating import Validation
 from stillroom.jobs import Estimate, Job
 from stillroom.models import resolve_checkpoint
+from stillroom.objects import local
 from stillroom.provenance import Artifact, Parent, make_parent
 from stillroom.records import Link, Origin, combine_origins
 from stillroom.train.loop import train
@@ -49,7 +50,7 @@ def run(recipe: DiffusionRecipe, job: Job) -> Artifact:
         Cancelled: If the user stopped it; ``--resume`` goes on.
     """
     with Ranks() as ranks, fixed_threads(recipe.train.threads):
-        split = split_records(Path(recipe.records))
+        split = split_records(local(recipe.records))
         start = ranks.share_path(job.scratch / "start")
         said = ranks.on_main(partial(_prepare, recipe, split, start, job))
         model = load_prepared(start)
@@ -151,7 +152,7 @@ def _size_of(recipe: DiffusionRecipe) -> tuple[int, int, str]:
 
 
 def _count_records(recipe: DiffusionRecipe) -> int:
-    path = Path(recipe.records)
+    path = local(recipe.records)
     return len(split_records(path).train) if path.exists() else 0
 
 
@@ -293,7 +294,7 @@ def _card(recipe: DiffusionRecipe, metadata: DiffusionMetadata) -> str:
 
 
 def _parents(recipe: DiffusionRecipe, job: Job) -> list[Parent]:
-    found = [make_parent("records", Path(recipe.records), job.out)]
+    found = [make_parent("records", local(recipe.records), job.out)]
     if not isinstance(recipe.start, ScratchSettings):
         stored = Checkpoint.open(resolve_checkpoint(recipe.start))
         found.append(Parent("start", recipe.start, stored.fingerprint, "checkpoint"))

@@ -23,6 +23,7 @@ from stillroom.distill.teacher import Teacher, common_rows
 from stillroom.errors import DataError, RecipeError
 from stillroom.jobs import Estimate, Job, Reporter, check_fits, describe_machine
 from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.objects import local
 from stillroom.recipes import dump_recipe
 from stillroom.train.precision import choose_precision, fixed_threads
 
@@ -111,7 +112,7 @@ def capture_recipe(
     with _working(recipe, folder, reporter) as job, fixed_threads(recipe.train.threads):
         teacher = Teacher.find(named, job)
         prepared = prepare_lessons(
-            recipe, split_records(Path(recipe.records)), teacher.tokenizer, job
+            recipe, split_records(local(recipe.records)), teacher.tokenizer, job
         )
         lessons = [lesson.by_teacher for lesson in prepared.lessons]
         header = _header_of(recipe, teacher)

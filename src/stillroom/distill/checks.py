@@ -29,6 +29,7 @@ from stillroom.jobs import check_fits, describe_machine
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.models.causal import load_tokenizer
 from stillroom.models.hub import find_config
+from stillroom.objects import is_stored, local
 from stillroom.provenance import find_output
 
 __all__ = ["run_preflight"]
@@ -59,7 +60,7 @@ def run_preflight(
     flight = Preflight()
     if machine:
         flight.add("machine", lambda: _check_machine(recipe, out))
-    if not _exists(recipe.records):
+    if not is_stored(recipe.records) and not _exists(recipe.records):
         flight.findings.append(Finding("note", "records", f"{recipe.records} is not there yet"))
         return flight
     room = _Room(recipe, fetch, say)
@@ -99,7 +100,7 @@ class _Room:
     others: Any = None
 
     def read(self) -> list[Finding]:
-        self.split = split_records(Path(self.recipe.records))
+        self.split = split_records(local(self.recipe.records))
         passed_over = self.split.passed_over
         said = f"{len(self.split.train)} to learn from, {len(self.split.held_out)} held out"
         if not passed_over:

@@ -17,6 +17,7 @@ from stillroom.distill.lessons import is_learned
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.distill.teacher_settings import ServerTeacher
 from stillroom.errors import DataError
+from stillroom.objects import local
 from stillroom.records import Record, count_records, read_records
 
 __all__ = ["Counted", "count_tokens"]
@@ -60,7 +61,7 @@ def count_tokens(recipe: DistillRecipe) -> Counted:
     Raises:
         DataError: If the file is damaged.
     """
-    path = Path(recipe.records)
+    path = local(recipe.records)
     if not path.exists():
         records, each = _UNKNOWN[0], min(_UNKNOWN[1], recipe.max_tokens)
         told = f"about {records * each} tokens (the file is not there yet)"

@@ -6,13 +6,13 @@ Teachers may be one or several, here or behind an endpoint; each is named with i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.distill.recipe import DistillRecipe
 from stillroom.jobs import Job
 from stillroom.models import resolve_checkpoint
+from stillroom.objects import local
 from stillroom.provenance import Parent, make_parent
 from stillroom.records import Link, Origin, Record, combine_origins, warn_of_licenses
 
@@ -54,7 +54,7 @@ def list_parents(recipe: DistillRecipe, job: Job, teachers: Sequence[KnownTeache
         )
         for teacher in teachers
     ]
-    found.append(make_parent("records", Path(recipe.records), job.out))
+    found.append(make_parent("records", local(recipe.records), job.out))
     if isinstance(recipe.student, str):
         path = resolve_checkpoint(recipe.student)
         fingerprint = Checkpoint.open(path).fingerprint

@@ -24,6 +24,7 @@ from stillroom.errors import RecipeError
 from stillroom.evaluate import held_out_loss
 from stillroom.jobs import Job, Reporter, atomic_write
 from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.objects import local
 from stillroom.provenance import Artifact
 from stillroom.recipes import dump_recipe
 from stillroom.train.precision import fixed_threads
@@ -128,7 +129,7 @@ def prune_teacher(
     # what cannot be done is refused before there is a job that could lie about unfinished
     named = teacher_reference(recipe.teacher)
     student_parameters(Checkpoint.open(resolve_checkpoint(named)), settings)
-    split = split_records(Path(recipe.records))
+    split = split_records(local(recipe.records))
     chosen = Split(split.train[: settings.calibration_records], [], split.passed_over)
     job = Job.start(
         out,

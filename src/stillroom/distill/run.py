@@ -35,6 +35,7 @@ from stillroom.distill.written_lane import WrittenLane
 from stillroom.jobs import Job
 from stillroom.jobs.processes import refuse_several
 from stillroom.models import load_causal_lm
+from stillroom.objects import local
 from stillroom.provenance import Artifact
 from stillroom.train.loop import train
 from stillroom.train.lora import add_lora
@@ -64,7 +65,7 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
     ):
         lane = kind(recipe, job, chairs)
         warn_of_teachers(lane.teachers, job)
-        split = split_records(Path(recipe.records))
+        split = split_records(local(recipe.records))
         prepared = ranks.on_main(lambda: lane.prepare(split))
         start, kept = ranks.on_main(lambda: lane.start(prepared))
         student, tokenizer = load_causal_lm(start, dtype="float32")

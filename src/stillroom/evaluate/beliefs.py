@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from stillroom.evaluate.agreement import kl_and_agreement
@@ -19,6 +18,7 @@ from stillroom.evaluate.questions import Question
 from stillroom.evaluate.recipe import EvaluateRecipe
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.objects import local
 from stillroom.provenance import read_artifact
 
 __all__ = ["has_weights", "initial_fidelity", "measure_beliefs"]
@@ -70,7 +70,7 @@ def initial_fidelity(recipe: EvaluateRecipe) -> tuple[list[Metric], dict[str, in
     names = list(recipe.models)
     if recipe.distilled is None or len(names) < 2:
         return [], {}
-    details = read_artifact(Path(recipe.distilled)).details
+    details = read_artifact(local(recipe.distilled)).details
     rows = [row for row in (details.get("fidelity") or {}).get("initial") or () if row["tokens"]]
     if not rows:
         return [], {"distilled: no record was measured before distillation": 1}

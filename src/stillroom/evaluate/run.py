@@ -22,7 +22,8 @@ from stillroom.evaluate.recipe import EvaluateRecipe
 from stillroom.evaluate.report import Report, Table
 from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.models import resolve_checkpoint
-from stillroom.provenance import Artifact, Parent, make_parent
+from stillroom.objects import is_stored, local
+from stillroom.provenance import Artifact, Parent, find_artifact, make_parent
 from stillroom.records import read_records
 
 __all__ = ["TIMINGS", "estimate", "run"]
@@ -43,7 +44,7 @@ def run(recipe: EvaluateRecipe, job: Job) -> Artifact:
     """
     bad_rows: list[int] = []
     records = read_records(
-        find_records(Path(recipe.records)), on_drop=lambda row, why: bad_rows.append(row)
+        find_records(local(recipe.records)), on_drop=lambda row, why: bad_rows.append(row)
     )
     questions, passed_over = pick_questions(records, limit=recipe.max_questions, seed=recipe.seed)
     if bad_rows:
@@ -209,12 +210,15 @@ def _write_timings(recipe: EvaluateRecipe, job: Job) -> None:
 
 
 def _parents(recipe: EvaluateRecipe, job: Job) -> list[Parent]:
-    parents = [make_parent("records", Path(recipe.records), job.out)]
+    parents = [make_parent("records", local(recipe.records), job.out)]
     if recipe.index:
         parents.append(make_parent("index", Path(recipe.index), job.out))
     for name, reference in recipe.models.items():
         path = Path(reference)
-        if path.exists():
+        published = find_artifact(reference) if is_stored(reference) else None
+        if published is not None:
+            parents.append(Parent(name, reference, published.digest, published.kind))
+        elif path.exists():
             parents.append(make_parent(name, path, job.out))
         elif has_weights(reference):
             found = resolve_checkpoint(reference)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from stillroom.objects import is_stored, list_objects
 from stillroom.provenance import ARTIFACT_FILE, digest_file, digest_json, read_artifact
 
 __all__ = ["digest_input"]
@@ -14,8 +15,13 @@ def digest_input(value: str) -> str:
 
     An artifact has its own digest; another folder or file is digested by names and bytes; a
     checkpoint's weights by name, size and time of change, since gigabytes would be read at every
-    run otherwise. A reference to a hub is itself.
+    run otherwise, and so are objects in a store, with their marks. A reference to a hub is itself.
+
+    Raises:
+        DataError: If a store does not answer, or holds nothing at the address.
     """
+    if is_stored(value):
+        return digest_json(list_objects(value)[0])
     path = Path(value)
     if not path.is_absolute() or not path.exists():
         return ""

@@ -16,7 +16,7 @@ from stillroom.merge.plan import plan_merge
 from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.sources import Source
 from stillroom.merge.stream import Merge, Merged
-from stillroom.objects import is_address
+from stillroom.objects import is_address, local
 from stillroom.provenance import ARTIFACT_FILE, Artifact, Parent, find_artifact, make_parent
 from stillroom.records import Link, Origin, combine_origins
 
@@ -181,7 +181,7 @@ def _parents(
     ]
     for judged in (recipe.select, recipe.search, recipe.smoke):
         if judged and judged.records:
-            listed.append(make_parent("records", Path(judged.records), near))
+            listed.append(make_parent("records", local(judged.records), near))
     return listed
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import DataError
 from stillroom.evaluate.metrics import bootstrap
 from stillroom.merge.search_recipe import HIGHER_IS_BETTER, Objective
+from stillroom.objects import local
 from stillroom.provenance import digest_json
 from stillroom.records import Message, Prompt, Record
 
@@ -215,7 +216,7 @@ def draw_records(
     from stillroom.evaluate.questions import find_records
     from stillroom.records import read_records
 
-    path = find_records(Path(reference))
+    path = find_records(local(reference))
     dropped: list[int] = []
     fitting = {
         record.id: record

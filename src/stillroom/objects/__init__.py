@@ -11,12 +11,13 @@ from stillroom.objects.address import (
     connect,
     exists,
     is_address,
+    is_stored,
     joined,
     read_range,
     writing,
 )
 from stillroom.objects.folders import fetch, publish
-from stillroom.objects.mirrors import Remote, address_of, local, mirror, remote_of
+from stillroom.objects.mirrors import Remote, address_of, list_objects, local, mirror, remote_of
 
 __all__ = [
     "ObjectFile",
@@ -26,7 +27,9 @@ __all__ = [
     "exists",
     "fetch",
     "is_address",
+    "is_stored",
     "joined",
+    "list_objects",
     "local",
     "mirror",
     "publish",

@@ -15,6 +15,7 @@ __all__ = [
     "connect",
     "exists",
     "is_address",
+    "is_stored",
     "joined",
     "read_range",
     "told",
@@ -32,6 +33,12 @@ _BLOCK_BYTES = 16 << 20
 def is_address(text: str) -> bool:
     """Return whether a text is an address (``s3://...``) and no path."""
     return _ADDRESS.fullmatch(text) is not None
+
+
+def is_stored(text: str) -> bool:
+    """Return whether a text is the address of a store that can be read; an endpoint's is not."""
+    found = _ADDRESS.fullmatch(text)
+    return found is not None and found[1] in _PACKAGES
 
 
 def connect(address: str) -> tuple[Any, str]:

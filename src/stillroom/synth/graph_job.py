@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
 from stillroom.jobs import Job, atomic_write
+from stillroom.objects import local
 from stillroom.provenance import Artifact, Parent, make_parent
 from stillroom.records import Record, RecordWriter, combine_origins
 from stillroom.synth.budget import Purse
@@ -238,9 +239,9 @@ def _parents(recipe: SynthRecipe, start: Start, models: Lending, job: Job) -> li
     for name, place in (("index", recipe.index), ("seeds", recipe.seeds)):
         if place and name in start.sources:
             role = kind_of(start.sources[name].items[0])
-            found.append(make_parent(role, Path(place), job.out))
+            found.append(make_parent(role, local(place), job.out))
     mixed = recipe.mix.records if recipe.mix else ()
-    found += [make_parent("mixed in", Path(place), job.out) for place in mixed]
+    found += [make_parent("mixed in", local(place), job.out) for place in mixed]
     teachers = {
         step.model or recipe.model for step in recipe.steps.values() if step.generator is not None
     }

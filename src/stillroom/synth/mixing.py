@@ -18,13 +18,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import numpy as np
 from pydantic import Field
 
 from stillroom.errors import DataError
+from stillroom.objects import local
 from stillroom.recipes import Reference, Settings
 from stillroom.records import Record, read_records
 from stillroom.synth.method import derive_seed
@@ -112,7 +112,7 @@ def mix_records(new: Sequence[Record], settings: MixSettings, *, seed: int = 0) 
     """
     from stillroom.synth.harvest import Dropped
 
-    old = [record for path in settings.records for record in read_records(Path(path))]
+    old = [record for path in settings.records for record in read_records(local(path))]
     dropped: list[Dropped] = []
 
     def leave(record: Record, reason: str, score: float = 0.0, limit: float | None = None) -> None:

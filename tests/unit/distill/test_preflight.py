@@ -13,6 +13,7 @@ from stillroom.distill.fidelity import Fidelity, RecordFidelity
 from stillroom.distill.preflight import Finding, Preflight, judge_teacher
 from stillroom.distill.sizing import estimate
 from stillroom.errors import CheckpointError, DataError, ResourceError
+from stillroom.objects import connect
 from stillroom.records import Message, Record, write_records
 from stillroom.testing import tiny_checkpoint
 
@@ -42,6 +43,24 @@ def test_nothing_wrong_is_ok_and_says_what_was_looked_at(make_recipe, tmp_path):
     flight.raise_errors()
     assert "handled" in find(flight, "padding")[0].what
     assert all(line.startswith(("note", " ")) for line in flight.lines(least="note"))
+
+
+def test_records_in_a_bucket_are_looked_at_as_files_are(
+    make_recipe, tmp_path, records_file, monkeypatch
+):
+    pytest.importorskip("fsspec")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store, path = connect("memory://lessons/records.jsonl")
+    store.pipe_file(path, records_file.read_bytes())
+    here = run_preflight(make_recipe(), tmp_path, machine=False)
+    there = run_preflight(
+        make_recipe(records="memory://lessons/records.jsonl"), tmp_path, machine=False
+    )
+    assert there == here
+    assert find(there, "labels")
+    store.rm_file(path)
+    gone = run_preflight(make_recipe(records="memory://lessons/records.jsonl"), tmp_path)
+    assert "does not exist" in find(gone, "records")[0].what
 
 
 def test_too_large_for_the_machine_stops_with_estimate_limit_and_knob(

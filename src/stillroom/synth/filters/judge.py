@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -23,6 +22,7 @@ from stillroom.errors import DataError
 from stillroom.evaluate.judge_agreement import PlattScale
 from stillroom.evaluate.raters import IsotonicScale, krippendorff_alpha
 from stillroom.evaluate.rubric import RubricJudge
+from stillroom.objects import local
 from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
 from stillroom.records import Record, read_records
@@ -185,7 +185,7 @@ class _Judging(Meter):
 def _read_lessons(place: str | None) -> list[Record]:
     if place is None:
         return []
-    found = [record for record in read_records(Path(place)) if _is_scored(record)]
+    found = [record for record in read_records(local(place)) if _is_scored(record)]
     if len(found) < _FEWEST:
         raise DataError(
             f"{place} holds {len(found)} records that people have scored",
