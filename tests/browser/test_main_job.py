@@ -103,7 +103,7 @@ def follow(page, user):
     user.press(page.get_by_role("button", name="Resume"))
     page.get_by_role("link", name="Ask it").wait_for(timeout=LONG_MS)
     assert page.locator("#log", has_text="resumed").count() == 1
-    page.get_by_role("img", name="loss over steps").wait_for()
+    page.get_by_role("img", name="loss over steps", exact=True).wait_for()
     assert page.locator("#state .tag").text_content() == "finished"
     shoot(page, "job-finished-desktop-light")
     check_axe(page)

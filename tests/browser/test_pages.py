@@ -42,7 +42,7 @@ def test_a_text_is_unmasked_and_scrubbed_by_keyboard(open_page, console, theme):
         page.get_by_label("Order").select_option(order)
         page.get_by_role("button", name="Write").press("Enter")
         page.locator("#rows tr", has_text=order).wait_for(timeout=60_000)
-    slider = page.get_by_label("Step").first
+    slider = page.get_by_label("Step", exact=True).first
     slider.press("Home")
     assert slider.get_attribute("aria-valuetext").startswith("step 1 of")
     slider.press("End")
@@ -59,7 +59,7 @@ def test_conflict_and_the_line_between_two_are_seen(open_page, console, theme):
     page.get_by_label("Base that all").select_option("run/steps/model")
     page.get_by_role("button", name="Show conflict").press("Enter")
     page.locator("#layers tr", has_text="layer 1").wait_for(timeout=60_000)
-    page.get_by_label("From").select_option("other")
+    page.get_by_label("From", exact=True).select_option("other")
     page.get_by_label("To", exact=True).select_option("third")
     page.get_by_role("button", name="Measure").press("Enter")
     page.get_by_text("nats a token").wait_for(timeout=60_000)
@@ -68,7 +68,7 @@ def test_conflict_and_the_line_between_two_are_seen(open_page, console, theme):
     shoot(page, f"merge-measured-{theme}")
     check_axe(page)
     page.get_by_role("link", name="Make this merge").press("Enter")
-    page.get_by_label("Recipe").wait_for()
+    page.get_by_label("Recipe", exact=True).wait_for()
     page.get_by_role("button", name="Estimate").press("Enter")
     page.get_by_text("It fits this machine.").wait_for(timeout=60_000)
 

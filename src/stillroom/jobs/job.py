@@ -38,6 +38,7 @@ from stillroom.provenance.artifact import (
     read_artifact,
 )
 from stillroom.provenance.digests import digest_text
+from stillroom.provenance.sources import place_parent
 
 __all__ = ["Job", "count_seconds", "working_folder"]
 
@@ -268,7 +269,7 @@ class Job:
             kind=kind,
             files=tuple(entry for entry in files if not is_timed(entry.path)),
             timed_files=tuple(entry for entry in files if is_timed(entry.path)),
-            parents=tuple(parents),
+            parents=tuple(place_parent(one, self.work) for one in parents),
             recipe_digest=self.recipe_digest,
             seed=self.seed,
             origin=origin or {},

@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ __all__ = [
     "look_at_document",
     "names_path",
     "names_something",
+    "place_parent",
     "resolve_parent",
 ]
 
@@ -81,6 +83,21 @@ def resolve_parent(folder: Path, parent: Parent) -> Path:
     """Return where a parent of the artifact in ``folder`` lies; relative paths start there."""
     path = Path(parent.path)
     return path if path.is_absolute() else Path(os.path.normpath(folder.absolute() / path))
+
+
+def place_parent(parent: Parent, work: Path) -> Parent:
+    """Return a parent as its artifact names it: what was named from the working folder, whole.
+
+    Args:
+        parent: As a recipe names it; relative to the artifact, or to where this process works.
+        work: The folder that becomes the artifact's.
+    """
+    if not names_path(parent) or not parent.path or parent.path.startswith("../"):
+        return parent
+    path = Path(parent.path)
+    if path.is_absolute() or (work / path).exists() or not path.exists():
+        return parent
+    return replace(parent, path=str(path.absolute()))
 
 
 def is_reference(text: str) -> bool:

@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from stillroom.errors import Cancelled, DataError
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
+from stillroom.provenance.sources import look_at_document
 from stillroom.rag.index import Index
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.run import estimate, run
@@ -233,3 +236,19 @@ def test_headings_are_embedded_but_never_stored(build, folder, tmp_path):
             passage = index.passage_at(row)
             source = (folder / passage.location.path).read_text(encoding="utf-8")
             assert passage.text in source
+
+
+def test_documents_that_were_named_from_elsewhere_are_found_beside_a_citation(
+    tmp_path, monkeypatch
+):
+    """Jobs of a server name what is in their folder from there."""
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "mill.txt").write_text("The mill grinds at noon.\n")
+    monkeypatch.chdir(tmp_path)
+    recipe = RagRecipe(documents="documents", embedder="static")
+    run(recipe, Job.start(Path("jobs/one"), "kind: rag"))
+    monkeypatch.chdir("/")
+    with Index.open(tmp_path / "jobs/one") as index:
+        place = index.passage_at(0).location
+    found = look_at_document(tmp_path / "jobs/one", place.path, place.digest)
+    assert found == (tmp_path / "documents" / "mill.txt", ())

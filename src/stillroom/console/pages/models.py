@@ -19,7 +19,8 @@ def routes(desk: Desk) -> list[Route]:
 
     async def page(request: Request) -> Response:
         models, figures = await desk.work(list_models, desk.root)
-        return desk.page(request, "models.html", title="Models", models=models, figures=figures)
+        told = {key: said for key, said in figures.items() if any(key in m.figures for m in models)}
+        return desk.page(request, "models.html", title="Models", models=models, figures=told)
 
     async def compare(request: Request) -> Response:
         models, figures = await desk.work(list_models, desk.root)

@@ -2,7 +2,7 @@
 window.curves = (() => {
   "use strict";
   const { make, svg } = window.stillroom;
-  const WIDE = 260, HIGH = 110, LEFT = 38, LOW = 16, TOP = 6;
+  const WIDE = 260, HIGH = 110, LEFT = 46, LOW = 16, TOP = 6;
   const say = (value) =>
     Math.abs(value) >= 1e5 || (value && Math.abs(value) < 1e-3)
       ? value.toExponential(1)

@@ -117,7 +117,7 @@
         $("path").hidden = false;
         $("share").max = String(path.points.length - 1);
         $("share").value = String(path.best);
-        $("curve").replaceChildren(window.curves.draw("held-out loss", path.points.map((one) => [one.share, one.value]), "share"));
+        $("curve").replaceChildren(window.curves.draw(path.held_out ? "held-out loss" : "loss", path.points.map((one) => [one.share, one.value]), "share"));
         const where = path.held_out ? "held out of training" : "not said to be held out: take them as what they are";
         $("barrier").textContent = `Barrier ${path.barrier.toFixed(4)} nats; least at a share of ${path.points[path.best].share}. Over ${path.records} records, ${where}.`;
         slide(path);
