@@ -143,7 +143,7 @@ def test_records_are_decided_by_keyboard(open_page, console):
     assert page.evaluate("document.activeElement.id") == key
     page.keyboard.press("r")
     page.locator(f"#{key}.reject").wait_for()
-    assert page.evaluate("document.activeElement.id") == key
+    page.wait_for_function("key => document.activeElement.id === key", arg=key)
     page.keyboard.press("e")
     page.keyboard.press("End")
     page.keyboard.type(" Said by hand.")

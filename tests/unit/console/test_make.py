@@ -39,6 +39,13 @@ def walk(settings):
             yield from walk(option.settings)
 
 
+def test_what_must_be_given_is_shown_by_an_example():
+    settings, _ = describe_form("merge")
+    needed = {one.path: one.example for one in settings if one.is_required}
+    assert json.loads(needed["models"]) == [{"checkpoint": "path/to/checkpoint", "weight": 1.0}]
+    assert {one.example for one in settings if not one.is_required} == {""}
+
+
 @pytest.mark.parametrize("name", [one.name for one in list_forms()])
 def test_every_kind_has_a_form_of_its_schema(name, jobs):
     settings, commented = describe_form(name)

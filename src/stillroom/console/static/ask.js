@@ -125,7 +125,8 @@
     const open = (details.statements || []).filter((one) => one.status === "unsupported").length;
     if (open && !details.abstained) said.push(`${plural(open, "sentence")} no passage supports`);
     const origins = Object.entries(details.origins || {});
-    if (origins.length) said.push(`origin of what is cited: ${origins.map(([k, n]) => `${n} ${k}`).join(", ")}`);
+    const used = (state.citations || []).length ? "cited" : "shown to the model";
+    if (origins.length) said.push(`origin of what is ${used}: ${origins.map(([k, n]) => `${n} ${k}`).join(", ")}`);
     if (state.finish === "length") said.push("cut off at the most tokens it may have");
     if (state.isStopped) said.push("stopped");
     if (state.model) said.push(`written by the model of ${state.model}`);

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stillroom.recipes import comment_recipe, list_kinds, recipe_class
+from stillroom.recipes.reading import read_yaml
 
 __all__ = ["MAIN_JOB", "Kind", "Option", "Setting", "describe_form", "list_forms"]
 
@@ -38,13 +39,15 @@ class Setting:
 
     ``control`` is ``text``, ``place`` (a name in the folder or a reference), ``integer``,
     ``number``, ``boolean``, ``choice``, ``method`` (a choice whose options have settings),
-    ``group`` or ``yaml``; ``path`` is dotted, as an override has it.
+    ``group`` or ``yaml``; ``path`` is dotted, as an override has it. ``example`` is what the
+    commented recipe has in a setting that must be given.
     """
 
     path: str
     control: str
     hint: str = ""
     default: str = ""
+    example: str = ""
     is_required: bool = False
     low: float | None = None
     high: float | None = None
@@ -82,8 +85,22 @@ def describe_form(name: str) -> tuple[tuple[Setting, ...], str]:
         return _MAIN, comment_recipe("flow", "make")
     if name == "flow":
         return (), comment_recipe("flow")
-    schema = recipe_class(name).model_json_schema(by_alias=True)
-    return _fields(schema, schema.get("$defs", {}), "", 0), comment_recipe(name)
+    schema, commented = recipe_class(name).model_json_schema(by_alias=True), comment_recipe(name)
+    written = read_yaml(commented, "recipe").data
+    settings = tuple(
+        replace(one, example=_show(_thin(written[one.path])))
+        if one.is_required and one.path in written
+        else one
+        for one in _fields(schema, schema.get("$defs", {}), "", 0)
+    )
+    return settings, commented
+
+
+def _thin(value: Any) -> Any:
+    """Return a value of a commented recipe without what it leaves as it is."""
+    if isinstance(value, Mapping):
+        return {str(key): _thin(one) for key, one in value.items() if one}
+    return [_thin(one) for one in value] if isinstance(value, list) else value
 
 
 def _first_line(text: str | None) -> str:
