@@ -20,7 +20,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from stillroom import __version__
 from stillroom.console.showing import FILTERS
 from stillroom.errors import (
     BackendError,
@@ -74,7 +73,7 @@ class Desk:
         access: Access | None = None,
     ) -> None:
         """Stand over a folder; ``close`` closes what was opened."""
-        self.root, self.access, self.token = root, access, token
+        self.root, self.token = root, token
         self.sources = Sources(root, access)
         self._reviews: dict[str, Review] = {}
         self._lock = threading.Lock()
@@ -90,7 +89,6 @@ class Desk:
         self.templates.globals.update(
             pages=pages,
             folder=root.resolve().name or str(root),
-            version=__version__,
             tenant=access.tenant if access else "",
         )
 

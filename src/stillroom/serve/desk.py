@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
@@ -19,13 +18,14 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from stillroom.errors import DataError, RecipeError
 from stillroom.models import TextModel
-from stillroom.models.protocols import CanvasModel, CanvasStep, RelayModel, Vectors
-from stillroom.records import Answer, Citation, Completion, Prompt, Sampling
+from stillroom.models.protocols import CanvasModel, RelayModel, Vectors
+from stillroom.records import Prompt, Sampling
 from stillroom.serve.counters import CLOCK, Clock, Counters
 from stillroom.serve.guard import ACCESS
+from stillroom.serve.hearing import Heard, Item, relay_events, reply_events
 from stillroom.serve.limits import Limits
-from stillroom.serve.refusals import Refusal, client_left, explain
-from stillroom.serve.replies import DONE, Reply, embedding_reply, event
+from stillroom.serve.refusals import Refusal, client_left
+from stillroom.serve.replies import Reply, embedding_reply
 from stillroom.serve.served import Served
 from stillroom.serve.slots import IsStopped, Slots, Work, result_of
 from stillroom.serve.wire import (
@@ -35,9 +35,7 @@ from stillroom.serve.wire import (
     RerankRequest,
 )
 
-__all__ = ["Desk", "unknown_model"]
-
-_Item = str | Completion | Answer | CanvasStep
+__all__ = ["Desk"]
 
 
 class Desk:
@@ -61,7 +59,7 @@ class Desk:
             Refusal: If there is none of that name.
         """
         if name not in self._by_name:
-            raise unknown_model(name, self.names)
+            raise _unknown_model(name, self.names)
         abilities = self._by_name[name].abilities(name)
         head = {"id": name, "object": "model", "created": 0, "owned_by": "stillroom"}
         return {**head, "abilities": abilities}
@@ -106,7 +104,7 @@ class Desk:
         served = self._find(body.model, "embeddings")
         embedder = served.embedder
         if embedder is None:
-            raise unknown_model(body.model, self.names)
+            raise _unknown_model(body.model, self.names)
         texts = [body.input] if isinstance(body.input, str) else body.input
         self._check_texts(texts, "input")
         if body.dimensions not in {None, embedder.dimensions}:
@@ -150,7 +148,7 @@ class Desk:
     def _find(self, name: str, ability: str) -> Served:
         served = self._by_name.get(name)
         if served is None:
-            raise unknown_model(name, self.names)
+            raise _unknown_model(name, self.names)
         if ability not in served.abilities(name):
             able = [one for one in self.names if ability in self._by_name[one].abilities(one)]
             there = f"; there is: {', '.join(able)}" if able else ""
@@ -165,7 +163,7 @@ class Desk:
     def _find_writer(self, name: str) -> tuple[Served, TextModel]:
         served = self._find(name, "chat.completions")
         if served.model is None:
-            raise unknown_model(name, self.names)
+            raise _unknown_model(name, self.names)
         return served, served.model
 
     def _check_texts(self, texts: Sequence[str], param: str) -> None:
@@ -189,10 +187,10 @@ class Desk:
         """Answer from documents."""
         ask, k, settings = served.ask, body.k or served.k, body.ask_settings()
         if ask is None:
-            raise unknown_model(body.model, self.names)
+            raise _unknown_model(body.model, self.names)
         reply = Reply(body.model, is_chat=True, turns_not_read=len(prompt.messages) - 1)
 
-        def work(is_stopped: IsStopped) -> Iterator[_Item]:
+        def work(is_stopped: IsStopped) -> Iterator[Item]:
             try:
                 yield from ask(
                     prompt.messages,
@@ -215,7 +213,7 @@ class Desk:
                     400, f"{told.what}; expected {told.expected}", code=told.code, param=wanted
                 ) from error
 
-        heard = _Heard(model, prompt, sampling)
+        heard = Heard(model, prompt, sampling)
         return await self._send(self._slots[served.name], work, reply, body, request, heard)
 
     async def _answer(
@@ -233,7 +231,7 @@ class Desk:
         if body.wants_canvas and (shows is None or not body.stream):
             raise _no_canvas()
 
-        def work(is_stopped: IsStopped) -> Iterator[_Item]:
+        def work(is_stopped: IsStopped) -> Iterator[Item]:
             if shows is not None:
                 yield from shows.stream_canvas(prompt, sampling)
             elif body.stream:
@@ -241,22 +239,22 @@ class Desk:
             else:
                 yield model.generate([prompt], sampling, is_cancelled=is_stopped)[0]
 
-        heard = _Heard(model, prompt, sampling)
+        heard = Heard(model, prompt, sampling)
         return await self._send(self._slots[served.name], work, reply, body, request, heard)
 
     async def _send(
         self,
         slots: Slots,
-        work: Work[_Item],
+        work: Work[Item],
         reply: Reply,
         body: ChatRequest | CompletionRequest,
         request: Request,
-        heard: _Heard,
+        heard: Heard,
     ) -> Response:
         """Send what the work gives: event by event, or whole."""
         clock: Clock | None = request.scope.get(CLOCK)
 
-        def listen(is_stopped: IsStopped) -> Iterator[_Item]:
+        def listen(is_stopped: IsStopped) -> Iterator[Item]:
             """Hear on the work's own thread, where counting tokens may take its time."""
             for item in work(is_stopped):
                 heard.take(item)
@@ -286,7 +284,9 @@ class Desk:
             )
         # The first item is awaited here, so that what fails at once fails with a status.
         first = await anext(items, None)
-        events = _events(first, items, reply, heard, self.counters, wants_usage=body.wants_usage)
+        events = reply_events(
+            first, items, reply, heard, self.counters, wants_usage=body.wants_usage
+        )
         return StreamingResponse(events, media_type="text/event-stream")
 
     async def _relay(
@@ -315,66 +315,12 @@ class Desk:
 
         items = slots.stream(chunks, request)
         first = await anext(items, None)
-        return StreamingResponse(_relayed(first, items, body.model), media_type="text/event-stream")
+        return StreamingResponse(
+            relay_events(first, items, body.model), media_type="text/event-stream"
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class _Spent:
-    """What a reply took, and why it ended."""
-
-    usage: dict[str, int]
-    finish_reason: str
-
-
-class _Heard:
-    """What has come of an answer so far; taken on the thread of the work."""
-
-    def __init__(self, model: TextModel, prompt: Prompt, sampling: Sampling) -> None:
-        self._model, self._prompt, self._sampling = model, prompt, sampling
-        self._pieces: list[str] = []
-        self.citations: tuple[Citation, ...] | None = None
-        self.details: Mapping[str, Any] = {}
-        self.spent: _Spent | None = None
-        self._completion: Completion | None = None
-
-    @property
-    def text(self) -> str:
-        """The text of the answer."""
-        return self._completion.text if self._completion else "".join(self._pieces)
-
-    def take(self, item: _Item) -> None:
-        """Keep what an item says of the answer."""
-        if isinstance(item, str):
-            self._pieces.append(item)
-        elif isinstance(item, Answer):
-            self.citations, self.details = item.citations, item.details
-            self._completion = item.completion
-        elif isinstance(item, Completion):
-            self._completion = item
-
-    def end(self) -> None:
-        """Say what was spent: as the engine counted, or, for its stream, as its tokenizer does."""
-        done = self._completion
-        spent = done.completion_tokens if done else self._model.count_tokens(self.text)
-        read = (done.prompt_tokens if done else 0) or self._count_prompt()
-        if done is not None:
-            is_long = done.finish_reason == "length"
-        else:
-            is_long = spent >= self._sampling.max_new_tokens
-        usage = {
-            "prompt_tokens": read,
-            "completion_tokens": spent,
-            "total_tokens": read + spent,
-        }
-        self.spent = _Spent(usage, "length" if is_long else "stop")
-
-    def _count_prompt(self) -> int:
-        """Return the tokens of the prompt's texts; the template's own are not counted."""
-        texts = [message.content for message in self._prompt.messages] or [self._prompt.text]
-        return sum(self._model.count_tokens(text) for text in texts)
-
-
-def unknown_model(name: str, known: Sequence[str]) -> Refusal:
+def _unknown_model(name: str, known: Sequence[str]) -> Refusal:
     """Return what a client is told whose model is not served."""
     there = f"there is: {', '.join(known)}" if known else "there is none"
     return Refusal(
@@ -413,62 +359,3 @@ def _no_canvas() -> Refusal:
         code="no_canvas",
         param="stream_options",
     )
-
-
-def _show(item: _Item, reply: Reply) -> Iterator[bytes]:
-    """Yield the event of a piece of text or of a step."""
-    if isinstance(item, str):
-        yield reply.piece(item)
-    elif isinstance(item, CanvasStep):
-        yield reply.canvas(item)
-
-
-async def _events(
-    first: _Item | None,
-    items: AsyncIterator[_Item],
-    reply: Reply,
-    heard: _Heard,
-    counters: Counters,
-    *,
-    wants_usage: bool,
-) -> AsyncIterator[bytes]:
-    """Yield a reply's events; an error after the first ends the stream with an error object."""
-    opening = reply.first()
-    if opening:
-        yield opening
-    async with aclosing(items) as opened:  # type: ignore[type-var]  # ours is a generator
-        try:
-            if first is not None:
-                for said in _show(first, reply):
-                    yield said
-            async for item in opened:
-                for said in _show(item, reply):
-                    yield said
-        except Exception as error:  # noqa: BLE001  # the status is sent: only an event is left
-            yield event(explain(error).to_json())
-            return
-    if heard.spent is None:
-        return
-    counters.count_reply(heard.spent.usage, heard.details)
-    if heard.citations is not None:
-        yield reply.cited(heard.text, heard.citations, heard.details)
-    yield reply.last(heard.spent.finish_reason)
-    if wants_usage:
-        yield reply.usage(heard.spent.usage)
-    yield DONE
-
-
-async def _relayed(
-    first: dict[str, Any] | None, items: AsyncIterator[dict[str, Any]], model: str
-) -> AsyncIterator[bytes]:
-    """Yield another server's chunks under our model's name."""
-    async with aclosing(items) as opened:  # type: ignore[type-var]  # ours is a generator
-        try:
-            if first is not None:
-                yield event({**first, "model": model})
-            async for item in opened:
-                yield event({**item, "model": model})
-        except Exception as error:  # noqa: BLE001  # the status is sent: only an event is left
-            yield event(explain(error).to_json())
-            return
-    yield DONE

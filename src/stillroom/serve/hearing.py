@@ -1,0 +1,140 @@
+"""Hearing: what comes of an answer, taken as it is written, and the events that tell it.
+
+What is heard is counted on the thread of the work, where counting tokens may take its time; events
+are made on the event loop. Knows nothing of who is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from stillroom.models import TextModel
+from stillroom.models.protocols import CanvasStep
+from stillroom.records import Answer, Citation, Completion, Prompt, Sampling
+from stillroom.serve.counters import Counters
+from stillroom.serve.refusals import explain
+from stillroom.serve.replies import DONE, Reply, event
+
+__all__ = ["Heard", "Item", "Spent", "relay_events", "reply_events"]
+
+Item = str | Completion | Answer | CanvasStep
+"""What the work on an answer yields."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a reply took, and why it ended."""
+
+    usage: dict[str, int]
+    finish_reason: str
+
+
+class Heard:
+    """What has come of an answer so far; taken on the thread of the work."""
+
+    def __init__(self, model: TextModel, prompt: Prompt, sampling: Sampling) -> None:
+        """Hear what a model writes of a prompt."""
+        self._model, self._prompt, self._sampling = model, prompt, sampling
+        self._pieces: list[str] = []
+        self.citations: tuple[Citation, ...] | None = None
+        self.details: Mapping[str, Any] = {}
+        self.spent: Spent | None = None
+        self._completion: Completion | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of the answer."""
+        return self._completion.text if self._completion else "".join(self._pieces)
+
+    def take(self, item: Item) -> None:
+        """Keep what an item says of the answer."""
+        if isinstance(item, str):
+            self._pieces.append(item)
+        elif isinstance(item, Answer):
+            self.citations, self.details = item.citations, item.details
+            self._completion = item.completion
+        elif isinstance(item, Completion):
+            self._completion = item
+
+    def end(self) -> None:
+        """Say what was spent: as the engine counted, or, for its stream, as its tokenizer does."""
+        done = self._completion
+        spent = done.completion_tokens if done else self._model.count_tokens(self.text)
+        read = (done.prompt_tokens if done else 0) or self._count_prompt()
+        if done is not None:
+            is_long = done.finish_reason == "length"
+        else:
+            is_long = spent >= self._sampling.max_new_tokens
+        usage = {
+            "prompt_tokens": read,
+            "completion_tokens": spent,
+            "total_tokens": read + spent,
+        }
+        self.spent = Spent(usage, "length" if is_long else "stop")
+
+    def _count_prompt(self) -> int:
+        """Return the tokens of the prompt's texts; the template's own are not counted."""
+        texts = [message.content for message in self._prompt.messages] or [self._prompt.text]
+        return sum(self._model.count_tokens(text) for text in texts)
+
+
+def _show(item: Item, reply: Reply) -> Iterator[bytes]:
+    """Yield the event of a piece of text or of a step."""
+    if isinstance(item, str):
+        yield reply.piece(item)
+    elif isinstance(item, CanvasStep):
+        yield reply.canvas(item)
+
+
+async def reply_events(
+    first: Item | None,
+    items: AsyncIterator[Item],
+    reply: Reply,
+    heard: Heard,
+    counters: Counters,
+    *,
+    wants_usage: bool,
+) -> AsyncIterator[bytes]:
+    """Yield a reply's events; an error after the first ends the stream with an error object."""
+    opening = reply.first()
+    if opening:
+        yield opening
+    async with aclosing(items) as opened:  # type: ignore[type-var]  # ours is a generator
+        try:
+            if first is not None:
+                for said in _show(first, reply):
+                    yield said
+            async for item in opened:
+                for said in _show(item, reply):
+                    yield said
+        except Exception as error:  # noqa: BLE001  # the status is sent: only an event is left
+            yield event(explain(error).to_json())
+            return
+    if heard.spent is None:
+        return
+    counters.count_reply(heard.spent.usage, heard.details)
+    if heard.citations is not None:
+        yield reply.cited(heard.text, heard.citations, heard.details)
+    yield reply.last(heard.spent.finish_reason)
+    if wants_usage:
+        yield reply.usage(heard.spent.usage)
+    yield DONE
+
+
+async def relay_events(
+    first: dict[str, Any] | None, items: AsyncIterator[dict[str, Any]], model: str
+) -> AsyncIterator[bytes]:
+    """Yield another server's chunks under our model's name."""
+    async with aclosing(items) as opened:  # type: ignore[type-var]  # ours is a generator
+        try:
+            if first is not None:
+                yield event({**first, "model": model})
+            async for item in opened:
+                yield event({**item, "model": model})
+        except Exception as error:  # noqa: BLE001  # the status is sent: only an event is left
+            yield event(explain(error).to_json())
+            return
+    yield DONE
