@@ -2,7 +2,8 @@
 
 Texts are of a Zipf vocabulary, 15 to 60 words, one in five a copy of an earlier one with up to
 three words replaced. Memory is the process's own (anonymous) at its peak, at a quarter of the size
-and at the whole; what five million take follows from the slope and is marked as extrapolated.
+and at the whole; what five million take follows from the slope where fewer are compared, and is
+marked as extrapolated.
 
 Usage: bench_dedup_large.py [RECORDS]
 """
@@ -97,7 +98,7 @@ def main(count: int) -> None:
     say(
         "synth/dedup/large/memory_mb_at_5m",
         peaks[1] + slope * (WANTED - sizes[1]),
-        extrapolated_from=sizes,
+        extrapolated_from=sizes if count < WANTED else None,
         bytes_per_record=round(1e6 * slope, 1),
         cpu_s=round(costs[1] * WANTED / sizes[1], 1),
     )
