@@ -15,7 +15,7 @@ import torch
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.diffusion.layout import LAYOUTS, Translation
-from stillroom.diffusion.metadata import DiffusionMetadata
+from stillroom.diffusion.metadata import BACKEND, DiffusionMetadata
 from stillroom.diffusion.model import DiffusionModel
 from stillroom.errors import CheckpointError, RecipeError
 from stillroom.models import load_causal_lm, resolve_checkpoint
@@ -150,7 +150,7 @@ def _load(
 ) -> Any:
     is_stock = translation is None and not metadata.head_bias
     if is_stock and _has_tokenizer(stored.folder):
-        return load_causal_lm(stored.folder, dtype=dtype, device=device)[0]
+        return load_causal_lm(stored.folder, dtype=dtype, device=device, backend=BACKEND)[0]
     config = stored.config if translation is None else translation.config
     return build_causal_lm(
         {key: value for key, value in config.items() if key not in {"dtype", "torch_dtype"}},

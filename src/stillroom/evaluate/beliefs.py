@@ -18,6 +18,7 @@ from stillroom.evaluate.questions import Question
 from stillroom.evaluate.recipe import EvaluateRecipe
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.models.naming import named_backend
 from stillroom.objects import local
 from stillroom.provenance import read_artifact
 
@@ -36,16 +37,13 @@ def measure_beliefs(
     recipe: EvaluateRecipe, questions: Sequence[Question], job: Job
 ) -> tuple[list[Metric], dict[str, int]]:
     """Return perplexities and divergences, and what was left out, counted by reason."""
-    local = {name: ref for name, ref in recipe.models.items() if has_weights(ref)}
-    notes = Counter(
-        {f"{name}: an endpoint gives no logits": 1 for name in recipe.models if name not in local}
-    )
+    causal, notes = _find_causal(recipe, job)
     groups = [questions[at : at + _GROUP] for at in range(0, len(questions), _GROUP)]
     first = next(iter(recipe.models))
-    loader = _Loader(local, job)
+    loader = _Loader(causal, job)
     journal = job.journal("beliefs")
-    with job.phase("fidelity", len(groups) * len(local), "groups") as progress:
-        for name in local:
+    with job.phase("fidelity", len(groups) * len(causal), "groups") as progress:
+        for name in causal:
             for at, group in enumerate(groups):
                 job.check_cancelled()
                 if f"{name}/{at}" not in journal:
@@ -54,12 +52,28 @@ def measure_beliefs(
             loader.drop(name, keep=first)
     loader.drop(first)
     metrics = []
-    for name in local:
+    for name in causal:
         values = [journal[f"{name}/{at}"] for at in range(len(groups))]
         metrics += _summarize(name, first, values, recipe.seed)
         for value in values:
             notes.update(value["notes"])
     return metrics, dict(notes)
+
+
+def _find_causal(recipe: EvaluateRecipe, job: Job) -> tuple[dict[str, str], Counter[str]]:
+    """Return the models whose next-token logits can be read, and why the others' cannot."""
+    causal: dict[str, str] = {}
+    notes: Counter[str] = Counter()
+    for name, reference in recipe.models.items():
+        if not has_weights(reference):
+            notes[f"{name}: an endpoint gives no logits"] = 1
+            continue
+        named = named_backend(resolve_checkpoint(reference, say=job.say))
+        if named:
+            notes[f"{name}: read by backend '{named}', it has no next-token perplexity"] = 1
+        else:
+            causal[name] = reference
+    return causal, notes
 
 
 def initial_fidelity(recipe: EvaluateRecipe) -> tuple[list[Metric], dict[str, int]]:

@@ -15,6 +15,7 @@ import torch
 
 from stillroom.checkpoints import dequantize_gguf
 from stillroom.errors import CheckpointError, RecipeError
+from stillroom.models.naming import named_backend
 from stillroom.models.quiet import quiet_transformers
 
 __all__ = [
@@ -50,7 +51,7 @@ def _find_device(name: str) -> torch.device:
     try:
         found = torch.device(name)
         torch.empty(0, device=found)  # a device may be known by name and not be there
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         there = ["cpu"]
         there += ["cuda"] if torch.cuda.is_available() else []
         there += ["mps"] if torch.backends.mps.is_available() else []
@@ -83,7 +84,9 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" and _cpu_has_bf16() else torch.float32
 
 
-def load_causal_lm(path: Path, *, dtype: str = "auto", device: str = "auto") -> tuple[Any, Any]:
+def load_causal_lm(
+    path: Path, *, dtype: str = "auto", device: str = "auto", backend: str = ""
+) -> tuple[Any, Any]:
     """Load a model and its tokenizer from a Hugging Face folder or a ``.gguf`` file.
 
     The model comes in evaluation mode. A GGUF file is dequantized once and cached.
@@ -92,20 +95,23 @@ def load_causal_lm(path: Path, *, dtype: str = "auto", device: str = "auto") -> 
         path: A folder with config.json and safetensors, or a ``.gguf`` file.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        backend: The backend that is loading it. A checkpoint that names another in its config.json
+            is refused: read as an autoregressive model it would give numbers, all of them wrong.
 
     Returns:
         The model (a transformers PreTrainedModel) and the tokenizer, which has a padding token
         and pads on the left.
 
     Raises:
-        CheckpointError: If the folder holds no model that can be loaded safely, or a tensor is
-            missing, left over or of another shape.
+        CheckpointError: If the folder holds no model that can be loaded safely, a tensor is
+            missing, left over or of another shape, or another backend reads it.
         RecipeError: If there is no such device.
     """
     from transformers import AutoModelForCausalLM
 
     folder = dequantize_gguf(path) if path.suffix == ".gguf" else path
     _check_folder(folder)
+    _check_backend(folder, backend)
     place = choose_device(device)
     wanted = choose_dtype(dtype, place)
     with quiet_transformers():
@@ -300,6 +306,19 @@ def _check_folder(folder: Path) -> None:
         expected="weights in safetensors: pickled weights can run code when loaded",
         next="convert the checkpoint to safetensors",
     )
+
+
+def _check_backend(folder: Path, backend: str) -> None:
+    named = named_backend(folder)
+    if named and named != backend:
+        raise CheckpointError(
+            f"this is no autoregressive model: it is read by backend '{named}'",
+            code="checkpoint.other-backend",
+            where=str(folder / "config.json"),
+            expected="a causal language model",
+            next="ask it as a model (serve, synth, rag, evaluate), or use the commands of its own "
+            f"kind: stillroom {named} --help",
+        )
 
 
 def _unloadable(folder: Path, error: Exception) -> CheckpointError:

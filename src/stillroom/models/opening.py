@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from stillroom.errors import CheckpointError, RecipeError
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.models.method import BACKENDS, EMBEDDERS
+from stillroom.models.naming import named_backend
 from stillroom.models.protocols import Embedder, Reranker, TextModel
 
 __all__ = ["open_embedder", "open_reranker", "open_text_model"]
@@ -139,12 +139,8 @@ def _choose_backend(place: str) -> str:
 
 
 def _named_backend(path: Path) -> str:
-    """Return the backend that a folder's config.json names, as a plug-in's checkpoints do."""
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    named = config.get("stillroom_backend", "") if isinstance(config, dict) else ""
+    """Return the backend that a checkpoint names, which must be installed."""
+    named = named_backend(path)
     if named and named not in BACKENDS.names():
         raise RecipeError(
             f"{path} asks for backend {named!r}, which is not installed",
@@ -152,4 +148,4 @@ def _named_backend(path: Path) -> str:
             expected=f"one of: {', '.join(BACKENDS.names())}",
             next="install the plug-in that made the checkpoint",
         )
-    return str(named)
+    return named

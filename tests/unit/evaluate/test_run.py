@@ -277,3 +277,17 @@ def test_estimate_grows_with_the_questions_and_loads_nothing(world):
     assert large.disk_bytes > small.disk_bytes
     assert "teacher" not in small.basis
     assert "far" in estimate(recipe(world, models={"far": "http://x"})).basis
+
+
+def test_a_model_of_another_backend_is_asked_but_has_no_perplexity(world):
+    asked = recipe(world)
+    config = world / "student" / "config.json"
+    said = json.loads(config.read_text())
+    config.write_text(json.dumps({**said, "stillroom_backend": "diffusion"}))
+    artifact = do(world, "out", asked)
+    note = "student: read by backend 'diffusion', it has no next-token perplexity"
+    assert artifact.details["left_out"][note] == 1
+    metrics = Report.read(world / "out" / "output").metrics
+    assert "teacher/perplexity" in metrics
+    assert not any(name.startswith("student/") and "perplexity" in name for name in metrics)
+    assert "answers/student/closed/f1" in metrics

@@ -129,3 +129,14 @@ def test_a_recipe_with_smoke_says_it_in_the_artifact(base, records, tmp_path):
     assert smoke["loads"] is True
     assert set(smoke["parents"]) == {"base", "tune"}
     assert "records" in [parent.role for parent in artifact.parents]
+
+
+def test_what_another_backend_reads_is_not_run_as_a_causal_model(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "stillroom_backend": "diffusion"}))
+    said = []
+    found = check_output(folder, {}, say=said.append)
+    assert found["loads"] is False
+    assert found["not_loaded"] == "it is read by backend 'diffusion'"
+    assert len(said) == 1

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -56,6 +57,17 @@ def test_a_model_is_never_filled_up_with_random_weights(folder, tmp_path, change
     with pytest.raises(CheckpointError, match=named) as caught:
         load_causal_lm(tmp_path / "m")
     assert caught.value.code == "checkpoint.tensors"
+
+
+def test_what_another_backend_reads_is_not_read_as_autoregressive(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "stillroom_backend": "diffusion"}))
+    with pytest.raises(CheckpointError, match="read by backend 'diffusion'") as caught:
+        load_causal_lm(tmp_path / "m")
+    assert caught.value.code == "checkpoint.other-backend"
+    load_causal_lm(tmp_path / "m", backend="diffusion")
 
 
 def test_pickled_weights_are_refused(folder, tmp_path):
