@@ -19,8 +19,7 @@ __all__ = ["refuse_recordings", "says_of_recorder"]
 
 _APPLE = "com.apple.quicktime."
 _TAGS = {
-    "make": "the recorder's make",
-    "model": "the recorder's model",
+    "make": "the recorder's make",  # a model alone may be that of a network
     f"{_APPLE}make": "the recorder's make",
     f"{_APPLE}model": "the recorder's model",
     "com.android.manufacturer": "the recorder's make",
