@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stillroom.forensics.detector_settings import DetectorSettings
     from stillroom.forensics.face import Face
     from stillroom.forensics.marking import Made, Marker
-    from stillroom.forensics.method import Detector, Forged
+    from stillroom.forensics.method import Forged
     from stillroom.forensics.set_writing import Rows
 
 __all__ = ["estimate", "run"]
@@ -32,8 +32,14 @@ __all__ = ["estimate", "run"]
 _SECONDS_EACH = 0.12
 _SECONDS_LEARNED = 0.035
 _SECONDS_FORGED = 0.01
-_SECONDS_HEARD = {"lfcc": 0.0045, "tiny": 0.25, "light": 0.58, "full": 0.65}  # of a second of sound
 _SECONDS_SOUND = 0.018
+# Of a detector of sounds, by name or size: seconds and bytes that learning from a second takes.
+_HEARD = {
+    "lfcc": (0.0045, 3_100_000),
+    "tiny": (0.25, 67_000_000),
+    "light": (0.58, 136_000_000),
+    "full": (0.65, 160_000_000),
+}
 _AT_ONCE = 8
 
 
@@ -144,28 +150,25 @@ def _estimate_learning(recipe: ForensicsRecipe, settings: DetectorSettings) -> E
     """Say what learning needs, as measured with the default backbone at 128 pixels."""
     share = (settings.pixels / 128) ** 2
     each = _SECONDS_LEARNED * share + _SECONDS_FORGED * (recipe.size / 256) ** 2
+    size = share * 40_000_000
     what = f"faces and as many fakes of {settings.pixels}x{settings.pixels} pixels"
     knob = "detector.pixels"
     if recipe.sound is not None:
         share = recipe.sound.seconds
-        each = share * (_SECONDS_SOUND + _weigh(settings.model))
+        name = getattr(settings.model, "size", settings.model.method_name())
+        heard, held = _HEARD.get(name, _HEARD["full"])
+        each, size = share * (_SECONDS_SOUND + heard), share * held
         what, knob = f"sounds and as many fakes of {share:g} s", "sound.seconds"
     steps = settings.train.count_steps(recipe.count)
     pairs = 2 * settings.train.batch_size
     return Estimate(
-        memory_bytes=int(700_000_000 + pairs * share * 40_000_000),
+        memory_bytes=int(700_000_000 + pairs * size),
         disk_bytes=80_000_000,
         seconds=steps * pairs * each,
         memory_knob=f"lower detector.train.batch_size or {knob}",
         disk_knob="choose a smaller detector",
         basis=f"{steps} steps of {settings.train.batch_size} {what}",
     )
-
-
-def _weigh(model: Detector) -> float:
-    """Return the seconds that a second of sound takes; of a stranger those of the heaviest."""
-    size = getattr(model, "size", model.method_name())
-    return _SECONDS_HEARD.get(size, max(_SECONDS_HEARD.values()))
 
 
 def _forge_all(

@@ -375,7 +375,8 @@ def test_estimates_of_sounds_speak_of_sounds():
     )
     assert "4 sounds and as many fakes of 0.5 s" in light.basis
     assert "pixels" not in f"{light.basis} {light.memory_knob}"
-    assert heavy.seconds > 2 * light.seconds
+    assert heavy.seconds > 10 * light.seconds
+    assert heavy.memory_bytes > light.memory_bytes + 8 * 0.5 * 100_000_000
 
 
 LEARN = """
