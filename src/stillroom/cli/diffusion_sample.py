@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,7 @@ from stillroom.cli.options import debug_option, json_option, print_json
 
 if TYPE_CHECKING:
     from stillroom.diffusion.canvas import Request
+    from stillroom.diffusion.decoding import DecodeSettings
     from stillroom.diffusion.model import DiffusionModel
     from stillroom.diffusion.writing import Sample
 
@@ -26,6 +27,7 @@ Examples:
   stillroom diffusion sample trained --holes "A jar of [[6]] stood [[3]] the door."
   stillroom diffusion sample trained "Hello" --set commit.name=quota --set commit.steps=8
   stillroom diffusion sample trained "Hello" --set temperature=0.7 --html unmasking.html
+  stillroom diffusion sample trained "A jar:" --schema jar.json --set max_new_tokens=60
 """,
 )
 @click.argument("checkpoint")
@@ -61,6 +63,12 @@ Examples:
     default=None,
     help="Write a page that plays the first text's steps.",
 )
+@click.option(
+    "--schema",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="A JSON Schema: what it fixes is given, each value is a hole.",
+)
 @click.option("--dtype", default="auto", help="Of the weights: auto, float32, bfloat16, float16.")
 @click.option("--device", default="auto", help="Where to compute: auto, cpu, cuda, mps.")
 @json_option
@@ -77,6 +85,7 @@ def command(
     count: int,
     watch: bool,
     page: Path | None,
+    schema: Path | None,
     dtype: str,
     device: str,
     as_json: bool,
@@ -86,7 +95,7 @@ def command(
     Settings are those of DecodeSettings: max_new_tokens, block_length, order, commit, remasking,
     length, cache, temperature, top_k, top_p, cfg_scale, end.stop_early, seed and rows.
     """
-    from stillroom.cli.diffusion_words import open_model, read_settings
+    from stillroom.cli.diffusion_words import open_model, read_schema, read_settings
     from stillroom.diffusion.presets import read_preset
     from stillroom.diffusion.requests import decode
     from stillroom.diffusion.sampling import generate
@@ -95,12 +104,17 @@ def command(
 
     if preset is not None and settings is not None:
         raise click.UsageError("give either --preset or --settings")
+    if schema is not None and (holes or watch or page is not None):
+        raise click.UsageError("--schema goes with none of --holes, --watch and --html")
     found = read_preset(preset) if preset is not None else None
     decoding = read_settings(settings, overrides, found)
     model = open_model(checkpoint, model_is, dtype=dtype, device=device)
     if found is not None:
         found.check_against(model.fingerprint)
     requests = _requests(model, prompts, decoding.max_new_tokens, decoding.seed, chat, holes, count)
+    if schema is not None:
+        _fill_schema(model, requests, decoding, read_schema(schema), as_json)
+        return
     events: list[Event] = []
     given = [token is not None for token in requests[0].ids]
     view = TerminalView(model.tokenizer, first=0 if holes else len(given))
@@ -141,6 +155,33 @@ def command(
             f"{ended}{moved}",
             err=True,
         )
+
+
+def _fill_schema(
+    model: DiffusionModel,
+    requests: list[Request],
+    decoding: DecodeSettings,
+    schema: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Write the JSON that a schema lays out behind each prompt."""
+    from stillroom.diffusion.filling import Filler
+    from stillroom.diffusion.skeleton import build_skeleton
+    from stillroom.models.token_bytes import read_token_bytes
+
+    skeleton = build_skeleton(schema)
+    filler = Filler(model, read_token_bytes(model.tokenizer), decoding)
+    filled = [
+        filler.fill(one.ids, skeleton, room=one.max_new_tokens, seed=one.seed or 0)
+        for one in requests
+    ]
+    if as_json:
+        rows = [{"text": one.text, "tokens": one.tokens, "nfe": one.nfe} for one in filled]
+        print_json({"samples": rows, "settings": decoding.model_dump(mode="json")})
+        return
+    for one in filled:
+        click.echo(one.text)
+        click.echo(f"{one.tokens} tokens, {one.nfe} readings", err=True)
 
 
 def _count(sample: Sample, holes: bool) -> int:

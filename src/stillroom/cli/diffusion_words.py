@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stillroom.diffusion.decoding import DecodeSettings
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from stillroom.diffusion.presets import Preset
     from stillroom.diffusion.scoring import Estimator
 
-__all__ = ["open_model", "read_estimator", "read_settings"]
+__all__ = ["open_model", "read_estimator", "read_schema", "read_settings"]
 
 
 def read_settings(
@@ -42,6 +42,36 @@ def read_settings(
             next="leave --settings out, and give single ones by --set",
         )
     return parse_group(DecodeSettings, path.read_text(encoding="utf-8"), str(path), overrides)
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    """Return the JSON Schema of a file.
+
+    Raises:
+        DataError: If there is no such file, or it holds no JSON object.
+    """
+    import json
+
+    from stillroom.errors import DataError
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"the schema cannot be read: {error}",
+            code="diffusion.schema",
+            where=str(path),
+            expected="a file with a JSON Schema",
+            next="check the path and the JSON",
+        ) from error
+    if not isinstance(found, dict):
+        raise DataError(
+            "the schema is no object",
+            code="diffusion.schema",
+            where=str(path),
+            expected='a JSON Schema, as {"type": "object", "properties": {...}}',
+        )
+    return found
 
 
 def read_estimator(name: str, overrides: Sequence[str]) -> Estimator:

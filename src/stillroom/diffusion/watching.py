@@ -63,7 +63,7 @@ class TerminalView:
         texts = piece_texts(self.tokenizer, event.ids)
         written, changed, parts = set(event.written), set(event.changed), []
         for at in range(self.first, len(event.ids)):
-            text = _OPEN if event.is_open[at] else texts[at]
+            text = _OPEN if event.is_open[at] else _harmless(texts[at])
             mark = ""
             if color:
                 mark = _RED if at in changed else _BOLD if at in written else ""
@@ -71,6 +71,18 @@ class TerminalView:
             parts.append(f"{mark}{text}{_RESET}" if mark else text)
         joined = "".join(parts)
         return joined.replace("\n", "⏎") if is_flat and not color else joined
+
+
+def _harmless(text: str) -> str:
+    """Return a text whose control characters are shown, not obeyed; lines may end."""
+    return "".join(
+        letter if letter == "\n" or unicodedata.category(letter) != "Cc" else _picture(letter)
+        for letter in text
+    )
+
+
+def _picture(letter: str) -> str:
+    return chr(0x2400 + ord(letter)) if ord(letter) < 0x20 else "\u2421"
 
 
 def _width(line: str) -> int:

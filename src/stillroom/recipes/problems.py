@@ -102,7 +102,7 @@ def _unknown(location: tuple[str | int, ...], model: type[BaseModel], tree: Tree
     group = find_group(model, location, tree.data)
     known = [name for name in group.known if name not in {"version", "kind"}]
     return Problem(
-        f"{dotted(path)} is not a setting of '{group.label}'",
+        f"{dotted(path)} is not a setting" + (f" of '{group.label}'" if group.label else ""),
         "recipe.unknown-key",
         tree.place_of_key(path),
         f"one of: {', '.join(known)}" if known else f"no settings: '{group.label}' has none",

@@ -78,6 +78,25 @@ def test_fills_holes_and_keeps_the_rest(folder):
     assert request.max_new_tokens == 0
 
 
+def test_json_is_filled_under_a_schema(folder, tmp_path):
+    path = tmp_path / "jar.json"
+    size = {"type": "integer", "minimum": 1, "maximum": 9}
+    said = {"type": "object", "properties": {"color": {"enum": ["red", "green"]}, "size": size}}
+    path.write_text(json.dumps({**said, "required": ["color", "size"]}))
+    words = ["sample", folder, "A jar:", "--schema", str(path), "--set", "max_new_tokens=60"]
+    (sample,) = call_json(*words)["samples"]
+    found = json.loads(sample["text"])
+    assert found["color"] in {"red", "green"}
+    assert 1 <= found["size"] <= 9
+    assert json.loads(call(*words).stdout) == found
+    assert call(*words, "--watch").exit_code == 2
+    for text in ("[1]", "{"):
+        path.write_text(text)
+        with pytest.raises(StillroomError) as caught:
+            call(*words)
+        assert caught.value.code == "diffusion.schema"
+
+
 def test_settings_come_from_a_file_and_words_win(folder, tmp_path):
     path = tmp_path / "decode.yaml"
     path.write_text(
@@ -211,6 +230,9 @@ def test_the_terminal_view_redraws_and_marks(folder, monkeypatch):
     text = view.draw(event, color=False)
     view.show(event)
     view.show(event)
+    ids = tuple(tokenizer("a\x1b[2Jb\tc")["input_ids"])
+    event = Event(0, 0, 1, ids, (False,) * len(ids), (), (), (1.0,) * len(ids), 0)
+    assert view.draw(event, color=False) == "a\u241b[2Jb\u2409c"  # shown, not obeyed
     lines = 1 + -(-len(text) // 30)
     assert stream.getvalue().count(f"\x1b[{lines}A\x1b[J") == 1
 
