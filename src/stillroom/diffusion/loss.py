@@ -6,7 +6,7 @@ and the gradient is made while a chunk's logits are there, so that (N, V) never 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -80,7 +80,6 @@ def masked_loss(
         scale: Weight of each, (N,).
         never: A token that no probability is given to: the mask.
     """
-    total, losses = _MaskedLoss.apply(  # type: ignore[no-untyped-call]
-        states, head.weight, head.bias, labels, scale.float(), never
-    )
+    apply = cast("Any", _MaskedLoss.apply)  # typed in some versions of torch, and not in others
+    total, losses = apply(states, head.weight, head.bias, labels, scale.float(), never)
     return total, losses

@@ -9,7 +9,7 @@ pass, so that no two layers' scores exist at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -181,7 +181,7 @@ def _again(loss: HeadLoss, own: Heads, taught: Heads, rows: Tensor, visible: Ten
             full = _full_heads(Heads(queries, keys, values, own.scale, own.cap))
             return loss.compare(full, taught, rows, visible)
 
-    found = checkpoint(
+    found: Any = checkpoint(  # typed in some versions of torch, and not in others
         compare,
         own.queries,
         own.keys,

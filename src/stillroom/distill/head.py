@@ -164,9 +164,8 @@ def chunked_loss(
     """
     sweep = _Sweep(head, score, prepare, chunk_rows, dtype, tiles)
     branches = [part for item in head.branches for part in (item.reduce(hidden), item.up)]
-    total = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        sweep, hidden, head.weight, head.bias, *branches
-    )
+    apply = cast("Any", _ChunkedLoss.apply)  # typed in some versions of torch, and not in others
+    total = apply(sweep, hidden, head.weight, head.bias, *branches)
     return cast("Tensor", total), sweep.parts
 
 
