@@ -8,23 +8,21 @@ asked the same way, for the name before them, and the other way round.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from stillroom.diffusion.canvas import Request
 from stillroom.diffusion.decoding import DecodeSettings
+from stillroom.diffusion.facts import count_together, find_facts, locate_name
 from stillroom.diffusion.lessons import Lesson, encode_lessons
 from stillroom.diffusion.model import DiffusionModel
 from stillroom.diffusion.opening import open_diffusion
 from stillroom.diffusion.recipe import DiffusionRecipe
 from stillroom.diffusion.sampling import generate
-from stillroom.errors import RecipeError
+from stillroom.errors import DataError, RecipeError
 from stillroom.evaluate.metrics import Metric, bootstrap
 from stillroom.evaluate.report import Grid, Report, Table
 from stillroom.models import load_causal_lm
@@ -33,7 +31,7 @@ from stillroom.provenance import read_artifact
 from stillroom.records import Record
 from stillroom.train.split import Split, split_records
 
-__all__ = ["Fact", "compare_models", "count_together", "find_facts", "twin_recipe"]
+__all__ = ["compare_models", "twin_recipe"]
 
 _SPAN_OF = 4  # a quarter of the learned tokens is left out
 _SIDES = ("diffusion", "autoregressive")
@@ -72,87 +70,14 @@ def _readings(recipe: DiffusionRecipe) -> int:
     return by_blocks * (2 if recipe.noising.method_name() == "complementary" else 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """A sentence that was told, and where its two names stand in it, as characters."""
-
-    text: str
-    first: tuple[int, int]
-    second: tuple[int, int]
-
-    @property
-    def names(self) -> tuple[str, str]:
-        """The names in order."""
-        return self.text[slice(*self.first)], self.text[slice(*self.second)]
-
-
-def find_facts(records: Sequence[Record], template: str) -> tuple[list[Fact], list[Fact], int]:
-    """Return facts told one way, the same turned round, and how many were told both ways.
-
-    What was told both ways is in neither list: what is turned round stands in no text of any
-    record, be it as a part of one.
-
-    Args:
-        records: What was learned.
-        template: A sentence with ``{a}`` and ``{b}``, as "{a} is {b} .".
-
-    Raises:
-        RecipeError: If the template does not hold both names once, or no record fits it.
-    """
-    parts = re.split(r"(\{a\}|\{b\})", template)
-    names = [part for part in parts if part in ("{a}", "{b}")]
-    if names != ["{a}", "{b}"]:
-        raise _no_facts(f"the template {template!r} does not hold {{a}} and then {{b}}, once each")
-    before, between, behind = parts[0], parts[2], parts[4]
-    pattern = re.compile(f"{re.escape(before)}(.+?){re.escape(between)}(.+?){re.escape(behind)}")
-    texts = {message.content for record in records for message in record.messages[-1:]}
-    every = "\0".join(_texts_of(records))
-    told, turned, both = [], [], 0
-    for text in sorted(texts):
-        match = pattern.fullmatch(text)
-        if match is None:
-            continue
-        reverse = f"{before}{match[2]}{between}{match[1]}{behind}"
-        if _says(every, reverse):
-            both += 1
-            continue
-        told.append(Fact(text, match.span(1), match.span(2)))
-        back = pattern.fullmatch(reverse)
-        start = len(before)
-        middle = start + len(match[2])
-        end = middle + len(between) + len(match[1])
-        if back is not None:
-            turned.append(Fact(reverse, (start, middle), (middle + len(between), end)))
-    if not told:
-        raise _no_facts(f"no record reads as {template!r} and is told one way only")
-    return told, turned, both
-
-
-def _texts_of(records: Sequence[Record]) -> list[str]:
-    return [message.content for record in records for message in record.messages]
-
-
-def count_together(facts: Sequence[Fact], records: Sequence[Record]) -> int:
-    """Return of how many facts the names also stand together in another text that was learned.
-
-    Such a text may have told the fact in other words.
-    """
-    texts = _texts_of(records)
-    found = 0
-    for fact in facts:
-        found += any(
-            text != fact.text and all(_says(text, name) for name in fact.names) for text in texts
-        )
-    return found
-
-
-def _says(text: str, words: str) -> bool:
-    """Return whether a text holds words whole, not as a part of longer ones."""
-    return words in text and bool(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text))
-
-
 def compare_models(
-    diffusion: Path, twin: Path, recipe: DiffusionRecipe, *, template: str = "", most: int = 200
+    diffusion: Path,
+    twin: Path,
+    recipe: DiffusionRecipe,
+    *,
+    template: str = "",
+    questions: Mapping[str, Sequence[Record]] | None = None,
+    most: int = 200,
 ) -> Report:
     """Measure both models and return the report.
 
@@ -162,7 +87,12 @@ def compare_models(
         recipe: The diffusion model's.
         template: A sentence with ``{a}`` and ``{b}`` that facts of the records read as; empty asks
             for none.
-        most: Held-out records, and facts, that are asked about at most.
+        questions: Records whose answers both models are to write, by a name of their own.
+        most: Held-out records, facts, and records of a name, that are asked about at most.
+
+    Raises:
+        RecipeError: If no record has the template's form.
+        DataError: If a name's records have no answer.
     """
     split = split_records(local(recipe.records))
     asked = _Asked(diffusion, twin, recipe)
@@ -172,6 +102,8 @@ def compare_models(
     _add_infilling(report, asked, split, most)
     if template:
         _add_facts(report, asked, split, template, most)
+    if questions:
+        _add_questions(report, asked, split, questions, most)
     return report
 
 
@@ -321,7 +253,7 @@ def _add_facts(report: Report, asked: _Asked, split: Split, template: str, most:
     ):
         rows[name] = {side: [] for side in _SIDES}
         for fact in facts[:most]:
-            ids, start, stop = _tokens_of(asked.model.tokenizer, fact, slot)
+            ids, start, stop = locate_name(asked.model.tokenizer, fact, slot)
             for side, is_right in asked.fill(ids, start, stop, behind=behind).items():
                 rows[name][side].append(float(is_right))
     _add_pair(
@@ -339,16 +271,51 @@ def _add_facts(report: Report, asked: _Asked, split: Split, template: str, most:
     )
 
 
-def _tokens_of(tokenizer: Any, fact: Fact, slot: str) -> tuple[list[int], int, int]:
-    """Return a fact's tokens, and which of them make up one of its names."""
-    encoded = tokenizer(fact.text, return_offsets_mapping=True)
-    first, last = getattr(fact, slot)
-    inside = [
-        at
-        for at, (start, stop) in enumerate(encoded["offset_mapping"])
-        if stop > start and start < last and stop > first
-    ]
-    return list(encoded["input_ids"]), inside[0], inside[-1] + 1
+def _add_questions(
+    report: Report,
+    asked: _Asked,
+    split: Split,
+    questions: Mapping[str, Sequence[Record]],
+    most: int,
+) -> None:
+    tokenizer = asked.model.tokenizer
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    learned = {tuple(message.content for message in record.messages) for record in split.train}
+    rows: dict[str, dict[str, list[float]]] = {}
+    told = []
+    for name, records in questions.items():
+        known = sum(tuple(m.content for m in record.messages) in learned for record in records)
+        lessons, _ = encode_lessons(
+            tokenizer,
+            records[:most],
+            max_tokens=min(asked.recipe.max_tokens, asked.model.context_length),
+            include_prompt=False,
+            first=1,
+        )
+        if not lessons:
+            raise DataError(
+                f"none of {len(records)} records has an answer to be asked for",
+                code="diffusion.no-places",
+                where=name,
+                expected="records whose last message is the assistant's",
+                next="look at the file by `stillroom show`",
+            )
+        rows[name] = {side: [] for side in _SIDES}
+        for lesson in lessons:
+            ids, (start, stop) = lesson.ids.tolist(), lesson.turns[-1]
+            while stop - start > 1 and ids[stop - 1] in special:
+                stop -= 1  # an end token is no part of the answer
+            for side, is_right in asked.fill(ids, start, stop, behind=False).items():
+                rows[name][side].append(float(is_right))
+        told.append(f"{name}: {known} of {len(records)} word for word")
+    _add_pair(
+        report,
+        "Answers of records of your own",
+        "Each model writes the answer, the likeliest token in each place; right is an answer whose "
+        "tokens are all right. The diffusion model is given as many places as the text had. Of "
+        f"them, in what both learned from stand {'; '.join(told)}.",
+        rows,
+    )
 
 
 def _add_pair(
@@ -363,14 +330,4 @@ def _add_pair(
         lines.append((name, "", tuple(f"{side}/{name}" for side in _SIDES)))
     report.section(
         title, text, metrics=metrics, grid=Grid("Share that is right", _SIDES, tuple(lines))
-    )
-
-
-def _no_facts(what: str) -> RecipeError:
-    return RecipeError(
-        what,
-        code="diffusion.no-facts",
-        where="--facts",
-        expected="a sentence that records read as word for word, as '{a} is {b} .'",
-        next="look at the records, or leave --facts out",
     )

@@ -6,7 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from stillroom.cli.app import stillroom
-from stillroom.diffusion.comparing import count_together, find_facts, twin_recipe
+from stillroom.diffusion.comparing import twin_recipe
+from stillroom.diffusion.facts import count_together, find_facts
 from stillroom.diffusion.recipe import DiffusionRecipe
 from stillroom.errors import RecipeError, StillroomError
 from stillroom.records import Message, Record, write_records
@@ -79,17 +80,25 @@ def test_both_are_trained_and_asked_and_the_report_says_what_is_a_bound(tmp_path
         "train: {steps: 3, batch_size: 8}\nvalidation: {samples: 2, records: 2}\n"
     )
     words = ["diffusion", "compare", str(recipe), "--out", str(tmp_path / "both"), "--quiet"]
+    rows = [{"prompt": f"A{n} is", "completion": f"B{n} ."} for n in range(3)]
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("\n".join(map(json.dumps, rows)))
+    wrong = CliRunner().invoke(stillroom, [*words, "--ask", str(asked)])
+    assert wrong.exit_code == 2
+    words += ["--ask", f"mine={asked}"]
     done = CliRunner().invoke(stillroom, [*words, "--facts", "{a} is {b} .", "--json"])
     assert done.exit_code == 0, done.output
     found = {metric["name"]: metric for metric in json.loads(done.stdout)["metrics"]}
     for side in ("diffusion", "autoregressive"):
         assert {f"{side}/forward", f"{side}/infill", f"{side}/reversed"} <= set(found)
         assert 0 <= found[f"{side}/forward"]["value"] <= 1
+        assert found[f"{side}/mine"]["n"] == 3
     if "diffusion/nats_per_token" in found:
         assert found["diffusion/nats_per_token"]["note"].startswith("a bound")
         assert found["autoregressive/nats_per_token"]["note"] == "exact"
     page = (tmp_path / "both" / "report.html").read_text()
     assert "stands in no text of any record" in page
+    assert "mine: 0 of 3 word for word" in page
     (table,) = [
         part["table"]
         for part in json.loads((tmp_path / "both" / "report.json").read_text())["sections"]
