@@ -35,12 +35,17 @@ GRPO = {
 }
 WAYS: dict[str, dict[str, Any]] = {
     "bound": {"validation": {"every": 2, "records": 2, "samples": 2}},
+    "sharded": {
+        "train": {**TRAIN, "sharding": "fsdp"},
+        "validation": {"every": 2, "records": 2, "samples": 2},
+    },
+    "sharded_lora": {"start": "model", "train": {**TRAIN, "sharding": "fsdp", "lora": {"rank": 2}}},
     "blocks": {"attention": "block_causal", "block_size": 4, "noising": "complementary"},
     "lora": {"start": "model", "train": {**TRAIN, "lora": {"rank": 2}}},
     "vrpo": {"start": "model", "objective": {"name": "vrpo", "times": 2}},
     "diffu_grpo": {"start": "model", "objective": GRPO, "train": {**TRAIN, "batch_size": 2}},
 }
-SLOW = {"blocks", "lora", "vrpo"}
+SLOW = {"blocks", "lora", "sharded_lora", "vrpo"}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +103,7 @@ def test_two_processes_train_the_model_of_one(folder: Path, tmp_path: Path, way:
     assert [code for code, _ in ended] == [0, 0], ended[0][1] + ended[1][1]
     assert ended[1][1] == ""  # the first process tells
     names = ["loss", "grad_norm"]
-    names += ["validation/masked_ce/t=0.5"] if way == "bound" else []
+    names += ["validation/masked_ce/t=0.5"] if way in {"bound", "sharded"} else []
     names += ["reward/mean"] if way == "diffu_grpo" else []
     for name in names:
         wanted = curve(one, name)
@@ -119,11 +124,11 @@ def test_two_processes_train_the_model_of_one(folder: Path, tmp_path: Path, way:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["bound", "diffu_grpo"])
+@pytest.mark.parametrize("way", ["bound", "sharded", "diffu_grpo"])
 def test_a_killed_process_ends_the_other_and_both_resume_to_the_same_bytes(
     folder: Path, tmp_path: Path, way: str
 ) -> None:
-    train = {**TRAIN, "steps": 30, "save_every_s": 0.05}
+    train = {**TRAIN, **WAYS[way].get("train", {}), "steps": 30, "save_every_s": 0.05}
     fields = {**WAYS[way], "train": train}
     fields["validation"] = {"every": 1, "records": 2, "samples": 2}
     recipe = write_recipe(folder, tmp_path / "any", fields)

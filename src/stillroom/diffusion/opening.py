@@ -21,7 +21,7 @@ from stillroom.errors import CheckpointError, RecipeError
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.models.causal import build_causal_lm, load_tokenizer
 
-__all__ = ["check_attention", "load_prepared", "open_diffusion", "translate"]
+__all__ = ["check_attention", "load_prepared", "load_trained", "open_diffusion", "translate"]
 
 _PROBE_TOKENS = 8
 _LONGEST_PROBE = 256
@@ -82,6 +82,12 @@ def load_prepared(folder: Path) -> DiffusionModel:
         raise _not_diffusion(stored)
     network = _load(stored, metadata, None, "float32", "auto")
     return DiffusionModel(network, metadata, tokenizer=load_tokenizer(folder), name=folder.name)
+
+
+def load_trained(folder: Path, like: DiffusionModel) -> DiffusionModel:
+    """Load a checkpoint that was just written, in float32; its metadata are those of ``like``."""
+    network = _load(Checkpoint.open(folder), like.metadata, None, "float32", "auto")
+    return DiffusionModel(network, like.metadata, tokenizer=like.tokenizer, name=folder.name)
 
 
 def translate(stored: Checkpoint) -> Translation | None:

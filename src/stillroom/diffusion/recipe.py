@@ -206,10 +206,6 @@ class DiffusionRecipe(Recipe):
             raise ValueError("an autoregressive model's logits are shifted: leave logit_shift out")
         if self.objective.needs_model:
             self._check_objective()
-        if self.train.sharding != "none":
-            raise ValueError(
-                "every process keeps a whole diffusion model: set train.sharding: none"
-            )
         return self
 
     def _check_objective(self) -> None:
@@ -221,3 +217,7 @@ class DiffusionRecipe(Recipe):
             raise ValueError(f"objective {name} is for a diffusion model, not for attention causal")
         if self.anneal_steps or self.block_growth:
             raise ValueError(f"anneal_steps and block_growth belong to objective bound, not {name}")
+        if self.train.sharding != "none":
+            raise ValueError(
+                f"objective {name} reads a whole model in every process: set train.sharding: none"
+            )

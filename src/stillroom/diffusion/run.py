@@ -19,7 +19,7 @@ from stillroom.diffusion.lessons import encode_lessons
 from stillroom.diffusion.metadata import CONFIG_KEY, DiffusionMetadata
 from stillroom.diffusion.model import DiffusionModel
 from stillroom.diffusion.objective import DiffusionObjective
-from stillroom.diffusion.opening import check_attention, load_prepared
+from stillroom.diffusion.opening import check_attention, load_prepared, load_trained
 from stillroom.diffusion.recipe import DiffusionRecipe, ScratchSettings
 from stillroom.diffusion.starting import check_start, prepare_start, read_json
 from stillroom.diffusion.validating import Validation
@@ -62,8 +62,18 @@ def run(recipe: DiffusionRecipe, job: Job) -> Artifact:
         details: dict[str, Any] = {"start": said, "records": counts}
         details["before"] = ranks.on_main(partial(measure, "measure before"))
         details["train"] = _train(recipe, job, model, lessons, validation, ranks)
-        details["after"] = ranks.on_main(partial(measure, "measure after"))
-        return ranks.on_main(partial(_finish, recipe, job, model, start, split, details))
+        is_whole = ranks.count == 1 or recipe.train.sharding == "none"
+        tensors = _gather(model, ranks, is_whole=is_whole)
+
+        def write_and_measure() -> Artifact:
+            """Write the checkpoint; a model in parts is measured as it was written."""
+            details["fingerprint"] = _write(recipe, job, model, tensors, start, split)
+            if not is_whole:
+                validation.model = load_trained(job.output, model)
+            details["after"] = measure("measure after")
+            return _finish(recipe, job, model, split, details)
+
+        return ranks.on_main(write_and_measure)
 
 
 def _prepare(recipe: DiffusionRecipe, split: Split, start: Path, job: Job) -> str:
@@ -85,16 +95,24 @@ def _within(recipe: DiffusionRecipe, model: DiffusionModel, job: Job) -> Diffusi
     return recipe.model_copy(update={"max_tokens": most})
 
 
+def _gather(model: DiffusionModel, ranks: Ranks, *, is_whole: bool) -> dict[str, torch.Tensor]:
+    """Return the weights on the main rank; where each has a part, all ranks gather them."""
+    if ranks.is_main:
+        return dict(export_tensors(model.network))
+    if not is_whole:
+        for _ in export_tensors(model.network):
+            pass
+    return {}
+
+
 def _finish(
     recipe: DiffusionRecipe,
     job: Job,
     model: DiffusionModel,
-    start: Path,
     split: Split,
     details: dict[str, Any],
 ) -> Artifact:
-    """Write the checkpoint, tell what it came to, and publish it."""
-    details["fingerprint"] = _write(recipe, job, model, start, split)
+    """Tell what the checkpoint came to, and publish it."""
     _tell(details, job)
     return job.finish(
         "checkpoint",
@@ -230,31 +248,39 @@ def _train(
         recipe.train,
         job,
         seed=recipe.seed,
-        on_step=_validate(validation, recipe.validation.every, job, ranks),
+        on_step=_validate(validation, recipe, job, ranks),
+        reads_every=recipe.validation.every,
         ranks=ranks,
     )
     return asdict(trained)
 
 
 def _validate(
-    validation: Validation, every: int, job: Job, ranks: Ranks
+    validation: Validation, recipe: DiffusionRecipe, job: Job, ranks: Ranks
 ) -> Callable[[int, nn.Module], None] | None:
+    every, is_sharded = recipe.validation.every, recipe.train.sharding != "none"
     if not every or not validation.lessons:
         return None
 
     def on_step(step: int, network: nn.Module) -> None:
-        if step % every == 0 and ranks.is_main:  # the others are called, too, and wait
+        # a model in parts is read by all ranks together; else the others wait
+        if step % every == 0 and (ranks.is_main or is_sharded):
             for name, value in validation.fixed_times().items():
-                job.metric(name, value, step=step)
+                if ranks.is_main:
+                    job.metric(name, value, step=step)
 
     return on_step
 
 
 def _write(
-    recipe: DiffusionRecipe, job: Job, model: DiffusionModel, start: Path, split: Split
+    recipe: DiffusionRecipe,
+    job: Job,
+    model: DiffusionModel,
+    tensors: dict[str, torch.Tensor],
+    start: Path,
+    split: Split,
 ) -> str:
     """Write the checkpoint; an autoregressive one is an ordinary one, without metadata."""
-    tensors = dict(export_tensors(model.network))
     config = read_json(start / "config.json")
     if recipe.noising.is_causal:
         config = {k: v for k, v in config.items() if k not in {CONFIG_KEY, "stillroom_backend"}}

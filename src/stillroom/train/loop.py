@@ -79,6 +79,7 @@ def train(
     seed: int = 0,
     name: str = "train",
     on_step: Callable[[int, nn.Module], None] | None = None,
+    reads_every: int = 0,
     beside: nn.Module | None = None,
     ranks: Ranks | None = None,
 ) -> TrainSummary:
@@ -99,6 +100,9 @@ def train(
         on_step: Called on every rank after each step with the number of finished steps, so that
             all can gather a sharded model. A resumed run calls it again for steps after the saved
             state.
+        reads_every: Steps from one call of ``on_step`` that reads the model to the next, every rank
+            as often as every other; 0 where none does. Where the model is sharded, its weights
+            outside of layers are whole in those calls.
         beside: Trained and saved with the model, but no part of it: projectors of a loss.
         ranks: The group of processes, where the caller has joined it; None joins it here.
 
@@ -117,7 +121,7 @@ def train(
     with group as joined, steady_torch(settings, model) as precision:
         modules = (model,) if beside is None else (model, beside)
         run = _Run(modules, source, objective, settings, job, seed, joined, precision, name)
-        return run.run(on_step)
+        return run.run(on_step, reads_every)
 
 
 class _Run(Generic[B]):
@@ -152,7 +156,9 @@ class _Run(Generic[B]):
         self.identity = digest_json([fixed, source.identity, seed, self.steps])
         self.totals = {"tokens": 0.0, "positions": 0.0, "first_loss": math.nan, "last_loss": 0.0}
 
-    def run(self, on_step: Callable[[int, nn.Module], None] | None) -> TrainSummary:
+    def run(
+        self, on_step: Callable[[int, nn.Module], None] | None, reads_every: int
+    ) -> TrainSummary:
         done, totals = load_state(self.state_path, self.identity, self.modules, self.optimizer)
         self.totals.update(totals)
         self.ranks.wait()
@@ -162,7 +168,9 @@ class _Run(Generic[B]):
                 self._check_cancelled(step)
                 self._step(step, progress)
                 if on_step is not None:
-                    on_step(step + 1, self.model)
+                    reads = bool(reads_every) and (step + 1) % reads_every == 0
+                    with self._gathered(reads):
+                        on_step(step + 1, self.model)
                     self.ranks.wait()
                 if self._is_due(time.monotonic() - saved):
                     self._save(step + 1)
@@ -302,6 +310,11 @@ class _Run(Generic[B]):
         before = "" if self.name == "train" else f"{self.name}/"
         for name, value in values.items():
             self.job.metric(before + name, value, step=step + 1)
+
+    def _gathered(self, reads: bool) -> contextlib.AbstractContextManager[None]:
+        if self.shards is None or not reads:
+            return contextlib.nullcontext()
+        return self.shards.gathered()
 
     def _check_cancelled(self, step: int) -> None:
         stopped: Cancelled | None = None

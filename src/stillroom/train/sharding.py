@@ -9,7 +9,8 @@ other: gathering is done by all together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -32,6 +33,19 @@ class Shards(nn.Module):
     def forward(self, run: Callable[[], Tensor]) -> Tensor:
         """Return ``run()``, in which the weights outside of layers are whole."""
         return run()
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Keep the weights outside of layers whole within the body, to read without a graph.
+
+        Every rank must read as often as every other; one step must have been taken before.
+        """
+        own = cast("Any", self)
+        own.unshard()
+        try:
+            yield
+        finally:
+            own.reshard()
 
 
 def shard_modules(modules: Sequence[nn.Module], ranks: int) -> Shards:

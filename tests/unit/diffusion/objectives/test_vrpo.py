@@ -286,6 +286,7 @@ def test_what_makes_no_preference_is_refused(make_job, tmp_path, plain):
         {"anneal_steps": 2},
         {"attention": "causal", "noising": "autoregressive"},
         {"objective": {"name": "vrpo", "beta": 0}},
+        {"train": {"steps": 1, "sharding": "fsdp"}},
     ):
         with pytest.raises(ValidationError):
             make_job("bad", **settings)
