@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 CONFIG_KEY = "stillroom_detector"
+_DRAWN = "drawn"  # as bases and voices name what a program drew
 _AT_ONCE = 32
 _SOUNDS_AT_ONCE = 4  # a raw wave of four seconds takes a quarter of a gigabyte in aasist
 _CLIP = 4  # dimensions of a clip, (T, H, W, 3)
@@ -223,6 +224,9 @@ class TrainedDetector:
             found.append(
                 "this detector, with these weights, was not shown to tell forged from real"
             )
+        if self.about.faces == _DRAWN:
+            what = "voices" if self.about.method.hears else "faces"
+            found.append(f"it learned from drawn {what} alone, and says nothing of any others")
         if face_pixels < self.about.least_face:
             found.append(
                 f"face of {face_pixels / self.about.margin:.0f} px, below the "

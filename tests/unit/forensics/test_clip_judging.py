@@ -64,6 +64,7 @@ def shown(base):
     detector = TrainedDetector.open(base, device="cpu")
     figures = {"auc": {"h264": {"value": 0.9, "low": 0.8, "high": 1.0}}}
     changes = {"is_shown": True, "figures": figures, "calibrator": Calibrator("platt", 1e-6, 2.0)}
+    changes["faces"] = "person"
     folder = base.parent / "shown"
     folder.mkdir()
     write_detector(

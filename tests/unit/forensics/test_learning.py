@@ -93,6 +93,7 @@ def test_a_judgement_is_withheld_where_it_was_not_shown_to_hold(trained, faces):
     about = detector.about
     shown = vars(about) | {
         "is_shown": True,
+        "faces": "person",
         "least_face": 90,
         "least_quality": 50,
         "calibrator": Calibrator("platt", 1e-6, 2.0),
@@ -104,6 +105,10 @@ def test_a_judgement_is_withheld_where_it_was_not_shown_to_hold(trained, faces):
     assert sure.verdict.startswith("indicates a forgery (chance 0.88 where 0.5 of")
     rare = judged(detector, image, prevalence=0.001)
     assert rare.verdict.startswith("does not indicate")
+    detector.about = type(about)(**shown | {"faces": "drawn"})
+    said = "inconclusive: it learned from drawn faces alone, and says nothing of any others"
+    assert judged(detector, image).verdict == said
+    detector.about = type(about)(**shown)
     small = judged(detector, image, face_pixels=50, jpeg_quality=30)
     assert small.chance is None
     assert small.verdict == (

@@ -447,6 +447,9 @@ def test_check_hears_recordings(trained, made, tmp_path):
     assert done.exit_code == 0, done.output
     (finding,) = json.loads(done.stdout)["files"][0]["detectors"]
     assert finding["face"] is None
+    assert (
+        "it learned from drawn voices alone, and says nothing of any others" in finding["reasons"]
+    )
     assert finding["times"] == [0.5 * at for at in range(8)]
     assert "chance over time, sound" in (tmp_path / "page.html").read_text()
 
