@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from stillroom.errors import DataError, RecipeError
-from stillroom.provenance import ARTIFACT_FILE, read_artifact
 from stillroom.recipes import Recipe, comment_recipe, dump_recipe, list_kinds, recipe_class
 from stillroom.registry.listing import list_kinds as summarize_kinds
 from stillroom.serve import answers
@@ -25,6 +23,7 @@ from stillroom.serve.limits import Limits
 from stillroom.serve.line import Line, stay
 from stillroom.serve.refusals import Refusal
 from stillroom.serve.running import JobRunner
+from stillroom.serve.views.found import kind_of
 from stillroom.serve.workspace import Root
 
 __all__ = ["SentRecipe", "add_recipes", "find_tenant", "read_sent"]
@@ -132,16 +131,6 @@ def _list_folder(root: Root, path: str) -> dict[str, Any]:
     for entry in entries:
         row: dict[str, Any] = {"path": entry.path, "size_bytes": entry.size_bytes}
         if entry.size_bytes is None:
-            row["kind"] = _kind_of(root.folder / entry.path)
+            row["kind"] = kind_of(root.folder / entry.path)
         data.append(row)
     return {"object": "list", "path": path, "data": data, "has_more": not is_all}
-
-
-def _kind_of(folder: Path) -> str:
-    """Return what a folder is: an artifact's kind, a checkpoint, or just a folder."""
-    try:
-        if (folder / ARTIFACT_FILE).is_file():
-            return read_artifact(folder).kind
-    except DataError:
-        return "folder"
-    return "checkpoint" if (folder / "config.json").is_file() else "folder"

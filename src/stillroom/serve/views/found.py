@@ -21,6 +21,7 @@ __all__ = [
     "Found",
     "find_inside",
     "is_artifact",
+    "kind_of",
     "list_found",
     "name_of",
     "read_found",
@@ -60,6 +61,16 @@ class Found:
 def is_artifact(folder: Path) -> bool:
     """Return whether a folder is what one job left."""
     return (folder / ARTIFACT_FILE).is_file()
+
+
+def kind_of(folder: Path) -> str:
+    """Return an artifact's kind (``broken`` where it cannot be read), checkpoint, or folder."""
+    if is_artifact(folder):
+        try:
+            return read_artifact(folder).kind
+        except DataError:
+            return "broken"
+    return "checkpoint" if _is_something(folder) else "folder"
 
 
 def find_inside(root: Path, name: str) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stillroom.provenance import read_artifact
 from stillroom.provenance.sources import names_something, resolve_parent
-from stillroom.serve.views.found import find_inside, is_artifact, name_of, read_found
+from stillroom.serve.views.found import find_inside, is_artifact, kind_of, name_of
 
 __all__ = ["Edge", "Graph", "Spot", "draw_graph"]
 
@@ -102,8 +102,8 @@ def _collect(
             kinds[name] = "reference" if name.startswith("hub:") else "elsewhere"
             continue
         folder = find_inside(root, name)
-        kinds[name] = read_found(root, name).kind if is_artifact(folder) else "folder"
-        if kinds[name] in {"folder", "broken"}:
+        kinds[name] = kind_of(folder)
+        if not is_artifact(folder) or kinds[name] == "broken":
             continue
         for parent in read_artifact(folder).parents:
             if not names_something(parent):
