@@ -78,6 +78,7 @@ def command(
     from stillroom.jobs import choose_reporter
 
     if records is None:
+        _refuse_idle(block_size, shift, anneal_steps, overrides)
         said = _rewrite(checkpoint, out, overwrite=overwrite)
         if as_json:
             print_json({"out": str(out), "start": said})
@@ -104,6 +105,21 @@ def command(
             f"{after['nats_per_token']:.3f} after (error {after['error']:.3f}), nats a token"
         )
     click.echo(expected)
+
+
+def _refuse_idle(
+    block_size: int | None, shift: bool | None, anneal_steps: int, overrides: tuple[str, ...]
+) -> None:
+    """Refuse options of a training that there is none of."""
+    idle = {
+        "--block-size": block_size is not None,
+        "--shift": shift is not None,
+        "--anneal-steps": anneal_steps > 0,
+        "--set": bool(overrides),
+    }
+    named = ", ".join(name for name, is_given in idle.items() if is_given)
+    if named:
+        raise click.UsageError(f"without --records nothing is trained, and {named} does nothing")
 
 
 def _recipe(

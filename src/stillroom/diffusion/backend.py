@@ -129,6 +129,7 @@ class _DiffusionTextModel:
             mark = f"{preset.name}-"
         self.fingerprint = f"{model.fingerprint}:{mark}{digest_json(kept)[:12]}"
         self.context_length = engine.context_length or model.context_length
+        model.context_length = self.context_length
         self._lock = threading.Lock()
         self._table: TokenBytes | None = None
 

@@ -87,6 +87,9 @@ class DiffusionModel:
         self._swift = SwiftBody.of(self.body)
         parameters = inspect.signature(self.body.forward).parameters
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
+        length = getattr(network.config, "max_position_embeddings", None)
+        self.context_length = length if isinstance(length, int) and length > 0 else 4096
+        """Places that a text may have: the positions that the network says it knows."""
         self.calls = 0
         """How many texts were read so far: number of function evaluations."""
 
@@ -101,12 +104,6 @@ class DiffusionModel:
         """Of the weights."""
         dtype: torch.dtype = next(self.network.parameters()).dtype
         return dtype
-
-    @property
-    def context_length(self) -> int:
-        """How many positions the network knows; 4096 where it does not say."""
-        length = getattr(self.network.config, "max_position_embeddings", None)
-        return int(length) if isinstance(length, int) and length > 0 else 4096
 
     @property
     def vocabulary(self) -> int:

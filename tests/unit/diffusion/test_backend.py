@@ -11,6 +11,7 @@ from tests.unit.diffusion.conftest import say_diffusion
 
 from stillroom.diffusion.backend import Diffusion
 from stillroom.errors import BackendError
+from stillroom.models.opening import open_text_model
 from stillroom.models.protocols import CanvasModel, CanvasStep, TextModel
 from stillroom.records import Message, Prompt, Sampling
 from stillroom.serve import Limits, Served, create_app
@@ -136,6 +137,19 @@ def test_the_server_shows_the_canvas_and_frees_the_slot_of_who_leaves(model):
     assert text(shown) == text(plain)
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "no_canvas")
     assert again.status_code == 200
+
+
+def test_a_longer_context_may_be_asked_for(tmp_path):
+    folder = say_diffusion(tiny_checkpoint(tmp_path / "m", layers=1, hidden=32))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 16}))
+    short, long = (open_text_model(str(folder), context_length=n) for n in (None, 64))
+    assert (short.context_length, long.context_length) == (16, 64)
+    ask = Sampling(max_new_tokens=24)
+    with pytest.raises(BackendError) as caught:
+        short.generate([Prompt(text="a" * 20)], ask)
+    assert caught.value.code == "backend.context"
+    assert long.generate([Prompt(text="a" * 20)], ask)[0].completion_tokens > 0
 
 
 def test_cancelling_leaves_the_rest_undone(model):
