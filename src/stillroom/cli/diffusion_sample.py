@@ -102,10 +102,13 @@ def command(
     from stillroom.diffusion.watching import TerminalView, collect, write_animation
     from stillroom.diffusion.writing import Event
 
-    if preset is not None and settings is not None:
-        raise click.UsageError("give either --preset or --settings")
-    if schema is not None and (holes or watch or page is not None):
-        raise click.UsageError("--schema goes with none of --holes, --watch and --html")
+    _refuse_pairs(
+        {"--preset": preset is not None, "--settings": settings is not None},
+        {"--chat": chat, "--holes": holes},
+        {"--schema": schema is not None, "--holes": holes},
+        {"--schema": schema is not None, "--watch": watch},
+        {"--schema": schema is not None, "--html": page is not None},
+    )
     found = read_preset(preset) if preset is not None else None
     decoding = read_settings(settings, overrides, found)
     model = open_model(checkpoint, model_is, dtype=dtype, device=device)
@@ -187,6 +190,13 @@ def _fill_schema(
 def _count(sample: Sample, holes: bool) -> int:
     """Return how many tokens were written: in holes, or behind the prompt and before the end."""
     return sum(step >= 0 for step in sample.chosen_at) if holes else len(sample.new_ids)
+
+
+def _refuse_pairs(*pairs: dict[str, bool]) -> None:
+    """Refuse options that do not go together."""
+    for pair in pairs:
+        if all(pair.values()):
+            raise click.UsageError(f"give either {' or '.join(pair)}")
 
 
 def _requests(

@@ -84,6 +84,8 @@ def command(
 
     if (records is None) == (not answers):
         raise click.UsageError("give either --records or --answer")
+    if records is not None and (prompt or chat):
+        raise click.UsageError("--prompt and --chat belong to --answer; records have their own")
     chosen = read_estimator(estimator, overrides)
     model = open_model(checkpoint, model_is)
     if records is None:

@@ -303,6 +303,8 @@ def test_estimators_that_are_wrong_are_refused(folder, words, code):
 
 def test_records_or_answers_but_not_both(folder):
     assert call("score", folder).exit_code == 2
+    assert call("score", folder, "--records", "r.jsonl", "--prompt", "x").exit_code == 2
+    assert call("sample", folder, "a [[2]]", "--holes", "--chat").exit_code == 2
 
 
 def test_a_published_layout_is_written_in_stock_terms(tmp_path, folder):
