@@ -149,6 +149,11 @@ def command(
         said = decoding.model_dump(mode="json")
         print_json({"samples": rows, "preset": name, "settings": said})
         return
+    _tell(texts, samples, holes)
+
+
+def _tell(texts: list[str], samples: list[Sample], holes: bool) -> None:
+    """Print each text, and beside it what it took."""
     for text, sample in zip(texts, samples, strict=True):
         click.echo(text)
         moved = "" if sample.drift is None else f", drift {sample.drift:.3f}"
