@@ -82,6 +82,66 @@ def test_confidence_and_quota_is_llada_s_algorithm(make_model, steps, block):
     assert found.steps == found.nfe == steps
 
 
+def llada_batch(model, prompts, length, steps, block, cfg):
+    """The same for a ragged batch: padded on the left, guided, the last block perhaps shorter."""
+    most = max(map(len, prompts))
+    x = torch.full((len(prompts), most + length), MASK)
+    is_text = torch.ones_like(x, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        is_text[row, : most - len(prompt)] = False
+        x[row, most - len(prompt) : most] = torch.tensor(prompt)
+    x[~is_text] = 0
+    at = (is_text.long().cumsum(1) - 1).clamp(min=0)
+    seen = (is_text[:, None] & is_text[:, :, None]) | torch.eye(x.shape[1], dtype=torch.bool)
+    is_prompt = is_text & (x != MASK)
+
+    def read(ids):
+        with torch.no_grad():
+            return model.logits(model.states(ids, at, seen))
+
+    blocks = -(-length // block)
+    for number in range(blocks):
+        stop = min(most + (number + 1) * block, x.shape[1])
+        places = stop - most - number * block
+        own = max(1, min(steps // blocks + (number < steps % blocks), places))
+        for step in range(own):
+            logits = read(x)
+            if cfg:
+                bare = read(torch.where(is_prompt, MASK, x))
+                logits = bare + (cfg + 1) * (logits - bare)
+            logits[..., MASK] = -torch.inf
+            sure, tokens = logits.softmax(-1).max(-1)
+            sure[x != MASK] = -torch.inf
+            sure[:, stop:] = -torch.inf
+            quota = places // own + (step < places % own)
+            chosen = torch.zeros_like(is_text).scatter(1, sure.topk(quota).indices, True)
+            x = torch.where(chosen, tokens, x)
+    return [row[most - len(prompt) :].tolist() for row, prompt in zip(x, prompts, strict=True)]
+
+
+@pytest.mark.parametrize("cfg", [0.0, 0.7])
+@pytest.mark.parametrize(
+    ("length", "steps", "block"), [(17, 17, 6), (24, 7, 5), (10, 3, 4), (9, 40, 3), (12, 5, 12)]
+)
+def test_ragged_prompts_are_written_as_llada_writes_a_padded_batch(
+    make_model, length, steps, block, cfg
+):
+    model = make_model(double=True)
+    prompts = [PROMPT[:1], PROMPT, PROMPT[2:5]]
+    wanted = llada_batch(model, prompts, length, steps, block, cfg)
+    more = {"cfg_scale": cfg, "end": {"stop_early": False}}
+    for rows in (1, 3):
+        found = write(
+            model,
+            [Request(prompt, length) for prompt in prompts],
+            rows=rows,
+            block_length=block,
+            commit={"name": "quota", "steps": steps},
+            **more,
+        )
+        assert [list(one.ids) for one in found] == wanted
+
+
 # -- everything with everything ---------------------------------------------------------------
 
 
