@@ -404,7 +404,8 @@ def test_a_clusters_workers_find_what_a_search_here_finds(pair, records, tmp_pat
     job.engine = PicklingEngine()
     assert run(recipe, job).digest == here.digest
     assert job.engine.count() == {"_Trying": 6}
-    assert not list((tmp_path / "temporary").iterdir())
+    left = [path.name for path in (tmp_path / "temporary").iterdir()]
+    assert not [name for name in left if not name.startswith("torchinductor")]  # torch's own
 
 
 def test_select_and_search_do_not_go_together(pair, records, tmp_path):
