@@ -2,8 +2,14 @@
 
 Six rooms stand over a shared floor: ``synth``, ``distill``, ``rag``, ``diffusion``, ``merge`` and
 ``forensics``. Imports only go down; data goes round through files that carry their origin. This
-module itself imports nothing, so that the command line starts at once.
+module itself imports nothing that takes time, so that the command line starts at once.
 """
+
+import os
+
+# MKL, which torch multiplies matrices by, rounds a product by where its operands happen to lie in
+# memory, unless this is set before its first call: a run that is resumed would end with other bits.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 __version__ = "0.1.0"
 
