@@ -28,7 +28,7 @@ detector:
   known: {{manifest: {manifest}, basis: drawn}}
   model: {{name: npr, width: 8}}
   pixels: 32
-  train: {{steps: 12, batch_size: 6, threads: 1, learning_rate: 0.01}}
+  train: {{steps: 20, batch_size: 6, threads: 1, learning_rate: 0.01}}
   views: {{jpeg: 0, colour: 0}}
 """
 
