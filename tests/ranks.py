@@ -9,16 +9,21 @@ from pathlib import Path
 
 from tests.processes import Process
 
-__all__ = ["curve", "finish", "start_ranks"]
+__all__ = ["curve", "finish", "rank_environments", "start_ranks"]
 
 
 def start_ranks(arguments: Sequence[object], ranks: int) -> list[Process]:
     """Start ``stillroom ARGUMENTS`` once for each rank; one alone knows of no launcher."""
+    command = [sys.executable, "-m", "stillroom", *map(str, arguments)]
+    return [Process(command, env=env) for env in rank_environments(ranks)]
+
+
+def rank_environments(ranks: int) -> list[dict[str, str]]:
+    """Return what a launcher puts into the environment of each rank."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "stillroom", *map(str, arguments)]
-    running = []
+    made = []
     for rank in range(ranks):
         env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         if ranks > 1:
@@ -30,8 +35,8 @@ def start_ranks(arguments: Sequence[object], ranks: int) -> list[Process]:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
-        running.append(Process(command, env=env))
-    return running
+        made.append(env)
+    return made
 
 
 def finish(running: list[Process]) -> list[tuple[int, str]]:

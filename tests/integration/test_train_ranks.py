@@ -1,14 +1,13 @@
 """Two processes give the loss curve of one, whole or in shares; one's failure stops both."""
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tests.processes import Process
+from tests.ranks import rank_environments
 
 WORKER = """
 import json, os, sys
@@ -80,22 +79,8 @@ def launch(
     folder.mkdir(exist_ok=True)
     worker = folder / "worker.py"
     worker.write_text(script)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    running = []
-    for rank in range(ranks):
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        if ranks > 1:
-            env |= {
-                "WORLD_SIZE": str(ranks),
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-        command = [sys.executable, str(worker), str(folder), str(poison), sharding, how]
-        running.append(Process(command, env=env))
+    command = [sys.executable, str(worker), str(folder), str(poison), sharding, how]
+    running = [Process(command, env=env) for env in rank_environments(ranks)]
     done = []
     for process in running:
         out, err = process.communicate(timeout=120)

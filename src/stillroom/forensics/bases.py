@@ -13,6 +13,7 @@ from stillroom.forensics.casting import name_person
 from stillroom.forensics.consent import answer_for
 from stillroom.forensics.drawing import draw_face, name_face
 from stillroom.forensics.face import Face
+from stillroom.forensics.listing import list_files
 from stillroom.forensics.recipe import FacesSettings, SplitSettings
 from stillroom.provenance import digest_file, digest_text
 
@@ -133,13 +134,7 @@ def list_pictures(path: Path) -> list[Path]:
     Raises:
         DataError: If there is none.
     """
-    found = (
-        [path]
-        if path.is_file()
-        else sorted(
-            file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in _ENDINGS
-        )
-    )
+    found = list_files(path, _ENDINGS)
     if not found:
         raise DataError(
             f"{path} holds no picture",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
+from stillroom.forensics.listing import list_files
 from stillroom.forensics.pictures import PICTURES
 from stillroom.forensics.waves import SOUNDS
 from stillroom.jobs import atomic_write
@@ -146,13 +147,7 @@ def list_agreed(path: Path) -> list[Path]:
         DataError: If there is none.
     """
     endings = PICTURES | SOUNDS
-    found = (
-        [path]
-        if path.is_file()
-        else sorted(
-            file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in endings
-        )
-    )
+    found = list_files(path, endings)
     if not found:
         raise DataError(
             f"{path} holds no picture and no recording",

@@ -11,6 +11,7 @@ import numpy as np
 from stillroom.errors import DataError
 from stillroom.forensics.casting import name_person
 from stillroom.forensics.consent import answer_for
+from stillroom.forensics.listing import list_files
 from stillroom.forensics.recipe import SoundSettings
 from stillroom.forensics.recorder_traces import refuse_recordings
 from stillroom.forensics.voicing import draw_voice
@@ -79,11 +80,7 @@ def list_recordings(path: Path) -> list[Path]:
     Raises:
         DataError: If there is none.
     """
-    if path.is_file():
-        return [path]
-    found = sorted(
-        file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in SOUNDS
-    )
+    found = list_files(path, SOUNDS)
     if not found:
         raise _no_voices(path, "holds no recording")
     return found

@@ -21,6 +21,7 @@ import re
 import sqlite3
 import threading
 import unicodedata
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,10 @@ class SemanticCache:
         self._lock = threading.Lock()
         try:
             self._database = open_shared_database(path or ":memory:", wait_s=10)
-            self._prepare()
+            with ExitStack() as undo:  # a file of another kind or version is let go of
+                undo.callback(self._database.close)
+                self._prepare()
+                undo.pop_all()
         except sqlite3.DatabaseError as error:
             raise _unusable(
                 f"{path} cannot be used: {error}",

@@ -37,12 +37,28 @@ def alike(build, tmp_path):
         yield index
 
 
+_OPENED = []
+
+
+def open_cache(*args, **settings):
+    """Return a cache that is closed when the test ends."""
+    _OPENED.append(SemanticCache(*args, **settings))
+    return _OPENED[-1]
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    while _OPENED:
+        _OPENED.pop().close()
+
+
 def model_of(text=ANSWER):
     return scripted_model(lambda prompt: text, fingerprint="one")
 
 
 def test_the_same_question_is_answered_once(index):
-    cache, model = SemanticCache(), model_of()
+    cache, model = open_cache(), model_of()
     first = ask(index, model, QUESTION, cache=cache)
     again = ask(index, model, "  how many\ninhabitants does PARIS have? ", cache=cache)
     assert len(model.asked) == 1
@@ -79,7 +95,7 @@ def test_nothing_is_kept_unless_a_cache_is_given(index):
     ],
 )  # fmt: skip
 def test_a_vector_alone_never_serves(alike, asked, other, is_hit):
-    cache, model = SemanticCache(), model_of()
+    cache, model = open_cache(), model_of()
     ask(alike, model, asked, cache=cache)
     found = ask(alike, model, other, cache=cache)
     assert (found.details["cached"] is not None) is is_hit
@@ -89,7 +105,7 @@ def test_a_vector_alone_never_serves(alike, asked, other, is_hit):
 
 
 def test_words_alone_never_serve_where_vectors_are_far(index):
-    cache = SemanticCache()
+    cache = open_cache()
     model = model_of()
     ask(index, model, "dogs guard cats " * 1, cache=cache)
     cache._database.execute("UPDATE answers SET vector = zeroblob(length(vector))")
@@ -105,7 +121,7 @@ def test_words_alone_never_serve_where_vectors_are_far(index):
     ],
 )  # fmt: skip
 def test_what_an_answer_depends_on_is_part_of_its_key(index, change):
-    cache, model = SemanticCache(), model_of()
+    cache, model = open_cache(), model_of()
     ask(index, model, QUESTION, cache=cache, access="tenant-a")
     assert (
         ask(index, model, QUESTION, cache=cache, **{"access": "tenant-a", **change}).details[
@@ -117,7 +133,7 @@ def test_what_an_answer_depends_on_is_part_of_its_key(index, change):
 
 
 def test_another_model_is_another_key(index):
-    cache = SemanticCache()
+    cache = open_cache()
     ask(index, model_of(), QUESTION, cache=cache)
     other = scripted_model(lambda prompt: ANSWER, fingerprint="two")
     assert ask(index, other, QUESTION, cache=cache).details["cached"] is None
@@ -125,7 +141,7 @@ def test_another_model_is_another_key(index):
 
 def test_an_answer_dies_with_its_source(build, folder, tmp_path):
     build("before")
-    cache, model = SemanticCache(), model_of()
+    cache, model = open_cache(), model_of()
     with Index.open(tmp_path / "before") as before:
         ask(before, model, QUESTION, cache=cache, k=1)
         scope, _ = cache._database.execute("SELECT scope, text FROM answers").fetchone()
@@ -139,14 +155,14 @@ def test_an_answer_dies_with_its_source(build, folder, tmp_path):
 
 
 def test_refusals_without_any_passage_and_broken_answers_are_not_kept(index):
-    cache = SemanticCache()
+    cache = open_cache()
     ask(index, model_of(), "🙂", cache=cache, retriever="keyword")
     ask(index, model_of(), QUESTION, cache=cache, is_cancelled=lambda: True)
     assert len(cache) == 0
 
 
 def test_the_longest_unused_go_first(index):
-    cache, model = SemanticCache(capacity=2), model_of()
+    cache, model = open_cache(capacity=2), model_of()
     for question in ("cats", "dogs", "cats", "Paris"):
         ask(index, model, question, cache=cache)
     assert len(cache) == 2
@@ -156,10 +172,10 @@ def test_the_longest_unused_go_first(index):
 
 def test_a_file_outlives_its_process_and_others_are_refused(index, tmp_path):
     path = tmp_path / "answers.sqlite"
-    first = SemanticCache(path)
+    first = open_cache(path)
     kept = ask(index, model_of(), QUESTION, cache=first)
     first.close()
-    second = SemanticCache(path)
+    second = open_cache(path)
     assert ask(index, model_of(), QUESTION, cache=second).completion == kept.completion
     second.close()
     (tmp_path / "text").write_text("no database " * 100)
@@ -169,14 +185,14 @@ def test_a_file_outlives_its_process_and_others_are_refused(index, tmp_path):
     other.close()
     for name in ("text", "other.sqlite"):
         with pytest.raises(DataError) as caught:
-            SemanticCache(tmp_path / name)
+            open_cache(tmp_path / name)
         assert caught.value.code == "rag.semantic-cache"
     with pytest.raises(DataError):
-        SemanticCache(capacity=0)
+        open_cache(capacity=0)
 
 
 def test_a_damaged_entry_is_a_miss(index):
-    cache, model = SemanticCache(), model_of()
+    cache, model = open_cache(), model_of()
     ask(index, model, QUESTION, cache=cache)
     cache._database.execute("UPDATE answers SET answer = '{\"completion\": 3}'")
     assert ask(index, model, QUESTION, cache=cache).details["cached"] is None
