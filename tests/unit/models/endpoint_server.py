@@ -25,12 +25,13 @@ class Server:
     """Give each request to ``answer(path, body, headers)``: a dict, or (status, body, headers).
 
     A body may be bytes; a body of None closes the socket without an answer; a float sleeps first.
+    Until ``gathers`` requests were in flight at once, each waits for more, while more come.
     """
 
     def __init__(self, answer):
         self._answer = answer
         self.requests = []
-        self.busy = self.most_busy = 0
+        self.busy = self.most_busy = self.gathers = 0
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -70,6 +71,8 @@ class Server:
         self.busy += 1
         self.most_busy = max(self.most_busy, self.busy)
         try:
+            while self.most_busy < self.gathers and time.monotonic() - self.requests[-1][3] < 0.5:
+                await asyncio.sleep(0.002)
             given = self._answer(request.path.removeprefix("/v1"), body, request.headers)
             status, data, headers, sleep_s = 200, given, {}, 0.0
             if isinstance(given, tuple):
