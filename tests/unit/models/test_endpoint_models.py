@@ -163,13 +163,13 @@ def test_a_silent_endpoint_times_out(serve, completion, connect):
 
 
 def test_cancelling_does_not_wait_for_the_endpoint(serve, completion, connect):
-    server = serve(lambda path, body, headers: (200, completion("x"), {}, 1.5))
+    server = serve(lambda path, body, headers: (200, completion("x"), {}, 20.0))
     begun = time.monotonic()
     done = connect(server).generate(
         [chat("a")], Sampling(), is_cancelled=lambda: time.monotonic() - begun > 0.1
     )
     assert done[0].finish_reason == "cancelled"
-    assert time.monotonic() - begun < 1.2
+    assert time.monotonic() - begun < 10
 
 
 def test_the_schema_goes_down_the_ladder_and_stays_there(serve, completion, connect):
