@@ -187,9 +187,10 @@ def _run() -> int:
     out, err = sys.stdout, sys.stderr
     try:
         # None lets click decide by the terminal, which alone is not what NO_COLOR asks.
-        stillroom.main(standalone_mode=False, color=False if os.environ.get("NO_COLOR") else None)
-    except click.exceptions.Exit as error:
-        return error.exit_code
+        color = False if os.environ.get("NO_COLOR") else None
+        code = stillroom.main(standalone_mode=False, color=color)
+        # A command that ends with a code has it returned here, not raised; others return nothing.
+        return code if isinstance(code, int) else 0
     except click.ClickException as error:
         error.show()
         return 2
@@ -211,7 +212,6 @@ def _run() -> int:
         if debug:
             raise
         return _say_fault(error)
-    return 0
 
 
 def _say_how_to_go_on() -> str:

@@ -56,6 +56,18 @@ def test_interrupt_says_how_to_go_on_only_where_that_is_possible(run_main):
     assert run_main(KeyboardInterrupt(), "ask", "run") == (130, "interrupted\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["forensics", "check", "gone.jpg"], 1), (["--version"], 0), (["forensics", "--help"], 0)],
+)
+def test_the_process_ends_with_the_code_of_its_command(arguments, code, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["stillroom", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        app.main()
+    assert caught.value.code == code
+    assert capsys.readouterr().out
+
+
 def test_debug_raises_the_error_itself(monkeypatch, run_main):
     error = RecipeError("no", code="recipe.value")
     with pytest.raises(RecipeError):
