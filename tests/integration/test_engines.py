@@ -205,7 +205,7 @@ def media(tmp_path, monkeypatch):
     wav(folder / "voice.wav", 0.4 * np.sin(np.arange(16000) * 0.3))
     (folder / "cut.mp4").write_bytes((folder / "lab.mp4").read_bytes()[:600])
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0")
-    return lab, [*list_media([folder]), folder / "none.png"]
+    return lab, [*list_media([folder]).media, folder / "none.png"]
 
 
 def test_files_are_checked_alike_on_other_workers(media, tmp_path):

@@ -94,18 +94,29 @@ def command(
     lab = open_lab() if has_lab() else None
     limits = _read_limits(detectors)
     found = []
+    listed = list_media(paths)
     work = Checking(tuple(lists), remote, detectors, prevalence, maps, pulse)
     with open_engine(read_engine(engine), lambda line: click.echo(line, err=True)) as opened:
-        for one in check_files(work, list_media(paths), opened, lab=lab):
+        for one in check_files(work, listed.media, opened, lab=lab):
             found.append(one)
             if not as_json:
                 click.echo("\n".join(one.lines()))
     if html is not None:
         with atomic_write(html) as file:
-            file.write(draw_check_page(found, limits))
+            file.write(draw_check_page(found, limits, listed.line()))
     if as_json:
-        print_json({"files": [one.to_json() for one in found], "limits": list(limits)})
+        print_json(
+            {
+                "files": [one.to_json() for one in found],
+                "limits": list(limits),
+                "passed_over": [str(path) for path in listed.passed_over],
+            }
+        )
     else:
+        if not found:
+            click.echo("nothing was checked: the folder holds no medium", err=True)
+        if listed.passed_over:
+            click.echo(listed.line(), err=True)
         for line in limits:
             click.echo(line, err=True)
     if any(one.error for one in found):

@@ -32,6 +32,7 @@ def command(files: tuple[Path, ...], as_json: bool) -> None:
     from stillroom.errors import DataError
     from stillroom.forensics.lab import open_lab
     from stillroom.forensics.tracing import trace_file
+    from stillroom.jobs import plain_line
 
     lab = open_lab()
     results, failed = {}, False
@@ -44,7 +45,7 @@ def command(files: tuple[Path, ...], as_json: bool) -> None:
             continue
         results[str(file)] = found.to_json()
         if not as_json:
-            click.echo(f"{file}: {found.line()}")
+            click.echo(plain_line(f"{file}: {found.line()}"))
     if as_json:
         print_json({"files": results})
     if failed:

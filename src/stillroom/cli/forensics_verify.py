@@ -57,6 +57,7 @@ def command(
     from stillroom.errors import StillroomError
     from stillroom.forensics.lab import has_lab, open_lab
     from stillroom.forensics.signing import open_lists, verify_file
+    from stillroom.jobs import plain_line
 
     lab = open_lab() if has_lab() else None
     lists = open_lists(official=official, interim=interim, user=trust, lab=lab)
@@ -71,7 +72,7 @@ def command(
         failed = failed or found.integrity in {"broken", "unreadable"}
         results[str(file)] = found.to_json()
         if not as_json:
-            click.echo(str(file))
+            click.echo(plain_line(str(file)))
             for line in found.lines():
                 click.echo(f"  {line}")
     if as_json:

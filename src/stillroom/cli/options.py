@@ -126,4 +126,6 @@ def hang(lead: str, text: str, *, always: bool = False) -> str:
 
 def print_json(value: dict[str, Any]) -> None:
     """Print a result as one JSON object with its version."""
-    click.echo(json.dumps({"version": _JSON_VERSION, **value}, ensure_ascii=False, indent=1))
+    text = json.dumps({"version": _JSON_VERSION, **value}, ensure_ascii=False, indent=1)
+    # A file's name may hold bytes that are no UTF-8: as an escape they are JSON, and come back.
+    click.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))

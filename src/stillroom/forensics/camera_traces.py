@@ -7,14 +7,13 @@ credentials that say the picture was captured. Their absence proves nothing.
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 from stillroom.errors import DataError
 from stillroom.forensics.credentials import MIME_TYPES, read_credentials
-from stillroom.forensics.pictures import too_many_pixels
+from stillroom.forensics.pictures import open_picture, too_many_pixels
 
 __all__ = ["is_captured", "refuse_photographs", "says_of_camera"]
 
@@ -36,7 +35,7 @@ def says_of_camera(path: Path) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the bound on pixels is load_picture's
-            with Pictures.open(io.BytesIO(data)) as picture:
+            with open_picture(data) as picture:
                 exif = picture.getexif()
     except Pictures.DecompressionBombError as error:
         raise too_many_pixels(path) from error

@@ -26,6 +26,7 @@ __all__ = ["CA_FILE", "CHAIN_FILE", "KEY_FILE", "init_ca", "make_chain"]
 CA_FILE, CHAIN_FILE, KEY_FILE = "ca.pem", "chain.pem", "signer.key"
 _CA_KEY_FILE = "ca.key"
 _YEAR = 365
+_LONGEST_NAME = 64  # X.520's bound of an organization and of a common name
 
 
 def init_ca(
@@ -43,7 +44,8 @@ def init_ca(
         The files written.
 
     Raises:
-        DataError: If there is an authority already, or what it signs is not trusted.
+        DataError: If there is an authority already, the name is too long, or what it signs is not
+            trusted.
         MissingExtraError: If cryptography or c2pa-python is not installed.
     """
     need("cryptography", "c2pa")
@@ -54,6 +56,14 @@ def init_ca(
             where=str(folder / CA_FILE),
             expected="a folder without ca.pem and chain.pem",
             next="use it as it is, or choose another folder",
+        )
+    if not 0 < len(organization.strip()) <= _LONGEST_NAME:
+        raise DataError(
+            f"the organization's name has {len(organization)} characters",
+            code="forensics.certificate",
+            where="organization",
+            expected=f"1 to {_LONGEST_NAME}, as certificates hold",
+            next="shorten it",
         )
     texts = make_chain(organization, days)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +87,9 @@ def make_chain(organization: str, days: float) -> dict[str, str]:
 
     start = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
     keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
-    names = [_name(organization, f"{organization} {role}") for role in ("authority", "signer")]
+    roles = ("authority", "signer")
+    most = _LONGEST_NAME - max(len(role) for role in roles) - 1
+    names = [_name(organization, f"{organization[:most]} {role}") for role in roles]
     bodies = [_body(names[at], names[0], keys[at], start, days) for at in range(2)]
     own = x509.SubjectKeyIdentifier.from_public_key(keys[0].public_key())
     authority = (

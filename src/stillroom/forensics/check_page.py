@@ -16,6 +16,7 @@ from stillroom.forensics.marking import label_traced
 from stillroom.forensics.media_looks import ClipLook
 from stillroom.forensics.page import frame_page
 from stillroom.forensics.previews import draw_course, draw_preview, draw_timeline, embed_picture
+from stillroom.jobs import plain_line
 
 __all__ = ["draw_check_page"]
 
@@ -23,8 +24,17 @@ _SHOWN = 0.05
 _MOST_FACES = 12
 
 
-def draw_check_page(found: Sequence[Checked], limits: Sequence[str] = LIMITS) -> str:
-    """Return the page of some checked files, above it what no finding says."""
+def draw_check_page(
+    found: Sequence[Checked], limits: Sequence[str] = LIMITS, passed_over: str = ""
+) -> str:
+    """Return the page of some checked files.
+
+    Args:
+        found: What is known of each.
+        limits: What no finding says, which stands above.
+        passed_over: What of folders was not looked at, in a line.
+    """
+    aside = f"<p class=quiet>{_plain(passed_over)}</p>" if passed_over else ""
     listed = "".join(f"<li>{escape(line)}</li>" for line in limits)
     sections = "\n".join(_draw(one) for one in found)
     count = len(found)
@@ -32,7 +42,7 @@ def draw_check_page(found: Sequence[Checked], limits: Sequence[str] = LIMITS) ->
         f"What is known of {count} file{'' if count == 1 else 's'}",
         "<p>Evidence in order: what a file is signed to be, then this lab's watermark, then what "
         "detectors make of faces and sounds. It is never mixed into one number.</p>"
-        f"<ul class=quiet>{listed}</ul>\n{sections}\n",
+        f"<ul class=quiet>{listed}</ul>{aside}\n{sections}\n",
     )
 
 
@@ -51,14 +61,15 @@ def _draw(one: Checked) -> str:
     rows += [("detector", finding.line()) for finding in one.findings]
     maps = "".join(_draw_map(finding) for finding in one.findings if isinstance(finding, Finding))
     maps += "".join(draw_course(finding) for finding in one.findings if isinstance(finding, Course))
-    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(said)}</dd>" for name, said in rows)
+    listed = "".join(f"<dt>{_plain(name)}</dt><dd>{_plain(said)}</dd>" for name, said in rows)
     tree = ""
     if one.credentials is not None and one.credentials.manifests:
         store = dict(one.credentials.manifests)
         text = json.dumps(store, indent=1, ensure_ascii=False)
+        full = "\n".join(_plain(line) for line in text.splitlines())
         tree = (
             f"<h3>What it was made from, as signed</h3>{draw_manifest_tree(store)}"
-            f"<details><summary>Credentials in full</summary><pre>{escape(text)}</pre></details>"
+            f"<details><summary>Credentials in full</summary><pre>{full}</pre></details>"
         )
     # A picture of the lab's leaves through this page, too: it says what it is, beside its mark.
     is_marked = one.trace is not None and one.trace.watermark
@@ -66,8 +77,9 @@ def _draw(one: Checked) -> str:
     shown = draw_preview(one.preview, label) if one.preview is not None else ""
     look = f'<div class="look">{shown}<dl>{listed}</dl></div>' if rows else ""
     return (
-        f"<section><h2>{escape(str(one.path))}</h2>"
-        f'<p class="verdict">{escape(one.verdict)}</p>{look}{maps}{_draw_look(one.look)}{tree}'
+        f"<section><h2>{_plain(str(one.path))}</h2>"
+        f'<p class="verdict">{_plain(one.verdict)}</p>{look}{maps}'
+        f"{_draw_look(one.look, label)}{tree}"
         "</section>"
     )
 
@@ -92,8 +104,13 @@ def _draw_map(finding: Finding) -> str:
     )
 
 
-def _draw_look(look: ClipLook | None) -> str:
-    """Return frames over time, when which face is seen, and some pictures of each."""
+def _draw_look(look: ClipLook | None, label: str) -> str:
+    """Return frames over time, when which face is seen, and some pictures of each.
+
+    Args:
+        look: What was seen, None of what is no clip.
+        label: What is true of the pictures, where the lab marked them.
+    """
     if look is None or look.scan is None:
         return ""
     scan = look.scan
@@ -102,7 +119,8 @@ def _draw_look(look: ClipLook | None) -> str:
         f"<figcaption>{time:.1f} s</figcaption></figure>"
         for time, image in scan.strip
     )
-    parts = [f'<h3>Frames over time</h3><div class="strip">{frames}</div>']
+    said = f'<p class="quiet">{escape(label)}</p>' if label else ""
+    parts = [f'<h3>Frames over time</h3>{said}<div class="strip">{frames}</div>']
     if scan.tracks:
         parts.append(f"<h3>Faces over time</h3>{draw_timeline(look)}")
     for number, track in enumerate(scan.tracks[:_MOST_FACES], start=1):
@@ -116,6 +134,11 @@ def _draw_look(look: ClipLook | None) -> str:
     if len(scan.tracks) > _MOST_FACES:
         parts.append(f'<p class="quiet">and {len(scan.tracks) - _MOST_FACES} more faces</p>')
     return "".join(parts)
+
+
+def _plain(text: str) -> str:
+    """Return a text for the page; what turns lines or their direction round is written out."""
+    return escape(plain_line(text))
 
 
 def _split(line: str) -> tuple[str, str]:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError, MissingExtraError
+from stillroom.errors import DataError, MissingExtraError, StillroomError
 from stillroom.forensics.credentials import MIME_TYPES, Credentials, TrustList, verify_file
 from stillroom.forensics.findings import Course, Finding
 from stillroom.forensics.lab import Lab
+from stillroom.forensics.listing import Listed, sort_files
 from stillroom.forensics.media_looks import (
     CLIPS,
     SOUNDS,
@@ -28,6 +29,7 @@ from stillroom.forensics.media_looks import (
 from stillroom.forensics.pictures import PICTURES, Picture, load_picture
 from stillroom.forensics.previews import Preview, make_preview
 from stillroom.forensics.tracing import Trace, trace_image
+from stillroom.jobs import plain_line
 from stillroom.provenance import digest_file
 
 if TYPE_CHECKING:
@@ -98,7 +100,7 @@ class Checked:
         """Return the verdict and all evidence, in order."""
         lines = [f"{self.path}: {self.verdict}"]
         if self.error:
-            return lines
+            return [plain_line(line) for line in lines]
         if self.credentials is not None:
             lines += [f"  {line}" for line in self.credentials.lines()]
         if self.trace is not None:
@@ -108,7 +110,8 @@ class Checked:
         if self.faces is not None:
             lines.append(f"  faces: {len(self.faces)}")
         lines += [f"  limits: {line}" for line in self.quality]
-        return [*lines, *(f"  detector: {finding.line()}" for finding in self.findings)]
+        lines += [f"  detector: {finding.line()}" for finding in self.findings]
+        return [plain_line(line) for line in lines]  # names of files and signers are anyone's
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -128,19 +131,22 @@ class Checked:
 
 def _say_credentials(found: Credentials | None) -> str:
     """Return what a file's credentials say and how far that holds; empty without any."""
-    if found is None or found.integrity in {"none", "unreadable"}:
+    if found is None or found.integrity == "none":
         return ""
+    if found.integrity == "unreadable":
+        return "what it may say of its origin cannot be read; that is no sign of a forgery"
     if found.integrity == "broken" and found.note:
         return f"is signed in a way that is no longer accepted: {found.note}"
     if found.integrity == "broken":
         return "was changed since it was signed; what its credentials say no longer holds"
     kinds = {kind.rsplit("/", 1)[-1] for kind in found.source_types}
+    issuer = '"' + plain_line(found.issuer).replace('"', "'") + '"'  # it may say anything
     says = "says that it was made or composed by a program"
     if not kinds & set(SYNTHETIC):
         says = "does not say that a program made it"
-    whose = f"{found.issuer}, on the {found.named_list}"
+    whose = f"{issuer}, on the {found.named_list}"
     if not found.is_trusted:
-        whose = f"someone who calls themselves {found.issuer or 'nothing'}, vouched for by no list"
+        whose = f"someone who calls themselves {issuer}, vouched for by no list"
     return f"is as signed by {whose}, who {says}"
 
 
@@ -151,18 +157,9 @@ def list_limits(judges: Judges | None) -> tuple[str, ...]:
     return (*LIMITS[:-1], *_OF_DETECTORS, *judges.blind)
 
 
-def list_media(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield the named files, and of folders every file whose ending is of a medium, sorted."""
-    endings = PICTURES | CLIPS | SOUNDS | set(MIME_TYPES)
-    for path in paths:
-        if path.is_dir():
-            yield from (
-                file
-                for file in sorted(path.rglob("*"))
-                if file.is_file() and file.suffix.lower() in endings
-            )
-        else:
-            yield path
+def list_media(paths: Sequence[Path]) -> Listed:
+    """Return the named files, of folders every medium by its ending, and what is passed over."""
+    return sort_files(paths, PICTURES | CLIPS | SOUNDS | set(MIME_TYPES))
 
 
 @dataclass(frozen=True)
@@ -193,8 +190,12 @@ class Checking:
             from stillroom.forensics.judging import open_judges
 
             judges = open_judges(self.detectors, prevalence=self.prevalence, with_maps=self.maps)
-        return lambda paths: [
-            check_file(
+        return lambda paths: [self._check(path, lab, judges) for path in paths]
+
+    def _check(self, path: Path, lab: Lab | None, judges: Judges | None) -> Checked:
+        """Check a file; one that breaks a decoder, or this program, costs itself alone."""
+        try:
+            return check_file(
                 path,
                 self.lists,
                 lab=lab,
@@ -202,8 +203,11 @@ class Checking:
                 judges=judges,
                 with_pulse=self.pulse,
             )
-            for path in paths
-        ]
+        except (StillroomError, MemoryError):
+            raise  # of the lab, a package or the machine, not of the file
+        except Exception as error:  # noqa: BLE001 - it is told, and fails the command in the end
+            fault = f"{type(error).__name__}: {error}"
+            return Checked(path, error=f"reading it failed, a fault of Stillroom's ({fault})")
 
 
 def check_files(
@@ -285,6 +289,8 @@ def check_file(
             return Checked(path, digest, credentials) if credentials else _unknown(path)
     except DataError as error:
         return Checked(path, error=error.problems[0].what)
+    except OSError as error:
+        return Checked(path, error=f"it cannot be read: {error.strerror}")
     try:
         picture = load_picture(path)
     except DataError as error:
@@ -349,7 +355,7 @@ def _look(
         quality.append(f"strongly compressed (JPEG quality about {picture.jpeg_quality})")
     try:
         found = FaceFinder().find(picture.image)
-    except MissingExtraError as error:
+    except (MissingExtraError, DataError) as error:
         return None, (*quality, f"faces were not looked for: {error.problems[0].what}")
     boxes = tuple(
         (round(face.box[0]), round(face.box[1]), round(face.box[2]), round(face.box[3]))

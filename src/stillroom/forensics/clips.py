@@ -25,9 +25,10 @@ from stillroom.forensics.face import Image
 if TYPE_CHECKING:
     import av
     from av.container import InputContainer
+    from av.stream import Stream
     from av.video.stream import VideoStream
 
-__all__ = ["Clip", "Frame", "open_clip", "space_frames"]
+__all__ = ["Clip", "Frame", "need_decoder", "open_clip", "say_reason", "space_frames"]
 
 MOST_PIXELS = 60_000_000
 _STAND_IN = 0.25  # of the spacing: how far a keyframe may lie from the wanted time
@@ -77,6 +78,7 @@ def open_clip(path: Path) -> Clip:
             clip.duration = container.duration / 1_000_000
         if video is None:
             return clip
+        need_decoder(path, video, "video")
         clip.width, clip.height = video.codec_context.width, video.codec_context.height
         clip.codec = video.codec_context.name
         if clip.width * clip.height > MOST_PIXELS:
@@ -198,7 +200,7 @@ class _Seeker:
                 if self._is_exactly(frame, time):
                     break
         except (av.FFmpegError, EOFError) as error:
-            self._note(f"damaged about {max(self.position, 0):.1f} s: {_reason(error)}")
+            self._note(f"damaged about {max(self.position, 0):.1f} s: {say_reason(error)}")
             self.frames = None
             self.position = -1.0
         self.shown, self.held = shown, None
@@ -229,7 +231,7 @@ class _Seeker:
         try:
             self.container.seek(stamp, stream=self.video, backward=True)
         except av.FFmpegError as error:
-            self._note(f"cannot be searched: {_reason(error)}")
+            self._note(f"cannot be searched: {say_reason(error)}")
             return
         self.frames, self.shown, self.held = None, None, None
 
@@ -264,9 +266,24 @@ def _measure(clip: Clip, count: int) -> float:
                     end = packet.pts + (packet.duration or 0) - start
                     last = max(last, float(end * video.time_base))
         except av.FFmpegError as error:
-            clip.notes.append(f"damaged about {last:.1f} s: {_reason(error)}")
+            clip.notes.append(f"damaged about {last:.1f} s: {say_reason(error)}")
     clip.notes.append("the file does not say how long it is; its packets were counted")
     return last or count / 25.0
+
+
+def need_decoder(path: Path, stream: Stream, what: str) -> None:
+    """Refuse a track that is coded in a way that nothing here decodes.
+
+    Args:
+        path: Whose track it is.
+        stream: The track.
+        what: ``video`` or ``sound``.
+
+    Raises:
+        DataError: If it is.
+    """
+    if getattr(stream, "codec_context", None) is None:  # whatever PyAV's annotations say
+        raise _refused(path, f"holds {what} of a kind that is not decoded", "a common codec")
 
 
 def _video(container: InputContainer) -> VideoStream | None:
@@ -287,11 +304,13 @@ def _open(path: Path) -> InputContainer:
     try:
         return av.open(str(path), metadata_errors="ignore")
     except (av.FFmpegError, ValueError) as error:
-        raise _refused(path, f"is damaged, or no clip: {_reason(error)}", "a whole file") from error
+        raise _refused(
+            path, f"is damaged, or no clip: {say_reason(error)}", "a whole file"
+        ) from error
 
 
-def _reason(error: Exception) -> str:
-    """Return what the library says without its number and path."""
+def say_reason(error: Exception) -> str:
+    """Return what PyAV says of damage, without its number and path."""
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(said).split(":")[0].strip().lower()
 

@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
 from stillroom.errors import DataError
 from stillroom.forensics.certificates import CHAIN_FILE, KEY_FILE
 from stillroom.forensics.extras import need
 from stillroom.forensics.loose_hash import explain_mismatch
+from stillroom.jobs import plain_line
 
 if TYPE_CHECKING:
     import c2pa
@@ -43,15 +44,20 @@ Label = Literal["official", "interim", "user", "lab"]
 MIME_TYPES = {
     ".jpg": "image/jpeg",
     ".jpeg": "image/jpeg",
+    ".jpe": "image/jpeg",
+    ".jfif": "image/jpeg",
     ".png": "image/png",
     ".webp": "image/webp",
     ".tif": "image/tiff",
     ".tiff": "image/tiff",
     ".gif": "image/gif",
     ".heic": "image/heic",
+    ".heif": "image/heif",
     ".avif": "image/avif",
     ".mp4": "video/mp4",
+    ".m4v": "video/mp4",
     ".mov": "video/quicktime",
+    ".avi": "video/avi",
     ".m4a": "audio/mp4",
     ".wav": "audio/wav",
     ".mp3": "audio/mpeg",
@@ -199,7 +205,7 @@ class Credentials:
         lines = [
             f"integrity: {self.integrity}, the file is {said}",
             f"trust: {self.trust}, the signer is {trust}",
-            f"issuer: {self.issuer or 'not named'}{claim}",
+            f"issuer: {plain_line(self.issuer) or 'not named'}{claim}",
         ]
         if self.codes:
             lines.append(f"failures: {', '.join(self.codes)}")
@@ -332,7 +338,8 @@ def verify_file(
     """
     mime = mime_type(path)
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            return _read_stream(file, mime, trust, remote=remote)
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror}",
@@ -341,7 +348,6 @@ def verify_file(
             expected="a media file",
             next="check the path",
         ) from error
-    return read_credentials(data, mime, trust, remote=remote)
 
 
 def read_credentials(
@@ -355,6 +361,13 @@ def read_credentials(
         trust: Lists in the order they are asked; the first that trusts the signer gives its label.
         remote: Fetch a manifest that lies elsewhere, and ask OCSP; needs the network.
     """
+    return _read_stream(io.BytesIO(data), mime, trust, remote=remote)
+
+
+def _read_stream(
+    file: BinaryIO, mime: str, trust: Sequence[TrustList], *, remote: bool
+) -> Credentials:
+    """Return what a file says; it is read in parts, so that a long clip takes no more memory."""
     need("c2pa")
     import c2pa
 
@@ -364,12 +377,13 @@ def read_credentials(
         try:
             with (
                 _context([one.anchors] if one.anchors else [], remote=remote) as context,
-                c2pa.Reader(mime, io.BytesIO(data), context=context) as reader,
+                c2pa.Reader(mime, file, context=context) as reader,
             ):
                 store = json.loads(reader.json())
-                note = explain_mismatch(data, reader, _codes(store))
+                note = explain_mismatch(file, reader, _codes(store))
         except c2pa.C2paError as error:
-            return _unreadable(str(error))
+            return _unreadable(str(error), remote=remote)
+        file.seek(0)
         state = str(store.get("validation_state", ""))
         if state == "Trusted":
             label = one.label
@@ -411,13 +425,16 @@ def _read_store(store: Mapping[str, Any], state: str, label: str) -> Credentials
     )
 
 
-def _unreadable(said: str) -> Credentials:
+def _unreadable(said: str, *, remote: bool) -> Credentials:
     if any(word in said for word in _REMOTE):
+        if remote:
+            note = f"the credentials lie elsewhere and could not be fetched: {plain_line(said)}"
+            return Credentials("none", note=note)
         note = "the credentials lie elsewhere and were not fetched (--remote fetches them)"
         return Credentials("none", note=note)
     if any(word in said for word in _NOTHING):
         return Credentials("none")
-    return Credentials("unreadable", note=said.removeprefix("Other: "))
+    return Credentials("unreadable", note=plain_line(said.removeprefix("Other: ")))
 
 
 def _assertions(manifest: Mapping[str, Any], kind: str) -> Iterable[Mapping[str, Any]]:

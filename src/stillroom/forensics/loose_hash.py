@@ -12,23 +12,25 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     import c2pa
 
 __all__ = ["explain_mismatch"]
 
+_BLOCK = 1 << 20
 _MISMATCH = "assertion.dataHash.mismatch"
 _HASHES = {"sha256": hashlib.sha256, "sha384": hashlib.sha384, "sha512": hashlib.sha512}
 
 
-def explain_mismatch(data: bytes, reader: c2pa.Reader, codes: Sequence[str]) -> str:
+def explain_mismatch(file: BinaryIO, reader: c2pa.Reader, codes: Sequence[str]) -> str:
     """Return why a file is refused although it is as it was signed; empty if it is not.
 
     Args:
-        data: The file.
+        file: The file; where it stands does not matter.
         reader: Of it.
         codes: Its failures, of which the data hash has to be the only one of bytes.
     """
@@ -40,27 +42,30 @@ def explain_mismatch(data: bytes, reader: c2pa.Reader, codes: Sequence[str]) -> 
         said = active["assertion_store"]["c2pa.hash.data"]
         parts = sorted((int(p["start"]), int(p["length"])) for p in said.get("exclusions") or [])
         wanted = base64.b64decode(said["hash"])
-        holds = _hash(data, parts, said, active) == wanted
+        holds = _hash(file, parts, said, active) == wanted
     except (KeyError, TypeError, ValueError):
         return ""
     if not holds or not parts:
         return ""
     left = sum(length for _, length in parts)
+    size = file.seek(0, os.SEEK_END)
     return (
         f"the signature leaves out {left} bytes, more than its own credentials; the other "
-        f"{len(data) - left} are as they were signed"
+        f"{size - left} are as they were signed"
     )
 
 
 def _hash(
-    data: bytes,
+    file: BinaryIO,
     parts: Sequence[tuple[int, int]],
     said: Mapping[str, Any],
     active: Mapping[str, Any],
 ) -> bytes:
     made, at = _HASHES[str(said.get("alg") or active["claim"].get("alg"))](), 0
-    for start, length in parts:
-        made.update(data[at:start])
+    for start, length in [*parts, (file.seek(0, os.SEEK_END), 0)]:
+        file.seek(at)
+        while at < start and (block := file.read(min(start - at, _BLOCK))):
+            made.update(block)
+            at += len(block)
         at = start + length
-    made.update(data[at:])
     return made.digest()

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from stillroom.jobs import plain_line
+
 __all__ = ["draw_manifest_tree", "manifest_lines"]
 
 _DEEPEST = 12
@@ -33,7 +35,7 @@ def draw_manifest_tree(store: Mapping[str, Any]) -> str:
         while depth > level:
             parts.append("</ul>")
             depth -= 1
-        parts.append(f"<li>{escape(line)}</li>")
+        parts.append(f"<li>{escape(plain_line(line))}</li>")
     return "".join(parts) + "</ul>" * (depth + 1)
 
 

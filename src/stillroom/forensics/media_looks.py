@@ -199,7 +199,9 @@ def _watch(
     try:
         see = witness.see if witness is not None else None
         scan = scan_clip(clip, count=count, look=look, see=see)
-    except MissingExtraError as error:
+    except (MissingExtraError, DataError) as error:
+        if isinstance(error, DataError) and error.code != "forensics.model":
+            raise
         limits.append(f"faces were not looked for: {error.problems[0].what}")
         for frame in space_frames(clip, count):
             if look is not None:

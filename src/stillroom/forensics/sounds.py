@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.errors import DataError
+from stillroom.forensics.clips import need_decoder, say_reason
 from stillroom.forensics.extras import need
 
 __all__ = ["Sound", "hear_sound"]
@@ -85,14 +86,18 @@ def hear_sound(path: Path) -> Sound:
             if not container.streams.audio:
                 raise _refused(path, "holds no sound", "a file with an audio track")
             stream = container.streams.audio[0]
+            need_decoder(path, stream, "sound")
             codec = stream.codec_context.name
             try:
                 for block in _blocks(container, stream):
                     tally.add(block)
             except av.FFmpegError as error:
-                notes.append(f"damaged after {tally.seconds:.1f} s: {error.strerror}")
+                notes.append(f"damaged after {tally.seconds:.1f} s: {say_reason(error)}")
+    except DataError:
+        raise
     except (av.FFmpegError, ValueError) as error:
-        raise _refused(path, f"is damaged, or no recording: {error}", "a whole file") from error
+        said = say_reason(error)
+        raise _refused(path, f"is damaged, or no recording: {said}", "a whole file") from error
     if not tally.count:
         raise _refused(path, "holds no sound that can be decoded", "a whole file")
     return tally.result(codec, tuple(notes))

@@ -31,7 +31,7 @@ __all__ = [
     "trace_sound",
 ]
 
-CLIPS = frozenset([".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"])
+CLIPS = frozenset([".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".3gp", ".flv", ".wmv"])
 _FRAMES = 32
 _ROLES: Mapping[Kind | None, str] = {
     "forged": "made by this lab",

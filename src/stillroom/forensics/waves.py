@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.errors import DataError
+from stillroom.forensics.clips import need_decoder, say_reason
 from stillroom.forensics.extras import need
 
 __all__ = [
@@ -33,7 +34,12 @@ __all__ = [
 
 RATE = 16_000
 LONGEST_S = 600.0
-SOUNDS = frozenset([".wav", ".mp3", ".flac", ".m4a", ".ogg", ".opus", ".aac"])
+SOUNDS = frozenset(
+    [
+        *(".wav", ".mp3", ".flac", ".m4a", ".ogg", ".oga", ".opus", ".aac"),
+        *(".aif", ".aiff", ".amr", ".wma"),
+    ]
+)
 """Endings of what is read as a recording."""
 
 Waves = npt.NDArray[np.float32]
@@ -148,6 +154,7 @@ def read_parts(path: Path) -> Iterator[Waves]:
         with av.open(str(path), metadata_errors="ignore") as container:
             if not container.streams.audio:
                 raise _refused(path, "holds no sound", "a file with an audio track")
+            need_decoder(path, container.streams.audio[0], "sound")
             resampler = av.AudioResampler(format="flt", layout="mono", rate=RATE)
             try:
                 for frame in container.decode(audio=0):
@@ -159,8 +166,11 @@ def read_parts(path: Path) -> Iterator[Waves]:
             except av.FFmpegError:
                 if not found:
                     raise
+    except DataError:
+        raise
     except (av.FFmpegError, ValueError) as error:
-        raise _refused(path, f"is damaged, or no recording: {error}", "a whole file") from error
+        said = say_reason(error)
+        raise _refused(path, f"is damaged, or no recording: {said}", "a whole file") from error
     if not found:
         raise _refused(path, "holds no sound that can be decoded", "a whole file")
 

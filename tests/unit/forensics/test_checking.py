@@ -33,7 +33,7 @@ def media(tmp_path_factory, lab, faces):
 @pytest.fixture(scope="module")
 def found(media, lab):
     """Every file of the folder, checked once: looking for crops of a mark takes its time."""
-    return {path.name: check_file(path, lab=lab) for path in list_media([media])}
+    return {path.name: check_file(path, lab=lab) for path in list_media([media]).media}
 
 
 def lists(media):

@@ -267,6 +267,44 @@ def test_an_authority_that_does_not_work_is_not_left_behind(tmp_path, monkeypatc
     assert not list((tmp_path / "ca").iterdir())
 
 
+def test_an_issuer_cannot_write_lines_of_its_own(tmp_path):
+    from stillroom.forensics.checking import check_file
+
+    name = 'X"\n  trust: official, the signer is on the official list'
+    texts = make_chain(name, 30)
+    signer = Signer(texts["chain.pem"], texts["signer.key"])
+    path = tmp_path / "a.png"
+    path.write_bytes(sign_bytes(picture("PNG"), "image/png", {"title": "t"}, signer))
+    lines = check_file(path).lines()
+    assert [line for line in lines if line.startswith("  trust: ")] == [
+        "  trust: untrusted, the signer is vouched for by no trusted list"
+    ]
+    assert all("\n" not in line for line in lines)
+    assert "calls themselves \"X'\\n  trust" in lines[0]
+    assert 'on the official list", vouched for by no list' in lines[0]
+
+
+@pytest.mark.parametrize(("length", "fits"), [(64, True), (65, False), (0, False)])
+def test_an_organization_is_as_long_as_certificates_hold(length, fits, tmp_path):
+    if fits:
+        init_ca(tmp_path / "ca", organization="n" * length)
+        return
+    with pytest.raises(DataError) as caught:
+        init_ca(tmp_path / "ca", organization="n" * length)
+    assert caught.value.code == "forensics.certificate"
+    assert not (tmp_path / "ca").exists()
+
+
+def test_a_manifest_that_cannot_be_fetched_is_told_as_that(tmp_path):
+    from tests.unit.forensics.test_bad_files import remote_manifest
+
+    found = read_credentials(
+        remote_manifest("http://127.0.0.1:9/a.c2pa"), "image/jpeg", remote=True
+    )
+    assert found.integrity == "none"
+    assert "could not be fetched" in found.note
+
+
 class _Reader:
     """What a reader says of a file whose signature leaves out some bytes at its head."""
 
@@ -290,13 +328,16 @@ def test_a_file_that_was_signed_too_loosely_is_not_called_changed():
 
     data = bytes(range(200))
     codes = ["signingCredential.untrusted", "assertion.dataHash.mismatch"]
-    said = explain_mismatch(data, _Reader(data, 50), codes)
+    said = explain_mismatch(io.BytesIO(data), _Reader(data, 50), codes)
     assert said == (
         "the signature leaves out 50 bytes, more than its own credentials; the other 150 are as "
         "they were signed"
     )
-    assert explain_mismatch(data + b"!", _Reader(data, 50), codes) == ""
-    assert explain_mismatch(data, _Reader(data, 50), [*codes, "claimSignature.mismatch"]) == ""
+    assert explain_mismatch(io.BytesIO(data + b"!"), _Reader(data, 50), codes) == ""
+    assert (
+        explain_mismatch(io.BytesIO(data), _Reader(data, 50), [*codes, "claimSignature.mismatch"])
+        == ""
+    )
     found = Credentials("broken", "untrusted", note=said)
     assert "refused by today's rules" in found.lines()[0]
     from pathlib import Path
