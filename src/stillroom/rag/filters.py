@@ -12,14 +12,22 @@ missing); ``<``, ``<=``, ``>``, ``>=`` compare numbers, dates or texts; ``~`` ma
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from stillroom.errors import DataError
 from stillroom.rag.store.fields import Kind, name_kind
 
-__all__ = ["SQLITE", "Condition", "Dialect", "Filter", "compile_filter", "parse_filter"]
+__all__ = [
+    "SQLITE",
+    "Condition",
+    "Dialect",
+    "Filter",
+    "compile_filter",
+    "parse_filter",
+    "unknown_field",
+]
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">=", "~", "in", "exists", "and", "or", "not"]
 _TOKEN = re.compile(
@@ -163,14 +171,19 @@ def _test(node: Filter, bind: Any, dialect: Dialect) -> str:
     return f" AND ({' OR '.join(tests) or '1 = 0'})"
 
 
+def unknown_field(name: str, known: Iterable[str]) -> DataError:
+    """Return the error of a field that no document has."""
+    return DataError(
+        f"no document has a field {name!r:.80}",
+        code="rag.unknown-field",
+        expected=f"one of: {', '.join(sorted(known))}",
+        next="check the name; fields come from front matter and the recipe's metadata",
+    )
+
+
 def _check_field(node: Filter, known: Mapping[str, frozenset[Kind]]) -> None:
     if node.field not in known:
-        raise DataError(
-            f"no document has a field {node.field!r:.80}",
-            code="rag.unknown-field",
-            expected=f"one of: {', '.join(sorted(known))}",
-            next="check the name; fields come from front matter and the recipe's metadata",
-        )
+        raise unknown_field(node.field, known)
     kinds = known[node.field]
     for value in node.values:
         wanted = ("text", "date") if node.operator == "~" else _ALIKE[name_kind(value)]

@@ -26,7 +26,7 @@ from stillroom.errors import DataError
 from stillroom.provenance import digest_json, find_output
 from stillroom.rag.access import Access, Audit, admit
 from stillroom.rag.engines.keyword_engine import KeywordEngine
-from stillroom.rag.filters import Filter
+from stillroom.rag.filters import Filter, unknown_field
 from stillroom.rag.fusion import reciprocal_rank
 from stillroom.rag.method import (
     RERANKERS,
@@ -283,6 +283,21 @@ class Index:
         """Return the vectors of rows, (N, D) float32."""
         state = self._state
         return state.opened.vectors_at(state.rows.places[np.asarray(rows, dtype=np.int64)])
+
+    def values_of(self, rows: Sequence[int], name: str) -> list[list[str | float]]:
+        """Return for each row the values that its document has of a field, in no order.
+
+        Raises:
+            DataError: If no document has the field.
+        """
+        state = self._state
+        if name not in state.fields:
+            raise unknown_field(name, state.fields)
+        keys = [state.rows.document_of(row) for row in rows]
+        found: dict[int, list[str | float]] = {key: [] for key in keys}
+        for key, value in state.opened.list_values(name, sorted(found)):
+            found[key].append(value)
+        return [found[key] for key in keys]
 
     def retrieve(
         self,

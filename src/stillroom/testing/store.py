@@ -369,6 +369,17 @@ def _check_filters(trial: _Trial, rng: random.Random, filters: int) -> None:
             ]
             _require(texts[0] == texts[1], f"{one} leaves other passages")
             _require(_search(shown) == _search(wanted), f"{one} gives other scores")
+        rows = rng.sample(range(len(index)), min(len(index), 20))
+        for name in sorted({"year", "is_new", "tag", "day"} & index.fields.keys()):
+            held = [sorted(map(str, values)) for values in index.values_of(rows, name)]
+            fields = [trial.model[index.passage_at(row).location.path][1].fields for row in rows]
+            _require(held == [_texts(one.get(name)) for one in fields], f"{name} has other values")
+
+
+def _texts(value: Any) -> list[str]:
+    """Return the values of a field as texts in order, as a store gives them."""
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return sorted(str(float(one) if isinstance(one, bool | int) else one) for one in values)
 
 
 def _require(holds: bool, what: str) -> None:

@@ -231,6 +231,15 @@ class PostgresReading:
             condition,
         )
 
+    def list_values(self, name: str, keys: Sequence[int]) -> Sequence[tuple[int, str | float]]:
+        """Return the values that documents have of a field, each with its document's key."""
+        rows = self.session.query(
+            "SELECT document, words, number FROM fields "
+            "WHERE name = :name AND document = ANY(:keys)",
+            {"name": name, "keys": list(keys)},
+        )
+        return [(key, number if words is None else words) for key, words, number in rows]
+
     def list_deleted(self, newer: PostgresReading) -> list[int] | None:
         """Return None: places follow from the population, so that a newer one is loaded anew."""
         return None

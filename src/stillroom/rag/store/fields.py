@@ -1,7 +1,8 @@
 """Fields: typed values that documents can be filtered by.
 
 Built in are ``path``, ``title``, ``format`` (the media type), ``language`` and ``origin``. Further
-ones come from a Markdown file's front matter and from the recipe's ``metadata`` file. A value is
+ones come from a Markdown file's front matter (``date`` from a mail, too) and from the recipe's
+``metadata`` file. A value is
 text, a number, true or false, a date (text written ``2024-05-31``), or a list of these, which
 counts as each of them.
 
@@ -33,7 +34,8 @@ _KEYS = {"path", "fields", "tenant", "labels"}
 
 def derive_fields(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that follow from a parsed document, given as plain JSON values."""
-    front = document.get("metadata", {}).get("front_matter", {})
+    told = document.get("metadata", {})
+    front = {name: told[name] for name in ("date",) if name in told} | told.get("front_matter", {})
     origin = document.get("origin", {})
     return {
         **{name: value for name, value in front.items() if _is_field(name, value)},

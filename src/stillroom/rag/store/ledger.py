@@ -145,6 +145,14 @@ class Ledger:
             {"snapshot": snapshot, **values},
         )
 
+    def list_values(self, name: str, keys: Sequence[int]) -> list[Any]:
+        """Return document and value of every value that some documents have of a field."""
+        return self.query(
+            "SELECT document, value FROM fields "
+            "WHERE name = :name AND document IN (SELECT value FROM json_each(:keys))",
+            {"name": name, "keys": json.dumps(list(keys))},
+        )
+
     def passage(self, content: int, position: int) -> bytes:
         """Return a passage as JSON, by its content's key and its place from 0."""
         key = (content << PASSAGE_BITS) + position

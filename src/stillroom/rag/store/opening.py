@@ -90,6 +90,10 @@ class OpenSnapshot:
         """Return name and kind of every field of documents that meet a condition."""
         return self.ledger.list_fields(self.snapshot.number, condition.sql, dict(condition.values))
 
+    def list_values(self, name: str, keys: Sequence[int]) -> Sequence[tuple[int, str | float]]:
+        """Return the values that documents have of a field, each with its document's key."""
+        return self.ledger.list_values(name, keys)
+
     def open_keywords(self, everyone: Rows, population: Condition) -> KeywordEngine:
         """Return what searches the words of a population."""
         return KeywordEngine([one.postings for one in self.segments], everyone.mask)

@@ -168,6 +168,14 @@ class Reading(Protocol):
     def list_fields(self, condition: Condition) -> Sequence[tuple[str, str]]:
         """Return name and kind of every field of documents that meet a condition."""
 
+    def list_values(self, name: str, keys: Sequence[int]) -> Sequence[tuple[int, str | float]]:
+        """Return the values that documents have of a field, each with its document's key.
+
+        Args:
+            name: The field; one that no document has gives nothing.
+            keys: Of documents of this snapshot.
+        """
+
     def list_deleted(self, newer: Self) -> list[int] | None:
         """Return the documents that ended since, if that is all that happened; else None."""
 

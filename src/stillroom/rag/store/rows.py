@@ -81,6 +81,10 @@ class Rows:
         at = int(np.searchsorted(self.firsts, row, side="right")) - 1
         return int(self.table.contents[at]), row - int(self.firsts[at])
 
+    def document_of(self, row: int) -> int:
+        """Return the key of the document that a row is of."""
+        return int(self.table.keys[int(np.searchsorted(self.firsts, row, side="right")) - 1])
+
     def find(self, content: int, position: int = 0) -> int | None:
         """Return the row of a content's passage, or None where the view does not see it."""
         if not len(self._order):

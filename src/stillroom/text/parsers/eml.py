@@ -2,17 +2,20 @@
 
 A plain body that travels as it is keeps its exact bytes; quoted-printable and base64 bodies have
 those of their encoded part. Of alternatives the plain one is read; attachments that are no text are
-named. The messages of a mailbox are sections of one document.
+named. The messages of a mailbox are sections of one document. The days that messages were sent on
+are told as ``date`` in the metadata, one or a list.
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import re
 from collections.abc import Sequence
 from email import policy
 from email.message import EmailMessage, Message
 from email.parser import BytesParser
+from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar
 
 from typing_extensions import override
@@ -30,6 +33,7 @@ _HEADERS = ("Subject", "From", "To", "Cc", "Date")
 _MAX_PARTS = 20_000
 _FROM_LINE = re.compile(rb"(?:(?<=\n\n)|(?<=\n\r\n)|\A)From \S[^\n]*\d{4}[^\n]*\n")
 _MAX_HEADER = 16 * 1024
+_MAX_DATES = 1000
 
 
 class Eml(Parser):
@@ -60,6 +64,9 @@ class Eml(Parser):
                 expected="a message as RFC 5322 has it: headers, an empty line, a body",
                 next="rename the file to .txt if it is plain text",
             )
+        days = sorted(set(metadata.pop("dates", ())))
+        if days:
+            metadata["date"] = days[0] if len(days) == 1 else days[-_MAX_DATES:]
         if len(spans) > 1:
             metadata["messages"] = len(spans)
             title = source.stem
@@ -103,6 +110,9 @@ class _Mail:
         for part in bodies:
             cursor = _add_body(part, self._data, cursor, assembly, self._offset)
         metadata["attachments"] += attachments
+        with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):
+            day = parsedate_to_datetime(headers["Date"]).date().isoformat()
+            metadata.setdefault("dates", []).append(day)
         if unseen:
             metadata["parts_left_out"] = metadata.get("parts_left_out", 0) + unseen
         return headers["Subject"]

@@ -1,0 +1,105 @@
+"""Lets a passage count less the older its document is: half of it every so many days.
+
+Source: Li and Croft 2003, "Time-Based Language Models", CIKM, doi:10.1145/956863.956951 (an
+exponential prior on a document's age). Differs from the paper: the first order's scores, as shares
+of the highest, are multiplied by ``floor + (1 - floor) * 0.5 ** (age / half_life)``, so that what
+is old and right keeps a share however old it is. A document's day is a field of it: a date, a text
+that begins with one (``2024-05-31 10:00``), or a year, which counts as its last day; of several the
+newest. What lies in the future has age 0. After ``hybrid``, whose scores lie close together, age
+counts for more than after ``convex``: raise the floor there.
+
+Does not know: whether a question asks for what is new. A filter (``date >= 2024-01-01``) is for
+those that do.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.rag.fusion import normalize_scores
+from stillroom.rag.method import Query, Reranker
+from stillroom.rag.ordering import order_hits
+
+if TYPE_CHECKING:
+    from stillroom.models import TextModel
+    from stillroom.rag.index import Index
+    from stillroom.records import Hit
+
+__all__ = ["Recency"]
+
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}(?![\d-])")
+_YEAR = re.compile(r"\d{4}")
+_LAST_YEAR = 9999
+
+
+class Recency(Reranker):
+    """Decay by a document's age."""
+
+    paper: ClassVar[str] = "doi:10.1145/956863.956951"
+
+    field: str = Field(
+        "date", min_length=1, description="field that holds a document's date or year"
+    )
+    half_life_days: float = Field(365.0, gt=0, description="age at which the decay is half done")
+    floor: float = Field(
+        0.5, ge=0, le=1, description="share of its score that a passage keeps however old it is"
+    )
+    undated_days: float | None = Field(
+        None, ge=0, description="age of documents without a date; by default half_life_days"
+    )
+    today: datetime.date | None = Field(
+        None, description="the day that ages are counted to; by default the day of asking, in UTC"
+    )
+
+    @override
+    def rerank(
+        self,
+        query: Query,
+        hits: Sequence[Hit],
+        index: Index,
+        model: TextModel | None = None,
+    ) -> list[Hit]:
+        if not hits:
+            return []
+        today = self.today or datetime.datetime.now(datetime.UTC).date()
+        values = index.values_of([index.row_of(hit.passage.id) for hit in hits], self.field)
+        scores = [hit.score for hit in hits]
+        first = normalize_scores(scores, "theoretical", floor=min(0.0, *scores))
+        return order_hits(
+            hits,
+            [
+                score * self._share(_newest(held), today)
+                for score, held in zip(first, values, strict=True)
+            ],
+        )
+
+    def _share(self, day: datetime.date | None, today: datetime.date) -> float:
+        undated = self.half_life_days if self.undated_days is None else self.undated_days
+        age = undated if day is None else max((today - day).days, 0)
+        return self.floor + (1 - self.floor) * math.exp2(-age / self.half_life_days)
+
+
+def _newest(values: Sequence[str | float]) -> datetime.date | None:
+    """Return the newest of the days that values name; None where none does."""
+    days = [day for value in values if (day := _read_day(value)) is not None]
+    return max(days, default=None)
+
+
+def _read_day(value: str | float) -> datetime.date | None:
+    if isinstance(value, int | float):
+        is_year = float(value).is_integer() and 1 <= value <= _LAST_YEAR
+        return datetime.date(int(value), 12, 31) if is_year else None
+    if _YEAR.fullmatch(value):
+        return _read_day(int(value))
+    found = _DAY.match(value)
+    try:
+        return datetime.date.fromisoformat(found.group()) if found else None
+    except ValueError:
+        return None

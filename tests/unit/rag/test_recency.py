@@ -1,0 +1,103 @@
+"""Time decay: what is old counts less, by the documents' own dates."""
+
+import datetime
+
+import pytest
+
+from stillroom.errors import DataError
+from stillroom.rag.index import Index
+from stillroom.rag.method import RERANKERS, Query
+from stillroom.records import Hit
+
+SAME = "The pump is serviced by the harbour crew. Note {}."
+TODAY = datetime.date(2026, 1, 1)
+
+
+@pytest.fixture
+def dated(build, folder, tmp_path):
+    """Index five equal texts: of today, a year old, ten years old, of the year 2016, undated."""
+    heads = {
+        "new": "date: 2026-01-01",
+        "year": "date: 2025-01-01",
+        "old": "date: 2016-01-01 10:00",
+        "decade": "date: 2015",
+        "none": "author: nobody",
+    }
+    for name, head in heads.items():
+        (folder / f"{name}.md").write_text(f"---\n{head}\n---\n{SAME.format(name)}\n")
+    build()
+    with Index.open(tmp_path / "index") as index:
+        yield index
+
+
+def equal_hits(index, names):
+    """Return the passages of some files as hits of equal score."""
+    held = {index.passage_at(row).location.path: index.passage_at(row) for row in range(len(index))}
+    return [Hit(held[f"{name}.md"], 1.0, rank) for rank, name in enumerate(names, 1)]
+
+
+def shares(index, names, **settings):
+    method = RERANKERS.build({"name": "recency", "today": TODAY, **settings})
+    found = method.rerank(Query("harbour pump"), equal_hits(index, names), index)
+    return {hit.passage.location.path.removesuffix(".md"): hit.score for hit in found}
+
+
+def test_half_of_what_decays_is_gone_after_each_half_life(dated):
+    found = shares(dated, ["old", "decade", "year", "new"], half_life_days=365, floor=0)
+    assert list(found) == ["new", "year", "old", "decade"]
+    ages = {"new": 0, "year": 365, "old": 3653, "decade": 3654}
+    assert found == pytest.approx({name: 0.5 ** (age / 365) for name, age in ages.items()})
+
+
+def test_the_floor_is_what_the_oldest_keeps(dated):
+    found = shares(dated, ["old", "new"], half_life_days=10, floor=0.3)
+    assert found == pytest.approx({"new": 1.0, "old": 0.3}, abs=1e-6)
+
+
+@pytest.mark.parametrize(("undated", "share"), [(None, 0.5), (0, 1.0), (730, 0.25)])
+def test_what_has_no_date_has_the_age_that_is_set(dated, undated, share):
+    found = shares(dated, ["none", "new"], floor=0, undated_days=undated)
+    assert found["none"] == pytest.approx(share)
+
+
+def test_what_lies_in_the_future_is_not_raised(dated):
+    found = shares(dated, ["new", "year"], today=datetime.date(2024, 1, 1))
+    assert found == {"new": 1.0, "year": 1.0}
+
+
+def test_what_fits_better_by_far_stays_before_what_is_new(dated):
+    hits = [
+        Hit(hit.passage, score, hit.rank)
+        for hit, score in zip(
+            equal_hits(dated, ["old", "new", "none"]), [3.0, 1.0, 0.0], strict=True
+        )
+    ]
+    method = RERANKERS.build({"name": "recency", "today": TODAY, "floor": 0.5})
+    found = method.rerank(Query("pump"), hits, dated)
+    assert [hit.passage.location.path for hit in found] == ["old.md", "new.md", "none.md"]
+    assert [hit.rank for hit in found] == [1, 2, 3]
+
+
+def test_a_search_puts_the_newest_of_equal_passages_first(dated):
+    found = dated.retrieve(
+        "harbour crew", 4, retriever="keyword", reranker={"name": "recency", "today": TODAY}
+    )
+    assert found[0].passage.location.path == "new.md"
+
+
+def test_a_field_that_no_document_has_is_refused(dated):
+    with pytest.raises(DataError, match="no document has a field 'published'") as caught:
+        shares(dated, ["new"], field="published")
+    assert caught.value.code == "rag.unknown-field"
+
+
+def test_mails_are_dated_by_their_header(build, folder, tmp_path):
+    for day, name in ((3, "old"), (28, "new")):
+        head = f"Subject: Pump\nFrom: a@b.example\nDate: {day} Mar 2024 23:30:00 -0300\n\n"
+        (folder / f"{name}.eml").write_text(head + SAME.format(name))
+    build()
+    with Index.open(tmp_path / "index") as index:
+        newer = index.restrict("date >= 2024-03-28")
+        assert {newer.passage_at(row).location.path for row in range(len(newer))} == {"new.eml"}
+        found = index.retrieve("harbour pump", 2, reranker="recency")
+        assert [hit.passage.location.path for hit in found] == ["new.eml", "old.eml"]
