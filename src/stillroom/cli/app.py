@@ -7,13 +7,15 @@ import importlib
 import os
 import select
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from stillroom import __version__
-from stillroom.errors import StillroomError
+from stillroom.cli.options import has_printed_json, print_json
+from stillroom.errors import Problem, StillroomError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -138,13 +140,25 @@ def main() -> None:
 
 
 def _say_fault(error: Exception) -> int:
-    click.echo(
-        f"{type(error).__name__}: {error}  [internal]\n"
-        "  expected no such error: it is a fault of Stillroom's\n"
-        "  next: run again with --debug and report the traceback",
-        err=True,
+    told = Problem(
+        f"{type(error).__name__}: {error}",
+        "internal",
+        expected="no such error: it is a fault of Stillroom's",
+        next="run again with --debug and report the traceback",
     )
+    _tell([told], str(told))
     return 1
+
+
+def _tell(problems: Sequence[Problem], text: str = "") -> None:
+    """Say what is wrong on standard error, and with --json on standard output, if it has nothing.
+
+    So what a program reads there is one JSON value, however the command ends.
+    """
+    if text:
+        click.echo(text, err=True)
+    if "--json" in sys.argv and not has_printed_json():
+        print_json({"problems": [asdict(one) for one in problems]})
 
 
 def is_reader_gone() -> bool:
@@ -193,14 +207,16 @@ def _run() -> int:
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         error.show()
+        _tell([Problem(error.format_message(), "usage", next="see --help of the command")])
         return 2
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted" + _say_how_to_go_on(), err=True)
+        told = Problem("interrupted" + _say_how_to_go_on(), "job.cancelled")
+        _tell([told], told.what)
         return 130
     except StillroomError as error:
         if debug:
             raise
-        click.echo(_fit_screen(error), err=True)
+        _tell(error.problems, _fit_screen(error))
         return error.exit_code
     except SystemExit:
         if sys.stdout is out:

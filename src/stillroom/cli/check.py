@@ -26,13 +26,18 @@ Examples:
 @json_option
 @debug_option
 def command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
-    """Validate a recipe and estimate memory, disk and time."""
-    from stillroom.flow import estimate_recipe, outline_recipe, preflight_recipe
+    """Validate a recipe and estimate memory, disk and time.
+
+    What it takes must be there: paths are looked for, references as hub:ORG/NAME and addresses are
+    not.
+    """
+    from stillroom.flow import check_inputs, estimate_recipe, outline_recipe, preflight_recipe
     from stillroom.jobs import check_fits, describe_machine
     from stillroom.jobs.estimate import say_size
-    from stillroom.recipes import load_recipe
+    from stillroom.recipes import load_recipe, locate_settings
 
     loaded = load_recipe(recipe, overrides)
+    check_inputs(loaded, locate_settings(recipe, overrides))
     estimate = estimate_recipe(loaded)
     flight = preflight_recipe(loaded, out, machine=False)
     machine = describe_machine(out)

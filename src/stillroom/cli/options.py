@@ -20,6 +20,7 @@ __all__ = [
     "engine_option",
     "existing_path",
     "hang",
+    "has_printed_json",
     "job_options",
     "json_option",
     "print_json",
@@ -124,8 +125,17 @@ def hang(lead: str, text: str, *, always: bool = False) -> str:
     return click.wrap_text(text, width, initial_indent=lead, subsequent_indent=indent)
 
 
+_printed: list[bool] = []
+
+
+def has_printed_json() -> bool:
+    """Return whether this process has printed its result as JSON."""
+    return bool(_printed)
+
+
 def print_json(value: dict[str, Any]) -> None:
     """Print a result as one JSON object with its version."""
+    _printed.append(True)
     text = json.dumps({"version": _JSON_VERSION, **value}, ensure_ascii=False, indent=1)
     # A file's name may hold bytes that are no UTF-8: as an escape they are JSON, and come back.
     click.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))

@@ -6,6 +6,7 @@ and its inputs, so that a step whose inputs are unchanged is found, not done. ``
 main job.
 """
 
+from stillroom.flow.inputs import check_inputs
 from stillroom.flow.opening import OpenedRun, open_index, open_run
 from stillroom.flow.recipe import FlowRecipe, Step
 from stillroom.flow.run import (
@@ -20,6 +21,7 @@ __all__ = [
     "FlowRecipe",
     "OpenedRun",
     "Step",
+    "check_inputs",
     "estimate_recipe",
     "open_index",
     "open_run",

@@ -103,11 +103,11 @@ class FlowRun:
         """Return the sum over the steps; those that wait for another are taken as they stand.
 
         Raises:
-            DataError: If an input is a path that does not exist.
+            DataError: If an input, or what a step names, is a path that does not exist.
         """
         import importlib
 
-        check_inputs(self.recipe.inputs)
+        check_inputs(self.recipe)
         total = Estimate()
         for step in self.recipe.steps.values():
             inputs = {f"inputs.{key}": value for key, value in self.recipe.inputs.items()}

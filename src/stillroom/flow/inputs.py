@@ -1,13 +1,14 @@
-"""Whether what a flow takes is there, asked before the first step instead of hours later."""
+"""Whether what a recipe takes is there, asked before the first step instead of hours later."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 
 from stillroom.errors import DataError, Problem
+from stillroom.flow.recipe import FlowRecipe
+from stillroom.recipes import Recipe, list_references
 
 __all__ = ["check_inputs", "find_inputs"]
 
@@ -15,25 +16,45 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+\Z")
 
 
-def check_inputs(inputs: Mapping[str, str]) -> None:
-    """Refuse inputs that are paths and lead nowhere.
+def check_inputs(
+    recipe: Recipe, locate: Callable[[tuple[str | int, ...]], str] | None = None
+) -> None:
+    """Refuse paths that lead nowhere: of a flow, its inputs and what its steps name themselves.
+
+    What a step takes from another is not asked for; neither are references with a scheme.
+
+    Args:
+        recipe: Validated.
+        locate: Tells where a setting stands; by default its name does.
 
     Raises:
-        DataError: With every input that is missing.
+        DataError: With every path that is missing.
     """
-    missing = [
-        Problem(
-            f"{value} does not exist",
-            "data.missing",
-            f"inputs.{name}",
-            "a file or folder, or a reference as hub:ORG/NAME",
-            _suggest(value),
+    missing = []
+    for path, value in _list_paths(recipe):
+        if _SCHEME.match(value) or os.path.exists(value):  # noqa: PTH110  # false where none may look
+            continue
+        named = ".".join(str(part) for part in path)
+        where = locate(path) if locate else named
+        missing.append(
+            Problem(
+                f"{named}: {value} does not exist",
+                "data.missing",
+                where,
+                "a file or folder, or a reference as hub:ORG/NAME",
+                _suggest(value),
+            )
         )
-        for name, value in inputs.items()
-        if not _SCHEME.match(value) and not Path(value).exists()
-    ]
     if missing:
         raise DataError(missing)
+
+
+def _list_paths(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    yield from list_references(recipe)
+    if isinstance(recipe, FlowRecipe):
+        for name, step in recipe.steps.items():
+            for path, value in list_references(step.recipe):
+                yield ("steps", name, *path), value
 
 
 def find_inputs(inputs: Mapping[str, str]) -> None:

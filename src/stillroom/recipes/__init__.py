@@ -10,9 +10,11 @@ from stillroom.recipes.comments import comment_recipe
 from stillroom.recipes.emitting import dump_recipe
 from stillroom.recipes.engine import ENGINE, EngineChoice, RaySettings, refuse_engine
 from stillroom.recipes.kinds import list_kinds, recipe_class
-from stillroom.recipes.loading import build_recipe, load_recipe, parse_recipe
+from stillroom.recipes.loading import build_recipe, load_recipe, locate_settings, parse_recipe
+from stillroom.recipes.references import list_references
 from stillroom.recipes.schema import recipe_schema, write_schema
 from stillroom.recipes.settings import (
+    Destination,
     Duration,
     Recipe,
     Reference,
@@ -25,6 +27,7 @@ from stillroom.recipes.settings import (
 
 __all__ = [
     "ENGINE",
+    "Destination",
     "Duration",
     "EngineChoice",
     "RaySettings",
@@ -38,7 +41,9 @@ __all__ = [
     "comment_recipe",
     "dump_recipe",
     "list_kinds",
+    "list_references",
     "load_recipe",
+    "locate_settings",
     "parse_recipe",
     "recipe_class",
     "recipe_schema",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from stillroom.recipes.problems import explain
 from stillroom.recipes.reading import Tree, dotted, read_yaml
 from stillroom.recipes.settings import Recipe, Secret, resolve_in
 
-__all__ = ["build_recipe", "load_recipe", "parse_recipe"]
+__all__ = ["build_recipe", "load_recipe", "locate_settings", "parse_recipe"]
 
 _PLACE = re.compile(r":(\d+):(\d+)$")
 _INTERPOLATION = re.compile(r"\$\{env:")
@@ -33,6 +33,21 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: With every problem of the file and the overrides.
     """
+    return parse_recipe(_read_text(path), str(path), overrides, folder=path.parent)
+
+
+def locate_settings(path: Path, overrides: Sequence[str] = ()) -> Callable[[reading.Path], str]:
+    """Return what tells where a setting of a file's recipe stands: file, line, column.
+
+    Raises:
+        RecipeError: As ``load_recipe`` does.
+    """
+    tree = read_yaml(_read_text(path), str(path))
+    apply_overrides(tree, overrides)
+    return tree.place_of_value
+
+
+def _read_text(path: Path) -> str:
     if not path.is_file():
         raise RecipeError(
             f"{path} is not a file" if path.exists() else f"{path} does not exist",
@@ -56,7 +71,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
                 expected="UTF-8 text",
                 next="save the file as UTF-8",
             ) from error
-    return parse_recipe(text, str(path), overrides, folder=path.parent)
+    return text
 
 
 def parse_recipe(

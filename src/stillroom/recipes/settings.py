@@ -29,6 +29,8 @@ from pydantic_core import CoreSchema, core_schema
 from stillroom.errors import RecipeError
 
 __all__ = [
+    "REFERENCE_FORM",
+    "Destination",
     "Duration",
     "Form",
     "Recipe",
@@ -194,10 +196,12 @@ def _resolve_reference(value: str) -> str:
     return os.path.normpath(folder.absolute() / path) if folder else str(path)
 
 
+REFERENCE_FORM = Form("a path or hub:org/name[@revision]", "path/to/NAME")
+
 Reference = Annotated[
     str,
     AfterValidator(_resolve_reference),
-    Form("a path or hub:org/name[@revision]", "path/to/NAME"),
+    REFERENCE_FORM,
     WithJsonSchema({"type": "string", "minLength": 1}),
 ]
 """A path or ``hub:org/name[@revision]``.
@@ -205,6 +209,14 @@ Reference = Annotated[
 Relative paths start at the folder of the recipe that is being loaded, and are absolute afterwards;
 anything with a scheme stays as it is written.
 """
+
+Destination = Annotated[
+    str,
+    AfterValidator(_resolve_reference),
+    Form("a path", "path/to/NAME"),
+    WithJsonSchema({"type": "string", "minLength": 1}),
+]
+"""A path, as a ``Reference`` is written, of what a job makes where it is not there yet."""
 
 _ENVIRONMENT = re.compile(r"\$\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
 

@@ -175,11 +175,12 @@ def _run(order: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check(order: Mapping[str, Any]) -> dict[str, Any]:
-    from stillroom.flow import estimate_recipe, outline_recipe, preflight_recipe
+    from stillroom.flow import check_inputs, estimate_recipe, outline_recipe, preflight_recipe
     from stillroom.jobs import check_fits, describe_machine
     from stillroom.recipes import parse_recipe
 
     recipe = parse_recipe(order["recipe"], "recipe")
+    check_inputs(recipe)
     out = Path(order["out"])
     estimate, machine = estimate_recipe(recipe), describe_machine(out)
     found: dict[str, Any] = {

@@ -175,7 +175,8 @@ def _open_checkpoint(
         finally:
             reranker.close()
         return
-    model = open_text_model(mount.reference, say=say)
+    is_said = folder != Path(mount.reference)
+    model = open_text_model(mount.reference, say=None if is_said else say)
     try:
         yield Served(mount.name, model)
     finally:

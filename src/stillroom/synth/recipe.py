@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from stillroom.errors import RecipeError
-from stillroom.recipes import EngineChoice, Recipe, Reference, Settings
+from stillroom.recipes import Destination, EngineChoice, Recipe, Reference, Settings
 from stillroom.synth.graph import Step, check_steps, refuse_both, sources_of
 from stillroom.synth.method import FILTERS, GENERATORS, PASSAGE_FILTERS, Filter, Generator
 from stillroom.synth.mixing import MixSettings
@@ -150,7 +150,7 @@ class SynthRecipe(Recipe):
     batch_size: int = Field(
         16, ge=1, le=1024, description="passages asked about at once; never changes what is kept"
     )
-    cache: Reference | None = Field(
+    cache: Destination | None = Field(
         None, description="file that keeps completions, so that edited recipes ask only what is new"
     )
     steps: dict[str, Step] = Field(

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -7,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from stillroom.cli import app
+from stillroom.cli import app, options
 from stillroom.errors import Cancelled, Problem, RecipeError, ResourceError
 
 
@@ -21,9 +22,12 @@ def run_main(monkeypatch, capsys):
 
         monkeypatch.setattr(sys, "argv", ["stillroom", *arguments])
         monkeypatch.setattr(app.stillroom, "main", fail)
+        monkeypatch.setattr(options, "_printed", [])
         with pytest.raises(SystemExit) as caught:
             app.main()
         told = capsys.readouterr()
+        if "--json" in arguments:
+            return caught.value.code, json.loads(told.out)
         assert told.out == ""
         return caught.value.code, told.err
 
@@ -45,6 +49,38 @@ def test_errors_end_with_their_exit_code(run_main, error, exit_code, said):
     assert code == exit_code
     assert said in told
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "code"),
+    [
+        (RecipeError("no", code="recipe.value", where="a:1:2"), 2, "recipe.value"),
+        (Cancelled("no", code="job.cancelled"), 130, "job.cancelled"),
+        (KeyboardInterrupt(), 130, "job.cancelled"),
+        (click.UsageError("no"), 2, "usage"),
+        (ValueError("no"), 1, "internal"),
+    ],
+)
+def test_a_program_reads_every_error_as_json(run_main, error, exit_code, code):
+    ended, told = run_main(error, "make", "--json")
+    assert ended == exit_code
+    assert [one["code"] for one in told["problems"]] == [code]
+    assert told["problems"][0].keys() == {"what", "code", "where", "expected", "next"}
+
+
+def test_an_error_after_the_result_leaves_the_result_alone(monkeypatch, capsys):
+    def fail(**settings):
+        options.print_json({"seconds": 1})
+        raise ResourceError("no", code="resource.memory")
+
+    monkeypatch.setattr(sys, "argv", ["stillroom", "check", "x.yaml", "--json"])
+    monkeypatch.setattr(app.stillroom, "main", fail)
+    monkeypatch.setattr(options, "_printed", [])
+    with pytest.raises(SystemExit):
+        app.main()
+    told = capsys.readouterr()
+    assert json.loads(told.out) == {"version": 1, "seconds": 1}
+    assert "[resource.memory]" in told.err
 
 
 def test_interrupt_says_how_to_go_on_only_where_that_is_possible(run_main):

@@ -59,6 +59,15 @@ def test_every_kind_has_a_form_of_its_schema(name, jobs):
             assert f'data-path="{one.path}"' in page.text
 
 
+@pytest.mark.parametrize("name", [one.name for one in list_forms()])
+def test_no_form_offers_work_on_a_cluster(name):
+    """Jobs of clients are refused it."""
+    asked = [one for one in walk(describe_form(name)[0]) if one.path.partition(".")[0] == "engine"]
+    assert not [one.path for one in asked if one.path == "engine" and one.control != "group"]
+    assert not [one.path for one in asked if "ray" in (one.name, *one.hint.lower().split())]
+    assert bool(asked) == (name == "synth"), "what remains of an engine is asked for"
+
+
 def test_the_main_jobs_settings_are_ones_of_its_recipe():
     settings, commented = describe_form(MAIN_JOB)
     told = [f"{one.path}={one.default}" for one in settings if one.default]

@@ -1,32 +1,91 @@
 import pytest
 
+from stillroom.cli.check import command as check
 from stillroom.errors import CheckpointError, DataError
 from stillroom.flow.inputs import check_inputs, find_inputs
+from stillroom.recipes import parse_recipe
+
+FLOW = """\
+kind: flow
+inputs:
+  documents: here
+  teacher: none
+  embedder: nowhere
+  other: hub:org/name
+  static: builtin:static
+steps:
+  index: {kind: rag, documents: {from: inputs.documents}}
+  records: {kind: synth, index: {from: index}, cache: not-made-yet.jsonl}
+  student: {kind: distill, records: {from: records}, teacher: lost, student: {max_parameters: 0.5}}
+"""
+
+
+def missing(recipe, **options):
+    with pytest.raises(DataError) as caught:
+        check_inputs(recipe, **options)
+    assert {problem.code for problem in caught.value.problems} == {"data.missing"}
+    return [problem.where for problem in caught.value.problems]
 
 
 def test_every_missing_path_is_said_at_once(tmp_path):
     (tmp_path / "here").mkdir()
+    recipe = parse_recipe(FLOW, folder=tmp_path)
+    assert missing(recipe) == ["inputs.teacher", "inputs.embedder", "steps.student.teacher"]
+
+
+def test_what_steps_make_hubs_hold_and_addresses_name_is_not_looked_for(tmp_path):
+    (tmp_path / "here").mkdir()
+    found = ["inputs.teacher=hub:a/b", "inputs.embedder=here", "steps.student.teacher=s3://a/b"]
+    check_inputs(parse_recipe(FLOW, "recipe", found, folder=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        (
+            "kind: merge\nmethod: linear\nmodels: [{checkpoint: a}, {checkpoint: hub:a/b}]\n"
+            "select: {records: judged}",
+            ["models.0.checkpoint", "select.records"],
+        ),
+        (
+            "kind: evaluate\nrecords: r\nmodels: {teacher: 'http://127.0.0.1:1/v1#m', student: s}",
+            ["records", "models.student"],
+        ),
+        ("kind: diffusion\nstart: {tokenizer: t}\nrecords: r", ["start.tokenizer", "records"]),
+        ("kind: diffusion\nstart: s\nrecords: r", ["start", "records"]),
+        ("kind: synth\nseeds: t\nfilters: [{name: length, tokenizer: w}]\ncache: c", ["seeds"]),
+    ],
+)
+def test_paths_are_found_wherever_a_recipe_may_name_one(text, named, tmp_path):
+    assert set(named) <= set(missing(parse_recipe(text, folder=tmp_path)))
+    assert "cache" not in missing(parse_recipe(text, folder=tmp_path))
+
+
+def test_the_longest_name_is_missing_as_any_other(tmp_path):
+    recipe = parse_recipe(f"kind: rag\ndocuments: {'a' * 5000}", folder=tmp_path)
+    assert missing(recipe) == ["documents"]
+
+
+def test_the_command_says_what_is_missing_and_where(tmp_path):
+    path = tmp_path / "merge.yaml"
+    path.write_text("kind: merge\nmethod: linear\nmodels:\n  - checkpoint: a\n  - checkpoint: .\n")
     with pytest.raises(DataError) as caught:
-        check_inputs(
-            {
-                "documents": str(tmp_path / "here"),
-                "teacher": str(tmp_path / "none"),
-                "embedder": str(tmp_path / "nowhere"),
-                "other": "hub:org/name",
-                "static": "builtin:static",
-            }
-        )
-    assert [problem.where for problem in caught.value.problems] == [
-        "inputs.teacher",
-        "inputs.embedder",
+        check.main([str(path)], standalone_mode=False)
+    (problem,) = caught.value.problems
+    assert problem.what == f"models.0.checkpoint: {tmp_path / 'a'} does not exist"
+    assert problem.where == f"{path}:4:17"
+    with pytest.raises(DataError) as caught:
+        check.main([str(path), "models.0.checkpoint=/nowhere/x"], standalone_mode=False)
+    assert [one.where for one in caught.value.problems] == [
+        "override 'models.0.checkpoint=/nowhere/x'"
     ]
-    assert caught.value.code == "data.missing"
 
 
 def test_a_name_of_the_hub_without_its_scheme_is_suggested(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    recipe = parse_recipe("kind: rag\ndocuments: org/name", folder=tmp_path)
     with pytest.raises(DataError, match="write hub:org/name"):
-        check_inputs({"teacher": str(tmp_path / "org" / "name")})
+        check_inputs(recipe)
 
 
 def test_hub_names_are_looked_for(monkeypatch):

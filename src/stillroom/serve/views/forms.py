@@ -1,7 +1,8 @@
 """Forms: the settings of a recipe as a page can ask for them, made from its JSON Schema alone.
 
 A setting that no simple control can hold is asked for as YAML. Nothing is said here that the schema
-does not say; what a form leaves empty stays as the recipe has it.
+does not say; what a form leaves empty stays as the recipe has it. What jobs of clients are refused,
+work on a cluster, is not offered.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ MAIN_JOB = "flow/make"
 _DEPTH = 4
 _SIMPLE = {"string": "text", "integer": "integer", "number": "number", "boolean": "boolean"}
 _NOT_ASKED = frozenset({"version", "kind"})
+_CLUSTER = "ray"
 
 Schema = Mapping[str, Any]
 
@@ -112,14 +114,19 @@ def _fields(schema: Schema, defs: Schema, prefix: str, depth: int) -> tuple[Sett
     found = [
         _setting(f"{prefix}{name}", one, defs, depth, is_required=name in required)
         for name, one in schema.get("properties", {}).items()
-        if name not in _NOT_ASKED and not (prefix and "const" in one)
+        if name not in _NOT_ASKED
+        and not (prefix and "const" in one)
+        and _keep_here(_resolve(one, defs)) != {}
     ]
     return tuple(sorted(found, key=lambda one: (not one.is_required, one.control == "group")))
 
 
 def _setting(path: str, schema: Schema, defs: Schema, depth: int, *, is_required: bool) -> Setting:
-    whole = _resolve(schema, defs)
+    resolved = _resolve(schema, defs)
+    whole = _keep_here(resolved)
     hint = str(schema.get("description", whole.get("description", "")))
+    if whole is not resolved:
+        hint = hint.partition(";")[0]  # what follows is about clusters
     default = _show(schema.get("default"))
     told: dict[str, Any] = {"hint": hint, "default": default, "is_required": is_required}
     parts = [_resolve(one, defs) for one in whole.get("anyOf", ())]
@@ -141,6 +148,19 @@ def _setting(path: str, schema: Schema, defs: Schema, depth: int, *, is_required
     low = whole.get("minimum", whole.get("exclusiveMinimum"))
     high = whole.get("maximum", whole.get("exclusiveMaximum"))
     return Setting(path, control, **told, low=low, high=high)
+
+
+def _keep_here(schema: Schema) -> Schema:
+    """Return an engine's schema as its group without clusters, empty where nothing is left.
+
+    Any other schema stays as it is.
+    """
+    parts = schema.get("anyOf", ())
+    if not any(_CLUSTER in one.get("enum", ()) for one in parts):
+        return schema
+    groups = (one["properties"] for one in parts if "properties" in one)
+    kept = {name: one for group in groups for name, one in group.items() if name != _CLUSTER}
+    return {**schema, "anyOf": (), "type": "object", "properties": kept} if kept else {}
 
 
 def _option(schema: Schema, defs: Schema, prefix: str, depth: int) -> Option:
