@@ -13,6 +13,7 @@ from stillroom.recipes import Recipe, list_references
 __all__ = ["check_inputs", "find_inputs"]
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
+_BARE = frozenset({"static"})  # the embedder that is no file, where no folder was put before it
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+\Z")
 
 
@@ -32,7 +33,7 @@ def check_inputs(
     """
     missing = []
     for path, value in _list_paths(recipe):
-        if _SCHEME.match(value) or os.path.exists(value):  # noqa: PTH110  # false where none may look
+        if _SCHEME.match(value) or value in _BARE or os.path.exists(value):  # noqa: PTH110  # false where none may look
             continue
         named = ".".join(str(part) for part in path)
         where = locate(path) if locate else named
