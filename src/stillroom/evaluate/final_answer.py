@@ -12,14 +12,21 @@ from typing import Literal
 
 from stillroom.text.normalize import exact_match
 
-__all__ = ["Find", "find_answer", "same_answer"]
+__all__ = ["Find", "find_answer", "is_marked", "same_answer"]
 
 Find = Literal["marked", "number", "whole"]
 
 _MARK = re.compile(r"(?:\banswer\s*(?:is|:|=)|####)[ \t:]*", re.IGNORECASE)
-_BOXED = re.compile(r"\\boxed\s*\{")
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
 _NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?%?")
-_FRINGE = " \t*_`\"'$."
+_FRINGE = " \t*_`\"'$"
+_THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\}|\\,|\\!|[ \u2009\u202f])(?=\d{3}(?!\d))")
+_MIXED = re.compile(r"([-+]?)(\d+) (\d+)/(\d+)")
+_PLAIN = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3}|\s*/\s*\d+)?")
+_EXACT = re.compile(r"\d|[()\[\]{}]")
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+_ARTICLES = frozenset({"a", "an", "the"})
+_WORDED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 _OPERATOR = re.compile(r"[\\^=<>+*/]|(?:\b[a-zA-Z]|\d|^)\s*[-−]\s*(?:[a-zA-Z]\b|\d)")
 
@@ -47,8 +54,14 @@ def find_answer(text: str, find: Find = "marked") -> str:
     return _unwrap(lines[0 if marks else -1])
 
 
+def is_marked(text: str) -> bool:
+    """Return whether a text says which part of it is the answer."""
+    return bool(_BOXED.search(text) or _MARK.search(text))
+
+
 def same_answer(one: str, other: str) -> bool:
     """Return whether two answers are equal: as numbers where both are numbers, else in words."""
+    one, other = _without_font(one), _without_font(other)
     numbers = _as_number(one), _as_number(other)
     if numbers[0] is not None and numbers[1] is not None:
         return numbers[0] == numbers[1]
@@ -56,21 +69,45 @@ def same_answer(one: str, other: str) -> bool:
         return False
     if _OPERATOR.search(one) or _OPERATOR.search(other):  # in words x+1 and x-1 are the same
         return "".join(one.split()) == "".join(other.split())
+    if any(_EXACT.search(text) for text in (one, other)):  # (1,2) is neither [1,2] nor 12
+        return _tokens(one) == _tokens(other)
     return bool(exact_match(one, other))
 
 
 def _as_number(text: str) -> Fraction | None:
-    bare = _unwrap(text).strip("%").replace("−", "-").replace(",", "").replace(" ", "")
+    """Return the number that a text is; its commas may set off thousands and nothing else."""
+    bare = _THOUSANDS.sub("", _unwrap(text).strip("%").strip().replace("−", "-"))
+    mixed = _MIXED.fullmatch(bare)
+    if mixed is None and not _PLAIN.fullmatch(bare):
+        return None
     try:
-        return Fraction(bare)
+        if mixed is not None:
+            sign, whole, top, bottom = mixed.groups()
+            value = int(whole) + Fraction(int(top), int(bottom))
+            return -value if sign == "-" else value
+        return Fraction("".join(bare.split()))
     except (ValueError, ZeroDivisionError):
         return None
+
+
+def _without_font(text: str) -> str:
+    r"""Return what stands in ``\text{...}`` where that is all there is."""
+    found = _WORDED.fullmatch(text.strip().strip("$ "))
+    return found[1] if found else text
+
+
+def _tokens(text: str) -> list[str]:
+    """Return the words and marks of an answer, without articles and what stands around it."""
+    bare = _THOUSANDS.sub("", _unwrap(text)).casefold()
+    return [token for token in _TOKEN.findall(bare) if token not in _ARTICLES]
 
 
 def _last_boxed(text: str) -> str:
     starts = [match.end() for match in _BOXED.finditer(text)]
     if not starts:
         return ""
+    if text[starts[-1] - 1] != "{":  # \boxed 5, as some write it
+        return text[starts[-1] :].split()[0].strip(_FRINGE).removesuffix(".")
     depth = 1
     for at in range(starts[-1], len(text)):
         depth += {"{": 1, "}": -1}.get(text[at], 0)
@@ -81,9 +118,17 @@ def _last_boxed(text: str) -> str:
 
 def _unwrap(text: str) -> str:
     """Return a text without marks around it, and without a pair of brackets around one thing."""
-    bare = text.strip(_FRINGE)
+    bare = _trim(text)
     while (
         len(bare) > 1 and _PAIRS.get(bare[0]) == bare[-1] and not set(bare[1:-1]) & set("()[]{},")
     ):
-        bare = bare[1:-1].strip(_FRINGE)
+        bare = _trim(bare[1:-1])
     return bare
+
+
+def _trim(text: str) -> str:
+    """Return a text without marks around it; the point that begins .5 is none."""
+    bare = text.strip(_FRINGE)
+    while bare.endswith("."):
+        bare = bare[:-1].rstrip(_FRINGE)
+    return bare if re.match(r"\.\d", bare) else bare.lstrip(_FRINGE + ".")

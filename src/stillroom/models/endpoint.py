@@ -2,8 +2,9 @@
 
 Retries what may pass (408, 409, 425, 429, 5xx, broken connections, broken JSON) with growing,
 jittered pauses; honors Retry-After for the whole endpoint; spaces requests where a rate is set;
-never retries what cannot pass (other 4xx, a spent quota). Every wait is bounded. The key is never
-part of a message, and never sent after a redirect.
+never retries what cannot pass (other 4xx, a spent quota). Every wait is bounded, an answer that
+trickles in and one that was packed small included. The key is never part of a message, and never
+sent after a redirect.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from stillroom.errors import BackendError, Cancelled, MissingExtraError
+from stillroom.models.answer_bytes import read_bytes
 
 __all__ = [
     "Endpoint",
     "Patience",
     "is_safe_for_keys",
     "only_model",
+    "read_count",
     "read_retry_after",
     "split_address",
 ]
@@ -44,6 +47,7 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _REFUSED_TRIES = 3
 _LARGEST_BYTES = 64 << 20
+_LARGEST_ERROR = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Patience:
     requests_per_minute: float = 0.0
     concurrency: int = 16
     tokens_per_minute: float = 0.0
+    answer_timeout_s: float = 900.0
 
 
 class _Passing(Exception):  # noqa: N818  # never leaves this module
@@ -209,24 +214,28 @@ class Endpoint:
         """Give back what was reserved and not used; without a count, all but what was sent."""
         if reserved:
             usage = answer.get("usage")
-            used = float((usage or {}).get("total_tokens") or 0) if isinstance(usage, dict) else 0.0
-            if not used and isinstance(usage, dict):
-                parts = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
-                used = float(sum(parts))
+            told = usage if isinstance(usage, dict) else {}
+            used = read_count(told.get("total_tokens"))
+            if not used:
+                used = read_count(told.get("prompt_tokens"))
+                used += read_count(told.get("completion_tokens"))
             spare = max(reserved - used, 0.0) if answer and used else 0.0
             self._next_tokens -= spare * 60.0 / self.patience.tokens_per_minute
 
     async def _send(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
-        async with self._request(path, body) as answer:
+        total = max(self.patience.answer_timeout_s, self.patience.read_timeout_s)
+        async with self._request(path, body, total) as answer:
             try:
                 data = await self._read_all(answer)
             except (self.http.ClientError, TimeoutError) as error:
                 raise _Passing(
                     f"the answer broke off ({_name(error)})", code="backend.broken"
                 ) from error
+            except ValueError as error:
+                raise _Passing(str(error), code="backend.malformed") from error
         try:
             value = json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _Passing("the answer is no JSON", code="backend.malformed") from error
         if not isinstance(value, dict):
             raise _Passing("the answer is no JSON object", code="backend.malformed")
@@ -238,18 +247,15 @@ class Endpoint:
         Raises:
             BackendError: If the answer is larger than any completion can be.
         """
-        parts, size = [], 0
-        async for part in answer.content.iter_any():
-            parts.append(part)
-            size += len(part)
-            if size > _LARGEST_BYTES:
-                raise BackendError(
-                    f"{self.address}: the answer is larger than {_LARGEST_BYTES >> 20} MiB",
-                    code="backend.answer",
-                    expected="a completion",
-                    next="lower max_new_tokens, or look at what the server sends",
-                )
-        return b"".join(parts)
+        data = await read_bytes(answer, _LARGEST_BYTES)
+        if len(data) > _LARGEST_BYTES:
+            raise BackendError(
+                f"{self.address}: the answer is larger than {_LARGEST_BYTES >> 20} MiB",
+                code="backend.answer",
+                expected="a completion",
+                next="lower max_new_tokens, or look at what the server sends",
+            )
+        return data
 
     async def _stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         await self._await_turn()
@@ -271,24 +277,34 @@ class Endpoint:
             broken = _Passing(f"the stream broke off ({_name(error)})", code="backend.broken")
             raise self._give_up(broken, 1, 0.0) from error
 
-    def _request(self, path: str, body: Mapping[str, Any] | None) -> _Exchange:
-        return _Exchange(self, path, body)
+    def _request(
+        self, path: str, body: Mapping[str, Any] | None, total_s: float | None = None
+    ) -> _Exchange:
+        return _Exchange(self, path, body, total_s)
 
     async def open_session(self) -> Any:
         """Return the session, made on first use within the endpoint's thread."""
         if not self._sessions:
             patience = self.patience
             session = self.http.ClientSession(
-                timeout=self.http.ClientTimeout(
-                    total=None,
-                    sock_connect=patience.connect_timeout_s,
-                    sock_read=patience.read_timeout_s,
-                ),
+                timeout=self.limit_wait(None),
+                auto_decompress=False,  # what is packed is unpacked here, within bounds
                 connector=self.http.TCPConnector(limit=max(patience.concurrency, 1)),
-                headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+                headers={
+                    "Accept-Encoding": "identity",
+                    **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+                },
             )
             self._sessions.append(session)
         return self._sessions[0]
+
+    def limit_wait(self, total_s: float | None) -> Any:
+        """Return the HTTP library's timeouts; ``total_s`` bounds an answer that trickles in."""
+        return self.http.ClientTimeout(
+            total=total_s,
+            sock_connect=self.patience.connect_timeout_s,
+            sock_read=self.patience.read_timeout_s,
+        )
 
     def hold_until(self, wait_s: float) -> None:
         """Send nothing to this endpoint for ``wait_s`` seconds."""
@@ -314,8 +330,15 @@ class Endpoint:
 class _Exchange:
     """One request and its status, as an async context; the body is read by who enters it."""
 
-    def __init__(self, endpoint: Endpoint, path: str, body: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        path: str,
+        body: Mapping[str, Any] | None,
+        total_s: float | None,
+    ) -> None:
         self._endpoint = endpoint
+        self._total_s = total_s
         self._path = path
         self._body = body
         self._answer: Any = None
@@ -328,7 +351,12 @@ class _Exchange:
         method = "GET" if self._body is None else "POST"
         try:
             self._answer = await session.request(
-                method, url, json=self._body, allow_redirects=False, proxy=_proxy_for(url)
+                method,
+                url,
+                json=self._body,
+                allow_redirects=False,
+                proxy=_proxy_for(url),
+                timeout=endpoint.limit_wait(self._total_s),
             )
             if self._answer.status != 200:
                 await self._refuse()
@@ -356,8 +384,13 @@ class _Exchange:
     async def _refuse(self) -> None:
         answer, endpoint = self._answer, self._endpoint
         status = answer.status
-        said = endpoint.redact(_error_text(await answer.read()))
+        try:
+            said = endpoint.redact(_error_text(await read_bytes(answer, _LARGEST_ERROR)))
+        except ValueError as error:
+            said = str(error)
         answer.release()
+        if 300 <= status < 400:
+            raise _redirected(endpoint, status, answer.headers.get("Location", ""))
         if "insufficient_quota" in said or status == 402:
             raise _fatal(endpoint, status, said, "backend.quota", "add credit, or use another key")
         if status in _RETRIED or status >= 500:
@@ -379,6 +412,13 @@ def _count_most(body: Mapping[str, Any]) -> float:
     """Return how many tokens a request may take: its text at 4 bytes a token, and its limit."""
     size = len(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return size / 4 + float(body.get("max_tokens") or 0)
+
+
+def read_count(value: object) -> int:
+    """Return a count of tokens as a server tells it; 0 for what is no count."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1 << 53:
+        return 0
+    return int(value)
 
 
 def read_retry_after(value: str) -> float:
@@ -469,6 +509,17 @@ def _fatal(endpoint: Endpoint, status: int, said: str, code: str, step: str) -> 
     )
 
 
+def _redirected(endpoint: Endpoint, status: int, location: str) -> BackendError:
+    """Return the refusal to follow a server elsewhere; what comes after ? may be a secret."""
+    place = endpoint.redact(location.split("?", 1)[0])[:200] or "nowhere"
+    return BackendError(
+        f"{endpoint.address} answered HTTP {status}: it redirects to {place}",
+        code="backend.address",
+        expected="an address that answers by itself: a redirect is not followed",
+        next="write the address that it redirects to, if it is yours",
+    )
+
+
 def _pause(attempt: int) -> float:
     return min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0**attempt) * random.uniform(0.5, 1.0)
 
@@ -489,7 +540,7 @@ def _error_text(data: bytes) -> str:
         said = error if isinstance(error, str) else error.get("message") or json.dumps(error)
         kind = "" if isinstance(error, str) else str(error.get("code") or error.get("type") or "")
         text = f"{said} ({kind})" if kind else str(said)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         text = data.decode("utf-8", "replace")
     return " ".join(text.split())[:400] or "no reason given"
 

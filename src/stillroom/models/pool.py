@@ -40,6 +40,7 @@ _PASSED_ON = {
     "backend.unauthorized",
     "backend.quota",
     "backend.not-found",
+    "backend.address",
     "backend.malformed",
     "backend.answer",
 }

@@ -360,7 +360,9 @@ def _record_schema() -> Any:
     import pyarrow as pa
 
     text = pa.string()
-    link = pa.struct([("method", text), ("model", text), ("parents", pa.list_(text))])
+    link = pa.struct(
+        [("method", text), ("model", text), ("parents", pa.list_(text)), ("prompt", text)]
+    )
     return pa.schema(
         [
             ("id", text),

@@ -52,7 +52,7 @@ class Link:
             str(data["method"]),
             str(data.get("model", "")),
             tuple(data.get("parents", ())),
-            str(data.get("prompt", "")),
+            str(data.get("prompt") or ""),
         )
 
 

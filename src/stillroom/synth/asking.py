@@ -23,16 +23,27 @@ from stillroom.text.normalize import strip_invisible
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
-__all__ = ["LOST", "REFUSED", "Ask", "Asking", "fence", "is_cut", "one_line", "topic_of"]
+__all__ = [
+    "LOST",
+    "NO_JSON",
+    "REFUSED",
+    "Ask",
+    "Asking",
+    "fence",
+    "is_cut",
+    "one_line",
+    "topic_of",
+]
 
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>")
 _MAX_TOPIC = 100
+NO_JSON = "not the JSON asked"
 REFUSED = "refused by the teacher's server"
 LOST = "no answer from the teacher's server"
 """Not the ask's own fault: such a unit is not kept on the shelf, so that a later run asks again."""
 _OWN_FAULTS = {
     "backend.context": "longer than the teacher's context",
-    "backend.schema": "not the JSON asked",
+    "backend.schema": NO_JSON,
     "backend.refused": REFUSED,
     "backend.malformed": "no answer that can be read",
     "backend.answer": "an answer without text",
@@ -45,11 +56,15 @@ _OWN_FAULTS = {
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One prompt of one seed; ``seed`` is its place in the group."""
+    """One prompt of one seed; ``seed`` is its place in the group.
+
+    ``model`` is who is asked, where that is not the teacher.
+    """
 
     seed: int
     prompt: Prompt
     sampling: Sampling
+    model: TextModel | None = None
 
 
 @dataclass(slots=True)
@@ -93,26 +108,31 @@ class Asking:
         Raises:
             BackendError: If the teacher fails as a whole.
         """
-        given = self._complete(asks) if asks else []
-        for ask, found in zip(asks, given, strict=True):
+        placed: dict[int, Completion | Failure] = {}
+        for model in {id(ask.model): ask.model for ask in asks}.values():
+            mine = [at for at, ask in enumerate(asks) if ask.model is model]
+            found = self._complete([asks[at] for at in mine], model or self._model)
+            placed |= zip(mine, found, strict=True)
+        given = [placed[at] for at in range(len(asks))]
+        for ask, one in zip(asks, given, strict=True):
             account = self._accounts[ask.seed]
             account.asked += 1
-            if isinstance(found, Completion):
-                account.prompt_tokens += found.prompt_tokens
-                account.completion_tokens += found.completion_tokens
+            if isinstance(one, Completion):
+                account.prompt_tokens += one.prompt_tokens
+                account.completion_tokens += one.completion_tokens
         return given
 
-    def _complete(self, asks: Sequence[Ask]) -> list[Completion | Failure]:
+    def _complete(self, asks: Sequence[Ask], model: TextModel) -> list[Completion | Failure]:
         prompts, samplings = [ask.prompt for ask in asks], [ask.sampling for ask in asks]
         done: dict[int, Completion] = {}
         try:
-            return list(self._model.generate(prompts, samplings, on_done=done.__setitem__))
+            return list(model.generate(prompts, samplings, on_done=done.__setitem__))
         except BackendError as error:
             if error.code not in _OWN_FAULTS:
                 raise
             if len(asks) > 1:  # what came back is not asked again
                 return [
-                    done[at] if at in done else self._complete([ask])[0]
+                    done[at] if at in done else self._complete([ask], model)[0]
                     for at, ask in enumerate(asks)
                 ]
             return [Failure(_OWN_FAULTS[error.code], error.problems[0].what)]

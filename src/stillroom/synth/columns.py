@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from stillroom.errors import DataError
 from stillroom.recipes import Settings
 
-__all__ = ["Column", "Copula", "draw_row", "order_columns", "read_rows"]
+__all__ = ["Column", "Copula", "draw_row", "order_columns", "read_rows", "unweighted"]
 
 _NORMAL = NormalDist()
 _SPREAD = 4.0
@@ -66,6 +66,11 @@ class Column(Settings):
             raise ValueError(f"column {self.name}: a weight is negative")
         if bool(self.given) != bool(self.by):
             raise ValueError(f"column {self.name}: given and by come together")
+        for row in (self.values, *self.by.values()):
+            if self.type == "category" and row and not sum(row.values()):
+                raise ValueError(f"column {self.name}: all weights are 0")
+            if self.type == "boolean" and not set(row) <= {"true", "false"}:
+                raise ValueError(f"column {self.name}: values of a boolean are true and false")
         return self
 
     @property
@@ -81,6 +86,21 @@ class Column(Settings):
             return "first and last"
         has_weights = bool(self.values or self.by)
         return "values, or given and by" if self.type == "category" and not has_weights else ""
+
+
+def unweighted(columns: Sequence[Column]) -> str:
+    """Return which column says nothing for a value of the one it is given; empty if none."""
+    known = {column.name: column for column in columns}
+    for column in columns:
+        other = known.get(column.given)
+        if other is None or column.values or column.type != "category":
+            continue
+        found = {*other.values, *(value for row in other.by.values() for value in row)}
+        found |= {"true", "false"} if other.type == "boolean" else set()
+        missing = sorted(found - column.by.keys())
+        if missing:
+            return f"column {column.name} has no weights where {other.name} is {missing[0]}"
+    return ""
 
 
 def order_columns(columns: Sequence[Column]) -> list[Column]:
@@ -236,11 +256,10 @@ def _correlation(scores: NDArray[Any]) -> NDArray[Any]:
 
 
 def _value(column: Column, uniform: float, row: Mapping[str, Any]) -> Any:
-    if column.type == "boolean":
-        return uniform < column.values.get("true", 0.5)
-    if column.type == "category":
-        weights = column.by.get(str(row[column.given]), column.values) if column.given else {}
-        return _choose(weights or column.values, uniform)
+    if column.type in {"category", "boolean"}:
+        weights = column.by.get(_name_of(row[column.given]), {}) if column.given else {}
+        weights = weights or column.values
+        return _choose(weights, uniform) if column.type == "category" else _toss(weights, uniform)
     if column.type == "date":
         first, last = column.first or date.min, column.last or date.max
         return (first + timedelta(days=int(uniform * ((last - first).days + 1)))).isoformat()
@@ -250,6 +269,20 @@ def _value(column: Column, uniform: float, row: Mapping[str, Any]) -> Any:
     deviation = max(high - column.mean, column.mean - low) / _SPREAD
     center = _NORMAL.inv_cdf(min(max(uniform, 1e-6), 1 - 1e-6))
     return _shape(column, column.mean + deviation * center)
+
+
+def _name_of(value: Any) -> str:
+    """Return a value of another column as ``by`` names it: true and false as YAML has them."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _toss(weights: Mapping[str, float], uniform: float) -> bool:
+    """Return true as often as the weights say; one alone is a chance, none is even odds."""
+    if set(weights) == {"true", "false"}:
+        return uniform * (weights["true"] + weights["false"]) < weights["true"]
+    if "false" in weights:
+        return uniform >= weights["false"]
+    return uniform < weights.get("true", 0.5)
 
 
 def _choose(weights: Mapping[str, float], uniform: float) -> str:

@@ -17,8 +17,7 @@ from stillroom.errors import DataError
 from stillroom.jobs import Job, Reporter, atomic_write
 from stillroom.provenance import Artifact, digest_json, make_parent
 from stillroom.records import Record, RecordWriter, combine_origins, read_records
-from stillroom.synth.evidence import text_of
-from stillroom.synth.leak_check import Checked, Item, LeakChecker, Limits
+from stillroom.synth.leak_check import Checked, Item, LeakChecker, Limits, read_test_items
 
 if TYPE_CHECKING:
     from stillroom.models import Embedder, TextModel
@@ -92,7 +91,7 @@ def decontaminate(
     job = Job.start(out, plan.to_text(), resume=resume, overwrite=overwrite, reporter=reporter)
     try:
         with job.interruptible():
-            items = list(_read_items(plan.against))
+            items = list(read_test_items(plan.against))
             if not items:
                 raise _nothing("item", plan.against)
             checker = _open_checker(plan, items, job, embedder, judge)
@@ -174,16 +173,6 @@ def _open_checker(
 def _read(paths: Sequence[Path]) -> Iterator[Record]:
     for path in paths:
         yield from read_records(path)
-
-
-def _read_items(paths: Sequence[Path]) -> Iterator[Item]:
-    for path in paths:
-        for row, record in enumerate(read_records(path), 1):
-            asked = [one.content for one in record.messages if one.role == "user"]
-            said = [one.content for one in record.messages]
-            text = text_of(record, "question") or (asked or said or [""])[0]
-            if text.strip():
-                yield Item(text, path.name, row)
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:

@@ -11,33 +11,31 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any
 
 from stillroom.errors import DataError
 from stillroom.jobs import atomic_write
 from stillroom.provenance import digest_file
-from stillroom.records import Record, read_records, to_row
+from stillroom.provenance.sources import list_ancestors, names_path, names_something
+from stillroom.records import Record, RecordWriter, read_records
 from stillroom.records.origin import warn_of_licenses
 from stillroom.synth.croissant import describe
+from stillroom.synth.dataset_rows import (
+    ExportFormat,
+    FileKind,
+    columns_of,
+    make_row,
+    write_parquet,
+)
+from stillroom.synth.terms import Terms, find_terms
 
 __all__ = ["ExportFormat", "Exported", "export_records"]
 
-ExportFormat = Literal[
-    "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "stillroom"
-]
-FileKind = Literal["jsonl", "parquet"]
-
-_KEYS: Mapping[str, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "alpaca": ("instruction", "input", "output"),
-    "prompt_completion": ("prompt", "completion"),
-    "text": ("text",),
-    "preference": ("prompt", "chosen", "rejected"),
-}
-_TEXT_COLUMNS = {"alpaca": _KEYS["alpaca"], "text": _KEYS["text"]}
+_CROISSANT = "croissant.json"
+_TEXT_SHAPES = ("alpaca", "text")
 _SPLITS = {"held_out": "test", "": "train"}
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _LARGEST = "n>1M"
@@ -54,6 +52,7 @@ class Exported:
     methods: Counter[str] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
     licenses: Counter[str] = field(default_factory=Counter)
+    teachers: dict[str, Terms] = field(default_factory=dict)
 
     def note(self, record: Record) -> None:
         """Count where a record comes from."""
@@ -72,6 +71,7 @@ class Exported:
             "left_out": dict(self.left_out),
             "origins": dict(self.origins),
             "licenses": dict(self.licenses),
+            "teachers": {name: terms.bound for name, terms in self.teachers.items()},
         }
 
 
@@ -108,11 +108,40 @@ def export_records(
             expected="a folder that is not there yet",
             next="give another --out, or --overwrite",
         )
+    if out.exists() and not (out / _CROISSANT).is_file() and (out.is_file() or any(out.iterdir())):
+        raise DataError(
+            f"{out} is no dataset that was exported, and is not replaced",
+            code="data.exists",
+            where=str(out),
+            expected=f"a folder with {_CROISSANT}, or an empty one",
+            next="give another --out, or remove it yourself",
+        )
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    told = Exported()
-    files = _write_rows(list(paths), draft, format, kind, told, with_fields=with_fields)
+    try:
+        told = _write(list(paths), draft, name or out.name, format, kind, with_fields=with_fields)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    if overwrite:
+        shutil.rmtree(out, ignore_errors=True)
+    draft.rename(out)
+    return told
+
+
+def _write(
+    paths: list[Path],
+    draft: Path,
+    title: str,
+    format: ExportFormat,
+    kind: FileKind,
+    *,
+    with_fields: bool,
+) -> Exported:
+    """Write the dataset's files into a folder."""
+    told = Exported(teachers=_read_teachers(paths))
+    files = _write_rows(paths, draft, format, kind, told, with_fields=with_fields)
     if not told.rows.total():
         reasons = "; ".join(f"{count} {why}" for why, count in told.left_out.most_common(3))
         raise DataError(
@@ -122,18 +151,14 @@ def export_records(
             expected="at least one record that the format can hold",
             next="choose another --format, or keep everything with --format stillroom",
         )
-    title = name or out.name
     with atomic_write(draft / "README.md") as file:
         file.write(_draw_card(title, format, files, told))
     digests = {split: (path.name, digest_file(path)) for split, path in files.items()}
-    columns = [*_TEXT_COLUMNS.get(format, ()), "id"]
+    columns = [*(columns_of(format) if format in _TEXT_SHAPES else ()), "id"]
     columns += ["origin"] if format != "stillroom" and not with_fields else []
-    with atomic_write(draft / "croissant.json") as file:
+    with atomic_write(draft / _CROISSANT) as file:
         about = describe(title, _license(told), digests, columns, dict(told.origins))
         json.dump(about, file, ensure_ascii=False, indent=1)
-    if overwrite:
-        shutil.rmtree(out, ignore_errors=True)
-    draft.rename(out)
     return told
 
 
@@ -147,71 +172,71 @@ def _write_rows(
     with_fields: bool,
 ) -> dict[str, Path]:
     """Write one file a split; return them by split, in order of name."""
-    drafts: dict[str, Any] = {}
-    try:
+    sinks: dict[str, _Sink] = {}
+    with ExitStack() as closing:
         for record in (record for path in paths for record in read_records(path)):
+            said = str(record.fields.get("split", "") or "")
+            split = _SPLITS.get(said, said if said.isidentifier() else "train")
             try:
-                row = _row(record, format, with_fields=with_fields)
+                row = make_row(record, format, kind=kind, with_fields=with_fields)
+                line = json.dumps(row, ensure_ascii=False).encode()
             except DataError as error:
                 told.left_out[error.problems[0].what] += 1
                 continue
-            said = str(record.fields.get("split", "") or "")
-            split = _SPLITS.get(said, said if said.isidentifier() else "train")
-            if split not in drafts:
-                drafts[split] = (folder / f"{split}.jsonl").open("w", encoding="utf-8")
-            drafts[split].write(json.dumps(row, ensure_ascii=False) + "\n")
+            except UnicodeEncodeError:
+                told.left_out["half a character, which no file can hold"] += 1
+                continue
+            if split not in sinks:
+                sinks[split] = closing.enter_context(_Sink(folder, split, format, kind))
+            sinks[split].write(record, line)
             told.rows[split] += 1
             told.note(record)
-    finally:
-        for file in drafts.values():
-            file.close()
-    files = {split: folder / f"{split}.jsonl" for split in sorted(drafts)}
-    return (
-        {split: _to_parquet(path) for split, path in files.items()} if kind == "parquet" else files
-    )
+    return {split: sinks[split].path for split in sorted(sinks)}
 
 
-def _row(record: Record, format: ExportFormat, *, with_fields: bool) -> dict[str, Any]:
-    if format == "stillroom":
-        return to_row(record)
-    row = _preference(record) if format == "preference" else to_row(record, format)
-    if with_fields:
-        return {"id": record.id, **row, **dict(record.fields), "origin": record.origin.to_json()}
-    kept = {key: row[key] for key in _columns(format)}
-    return {**kept, "id": record.id, "origin": record.origin.kind}
+class _Sink:
+    """The file of one split: lines first, of which a Parquet file is made in the end."""
+
+    def __init__(self, folder: Path, split: str, format: ExportFormat, kind: FileKind) -> None:
+        self.path = folder / f"{split}.{kind}"
+        self._lines = folder / f"{split}.jsonl"
+        is_record = format == "stillroom" and kind == "parquet"
+        self._records = RecordWriter(self.path) if is_record else None
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> _Sink:
+        if self._records is not None:
+            self._records.__enter__()
+        else:
+            self._file = self._lines.open("wb")
+        return self
+
+    def write(self, record: Record, line: bytes) -> None:
+        if self._records is not None:
+            self._records.write(record)
+        elif self._file is not None:
+            self._file.write(line + b"\n")
+
+    def __exit__(self, *failed: Any) -> None:
+        if self._records is not None:
+            self._records.__exit__(*failed)
+        elif self._file is not None:
+            self._file.close()
+            if self.path != self._lines and failed[0] is None:
+                write_parquet(self._lines, self.path)
+                self._lines.unlink()
 
 
-def _preference(record: Record) -> dict[str, Any]:
-    rejected = record.fields.get("rejected")
-    roles = [message.role for message in record.messages]
-    if not isinstance(rejected, str) or roles[-1:] != ["assistant"] or len(roles) < 2:
-        raise DataError(
-            "no pair of a chosen and a rejected answer",
-            code="data.format",
-            expected="a conversation that ends with an answer, and a field 'rejected'",
-            next="choose --format messages",
-        )
-    turns = [message.to_json() for message in record.messages]
-    return {
-        "prompt": turns[:-1],
-        "chosen": turns[-1:],
-        "rejected": [{"role": "assistant", "content": rejected}],
-    }
-
-
-def _columns(format: str) -> tuple[str, ...]:
-    return _KEYS.get(format, ())
-
-
-def _to_parquet(path: Path) -> Path:
-    """Make a Parquet file of JSON lines, and take those away."""
-    from pyarrow import json as arrow_json
-    from pyarrow import parquet
-
-    target = path.with_suffix(".parquet")
-    parquet.write_table(arrow_json.read_json(path), target, compression="zstd")
-    path.unlink()
-    return target
+def _read_teachers(paths: Iterable[Path]) -> dict[str, Terms]:
+    """Return the terms of the teachers that artifacts name, by the last part of a path."""
+    found = {}
+    for path in paths:
+        for _, artifact in list_ancestors(path):
+            for parent in artifact.parents:
+                if parent.role == "teacher" and names_something(parent):
+                    name = Path(parent.path).name if names_path(parent) else parent.path
+                    found[name] = find_terms(parent.path)
+    return dict(sorted(found.items()))
 
 
 def _license(told: Exported) -> str:
@@ -251,7 +276,21 @@ def _draw_card(title: str, format: str, files: Mapping[str, Path], told: Exporte
     lines += [
         f"- {said}" for said in warn_of_licenses([(n, n) for n in told.licenses], "rows", "use")
     ]
+    lines += _tell_terms(told)
     if told.left_out:
         lines += ["", "## Left out", ""]
         lines += [f"- {count} rows: {why}" for why, count in told.left_out.most_common(_SHOWN)]
     return "\n".join(lines) + "\n"
+
+
+def _tell_terms(told: Exported) -> list[str]:
+    """Return what the teachers' makers ask of models trained on outputs, as far as it is known."""
+    if not told.origins["synthetic"]:
+        return []
+    lines = ["", "## Terms of the teachers", "", "A reminder to read them, not advice.", ""]
+    if not told.teachers:
+        return [*lines, "- which models these were is not said: read the terms of those above"]
+    return lines + [
+        f"- `{name}`: {terms.license or 'license not known'}; {terms.bound}: {terms.says}"
+        for name, terms in told.teachers.items()
+    ]

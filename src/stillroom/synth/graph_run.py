@@ -143,7 +143,8 @@ class Graph:
         streams: dict[str, deque[Iterator[Bundle]]] = {}
         for name, step in recipe.steps.items():
             feeds = [self._open(source, streams) for source in sources[name]]
-            made = self._limit(step, self._run(name, step, sources[name], take_turns(feeds)))
+            made = self._run(name, step, sources[name], take_turns(feeds))
+            made = self._limit(name, step, made)
             copies = tee(made, max(takers[name], 1), scratch, self._closing)
             streams[name] = deque(copies)
         self.ends = ends_of(sources)
@@ -240,17 +241,31 @@ class Graph:
             return self._select(name, step, feed)
         return self._filter(name, step, feed)
 
-    def _limit(self, step: Step, stream: Iterator[Bundle]) -> Iterator[Bundle]:
-        """Yield bundles until the step has given what it may."""
+    def _limit(self, name: str, step: Step, stream: Iterator[Bundle]) -> Iterator[Bundle]:
+        """Yield bundles until the step has given what it may; what is beyond it falls, counted."""
         if step.limit is None or self._split != "train":
             yield from stream
             return
         left = step.limit
         for bundle in stream:
-            yield replace(bundle, records=bundle.records[:left])
-            left -= len(bundle.records)
+            kept, beyond = bundle.records[:left], bundle.records[left:]
+            yield self._cut(name, bundle, kept, beyond) if beyond else bundle
+            left -= len(kept)
             if left <= 0:
                 return
+
+    def _cut(
+        self, name: str, bundle: Bundle, kept: tuple[Scored, ...], beyond: tuple[Scored, ...]
+    ) -> Bundle:
+        """Return a bundle without the records beyond its step's limit, which its account tells."""
+        verdict = Verdict(False, "beyond the limit of the step")
+        rows = tuple(
+            drop_record(self._split, "limit", verdict, one.record.id, one.record, name)
+            for one in beyond
+        )
+        *before, own = bundle.accounts  # a step's own account comes last
+        own = replace(own, given=own.given - len(beyond), dropped=(*own.dropped, *rows))
+        return Bundle(kept, (*before, own))
 
     def _write(
         self, name: str, step: Step, generator: Generator, sources: Sequence[str], feed: _Feed

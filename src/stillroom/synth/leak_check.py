@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillroom.errors import BackendError, DataError
 from stillroom.jobs import Job
-from stillroom.records import Message, Prompt, Record
+from stillroom.objects import local
+from stillroom.records import Message, Prompt, Record, read_records
+from stillroom.synth.evidence import text_of
 from stillroom.text.contamination import ItemIndex, Match, count_texts
 from stillroom.text.rewording import Likeness, RewordingIndex
 from stillroom.text.sentences import split_sentences
@@ -16,7 +19,15 @@ from stillroom.text.sentences import split_sentences
 if TYPE_CHECKING:
     from stillroom.models import Embedder, TextModel
 
-__all__ = ["Checked", "Item", "LeakChecker", "Limits"]
+__all__ = [
+    "Checked",
+    "Item",
+    "LeakChecker",
+    "Limits",
+    "cut_pieces",
+    "looked_through",
+    "read_test_items",
+]
 
 _PIECE_WORDS = 60
 
@@ -70,7 +81,7 @@ class LeakChecker:
         self.embedder, self.judge = embedder, judge
         texts = [item.text for item in items]
         with job.phase("count words", unit="records") as progress:
-            counted = (text for record in progress.over(records) for text in _texts(record))
+            counted = (text for record in progress.over(records) for text in looked_through(record))
             frequency, count = count_texts(counted)
         self.words = ItemIndex(texts, frequency=frequency, texts=count, near=limits.near)
         self._failed: dict[str, str] = {}
@@ -86,7 +97,7 @@ class LeakChecker:
         """Return what is in each record."""
         found: list[Checked] = []
         for record in records:
-            matches = [match for text in _texts(record) if (match := self.words.find(text))]
+            matches = [match for text in looked_through(record) if (match := self.words.find(text))]
             best = max(matches, key=lambda match: match.share, default=None)
             found.append(Checked(best))
         if self.embedder is None:
@@ -108,7 +119,7 @@ class LeakChecker:
         return self._failed[what]
 
     def _compare(self, records: Sequence[Record]) -> list[Checked]:
-        pieces = [(at, piece) for at, one in enumerate(records) for piece in _pieces(one)]
+        pieces = [(at, piece) for at, one in enumerate(records) for piece in cut_pieces(one)]
         found = [Checked() for _ in records]
         if self.meanings is None or self.embedder is None or "embedder" in self._failed:
             return [Checked(unchecked=self._failed["embedder"])] * len(records)
@@ -149,16 +160,36 @@ def _ask_for(item: str, text: str) -> str:
     )
 
 
-def _texts(record: Record) -> list[str]:
-    """Return what is looked through: each message, and question and answer together."""
+def read_test_items(places: Iterable[str | Path]) -> Iterator[Item]:
+    """Yield the items of files or artifacts of records.
+
+    An item is a record's ``question``, or what its user says first, or all it says.
+
+    Raises:
+        DataError: If a file is missing or damaged.
+    """
+    for place in places:
+        path = local(str(place))
+        for row, record in enumerate(read_records(path), 1):
+            asked = [one.content for one in record.messages if one.role == "user"]
+            said = [one.content for one in record.messages]
+            text = text_of(record, "question") or (asked or said or [""])[0]
+            if text.strip():
+                yield Item(text, path.name, row)
+
+
+def looked_through(record: Record) -> list[str]:
+    """Return each message, question and answer together, and an answer that was rejected."""
     texts = [one.content for one in record.messages if one.content.strip()]
-    return [*texts, "\n".join(texts)] if len(texts) > 1 else texts
+    rejected = text_of(record, "rejected")
+    rest = [rejected] if rejected.strip() else []
+    return [*texts, "\n".join(texts), *rest] if len(texts) > 1 else [*texts, *rest]
 
 
-def _pieces(record: Record) -> Iterator[str]:
+def cut_pieces(record: Record) -> Iterator[str]:
     """Yield each message, a long one in pieces of whole sentences that overlap by half."""
-    for message in record.messages:
-        text = message.content
+    rejected = text_of(record, "rejected")
+    for text in (*(one.content for one in record.messages), rejected):
         spans = split_sentences(text)
         if len(text.split()) <= 2 * _PIECE_WORDS or len(spans) < 2:
             if text.strip():

@@ -7,7 +7,7 @@ count in the document as it was.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +15,20 @@ from stillroom.records import Link, Message, Record
 from stillroom.text.personal import PersonalKind, find_personal
 from stillroom.text.pseudonyms import Pseudonyms
 
-__all__ = ["mask_record"]
+__all__ = ["mask_record", "said_in"]
 
-_KEPT = frozenset(str.split("passage_id document_id split id"))
+_KEPT = frozenset(
+    str.split("passage_id document_id split id persona_id related_to rejected_by source")
+)
 """Fields that name things of ours, and are never masked."""
+
+
+def said_in(record: Record) -> Iterator[str]:
+    """Yield every text of a record: its messages, then all that its fields say."""
+    for message in record.messages:
+        yield message.content
+    for name, value in record.fields.items():
+        yield from _said(name, value)
 
 
 def mask_record(
@@ -42,6 +52,19 @@ def mask_record(
     link = Link("synth.filters.personal", "", (record.id,))
     changed = replace(record, messages=messages, fields=fields, origin=record.origin.then(link))
     return changed, dict(sorted(counts.items()))
+
+
+def _said(name: str, value: Any) -> Iterator[str]:
+    if name in _KEPT:
+        return
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _said(str(key), part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _said(name, part)
 
 
 def _mask(name: str, value: Any, mask: Any) -> Any:

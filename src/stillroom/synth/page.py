@@ -318,21 +318,22 @@ def _add_coverage(report: Report, facts: _Facts) -> None:
 
 
 def _add_contamination(report: Report, facts: _Facts) -> None:
-    if "decontaminate" not in facts.told.checks:
+    checks = {"decontaminate", "reworded"} & facts.told.checks
+    if not checks:
         report.section(
             "Contamination",
-            "Not checked: no step has the filter decontaminate. For named benchmarks and "
-            "rewordings: stillroom synth decontaminate.",
+            "Not checked: no step has the filter decontaminate or reworded. For records that are "
+            "there already: stillroom synth decontaminate.",
         )
         return
     found = facts.falls.found
     text = (
-        f"{facts.held_out.count} held-out records were looked for in every training record; "
-        f"{facts.falls.held_out} rows held one. Rewordings need an embedder: "
-        "stillroom synth decontaminate."
+        f"{facts.held_out.count} held-out records, and the test items that filters name, were "
+        f"looked for in every training record; {facts.falls.held_out} rows held one."
+        + ("" if "reworded" in checks else " Rewordings were not: that is the filter reworded.")
     )
     rows = tuple((_clip(one.against), f"{one.score:.2f}", _clip(says_of(one))) for one in found)
-    table = Table("Held-out items found", ("item", "share", "row"), rows) if rows else None
+    table = Table("Items found", ("item", "share", "row"), rows) if rows else None
     report.section("Contamination", text, table=table)
 
 

@@ -60,6 +60,12 @@ class EngineSettings(EngineChoice):
     tokens_per_minute: float | None = Field(
         default=None, gt=0, description="tokens a minute to an endpoint; default no bound"
     )
+    timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds that an endpoint may take for an answer; default 300 until it begins, "
+        "900 in all",
+    )
     others: tuple[str, ...] = Field(
         default=(),
         description="further endpoints (http://host/v1#model) that are asked when the first fails",

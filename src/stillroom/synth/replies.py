@@ -10,9 +10,9 @@ import re
 
 from stillroom.synth.wording import collapse
 
-__all__ = ["clean_answer", "clean_question", "parse_pair"]
+__all__ = ["clean_answer", "clean_question", "parse_pair", "unquote"]
 
-_LABELS = re.compile(r"^\s*(?:question|answer|q|a)\s*[:.]\s*", re.IGNORECASE)
+_LABELS = re.compile(r"^\s*(?:(?:question|answer)\s*[:.]|[qa]\s*:)\s*", re.IGNORECASE)
 _QUOTES = {('"', '"'), ("“", "”"), ("'", "'"), ("`", "`")}
 
 
@@ -51,5 +51,14 @@ def parse_pair(text: str) -> tuple[str, str] | None:
     return pair if all(pair) else None
 
 
+def unquote(text: str) -> str:
+    """Return a text without one pair of quotes around all of it; what it quotes itself stays."""
+    bare = text.strip()
+    return bare[1:-1].strip() if _is_wrapped(bare) else bare
+
+
 def _is_wrapped(line: str) -> bool:
-    return len(line) > 2 and (line[0], line[-1]) in _QUOTES
+    """Return whether one pair of quotes stands around all of a line, and no other of the kind."""
+    if len(line) < 3 or (line[0], line[-1]) not in _QUOTES:
+        return False
+    return not {line[0], line[-1]} & set(line[1:-1])

@@ -313,6 +313,8 @@ def _lend(
         "others": engine.others or None,
         "weights": engine.weights or None,
         "hedge_after_s": engine.hedge_after_s,
+        "read_timeout_s": engine.timeout_s,
+        "answer_timeout_s": engine.timeout_s,
     }
     teacher = settings | {name: value for name, value in told.items() if value is not None}
     shared = {"num_threads": engine.num_threads}

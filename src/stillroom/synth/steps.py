@@ -13,6 +13,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Coroutine
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, TypeVar
 
 from pydantic import Field, model_validator
@@ -20,7 +21,7 @@ from typing_extensions import override
 
 from stillroom.provenance import digest_json
 from stillroom.records import Completion, Link, Message, Passage, Prompt, Record, Sampling
-from stillroom.synth.asking import Ask, Asking, is_cut
+from stillroom.synth.asking import NO_JSON, Ask, Asking, is_cut
 from stillroom.synth.method import Draft, Failure, Generator, Seed, derive_seed
 from stillroom.synth.structured import bound_of, read_json
 from stillroom.synth.templates import Template, check_prompts
@@ -132,6 +133,7 @@ class Unit:
         stop: tuple[str, ...] = (),
         temperature: float | None = None,
         is_optional: bool = False,
+        model: TextModel | None = None,
     ) -> Steps[str | None]:
         """Ask for one text; None (and a failure of the unit) where there is none.
 
@@ -144,9 +146,10 @@ class Unit:
             stop: Where the text ends.
             temperature: Another than the method's.
             is_optional: Whether no text is no failure.
+            model: Who is asked, where that is not the teacher.
         """
         prompt = Prompt(_turns(words, system), prefix=prefix)
-        (given,) = yield [self._ask(prompt, tokens, stop, temperature)]
+        (given,) = yield [replace(self._ask(prompt, tokens, stop, temperature), model=model)]
         reason, text = _said(given, what, tokens)
         if not reason:
             return text
@@ -188,7 +191,8 @@ class Unit:
         """Ask for JSON that fits a schema; None (and a failure of the unit) where there is none.
 
         Counted are ``JSON asked``, ``JSON repaired``, ``JSON asked again`` and ``JSON unreadable``.
-        What was cut at the token limit is asked again with twice as many.
+        What was cut at the token limit is asked again with twice as many. What the teacher's server
+        refused or did not answer keeps that reason and is not asked again.
 
         Args:
             words: The user's words, or all turns.
@@ -208,6 +212,9 @@ class Unit:
                 turns = (*_turns(words, system), *_correction(shown, problem))
             (given,) = yield [self._ask(Prompt(turns, schema=schema), limit, (), temperature)]
             if isinstance(given, Failure):
+                if given.reason != NO_JSON:  # asked again it would fail, or be lost, again
+                    self.fail(given.reason, given.text)
+                    return None
                 shown, problem = "", given.text
                 continue
             if is_cut(given):

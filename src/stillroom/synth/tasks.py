@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from stillroom.evaluate.final_answer import find_answer, is_marked
 from stillroom.records import Message, Record
 from stillroom.synth.asking import one_line
 from stillroom.synth.wording import FUNCTION_WORDS
@@ -14,6 +15,7 @@ from stillroom.text.normalize import words
 
 __all__ = [
     "answer_of",
+    "final_of",
     "is_empty_answer",
     "is_refusal",
     "leans_on_text",
@@ -57,6 +59,15 @@ def answer_of(record: Record) -> str:
     if isinstance(answer, str | int | float) and str(answer).strip():
         return str(answer).strip()
     return solution_of(record)
+
+
+def final_of(record: Record) -> str:
+    """Return the final answer that a record says is right; all it says where none is marked."""
+    final = record.fields.get("final_answer")
+    if isinstance(final, str | int | float) and str(final).strip():
+        return str(final).strip()
+    told = answer_of(record)
+    return (find_answer(told) or told) if is_marked(told) else told
 
 
 def pair(question: str, answer: str, *before: Message) -> tuple[Message, ...]:

@@ -24,6 +24,8 @@ __all__ = ["Arm", "Family", "Pools", "draw_arm", "make_families", "read_pools"]
 By = Literal["generator", "filter"]
 DROPPED = "dropped.jsonl"
 ALL, UNFILTERED = "all", "unfiltered"
+_NO_FILTERS = frozenset({"generator", "target", "limit", "mix"})
+"""What lets a record fall without judging it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,7 @@ def _read_dropped(path: Path) -> Iterator[tuple[str, Record]]:
     with file.open(encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
-            if row["record"] is None or row["filter"] in {"generator", "target"}:
+            if row["record"] is None or row["filter"] in _NO_FILTERS:
                 continue
             record = Record.from_json(row["record"])
             if _is_taken(record):

@@ -16,6 +16,8 @@ from stillroom.evaluate.final_answer import find_answer, same_answer
         ("A bare line", "A bare line"),
         ("", ""),
         (r"\boxed{never closed", r"\boxed{never closed"),
+        (r"so \boxed 18. Done", "18"),
+        (r"\fbox{18}", "18"),
     ],
 )
 def test_finds_what_is_marked_or_the_last_line(text, wanted):
@@ -41,6 +43,20 @@ def test_finds_the_last_number_and_the_whole():
         ("", "", False),
         ("5/0", "5/0", True),
         ("12", "twelve", False),
+        (".5", "0.5", True),
+        (".5", "5", False),
+        ("3 1/2", "7/2", True),
+        ("3 1/2", "31/2", False),
+        ("1{,}000", r"1\,000", True),
+        ("1,2", "12", False),
+        ("(1,2)", "12", False),
+        ("(1,2)", "[1,2]", False),
+        ("(1, 2)", "(1,2)", True),
+        ("12:30", "1230", False),
+        ("12:30", "12:30.", True),
+        ("Room 12", "the room 12.", True),
+        (r"\text{east}", "East", True),
+        ("1e999999999", "5", False),  # no number that anybody waits for
     ],
 )
 def test_compares_as_numbers_or_in_words(one, other, same):

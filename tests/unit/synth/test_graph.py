@@ -28,7 +28,7 @@ def answer(path, body, headers):
     """Say something of the prompt alone, after a moment that differs."""
     if path == "/models":
         return {"data": [{"id": "m"}]}
-    asked = body["messages"][-1]["content"]
+    asked = body["messages"][-1]["content"].replace("<", "(")  # no teacher repeats the fence
     return 200, completion(f"{SAID}{asked[-90:-40]} {len(asked)}."), {}, 0.002 * (len(asked) % 7)
 
 
@@ -442,3 +442,15 @@ def test_a_graph_mixes_on_its_way_out(serve, tmp_path):
     assert report["origins"]["synthetic"] == 5
     assert "mixed in" in {parent.role for parent in artifact.parents}
     assert Path(tmp_path / "out/output/dropped.jsonl").read_text().count("crowd out") > 0
+
+
+def test_what_is_beyond_a_steps_limit_is_a_counted_row(serve, tmp_path):
+    server, seeds = serve(), write_seeds(tmp_path / "seeds.jsonl", 4)
+    ask = "{{generator: {{name: rewrite, styles: [plain, brief]}}, limit: 3}}"
+    recipe = make_recipe(server, seeds, steps=f"steps: {{{{ask: {ask}}}}}")
+    do(recipe, tmp_path / "out")
+    report = json.loads((tmp_path / "out/output/report.json").read_text())
+    step = report["splits"]["train"]["steps"]["ask"]
+    assert (step["given"], step["dropped"]) == (3, {"limit: beyond the limit of the step": 1})
+    (row,) = (tmp_path / "out/output/dropped.jsonl").read_text().splitlines()
+    assert json.loads(row)["record"]["messages"]

@@ -1,15 +1,21 @@
 """Servers that misbehave cost the rows they misbehave on, and no other; what is wrong is said."""
 
+import contextlib
+import gzip
 import json
 import os
+import socket
+import threading
 
 import pytest
 from tests.unit.models.endpoint_server import Server, completion
 from tests.unit.synth.test_graph import do, outputs, write_seeds
 
 from stillroom.errors import BackendError
+from stillroom.models import open_text_model
+from stillroom.models.endpoint import Endpoint, Patience
 from stillroom.recipes import parse_recipe
-from stillroom.records import read_records
+from stillroom.records import Message, Prompt, Sampling, read_records
 
 ROWS, EVERY = 24, 8
 GOOD = "Worker bees produce wax from glands, said of number {}."
@@ -61,7 +67,7 @@ def patient(monkeypatch):
     monkeypatch.setattr(BACKENDS, "build", hurried)
 
 
-def make(server, seeds, filters="[shape, language, duplicate]", generator="rewrite"):
+def make(server, seeds, filters="[shape, language, duplicate]", generator="rewrite", engine=""):
     return parse_recipe(
         f"""
 version: 1
@@ -69,7 +75,7 @@ kind: synth
 seeds: {seeds}
 model: {server.address}#m
 held_out: 0
-engine: {{concurrency: 8}}
+engine: {{concurrency: 8{engine}}}
 steps:
   ask: {{generator: {generator}}}
   keep: {{filters: {filters}}}
@@ -95,6 +101,22 @@ HOSTILE = {
         "another language",
     ),
     "hangs": (lambda n: (200, completion("late"), {}, 5.0), "no answer from"),
+    "no text at all": (lambda n: {"choices": [{"message": {"role": "a"}}]}, "an answer without"),
+    "content is a number": (lambda n: completion(3), "an answer without text"),
+    "cut by a filter": (
+        lambda n: completion("Bees", finish_reason="content_filter"),
+        "an answer without text",
+    ),
+    "cut, in other words": (lambda n: completion("Bees", finish_reason="MAX_TOKENS"), "cut at the"),
+    "nested without end": (lambda n: (200, b"[" * 200_000), "no answer that can be read"),
+    "packed as nobody asked": (
+        lambda n: (200, b"xx", {"Content-Encoding": "zstd"}),
+        "no answer that can be read",
+    ),
+    "packed broken": (
+        lambda n: (200, b"no gzip", {"Content-Encoding": "gzip"}),
+        "no answer that can be read",
+    ),
     "closes": (lambda n: (200, None), "no answer from"),
     "half a character": (lambda n: completion("\ud800 \x00 wax is soft"), "broken characters"),
 }
@@ -197,3 +219,147 @@ def test_an_endless_answer_is_not_read_to_its_end(serve, patient, tmp_path, monk
     do(make(server, seeds), tmp_path / "out")
     rows = (tmp_path / "out/output/dropped.jsonl").read_text().splitlines()
     assert [json.loads(row)["reason"] for row in rows] == ["an answer without text"] * 3
+
+
+USAGES = ["none", [1, 2], {"prompt_tokens": "many"}, {"prompt_tokens": [3]}, {"total_tokens": -4}]
+
+
+@pytest.mark.parametrize("usage", [*USAGES, {"prompt_tokens": float("inf")}])
+def test_counts_that_are_none_are_taken_as_none(serve, patient, tmp_path, usage):
+    how = lambda n: {**completion(GOOD.format(n)), "usage": usage}  # noqa: E731
+    server, seeds = serve(misbehave(how)), write_seeds(tmp_path / "seeds.jsonl", ROWS)
+    recipe = make(server, seeds, engine=", tokens_per_minute: 1000000000")
+    do(recipe, tmp_path / "out")
+    assert len(list(read_records(tmp_path / "out/output/records.jsonl"))) == ROWS
+
+
+def test_parts_of_text_are_one_text(serve, patient, tmp_path):
+    def how(number):
+        parts = [{"type": "text", "text": "Worker bees produce wax, "}, {"type": "refusal"}]
+        return completion([*parts, {"type": "text", "text": f"said of number {number}."}])
+
+    server, seeds = serve(misbehave(how)), write_seeds(tmp_path / "seeds.jsonl", ROWS)
+    do(make(server, seeds), tmp_path / "out")
+    said = [one.messages[-1].content for one in read_records(tmp_path / "out/output/records.jsonl")]
+    assert len(said) == ROWS
+    assert "Worker bees produce wax, said of number 3." in said
+
+
+def test_a_megabyte_that_unpacks_to_a_gigabyte_is_not_unpacked(
+    serve, patient, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("stillroom.models.endpoint._LARGEST_BYTES", 1 << 20)
+    packed = gzip.compress(json.dumps(completion("wax " * 2_000_000)).encode())
+    small = gzip.compress(json.dumps(completion(GOOD.format(3))).encode())
+
+    def how(number):
+        return 200, small if number == 3 else packed, {"Content-Encoding": "gzip"}
+
+    server, seeds = serve(misbehave(how)), write_seeds(tmp_path / "seeds.jsonl", ROWS)
+    do(make(server, seeds), tmp_path / "out")
+    rows = (tmp_path / "out/output/dropped.jsonl").read_text().splitlines()
+    assert [json.loads(row)["reason"] for row in rows] == ["an answer without text"] * 2
+    assert server.requests[-1][2]["Accept-Encoding"] == "identity"
+
+
+def test_a_redirect_ends_the_run_and_says_where_to(serve, patient, tmp_path):
+    def how(number):
+        return 302, b"", {"Location": "http://127.0.0.1:9/login?token=secret"}
+
+    server, seeds = serve(misbehave(how)), write_seeds(tmp_path / "seeds.jsonl", ROWS)
+    with pytest.raises(BackendError) as caught:
+        do(make(server, seeds), tmp_path / "out")
+    assert caught.value.code == "backend.address"
+    assert "redirects to http://127.0.0.1:9/login" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_an_answer_that_trickles_in_is_not_waited_for(tmp_path, monkeypatch):
+    """A byte now and then keeps a connection alive for ever; the whole answer has a bound."""
+
+    def trickle(sock):
+        connection, _ = sock.accept()
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while not done.wait(0.05):
+                connection.sendall(b" ")
+        connection.close()
+
+    done = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        thread = threading.Thread(target=trickle, args=(sock,), daemon=True)
+        thread.start()
+        patience = Patience(tries=1, read_timeout_s=0.5, answer_timeout_s=0.6)
+        endpoint = Endpoint(f"http://127.0.0.1:{sock.getsockname()[1]}/v1", patience=patience)
+        with pytest.raises(BackendError) as caught:
+            endpoint.ask("/chat/completions", {})
+        done.set()
+        thread.join(10)
+        endpoint.close()
+    assert caught.value.code == "backend.broken"
+
+
+def test_a_recipe_may_wait_longer_for_a_slow_server(serve, patient, tmp_path):
+    how = lambda n: (200, completion(GOOD.format(n)), {}, 2.5)  # noqa: E731
+    server, seeds = serve(misbehave(how)), write_seeds(tmp_path / "seeds.jsonl", 4)
+    do(make(server, seeds, engine=", timeout_s: 30"), tmp_path / "out")
+    assert len(list(read_records(tmp_path / "out/output/records.jsonl"))) == 4
+
+
+def test_json_that_a_server_did_not_answer_is_asked_for_by_the_next_run(serve, patient, tmp_path):
+    ill = True
+
+    def falter(number):
+        if ill:
+            return 503, {"error": {"message": "busy"}}
+        return completion(json.dumps({"problem": f"What is seven times {number}, said anew?"}))
+
+    def answer(path, body, headers):
+        if path == "/models":
+            return {"data": [{"id": "m"}]}
+        text = body["messages"][-1]["content"]
+        if "response_format" not in body:
+            return completion(f"It is so. The answer is {text.split('times ')[1].split(',')[0]}.")
+        return falter(number_of(body)) if number_of(body) % EVERY == 3 else good(number_of(body))
+
+    def good(number):
+        return completion(json.dumps({"problem": f"What is seven times {number}, said anew?"}))
+
+    rows = [
+        {"question": f"Task {n}: say {n}.", "answer": f"{n}", "origin": "human"}
+        for n in range(ROWS)
+    ]
+    seeds = tmp_path / "seeds.jsonl"
+    seeds.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    server = serve(answer)
+    recipe = make(server, seeds, "[refusal]", "{name: metamath, ways: [rephrase]}")
+    do(recipe, tmp_path / "out")
+    dropped = (tmp_path / "out/output/dropped.jsonl").read_text().splitlines()
+    reasons = [json.loads(row)["reason"] for row in dropped]
+    assert reasons == ["no answer from the teacher's server"] * (ROWS // EVERY)
+    ill, before = False, len(server.requests)
+    do(recipe, tmp_path / "out", overwrite=True)
+    assert len(list(read_records(tmp_path / "out/output/records.jsonl"))) == ROWS
+    assert len(server.requests) - before == 2 * (ROWS // EVERY)
+
+
+def test_a_request_that_is_refused_is_not_asked_again_as_json(serve, patient, tmp_path):
+    """Once a server took a schema, a refusal is the request's own: no rung below helps."""
+
+    def answer(path, body, headers):
+        if path == "/models":
+            return {"data": [{"id": "m"}]}
+        if "bad" in body["messages"][-1]["content"]:
+            return 400, {"error": {"message": "flagged"}}
+        return completion(json.dumps({"n": 1}))
+
+    server = serve(answer)
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    model = open_text_model(f"{server.address}#m")
+    asked = [Prompt((Message("user", text),), schema=schema) for text in ("good", "bad")]
+    model.generate(asked[:1], Sampling())
+    with pytest.raises(BackendError):
+        model.generate(asked[1:], Sampling())
+    model.close()
+    assert sum(path.endswith("completions") for path, *_ in server.requests) == 2

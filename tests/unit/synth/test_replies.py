@@ -1,6 +1,6 @@
 import pytest
 
-from stillroom.synth.replies import clean_answer, clean_question, parse_pair
+from stillroom.synth.replies import clean_answer, clean_question, parse_pair, unquote
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,14 @@ def test_question_is_the_first_line_up_to_its_mark(text, question):
 
 def test_answer_is_one_line_without_label():
     assert clean_answer("Answer: Wax\n is   soft.") == "Wax is soft."
+    assert clean_answer("A. Lincoln said so.") == "A. Lincoln said so."
+    assert clean_answer('"open" and "closed"') == '"open" and "closed"'
+
+
+def test_one_pair_of_quotes_around_all_is_taken_off_and_no_other():
+    assert unquote(' "Say it." ') == "Say it."
+    assert unquote('Name it "Spring"') == 'Name it "Spring"'
+    assert unquote('"a" or "b"') == '"a" or "b"'
 
 
 def test_pair_is_read_from_json_in_any_wrapping():

@@ -7,8 +7,10 @@ from tests.unit.synth.conftest import make_passages, make_seed
 
 from stillroom.errors import BackendError
 from stillroom.records import Message
+from stillroom.synth.asking import LOST, REFUSED
 from stillroom.synth.method import Seed
 from stillroom.synth.steps import Stepwise, together
+from stillroom.synth.streaming import is_lost
 from stillroom.synth.structured import bound_of, read_json
 from stillroom.synth.templates import Template
 from stillroom.testing import scripted_model
@@ -184,6 +186,25 @@ def test_a_schema_that_the_engine_refuses_is_told_and_not_the_end():
     made = drafts(scripted_model(refuse), 1)[0]
     assert made.failures[0].reason == "the number is not the JSON asked"
     assert made.counts["JSON unreadable"] == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("backend.refused", REFUSED),
+        ("backend.timeout", LOST),
+        ("backend.context", "longer than the teacher's context"),
+    ],
+)
+def test_what_the_server_did_to_json_is_said_and_not_asked_again(code, reason):
+    def fail(prompt):
+        raise BackendError("it is so", code=code)
+
+    model = scripted_model(fail)
+    made = drafts(model, 1, retries=3)[0]
+    assert [one.reason for one in made.failures] == [reason]
+    assert made.asked == 1
+    assert is_lost(made) is (reason == LOST)
 
 
 def test_a_schema_has_a_bound_where_all_its_parts_have_one():

@@ -24,6 +24,7 @@ from stillroom.models.endpoint import (
     Patience,
     is_safe_for_keys,
     only_model,
+    read_count,
     split_address,
 )
 from stillroom.models.method import Backend
@@ -31,6 +32,7 @@ from stillroom.models.parallel import work_through
 from stillroom.models.protocols import Score, TextModel
 from stillroom.models.requests import spread_sampling
 from stillroom.models.token_chances import choose_by_tokens
+from stillroom.provenance import digest_json
 from stillroom.records import Completion, Prompt, Sampling
 
 __all__ = ["Openai"]
@@ -38,6 +40,13 @@ __all__ = ["Openai"]
 _DEFAULT_KEY = "OPENAI_API_KEY"
 _ROW_CODES = {"backend.refused", "backend.malformed", "backend.answer"}
 _RUNGS = ("json_schema", "json_object", "told")
+_FINISHED = {
+    "length": "length",
+    "max_tokens": "length",
+    "model_length": "length",
+    "content_filter": "content_filter",
+}
+"""Why a server says that it ended, where that is not the end of the answer."""
 
 
 class Openai(Backend):
@@ -71,6 +80,11 @@ class Openai(Backend):
     tries: int = Field(6, ge=1, le=20, description="of one request, the first included")
     connect_timeout_s: float = Field(10, gt=0, description="seconds until connected")
     read_timeout_s: float = Field(300, gt=0, description="seconds between two pieces of an answer")
+    answer_timeout_s: float = Field(
+        900,
+        gt=0,
+        description="seconds until all of an answer is there; no less than between pieces",
+    )
     max_wait_s: float = Field(120, ge=0, description="seconds one request may wait in retries")
 
     @override
@@ -109,6 +123,7 @@ class Openai(Backend):
                 self.requests_per_minute,
                 self.concurrency,
                 self.tokens_per_minute,
+                self.answer_timeout_s,
             ),
         )
         try:
@@ -145,6 +160,7 @@ class _EndpointModel:
         self.concurrency = endpoint.patience.concurrency
         self._endpoint = endpoint
         self._rung = 0
+        self._taken: set[tuple[str, int]] = set()  # schemas that the server took, and how
 
     def generate(
         self,
@@ -243,6 +259,7 @@ class _EndpointModel:
         self, prompt: Prompt, sampling: Sampling, is_stopped: Callable[[], bool]
     ) -> Completion:
         rung = self._rung
+        schema = digest_json(dict(prompt.schema)) if prompt.schema is not None else ""
         while True:
             path, body = _request(self.name, prompt, sampling, rung)
             try:
@@ -252,21 +269,21 @@ class _EndpointModel:
                     error.code != "backend.refused"
                     or prompt.schema is None
                     or rung + 1 == len(_RUNGS)
+                    or (schema, rung) in self._taken  # so it is not the schema that is refused
                 ):
                     raise
                 rung += 1
                 continue
             if prompt.schema is not None:
                 self._rung = max(self._rung, rung)
+                self._taken.add((schema, rung))
             return self._read(answer, prompt)
 
     def _read(self, answer: dict[str, Any], prompt: Prompt) -> Completion:
         try:
             choice = answer["choices"][0]
-            text = choice["message"]["content"] if prompt.messages else choice["text"]
-            usage = answer.get("usage") or {}
-            counts = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+            text = _text_of(choice["message"]["content"] if prompt.messages else choice["text"])
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise BackendError(
                 f"{self._endpoint.address} sent an answer without a completion: "
                 f"{json.dumps(answer)[:200]}",
@@ -274,10 +291,20 @@ class _EndpointModel:
                 expected="choices[0].message.content",
                 next="check that the address is an OpenAI-compatible API (…/v1)",
             ) from error
-        text = _without_thoughts(_sound(str(text or ""))).removeprefix(prompt.prefix)
+        reason = _FINISHED.get(str(choice.get("finish_reason") or "stop").lower(), "stop")
+        if reason == "content_filter":
+            raise BackendError(
+                f"the filter of {self._endpoint.address} cut the answer",
+                code="backend.answer",
+                expected="finish_reason stop",
+                next="ask otherwise, or another model",
+            )
+        usage = answer.get("usage")
+        told = usage if isinstance(usage, dict) else {}
+        counts = read_count(told.get("prompt_tokens")), read_count(told.get("completion_tokens"))
+        text = _without_thoughts(_sound(text)).removeprefix(prompt.prefix)
         if prompt.schema is not None:
             text = _without_fence(text)
-        reason = "length" if choice.get("finish_reason") == "length" else "stop"
         return Completion(text, reason, *counts, self.fingerprint)
 
 
@@ -320,6 +347,20 @@ def _request(
         messages.append({"role": "assistant", "content": prompt.prefix})
         body |= {"continue_final_message": True, "add_generation_prompt": False}
     return "/chat/completions", {**body, "messages": messages}
+
+
+def _text_of(content: Any) -> str:
+    """Return the text of a message, given as such, in parts, or not at all.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise TypeError(f"content is {type(content).__name__}")
+    parts = [part for part in content if part.get("type") in {"text", "output_text"}]
+    return "".join(str(part["text"]) for part in parts)
 
 
 def _sound(text: str) -> str:

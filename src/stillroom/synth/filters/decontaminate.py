@@ -1,9 +1,10 @@
-"""Decontaminate: nothing of the held-out questions and answers is in the training records.
+"""Decontaminate: no held-out question or answer, and no named test item, is in training records.
 
 Source: Brown et al. 2020, arXiv:2005.14165, appendix C (13-gram overlap). Differs: what counts is
-the share of a held-out item's information that stands, in order, within a stretch of the training
-text, so that a word changed here and there hides nothing, and short items are found word for word.
-Rewordings are for ``stillroom synth decontaminate`` with an embedder.
+the share of an item's information that stands, in order, within a stretch of the training text, so
+that a word changed here and there hides nothing, and short items are found word for word. Besides
+the run's own held-out side, ``against`` names files of test items; those are kept out of the
+held-out side too. Rewordings are for the filter ``reworded``.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import ClassVar
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.recipes import Reference
 from stillroom.records import Record
 from stillroom.synth.evidence import text_of
+from stillroom.synth.leak_check import looked_through, read_test_items
 from stillroom.synth.method import Context, Filter, Judge, Verdict
 from stillroom.text.contamination import ItemIndex, count_texts
 
@@ -24,11 +27,16 @@ _FIELDS = ("question", "answer")
 
 
 class Decontaminate(Filter):
-    """Drops training records and passages that hold a held-out question or answer."""
+    """Drops training records and passages that hold a held-out or a named test item."""
 
     paper: ClassVar[str] = "arXiv:2005.14165"
     judges_passages: ClassVar[bool] = True
 
+    against: tuple[Reference, ...] = Field(
+        (),
+        description="files or artifacts of records whose questions must not be there: benchmarks, "
+        "your own test set",
+    )
     near: float = Field(
         0.65, gt=0, le=1, description="share of an item's words, in order, that must not be there"
     )
@@ -43,23 +51,27 @@ class Decontaminate(Filter):
 
 
 class _Items:
-    """The held-out items; empty while the held-out side itself is judged."""
+    """The items; of the run's own there are none while the held-out side itself is judged."""
 
     def __init__(self, chosen: Decontaminate, context: Context) -> None:
-        texts = {text_of(record, name) for record in context.held_out for name in _FIELDS}
-        self._items, self._near = sorted(texts), chosen.near
+        own = {text_of(record, name) for record in context.held_out for name in _FIELDS}
+        named = {item.text: item for item in read_test_items(chosen.against)}
+        self._items, self._near = sorted(own | named.keys()), chosen.near
+        self._where = {text: f"{item.file}:{item.row} " for text, item in named.items()}
         # what is common in these documents tells questions about them apart the least
         frequency, count = count_texts(one.text for one in context.passages.values())
         self._index = ItemIndex(self._items, frequency=frequency, texts=count, near=chosen.near)
 
     def judge(self, record: Record) -> Verdict:
-        for message in record.messages:
-            match = self._index.find(message.content)
+        for text in looked_through(record):
+            match = self._index.find(text)
             if match is not None:
                 item = self._items[match.item]
-                reason = "held-out text in training"
-                return Verdict(False, reason, match.share, self._near, against=item)
+                where = self._where.get(item, "")
+                reason = "holds a named test item" if where else "held-out text in training"
+                against = f"{where}{item}"
+                return Verdict(False, reason, match.share, self._near, against=against)
         return Verdict(True, score=0.0)
 
     def admit(self, record: Record) -> None:
-        """Remember nothing: what is held out is fixed before training records are judged."""
+        """Remember nothing: the items are fixed before records are judged."""

@@ -1,7 +1,8 @@
 """Duplicate: the same question, the same answer, or nearly the same record as one already kept.
 
 Source: Broder 1997 (MinHash; candidates are verified by exact Jaccard similarity). Differs: records
-are compared with kept ones only, in a fixed order, so that nothing falls to what itself fell.
+are compared with kept ones only, in a fixed order, so that nothing falls to what itself fell. The
+same answer makes a repeat of two records only where it is a sentence: labels come again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from stillroom.records import Record
 from stillroom.synth.evidence import text_of
 from stillroom.synth.method import Context, Filter, Judge, Verdict
 from stillroom.synth.wording import collapse
+from stillroom.text.normalize import words
 from stillroom.text.similarity import Hashes, MinHasher, jaccard
 
 __all__ = ["Duplicate"]
@@ -33,6 +35,9 @@ class Duplicate(Filter):
         0.8, gt=0, le=1, description="Jaccard similarity of word n-grams from which it is a repeat"
     )
     n: int = Field(3, ge=1, le=20, description="words of an n-gram")
+    answer_words: int = Field(
+        5, ge=1, description="words from which the same answer makes a record a repeat"
+    )
 
     @override
     def judge(self, record: Record) -> Verdict:
@@ -47,7 +52,7 @@ class _Kept:
     """What was admitted so far."""
 
     def __init__(self, chosen: Duplicate) -> None:
-        self._threshold = chosen.threshold
+        self._threshold, self._answer_words = chosen.threshold, chosen.answer_words
         self._hasher = MinHasher(n=chosen.n, num_bands=32, rows=4)
         self._questions: dict[str, int] = {}
         self._answers: dict[str, int] = {}
@@ -60,7 +65,7 @@ class _Kept:
         if question and question in self._questions:
             like = self._shown[self._questions[question]]
             return Verdict(False, "same question as one kept", 1.0, against=like)
-        if answer and answer in self._answers:
+        if answer in self._answers and len(words(answer)) >= self._answer_words:
             like = self._shown[self._answers[answer]]
             return Verdict(False, "same answer as one kept", 1.0, against=like)
         hashes, keys = self._hash(record)
@@ -77,8 +82,8 @@ class _Kept:
         question, answer = _keys(record)
         self._questions.setdefault(question, len(self._sets))
         self._answers.setdefault(answer, len(self._sets))
-        words = " | ".join(one.content for one in record.messages)
-        self._shown.append(f"{record.id}: {words}"[:_SHOWN])
+        said = " | ".join(one.content for one in record.messages)
+        self._shown.append(f"{record.id}: {said}"[:_SHOWN])
         hashes, keys = self._hash(record)
         for place in enumerate(keys):
             self._bands.setdefault(place, []).append(len(self._sets))

@@ -1,7 +1,9 @@
 """Injection: text that gives orders to a model instead of informing a reader.
 
 Source: Greshake et al. 2023, arXiv:2302.12173 (orders hidden in documents). Differs: a list of
-orders, not a model; it catches the plain ones, and prompts treat every document as data anyway.
+orders, not a model; it catches the plain ones, and prompts treat every document as data anyway. Of
+what a user asks for, and no document bears out, only orders against orders count: "respond only
+with the number" is a task.
 """
 
 from __future__ import annotations
@@ -17,6 +19,14 @@ from stillroom.text.normalize import count_invisible, strip_invisible
 
 __all__ = ["Injection"]
 
+_AGAINST = re.compile(
+    r"\b(?:ignore|disregard|forget|override|bypass|drop|set aside)\b[^.!?\n]{0,30}"
+    r"\b(?:previous|prior|above|earlier|your|system)\b[^.!?\n]{0,20}"
+    r"\b(?:instructions?|prompts?|rules|guidelines|messages?|directions|orders?|training)\b|"
+    r"\b(?:reveal|print|repeat|show|output|leak)\b[^.!?\n]{0,30}\b(?:system|hidden|secret) "
+    r"(?:prompt|instructions?|message)\b|\bdo anything now\b|\bjailbreak",
+    re.IGNORECASE,
+)
 _ORDER = re.compile(
     r"\b(?:ignore|disregard|forget|override|bypass)\b[^.!?\n]{0,40}"
     r"\b(?:previous|prior|above|earlier|all|any|your|system|other|the)\b[^.!?\n]{0,30}"
@@ -43,8 +53,11 @@ class Injection(Filter):
 
     @override
     def judge(self, record: Record) -> Verdict:
+        is_about = "evidence" in record.fields
         for message in record.messages:
-            if _ORDER.search(strip_invisible(message.content)):
+            is_task = message.role in {"user", "system"} and not is_about
+            looked_for = _AGAINST if is_task else _ORDER
+            if looked_for.search(strip_invisible(message.content)):
                 return Verdict(False, "gives orders to a model", 0.0)
             if "question" in record.fields and count_invisible(message.content):
                 return Verdict(False, "hides characters", 0.0)

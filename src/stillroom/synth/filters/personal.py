@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from stillroom.recipes.settings import Secret
 from stillroom.records import Record
-from stillroom.synth.masking import mask_record
+from stillroom.synth.masking import mask_record, said_in
 from stillroom.synth.method import Context, Filter, Judge, Verdict
 from stillroom.text.personal import PersonalKind, find_personal
 from stillroom.text.pseudonyms import Pseudonyms
@@ -61,8 +61,8 @@ class Personal(Filter):
             if counts:
                 return Verdict(True, score=total, told={"masked": counts}, changed=changed)
             return Verdict(True, score=0.0)
-        for message in record.messages:
-            found = [one for one in find_personal(message.content) if one.kind in self.kinds]
+        for text in dict.fromkeys(said_in(record)):  # a rejected answer is exported too
+            found = [one for one in find_personal(text) if one.kind in self.kinds]
             if found:
                 return Verdict(
                     False, f"personal data: {found[0].kind}", float(len(found)), limit=0.0

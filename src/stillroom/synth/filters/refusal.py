@@ -1,6 +1,7 @@
 """Refusal: the teacher declined, apologized or talked about itself.
 
-Own method: a list of openings and self-descriptions, in the languages teachers refuse in most.
+Own method: a list of openings and self-descriptions, in the languages teachers refuse in most. Of
+what the user says only talk of being a model counts: "please provide a list" is a task.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ __all__ = ["Refusal"]
 
 _TEXT = r"(?:text|passage|statement|document|context|article|excerpt|source)"
 _SELF = r"(?:ai|artificial intelligence|(?:large )?language model|chatbot|virtual assistant)"
+_MODEL = re.compile(
+    rf"\bas an? {_SELF}\b|\bi(?:(?:'|’)m| am) (?:just |only )?an? {_SELF}\b|"
+    r"\bhow (?:can|may) i (?:help|assist) you\b",
+    re.IGNORECASE,
+)
 _REFUSAL = re.compile(
     r"^\W*(?:i(?:'|’)?m (?:very |so )?sorry|i am (?:very |so )?sorry|sorry\b|my apologies|"
     r"i (?:must |have to )?apologi[sz]e|(?:unfortunately|regrettably),? (?:i\b|this|that|it)|"
@@ -50,6 +56,8 @@ class Refusal(Filter):
 
     @override
     def judge(self, record: Record) -> Verdict:
-        if any(_REFUSAL.search(message.content) for message in record.messages):
-            return Verdict(False, "refusal or talk of itself", 0.0)
+        for message in record.messages:
+            looked_for = _MODEL if message.role in {"user", "system"} else _REFUSAL
+            if looked_for.search(message.content):
+                return Verdict(False, "refusal or talk of itself", 0.0)
         return Verdict(True)

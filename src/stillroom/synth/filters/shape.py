@@ -1,6 +1,8 @@
 """Shape: a record has text, ends with the assistant, and shows no trace of prompt or template.
 
-Own method; the traces looked for are control tokens, role headers, and the labels of our prompts.
+Own method; the traces looked for are control tokens and role headers. The labels of our prompts
+about passages are looked for in records about passages alone: elsewhere a task may well say
+``Text:``, and an answer be JSON.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ __all__ = ["Shape"]
 
 _LEAK = re.compile(
     r"<\|[^|<>\s]{1,40}\|>|</?text>|\[/?INST\]|<(?:start|end)_of_turn>|<think>|"
-    r"^\s*(?:system|user|assistant|statement|topic|text)\s*:|#\w+ Prompt#|"
-    r"\bas JSON\b|\bthis statement answers\b|[\"']answer[\"']\s*:",
+    r"^\s*(?:system|user|assistant)\s*:|#\w+ Prompt#",
+    re.IGNORECASE | re.MULTILINE,
+)
+_LABELS = re.compile(
+    r"^\s*(?:statement|topic|text)\s*:|\bas JSON\b|\bthis statement answers\b|[\"']answer[\"']\s*:",
     re.IGNORECASE | re.MULTILINE,
 )
 _WORD = re.compile(r"\w")
@@ -31,7 +36,12 @@ class Shape(Filter):
     paper: ClassVar[str] = ""
     judges_passages: ClassVar[bool] = True
 
-    min_characters: int = Field(8, ge=1, description="shortest message, in characters")
+    min_characters: int = Field(
+        8, ge=1, description="shortest question or plain text, in characters"
+    )
+    min_answer: int = Field(
+        1, ge=1, description="shortest answer to a question, in characters: labels are short"
+    )
     max_characters: int = Field(20_000, ge=1, description="longest message, in characters")
 
     @override
@@ -39,14 +49,19 @@ class Shape(Filter):
         texts = [message.content for message in record.messages]
         if not texts or record.messages[-1].role != "assistant":
             return Verdict(False, "does not end with the assistant", 0.0)
-        shortest = min(len(text.strip()) for text in texts)
-        if shortest < self.min_characters or not all(_WORD.search(text) for text in texts):
-            return Verdict(False, "empty or too short", float(shortest))
+        for at, text in enumerate(texts):
+            is_answer = at > 0 and record.messages[at].role in {"assistant", "tool"}
+            least = self.min_answer if is_answer else self.min_characters
+            if len(text.strip()) < least or not _WORD.search(text):
+                return Verdict(False, "empty or too short", float(len(text.strip())))
         if (longest := max(map(len, texts))) > self.max_characters:
             return Verdict(False, "too long", float(longest))
         if "\ufffd" in "".join(texts):
             return Verdict(False, "holds broken characters", 0.0)
-        is_passage = len(texts) == 1 and "question" not in record.fields
-        if not is_passage and any(_LEAK.search(text) for text in texts):
+        is_made = len(texts) > 1 or record.origin.kind == "synthetic" or "question" in record.fields
+        if is_made and any(_LEAK.search(text) for text in texts):
+            return Verdict(False, "leaks a prompt or template", 0.0)
+        is_about = len(texts) > 1 and "evidence" in record.fields
+        if is_about and any(_LABELS.search(text) for text in texts):
             return Verdict(False, "leaks a prompt or template", 0.0)
         return Verdict(True)

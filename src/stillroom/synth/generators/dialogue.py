@@ -18,6 +18,7 @@ from stillroom.records import Message
 from stillroom.synth.asking import fence, one_line
 from stillroom.synth.method import RECORD_FILTERS, SeedKind
 from stillroom.synth.novelty import rouge_l
+from stillroom.synth.replies import unquote
 from stillroom.synth.steps import Steps, Stepwise, Unit
 from stillroom.synth.structured import choice_of, object_of
 from stillroom.synth.tasks import pair, question_of
@@ -139,7 +140,7 @@ class Dialogue(Stepwise):
             return None
         if turns and _END.search(said):
             return ""
-        bare = _OTHER.split(_LABEL.sub("", said), maxsplit=1)[0].strip('" \n')
+        bare = unquote(_OTHER.split(_LABEL.sub("", said), maxsplit=1)[0])
         if not bare:
             unit.fail("no message of the user", said)
             return None

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from stillroom.synth.asking import fence
 from stillroom.synth.method import RECORD_FILTERS, SeedKind
+from stillroom.synth.replies import unquote
 from stillroom.synth.steps import Steps, Stepwise, Unit
 from stillroom.synth.tasks import is_empty_answer, is_refusal, pair, question_of
 from stillroom.synth.templates import Template
@@ -141,7 +142,7 @@ class EvolInstruct(Stepwise):
         said = yield from unit.say(words, tokens=self.max_instruction_tokens, what="instruction")
         if said is None:
             return None
-        evolved = _LABEL.sub("", said).strip('" ')
+        evolved = unquote(_LABEL.sub("", said))
         if _LEAK.search(evolved):
             unit.fail("eliminated: words of the prompt in the instruction", said)
         elif not evolved or collapse(evolved).casefold() == collapse(instruction).casefold():

@@ -86,7 +86,11 @@ class InstructionReversal(Stepwise):
         if leans_on_text(instruction):
             unit.fail("instruction that speaks of its text", instruction)
             return
-        told = {"question": instruction, "answer": passage.text, "voice": voice}
+        told: dict[str, object] = {
+            "question": instruction,
+            "answer": passage.text,
+            "voice": voice,
+        }
         if self.min_closeness:
             again = yield from unit.say(
                 unit.words("again", instruction=instruction), tokens=self.max_answer_tokens
@@ -97,7 +101,7 @@ class InstructionReversal(Stepwise):
             if closeness < self.min_closeness:
                 unit.fail("what is written anew is another text", f"{instruction} | {again}")
                 return
-            told["closeness"] = f"{closeness:.4f}"
+            told["closeness"] = round(closeness, 4)
         asked = instruction
         if rng.random() < self.length_share:
             count = len(split_sentences(passage.text))

@@ -111,7 +111,7 @@ class Persona(Stepwise):
     def write(self, unit: Unit) -> Steps[None]:
         first = yield from self._first(unit)
         people = [(first, 0, "")] if first else []
-        for hop in range(1, self.hops + 1):
+        for hop in range(1, self.hops + 1 if self.relations else 1):
             near = [person for person in people if person[1] == hop - 1]
             found = yield from together([self._related(unit, person) for person, _, _ in near])
             for (person, _, _), others in zip(near, found, strict=True):

@@ -17,7 +17,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.recipes import Reference
-from stillroom.records import Link, Message, Prompt
+from stillroom.records import Link
 from stillroom.synth.method import RECORD_FILTERS, Corpus, Draft, Seed, SeedKind, Writer
 from stillroom.synth.novelty import rouge_l
 from stillroom.synth.steps import Steps, Stepwise, Unit, drive
@@ -77,13 +77,17 @@ class PreferenceDelta(Stepwise):
         chosen = yield from unit.say(words, tokens=self.max_answer_tokens)
         if chosen is None:
             return
-        drawn = unit.sample(self.max_answer_tokens, self.weaker_temperature)
-        (given,) = weaker.generate([Prompt((Message("user", words),))], drawn)
         unit.count("asks of the weaker model")
-        rejected = given.text.strip()
-        if not rejected:
-            unit.fail("no answer of the weaker model")
-        elif rouge_l(chosen, rejected) >= self.max_likeness or chosen in rejected:
+        rejected = yield from unit.say(
+            words,
+            tokens=self.max_answer_tokens,
+            what="answer of the weaker model",
+            temperature=self.weaker_temperature,
+            model=weaker,
+        )
+        if rejected is None:
+            return
+        if rouge_l(chosen, rejected) >= self.max_likeness or chosen in rejected:
             unit.fail("two answers that are the same", f"{chosen} | {rejected}")
         else:
             told = {

@@ -1,8 +1,8 @@
 """Preference by a judge: two answers scored in both orders, kept where the margin is clear.
 
 Source: Cui et al. 2023 (UltraFeedback), arXiv:2310.01377 (scored answers become pairs) and Zheng et
-al. 2023, arXiv:2306.05685, section 3.4 (judge both orders; what changes with the order is a tie).
-Differs: the two answers are of one teacher, the second drawn hotter.
+al. 2023, arXiv:2306.05685, section 3.4 (an answer wins only if it wins in both orders). Differs:
+the two answers are of one teacher, the second drawn hotter.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class PreferenceJudge(Stepwise):
         differences = given[0][0] - given[0][1], given[1][1] - given[1][0]
         margin = sum(differences) / 2
         shown = f"{differences}: {answers[0]} | {answers[1]}"
-        if differences[0] * differences[1] < 0:
+        if differences[0] != differences[1] and differences[0] * differences[1] <= 0:
             unit.count("verdicts that change with the order")
             unit.fail("a verdict that changes with the order", shown)
         elif abs(margin) < max(self.min_margin, 0.5):

@@ -13,10 +13,10 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.synth.asking import fence
+from stillroom.synth.asking import fence, one_line
 from stillroom.synth.method import RECORD_FILTERS, VERIFIERS, SeedKind, Verifier
 from stillroom.synth.steps import Steps, Stepwise, Unit
-from stillroom.synth.tasks import answer_of, pair, question_of
+from stillroom.synth.tasks import answer_of, final_of, pair, question_of
 from stillroom.synth.templates import Template
 
 __all__ = ["Rationale"]
@@ -60,8 +60,8 @@ class Rationale(Stepwise):
     @override
     def write(self, unit: Unit) -> Steps[None]:
         record = unit.seed.record
-        question, answer = question_of(record), answer_of(record)
-        fields = {**record.fields, "answer": answer}
+        question, answer = question_of(record), final_of(record)
+        fields = {**record.fields, "answer": answer_of(record)}
         if not question or self.verifier.lacks(fields):
             unit.fail("a record without a question or what its answer is checked by")
             return
@@ -71,9 +71,10 @@ class Rationale(Stepwise):
             if text is not None and self._holds(unit, text, fields):
                 self._keep(unit, question, answer, text, "sampled")
                 return
-        if not self.rationalize:
+        if not self.rationalize or not answer:
             return
-        words = unit.words("hinted", question=question, answer=fence(answer))
+        shown = fence(answer) if "\n" in answer else one_line(answer)
+        words = unit.words("hinted", question=question, answer=shown)
         text = yield from unit.say(words, tokens=self.max_answer_tokens, what="rationale")
         if text is not None and _TELLS.search(text):
             unit.fail("rationale that tells of its hint", text)

@@ -18,7 +18,7 @@ from stillroom.evaluate.final_answer import find_answer, same_answer
 from stillroom.synth.method import RECORD_FILTERS, VERIFIERS, SeedKind, Verifier
 from stillroom.synth.novelty import rouge_l
 from stillroom.synth.steps import Steps, Stepwise, Unit
-from stillroom.synth.tasks import answer_of, pair, question_of
+from stillroom.synth.tasks import answer_of, final_of, pair, question_of
 from stillroom.synth.templates import Template
 
 __all__ = ["RejectionSampling"]
@@ -90,7 +90,8 @@ class RejectionSampling(Stepwise):
         if self.verifier.lacks(fields):
             unit.fail("a record without what its answer is checked by")
             return
-        self._settle(unit, question, fields, self._pass(unit, texts, fields), voted)
+        final = fields["answer"] if voted else final_of(record)
+        self._settle(unit, question, (final, voted), self._pass(unit, texts, fields))
 
     def _pass(self, unit: Unit, texts: list[str], fields: dict[str, Any]) -> list[_Passed]:
         passed = []
@@ -107,9 +108,8 @@ class RejectionSampling(Stepwise):
         self,
         unit: Unit,
         question: str,
-        fields: dict[str, Any],
+        right: tuple[str, bool],
         passed: list[_Passed],
-        voted: bool,
     ) -> None:
         share = len(passed) / self.samples
         if not passed:
@@ -119,10 +119,10 @@ class RejectionSampling(Stepwise):
             return
         told = {
             "question": question,
-            "final_answer": fields["answer"],
+            "final_answer": right[0],
             "pass_rate": round(share, 4),
             "samples": self.samples,
-            "answer_by": "plurality" if voted else "record",
+            "answer_by": "plurality" if right[1] else "record",
         }
         kept: list[str] = []
         for text, _ in sorted(passed, key=lambda one: -one.score):

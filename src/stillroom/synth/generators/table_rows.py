@@ -21,7 +21,7 @@ from typing_extensions import override
 from stillroom.recipes import Reference
 from stillroom.records import Message, Record
 from stillroom.synth.asking import fence
-from stillroom.synth.columns import Column, Copula, draw_row, order_columns, read_rows
+from stillroom.synth.columns import Column, Copula, draw_row, order_columns, read_rows, unweighted
 from stillroom.synth.method import Corpus, SeedKind, Writer
 from stillroom.synth.steps import Steps, Stepwise, Unit
 from stillroom.synth.structured import object_of, text_of
@@ -69,6 +69,8 @@ class TableRows(Stepwise):
             for column in self.columns:
                 if wanted := column.lacks():
                     raise ValueError(f"column {column.name} needs {wanted}, or seed rows")
+            if problem := unweighted(self.columns):
+                raise ValueError(problem)
         return self
 
     @property

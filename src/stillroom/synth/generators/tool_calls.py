@@ -4,8 +4,8 @@ Source: Liu et al. 2024 (APIGen), arXiv:2406.18518, section 3 (queries and calls
 tools, checked for format, by execution and for meaning) and Patil et al. 2023 (Gorilla),
 arXiv:2305.15334. Differs: arguments are held to the tool's schema by grammar where the backend has
 one; results come of a table of calls, of functions run in the sandbox, or are made up by the
-teacher, and the record says which. For meaning, a text or number of a call must stand in the
-request.
+teacher, and the record says which. For meaning, every text and number of a call, within lists and
+objects too, must stand in the request.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -28,6 +28,7 @@ from stillroom.synth.structured import object_of, text_of, violation_of
 from stillroom.synth.templates import Template
 from stillroom.synth.toolbox import Tool, Toolbox, read_tools
 from stillroom.synth.wording import collapse
+from stillroom.text.rewording import find_numbers
 
 __all__ = ["ToolCalls"]
 
@@ -216,16 +217,32 @@ class ToolCalls(Stepwise):
 
 def _not_given(call: Mapping[str, Any], request: str, schema: Mapping[str, Any]) -> str:
     """Return the first argument that the request does not say; a choice of a few need not be."""
-    told, parts = collapse(request).casefold(), schema.get("properties") or {}
-    for name, value in call.items():
-        if isinstance(value, bool) or "enum" in parts.get(name, {}):
+    told, numbers = collapse(request).casefold(), _numbers_in(request)
+    for name, value, part in _leaves("", call, schema):
+        if isinstance(value, bool) or value is None or {"enum", "const"} & part.keys():
             continue
         if isinstance(value, str) and collapse(value).casefold() not in told:
             return f"{name}={value}"
-        if isinstance(value, int | float) and f"{abs(value):g}" not in _numbers_in(request):
+        if isinstance(value, int | float) and abs(float(value)) not in numbers:
             return f"{name}={value}"
     return ""
 
 
-def _numbers_in(text: str) -> set[str]:
-    return {f"{float(found.replace(',', '')):g}" for found in _NUMBER.findall(text)}
+def _leaves(name: str, value: Any, schema: Any) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """Yield every text and number of an argument with its name and its part of the schema."""
+    part = schema if isinstance(schema, Mapping) else {}
+    if isinstance(value, Mapping):
+        known = part.get("properties") or {}
+        for key, inner in value.items():
+            yield from _leaves(f"{name}.{key}" if name else str(key), inner, known.get(key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(name, inner, part.get("items"))
+    else:
+        yield name, value, part
+
+
+def _numbers_in(text: str) -> set[float]:
+    """Return the numbers of a text, those in English words too."""
+    found = {float(one.replace(",", "")) for one in _NUMBER.findall(text)}
+    return found | {float(one) for one in find_numbers(text) if one.isdigit()}

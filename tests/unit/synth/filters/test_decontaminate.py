@@ -1,3 +1,5 @@
+import json
+
 from tests.unit.synth.filters.test_filters import make_record
 
 from stillroom.records import Message, Record
@@ -34,3 +36,16 @@ def test_shared_words_alone_are_no_contamination():
 
 def test_held_out_side_is_not_compared_with_itself():
     assert Decontaminate().begin(Context()).judge(HELD_OUT).keep
+
+
+def test_named_test_items_are_found_on_both_sides_and_in_rejected_answers(tmp_path):
+    path = tmp_path / "bench.jsonl"
+    item = "Which gland of a worker bee produces the wax of the comb in summer?"
+    path.write_text(json.dumps({"question": item, "answer": "That below the abdomen."}) + "\n")
+    chosen = Decontaminate(against=(str(path),)).begin(Context())
+    verdict = chosen.judge(make_record(item, "Something else."))
+    assert verdict.reason == "holds a named test item"
+    assert verdict.against == f"bench.jsonl:1 {item}"
+    pair = make_record("What is told here of bees and wax?", "Nothing.", rejected=f"I ask: {item}")
+    assert not chosen.judge(pair).keep
+    assert chosen.judge(make_record("What do bees eat?", "They eat nectar.")).keep

@@ -24,11 +24,20 @@ def fold(records, **settings):
 def test_same_question_or_answer_is_a_repeat_whatever_its_case():
     assert fold(
         [
-            make_record("What is wax?", "One."),
+            make_record("What is wax?", "One of five words here."),
             make_record("what  is WAX?", "Two."),
-            make_record("What is comb?", "one."),
+            make_record("What is comb?", "one of FIVE words here."),
         ]
     ) == ["", "same question as one kept", "same answer as one kept"]
+
+
+def test_labels_and_numbers_may_be_the_answer_again():
+    asked = ["Is this mail about money?", "Was the film worth seeing?", "Does the sky look blue?"]
+    assert fold([make_record(one, "Yes.") for one in asked]) == [""] * 3
+    assert (
+        fold([make_record(one, "Yes.") for one in asked], answer_words=1)[1:]
+        == ["same answer as one kept"] * 2
+    )
 
 
 def test_near_repeat_is_found_and_scored():

@@ -284,3 +284,12 @@ def test_sober_texts_are_no_insults(text):
 
 def test_passages_are_there():
     assert PASSAGES
+
+
+def test_personal_data_of_a_rejected_answer_or_a_field_is_found_and_ids_are_not_numbers():
+    pair = say("Here is a clean answer.", rejected="Call (415) 736-2291 after six.")
+    assert reason("personal", pair) == "personal data: phone"
+    names = {"persona_id": "per-4157362291", "rejected_by": "endpoint:http://81.20.33.17/v1#m"}
+    assert reason("personal", say("Here is a clean answer.", **names)) == ""
+    masked = judge("personal", pair, action="mask").changed
+    assert "736-2291" not in masked.fields["rejected"]

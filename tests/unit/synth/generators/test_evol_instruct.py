@@ -89,3 +89,11 @@ def test_the_instruction_is_data():
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
     survives(lambda model: EvolInstruct().generate([Seed(TASK, "train")], model), said)
+
+
+def test_what_an_instruction_quotes_keeps_its_quotes():
+    task = 'Write a poem of four lines that is titled "Spring"'
+    said = iter([f'"{task.replace(chr(34), chr(39))}"', "A poem.", task, "Another."])
+    method = EvolInstruct(rounds=2, compare=False, ways=("deepen",))
+    made = draft(method, lambda prompt: next(said))
+    assert [one.messages[0].content for one in made.records] == [task.replace('"', "'"), task]

@@ -57,3 +57,9 @@ def test_a_persona_like_one_before_is_dropped_whole():
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
     survives(lambda model: Persona(hops=1).generate([Seed(TEXT, "train")], model), said)
+
+
+def test_without_relations_nobody_is_asked_for_them():
+    made, model = draft_of(Persona(relations=0, hops=2), TEXT, script)
+    assert len(made.records) == 1
+    assert len(model.asked) == Persona(relations=0, hops=2).asks - 1 == 3

@@ -3,6 +3,7 @@ import gc
 import pytest
 from tests.unit.synth.generators.hostile import HOSTILE, TASK, draft_of, reasons, survives
 
+from stillroom.errors import BackendError
 from stillroom.synth.generators.preference_delta import PreferenceDelta
 from stillroom.synth.method import Corpus, Seed
 from stillroom.testing import scripted_model
@@ -29,6 +30,32 @@ def test_the_teacher_is_chosen_and_the_weaker_rejected(weaker):
 def test_answers_that_are_the_same_are_no_pair(weaker):
     made, _ = draft_of(PreferenceDelta(), TASK, lambda prompt: "No idea at all.")
     assert reasons(made) == ["two answers that are the same"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("backend.context", "longer than the teacher's context"),
+        ("backend.timeout", "no answer from the teacher's server"),
+    ],
+)
+def test_what_the_weaker_model_cannot_take_costs_its_row(monkeypatch, fault, reason):
+    def fail(prompt):
+        raise BackendError("it is too long", code=fault)
+
+    model = scripted_model(fail, fingerprint="scripted:weak")
+    monkeypatch.setattr("stillroom.models.opening.open_text_model", lambda *a, **k: model)
+    made, _ = draft_of(PreferenceDelta(), TASK, lambda prompt: "By yeast and warmth.")
+    assert reasons(made) == [reason]
+    assert made.asked == 2
+
+
+def test_an_answer_of_the_weaker_model_that_was_cut_is_none(monkeypatch):
+    model = scripted_model(lambda prompt: "word " * 900, fingerprint="scripted:weak")
+    monkeypatch.setattr("stillroom.models.opening.open_text_model", lambda *a, **k: model)
+    made, _ = draft_of(PreferenceDelta(), TASK, lambda prompt: "By yeast and warmth.")
+    assert reasons(made) == ["answer of the weaker model cut at the token limit"]
+    assert made.completion_tokens > 384  # what the weaker one wrote is paid for too
 
 
 @pytest.mark.parametrize("said", HOSTILE)

@@ -36,7 +36,8 @@ def test_a_clear_verdict_in_both_orders_makes_a_pair():
     [
         ([(8, 3), (8, 3)], "a verdict that changes with the order"),
         ([(5, 5), (5, 5)], "a margin below the least"),
-        ([(5, 4), (5, 5)], "a margin below the least"),
+        ([(9, 4), (5, 5)], "a verdict that changes with the order"),
+        ([(5, 5), (2, 9)], "a verdict that changes with the order"),
     ],
 )
 def test_position_bias_and_ties_are_dropped(verdicts, reason):

@@ -26,7 +26,7 @@ def test_a_hint_rationalizes_and_does_not_stand_in_the_record():
     record = made.records[0]
     assert record.fields["way"] == "rationalized"
     assert record.messages[0].content == SUM.messages[0].content
-    assert "The answer is <text>\n7\n</text>" in model.asked[-1].messages[-1].content
+    assert "(The answer is 7.)" in model.asked[-1].messages[-1].content
     assert "hint" not in record.messages[1].content
 
 
@@ -43,6 +43,16 @@ def test_a_record_without_an_answer_is_refused():
     made, model = draft_of(Rationale(), Record((Message("user", "Why?"),)), script())
     assert reasons(made) == ["a record without a question or what its answer is checked by"]
     assert not model.asked
+
+
+def test_the_hint_is_the_final_answer_and_not_the_whole_solution():
+    solved = Record(SUM.messages, {"answer": "He has 3 + 4 = <<3+4=7>>7 apples.\n#### 7"})
+    made, model = draft_of(
+        Rationale(tries=1), solved, script("The answer is 8.", "The answer is 7.")
+    )
+    assert "(The answer is 7.)" in model.asked[-1].messages[-1].content
+    assert "<<3+4=7>>" not in model.asked[-1].messages[-1].content
+    assert made.records[0].fields["final_answer"] == "7"
 
 
 @pytest.mark.parametrize("said", HOSTILE)

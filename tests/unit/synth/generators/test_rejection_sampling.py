@@ -48,6 +48,12 @@ def test_the_plurality_stands_in_for_an_answer():
     assert reasons(made) == ["a record without what its answer is checked by"]
 
 
+def test_the_final_answer_is_told_and_not_the_solution_it_stands_in():
+    solved = Record(SUM.messages, {"answer": "3 + 4 is seven.\n#### 7"})
+    made, _ = draft_of(RejectionSampling(samples=1), solved, script(RIGHT[0]))
+    assert made.records[0].fields["final_answer"] == "7"
+
+
 def test_code_is_run_against_its_tests():
     task = Record((Message("user", "Write double(n)."),), {"tests": ["assert double(2) == 4"]})
     good, bad = "```python\ndef double(n): return 2 * n\n```", "def double(n): return n"

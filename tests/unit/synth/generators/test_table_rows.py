@@ -130,3 +130,19 @@ def test_hostile_answers_are_counted_failures(said):
         "texts of the row is not the JSON asked",
         "texts of the row cut at the token limit",
     }
+
+
+def test_odds_of_a_boolean_are_weights_or_a_chance_and_may_be_given():
+    even = {"name": "sold", "type": "boolean"}
+    given = {**even, "given": "kind", "by": {"tea": {"true": 1, "false": 3}, "coffee": {"true": 1}}}
+    rows, *_ = rows_of(300, [COLUMNS[2], given])
+    sold = Counter((row["kind"], row["sold"]) for row in rows)
+    assert 0.1 < sold["tea", True] / (sold["tea", True] + sold["tea", False]) < 0.4
+    assert not sold["coffee", False]
+    rows, *_ = rows_of(200, [{**even, "values": {"true": 3, "false": 1}}])
+    assert 120 < sum(row["sold"] for row in rows) < 180
+    told = {"name": "sort", "type": "category", "given": "sold", "by": {"true": {"a": 1}}}
+    with pytest.raises(ValidationError, match="no weights where sold is false"):
+        TableRows(columns=[even, told])
+    with pytest.raises(ValidationError, match="values of a boolean"):
+        TableRows(columns=[{**even, "values": {"yes": 1}}])

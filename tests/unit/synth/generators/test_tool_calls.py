@@ -74,6 +74,32 @@ def test_values_that_the_user_did_not_give_are_dropped(tools):
     assert made.records
 
 
+def test_values_within_lists_and_objects_must_be_given_too(tmp_path):
+    guests = {"type": "array", "items": {"type": "string", "maxLength": 9}, "maxItems": 2}
+    place = {"type": "object", "properties": {"town": {"type": "string", "maxLength": 9}}}
+    parts = {"guests": guests, "at": place, "count": {"type": "integer"}}
+    path = tmp_path / "tools.json"
+    parameters = {"type": "object", "properties": parts, "required": list(parts)}
+    path.write_text(json.dumps([{"name": "book", "parameters": parameters}]))
+    request = "Book a table for two in Rome: Ann and Bob."
+
+    def call(town="Rome", guest="Bob", count=2):
+        arguments = {"guests": ["Ann", guest], "at": {"town": town}, "count": count}
+
+        def say(prompt):
+            if not prompt.schema:
+                return "It is booked."
+            if "guests" in prompt.schema["properties"]:
+                return json.dumps(arguments)
+            return fill(prompt.schema, message=request, result="done")
+
+        return draft_of(make(str(path)), BLANK, say)[0]
+
+    assert call().records
+    for wrong in ({"town": "Oslo"}, {"guest": "Eve"}, {"count": 3}):
+        assert reasons(call(**wrong)) == ["an argument that the user did not give"]
+
+
 def test_functions_run_in_the_sandbox(tools, tmp_path):
     code = tmp_path / "functions.py"
     code.write_text(CODE)
