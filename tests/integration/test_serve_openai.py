@@ -140,12 +140,12 @@ def test_a_real_model_streams_what_it_says_whole(tmp_path):
         with client_of(Served("tiny", model)) as client:
             settings = {"model": "tiny", "messages": USER, "max_tokens": 8, "seed": 3}
             whole = client.chat.completions.create(**settings)
-            pieces = [
-                chunk.choices[0].delta.content or ""
-                for chunk in client.chat.completions.create(**settings, stream=True)
-            ]
+            told = {"stream": True, "stream_options": {"include_usage": True}}
+            *chunks, last = client.chat.completions.create(**settings, **told)
+            pieces = [chunk.choices[0].delta.content or "" for chunk in chunks]
             assert "".join(pieces) == whole.choices[0].message.content
             assert 0 < whole.usage.completion_tokens <= 8
+            assert last.usage.prompt_tokens == whole.usage.prompt_tokens
     finally:
         model.close()
 

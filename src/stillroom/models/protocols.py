@@ -23,6 +23,7 @@ __all__ = [
     "CanvasModel",
     "CanvasStep",
     "ConcurrentModel",
+    "CountingModel",
     "Embedder",
     "LanedModel",
     "RelayModel",
@@ -170,6 +171,14 @@ class CanvasModel(TextModel, Protocol):
 
     def stream_canvas(self, prompt: Prompt, sampling: Sampling) -> Iterator[str | CanvasStep]:
         """Yield the pieces that ``stream`` yields, and the steps between them."""
+
+
+@runtime_checkable
+class CountingModel(TextModel, Protocol):
+    """A TextModel that can count a prompt as it reads it: one in this process."""
+
+    def count_prompt(self, prompt: Prompt) -> int:
+        """Return how many tokens are read of a prompt, those of its chat template with them."""
 
 
 @runtime_checkable

@@ -96,7 +96,7 @@ class Desk:
         """Answer POST /v1/completions."""
         served, model = self._find_writer(body.model)
         sampling = body.sampling(self.limits, wanted=body.max_tokens)
-        reply, prompt = Reply(body.model, is_chat=False), Prompt(text=body.prompt)
+        reply, prompt = Reply(body.model, is_chat=False), Prompt(text=body.text)
         return await self._answer(served, model, prompt, sampling, reply, body, request)
 
     async def embed(self, body: EmbeddingRequest, request: Request) -> Response:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stillroom.models import TextModel
-from stillroom.models.protocols import CanvasStep
+from stillroom.models.protocols import CanvasStep, CountingModel
 from stillroom.records import Answer, Citation, Completion, Prompt, Sampling
 from stillroom.serve.counters import Counters
 from stillroom.serve.refusals import explain
@@ -76,7 +76,12 @@ class Heard:
         self.spent = Spent(usage, "length" if is_long else "stop")
 
     def _count_prompt(self) -> int:
-        """Return the tokens of the prompt's texts; the template's own are not counted."""
+        """Return the tokens of the prompt, with its template's where the model can tell them.
+
+        A prompt with documents in it is the answering method's own: its question alone is known.
+        """
+        if isinstance(self._model, CountingModel) and self.citations is None:
+            return self._model.count_prompt(self._prompt)
         texts = [message.content for message in self._prompt.messages] or [self._prompt.text]
         return sum(self._model.count_tokens(text) for text in texts)
 

@@ -25,6 +25,8 @@ from stillroom.errors import (
     ResourceError,
     StillroomError,
 )
+from stillroom.recipes.reading import dotted
+from stillroom.recipes.shapes import clean_path
 
 __all__ = ["Refusal", "add_handlers", "client_left", "explain"]
 
@@ -121,8 +123,9 @@ def add_handlers(app: FastAPI) -> None:
         return answer(explain(error))
 
     async def on_invalid(request: Request, error: Exception) -> JSONResponse:
-        found = error.errors() if isinstance(error, RequestValidationError) else []
-        return answer(_explain_invalid(found))
+        if not isinstance(error, RequestValidationError):
+            return answer(_explain_invalid([], None))
+        return answer(_explain_invalid(error.errors(), error.body))
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         status = error.status_code if isinstance(error, HTTPException) else 500
@@ -139,15 +142,28 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, on_http)
 
 
-def _explain_invalid(found: Sequence[Any]) -> Refusal:
+def _explain_invalid(found: Sequence[Any], body: Any) -> Refusal:
+    """Return what a client is told of a body that is not as it must be.
+
+    Where a value may be of several shapes, what is wrong deepest within it is told: there the
+    client meant that shape.
+    """
     if not found:
         return Refusal(400, "the request cannot be read", code="invalid_request")
     first = found[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
-    if first["type"] == "extra_forbidden":
-        return Refusal(400, f"'{place}' is not served here", code="unknown_parameter", param=place)
     if first["type"] == "json_invalid":
         return Refusal(400, "the body is not JSON", code="invalid_json")
+    paths = [
+        clean_path(one["loc"][1:], body, is_missing=one["type"] == "missing")
+        if one["loc"][0] == "body"
+        else one["loc"][1:]
+        for one in found
+    ]
+    inside = [at for at, path in enumerate(paths) if path[: len(paths[0])] == paths[0]]
+    chosen = max(inside, key=lambda at: (len(paths[at]), -at))
+    place, told = dotted(paths[chosen]), found[chosen]
+    if told["type"] == "extra_forbidden":
+        return Refusal(400, f"'{place}' is not served here", code="unknown_parameter", param=place)
     return Refusal(
-        400, f"{place or 'body'}: {first['msg']}", code="invalid_request", param=place or None
+        400, f"{place or 'body'}: {told['msg']}", code="invalid_request", param=place or None
     )

@@ -1,12 +1,13 @@
 """What clients send: OpenAI's request bodies, as far as they are served here.
 
 A key that would change the answer and is not served is refused by name, as OpenAI does; keys that
-only label a request (``user``, ``metadata``) are accepted and not kept.
+only label a request (``user``, ``metadata``) are accepted and not kept, and of what is not served
+the value that changes nothing is (``n: 1``, ``logprobs: false``), which many clients always send.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["ChatRequest", "CompletionRequest", "EmbeddingRequest", "RerankRequest"]
 
 
+_LABELS = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 _NAME = r"^[a-z_]+$"
 _NAMES = r"^(?:[a-z_]+>)?[a-z_]+(?:\+[a-z_]+)?$"
 
@@ -45,6 +47,8 @@ class _Drawn(_Request):
     n: Literal[1] | None = 1
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
+    logit_bias: dict[str, float] | None = Field(None, max_length=0)
+    service_tier: Literal["auto", "default"] | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
 
@@ -126,6 +130,12 @@ class ChatRequest(_Drawn):
     tools: list[dict[str, Any]] | None = Field(None, min_length=1, max_length=128)
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
+    modalities: tuple[Literal["text"]] | None = None
+    prediction: None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
     k: int | None = Field(None, ge=1, le=50, description="passages shown; an extension")
     way: str | None = Field(
         None, max_length=80, pattern=_NAMES, description="methods of retrieval; an extension"
@@ -176,7 +186,7 @@ class ChatRequest(_Drawn):
             raise Refusal(400, f"'{param}' does not go with tools", code="no_tools", param=param)
         self._check_count(limits)
         sampling = self.to_sampling(limits)
-        given = self.model_dump(exclude_unset=True, exclude={"user", "metadata", "store"})
+        given = self.model_dump(exclude_unset=True, exclude=_LABELS)
         given.pop("max_completion_tokens", None)
         for turn in given["messages"]:
             for key in ("annotations", "citations", "refusal"):
@@ -217,11 +227,13 @@ class ChatRequest(_Drawn):
         wanted = self.response_format
         if wanted is None or wanted.get("type") == "text":
             return None
+        if wanted.get("type") == "json_object":
+            return {"type": "object"}
         schema = (wanted.get("json_schema") or {}).get("schema")
         if wanted.get("type") != "json_schema" or not isinstance(schema, dict):
             raise Refusal(
                 400,
-                "response_format must be {'type': 'text'}, or 'json_schema' with its schema",
+                "response_format must be text, json_object, or json_schema with its schema",
                 code="invalid_response_format",
                 param="response_format",
             )
@@ -231,7 +243,16 @@ class ChatRequest(_Drawn):
 class CompletionRequest(_Drawn):
     """POST /v1/completions: raw text, no chat template."""
 
-    prompt: str = Field(min_length=1)
+    prompt: Annotated[str, Field(min_length=1)] | tuple[Annotated[str, Field(min_length=1)]]
+    echo: Literal[False] | None = None
+    best_of: Literal[1] | None = None
+    logprobs: None = None
+    suffix: None = None
+
+    @property
+    def text(self) -> str:
+        """The one text that is gone on with."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
 
 
 class EmbeddingRequest(_Request):

@@ -160,6 +160,32 @@ def test_settings_reach_the_model():
     assert (sampling.max_new_tokens, sampling.stop) == (9, ("\n",))
 
 
+def test_values_that_change_nothing_are_taken():
+    """Many clients send every parameter there is, with the value that means none."""
+    neutral = {
+        "n": 1, "logprobs": False, "top_logprobs": None, "logit_bias": {}, "prediction": None,
+        "frequency_penalty": 0, "presence_penalty": 0.0, "service_tier": "auto",
+        "modalities": ["text"], "safety_identifier": "x", "prompt_cache_key": "y",
+    }  # fmt: skip
+    app = create_app(served())
+    assert chat(app, **neutral).json()["choices"] == chat(app).json()["choices"]
+    asked = {"model": "run", "prompt": ["a"], "echo": False, "best_of": 1, "logprobs": None}
+    assert request(app, "POST", "/v1/completions", json_body=asked).status_code == 200
+
+
+def test_any_json_object_may_be_asked_for():
+    got = []
+
+    class Listening(type(scripted_model({}))):
+        def generate(self, prompts, sampling, **more):
+            got.extend(prompts)
+            return super().generate(prompts, sampling, **more)
+
+    app = create_app(Served("run", Listening({"*": "{}"})))
+    assert chat(app, response_format={"type": "json_object"}).status_code == 200
+    assert got[0].schema == {"type": "object"}
+
+
 @pytest.mark.parametrize(
     ("body", "code", "param"),
     [
@@ -170,14 +196,26 @@ def test_settings_reach_the_model():
         ({"messages": [{"role": "user", "content": "x"}] * 201}, "too_many_messages", "messages"),
         ({"messages": "x"}, "invalid_request", "messages"),
         ({"tools": [{"type": "function"}]}, "no_tools", "tools"),
-        ({"logit_bias": {}}, "unknown_parameter", "logit_bias"),
+        ({"logit_bias": {"5": 1}}, "invalid_request", "logit_bias"),
+        ({"logprobs": True}, "invalid_request", "logprobs"),
+        ({"web_search_options": {}}, "unknown_parameter", "web_search_options"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "invalid_request",
+            "messages.0.content.0.type",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "invalid_request",
+            "messages.0.content.0.text",
+        ),
         ({"max_tokens": 2049}, "max_tokens", "max_tokens"),
         ({"max_tokens": 0}, "invalid_request", "max_tokens"),
         ({"temperature": -1}, "invalid_request", "temperature"),
         ({"n": 2}, "invalid_request", "n"),
         ({"stop": ["a"] * 5}, "invalid_stop", "stop"),
         (
-            {"response_format": {"type": "json_object"}},
+            {"response_format": {"type": "json_schema"}},
             "invalid_response_format",
             "response_format",
         ),

@@ -320,6 +320,11 @@ class _LlamacppModel:
     def count_tokens(self, text: str) -> int:
         return len(self._engines[0].tokens(text, control=False))
 
+    def count_prompt(self, prompt: Prompt) -> int:
+        with self._borrow() as engine:
+            body = {"content": self._render(engine, prompt), "parse_special": True}
+            return len(engine.request("/tokenize", {**body, "add_special": True})["tokens"])
+
     def render(self, messages: Sequence[Message]) -> str:
         with self._borrow() as engine:
             return self._render(engine, Prompt(tuple(messages)))

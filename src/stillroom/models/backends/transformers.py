@@ -191,6 +191,9 @@ class _TransformersModel:
     def count_tokens(self, text: str) -> int:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def count_prompt(self, prompt: Prompt) -> int:
+        return len(self._encode(prompt))
+
     def render(self, messages: Sequence[Message]) -> str:
         return render_prompt(self.tokenizer, Prompt(tuple(messages)))
 
