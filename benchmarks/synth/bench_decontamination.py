@@ -11,6 +11,8 @@ are counted on 1,500 of the texts; some are variants of an item that the file it
 ``rephrasings.json`` are rewordings of several kinds (reworded, shortened, retold at length, told of
 other people and things, translated, and tasks of a few words), each of its own item, which is
 indexed with the others; 20 of them were written after all settings were chosen.
+``rephrasings_answered.json`` are more of them with the items' answers: they are looked for with and
+without these, at as many false alarms.
 
 Usage: bench_decontamination.py [QUESTIONS.jsonl [--kinds]] (GSM8K's train.jsonl, say); --kinds
 measures the rewordings by kind alone
@@ -22,14 +24,16 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
 
+from stillroom.evaluate.final_answer import find_answer
 from stillroom.models import open_embedder
-from stillroom.synth.leak_check import Limits
+from stillroom.records import Record
+from stillroom.synth.leak_check import Answers, Limits
 from stillroom.text.contamination import ItemIndex, count_texts
 from stillroom.text.normalize import words
 from stillroom.text.rewording import RewordingIndex
@@ -179,6 +183,46 @@ def measure_kinds(items: Sequence[str], texts: Sequence[str]) -> None:
         say(what, sum(total) / len(total), n=len(total))
 
 
+def measure_answers(items: Sequence[str], texts: Sequence[str], answers: Mapping[str, str]) -> None:
+    """Print recall with and without the answers of items and texts, at as many false alarms."""
+    rows = json.loads((HERE / "rephrasings_answered.json").read_text())["rephrasings"]
+    told = dict(answers) | {row["item"]: row["answer"] for row in rows}
+    every = list(dict.fromkeys([*items, *(row["item"] for row in rows)]))
+    others = [text for text in texts if text not in set(every)][-COMPARED:]
+    frequency, count = count_texts(others)
+    embedder = open_embedder(EMBEDDER)
+    index = RewordingIndex(
+        every, embedder.embed(every, kind="passage"), frequency=frequency, texts=count
+    )
+    known = Answers([told.get(item, "") for item in every])
+    pairs = [(row["text"], row["answer"]) for row in rows]
+    pairs += [(text, told.get(text, "")) for text in others]
+    vectors = embedder.embed([text for text, _ in pairs], kind="passage")
+    alarms = 0
+    for name in ("with", "without"):
+        scores = []
+        for at, ((text, answer), vector) in enumerate(zip(pairs, vectors, strict=True)):
+            same = known.same_as(Record((), {"answer": answer})) if name == "with" else ()
+            found = index.find(text, vector, same)
+            is_own = found is not None and (
+                at >= len(rows) or every[found.item] == rows[at]["item"]
+            )
+            scores.append(found.score if found is not None and is_own else 0.0)
+        null = sorted(scores[len(rows) :], reverse=True)
+        limit = Limits().reworded
+        if name == "with":
+            alarms = sum(score >= limit for score in null)
+        else:  # as many, from a lower limit on if need be
+            limit = min(limit, null[alarms] + 1e-9)
+        for chosen in (True, False):
+            hits = [s >= limit for s, row in zip(scores, rows, strict=False)
+                    if row["chosen_on"] == chosen]  # fmt: skip
+            what = f"synth/decontamination/rewordings {name} answers, " + (
+                "chosen on" if chosen else "held out"
+            )
+            say(f"{what}/recall", sum(hits) / len(hits), n=len(hits), alarms=alarms, of=len(null))
+
+
 def read_questions(path: Path | None) -> tuple[list[str], list[str]]:
     """Return items and texts."""
     if path is not None:
@@ -203,6 +247,12 @@ def main(path: Path | None, *, kinds_alone: bool) -> None:
         measure_words(items, texts)
         measure_meanings(items, texts)
     measure_kinds(items, texts)
+    answers: dict[str, str] = {}
+    if path is not None:
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            answers[row["question"]] = find_answer(row["answer"])
+    measure_answers(items, texts, answers)
 
 
 if __name__ == "__main__":

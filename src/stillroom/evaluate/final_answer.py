@@ -12,7 +12,7 @@ from typing import Literal
 
 from stillroom.text.normalize import exact_match
 
-__all__ = ["Find", "find_answer", "is_marked", "same_answer"]
+__all__ = ["Find", "answer_key", "find_answer", "is_marked", "same_answer"]
 
 Find = Literal["marked", "number", "whole"]
 
@@ -57,6 +57,15 @@ def find_answer(text: str, find: Find = "marked") -> str:
 def is_marked(text: str) -> bool:
     """Return whether a text says which part of it is the answer."""
     return bool(_BOXED.search(text) or _MARK.search(text))
+
+
+def answer_key(answer: str) -> str:
+    """Return what equal answers have in common: the number that it is, else its words and marks."""
+    bare = _without_font(answer)
+    number = _as_number(bare)
+    if number is not None:
+        return str(number)
+    return " ".join(_tokens(bare.rstrip("!?;,:. ") if re.search("[^\\W\\d_]", bare) else bare))
 
 
 def same_answer(one: str, other: str) -> bool:

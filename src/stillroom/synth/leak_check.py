@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillroom.errors import BackendError, DataError
+from stillroom.evaluate.final_answer import answer_key
 from stillroom.jobs import Job
 from stillroom.objects import local
 from stillroom.records import Message, Prompt, Record, read_records
 from stillroom.synth.evidence import text_of
+from stillroom.synth.tasks import final_of
 from stillroom.text.contamination import ItemIndex, Match, count_texts
 from stillroom.text.rewording import Likeness, RewordingIndex
 from stillroom.text.sentences import split_sentences
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from stillroom.models import Embedder, TextModel
 
 __all__ = [
+    "Answers",
     "Checked",
     "Item",
     "LeakChecker",
@@ -30,15 +34,20 @@ __all__ = [
 ]
 
 _PIECE_WORDS = 60
+_COMMON_ANSWER = 0.05
+"""An answer that more of the items have tells none of them apart."""
+_SAY_NOTHING = frozenset({"", "yes", "no", "true", "false", "none", "unknown"})
+_LETTER = re.compile(r"\(? ?[a-z] ?\)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing that must not be trained on, and where it stands."""
+    """One thing that must not be trained on, where it stands, and its answer as far as told."""
 
     text: str
     file: str
     row: int
+    answer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,28 @@ class Limits:
     asked: float = 0.76
 
 
+class Answers:
+    """The items by their answers, where an answer tells them apart: yes and no, A and B do not."""
+
+    def __init__(self, answers: Sequence[str]) -> None:
+        """Index the answers of all items, empty where none is told."""
+        keys = [answer_key(answer) if answer else "" for answer in answers]
+        most = max(1, int(_COMMON_ANSWER * len(keys)))
+        by_key: dict[str, list[int]] = {}
+        for at, key in enumerate(keys):
+            by_key.setdefault(key, []).append(at)
+        self._by_key = {
+            key: frozenset(found)
+            for key, found in by_key.items()
+            if len(found) <= most and key not in _SAY_NOTHING and not _LETTER.fullmatch(key)
+        }
+
+    def same_as(self, record: Record) -> frozenset[int]:
+        """Return the items whose answer is the record's."""
+        answer = final_of(record)
+        return self._by_key.get(answer_key(answer), frozenset()) if answer else frozenset()
+
+
 class LeakChecker:
     """Looks for the items in records; an embedder or judge that fails once is not asked again."""
 
@@ -85,6 +116,7 @@ class LeakChecker:
             frequency, count = count_texts(counted)
         self.words = ItemIndex(texts, frequency=frequency, texts=count, near=limits.near)
         self._failed: dict[str, str] = {}
+        self._answers = Answers([item.answer for item in items])
         self.meanings: RewordingIndex | None = None
         if embedder is not None:
             try:
@@ -129,8 +161,9 @@ class LeakChecker:
             vectors = self.embedder.embed([piece for _, piece in pieces], kind="passage")
         except (BackendError, DataError) as error:
             return [Checked(unchecked=self._fail("embedder", error))] * len(records)
+        answered = [self._answers.same_as(record) for record in records]
         for (at, piece), vector in zip(pieces, vectors, strict=True):
-            likeness = self.meanings.find(piece, vector)
+            likeness = self.meanings.find(piece, vector, answered[at])
             if likeness is None or found[at].match is not None:
                 continue
             if likeness.score >= self.limits.reworded:
@@ -163,7 +196,8 @@ def _ask_for(item: str, text: str) -> str:
 def read_test_items(places: Iterable[str | Path]) -> Iterator[Item]:
     """Yield the items of files or artifacts of records.
 
-    An item is a record's ``question``, or what its user says first, or all it says.
+    An item is a record's ``question``, or what its user says first, or all it says; its answer is
+    the final one of the record.
 
     Raises:
         DataError: If a file is missing or damaged.
@@ -175,7 +209,7 @@ def read_test_items(places: Iterable[str | Path]) -> Iterator[Item]:
             said = [one.content for one in record.messages]
             text = text_of(record, "question") or (asked or said or [""])[0]
             if text.strip():
-                yield Item(text, path.name, row)
+                yield Item(text, path.name, row, final_of(record))
 
 
 def looked_through(record: Record) -> list[str]:

@@ -8,6 +8,7 @@ five sixths (docs/explanation/lab-notebook.md). Numbers in English words count a
 A question told of other people and things, or in another language, keeps little but its numbers:
 the same ones in the same order count by their information, and stand in for names where they say
 more. An item that has neither names nor numbers is told apart by cosine, from a lower bound on.
+That a text has the item's answer counts as well, where the caller knows it.
 
 Source: Yang et al. 2023, arXiv:2311.04850 (rephrased samples, found by embeddings and a judge).
 Differs: names and numbers stand beside the cosine; a judge is asked only about what lies between.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,8 @@ _FULL = 2 / 3
 _ORDER_WEIGHT = 0.05
 """Of a nat of numbers in order; with the next three chosen on hand-made rewordings."""
 _LEAST_ORDER, _MOST_ORDER = 5.0, 13.0
+_ANSWER_WEIGHT = 0.11
+"""Of an answer that both have; chosen on hand-made rewordings of other items."""
 _ALIKE_ORDER = 0.7
 _LOOKED_AT = 5
 _COMMON = 0.01
@@ -61,18 +64,21 @@ class Likeness:
 
     ``cosine`` of their vectors; ``anchors`` the share of the item's names and numbers that the text
     has too, less where all of them are common; ``order`` the nats of the numbers that both have in
-    the same order, 0 where these are fewer than seven tenths of all.
+    the same order, 0 where these are fewer than seven tenths of all; ``is_answered`` whether the
+    text's answer is the item's.
     """
 
     item: int
     cosine: float
     anchors: float
     order: float = 0.0
+    is_answered: bool = False
 
     @property
     def score(self) -> float:
         """What thresholds are compared with."""
-        return self.cosine + max(_ANCHOR_WEIGHT * self.anchors, _ORDER_WEIGHT * self.order)
+        anchors = max(_ANCHOR_WEIGHT * self.anchors, _ORDER_WEIGHT * self.order)
+        return self.cosine + anchors + _ANSWER_WEIGHT * self.is_answered
 
 
 def find_anchors(
@@ -137,14 +143,24 @@ class RewordingIndex:
             for number in set(numbers):
                 self._holders.setdefault(number, []).append(at)
 
-    def find(self, text: str, vector: npt.NDArray[np.float32]) -> Likeness | None:
-        """Return the item that a text is most like; None where there are no items."""
+    def find(
+        self, text: str, vector: npt.NDArray[np.float32], answered: Collection[int] = ()
+    ) -> Likeness | None:
+        """Return the item that a text is most like; None where there are no items.
+
+        Args:
+            text: What is compared.
+            vector: Its own.
+            answered: The items whose answer is the text's, where that says something.
+        """
         cosines = self._vectors @ vector
         nearest = np.argsort(-cosines, kind="stable")[:_LOOKED_AT].tolist()
         here, numbers = find_anchors(text, self._frequency, self._texts), find_numbers(text)
         orders = {at: self._order(at, numbers) for at in self._sharing(numbers)}
         found = [
-            Likeness(at, float(cosines[at]), self._share(at, here), orders.get(at, 0.0))
+            Likeness(
+                at, float(cosines[at]), self._share(at, here), orders.get(at, 0.0), at in answered
+            )
             for at in {*nearest, *(at for at, order in orders.items() if order)}
         ]
         return max(found, key=lambda one: (one.score, -one.item), default=None)

@@ -1,10 +1,11 @@
 """Reworded: no test item told in other words is in the records, by an embedder and by anchors.
 
-Source: Yang et al. 2023, arXiv:2311.04850 (rephrased samples). Differs: names and numbers stand
-beside the cosine (``text.rewording``), and no judge is asked, as ``stillroom synth decontaminate``
-does. Looked for are the run's own held-out questions and those of the files that ``against`` names.
-What finds copies is the filter ``decontaminate``. A record that could not be embedded is dropped as
-that, never called clean.
+Source: Yang et al. 2023, arXiv:2311.04850 (rephrased samples). Differs: names, numbers and answers
+stand beside the cosine (``text.rewording``), and no judge is asked; ``stillroom synth
+decontaminate`` asks one. Looked for are the run's own held-out questions and those of the files
+that ``against`` names. What finds copies is the filter ``decontaminate``. A record that could not
+be embedded is dropped as that, never called clean. Where records are about the very documents that
+the items are about, questions of one name look alike: a higher threshold then costs fewer records.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
 from stillroom.records import Record
 from stillroom.synth.evidence import text_of
-from stillroom.synth.leak_check import Limits, cut_pieces, read_test_items
+from stillroom.synth.leak_check import Answers, Limits, cut_pieces, read_test_items
 from stillroom.synth.measured import Measured, Meter
 from stillroom.synth.method import Context, Verdict
+from stillroom.synth.tasks import final_of
 from stillroom.text.contamination import count_texts
 from stillroom.text.rewording import Likeness, RewordingIndex
 
@@ -52,9 +54,12 @@ class Reworded(Measured):
 class _Compared(Meter):
     def __init__(self, chosen: Reworded, context: Context) -> None:
         self._chosen = chosen
-        named = [item.text for item in read_test_items(chosen.against)]
-        own = [text_of(record, "question") for record in context.held_out]
-        self._items = list(dict.fromkeys(text for text in (*named, *own) if text.strip()))
+        found = {item.text: item.answer for item in read_test_items(chosen.against)}
+        for record in context.held_out:
+            found.setdefault(text_of(record, "question"), final_of(record))
+        found.pop("", None)
+        self._items = list(found)
+        self._answers = Answers(list(found.values()))
         self._embedder = context.models.embedder(chosen.embedder)
         counted = [one.text for one in context.passages.values()] or self._items
         frequency, count = count_texts(counted)
@@ -62,7 +67,7 @@ class _Compared(Meter):
         if self._items:
             vectors = self._embedder.embed(self._items, kind="passage")
             self._index = RewordingIndex(self._items, vectors, frequency=frequency, texts=count)
-        told = [self._embedder.fingerprint, self._items, sorted(frequency.items()), count]
+        told = [self._embedder.fingerprint, sorted(found.items()), sorted(frequency.items()), count]
         self.fingerprint = digest_json(told)
 
     @override
@@ -71,8 +76,9 @@ class _Compared(Meter):
         best: list[Likeness | None] = [None] * len(records)
         if self._index is not None and pieces:
             vectors = self._embedder.embed([text for _, text in pieces], kind="passage")
+            answered = [self._answers.same_as(record) for record in records]
             for (at, text), vector in zip(pieces, vectors, strict=True):
-                found, known = self._index.find(text, vector), best[at]
+                found, known = self._index.find(text, vector, answered[at]), best[at]
                 if found is not None and (known is None or found.score > known.score):
                     best[at] = found
         return [None if one is None else [one.item, round(one.score, 6)] for one in best]

@@ -9,6 +9,7 @@ from tests.unit.synth.filters.test_filters import make_record
 from stillroom.errors import BackendError
 from stillroom.records import Message, Record
 from stillroom.synth.filters.reworded import Reworded
+from stillroom.synth.leak_check import Answers
 from stillroom.synth.lending import Lending
 from stillroom.synth.method import Context
 
@@ -49,6 +50,24 @@ def test_items_of_files_and_of_the_held_out_side_are_found_in_other_words(tmp_pa
     mother = make_record("What follows for the hive if its mother dies?", "It starves.")
     assert meter.judge(mother).against == "When the queen dies, who starves?"
     assert meter.judge(make_record("How does bread rise?", "The dough rises.")).keep
+
+
+def test_an_answer_that_tells_counts_and_one_that_anybody_gives_does_not(tmp_path):
+    asked = ("Bees: what do they build with?", "They build with wax.")
+    meter = begin(tmp_path)
+    plain = meter.judge(make_record(*asked)).score
+    assert meter.judge(make_record(*asked, final_answer="Below!")).score == plain + 0.11
+    assert meter.judge(make_record(*asked, final_answer="Above")).score == plain
+    many = Answers(["7", "7.0", "", "Yes", "(B)", "12 bees", "3/4", *"abcdefghijklmnopqrst"])
+    for said, found in (
+        ("The answer is 7", set()),  # two of 27 have it
+        ("Yes", set()),
+        ("(B)", set()),
+        ("12 bees.", {5}),
+        ("0.75", {6}),
+        ("", set()),
+    ):
+        assert many.same_as(Record((), {"answer": said})) == found
 
 
 def test_a_long_text_is_looked_through_in_pieces(tmp_path):
