@@ -54,17 +54,21 @@ def peer_python(package: str, version: str, *, also: Sequence[str] = ()) -> Path
     return path
 
 
-def peer_folder(package: str, version: str) -> Path:
+def peer_folder(
+    package: str, version: str, *, module: str | None = None, also: Sequence[str] = ()
+) -> Path:
     """Return a folder to add to ``sys.path``: the peer alone, for comparisons within one process.
 
     Args:
         package: Its name on PyPI; what it needs is taken from the environment it is used in.
         version: The version that figures are compared with.
+        module: What it is imported as, where that is not its name.
+        also: What it needs and the environment lacks.
     """
     folder = ROOT / "build" / "peers" / f"{package}-{version}"
-    if not (folder / package).is_dir():
+    if not (folder / (module or package)).is_dir():
         print(f"installing {package} {version} into {folder}", file=sys.stderr)
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-        pip += ["--target", str(folder), f"{package}=={version}"]
+        pip += ["--target", str(folder), f"{package}=={version}", *also]
         subprocess.run(pip, check=True, stdout=sys.stderr)
     return folder

@@ -1,7 +1,6 @@
 """The watermark: exact reads after each attack, quality, speed beside invisible-watermark.
 
-Faces of the shared data where they are there, else drawn ones. The peer is looked for in
-build/peers/invisible-watermark; without it only our figures are printed.
+Faces of FACES where they are there, else drawn ones. The peer lies in build/peers, or in PEER.
 """
 
 import json
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from benchmarks.peers import peer_folder
 
 from stillroom.forensics.drawing import draw_face
 from stillroom.forensics.face import Image
@@ -23,7 +23,6 @@ from stillroom.forensics.watermark import BITS, Watermark, measure_psnr
 
 ROOT = Path(__file__).resolve().parents[2]
 FACES = Path(os.environ.get("FACES", "../shared/data/media/faces-synthetic"))
-PEER = Path(os.environ.get("PEER", ROOT / "build/peers/invisible-watermark"))
 SIZE, COUNT, UNMARKED = (
     512,
     int(os.environ.get("COUNT", "40")),
@@ -124,15 +123,17 @@ def main() -> None:
         )
         false += mark.read(shifted, search=number < UNMARKED // 5).payload is not None
     tell("forensics/watermark/false_positives", false, n=UNMARKED, searched=UNMARKED // 5)
-    beside(images, statistics.median(embed_s), statistics.median(read_s))
+    read = round(statistics.median(read_s), 4)
+    tell("forensics/watermark/embed_cpu_s", statistics.median(embed_s), read_cpu_s=read)
+    beside(images, statistics.median(embed_s))
 
 
-def beside(images: list[Image], embed_s: float, read_s: float) -> None:
-    """Measure the peer on the same images, if it is here."""
-    if not PEER.is_dir():
-        tell("forensics/watermark/embed_cpu_s", round(embed_s, 4), read_cpu_s=round(read_s, 4))
-        return
-    sys.path.insert(0, str(PEER))
+def beside(images: list[Image], embed_s: float) -> None:
+    """Measure the peer on the same images."""
+    folder = os.environ.get("PEER") or peer_folder(
+        "invisible-watermark", "0.2.0", module="imwatermark", also=("PyWavelets==1.9.0",)
+    )
+    sys.path.insert(0, str(folder))
     from imwatermark import WatermarkDecoder, WatermarkEncoder
 
     payload = b"\x12\x34\x56\x78\x9a\xbc"

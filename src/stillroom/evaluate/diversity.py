@@ -24,15 +24,15 @@ so.)
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import zstandard
 
 from stillroom.evaluate.metrics import Metric
+from stillroom.evaluate.ngrams import NGrams
 from stillroom.text.normalize import words
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
 
 Words = Sequence[str]
 Vectors = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
 
 _DRAWS = 20
 _TAIL = 0.1
@@ -68,6 +69,8 @@ def measure_diversity(
     vectors: Vectors | None = None,
     seed: int = 0,
     draws: int = _DRAWS,
+    only: frozenset[str] | None = None,
+    cut: Sequence[Words] | None = None,
 ) -> dict[str, Metric]:
     """Return the figures of some texts at a budget of words, by name.
 
@@ -80,14 +83,17 @@ def measure_diversity(
             no ``spread``.
         seed: Of the draws.
         draws: How many.
+        only: The figures wanted, where not all are.
+        cut: The words of each text, where they are at hand.
     """
-    cut = [words(text) for text in texts]
+    cut = [words(text) for text in texts] if cut is None else cut
+    grams = NGrams(cut, _ORDER)
     figures: dict[str, Callable[[list[int]], float]] = {
-        "distinct_1": lambda drawn: distinct([cut[at] for at in drawn], 1),
-        "distinct_3": lambda drawn: distinct([cut[at] for at in drawn], 3),
-        "self_bleu": lambda drawn: self_bleu([cut[at] for at in drawn]),
+        "distinct_1": lambda drawn: _distinct(grams, drawn, 1),
+        "distinct_3": lambda drawn: _distinct(grams, drawn, 3),
+        "self_bleu": lambda drawn: _self_bleu(grams, drawn),
         "compression": lambda drawn: compression([texts[at] for at in drawn]),
-        "repeated": lambda drawn: repeated([cut[at] for at in drawn]),
+        "repeated": lambda drawn: _repeated(grams, drawn, 4),
     }
     if tail and tail_mass:
         figures["tail"] = lambda drawn: tail_share([cut[at] for at in drawn], tail) / tail_mass
@@ -95,6 +101,8 @@ def measure_diversity(
         rows = vectors
         figures["vendi"] = lambda drawn: vendi(rows[drawn])
         figures["spread"] = lambda drawn: spread(rows[drawn])
+    if only is not None:
+        figures = {name: figure for name, figure in figures.items() if name in only}
     values: dict[str, list[float]] = {name: [] for name in figures}
     total = sum(map(len, cut))
     for drawn in _draw([len(one) for one in cut], budget, seed, draws):
@@ -117,32 +125,66 @@ def measure_diversity(
 
 def distinct(texts: Sequence[Words], n: int) -> float:
     """Return distinct word n-grams over all of them; 0 where there is none."""
-    grams = [gram for text in texts for gram in _grams(text, n)]
-    return len(set(grams)) / len(grams) if grams else 0.0
+    return _distinct(NGrams(texts, n), range(len(texts)), n)
+
+
+def _distinct(grams: NGrams, drawn: Sequence[int], n: int) -> float:
+    found, _ = grams.of(drawn, n)
+    return len(np.unique(found)) / len(found) if len(found) else 0.0
 
 
 def self_bleu(texts: Sequence[Words]) -> float:
     """Return the mean BLEU-4 of each text against all the others, 0 to 1; low is varied."""
-    filled = [text for text in texts if text]
+    return _self_bleu(NGrams(texts, _ORDER), range(len(texts)))
+
+
+def _self_bleu(grams: NGrams, drawn: Sequence[int]) -> float:
+    filled = [at for at in drawn if grams.lengths[at]]
     if len(filled) < 2:
         return 0.0
-    counts = [[Counter(_grams(text, n)) for text in filled] for n in range(1, _ORDER + 1)]
-    highest = [_two_highest(by_text) for by_text in counts]
-    lengths = np.array([len(text) for text in filled])
-    scores = []
-    for at, text in enumerate(filled):
-        logs = []
-        for n in range(_ORDER):
-            own, known = counts[n][at], highest[n]
-            clipped = sum(min(count, _other(known[gram], count)) for gram, count in own.items())
-            smooth = int(n > 0)
-            precision = (clipped + smooth) / max(sum(own.values()) + smooth, 1)
-            logs.append(math.log(precision) if precision else -math.inf)
-        others = np.delete(lengths, at)
-        closest = others[np.lexsort((others, np.abs(others - len(text))))[0]]
-        brevity = min(0.0, 1 - closest / len(text))
-        scores.append(math.exp(brevity + sum(logs) / _ORDER))
-    return float(np.mean(scores))
+    lengths = grams.lengths[filled]
+    logs = np.zeros(len(filled))
+    for n in range(1, _ORDER + 1):
+        gram, owner, often = grams.counts(filled, n)
+        clipped = np.bincount(
+            owner, np.minimum(often, _most_elsewhere(gram, often)), minlength=len(filled)
+        )
+        smooth = int(n > 1)
+        with np.errstate(divide="ignore"):  # of nothing shared, the logarithm's limit is meant
+            logs += np.log(
+                (clipped + smooth) / np.maximum(np.maximum(lengths - n + 1, 0) + smooth, 1)
+            )
+    brevity = np.minimum(0.0, 1 - _closest_of_others(lengths) / lengths)
+    return float(np.mean(np.exp(brevity + logs / _ORDER)))
+
+
+def _most_elsewhere(gram: Ints, often: Ints) -> Ints:
+    """Return, for each text's count of an n-gram, the highest count in another text (else 0)."""
+    order = np.lexsort((-often, gram))
+    ranked, counts = gram[order], often[order]
+    first = np.concatenate([[True], ranked[1:] != ranked[:-1]]) if len(ranked) else ranked > 0
+    group: Ints = np.cumsum(first) - 1
+    highest = counts[first]
+    after = np.flatnonzero(first) + 1
+    within = (after < len(counts)) & ~first[np.minimum(after, len(counts) - 1)]
+    second = np.where(within, counts[np.minimum(after, len(counts) - 1)], 0)
+    # Only the one that stands first has the most itself; all others meet that one.
+    back: Ints = np.empty_like(often)
+    back[order] = np.where(first, second[group], highest[group])
+    return back
+
+
+def _closest_of_others(lengths: Ints) -> Ints:
+    """Return, for each of two or more lengths, the nearest of the others; of two, the shorter."""
+    order = np.argsort(lengths, kind="stable")
+    ranked = lengths[order]
+    below, above = np.roll(ranked, 1), np.roll(ranked, -1)
+    far = 2 * int(ranked[-1]) + 1
+    down, up = ranked - below, above - ranked
+    down[0] = up[-1] = far
+    closest: Ints = np.empty_like(lengths)
+    closest[order] = np.where(down <= up, below, above)
+    return closest
 
 
 def compression(texts: Sequence[str]) -> float:
@@ -157,9 +199,15 @@ def compression(texts: Sequence[str]) -> float:
 
 def repeated(texts: Sequence[Words], n: int = 4) -> float:
     """Return the share of n-grams that another of the texts holds too."""
-    holders = Counter(gram for text in texts for gram in set(_grams(text, n)))
-    grams = [gram for text in texts for gram in _grams(text, n)]
-    return sum(holders[gram] > 1 for gram in grams) / len(grams) if grams else 0.0
+    return _repeated(NGrams(texts, n), range(len(texts)), n)
+
+
+def _repeated(grams: NGrams, drawn: Sequence[int], n: int) -> float:
+    gram, _, often = grams.counts(drawn, n)
+    if not len(gram):
+        return 0.0
+    _, which, holders = np.unique(gram, return_inverse=True, return_counts=True)
+    return float(often[holders[which.reshape(-1)] > 1].sum() / often.sum())
 
 
 def vendi(vectors: Vectors) -> float:
@@ -206,7 +254,8 @@ def find_tail(texts: Sequence[str]) -> tuple[frozenset[str], float]:
 def tail_share(texts: Sequence[Words], tail: frozenset[str]) -> float:
     """Return which share of the texts' words are of the tail."""
     total = sum(map(len, texts))
-    return sum(word in tail for text in texts for word in text) / total if total else 0.0
+    found = sum(sum(map(tail.__contains__, text)) for text in texts)
+    return found / total if total else 0.0
 
 
 def coverage(
@@ -243,24 +292,3 @@ def _draw(sizes: Sequence[int], budget: int, seed: int, draws: int) -> Iterator[
             drawn.append(at)
             held += sizes[at]
         yield drawn
-
-
-def _grams(text: Words, n: int) -> list[tuple[str, ...]]:
-    return [tuple(text[at : at + n]) for at in range(len(text) - n + 1)]
-
-
-def _two_highest(
-    counts: Sequence[Counter[tuple[str, ...]]],
-) -> Mapping[tuple[str, ...], tuple[int, int]]:
-    """Return each n-gram's highest and second highest count in one text."""
-    found: dict[tuple[str, ...], tuple[int, int]] = {}
-    for one in counts:
-        for gram, count in one.items():
-            first, second = found.get(gram, (0, 0))
-            found[gram] = (count, first) if count > first else (first, max(second, count))
-    return found
-
-
-def _other(highest: tuple[int, int], own: int) -> int:
-    """Return the highest count in the other texts, given that in one."""
-    return highest[1] if own >= highest[0] else highest[0]

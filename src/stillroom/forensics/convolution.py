@@ -72,10 +72,12 @@ def decode_soft(soft: npt.NDArray[np.floating]) -> Bits:
     scores = np.full(_STATES, -np.inf)
     scores[0] = 0.0
     choices = np.empty((len(pairs), _STATES), dtype=np.uint8)
-    for step, pair in enumerate(pairs):
-        reached = scores[_BEFORE] + _SIGNS @ pair  # (states, 2)
-        choices[step] = reached[:, 1] > reached[:, 0]
-        scores = reached.max(axis=1)
+    branches = np.tensordot(pairs, _SIGNS, axes=(1, 2))  # (steps, states, 2)
+    for step, branch in enumerate(branches):
+        reached = scores[_BEFORE] + branch
+        keeps, changes = reached[:, 0], reached[:, 1]
+        np.greater(changes, keeps, out=choices[step], casting="unsafe")
+        scores = np.maximum(keeps, changes)
     state, bits = 0, np.empty(len(pairs), dtype=np.uint8)
     for step in range(len(pairs) - 1, -1, -1):
         bits[step] = state >> (_MEMORY - 1)

@@ -57,7 +57,6 @@ _ROUNDS = 3
 _ROUNDING = 1 / 12  # what rounding to whole numbers adds to the squared error
 _SHARES = tuple(round(1.0 - 0.01 * step, 2) for step in range(11))
 _LEAST_SIDE = 96
-_LUMA = (0.299, 0.587, 0.114)
 
 Floats = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
@@ -299,10 +298,7 @@ def _luma(image: Image) -> Floats:
             expected="RGB, (H, W, 3), 8 bits",
             next="convert it to RGB first",
         )
-    # Plane by plane: the picture in float32 would be written and read once more.
-    red, green, blue = cv2.split(image)
-    light = cv2.addWeighted(red, _LUMA[0], green, _LUMA[1], 0, dtype=cv2.CV_32F)
-    return np.asarray(cv2.addWeighted(light, 1, blue, _LUMA[2], 0, dtype=cv2.CV_32F))
+    return np.asarray(cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2GRAY))
 
 
 def _interpolation(shape: tuple[int, ...]) -> int:

@@ -22,6 +22,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -476,6 +477,7 @@ def only_model(endpoint: Endpoint) -> str:
     )
 
 
+@lru_cache(maxsize=64)
 def is_safe_for_keys(address: str) -> bool:
     """Whether nobody on the way can read a key: https, or this very machine."""
     parts = urlsplit(address)

@@ -225,11 +225,15 @@ class Passage:
     parent: tuple[int, int] | None = None
     table_header: str = ""
     context: str = ""
+    _id: str = field(default="", init=False, repr=False, compare=False)
 
     @property
     def id(self) -> str:
         """An id that follows from the document, the span and the text."""
-        return content_id("pas", self.document_id, self.start, self.end, self.text)
+        if not self._id:  # made once: a job asks for it at every step
+            made = content_id("pas", self.document_id, self.start, self.end, self.text)
+            object.__setattr__(self, "_id", made)
+        return self._id
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, the id included for readers of the file.

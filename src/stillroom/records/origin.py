@@ -56,6 +56,9 @@ class Link:
         )
 
 
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Whether a thing is human, synthetic or unknown, the chain that made it, its license.
@@ -149,5 +152,5 @@ def warn_of_licenses(licenses: Sequence[tuple[str, str]], who: str, act: str) ->
 
 def content_id(prefix: str, *parts: object) -> str:
     """Return ``prefix-`` and 20 hex digits of the sha256 of the parts as canonical JSON."""
-    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    text = _CANONICAL.encode(parts)
     return f"{prefix}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"

@@ -25,7 +25,7 @@ from stillroom.synth.budget import Purse
 from stillroom.synth.bundles import Account, Bundle, Scored, Yield, take_turns, tee
 from stillroom.synth.graph import STARTS, Step, ends_of, sources_of
 from stillroom.synth.harvest import Dropped, Harvest, draft_units, drop_record
-from stillroom.synth.items import Item, document_of, kind_of, text_of_item
+from stillroom.synth.items import Item, document_of, kind_of
 from stillroom.synth.lending import Lending
 from stillroom.synth.method import (
     Context,
@@ -38,10 +38,9 @@ from stillroom.synth.method import (
     Verdict,
 )
 from stillroom.synth.panel import Panel
-from stillroom.synth.plan import order_items, plan_draws, split_documents
+from stillroom.synth.plan import Occurrences, order_items, plan_draws, split_documents
 from stillroom.synth.shelves import Shelves
 from stillroom.synth.source import Source, read_items
-from stillroom.synth.wording import content_stems
 
 if TYPE_CHECKING:
     from stillroom.synth.recipe import SynthRecipe
@@ -96,14 +95,12 @@ def read_starts(recipe: SynthRecipe) -> Start:
     documents = {document_of(item) for source in sources.values() for item in source.items}
     sides = split_documents(documents, recipe.held_out, recipe.seed)
     items: dict[tuple[str, Split], list[Item]] = {}
-    frequency: Counter[str] = Counter()
     for name, source in sources.items():
         for split in _SPLITS:
             mine = (item for item in source.items if sides[document_of(item)] == split)
             items[name, split] = order_items(mine, recipe.seed)
-        for item in source.items:
-            frequency.update(set(content_stems(text_of_item(item))))
-    return Start(sources, sides, items, frequency)
+    read = [item for source in sources.values() for item in source.items]
+    return Start(sources, sides, items, Occurrences(read))
 
 
 def _wanted_kinds(name: str, takers: Sequence[Step]) -> tuple[SeedKind, ...]:

@@ -232,21 +232,27 @@ def _add_variety(report: Report, facts: _Facts) -> None:
     sides = {"made": facts.train.texts}
     if seeds:
         sides["started from"] = _sample(seeds)
-    sizes = {name: sum(len(words(text)) for text in texts) for name, texts in sides.items()}
+    cut = {name: [words(text) for text in texts] for name, texts in sides.items()}
+    sizes = {name: sum(map(len, found)) for name, found in cut.items()}
     if min(sizes.values()) < _LEAST_WORDS:
         report.section("Variety", f"Fewer than {_LEAST_WORDS} words: too little to measure.")
         return
     budget = min(_BUDGET, int(0.5 * min(sizes.values())))
     tail, mass = find_tail(sides["started from"]) if seeds else (frozenset[str](), 0.0)
     measured = {
-        name: measure_diversity(texts, budget=budget, tail=tail, tail_mass=mass)
+        name: measure_diversity(texts, budget=budget, tail=tail, tail_mass=mass, cut=cut[name])
         for name, texts in sides.items()
     }
     if "started from" in measured and "tail" in measured["started from"]:
         half = measure_diversity(
-            sides["started from"][1::2], budget=budget, tail=tail, tail_mass=mass
+            sides["started from"][1::2],
+            budget=budget,
+            tail=tail,
+            tail_mass=mass,
+            only=frozenset({"tail"}),
+            cut=cut["started from"][1::2],
         )
-        measured["started from"]["tail"] = half["tail"]
+        measured["started from"] |= half
     text = (
         f"Means of draws of {budget} words, with the middle 95 % of the draws. High self_bleu, "
         "compression and repeated say little variety; a tail below 1 says that rare words are "

@@ -6,16 +6,50 @@ documents. Knows nothing of models.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import zip_longest
 
 from stillroom.provenance import digest_json
-from stillroom.synth.items import Blank, Item, document_of
+from stillroom.synth.items import Blank, Item, document_of, text_of_item
 from stillroom.synth.method import Seed, Split
+from stillroom.synth.wording import content_stems
 
-__all__ = ["order_items", "plan_draws", "plan_seeds", "split_documents"]
+__all__ = ["Occurrences", "order_items", "plan_draws", "plan_seeds", "split_documents"]
 
 _WHOLE = 1 << 64
+
+
+class Occurrences(Mapping[str, int]):
+    """In how many items each word's stem occurs; counted when first asked, since few filters do."""
+
+    def __init__(self, items: Iterable[Item]) -> None:
+        """Take the items; nothing is read yet."""
+        self._items = items
+
+    def __getitem__(self, stem: str) -> int:
+        """Return the number of items with a stem."""
+        return self._counts[stem]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the stems."""
+        return iter(self._counts)
+
+    def __len__(self) -> int:
+        """Return how many stems there are."""
+        return len(self._counts)
+
+    def __reduce__(self) -> tuple[type[dict[str, int]], tuple[dict[str, int]]]:
+        """Send the counts to workers, not the items."""
+        return dict, (dict(self._counts),)
+
+    @cached_property
+    def _counts(self) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for item in self._items:
+            counts.update(set(content_stems(text_of_item(item))))
+        return counts
 
 
 def split_documents(ids: Collection[str], held_out: float, seed: int) -> dict[str, Split]:
@@ -50,11 +84,15 @@ def order_items(items: Iterable[Item], seed: int) -> list[Item]:
     for item in items:
         by_document.setdefault(document_of(item), []).append(item)
     columns = [
-        sorted(by_document[document], key=lambda item: (_position(item.id, seed), item.id))
+        sorted(by_document[document], key=lambda item: _placed(item.id, seed))
         for document in sorted(by_document, key=lambda name: (_position(name, seed, "order"), name))
     ]
     rounds = zip_longest(*columns)
     return [item for row in rounds for item in row if item is not None]
+
+
+def _placed(name: str, seed: int) -> tuple[float, str]:
+    return _position(name, seed), name
 
 
 def plan_seeds(items: Sequence[Item], split: Split, *, seed: int, attempts: int) -> Iterator[Seed]:

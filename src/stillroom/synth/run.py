@@ -7,7 +7,6 @@ is journaled; a killed run goes on with ``--resume`` and ends with the same byte
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -36,11 +35,10 @@ from stillroom.synth.lending import Lending
 from stillroom.synth.method import Context, Corpus, Draft, Filter, Seed, Split, Verdict, Writer
 from stillroom.synth.outline import forecast_steps
 from stillroom.synth.page import Told, draw_run, is_page
-from stillroom.synth.plan import order_items, plan_draws, plan_seeds, split_documents
+from stillroom.synth.plan import Occurrences, order_items, plan_draws, plan_seeds, split_documents
 from stillroom.synth.recipe import SynthRecipe
 from stillroom.synth.report import describe_shortfall, make_report, refuse_nothing
 from stillroom.synth.source import Source, read_items
-from stillroom.synth.wording import content_stems
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -215,10 +213,7 @@ def _make_plan(recipe: SynthRecipe) -> _Plan:
         )
         for side in _SPLITS
     }
-    frequency: Counter[str] = Counter()
-    for item in source.items:
-        frequency.update(set(content_stems(text_of_item(item))))
-    return _Plan(source, sides, items, frequency)
+    return _Plan(source, sides, items, Occurrences(source.items))
 
 
 def _begin(recipe: SynthRecipe, plan: _Plan, split: Split) -> Writer:

@@ -50,6 +50,20 @@ def test_self_bleu_is_bleu_against_all_the_others(found):
     assert self_bleu(found) == pytest.approx(np.mean(wanted))
 
 
+@settings(deadline=None)
+@given(texts)
+def test_repeated_is_the_share_of_grams_that_another_text_holds(found):
+    grams = [[tuple(text[at : at + 4]) for at in range(len(text) - 3)] for text in found]
+    shared = [
+        any(gram in other for at, other in enumerate(grams) if at != own)
+        for own, ones in enumerate(grams)
+        for gram in ones
+    ]
+    assert repeated(found) == pytest.approx(np.mean(shared) if shared else 0.0)
+    flat = [gram for ones in grams for gram in ones]
+    assert distinct(found, 4) == pytest.approx(len(set(flat)) / len(flat) if flat else 0.0)
+
+
 def test_distinct_and_repeated_count_n_grams():
     found = ["a b c d e".split(), "a b c d x".split()]
     assert distinct(found, 1) == 6 / 10
