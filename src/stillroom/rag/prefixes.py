@@ -16,7 +16,7 @@ from stillroom.records import Passage
 if TYPE_CHECKING:
     from stillroom.models import Embedder
 
-__all__ = ["keyword_prefixes", "passage_texts", "place_of", "readable_text"]
+__all__ = ["keyword_prefixes", "located_text", "passage_texts", "place_of", "readable_text"]
 
 
 def readable_text(passage: Passage, end: int | None = None) -> str:
@@ -36,6 +36,12 @@ def place_of(passage: Passage) -> str:
     What a model wrote of its place is not among them.
     """
     return "\n".join(dict.fromkeys(one for one in (passage.title, *passage.headings) if one))
+
+
+def located_text(passage: Passage) -> str:
+    """Return what is judged of a passage: title and headings on a line, then what is read of it."""
+    path = " > ".join(" ".join(name.split()) for name in place_of(passage).split("\n"))
+    return f"{path}\n{readable_text(passage)}" if path else readable_text(passage)
 
 
 def keyword_prefixes(passage: Mapping[str, Any]) -> list[str]:

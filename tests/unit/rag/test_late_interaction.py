@@ -4,6 +4,7 @@ import pytest
 from stillroom.errors import DataError
 from stillroom.rag.index import Index
 from stillroom.rag.method import RERANKERS, RETRIEVERS, Query
+from stillroom.rag.prefixes import passage_texts
 
 
 class Tokens:
@@ -65,7 +66,8 @@ def test_it_is_max_sim_where_the_first_order_counts_nothing(with_tokens):
     )
     embed = with_tokens.embedder.embed_tokens
     (asked,) = embed([query.text], kind="query")
-    own = [reference(asked, embed([hit.passage.text], kind="passage")[0]) for hit in hits]
+    texts = passage_texts([hit.passage for hit in hits], with_tokens.embedder, with_headings=True)
+    own = [reference(asked, embed([text], kind="passage")[0]) for text in texts]
     low, high = min(own), max(own)
     expected = {h.passage.id: (s - low) / (high - low) for h, s in zip(hits, own, strict=True)}
     assert {hit.passage.id: hit.score for hit in again} == pytest.approx(expected, abs=1e-6)
@@ -86,7 +88,10 @@ def test_hits_beyond_the_depth_are_not_read_and_follow(with_tokens):
     hits = RETRIEVERS.build("hybrid").retrieve(query, 5, with_tokens)
     method = RERANKERS.build({"name": "late_interaction", "depth": 2})
     again = method.rerank(query, hits, with_tokens)
-    assert with_tokens.embedder.read == [query.text, *(hit.passage.text for hit in hits[:2])]
+    passages = [hit.passage for hit in hits[:2]]
+    texts = passage_texts(passages, with_tokens.embedder, with_headings=True)
+    assert with_tokens.embedder.read == [query.text, *texts]
+    assert texts[0].startswith(f"{passages[0].title}\n")
     assert [hit.passage.id for hit in again[2:]] == [hit.passage.id for hit in hits[2:]]
     assert [hit.score for hit in again] == sorted((hit.score for hit in again), reverse=True)
 

@@ -4,7 +4,9 @@ import pytest
 
 from stillroom.errors import RecipeError
 from stillroom.rag import readers
+from stillroom.rag.index import Index
 from stillroom.rag.method import RERANKERS, RETRIEVERS, Query
+from stillroom.rag.prefixes import located_text
 
 QUERY = Query("a cat or a dog at night in the house of Paris")
 METHODS = [
@@ -29,11 +31,30 @@ def test_hits_are_ordered_by_the_models_scores(index, monkeypatch, settings):
     hits = RETRIEVERS.build("hybrid").retrieve(QUERY, 6, index)
     method = RERANKERS.build({**settings, "depth": 3})
     again = method.rerank(QUERY, hits, index)
-    assert reader.read == [hit.passage.text for hit in hits[:3]]
-    lengths = [len(hit.passage.text) for hit in again[:3]]
+    assert reader.read == [located_text(hit.passage) for hit in hits[:3]]
+    lengths = [len(located_text(hit.passage)) for hit in again[:3]]
     assert lengths == sorted(lengths, reverse=True)
     assert [hit.passage.id for hit in again[3:]] == [hit.passage.id for hit in hits[3:]]
     assert method.rerank(QUERY, [], index) == []
+
+
+@pytest.mark.parametrize("settings", METHODS, ids=[one["name"] for one in METHODS])
+def test_a_row_of_a_table_is_read_with_its_header_under_its_headings(
+    build, folder, tmp_path, monkeypatch, settings
+):
+    rows = "".join(f"| part {number} | {number} |\n" for number in range(60))
+    table = f"# Stock\n\n## Pumps\n\n| name | shelf |\n|---|---|\n{rows}"
+    (folder / "stock.md").write_text(table)
+    build(chunker={"name": "recursive", "size": 60})
+    reader = Reader()
+    monkeypatch.setattr(readers, "_open", lambda reference, settings: reader)
+    with Index.open(tmp_path / "index") as index:
+        hits = index.retrieve("part 40", 1, retriever="keyword")
+        RERANKERS.build(settings).rerank(Query("part 40"), hits, index)
+    assert "part 40" in hits[0].passage.text
+    (read,) = reader.read
+    assert read.startswith("Stock > Pumps\n| name | shelf |\n")
+    assert read.endswith(hits[0].passage.text)
 
 
 def test_a_model_must_be_named():

@@ -1,7 +1,8 @@
 """Reads query and passage together by a cross-encoder of any checkpoint.
 
 Source: Nogueira and Cho 2019, "Passage Re-ranking with BERT", arXiv:1901.04085. Differs from the
-paper: any sequence-classification checkpoint with one label, or two, is taken.
+paper: any sequence-classification checkpoint with one label, or two, is taken; a passage is read
+under its title and headings.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing_extensions import override
 
 from stillroom.rag.method import Query, Reranker
 from stillroom.rag.ordering import order_hits
+from stillroom.rag.prefixes import located_text
 from stillroom.rag.readers import open_shared
 
 if TYPE_CHECKING:
@@ -47,5 +49,5 @@ class CrossEncoder(Reranker):
         if not hits:
             return []
         reader = open_shared(self.checkpoint, max_tokens=self.max_tokens, device=self.device)
-        texts = [hit.passage.text for hit in hits[: self.depth]]
+        texts = [located_text(hit.passage) for hit in hits[: self.depth]]
         return order_hits(hits, reader.score(query.text, texts))

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from stillroom.rag.method import Query, Reranker
 from stillroom.rag.ordering import order_hits
+from stillroom.rag.prefixes import located_text
 from stillroom.rag.readers import open_shared
 
 if TYPE_CHECKING:
@@ -56,5 +57,5 @@ class Endpoint(Reranker):
             tries=self.tries,
             read_timeout_s=self.read_timeout_s,
         )
-        texts = [hit.passage.text for hit in hits[: self.depth]]
+        texts = [located_text(hit.passage) for hit in hits[: self.depth]]
         return order_hits(hits, reader.score(query.text, texts))

@@ -4,7 +4,8 @@ Source: Khattab and Zaharia 2020, "ColBERT: Efficient and Effective Passage Sear
 Contextualized Late Interaction over BERT", arXiv:2004.12832: the mean over the query's tokens of
 the highest cosine with a token of the passage (MaxSim). Differs from the paper: the token states
 are those of an embedder that was trained for one vector a text, no mask tokens are added to the
-query, and the first retriever's order is kept by adding its scores, put between 0 and 1. An index
+query, and the first retriever's order is kept by adding its scores, put between 0 and 1. A passage
+is read as it was embedded, under its title and headings. An index
 that keeps token vectors (``tokens``) gives its own, a ColBERT's perhaps.
 """
 
@@ -21,6 +22,7 @@ from stillroom.models.protocols import TokenEmbedder
 from stillroom.rag.fusion import normalize_scores
 from stillroom.rag.method import Query, Reranker
 from stillroom.rag.ordering import order_hits
+from stillroom.rag.prefixes import passage_texts
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -64,7 +66,10 @@ class LateInteraction(Reranker):
         if not head:
             return []
         (asked,) = embedder.embed_tokens([query.text], kind="query")
-        read = embedder.embed_tokens([hit.passage.text for hit in head], kind="passage")
+        passages = [hit.passage for hit in head]
+        headed = bool(index.description.settings.get("with_headings", True))
+        texts = passage_texts(passages, index.embedder, with_headings=headed)
+        read = embedder.embed_tokens(texts, kind="passage")
         return self._order(hits, head, [_max_sim(asked, states) for states in read])
 
     def _by_kept(

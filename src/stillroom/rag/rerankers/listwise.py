@@ -21,6 +21,7 @@ from stillroom.rag.drafting import require_model
 from stillroom.rag.method import Query, Reranker
 from stillroom.rag.notices import notice
 from stillroom.rag.ordering import order_hits
+from stillroom.rag.prefixes import located_text
 from stillroom.rag.prompting import quote_text
 from stillroom.records import Message, Prompt, Sampling
 
@@ -86,7 +87,7 @@ class Listwise(Reranker):
             return list(range(len(hits))), True
         numbers = list(range(1, len(hits) + 1))
         shown = "\n".join(
-            f"({number}) {quote_text(_first_words(hit.passage.text, self.words))}"
+            f"({number}) {quote_text(_first_words(located_text(hit.passage), self.words))}"
             for number, hit in zip(numbers, hits, strict=True)
         )
         request = (
