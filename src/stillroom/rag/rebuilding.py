@@ -29,6 +29,7 @@ from stillroom.rag.measuring.evaluation import (
     Unit,
     choose_unit,
     compare_ways,
+    name_of_query,
     search_one,
 )
 from stillroom.rag.run import estimate, run
@@ -253,7 +254,14 @@ def _search(
     unit: Unit,
 ) -> dict[str, Any]:
     return {
-        query: search_one(index, way, texts[query], unit=unit, depth=_DEPTH)
+        query: search_one(
+            index,
+            way,
+            texts[query],
+            unit=unit,
+            depth=_DEPTH,
+            leave_out=name_of_query(query, unit, qrels[query]),
+        )
         for query in qrels
         if query in texts
     }

@@ -6,9 +6,13 @@ from click.testing import CliRunner
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, RecipeError
 from stillroom.evaluate.collections import CorpusRow, read_run
+from stillroom.jobs import Job
+from stillroom.models import open_embedder
 from stillroom.rag.measuring.collection import collection_id, unpack_corpus
 from stillroom.rag.measuring.evaluation import Found, Searched, choose_unit, list_misses, search_one
 from stillroom.rag.measuring.evaluation_job import Plan, evaluate_retrieval
+from stillroom.rag.recipe import RagRecipe
+from stillroom.rag.run import run
 from stillroom.rag.ways import parse_way
 from stillroom.text.reading import scan_folder
 
@@ -174,6 +178,35 @@ def test_from_a_corpus_to_a_report_by_the_command_line(tmp_path):
     assert "1.0000" in said
     found = (tmp_path / "report/output/report.html").read_text()
     assert "Where it is lost" in found
+
+
+def test_a_query_that_is_a_row_of_the_corpus_does_not_find_itself(tmp_path):
+    rows = [
+        CorpusRow("for", "", "Cities should be free of cars, since cars make noise in cities."),
+        CorpusRow("against", "", "Cities without cars would be dead, noise or not."),
+        CorpusRow("other", "", "A cat sleeps sixteen hours a day."),
+    ]
+    unpack_corpus(rows, tmp_path / "docs")
+    recipe = RagRecipe(documents=str(tmp_path / "docs"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    queries = {"for": rows[0].text, "other": "which animal sleeps a day"}
+    (tmp_path / "queries.jsonl").write_text(
+        "".join(json.dumps({"_id": name, "text": text}) + "\n" for name, text in queries.items())
+    )
+    (tmp_path / "qrels.tsv").write_text("for\t0\tagainst\t1\nother\t0\tother\t1\n")
+    plan = Plan(
+        tmp_path / "index",
+        tmp_path / "queries.jsonl",
+        tmp_path / "qrels.tsv",
+        ("keyword", "dense"),
+        ("mrr@10",),
+    )
+    _, report = evaluate_retrieval(plan, tmp_path / "out")
+    assert report.metrics["keyword/mrr@10"].value == 1.0  # a judged row stays a hit
+    assert report.metrics["dense/mrr@10"].value == 1.0
+    assert "1 of them are rows of the corpus, and no hits of their own." in report.summary
+    found = read_run(next((tmp_path / "out/output/runs").glob("0-*")))
+    assert "for" not in dict(found["for"])
 
 
 def test_a_models_unreadable_answers_are_counted(judged, built, tmp_path):

@@ -40,6 +40,7 @@ __all__ = [
     "compare_ways",
     "list_misses",
     "name_of",
+    "name_of_query",
     "search_one",
     "summarize_times",
 ]
@@ -121,6 +122,15 @@ def name_of(passage: Passage, unit: Unit) -> str:
     return path if unit == "path" else collection_id(path)
 
 
+def name_of_query(query: str, unit: Unit, grades: Mapping[str, int]) -> str:
+    """Return the row of a corpus that a query is itself, which is not counted as found.
+
+    Collections as ArguAna ask with rows of their own corpus. A row whose id is the query's is left
+    out, as BEIR's evaluation does it; but not one that is judged, which BEIR leaves out as well.
+    """
+    return query if unit == "corpus" and query not in grades else ""
+
+
 def choose_unit(passages: Iterable[Passage], qrels: Qrels) -> tuple[Unit, set[str]]:
     """Return under which name most judged ids are in the index, and the index's names.
 
@@ -153,6 +163,7 @@ def search_one(
     unit: Unit,
     depth: int,
     model: TextModel | None = None,
+    leave_out: str = "",
 ) -> Searched:
     """Search an index for one query.
 
@@ -164,13 +175,14 @@ def search_one(
         depth: How many names are ranked; three passages are read for each where a name may have
             several.
         model: What a transform or a reranker may ask.
+        leave_out: A name that is not counted as found; see ``name_of_query``.
     """
     passages = depth if unit == "passage" else depth * _PASSAGES_PER_NAME
     begun, begun_cpu = time.perf_counter(), time.process_time()
     with collect_notices() as told, collect_stages() as times:
         before, after = _search(index, way, text, passages, model)
     taken = time.perf_counter() - begun, time.process_time() - begun_cpu
-    first, ranked = (_pool(hits, unit)[:depth] for hits in (before, after))
+    first, ranked = (_pool(hits, unit, leave_out)[:depth] for hits in (before, after))
     return Searched(ranked, first, *taken, tuple(told), times.to_json())
 
 
@@ -250,9 +262,10 @@ def _search(
     return hits, [*head, *hits[read:]]
 
 
-def _pool(hits: Sequence[Hit], unit: Unit) -> tuple[str, ...]:
-    """Return each name once, where its best passage stands."""
-    return tuple(dict.fromkeys(name_of(hit.passage, unit) for hit in hits))
+def _pool(hits: Sequence[Hit], unit: Unit, leave_out: str) -> tuple[str, ...]:
+    """Return each name but one once, where its best passage stands."""
+    names = dict.fromkeys(name_of(hit.passage, unit) for hit in hits)
+    return tuple(name for name in names if name != leave_out)
 
 
 def _differ(

@@ -34,6 +34,7 @@ from stillroom.rag.measuring.evaluation import (
     choose_unit,
     compare_ways,
     list_misses,
+    name_of_query,
     search_one,
 )
 from stillroom.rag.measuring.evaluation_report import report_retrieval
@@ -44,7 +45,7 @@ from stillroom.rag.ways import Way, parse_way
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
-__all__ = ["Plan", "evaluate_retrieval", "parse_ways", "read_judged"]
+__all__ = ["Plan", "evaluate_retrieval", "open_asked", "parse_ways", "read_judged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def evaluate_retrieval(
         with (
             job.interruptible(),
             Index.open(plan.index, access=plan.access) as index,
-            _opened(plan.model) as model,
+            open_asked(plan.model) as model,
         ):
             return _evaluate(plan, ways, queries, qrels, index, job, model)
     finally:
@@ -164,14 +165,16 @@ def _evaluate(
 ) -> tuple[Artifact, Report]:
     unit, known = choose_unit((index.passage_at(row) for row in range(len(index))), qrels)
     embedding = _Embedding(ways, index, job)
-    found = _search_all(plan, ways, queries, unit, index, job, model, embedding)
+    own = {query: name_of_query(query, unit, qrels[query]) for query in queries}
+    found = _search_all(plan, ways, queries, unit, own, index, job, model, embedding)
     board = compare_ways(found, qrels, plan.measures, seed=plan.seed)
     misses = list_misses(found[0], qrels, known, k=plan.k)
     for number, one in enumerate(found):
         write_run(job.output / "runs" / f"{number}-{_file_name(one.way)}.trec", one.run())
     _write_queries(job.output / "queries.jsonl", queries, board, found[0], misses)
     said = embedding.say(queries.values())
-    report = report_retrieval(plan, unit, queries, index, board, found, misses, said)
+    left_out = len(known & set(own.values()))
+    report = report_retrieval(plan, unit, queries, index, board, found, misses, said, left_out)
     report.write(job.output)
     artifact = job.finish(
         "report",
@@ -237,6 +240,7 @@ def _search_all(
     ways: Sequence[Way],
     queries: Mapping[str, str],
     unit: Unit,
+    own: Mapping[str, str],
     index: Index,
     job: Job,
     model: TextModel | None,
@@ -247,7 +251,7 @@ def _search_all(
     asked = model.fingerprint if model is not None else ""
     keys = {
         (way.name, query): digest_json(
-            [way.name, query, text, unit, plan.depth, index.digest, asked]
+            [way.name, query, text, unit, plan.depth, index.digest, asked, own[query]]
         )
         for query, text in queries.items()
         for way in ways
@@ -266,7 +270,15 @@ def _search_all(
                         search_one(index, each, text, unit=unit, depth=plan.depth, model=model)
                     warm = True
                 embedding.prepare(text)
-                one = search_one(index, way, text, unit=unit, depth=plan.depth, model=model)
+                one = search_one(
+                    index,
+                    way,
+                    text,
+                    unit=unit,
+                    depth=plan.depth,
+                    model=model,
+                    leave_out=own[query],
+                )
                 row = [
                     one.ranked,
                     one.first,
@@ -288,8 +300,8 @@ def _read(row: Sequence[Any]) -> Searched:
 
 
 @contextmanager
-def _opened(reference: str) -> Iterator[TextModel | None]:
-    """Yield the model of a reference, or none."""
+def open_asked(reference: str) -> Iterator[TextModel | None]:
+    """Yield the model of a reference, or none where it is empty."""
     if not reference:
         yield None
         return

@@ -29,6 +29,7 @@ def report_retrieval(
     found: Sequence[Found],
     misses: Mapping[str, Sequence[Miss]],
     timed: str,
+    left_out: int = 0,
 ) -> Report:
     """Return the report.
 
@@ -41,12 +42,18 @@ def report_retrieval(
         found: What each way found; the first is compared with.
         misses: Of the first way, by query.
         timed: The end of the sentence that says what is timed.
+        left_out: For how many queries the corpus row of their own id was not counted as found.
     """
     first = plan.measures[0]
     report = Report(
         "Retrieval",
         f"{len(queries)} judged queries on {len(index)} passages, judged by {unit}. Intervals are "
-        "95 % bootstrap over queries; a difference counts where its interval leaves out 0.",
+        "95 % bootstrap over queries; a difference counts where its interval leaves out 0."
+        + (
+            f" {left_out} of them are rows of the corpus, and no hits of their own."
+            if left_out
+            else ""
+        ),
     )
     for one in found:
         for measure, metric in board.metrics[one.way].items():

@@ -9,8 +9,7 @@ a configuration) and ``best.yaml`` (the recipe of the best, its way in a comment
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +28,14 @@ from stillroom.provenance import (
     read_artifact,
 )
 from stillroom.rag.index import Index
-from stillroom.rag.measuring.evaluation import Qrels, choose_unit, search_one, summarize_times
-from stillroom.rag.measuring.evaluation_job import Plan, read_judged
+from stillroom.rag.measuring.evaluation import (
+    Qrels,
+    choose_unit,
+    name_of_query,
+    search_one,
+    summarize_times,
+)
+from stillroom.rag.measuring.evaluation_job import Plan, open_asked, read_judged
 from stillroom.rag.measuring.locating import EvidenceMap, label_ranking
 from stillroom.rag.measuring.reading_report import add_leaks
 from stillroom.rag.measuring.sweep_report import report_sweep
@@ -128,7 +133,8 @@ def run_sweep(
                 f"{len(questions.texts)} questions"
             )
             indexes = _build_all(variants, place, job)
-            with _opened(sweep.model) as model:
+            with open_asked(sweep.model) as asked:
+                model = Meter(asked) if asked is not None else None
                 measured = [
                     _measure(sweep, one, indexes[dump_recipe(variant)], questions, model, job)
                     for one, variant in zip(configurations, variants, strict=True)
@@ -289,7 +295,13 @@ def _measure(
                         is_warm = True
                     before = model.tokens if model is not None else 0
                     one = search_one(
-                        index, way, text, unit=judge.unit, depth=sweep.depth, model=model
+                        index,
+                        way,
+                        text,
+                        unit=judge.unit,
+                        depth=sweep.depth,
+                        model=model,
+                        leave_out=name_of_query(query, judge.unit, questions.qrels.get(query, {})),
                     )
                     spent = model.tokens - before if model is not None else 0
                     journal.put(key, [one.ranked, one.seconds, one.cpu_seconds, spent])
@@ -381,17 +393,3 @@ def _parents(recipe: RagRecipe, sweep: SweepSettings) -> list[Parent]:
         if path is not None and Path(path).is_file():
             found.append(Parent(name, path, digest_file(Path(path))))
     return found
-
-
-@contextmanager
-def _opened(reference: str) -> Iterator[Meter | None]:
-    if not reference:
-        yield None
-        return
-    from stillroom.models import open_text_model
-
-    model = open_text_model(reference)
-    try:
-        yield Meter(model)
-    finally:
-        model.close()

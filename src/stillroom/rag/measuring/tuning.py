@@ -67,9 +67,19 @@ def list_settings() -> list[str]:
     return ways
 
 
-def rank_names(ranked: Ranked, names: Sequence[str], depth: int) -> list[tuple[str, float]]:
-    """Return the names of ranked rows, each once where its best row stands; scores are places."""
-    kept = list(dict.fromkeys(names[row] for row, _ in ranked))[:depth]
+def rank_names(
+    ranked: Ranked, names: Sequence[str], depth: int, leave_out: str = ""
+) -> list[tuple[str, float]]:
+    """Return the names of ranked rows, each once where its best row stands; scores are places.
+
+    Args:
+        ranked: Rows, best first.
+        names: Of every row.
+        depth: How many names are kept.
+        leave_out: A name that is not counted as found.
+    """
+    found = dict.fromkeys(names[row] for row, _ in ranked)
+    kept = [name for name in found if name != leave_out][:depth]
     return [(name, float(len(kept) - at)) for at, name in enumerate(kept)]
 
 

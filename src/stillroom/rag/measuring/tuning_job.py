@@ -16,7 +16,7 @@ from stillroom.jobs import Job, Reporter, atomic_write
 from stillroom.provenance import Artifact, Parent, digest_file, digest_json, make_parent
 from stillroom.rag.fusion import Ranked
 from stillroom.rag.index import Index
-from stillroom.rag.measuring.evaluation import choose_unit, name_of
+from stillroom.rag.measuring.evaluation import choose_unit, name_of, name_of_query
 from stillroom.rag.measuring.evaluation_job import Plan, read_judged
 from stillroom.rag.measuring.tuning import Tuned, cross_validate, list_settings, rank_names
 from stillroom.rag.method import LegRetriever, make_query
@@ -74,7 +74,12 @@ def tune_fusion(
             legs = _search(index, queries, job)
             runs = {
                 way: {
-                    query: rank_names(method.fuse(both), names, plan.depth)
+                    query: rank_names(
+                        method.fuse(both),
+                        names,
+                        plan.depth,
+                        name_of_query(query, unit, qrels[query]),
+                    )
                     for query, both in legs.items()
                 }
                 for way, method in methods.items()
