@@ -68,15 +68,17 @@ def command(index: Path, as_json: bool, **given: Any) -> None:
 
 def _rebuild(index: Path, as_json: bool, given: dict[str, Any]) -> None:
     from stillroom.jobs import choose_reporter
+    from stillroom.provenance import read_artifact
     from stillroom.rag.rebuilding import Questions, rebuild_index
     from stillroom.rag.recipe import RagRecipe
-    from stillroom.recipes import parse_recipe
+    from stillroom.recipes import load_recipe, parse_recipe
 
-    source = given["recipe"] or index / "recipe.yaml"
-    text = Path(source).read_text(encoding="utf-8")
-    # Paths in the index's own recipe are resolved already.
-    folder = Path(source).parent if given["recipe"] else None
-    recipe = parse_recipe(text, str(source), given["overrides"], folder=folder)
+    read_artifact(index)
+    source = Path(given["recipe"] or index / "recipe.yaml")
+    if given["recipe"]:
+        recipe = load_recipe(source, given["overrides"])
+    else:  # its paths are resolved already
+        recipe = parse_recipe(source.read_text(encoding="utf-8"), str(source), given["overrides"])
     if not isinstance(recipe, RagRecipe):
         raise click.UsageError(f"{source} is no recipe of kind rag")
     queries = qrels = None

@@ -57,6 +57,14 @@ def init_ca(
             expected="a folder without ca.pem and chain.pem",
             next="use it as it is, or choose another folder",
         )
+    if folder.exists() and not folder.is_dir():
+        raise DataError(
+            f"{folder} is a file",
+            code="data.exists",
+            where=str(folder),
+            expected="a folder, new or empty",
+            next="choose another folder",
+        )
     if not 0 < len(organization.strip()) <= _LONGEST_NAME:
         raise DataError(
             f"the organization's name has {len(organization)} characters",

@@ -38,7 +38,8 @@ def load_merges(
     """
     from stillroom.merge.mergekit import is_mergekit, read_mergekit
 
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    # Other bytes are refused, with their place, by whoever reads it in earnest.
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     if is_mergekit(text):
         ours = [each for each in overrides if each.partition("=")[0] in _OPTIONS]
         imported = read_mergekit(path, [each for each in overrides if each not in ours])

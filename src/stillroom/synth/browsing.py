@@ -62,7 +62,7 @@ def read_rows(run: Path, *, reason: str = "", method: str = "", step: str = "") 
         DataError: If the run has no file of dropped rows, or a row is broken.
     """
     for path in _find_files(run):
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, 1):
                 row = _parse(line, path, number)
                 if (
