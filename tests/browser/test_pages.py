@@ -10,6 +10,7 @@ PAGES = {
     "make": "/make",
     "make-main": "/make/new?kind=flow/make",
     "make-merge": "/make/new?kind=merge",
+    "make-synth": "/make/new?kind=synth",
     "records": "/records?at=records",
     "dropped": "/records?at=records&show=dropped",
     "generators": "/records/generators",

@@ -52,6 +52,7 @@ def test_every_kind_has_a_form_of_its_schema(name, jobs):
     assert "kind:" in commented
     asked = list(walk(settings))
     assert all(one.hint or one.control in {"choice", "yaml"} for one in asked), name
+    assert all(one.name for one in asked), "a setting without a name has no label"
     page = jobs.get("/make/new", params={"kind": name})
     assert page.status_code == 200
     for one in asked:

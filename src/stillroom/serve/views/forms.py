@@ -60,7 +60,8 @@ class Setting:
     def name(self) -> str:
         """The last part of its path; of a step's setting, what stands below the steps."""
         head, _, rest = self.path.partition(".")
-        return rest if head in {"steps", "inputs"} else self.path.rpartition(".")[2]
+        is_below = bool(rest) and head in {"steps", "inputs"}
+        return rest if is_below else self.path.rpartition(".")[2]
 
 
 @dataclass(frozen=True, slots=True)
