@@ -205,7 +205,10 @@ class _Forgetting:
 def _make_plan(recipe: SynthRecipe) -> _Plan:
     if not recipe.start:
         return _Plan(None, {}, {side: [] for side in _SPLITS}, {})
-    source = read_items(recipe.start, recipe.generator.takes)
+    takes = recipe.generator.takes
+    if recipe.index and "passages" in takes:  # the texts of records are passages there
+        takes = tuple(kind for kind in takes if kind != "records")
+    source = read_items(recipe.start, takes)
     sides = split_documents({document_of(i) for i in source.items}, recipe.held_out, recipe.seed)
     items = {
         side: order_items(

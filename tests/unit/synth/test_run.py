@@ -242,3 +242,16 @@ def test_killed_run_ends_with_the_same_bytes(recipe, use, teacher, tmp_path):
     do(recipe, tmp_path / "killed", resume=True)
     assert read_output(tmp_path / "killed") == read_output(tmp_path / "whole")
     assert len(teacher.asked) - asked < asked
+
+
+def test_records_named_as_index_are_passages_for_generators_that_take_both(tmp_path, use):
+    from stillroom.recipes import parse_recipe
+
+    rows = [{"text": passage.text} for passage in make_passages()]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = "version: 1\nkind: synth\nheld_out: 0\ngenerator: {name: dialogue, min_turns: 1}\n"
+    model = use(scripted_model(lambda prompt: "Why do they do that at all?"))
+    shown = list(preview(parse_recipe(f"{told}index: {path}\n"), 1))
+    assert shown[0].seed.kind == "passages"
+    assert "Write the person's first message" in model.asked[0].messages[-1].content

@@ -214,7 +214,10 @@ def _count(prefix: str, texts: list[str], verdicts: list[bool]) -> _Chance:
 def _contrary(
     before: _Chance, word: str, share: float, rises: bool, threshold: float
 ) -> tuple[str, float] | None:
-    """Return the word, of those that completions began with, whose share is most contrary."""
+    """Return the word, of those that completions began with, whose share is most contrary.
+
+    It stands on the other side of the prefix's own chance: one raises it, the other lowers it.
+    """
     others = [
         (right / count, other)
         for other, (right, count) in before.starts.items()
@@ -223,4 +226,5 @@ def _contrary(
     if not others:
         return None
     found, other = min(others) if rises else max(others)
-    return (other, found) if abs(found - share) >= threshold else None
+    is_contrary = found < before.share if rises else found > before.share
+    return (other, found) if is_contrary and abs(found - share) >= threshold else None

@@ -3,7 +3,7 @@ import random
 import pytest
 from tests.unit.synth.generators.hostile import HOSTILE, SUM, draft_of, reasons, survives
 
-from stillroom.synth.generators.pivotal_tokens import PivotalTokens
+from stillroom.synth.generators.pivotal_tokens import PivotalTokens, _Chance, _contrary
 from stillroom.synth.method import Seed
 
 RIGHT, WRONG = "First we add them up. The answer is 7.", "First we multiply them. The answer is 12."
@@ -61,6 +61,15 @@ def test_a_chance_that_does_not_jump_gives_nothing():
 def test_a_jump_must_be_more_than_chance():
     few, _ = draft_of(PivotalTokens(samples=4, min_z=9, min_chance=0, max_chance=1), SUM, world())
     assert not few.records
+
+
+def test_what_is_chosen_raises_the_chance_and_what_is_rejected_lowers_it():
+    starts = {" add": (9, 12), " guess": (0, 4), " try": (2, 8), " list": (3, 12)}
+    before = _Chance(16, 32, starts)
+    assert _contrary(before, " add", 0.75, True, 0.2) == (" guess", 0.0)
+    assert _contrary(before, " guess", 0.0, False, 0.2) == (" add", 0.75)
+    low = _Chance(16, 32, {" guess": (0, 4), " try": (2, 8)})
+    assert _contrary(low, " guess", 0.0, False, 0.2) is None  # .25 is no rise from .5
 
 
 @pytest.mark.parametrize("said", HOSTILE)
