@@ -274,7 +274,10 @@ def _draw_card(title: str, format: str, files: Mapping[str, Path], told: Exporte
     licenses = sorted(told.licenses.items(), key=lambda pair: -pair[1])
     lines += [f"- {license or 'not said'}: {count} rows" for license, count in licenses]
     lines += [
-        f"- {said}" for said in warn_of_licenses([(n, n) for n in told.licenses], "rows", "use")
+        f"- {said}"
+        for said in warn_of_licenses(
+            [(f"{count} rows", license) for license, count in licenses], "rows", "use"
+        )
     ]
     lines += _tell_terms(told)
     if told.left_out:

@@ -84,7 +84,7 @@ def _run(recipe: SynthRecipe, job: Job, models: Lending, closing: ExitStack) -> 
             for item in items
         ],
         [step.model or recipe.model for step in recipe.steps.values() if step.generator],
-        frozenset(one.method_name() for step in recipe.steps.values() for one in step.filters),
+        [one for step in recipe.steps.values() for one in step.filters],
     )
     with atomic_write(job.output / "report.html") as file:
         file.write(draw_run(told))

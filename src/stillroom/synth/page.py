@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from stillroom.evaluate.diversity import find_tail, measure_diversity
@@ -17,7 +18,7 @@ from stillroom.evaluate.plots import Plot
 from stillroom.evaluate.report import Report, Table
 from stillroom.records import Record
 from stillroom.synth.harvest import Dropped
-from stillroom.synth.method import derive_seed
+from stillroom.synth.method import Filter, derive_seed
 from stillroom.synth.tallying import LENGTHS, SAMPLE, Falls, Lowest, Tally, says_of
 from stillroom.synth.terms import find_terms
 from stillroom.synth.turns import answer_of, instruction_of
@@ -39,8 +40,8 @@ class Told:
     """What a page is drawn of.
 
     ``report`` is the run's report.json, ``seeds`` the texts that were started from, ``teachers``
-    the references of the models that wrote, ``checks`` the names of all filters. Records and rows
-    are gone through once.
+    the references of the models that wrote, ``checks`` all filters. Records and rows are gone
+    through once.
     """
 
     report: Mapping[str, Any]
@@ -49,7 +50,7 @@ class Told:
     dropped: Iterable[Dropped]
     seeds: Sequence[str] = ()
     teachers: Sequence[str] = ()
-    checks: frozenset[str] = frozenset()
+    checks: Sequence[Filter] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,8 @@ def _yield_rows(
                 "dropped": {"": sum(fell.values()) - lost},
             },
         }
-        outline = {"ask": {"from": ["seeds"]}, "keep": {"from": ["ask"]}}
+        start = "seeds" if side.get("seeds") else "nothing"
+        outline = {"ask": {"from": [start]}, "keep": {"from": ["ask"]}}
     rows: list[tuple[str, ...]] = []
     plotted: list[tuple[str, float]] = []
     for name, step in steps.items():
@@ -278,6 +280,12 @@ def _add_coverage(report: Report, facts: _Facts) -> None:
     if not per_document:
         return
     total = facts.report["splits"]["train"].get("documents", 0)
+    if total:
+        _add_documents(report, per_document, total)
+    _add_forms(report, facts)
+
+
+def _add_documents(report: Report, per_document: Mapping[str, int], total: int) -> None:
     bounds = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 10**9))
     labels, values = [], []
     if total >= len(per_document):
@@ -297,6 +305,10 @@ def _add_coverage(report: Report, facts: _Facts) -> None:
             "Documents by how many records they gave", tuple(labels), tuple(values), kind="bars"
         ),
     )
+
+
+def _add_forms(report: Report, facts: _Facts) -> None:
+    """Show how long answers are and how questions begin."""
     lengths = facts.train.lengths
     bins = range(max(lengths) + 1)
     report.section(
@@ -324,7 +336,18 @@ def _add_coverage(report: Report, facts: _Facts) -> None:
 
 
 def _add_contamination(report: Report, facts: _Facts) -> None:
-    checks = {"decontaminate", "reworded"} & facts.told.checks
+    checks = {
+        one.method_name(): tuple(map(str, getattr(one, "against", ())))
+        for one in facts.told.checks
+        if one.method_name() in {"decontaminate", "reworded"}
+    }
+    named = sorted({Path(path).name for against in checks.values() for path in against})
+    if checks and not facts.held_out.count and not named:
+        report.section(
+            "Contamination",
+            "Not checked: no record is held out, and no filter names test items (against).",
+        )
+        return
     if not checks:
         report.section(
             "Contamination",
@@ -334,8 +357,9 @@ def _add_contamination(report: Report, facts: _Facts) -> None:
         return
     found = facts.falls.found
     text = (
-        f"{facts.held_out.count} held-out records, and the test items that filters name, were "
-        f"looked for in every training record; {facts.falls.held_out} rows held one."
+        f"{facts.held_out.count} held-out records"
+        + (f" and the items of {', '.join(named)}" if named else "")
+        + f" were looked for in every training record; {facts.falls.held_out} rows held one."
         + ("" if "reworded" in checks else " Rewordings were not: that is the filter reworded.")
     )
     rows = tuple((_clip(one.against), f"{one.score:.2f}", _clip(says_of(one))) for one in found)

@@ -114,9 +114,8 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
         with atomic_write(job.output / "report.json") as file:
             json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
         seeds = [text_of_item(item) for item in plan.items["train"]]
-        checks = frozenset(chosen.method_name() for chosen in recipe.filters)
         written, dropped = chain(train.kept, texts), chain(held_out.dropped, train.dropped, refused)
-        told = Told(report, written, aside, dropped, seeds, [recipe.model], checks)
+        told = Told(report, written, aside, dropped, seeds, [recipe.model], recipe.filters)
         with atomic_write(job.output / "report.html") as file:
             file.write(draw_run(told))
     ended = purse.reached()

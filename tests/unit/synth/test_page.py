@@ -4,6 +4,7 @@ import re
 
 from stillroom.records import Message, Origin, Record
 from stillroom.synth.harvest import Dropped
+from stillroom.synth.method import FILTERS
 from stillroom.synth.page import Told, draw_run
 
 WORDS = "bees make wax and honey in a hive that stands below the old lime tree by the river".split()
@@ -38,7 +39,7 @@ def tell(**more):
         "dropped": [*dropped, leak],
         "seeds": [" ".join(WORDS) + f" seed {n}" for n in range(40)],
         "teachers": ["http://h/v1#gpt-5", "http://h/v1#gpt-5"],
-        "checks": frozenset({"decontaminate"}),
+        "checks": [FILTERS.build("decontaminate")],
     }
     return Told(**{**given, **more})
 
@@ -66,7 +67,20 @@ def test_every_part_is_there():
 
 
 def test_what_was_not_checked_is_not_called_clean():
-    assert "Not checked" in draw_run(tell(checks=frozenset()))
+    assert "Not checked: no step has" in draw_run(tell(checks=[]))
+    assert "Not checked: no record is held out" in draw_run(tell(held_out=[]))
+    named = FILTERS.build({"name": "reworded", "against": ["/tests/bench.jsonl"]})
+    page = draw_run(tell(checks=[named], held_out=[]))
+    assert "0 held-out records and the items of bench.jsonl were looked for" in page
+    assert "Rewordings were not" not in page
+
+
+def test_what_starts_from_nothing_covers_nothing():
+    report = tell().report
+    splits = {"train": {**report["splits"]["train"], "documents": 0}}
+    page = draw_run(tell(report={**report, "splits": splits}))
+    assert "Coverage of what was started from" not in page
+    assert "Length of answers" in page
 
 
 def test_little_and_nothing_can_be_drawn():
