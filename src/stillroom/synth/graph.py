@@ -102,6 +102,7 @@ def check_steps(steps: Mapping[str, Step], starts: Mapping[str, bool]) -> list[P
     problems: list[Problem] = []
     start = next((name for name, there in starts.items() if there), "nothing")
     known = [name for name, there in starts.items() if there]
+    scored: dict[str, set[str]] = {}
     for name, takes in sources_of(steps, start).items():
         where, step = f"steps.{name}", steps[name]
         if not _NAME.match(name) or name in STARTS:
@@ -127,6 +128,10 @@ def check_steps(steps: Mapping[str, Step], starts: Mapping[str, bool]) -> list[P
             )
         problems += [_unknown(source, where, known) for source in takes if source not in known]
         problems += _check_start(name, step, takes)
+        found = {one for source in takes for one in scored.get(source, ())}
+        problems += _check_score(name, step, found)
+        names = {one.method_name() for one in step.filters}
+        scored[name] = set() if step.generator is not None else found | names
         known.append(name)
     return problems
 
@@ -145,6 +150,25 @@ def _check_start(name: str, step: Step, takes: tuple[str, ...]) -> list[Problem]
     else:
         return []
     return [Problem(f"step {name}: {what}", "recipe.step", where, expected, then)]
+
+
+def _check_score(name: str, step: Step, scored: set[str]) -> list[Problem]:
+    """Refuse a choice by the score of a filter that no step before it has."""
+    wanted = str(getattr(step.select, "score", "")) if step.select is not None else ""
+    if getattr(step.select, "keep", "score") != "score":
+        return []
+    if not wanted or wanted in scored:
+        return []
+    known = ", ".join(sorted(scored))
+    return [
+        Problem(
+            f"step {name}: nothing before it scores by '{wanted}'",
+            "recipe.step",
+            f"steps.{name}.select.score",
+            f"one of: {known}" if known else "a filter in a step between it and the generator",
+            suggest(wanted, sorted(scored)) or f"add a step with the filter {wanted}",
+        )
+    ]
 
 
 def _unknown(source: str, where: str, known: list[str]) -> Problem:

@@ -438,12 +438,12 @@ class Selector(Method, ABC):
     @classmethod
     @override
     def recipe_sets(cls) -> dict[str, Any]:
-        """Return a graph of two steps, of which the second is this one."""
+        """Return a graph whose last step is this one, after the filter whose score it goes by."""
         chosen = {name: info.default for name, info in cls.model_fields.items()}
-        steps = {
-            "write": {"generator": {"name": "grounded_qa"}},
-            "choose": {"select": {"name": cls.method_name(), **chosen}},
-        }
+        steps: dict[str, Any] = {"write": {"generator": {"name": "grounded_qa"}}}
+        if chosen.get("score"):
+            steps["measure"] = {"filters": [{"name": chosen["score"]}]}
+        steps["choose"] = {"select": {"name": cls.method_name(), **chosen}}
         return {"generator": None, "filters": None, "include_passages": 0, "steps": steps}
 
     @abstractmethod

@@ -90,9 +90,10 @@ def _distinct(
         raise DataError(
             f"{path} holds no {'passage' if 'passages' in takes else 'seed'} to ask about",
             code="synth.no-passages",
-            where=str(path),
             expected="at least one passage with text, record or topic",
-            next="build an index from documents: stillroom rag index FOLDER",
+            next="build an index from documents: stillroom rag index FOLDER"
+            if "passages" in takes
+            else "name a file with records (JSON lines with question and answer, say)",
         )
     return Source(path, tuple(unique.values()), dict(sorted(dropped.items())))
 

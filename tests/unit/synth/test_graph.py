@@ -454,3 +454,25 @@ def test_what_is_beyond_a_steps_limit_is_a_counted_row(serve, tmp_path):
     assert (step["given"], step["dropped"]) == (3, {"limit: beyond the limit of the step": 1})
     (row,) = (tmp_path / "out/output/dropped.jsonl").read_text().splitlines()
     assert json.loads(row)["record"]["messages"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "what"),
+    [
+        ("a: {filters: [shape]}, b: {select: top}", "nothing before it scores by 'ifd'"),
+        (
+            "a: {filters: [shape]}, g: {generator: rewrite}, "
+            "b: {select: {name: top, score: shape}}",
+            "nothing before it scores by 'shape'",
+        ),
+        ("a: {filters: [shape]}, b: {select: {name: top, score: shap}}", "did you mean 'shape'"),
+    ],
+)
+def test_a_choice_by_a_score_that_nothing_gives_is_refused_before_anything_is_asked(steps, what):
+    text = f"version: 1\nkind: synth\nseeds: s.jsonl\nsteps: {{{steps}}}\n"
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text)
+    assert what in str(caught.value)
+    good = "a: {filters: [shape]}, b: {filters: [refusal]}, c: {select: {name: top, score: shape}}"
+    parse_recipe(f"version: 1\nkind: synth\nseeds: s.jsonl\nsteps: {{{good}}}\n")
+    parse_recipe("version: 1\nkind: synth\nseeds: s.jsonl\nsteps: {a: {select: semdedup}}\n")
