@@ -14,7 +14,7 @@ from stillroom.rag.asking import Asking, AskSettings
 from stillroom.rag.composing import Composer
 from stillroom.rag.echoes import EchoFilter
 from stillroom.rag.inquiry import Inquiry
-from stillroom.rag.method import ANSWERING, CHECKERS, Query, make_query
+from stillroom.rag.method import ANSWERING, CHECKERS, RERANKERS, Query, make_query
 from stillroom.rag.notices import collect_notices
 from stillroom.rag.prefixes import place_of, readable_text
 from stillroom.rag.prompting import ABSTENTION, PROMPT_VERSION, REQUEST
@@ -171,6 +171,8 @@ def _scope_of(
     }
     if asking.retriever is None:
         settings["retriever"] = _plain(index.default_retriever)
+    if asking.reranker is not None:
+        settings["moment"] = RERANKERS.build(asking.reranker).moment
     return scope_of(
         index=index.digest,
         scope=index.scope,

@@ -168,6 +168,14 @@ class Reranker(Method, ABC):
             DataError: If the method needs a text model and none is given.
         """
 
+    @property
+    def moment(self) -> str:
+        """What the order depends on beside settings, query and index, as the day; mostly nothing.
+
+        An answer that is kept is given again only while this is the same.
+        """
+        return ""
+
 
 class Transform(Method, ABC):
     """Makes of one query the queries that are really searched."""

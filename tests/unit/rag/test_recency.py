@@ -5,9 +5,13 @@ import datetime
 import pytest
 
 from stillroom.errors import DataError
+from stillroom.rag.answer import ask
 from stillroom.rag.index import Index
 from stillroom.rag.method import RERANKERS, Query
+from stillroom.rag.rerankers.recency import Recency
+from stillroom.rag.semantic_cache import SemanticCache
 from stillroom.records import Hit
+from stillroom.testing import scripted_model
 
 SAME = "The pump is serviced by the harbour crew. Note {}."
 TODAY = datetime.date(2026, 1, 1)
@@ -101,3 +105,16 @@ def test_mails_are_dated_by_their_header(build, folder, tmp_path):
         assert {newer.passage_at(row).location.path for row in range(len(newer))} == {"new.eml"}
         found = index.retrieve("harbour pump", 2, reranker="recency")
         assert [hit.passage.location.path for hit in found] == ["new.eml", "old.eml"]
+
+
+def test_a_kept_answer_is_given_again_on_the_same_day_only(dated, monkeypatch):
+    model = scripted_model(lambda prompt: "The harbour crew services the pump [1].")
+    cache = SemanticCache()
+    try:
+        for day, asked in ((1, 1), (1, 1), (2, 2)):
+            today = datetime.date(2026, 1, day)
+            monkeypatch.setattr(Recency, "_day", property(lambda self, today=today: today))
+            ask(dated, model, "who services the pump", reranker="recency", cache=cache)
+            assert len(model.asked) == asked
+    finally:
+        cache.close()

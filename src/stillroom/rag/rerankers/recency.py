@@ -68,7 +68,7 @@ class Recency(Reranker):
     ) -> list[Hit]:
         if not hits:
             return []
-        today = self.today or datetime.datetime.now(datetime.UTC).date()
+        today = self._day
         values = index.values_of([index.row_of(hit.passage.id) for hit in hits], self.field)
         scores = [hit.score for hit in hits]
         first = normalize_scores(scores, "theoretical", floor=min(0.0, *scores))
@@ -79,6 +79,15 @@ class Recency(Reranker):
                 for score, held in zip(first, values, strict=True)
             ],
         )
+
+    @property
+    @override
+    def moment(self) -> str:
+        return self._day.isoformat()
+
+    @property
+    def _day(self) -> datetime.date:
+        return self.today or datetime.datetime.now(datetime.UTC).date()
 
     def _share(self, day: datetime.date | None, today: datetime.date) -> float:
         undated = self.half_life_days if self.undated_days is None else self.undated_days
