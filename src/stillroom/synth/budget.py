@@ -74,4 +74,6 @@ class Purse:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, none of which depends on the clock."""
-        return {"asks": self.asks, "tokens": self.tokens, "money": round(self.money, 6)}
+        told = {"asks": self.asks, "tokens": self.tokens, "money": round(self.money, 6)}
+        prices = {"input": self.budget.input_price, "output": self.budget.output_price}
+        return told | ({"prices": prices} if any(prices.values()) else {})

@@ -18,6 +18,7 @@ from stillroom.evaluate.plots import Plot
 from stillroom.evaluate.report import Report, Table
 from stillroom.records import Record
 from stillroom.synth.harvest import Dropped
+from stillroom.synth.measured import Measured
 from stillroom.synth.method import Filter, derive_seed
 from stillroom.synth.tallying import LENGTHS, SAMPLE, Falls, Lowest, Tally, says_of
 from stillroom.synth.terms import find_terms
@@ -120,8 +121,15 @@ def _add_headlines(report: Report, facts: _Facts) -> None:
         tiles.append(Metric("money", float(spent["money"])))
     for tile in tiles:
         report.add(replace(tile, note="counted"), is_headline=True)
-    prices = facts.report.get("prices")
-    priced = f" Prices a million tokens: {prices}." if prices else ""
+    prices = spent.get("prices")
+    priced = (
+        f" A million tokens of prompts cost {prices['input']:g}, of completions "
+        f"{prices['output']:g}."
+        if prices
+        else ""
+    )
+    if any(isinstance(one, Measured) for one in facts.told.checks):
+        priced += " What filters asked of models of their own is not counted."
     report.section(
         "Counts and cost",
         "What came from a shelf or a cache is counted too: it is what the records cost, not what "

@@ -15,6 +15,8 @@ from stillroom.synth.worth_arms import Arm, Family
 __all__ = ["Row", "leaderboard", "report_worth"]
 
 _UNIT = "nats/token"
+_OF_WHOM = {1: "of those without it", -1: "of it alone"}
+"""Whose gain a row tells: the arm is what is left, or the group itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,7 @@ def _add_family(report: Report, measured: Measured, family: Family, rows: list[R
                 "worth, nats/token",
                 "interval",
                 "verdict",
-                "gain per 1,000 records",
+                f"gain per 1,000 records {_OF_WHOM[family.sign]}",
                 "interval",
                 "records",
                 "tokens",

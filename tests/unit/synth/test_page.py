@@ -30,7 +30,12 @@ def tell(**more):
     report = {
         "splits": {"train": {"documents": 7, "steps": {"ask": {**step, "dropped": {"x": 5}}}}},
         "steps": {"ask": {"from": ["index"]}},
-        "spent": {"asks": 65, "tokens": 18, "money": 0.5},
+        "spent": {
+            "asks": 65,
+            "tokens": 18,
+            "money": 0.5,
+            "prices": {"input": 2.5, "output": 10.0},
+        },
     }
     given = {
         "report": report,
@@ -49,6 +54,7 @@ def test_every_part_is_there():
     for said in (
         "61 records kept, 1 of them held out; 6 rows fell in 65 asks.",
         "Yield by step: train",
+        "A million tokens of prompts cost 2.5, of completions 10.",
         "clean / grounded",
         "0.2 (bound 0.85)",
         "Kept, for example",
@@ -73,6 +79,7 @@ def test_what_was_not_checked_is_not_called_clean():
     page = draw_run(tell(checks=[named], held_out=[]))
     assert "0 held-out records and the items of bench.jsonl were looked for" in page
     assert "Rewordings were not" not in page
+    assert "What filters asked of models of their own is not counted." in page
 
 
 def test_what_starts_from_nothing_covers_nothing():
