@@ -93,7 +93,8 @@ def train(name: str, recipe: ForensicsRecipe) -> tuple[TrainedDetector, float]:
     RUNS.mkdir(parents=True, exist_ok=True)
     start = time.process_time()
     try:
-        run_recipe(recipe, out, resume=True)
+        if not (out / "artifact.json").is_file():  # what was finished before is taken as it is
+            run_recipe(recipe, out, resume=True)
     finally:
         before = float(clock.read_text()) if clock.is_file() else 0.0
         clock.write_text(str(before + time.process_time() - start))
@@ -185,6 +186,8 @@ def measure_explain() -> None:
             f"forensics/explain/pointing_game/{name}",
             hits,
             times_chance=round(hits / chance, 2),
+            times_random=round(hits / control, 2),
+            times_middle=round(hits / middle, 2),
             chance=round(chance, 4),
             random_weights=round(control, 4),
             always_the_middle=round(middle, 4),

@@ -85,7 +85,8 @@ def build(settings: dict[str, Any]) -> ForensicsRecipe:
 def train(name: str, recipe: ForensicsRecipe) -> tuple[TrainedDetector, float]:
     """Return a detector and the CPU minutes of learning it, 0 where it was there."""
     start = time.process_time()
-    run_recipe(recipe, RUNS / name, resume=True)
+    if not (RUNS / name / "artifact.json").is_file():
+        run_recipe(recipe, RUNS / name, resume=True)
     minutes = (time.process_time() - start) / 60
     return TrainedDetector.open(RUNS / name, device="cpu"), round(minutes, 1)
 

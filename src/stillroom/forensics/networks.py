@@ -50,6 +50,11 @@ class Network(nn.Module):
     """A detector's network: ``judge`` pictures, and how wrong that was."""
 
     @property
+    def reads_any_size(self) -> bool:
+        """Whether an enlarged picture shows it the same traces: of networks on pixels alone."""
+        return False
+
+    @property
     def kept(self) -> Mapping[str, Any]:
         """What beside weights and settings has to be known to build it again."""
         return {}

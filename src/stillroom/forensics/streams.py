@@ -140,6 +140,11 @@ class Stream(Network):
         self.normalize = Normalize()
         self.body, self.beside, self.instead = body, beside, instead
 
+    @property
+    @override
+    def reads_any_size(self) -> bool:
+        return self.beside is None and self.instead is None
+
     @override
     def judge(self, images: Tensor) -> Judged:
         if self.instead is not None:

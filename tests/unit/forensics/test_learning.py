@@ -12,11 +12,13 @@ from stillroom.cli.app import stillroom
 from stillroom.errors import CheckpointError, DataError, RecipeError
 from stillroom.flow import run_recipe
 from stillroom.forensics.calibrating import Calibrator
-from stillroom.forensics.detecting import TrainedDetector, write_detector
-from stillroom.forensics.explaining import draw_maps, pointing_game
-from stillroom.forensics.method import FORGERIES
+from stillroom.forensics.detecting import About, TrainedDetector, write_detector
+from stillroom.forensics.explaining import draw_maps, pointing_game, randomize, settle
+from stillroom.forensics.method import DETECTORS, FORGERIES
+from stillroom.forensics.networks import Judged
 from stillroom.forensics.pairs import PairSource
 from stillroom.forensics.proving import Trial, make_trial
+from stillroom.forensics.streams import Stream
 from stillroom.recipes import parse_recipe
 
 RECIPE = """
@@ -183,6 +185,42 @@ def test_maps_find_what_a_detector_was_told(trained, faces):
     assert pointing_game(detector, everywhere).hits == 1.0
 
 
+class _Coarse(torch.nn.Module):
+    """A network of 3 x 3 places of 48 pixels that finds brightness forged."""
+
+    def forward(self, given):
+        grid = torch.nn.functional.avg_pool2d(given[:, :1].clamp(min=0), 16)
+        return Judged(grid.sum((1, 2, 3)), grid.mean((2, 3)), grid)
+
+
+def find_spot(network, at, size):
+    """Return how far the map's highest place lies from a bright spot at row and column ``at``."""
+    network.register_parameter("none", torch.nn.Parameter(torch.zeros(1)))
+    method = DETECTORS.build({"name": "cnn", "weights": "none"})
+    about = About(method, size, size, 1.5, Calibrator("none"))
+    image = np.zeros((size, size, 3), np.uint8)
+    image[at[0] - 2 : at[0] + 3, at[1] - 2 : at[1] + 3] = 255
+    found = draw_maps(TrainedDetector(network, about), [image])[0]
+    highest = np.argwhere(found >= found.max() - 1e-6).mean(axis=0)
+    return float(np.abs(highest - at).max())
+
+
+@pytest.mark.parametrize("at", [(15, 33), (33, 24), (12, 12)])
+def test_maps_of_three_sizes_lie_nearer_than_those_of_one(at):
+    assert find_spot(Stream(_Coarse()), at, 48) < 4.5
+    one_size = Stream(_Coarse(), instead=torch.nn.Identity())  # behind a front end on pixels
+    assert find_spot(one_size, at, 48) > find_spot(Stream(_Coarse()), at, 48)
+
+
+def test_a_network_with_weights_drawn_anew_still_tells_pictures_apart(faces):
+    network = DETECTORS.build({"name": "cnn", "weights": "none"}).build(64)
+    rng = np.random.default_rng(0)
+    planes = torch.from_numpy(rng.random((4, 3, 64, 64), dtype=np.float32))
+    drawn = settle(randomize(network, 1), planes)
+    with torch.inference_mode():
+        assert drawn(planes).std() > 1e-3
+
+
 def changed(trained, folder, change):
     """Copy a detector's weights, and its config after a change."""
     config = json.loads((trained / "output/config.json").read_text())
@@ -221,9 +259,6 @@ def test_recipes_that_cannot_be_learned_are_refused(trained, tmp_path):
 
 
 def test_a_detector_without_places_has_no_maps(tmp_path, faces):
-    from stillroom.forensics.detecting import About
-    from stillroom.forensics.method import DETECTORS
-
     method = DETECTORS.build("spectral")
     about = About(method, 32, 160, 1.9, Calibrator("none"))
     with pytest.raises(DataError, match="no places to show") as caught:
