@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -409,7 +409,14 @@ class Index:
         found = state.rank(lambda depth: engine.search(terms, depth, mask=state.mask), k)
         return self._noted(query, found)
 
-    def search_tokens(self, query: Query, k: int, rows: Iterable[int] | None = None) -> Ranking:
+    def search_tokens(
+        self,
+        query: Query,
+        k: int,
+        rows: Iterable[int] | None = None,
+        *,
+        weigh: Callable[[int], NDArray[np.float32]] | None = None,
+    ) -> Ranking:
         """Return the best ``k`` rows by late interaction (MaxSim) with their scores.
 
         A score is the mean over the query's vectors of the largest cosine with one of the
@@ -419,6 +426,7 @@ class Index:
             query: What to look for.
             k: How many.
             rows: Which rows are compared; None for all.
+            weigh: Gives the weights of so many query's vectors, (Q,), 0 or more; None for 1 each.
 
         Raises:
             DataError: If the index keeps no token vectors.
@@ -430,6 +438,8 @@ class Index:
             return self._find_none("tokens")
         if not len(asked):
             return []
+        if weigh is not None:  # the largest product with a vector grows as the vector does
+            asked = asked * weigh(len(asked))[:, None]
         places = None if rows is None else state.rows.places[np.array(list(rows), dtype=np.int64)]
         found = state.rank(
             lambda depth: engine.search(asked, depth, mask=state.mask, rows=places), k

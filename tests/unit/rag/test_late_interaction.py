@@ -5,6 +5,7 @@ from stillroom.errors import DataError
 from stillroom.rag.index import Index
 from stillroom.rag.method import RERANKERS, RETRIEVERS, Query
 from stillroom.rag.prefixes import passage_texts
+from stillroom.rag.rarity import weigh_tokens
 
 
 class Tokens:
@@ -50,24 +51,26 @@ def with_tokens(built):
         yield opened
 
 
-def reference(query, passage):
+def reference(query, passage, weights):
     """Return MaxSim token by token."""
     total = 0.0
-    for asked in query:
-        total += max(float(np.dot(asked, held)) for held in passage)
-    return total / len(query)
+    for asked, weight in zip(query, weights, strict=True):
+        total += weight * max(float(np.dot(asked, held)) for held in passage)
+    return total
 
 
-def test_it_is_max_sim_where_the_first_order_counts_nothing(with_tokens):
+@pytest.mark.parametrize("by_rarity", [False, True])
+def test_it_is_max_sim_where_the_first_order_counts_nothing(with_tokens, by_rarity):
     query = Query("dogs guard the house")
     hits = RETRIEVERS.build("hybrid").retrieve(query, 5, with_tokens)
-    again = RERANKERS.build({"name": "late_interaction", "weight": 1}).rerank(
-        query, hits, with_tokens
-    )
+    settings = {"name": "late_interaction", "weight": 1, "by_rarity": by_rarity}
+    again = RERANKERS.build(settings).rerank(query, hits, with_tokens)
+    idf = with_tokens.lexicon.idf
+    weights = [idf("dog"), idf("guard"), 0.0, idf("hous")] if by_rarity else [1.0] * 4
     embed = with_tokens.embedder.embed_tokens
     (asked,) = embed([query.text], kind="query")
     texts = passage_texts([hit.passage for hit in hits], with_tokens.embedder, with_headings=True)
-    own = [reference(asked, embed([text], kind="passage")[0]) for text in texts]
+    own = [reference(asked, embed([text], kind="passage")[0], weights) for text in texts]
     low, high = min(own), max(own)
     expected = {h.passage.id: (s - low) / (high - low) for h, s in zip(hits, own, strict=True)}
     assert {hit.passage.id: hit.score for hit in again} == pytest.approx(expected, abs=1e-6)
@@ -101,3 +104,30 @@ def test_an_embedder_without_token_states_is_refused(index):
     with pytest.raises(DataError) as caught:
         RERANKERS.build("late_interaction").rerank(Query("cat"), hits, index)
     assert caught.value.code == "rag.no-token-states"
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("dogs guard the house", 6), ("dogs", 9), ("", 0), ("the of ?", 3)]
+)
+def test_all_tokens_count_alike_where_it_is_not_known_which_is_which(with_tokens, text, count):
+    assert weigh_tokens(text, count, with_tokens).tolist() == [1.0] * count
+
+
+def test_kept_token_vectors_are_weighed_as_read_ones(build, tmp_path):
+    from stillroom.models import open_embedder
+
+    embedder = Tokens(open_embedder("static"))
+    build(embedder=embedder, tokens={"bits": 8})
+    query = Query("which dogs guard the house")
+    with Index.open(tmp_path / "index", embedder=embedder) as index:
+        assert index.has_tokens
+        weights = weigh_tokens(query.text, 5, index)
+        plain = dict(index.search_tokens(query, 9))
+        weighed = dict(index.search_tokens(query, 9, weigh=lambda count: weights))
+        hits = RETRIEVERS.build("hybrid").retrieve(query, 5, index)
+        again = RERANKERS.build({"name": "late_interaction", "weight": 1}).rerank(
+            query, hits, index
+        )
+    assert plain != weighed
+    order = sorted((-weighed[index.row_of(hit.passage.id)], hit.passage.id) for hit in hits)
+    assert [hit.passage.id for hit in again] == [name for _, name in order]

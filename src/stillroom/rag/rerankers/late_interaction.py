@@ -4,14 +4,15 @@ Source: Khattab and Zaharia 2020, "ColBERT: Efficient and Effective Passage Sear
 Contextualized Late Interaction over BERT", arXiv:2004.12832: the mean over the query's tokens of
 the highest cosine with a token of the passage (MaxSim). Differs from the paper: the token states
 are those of an embedder that was trained for one vector a text, no mask tokens are added to the
-query, and the first retriever's order is kept by adding its scores, put between 0 and 1. A passage
-is read as it was embedded, under its title and headings. An index
-that keeps token vectors (``tokens``) gives its own, a ColBERT's perhaps.
+query, its tokens count by how rare their words are, and the first retriever's order is kept by
+adding its scores, put between 0 and 1. A passage is read as it was embedded, under its title and
+headings. An index that keeps token vectors (``tokens``) gives its own, a ColBERT's perhaps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -19,10 +20,12 @@ from typing_extensions import override
 
 from stillroom.errors import DataError
 from stillroom.models.protocols import TokenEmbedder
+from stillroom.models.token_states import EMBEDDER
 from stillroom.rag.fusion import normalize_scores
 from stillroom.rag.method import Query, Reranker
 from stillroom.rag.ordering import order_hits
 from stillroom.rag.prefixes import passage_texts
+from stillroom.rag.rarity import weigh_tokens
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -42,6 +45,11 @@ class LateInteraction(Reranker):
         0.5, ge=0, le=1, description="share of MaxSim; the rest is the first order's scores"
     )
     depth: int = Field(20, ge=1, le=1000, description="how many first hits are read")
+    by_rarity: bool = Field(
+        True,
+        description="let each of the query's tokens count by how rare its word is in the index; "
+        "false lets all count alike, as ColBERT does and as its checkpoints always do here",
+    )
 
     @override
     def rerank(
@@ -70,6 +78,8 @@ class LateInteraction(Reranker):
         headed = bool(index.description.settings.get("with_headings", True))
         texts = passage_texts(passages, index.embedder, with_headings=headed)
         read = embedder.embed_tokens(texts, kind="passage")
+        if self.by_rarity:
+            asked = asked * weigh_tokens(query.text, len(asked), index)[:, None]
         return self._order(hits, head, [_max_sim(asked, states) for states in read])
 
     def _by_kept(
@@ -77,7 +87,10 @@ class LateInteraction(Reranker):
     ) -> list[Hit]:
         """Order by the token vectors that the index keeps; nothing is read again."""
         rows = [index.row_of(hit.passage.id) for hit in head]
-        known = dict(index.search_tokens(query, len(rows), rows))
+        weigh = None
+        if self.by_rarity and index.description.settings["tokens"]["model"] == EMBEDDER:
+            weigh = partial(weigh_tokens, query.text, index=index)
+        known = dict(index.search_tokens(query, len(rows), rows, weigh=weigh))
         return self._order(hits, head, [known.get(row, 0.0) for row in rows])
 
     def _order(self, hits: Sequence[Hit], head: Sequence[Hit], close: Sequence[float]) -> list[Hit]:
