@@ -1,5 +1,6 @@
 """What goes wrong around a live server: backends that die, disks that fill, clients that leave."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -10,11 +11,13 @@ import time
 
 import httpx
 import pytest
+import uvicorn
 from tests.integration.test_serve_openai import KEY, Endless, live
 from tests.unit.models.endpoint_server import Server
 from tests.unit.serve import test_jobs as jobs
 
 from stillroom.serve import Limits, Served
+from stillroom.serve.connecting import patient_protocol
 from stillroom.serve.mounts import Mount, open_mounts
 from stillroom.testing import scripted_model
 
@@ -147,6 +150,48 @@ def test_a_body_that_does_not_come_is_not_waited_for():
                 "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{".encode()
             )
             assert b" 408 " in slow.recv(200)
+
+
+@contextlib.contextmanager
+def impatient(seconds):
+    """Yield a socket's maker to a server that waits so long for the head of a request."""
+
+    async def app(scope, receive, send):
+        await asyncio.sleep(1.2 * seconds)  # an answer may take its time
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        config = uvicorn.Config(
+            app, http=patient_protocol(seconds), lifespan="off", log_level="warning"
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            yield lambda: socket.create_connection(listening.getsockname(), timeout=30)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def trickle(slow):
+    for _ in range(200):
+        slow.sendall(b"X-More: 1\r\n")
+        time.sleep(0.05)
+
+
+def test_a_head_that_does_not_come_is_not_waited_for():
+    whole = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with impatient(1.0) as connect, connect() as silent, connect() as slow, connect() as patient:
+        patient.sendall(whole)
+        slow.sendall(whole[:-2])
+        with pytest.raises(ConnectionError):  # bytes that come do not set the clock back
+            trickle(slow)
+        assert silent.recv(100) == b""
+        assert b" 204 " in patient.recv(200)
+        patient.sendall(whole[:9])  # the next head on the same connection
+        assert patient.recv(100) == b""
 
 
 def test_a_key_asks_no_more_often_than_it_may():

@@ -25,6 +25,7 @@ CLOCK = "stillroom.clock"
 """Under what a request's scope holds its Clock."""
 _OWN_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_METHODS = frozenset({"GET", "POST", "DELETE"})
 _HELP = {
     "stillroom_requests_total": ("counter", "requests by route, method and status"),
     "stillroom_request_seconds": ("histogram", "time until the last byte, by route"),
@@ -136,7 +137,7 @@ class Counting:
             await self.app(scope, receive, send_counted)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            method = scope["method"] if scope["method"] in {"GET", "POST"} else "other"
+            method = scope["method"] if scope["method"] in _METHODS else "other"
             spent = time.perf_counter() - begun
             own = max(spent - clock.waited_s - clock.engine_s, 0.0) if clock.engine_s else None
             self.counters.count_request(route, method, status, spent, own)

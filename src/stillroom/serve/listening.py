@@ -13,6 +13,7 @@ __all__ = ["LOCAL", "address_of", "is_loopback", "listen", "name_of_host", "run_
 
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 """What this machine calls itself."""
+_HEAD_S = 15.0
 _BACKLOG = 512
 
 
@@ -76,6 +77,8 @@ def run_app(
     """
     import uvicorn
 
+    from stillroom.serve.connecting import patient_protocol
+
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             on_stop()
@@ -83,6 +86,7 @@ def run_app(
 
     config = uvicorn.Config(
         app,
+        http=patient_protocol(_HEAD_S),
         log_level="warning",
         access_log=False,
         server_header=False,
