@@ -34,6 +34,7 @@ from stillroom.models.answer_bytes import read_bytes
 __all__ = [
     "Endpoint",
     "Patience",
+    "first_choice",
     "is_safe_for_keys",
     "only_model",
     "read_count",
@@ -122,6 +123,8 @@ class Endpoint:
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """POST ``body`` and yield the JSON of every server-sent event until ``[DONE]``.
+
+        A stream that ends without it is whole only where an event told why it ended.
 
         Raises:
             BackendError: As ``ask``; a stream that breaks off midway is not retried.
@@ -260,6 +263,7 @@ class Endpoint:
 
     async def _stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         await self._await_turn()
+        is_whole = False
         try:
             async with self._request(path, body) as answer:
                 async for line in answer.content:
@@ -271,10 +275,13 @@ class Endpoint:
                         return
                     value = json.loads(text)
                     if isinstance(value, dict):
+                        is_whole = is_whole or bool(first_choice(value).get("finish_reason"))
                         yield value
+            if not is_whole:
+                raise _Passing("the stream ended before its answer did", code="backend.broken")
         except _Passing as problem:
             raise self._give_up(problem, 1, 0.0) from problem
-        except (self.http.ClientError, TimeoutError, ValueError) as error:
+        except (self.http.ClientError, TimeoutError, ValueError, RecursionError) as error:
             broken = _Passing(f"the stream broke off ({_name(error)})", code="backend.broken")
             raise self._give_up(broken, 1, 0.0) from error
 
@@ -413,6 +420,13 @@ def _count_most(body: Mapping[str, Any]) -> float:
     """Return how many tokens a request may take: its text at 4 bytes a token, and its limit."""
     size = len(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return size / 4 + float(body.get("max_tokens") or 0)
+
+
+def first_choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the first choice of an answer or of an event; empty where there is none."""
+    choices = answer.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    return choice if isinstance(choice, dict) else {}
 
 
 def read_count(value: object) -> int:

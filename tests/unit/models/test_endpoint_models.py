@@ -207,6 +207,18 @@ def test_a_stream_that_breaks_off_is_an_error(serve, connect):
     assert caught.value.code == "backend.broken"
 
 
+def test_a_stream_without_its_end_is_whole_only_if_it_says_why_it_ended(serve, connect):
+    piece = {"choices": [{"delta": {"content": "Hel"}}]}
+    odd = [{"choices": [None]}, {"choices": "?"}, {"choices": [{"delta": "x", "text": 3}]}]
+    ended = [{"choices": [{"delta": {}, "finish_reason": "stop"}]}]
+    told = iter([[piece, *odd], [piece, *odd, *ended]])
+    model = connect(serve(lambda path, body, headers: next(told)))
+    with pytest.raises(BackendError) as caught:
+        list(model.stream(chat("a"), Sampling()))
+    assert caught.value.code == "backend.broken"
+    assert list(model.stream(chat("a"), Sampling())) == ["Hel"]
+
+
 def test_the_key_is_sent_but_never_told(serve, connect):
     def answer(path, body, headers):
         return 401, {"error": f"wrong key {headers['Authorization']}"}

@@ -22,6 +22,7 @@ from stillroom.models.choosing import Chosen
 from stillroom.models.endpoint import (
     Endpoint,
     Patience,
+    first_choice,
     is_safe_for_keys,
     only_model,
     read_count,
@@ -212,10 +213,11 @@ class _EndpointModel:
         """Yield the completion's text as the endpoint sends it."""
         path, body = _request(self.name, prompt, sampling, self._rung)
         for event in self._endpoint.stream(path, {**body, "stream": True}):
-            choice = (event.get("choices") or [{}])[0]
-            piece = (choice.get("delta") or {}).get("content") or choice.get("text") or ""
-            if piece:
-                yield str(piece)
+            choice = first_choice(event)
+            delta = choice.get("delta")
+            piece = (delta if isinstance(delta, dict) else {}).get("content") or choice.get("text")
+            if isinstance(piece, str) and piece:
+                yield piece
 
     def relay_chat(self, body: Mapping[str, Any], is_stopped: Callable[[], bool]) -> dict[str, Any]:
         """Send a chat request as it stands; see ``RelayModel``."""
