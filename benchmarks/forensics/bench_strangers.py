@@ -13,7 +13,8 @@ to end), which neither ever heard.
 aside; two speakers bear no interval, so each fold is printed.
 
 Runs lie in RUNS and are resumed. PARTS chooses: time, ears, people. STEPS bounds the learning of
-each ear, SIZE_OF_AASIST its network, EACH how many faces of a person are tested over time.
+each ear, SIZE_OF_AASIST its network, EACH how many faces of a person are tested over time,
+and UNDER which treatments.
 """
 
 import json
@@ -58,6 +59,7 @@ EARS: dict[str, dict[str, Any]] = {
     "lfcc": {"name": "lfcc"},
     "aasist": {"name": "aasist", "size": os.environ.get("SIZE_OF_AASIST", "tiny")},
 }
+UNDER = os.environ.get("UNDER", "clean,h264").split(",")
 EACH = int(os.environ.get("EACH", "1000"))
 SIZE, PIXELS, FRAMES, SECONDS = 128, 96, 8, 1.0
 SWAPS: dict[str, dict[str, Any]] = {
@@ -146,7 +148,7 @@ def measure_time() -> None:
     }
     trials["swap_alpha_steady"] = move_whole(people)
     for name, trial in trials.items():
-        for condition in ("clean", "h264"):
+        for condition in UNDER:
             clips = [apply_change(CONDITIONS[condition], clip) for clip in trial.images]
             over_time = head.logits(clips)
             frames = base.logits([frame for clip in clips for frame in clip])

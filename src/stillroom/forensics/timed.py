@@ -20,6 +20,7 @@ from stillroom.forensics.networks import Judged, Network, freeze
 __all__ = ["Timed", "open_timed", "rebuild_timed"]
 
 _HEADS = 4
+_AT_ONCE = 16  # frames; of hundreds, most of the time went into fetching memory
 
 
 class Timed(Network):
@@ -60,15 +61,18 @@ class Timed(Network):
     @override
     def judge(self, images: Tensor) -> Judged:
         count, frames = images.shape[:2]
+        every = images.flatten(0, 1)
+        parts = (every,) if torch.compiler.is_compiling() else torch.split(every, _AT_ONCE)
         with torch.no_grad():
-            seen = self.base.judge(images.flatten(0, 1))
-        told = torch.cat([functional.normalize(seen.features, dim=1), seen.logits[:, None]], dim=1)
+            seen = [self.base.judge(some) for some in parts]
+        features = torch.cat([functional.normalize(one.features, dim=1) for one in seen])
+        told = torch.cat([features, torch.cat([one.logits for one in seen])[:, None]], dim=1)
         told = told.view(count, frames, -1)  # (B, T, D + 1)
         changes = torch.cat([torch.zeros_like(told[:, :1]), told[:, 1:] - told[:, :-1]], dim=1)
         given = self.reduce(torch.cat([told, changes], dim=2))  # (B, T, width)
         mixed = self.mix(given)
-        features = torch.cat([mixed.mean(1), mixed.amax(1)], dim=1)  # (B, 2 width)
-        return Judged(self.head(features)[:, 0], features)
+        whole = torch.cat([mixed.mean(1), mixed.amax(1)], dim=1)  # (B, 2 width)
+        return Judged(self.head(whole)[:, 0], whole)
 
 
 class _Recurrent(nn.Module):

@@ -210,6 +210,15 @@ def test_each_mixer_sees_the_order_of_frames_or_their_changes(mixer, base):
         assert network.judge(clip.flip(1)).logits != network.judge(clip).logits
 
 
+def test_many_clips_are_judged_as_each_alone(base):
+    method = DETECTORS.build({"name": "temporal", "checkpoint": str(base), "frames": 4, "width": 8})
+    network = method.build(32).eval()
+    clips = torch.rand(7, 4, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        alone = torch.cat([network(clip[None]) for clip in clips])
+        torch.testing.assert_close(network(clips), alone, atol=1e-4, rtol=0)
+
+
 def test_a_head_needs_a_detector_of_pictures_of_its_size(timed, base):
     method = DETECTORS.build({"name": "temporal", "checkpoint": str(base), "frames": 4})
     with pytest.raises(DataError) as caught:
