@@ -31,6 +31,12 @@ models:
   - {checkpoint: ./a, weight: 0.6}
   - {checkpoint: ./b, weight: 0.4}
 """
+_INDEX = """\
+version: 1
+kind: rag
+documents: ./documents
+embedder: builtin:static
+"""
 _TINY = """\
 from pathlib import Path
 from stillroom.testing import tiny_checkpoint
@@ -131,9 +137,14 @@ def try_wheel(wheel: Path, python: str, folder: Path) -> None:
     run([stillroom, "check", "merge.yaml"], folder)
     run([stillroom, "run", "merge.yaml", "--out", "merged", "--quiet"], folder)
     run([stillroom, "verify", "merged"], folder)
+    (folder / "documents").mkdir()
+    (folder / "documents" / "a.txt").write_text("The still is warm.\n", encoding="utf-8")
+    (folder / "index.yaml").write_text(_INDEX, encoding="utf-8")
+    run([stillroom, "run", "index.yaml", "--out", "index", "--quiet"], folder)
     for words, extra in (
         (["checkpoint", "export", "merged", "--to", "gguf", "--out", "m.gguf"], "gguf"),
         (["serve", "merged"], "serve"),
+        (["forensics", "check", "a"], "forensics"),
     ):
         refuse([stillroom, *words], folder, f"pip install 'stillroom[{extra}]'")
     print(f"{version}: core commands work, and missing extras are named ({told['version']})")

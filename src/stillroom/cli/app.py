@@ -15,7 +15,7 @@ import click
 
 from stillroom import __version__
 from stillroom.cli.options import has_printed_json, print_json
-from stillroom.errors import Problem, StillroomError
+from stillroom.errors import MissingExtraError, Problem, StillroomError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -140,6 +140,13 @@ def main() -> None:
 
 
 def _say_fault(error: Exception) -> int:
+    if isinstance(error, ModuleNotFoundError):
+        from stillroom.jobs.extras import extra_of
+
+        if extra := extra_of(error.name or ""):
+            missing = MissingExtraError.of(str(error.name), extra, "this command")
+            _tell(missing.problems, str(missing))
+            return missing.exit_code
     told = Problem(
         f"{type(error).__name__}: {error}",
         "internal",

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.video.stream import VideoStream
 
-__all__ = ["Clip", "Frame", "need_decoder", "open_clip", "say_reason", "space_frames"]
+__all__ = ["CLIPS", "Clip", "Frame", "need_decoder", "open_clip", "say_reason", "space_frames"]
 
 MOST_PIXELS = 60_000_000
+CLIPS = frozenset([".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".3gp", ".flv", ".wmv"])
+"""Endings of what is read as a clip."""
 _STAND_IN = 0.25  # of the spacing: how far a keyframe may lie from the wanted time
 _FAR = 1.5  # seconds ahead from which it is sought where the file has no index
 

@@ -9,15 +9,20 @@ is known, and a real one that a lab kept beside a forgery, stay what they were.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stillroom.errors import MissingExtraError
-from stillroom.forensics.checking import SYNTHETIC, Checked, check_file
+from stillroom.forensics.clips import CLIPS
+from stillroom.forensics.extras import need
 from stillroom.forensics.finishing import name_kind
 from stillroom.forensics.lab import has_lab, open_lab
-from stillroom.forensics.media_looks import CLIPS, SOUNDS
 from stillroom.forensics.pictures import PICTURES
+from stillroom.forensics.waves import SOUNDS
 from stillroom.provenance import digest_file
 from stillroom.records import Link, Origin
+
+if TYPE_CHECKING:
+    from stillroom.forensics.checking import Checked
 
 __all__ = ["CHECK", "examine"]
 
@@ -35,6 +40,9 @@ def examine(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
     if not _is_of_interest(path):
         return origin, ()
     try:
+        need("cv2")  # the room's packages may be missing where texts alone are read
+        from stillroom.forensics.checking import check_file
+
         found = check_file(path, lab=open_lab() if has_lab() else None)
     except MissingExtraError as error:
         return origin, (f"where it is from was not checked: {error.problems[0].what}",)
@@ -57,6 +65,8 @@ def _word(found: Checked) -> str:
     """Return lab, changed, refused, generated, signed or unknown."""
     if found.trace is not None and found.trace.watermark:
         return "lab"
+    from stillroom.forensics.checking import SYNTHETIC
+
     credentials = found.credentials
     if credentials is None or credentials.integrity in {"none", "unreadable"}:
         return "unknown"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stillroom.forensics.clips import open_clip, space_frames
+from stillroom.forensics.clips import CLIPS, open_clip, space_frames
 from stillroom.forensics.face import Image
 from stillroom.forensics.finishing import Kind, name_kind
 from stillroom.forensics.lab import Lab
@@ -31,7 +31,6 @@ __all__ = [
     "trace_sound",
 ]
 
-CLIPS = frozenset([".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".3gp", ".flv", ".wmv"])
 _FRAMES = 32
 _ROLES: Mapping[Kind | None, str] = {
     "forged": "made by this lab",

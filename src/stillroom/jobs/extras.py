@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
-__all__ = ["PURPOSES", "Extra", "list_extras"]
+__all__ = ["PURPOSES", "Extra", "extra_of", "list_extras"]
 
 PURPOSES: Mapping[str, str] = {
     "console": "the console in a browser",
@@ -40,6 +40,18 @@ PURPOSES: Mapping[str, str] = {
     "train": "several processes, LoRA",
     "verify": "equality of formulas",
 }
+_MODULES: Mapping[str, str] = {
+    "PIL": "forensics",
+    "av": "forensics",
+    "c2pa": "forensics",
+    "cryptography": "forensics",
+    "cv2": "forensics",
+    "fastapi": "serve",
+    "jinja2": "console",
+    "ray": "ray",
+    "starlette": "serve",
+    "uvicorn": "serve",
+}
 _NOT_FOR_USERS = {"all", "dev", "docs", "release"}
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([\w.-]+)['\"]")
@@ -53,6 +65,11 @@ class Extra:
     purpose: str
     installed: Mapping[str, str]
     missing: tuple[str, ...]
+
+
+def extra_of(module: str) -> str:
+    """Return the extra that brings a module which parts of Stillroom import at once; or empty."""
+    return _MODULES.get(module.partition(".")[0], "")
 
 
 def list_extras() -> list[Extra]:

@@ -127,7 +127,7 @@ def test_without_the_packages_it_is_said_that_nothing_was_checked(documents, mon
     def missing(*given, **more):
         raise MissingExtraError.of("c2pa", "forensics", "the forensics room")
 
-    monkeypatch.setattr(examiner, "check_file", missing)
+    monkeypatch.setattr(examiner, "need", missing)
     origin, told = examiner.examine(documents / "made.pdf", Origin())
     assert origin == Origin()
     assert told[0].startswith("where it is from was not checked: ")
