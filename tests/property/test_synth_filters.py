@@ -69,8 +69,9 @@ def test_in_any_order_every_dropped_record_repeats_one_that_is_kept(pairs, rng):
     rng.shuffle(shuffled)
     kept = fold(shuffled)
     questions = {record.fields["question"].casefold() for record in kept}
-    answers = {record.fields["answer"] for record in kept}
-    assert len(questions) == len(kept) == len(answers)
+    assert len(questions) == len(kept)
+    sentences = [one for one in (r.fields["answer"] for r in kept) if len(one.split()) >= 5]
+    assert len(set(sentences)) == len(sentences)
     again = fold([(r.fields["question"], r.fields["answer"].split()) for r in kept])
     assert again == kept
     if pairs:

@@ -30,6 +30,7 @@ _MARKS = (
 )
 _STATEFUL = ("iso2022", "iso-2022", "hz", "utf-7", "utf7")
 _SAMPLE_BYTES = 64 * 1024
+_FEW_PAIRS = 16
 _PIECE = 4096
 _CONTROL = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _HIGH = re.compile(rb"[\x80-\xff]")
@@ -230,7 +231,7 @@ def guess_wide(data: bytes) -> str:
     """Return the wide encoding whose zero bytes the data has, or an empty string.
 
     UTF-32 has two in each four, always the same two, and decodes; UTF-16 has every other one in
-    most.
+    most. In a few words a stray zero is a large share: there, most must be zero.
     """
     sample = data[:_SAMPLE_BYTES]
     quarter = len(sample) // 4
@@ -245,9 +246,10 @@ def guess_wide(data: bytes) -> str:
         return ""
     half = len(sample) // 2
     even, odd = sample[0::2].count(0), sample[1::2].count(0)
-    if odd > 0.3 * half and even < 0.02 * half:
+    least = (0.3 if half >= _FEW_PAIRS else 0.75) * half
+    if odd > least and even < 0.02 * half:
         return "utf-16-le"
-    if even > 0.3 * half and odd < 0.02 * half:
+    if even > least and odd < 0.02 * half:
         return "utf-16-be"
     return ""
 

@@ -27,6 +27,13 @@ def test_wide_letters_are_told_without_a_mark(encoding, name, bytes_of):
     assert bytes_of(document, data, "größer")[0].decode(encoding) == "größer"
 
 
+@pytest.mark.parametrize("data", [b"kept \0", b"kept \0x\0", b"ab\0cde\0f"])
+def test_a_stray_zero_in_a_few_words_makes_no_wide_letters(data):
+    document = parse_bytes(data, "a.txt")
+    assert document.metadata.get("encoding", "utf-8") == "utf-8"
+    assert document.text.strip() == data.decode().replace("\0", " ").strip()
+
+
 def test_binary_data_is_no_wide_text():
     data = bytes([0, 0, 1, 200] * 50) + b"\xff\xff\xff\xff"
     with pytest.raises(ValueError, match="binary"):
