@@ -150,6 +150,36 @@ def test_a_real_model_streams_what_it_says_whole(tmp_path):
         model.close()
 
 
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_several_texts_of_a_real_model_are_those_of_as_many_requests(tmp_path, is_chat):
+    model = open_text_model(str(tiny_checkpoint(tmp_path)))
+    settings = {"model": "tiny", "max_tokens": 6, "temperature": 1.0}
+    settings |= {"messages": USER} if is_chat else {"prompt": "Once"}
+    with contextlib.closing(model), client_of(Served("tiny", model)) as client:
+        create = client.chat.completions.create if is_chat else client.completions.create
+
+        def text_of(choice):
+            return choice.message.content if is_chat else choice.text
+
+        whole = create(**settings, n=3, seed=4)
+        texts = [text_of(choice) for choice in whole.choices]
+        assert len(set(texts)) > 1
+        singles = [create(**settings, seed=seed) for seed in (4, 5, 6)]
+        assert texts == [text_of(one.choices[0]) for one in singles]
+        written = sum(one.usage.completion_tokens for one in singles)
+        assert whole.usage.completion_tokens == written
+        assert whole.usage.prompt_tokens == singles[0].usage.prompt_tokens
+        pieces = dict.fromkeys(range(3), "")
+        for chunk in create(**settings, n=3, seed=4, stream=True):
+            for choice in chunk.choices:
+                said = choice.delta.content if is_chat else choice.text
+                pieces[choice.index] += said or ""
+        assert list(pieces.values()) == texts
+        with pytest.raises(openai.BadRequestError) as refused:
+            create(**settings, n=9)
+        assert (refused.value.code, refused.value.param) == ("too_many_choices", "n")
+
+
 def test_errors_become_the_clients_own():
     served = Served("run", scripted_model({"*": "x"}))
     with client_of(served, key="wrong") as client, pytest.raises(openai.AuthenticationError):

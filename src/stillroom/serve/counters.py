@@ -76,21 +76,28 @@ class Counters:
         buckets = self._buckets.setdefault((name, where), [0] * (len(bounds) + 1))
         buckets[bisect.bisect_left(bounds, seconds)] += 1
 
-    def count_reply(self, usage: Mapping[str, int], details: Mapping[str, Any]) -> None:
-        """Count the tokens of a reply, and of an answer from documents its outcome and stages."""
+    def count_reply(self, usage: Mapping[str, int], *answers: Mapping[str, Any]) -> None:
+        """Count the tokens of a reply, and of answers from documents their outcomes and stages.
+
+        Args:
+            usage: Of the whole reply.
+            answers: The details of each of its texts; empty of a text that no documents support.
+        """
         with self._lock:
             for kind in ("prompt", "completion"):
                 self._sums["stillroom_tokens_total", (("kind", kind),)] += usage[f"{kind}_tokens"]
-            if not details:
-                return
-            outcome = "abstained" if details.get("abstained") else "answered"
-            self._sums["stillroom_answers_total", (("outcome", outcome),)] += 1
-            if details.get("cached"):
-                return  # its stages are those of the answer that was kept
-            for name, spent_ms in details.get("stage_ms", {}).items():
-                stage = (("stage", name),)
-                self._sums["stillroom_stage_seconds_sum", stage] += spent_ms / 1000
-                self._sums["stillroom_stage_seconds_count", stage] += 1
+            for details in filter(None, answers):
+                self._count_answer(details)
+
+    def _count_answer(self, details: Mapping[str, Any]) -> None:
+        outcome = "abstained" if details.get("abstained") else "answered"
+        self._sums["stillroom_answers_total", (("outcome", outcome),)] += 1
+        if details.get("cached"):
+            return  # its stages are those of the answer that was kept
+        for name, spent_ms in details.get("stage_ms", {}).items():
+            stage = (("stage", name),)
+            self._sums["stillroom_stage_seconds_sum", stage] += spent_ms / 1000
+            self._sums["stillroom_stage_seconds_count", stage] += 1
 
     def render(self) -> str:
         """Return everything in Prometheus' text format."""

@@ -22,7 +22,7 @@ from stillroom.models.protocols import CanvasModel, RelayModel, Vectors
 from stillroom.records import Prompt, Sampling
 from stillroom.serve.counters import CLOCK, Clock, Counters
 from stillroom.serve.guard import ACCESS
-from stillroom.serve.hearing import Heard, Item, relay_events, reply_events
+from stillroom.serve.hearing import Heard, Item, Said, relay_events, reply_events, sum_usage
 from stillroom.serve.limits import Limits
 from stillroom.serve.refusals import Refusal, client_left
 from stillroom.serve.replies import Reply, embedding_reply
@@ -69,7 +69,7 @@ class Desk:
         served, model = self._find_writer(body.model)
         if body.speaks_of_tools:
             return await self._relay(served, model, body, request)
-        prompt, sampling = body.to_prompt(self.limits), body.to_sampling(self.limits)
+        prompt, draws = body.to_prompt(self.limits), body.to_draws(self.limits)
         if served.ask is None or body.model == served.bare_name:
             wanted = {**body.ask_settings(), **({} if body.k is None else {"k": body.k})}
             if wanted:
@@ -80,7 +80,7 @@ class Desk:
                     param=next(iter(wanted)),
                 )
             reply = Reply(body.model, is_chat=True)
-            return await self._answer(served, model, prompt, sampling, reply, body, request)
+            return await self._answer(served, model, prompt, draws, reply, body, request)
         if prompt.schema is not None:
             raise Refusal(
                 400,
@@ -90,14 +90,14 @@ class Desk:
             )
         if body.wants_canvas:
             raise _no_canvas()
-        return await self._ask(served, model, prompt, sampling, body, request)
+        return await self._ask(served, model, prompt, draws, body, request)
 
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """Answer POST /v1/completions."""
         served, model = self._find_writer(body.model)
-        sampling = body.sampling(self.limits, wanted=body.max_tokens)
+        draws = body.to_draws(self.limits)
         reply, prompt = Reply(body.model, is_chat=False), Prompt(text=body.text)
-        return await self._answer(served, model, prompt, sampling, reply, body, request)
+        return await self._answer(served, model, prompt, draws, reply, body, request)
 
     async def embed(self, body: EmbeddingRequest, request: Request) -> Response:
         """Answer POST /v1/embeddings."""
@@ -180,21 +180,21 @@ class Desk:
         served: Served,
         model: TextModel,
         prompt: Prompt,
-        sampling: Sampling,
+        draws: Sequence[Sampling],
         body: ChatRequest,
         request: Request,
     ) -> Response:
-        """Answer from documents."""
+        """Answer from documents, each draw by itself."""
         ask, k, settings = served.ask, body.k or served.k, body.ask_settings()
         if ask is None:
             raise _unknown_model(body.model, self.names)
         reply = Reply(body.model, is_chat=True, turns_not_read=len(prompt.messages) - 1)
 
-        def work(is_stopped: IsStopped) -> Iterator[Item]:
+        def answer(drawn: Sampling, is_stopped: IsStopped) -> Iterator[Item]:
             try:
                 yield from ask(
                     prompt.messages,
-                    sampling,
+                    drawn,
                     k,
                     settings=settings,
                     access=request.scope.get(ACCESS),
@@ -213,7 +213,10 @@ class Desk:
                     400, f"{told.what}; expected {told.expected}", code=told.code, param=wanted
                 ) from error
 
-        heard = Heard(model, prompt, sampling)
+        def work(is_stopped: IsStopped) -> Iterator[Iterator[Item]]:
+            return (answer(drawn, is_stopped) for drawn in draws)
+
+        heard = [Heard(model, prompt, drawn) for drawn in draws]
         return await self._send(self._slots[served.name], work, reply, body, request, heard)
 
     async def _answer(
@@ -221,67 +224,69 @@ class Desk:
         served: Served,
         model: TextModel,
         prompt: Prompt,
-        sampling: Sampling,
+        draws: Sequence[Sampling],
         reply: Reply,
         body: ChatRequest | CompletionRequest,
         request: Request,
     ) -> Response:
-        """Answer by the model alone."""
+        """Answer by the model alone: whole texts side by side where it can, streams in turn."""
         shows = model if isinstance(model, CanvasModel) and body.wants_canvas else None
         if body.wants_canvas and (shows is None or not body.stream):
             raise _no_canvas()
 
-        def work(is_stopped: IsStopped) -> Iterator[Item]:
+        def work(is_stopped: IsStopped) -> Iterator[Iterator[Item]]:
             if shows is not None:
-                yield from shows.stream_canvas(prompt, sampling)
-            elif body.stream:
-                yield from model.stream(prompt, sampling)
-            else:
-                yield model.generate([prompt], sampling, is_cancelled=is_stopped)[0]
+                return (shows.stream_canvas(prompt, drawn) for drawn in draws)
+            if body.stream:
+                return (model.stream(prompt, drawn) for drawn in draws)
+            prompts = [prompt] * len(draws)
+            whole = model.generate(prompts, draws, is_cancelled=is_stopped)
+            return (iter([completion]) for completion in whole)
 
-        heard = Heard(model, prompt, sampling)
+        heard = [Heard(model, prompt, drawn) for drawn in draws]
         return await self._send(self._slots[served.name], work, reply, body, request, heard)
 
     async def _send(
         self,
         slots: Slots,
-        work: Work[Item],
+        work: Work[Iterator[Item]],
         reply: Reply,
         body: ChatRequest | CompletionRequest,
         request: Request,
-        heard: Heard,
+        heard: Sequence[Heard],
     ) -> Response:
-        """Send what the work gives: event by event, or whole."""
+        """Send what the work gives of each text: event by event, or whole."""
         clock: Clock | None = request.scope.get(CLOCK)
 
-        def listen(is_stopped: IsStopped) -> Iterator[Item]:
+        def listen(is_stopped: IsStopped) -> Iterator[Said]:
             """Hear on the work's own thread, where counting tokens may take its time."""
-            for item in work(is_stopped):
-                heard.take(item)
-                yield item
-            if not is_stopped():
+            for at, items in enumerate(work(is_stopped)):
+                for item in items:
+                    heard[at].take(item)
+                    yield at, item
+                if is_stopped():
+                    return
                 begun = time.perf_counter()
-                heard.end()
+                heard[at].end()
                 if clock is not None:  # counting is our own work, though the engine is asked
                     clock.engine_s -= time.perf_counter() - begun
+                yield at, None
 
         items = slots.stream(listen, request)
         if not body.stream:
             async with aclosing(items) as opened:  # type: ignore[type-var]  # a generator
                 async for _ in opened:
                     pass
-            if heard.spent is None:
+            if any(one.spent is None for one in heard):
                 raise client_left()
-            self.counters.count_reply(heard.spent.usage, heard.details)
-            return JSONResponse(
-                reply.whole(
-                    heard.text,
-                    heard.spent.finish_reason,
-                    heard.spent.usage,
-                    heard.citations,
-                    heard.details,
-                )
-            )
+            usage = sum_usage(heard)
+            self.counters.count_reply(usage, *(one.details for one in heard))
+            choices = [
+                reply.choice(at, one.text, one.spent.finish_reason, one.citations, one.details)
+                for at, one in enumerate(heard)
+                if one.spent is not None
+            ]
+            return JSONResponse(reply.whole(choices, usage))
         # The first item is awaited here, so that what fails at once fails with a status.
         first = await anext(items, None)
         events = reply_events(

@@ -6,7 +6,7 @@ are made on the event loop. Knows nothing of who is asked.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +18,13 @@ from stillroom.serve.counters import Counters
 from stillroom.serve.refusals import explain
 from stillroom.serve.replies import DONE, Reply, event
 
-__all__ = ["Heard", "Item", "Spent", "relay_events", "reply_events"]
+__all__ = ["Heard", "Item", "Said", "Spent", "relay_events", "reply_events", "sum_usage"]
 
 Item = str | Completion | Answer | CanvasStep
-"""What the work on an answer yields."""
+"""What the work on a text yields."""
+
+Said = tuple[int, Item | None]
+"""Which of a reply's texts, and what comes of it; None once it is over and counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Spent:
 
 
 class Heard:
-    """What has come of an answer so far; taken on the thread of the work."""
+    """What has come of one text so far; taken on the thread of the work."""
 
     def __init__(self, model: TextModel, prompt: Prompt, sampling: Sampling) -> None:
         """Hear what a model writes of a prompt."""
@@ -86,46 +89,59 @@ class Heard:
         return sum(self._model.count_tokens(text) for text in texts)
 
 
-def _show(item: Item, reply: Reply) -> Iterator[bytes]:
-    """Yield the event of a piece of text or of a step."""
+def sum_usage(heard: Sequence[Heard]) -> dict[str, int]:
+    """Return what all texts of a reply took; the prompt that they share counts once."""
+    spent = [one.spent.usage for one in heard if one.spent is not None]
+    read = spent[0]["prompt_tokens"] if spent else 0
+    written = sum(usage["completion_tokens"] for usage in spent)
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+    }
+
+
+def _show(at: int, item: Item | None, reply: Reply, heard: Heard) -> Iterator[bytes]:
+    """Yield the events of a piece of a text, of a step, or of a text's end."""
     if isinstance(item, str):
-        yield reply.piece(item)
+        yield reply.piece(at, item)
     elif isinstance(item, CanvasStep):
         yield reply.canvas(item)
+    elif item is None and heard.spent is not None:
+        if heard.citations is not None:
+            yield reply.cited(at, heard.text, heard.citations, heard.details)
+        yield reply.last(at, heard.spent.finish_reason)
 
 
 async def reply_events(
-    first: Item | None,
-    items: AsyncIterator[Item],
+    first: Said | None,
+    items: AsyncIterator[Said],
     reply: Reply,
-    heard: Heard,
+    heard: Sequence[Heard],
     counters: Counters,
     *,
     wants_usage: bool,
 ) -> AsyncIterator[bytes]:
     """Yield a reply's events; an error after the first ends the stream with an error object."""
-    opening = reply.first()
-    if opening:
-        yield opening
+    for at in range(len(heard)):
+        if opening := reply.first(at):
+            yield opening
     async with aclosing(items) as opened:  # type: ignore[type-var]  # ours is a generator
         try:
             if first is not None:
-                for said in _show(first, reply):
+                for said in _show(*first, reply, heard[first[0]]):
                     yield said
-            async for item in opened:
-                for said in _show(item, reply):
+            async for at, item in opened:
+                for said in _show(at, item, reply, heard[at]):
                     yield said
         except Exception as error:  # noqa: BLE001  # the status is sent: only an event is left
             yield event(explain(error).to_json())
             return
-    if heard.spent is None:
+    if any(one.spent is None for one in heard):
         return
-    counters.count_reply(heard.spent.usage, heard.details)
-    if heard.citations is not None:
-        yield reply.cited(heard.text, heard.citations, heard.details)
-    yield reply.last(heard.spent.finish_reason)
+    counters.count_reply(sum_usage(heard), *(one.details for one in heard))
     if wants_usage:
-        yield reply.usage(heard.spent.usage)
+        yield reply.usage(sum_usage(heard))
     yield DONE
 
 

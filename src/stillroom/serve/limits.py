@@ -26,6 +26,7 @@ class Limits:
     messages: int = 200
     max_new_tokens: int = 2048
     default_new_tokens: int = 256
+    choices: int = 8
     texts: int = 256
     running: int = 0
     waiting: int = 128

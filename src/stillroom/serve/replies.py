@@ -142,15 +142,22 @@ class Reply:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(
+        self, choices: Sequence[Mapping[str, Any]], usage: Mapping[str, int]
+    ) -> dict[str, Any]:
+        """Return the reply in one object."""
+        kind = "chat.completion" if self.is_chat else "text_completion"
+        return {**self._head(kind), "choices": list(choices), "usage": dict(usage)}
+
+    def choice(
         self,
+        at: int,
         text: str,
         finish_reason: str,
-        usage: dict[str, int],
         citations: Sequence[Citation] | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Return the reply in one object."""
-        choice: dict[str, Any] = {"index": 0, "finish_reason": finish_reason, "logprobs": None}
+        """Return one of the texts of a whole reply."""
+        choice: dict[str, Any] = {"index": at, "finish_reason": finish_reason, "logprobs": None}
         if self.is_chat:
             message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
             if citations is not None:
@@ -158,16 +165,16 @@ class Reply:
             choice["message"] = message
         else:
             choice["text"] = text
-        kind = "chat.completion" if self.is_chat else "text_completion"
-        return {**self._head(kind), "choices": [choice], "usage": usage}
+        return choice
 
-    def first(self) -> bytes | None:
-        """Return the chunk that opens a chat's stream."""
-        return self.chunk({"role": "assistant", "content": ""}) if self.is_chat else None
+    def first(self, at: int) -> bytes | None:
+        """Return the chunk that opens a text of a chat's stream."""
+        return self.chunk(at, {"role": "assistant", "content": ""}) if self.is_chat else None
 
-    def piece(self, text: str) -> bytes:
+    def piece(self, at: int, text: str) -> bytes:
         """Return a chunk of text."""
-        return self.chunk({"content": text}) if self.is_chat else self.chunk({}, text=text)
+        chunk = self.chunk
+        return chunk(at, {"content": text}) if self.is_chat else chunk(at, {}, text=text)
 
     def canvas(self, step: CanvasStep) -> bytes:
         """Return a chunk without text that shows the whole of it as it stands: an extension."""
@@ -182,26 +189,27 @@ class Reply:
 
     def cited(
         self,
+        at: int,
         text: str,
         citations: Sequence[Citation],
         details: Mapping[str, Any] | None = None,
     ) -> bytes:
-        """Return the chunk of citations, which comes before the last."""
-        return self.chunk(self._cite(text, citations, details or {}))
+        """Return the chunk of a text's citations, which comes before its last."""
+        return self.chunk(at, self._cite(text, citations, details or {}))
 
-    def last(self, finish_reason: str) -> bytes:
-        """Return the chunk that says why the text ended."""
-        return self.chunk({}, finish_reason=finish_reason)
+    def last(self, at: int, finish_reason: str) -> bytes:
+        """Return the chunk that says why a text ended."""
+        return self.chunk(at, {}, finish_reason=finish_reason)
 
-    def usage(self, usage: dict[str, int]) -> bytes:
-        """Return the chunk of usage, after the last."""
+    def usage(self, usage: Mapping[str, int]) -> bytes:
+        """Return the chunk of usage, after all others."""
         return event({**self._head(self._chunk_kind), "choices": [], "usage": usage})
 
     def chunk(
-        self, delta: dict[str, Any], *, text: str = "", finish_reason: str | None = None
+        self, at: int, delta: dict[str, Any], *, text: str = "", finish_reason: str | None = None
     ) -> bytes:
-        """Return one chunk as an event."""
-        choice: dict[str, Any] = {"index": 0, "finish_reason": finish_reason, "logprobs": None}
+        """Return one chunk of a text as an event."""
+        choice: dict[str, Any] = {"index": at, "finish_reason": finish_reason, "logprobs": None}
         choice.update({"delta": delta} if self.is_chat else {"text": text})
         return event({**self._head(self._chunk_kind), "choices": [choice]})
 

@@ -2,11 +2,12 @@
 
 A key that would change the answer and is not served is refused by name, as OpenAI does; keys that
 only label a request (``user``, ``metadata``) are accepted and not kept, and of what is not served
-the value that changes nothing is (``n: 1``, ``logprobs: false``), which many clients always send.
+the value that changes nothing is (``best_of: 1``, ``logprobs: false``), which many clients send.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,6 +25,7 @@ __all__ = ["ChatRequest", "CompletionRequest", "EmbeddingRequest", "RerankReques
 _LABELS = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 _NAME = r"^[a-z_]+$"
 _NAMES = r"^(?:[a-z_]+>)?[a-z_]+(?:\+[a-z_]+)?$"
+_SEED_MASK = 0x7FFFFFFF
 
 
 class _Request(BaseModel):
@@ -44,7 +46,7 @@ class _Drawn(_Request):
     top_k: int = Field(0, ge=0)
     stop: str | list[str] | None = None
     seed: int | None = None
-    n: Literal[1] | None = 1
+    n: int | None = Field(1, ge=1, description="texts that are drawn, the seed one higher each")
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
     logit_bias: dict[str, float] | None = Field(None, max_length=0)
@@ -85,8 +87,28 @@ class _Drawn(_Request):
             top_k=self.top_k,
             top_p=1.0 if self.top_p is None else self.top_p,
             stop=stop,
-            seed=(self.seed or 0) & 0x7FFFFFFF,
+            seed=(self.seed or 0) & _SEED_MASK,
         )
+
+    def draws(self, limits: Limits, *, wanted: int | None) -> list[Sampling]:
+        """Return how each of the ``n`` texts is drawn; the first as if it were the only one.
+
+        Raises:
+            Refusal: If more texts are wanted than are given, or ``sampling`` refuses.
+        """
+        one, count = self.sampling(limits, wanted=wanted), self.n or 1
+        if count > limits.choices:
+            raise Refusal(
+                400,
+                f"{count} choices are wanted; at most {limits.choices} are given",
+                code="too_many_choices",
+                param="n",
+            )
+        if count > 1 and self.wants_canvas:
+            raise Refusal(
+                400, "a canvas is shown of one choice", code="no_canvas", param="stream_options"
+            )
+        return [replace(one, seed=(one.seed + at) & _SEED_MASK) for at in range(count)]
 
 
 class _Part(BaseModel):
@@ -185,7 +207,7 @@ class ChatRequest(_Drawn):
             param = next(iter(ours), "stream_options")
             raise Refusal(400, f"'{param}' does not go with tools", code="no_tools", param=param)
         self._check_count(limits)
-        sampling = self.to_sampling(limits)
+        sampling = self.to_draws(limits)[0]
         given = self.model_dump(exclude_unset=True, exclude=_LABELS)
         given.pop("max_completion_tokens", None)
         for turn in given["messages"]:
@@ -202,9 +224,9 @@ class ChatRequest(_Drawn):
                 param="messages",
             )
 
-    def to_sampling(self, limits: Limits) -> Sampling:
-        """Return how to draw, within the limits."""
-        return self.sampling(limits, wanted=self.max_completion_tokens or self.max_tokens)
+    def to_draws(self, limits: Limits) -> list[Sampling]:
+        """Return how to draw each text, within the limits."""
+        return self.draws(limits, wanted=self.max_completion_tokens or self.max_tokens)
 
     def to_prompt(self, limits: Limits) -> Prompt:
         """Return the conversation as a prompt.
@@ -245,7 +267,7 @@ class CompletionRequest(_Drawn):
 
     prompt: Annotated[str, Field(min_length=1)] | tuple[Annotated[str, Field(min_length=1)]]
     echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
+    best_of: int | None = Field(None, ge=1, description="only as many as ``n``")
     logprobs: None = None
     suffix: None = None
 
@@ -253,6 +275,21 @@ class CompletionRequest(_Drawn):
     def text(self) -> str:
         """The one text that is gone on with."""
         return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+
+    def to_draws(self, limits: Limits) -> list[Sampling]:
+        """Return how to draw each text, within the limits.
+
+        Raises:
+            Refusal: As ``draws``; and if more are wanted to be drawn than to be given.
+        """
+        if self.best_of not in {None, self.n or 1}:
+            raise Refusal(
+                400,
+                "every text that is drawn is given: best_of can only be n",
+                code="invalid_request",
+                param="best_of",
+            )
+        return self.draws(limits, wanted=self.max_tokens)
 
 
 class EmbeddingRequest(_Request):
