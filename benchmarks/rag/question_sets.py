@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("STILLROOM_DATA", ROOT.parent / "shared/data"))
 if not DATA.is_dir():
     DATA = ROOT.parents[1] / "shared/data"
-BUILD = ROOT / "build/bench/answers"
+BUILD = Path(os.environ.get("STILLROOM_ANSWERS_KEPT", ROOT / "build/bench/answers"))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Decoded text leads back to its bytes, whatever they are."""
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import DataError
@@ -102,3 +102,31 @@ def test_normalizing_is_stable_and_scores_are_shares(text, other):
     assert token_f1(text, text) == 1.0
     assert 0.0 <= token_f1(text, other) <= 1.0
     assert token_f1(text, other) == token_f1(other, text)
+
+
+def read_whole(data, encoding):
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        return None
+
+
+@settings(max_examples=200, deadline=None)
+@example(text="a\x00b", encoding="utf-8", tail=b"")
+@given(
+    text=st.text(st.sampled_from("ab é中\x00\n"), max_size=60),
+    encoding=st.sampled_from(["utf-8", "utf-16", "utf-32"]),
+    tail=st.sampled_from([b"", b"\x00\xd8", b"\xff"]),
+)
+def test_what_is_called_exact_is_the_bytes_own_text(text, encoding, tail):
+    data = text.encode(encoding) + tail
+    try:
+        decoded = decode(data, "x")
+    except DataError:
+        return
+    where = ByteMap(decoded)
+    for anchor in make_anchors(decoded):
+        own = read_whole(data[anchor.byte_start : anchor.byte_end], decoded.encoding)
+        assert anchor.is_exact == (own == decoded.text[anchor.start : anchor.end])
+        assert where.at(anchor.start) == anchor.byte_start
+        assert where.is_exact(anchor.start, anchor.end) == anchor.is_exact

@@ -43,9 +43,9 @@ def command(run: Path, question: str, model: str, steps: bool, as_json: bool, **
     """
     from stillroom.cli.talk import print_answer
     from stillroom.flow import open_run
-    from stillroom.rag.tracing import trace_if_asked
+    from stillroom.rag.tracing import observe_if_asked
 
-    trace_if_asked()
+    observe_if_asked()
     settings = ask_settings(given)
     with open_run(run, model=model, say=lambda line: click.echo(line, err=True)) as opened:
         print_answer(opened.ask(question, **settings), as_json=as_json, steps=steps, asked_of=run)

@@ -59,9 +59,9 @@ def command(
     from stillroom.cli.talk import print_answer
     from stillroom.flow import open_index
     from stillroom.rag.access import Access
-    from stillroom.rag.tracing import trace_if_asked
+    from stillroom.rag.tracing import observe_if_asked
 
-    trace_if_asked()
+    observe_if_asked()
     settings = ask_settings(given)
     with open_index(
         index,

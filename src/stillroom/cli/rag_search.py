@@ -70,10 +70,10 @@ def command(
     from stillroom.rag.index import Index
     from stillroom.rag.notices import collect_notices
     from stillroom.rag.stages import collect_stages
-    from stillroom.rag.tracing import trace_if_asked
+    from stillroom.rag.tracing import observe_if_asked
     from stillroom.rag.ways import parse_way
 
-    trace_if_asked()
+    observe_if_asked()
     chosen = parse_way(way) if way else None
     access = Access(tenant, principals) if tenant or principals else None
     with (

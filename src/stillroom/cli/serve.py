@@ -137,7 +137,7 @@ def command(
     kernel where it has Landlock; where not, that is said at the start.
     """
     from stillroom.errors import RecipeError
-    from stillroom.rag.tracing import trace_if_asked
+    from stillroom.rag.tracing import observe_if_asked
     from stillroom.serve import JobsHere, Limits, LooksHere, run_server
     from stillroom.serve.confining import Openings
     from stillroom.serve.mounts import parse_mount
@@ -164,7 +164,7 @@ def command(
     found = [parse_mount(text, model) for text in mounts]
     openings = Openings(endpoints, allow_hub, variables)
 
-    trace_if_asked()
+    observe_if_asked()
     run_server(
         found,
         host=host,

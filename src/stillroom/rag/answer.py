@@ -14,7 +14,8 @@ from stillroom.rag.asking import Asking, AskSettings
 from stillroom.rag.composing import Composer
 from stillroom.rag.echoes import EchoFilter
 from stillroom.rag.inquiry import Inquiry
-from stillroom.rag.method import ANSWERING, CHECKERS, RERANKERS, Query, make_query
+from stillroom.rag.method import ANSWERING, CHECKERS, RERANKERS, RETRIEVERS, Query, make_query
+from stillroom.rag.metrics import count_answer
 from stillroom.rag.notices import collect_notices
 from stillroom.rag.prefixes import place_of, readable_text
 from stillroom.rag.prompting import ABSTENTION, PROMPT_VERSION, REQUEST
@@ -104,6 +105,7 @@ def _answer(
     is_streamed: bool,
     is_cancelled: Callable[[], bool] | None,
 ) -> Iterator[str | Answer]:
+    begun = time.perf_counter()
     query = make_query(question)
     method = ANSWERING.build(asking.answering)
     scope = _scope_of(index, model, query, asking, sampling)
@@ -111,6 +113,7 @@ def _answer(
     kept = None if cache is None else cache.find(index, scope, query.text)
     if kept is not None:
         index.note_cached(query.text, kept.hits)
+        count_answer(kept, time.perf_counter() - begun)
         yield kept.completion.text
         yield kept
         return
@@ -129,6 +132,7 @@ def _answer(
         for item in _work(inquiry, method, span):
             if isinstance(item, Answer):
                 tell_asked(span, query.text, item.completion.text)
+                count_answer(item, time.perf_counter() - begun)
                 if cache is not None:
                     cache.keep(index, scope, query.text, item)
             yield item
@@ -171,8 +175,12 @@ def _scope_of(
     }
     if asking.retriever is None:
         settings["retriever"] = _plain(index.default_retriever)
-    if asking.reranker is not None:
-        settings["moment"] = RERANKERS.build(asking.reranker).moment
+    chosen = [
+        RETRIEVERS.build(asking.retriever or index.default_retriever),
+        ANSWERING.build(asking.answering),
+        *([RERANKERS.build(asking.reranker)] if asking.reranker is not None else []),
+    ]
+    settings["moments"] = [one.moment for one in chosen]
     return scope_of(
         index=index.digest,
         scope=index.scope,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.rag.drafting import ask_for_texts
 from stillroom.rag.metering import Meter
 from stillroom.rag.method import TRANSFORMS, Query
+from stillroom.rag.metrics import count_stage
 from stillroom.rag.ordering import cap_documents, join_neighbours
 from stillroom.rag.parents import retrieve_to_read
 from stillroom.rag.prefixes import readable_text
@@ -204,14 +205,20 @@ class Inquiry:
     def _stream(self, prompt: Prompt) -> Generator[str, None, str]:
         """Yield the pieces and return them joined; only the model's own time counts."""
         pieces, raw = iter(self.model.stream(prompt, self._stop_at_fence())), list[str]()
-        while True:
-            begun = time.perf_counter()
-            piece = next(pieces, None)
-            add_time("generate", time.perf_counter() - begun)
-            if piece is None:
-                return "".join(raw)
-            raw.append(piece)
-            yield piece
+        spent_s = 0.0
+        try:
+            while True:
+                begun = time.perf_counter()
+                piece = next(pieces, None)
+                took_s = time.perf_counter() - begun
+                add_time("generate", took_s)
+                spent_s += took_s
+                if piece is None:
+                    return "".join(raw)
+                raw.append(piece)
+                yield piece
+        finally:
+            count_stage("generate", spent_s)
 
     def _stop_at_fence(self) -> Sampling:
         """Return the sampling with a stop where the model goes on as if it were a passage's end.

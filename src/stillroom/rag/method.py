@@ -44,6 +44,7 @@ __all__ = [
     "Checker",
     "Grader",
     "LegRetriever",
+    "Momentary",
     "Query",
     "Reranker",
     "Retriever",
@@ -79,7 +80,19 @@ class Query:
     themes: tuple[str, ...] = ()
 
 
-class Retriever(Method, ABC):
+class Momentary(Method):
+    """A method whose outcome may depend on more than its settings, the query and the index."""
+
+    @property
+    def moment(self) -> str:
+        """What else the outcome depends on, as the day or the digest of a graph; mostly nothing.
+
+        An answer that is kept is given again only while this is the same.
+        """
+        return ""
+
+
+class Retriever(Momentary, ABC):
     """Finds the passages of an index that fit a query."""
 
     @abstractmethod
@@ -151,7 +164,7 @@ def search_tokens(index: Index, query: Query, k: int, rows: Iterable[int] | None
         return found
 
 
-class Reranker(Method, ABC):
+class Reranker(Momentary, ABC):
     """Orders hits anew, reading query and passage together."""
 
     @abstractmethod
@@ -167,14 +180,6 @@ class Reranker(Method, ABC):
         Raises:
             DataError: If the method needs a text model and none is given.
         """
-
-    @property
-    def moment(self) -> str:
-        """What the order depends on beside settings, query and index, as the day; mostly nothing.
-
-        An answer that is kept is given again only while this is the same.
-        """
-        return ""
 
 
 class Transform(Method, ABC):
@@ -223,7 +228,7 @@ class Checker(Method, ABC):
         """Return the passages, numbered from 1, ready to be held against sentences."""
 
 
-class Answering(Method, ABC):
+class Answering(Momentary, ABC):
     """Directs what is searched, judged and read for one question.
 
     The bounds hold for every method: a loop that reaches one stops, says so in its trace, and goes

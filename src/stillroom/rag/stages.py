@@ -2,8 +2,9 @@
 
 ``stage`` times its body. Who collects gets the times (an answer keeps them in its details,
 ``stillroom rag search --timings`` shows them); a program that has set up OpenTelemetry gets a
-span, with the attribute names of the GenAI conventions and of OpenInference side by side. Where
-neither is so, a stage costs a microsecond, and OpenTelemetry is never imported.
+span, with the attribute names of the GenAI conventions and of OpenInference side by side, and the
+time in a histogram (``metrics``). Where neither is so, a stage costs a microsecond, and
+OpenTelemetry is never imported.
 
 No text of documents, questions or answers leaves by a span: ids, scores, counts and digests do.
 STILLROOM_TRACE_CONTENT=1 in the environment adds the texts.
@@ -19,6 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Literal
+
+from stillroom.rag.metrics import count_stage, is_metered
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -181,7 +184,8 @@ def stage(name: StageName) -> AbstractContextManager[Span]:
         A context that gives what the body may tell of itself.
     """
     times, tracer = _TIMES.get(), _tracer()
-    return _NOBODY if times is None and tracer is None else _run(name, times, tracer)
+    is_unheard = times is None and tracer is None and not is_metered()
+    return _NOBODY if is_unheard else _run(name, times, tracer)
 
 
 @contextmanager
@@ -194,12 +198,14 @@ def _run(name: StageName, times: StageTimes | None, tracer: Any) -> Iterator[Spa
             with tracer.start_as_current_span(f"rag.{name}") as span:
                 yield _named(Span(span), name)
     finally:
+        spent = time.perf_counter() - begun
         if times is not None:
-            times.add(name, time.perf_counter() - begun)
+            times.add(name, spent)
+        count_stage(name, spent)
 
 
 def add_time(name: StageName, seconds: float) -> None:
-    """Count a run of a stage that has no body, to whoever collects."""
+    """Count a part of a stage that has no body, to whoever collects."""
     times = _TIMES.get()
     if times is not None:
         times.add(name, seconds)

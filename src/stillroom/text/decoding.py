@@ -37,6 +37,8 @@ _HIGH = re.compile(rb"[\x80-\xff]")
 _LONE_HIGH = re.compile(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])")
 _BROKEN = re.compile("[\udc80-\udcff]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_REPLACED = re.compile("[\x00\ud800-\udfff]+")
+_MANY_RUNS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,9 @@ class Decoded:
     """Text and how it stands on its bytes.
 
     ``broken`` are runs ``(start, end, byte_start, byte_end)`` whose bytes could not be decoded and
-    which read as U+FFFD. ``is_exact`` is False where the encoding has state or does not round-trip.
+    which read as U+FFFD; ``replaced`` are runs ``(start, end)`` of zero characters and half
+    characters, which were decoded and read as something else, as wide. ``is_exact`` is False where
+    the encoding has state or does not round-trip.
     """
 
     text: str
@@ -53,6 +57,7 @@ class Decoded:
     broken: tuple[tuple[int, int, int, int], ...] = ()
     is_exact: bool = True
     zeros: int = 0
+    replaced: tuple[tuple[int, int], ...] = ()
 
     @property
     def metadata(self) -> dict[str, object]:
@@ -125,12 +130,11 @@ def make_anchors(decoded: Decoded, *, label: str = "", offset: int = 0) -> list[
     anchors: list[Anchor] = []
     position, byte = 0, decoded.byte_start
     for start, end, byte_start, byte_end in [*decoded.broken, (len(decoded.text), -1, 0, 0)]:
-        for piece_start, piece_end, size in _pieces(decoded, position, start):
-            exact = decoded.is_exact
-            anchors.append(
-                Anchor(piece_start, piece_end, offset + byte, offset + byte + size, 0, label, exact)
-            )
-            byte += size
+        for first, last, exact in _stretches(decoded, position, start):
+            for begin, stop, size in _pieces(decoded, first, last):
+                span = (offset + byte, offset + byte + size)
+                anchors.append(Anchor(begin, stop, *span, 0, label, exact))
+                byte += size
         if end < 0:
             break
         anchors.append(Anchor(start, end, offset + byte_start, offset + byte_end, 0, label, False))
@@ -144,6 +148,7 @@ class ByteMap:
     def __init__(self, decoded: Decoded, *, offset: int = 0) -> None:
         """Map the characters of ``decoded``, whose bytes begin at ``offset``."""
         self._text, self._encoding = decoded.text, decoded.encoding
+        self._keeps_widths = decoded.is_exact
         self._anchors = make_anchors(decoded, offset=offset)
         self._end = self._anchors[-1].byte_end if self._anchors else offset
         self._is_inexact = [not anchor.is_exact for anchor in self._anchors]
@@ -154,7 +159,7 @@ class ByteMap:
         if index < 0 or position >= len(self._text):
             return self._end
         anchor = self._anchors[index]
-        if not anchor.is_exact:
+        if not self._keeps_widths:
             return anchor.byte_start
         if anchor.byte_end - anchor.byte_start == anchor.end - anchor.start:
             return anchor.byte_start + position - anchor.start
@@ -165,6 +170,20 @@ class ByteMap:
         first = bisect.bisect_right(self._anchors, start, key=lambda anchor: anchor.start) - 1
         last = bisect.bisect_left(self._anchors, end, key=lambda anchor: anchor.start)
         return not any(self._is_inexact[max(first, 0) : last])
+
+
+def _stretches(decoded: Decoded, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+    """Yield (start, end, is_exact): what was replaced apart from what is the bytes' own text."""
+    if decoded.is_exact:
+        first = bisect.bisect_right(decoded.replaced, start, key=lambda run: run[1])
+        for run in decoded.replaced[first:]:
+            if run[0] >= end:
+                break
+            begin, stop = max(run[0], start), min(run[1], end)
+            yield start, begin, True
+            yield begin, stop, False
+            start = stop
+    yield start, end, decoded.is_exact
 
 
 def _pieces(decoded: Decoded, start: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -220,11 +239,26 @@ def _clean(
 ) -> Decoded:
     """Replace lone surrogates and zero characters one to one, so that widths stay."""
     zeros = text.count("\x00")
+    replaced = _find_replaced(text)
     if zeros:
         text = text.replace("\x00", " ")
-    if _SURROGATE.search(text):
+    if replaced:
         text = _SURROGATE.sub("\ufffd", text)
-    return Decoded(text, encoding, skip, tuple(broken or ()), True, zeros)
+    return Decoded(text, encoding, skip, tuple(broken or ()), True, zeros, replaced)
+
+
+def _find_replaced(text: str) -> tuple[tuple[int, int], ...]:
+    """Return the runs of characters that read as others; near ones joined where there are many."""
+    runs = [match.span() for match in _REPLACED.finditer(text)]
+    if len(runs) <= _MANY_RUNS:
+        return tuple(runs)
+    joined = runs[:1]
+    for start, end in runs[1:]:
+        if start - joined[-1][1] < _PIECE:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return tuple(joined)
 
 
 def guess_wide(data: bytes) -> str:
@@ -295,7 +329,7 @@ def _try(data: bytes, encoding: str) -> Decoded | None:
         return None
     exact = not name.startswith(_STATEFUL) and _round_trips(text, name, data)
     cleaned = _clean(text, name)
-    return Decoded(cleaned.text, name, 0, (), exact, cleaned.zeros)
+    return replace(cleaned, is_exact=exact)
 
 
 def _round_trips(text: str, encoding: str, data: bytes) -> bool:

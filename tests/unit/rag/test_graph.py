@@ -192,6 +192,11 @@ def test_a_folder_without_a_graph_is_named(small):
     with pytest.raises(IntegrityError) as caught:
         open_graph(small / "index")
     assert caught.value.code == "rag.no-graph"
+    with pytest.raises(DataError) as caught:
+        open_graph(small / "nowhere")
+    (problem,) = caught.value.problems
+    assert problem.code == "data.missing"
+    assert "'stillroom rag graph INDEX --out GRAPH'" in problem.expected
 
 
 def test_a_damaged_graph_is_refused_and_not_taken_over(tmp_path):

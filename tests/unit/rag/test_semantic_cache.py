@@ -3,6 +3,7 @@
 import sqlite3
 
 import pytest
+from tests.unit.rag.graphs import HOPS, make_graph, make_index
 
 from stillroom.errors import DataError
 from stillroom.rag.answer import ask, ask_stream
@@ -196,3 +197,20 @@ def test_a_damaged_entry_is_a_miss(index):
     ask(index, model, QUESTION, cache=cache)
     cache._database.execute("UPDATE answers SET answer = '{\"completion\": 3}'")
     assert ask(index, model, QUESTION, cache=cache).details["cached"] is None
+
+
+@pytest.mark.parametrize("answering", ["direct", "adaptive"])
+def test_an_answer_by_a_graph_is_not_kept_beyond_the_graph(tmp_path, answering):
+    place = make_index(tmp_path, HOPS)
+    make_graph(place, tmp_path / "graph")
+    cache, model = open_cache(), model_of("Fairhaven Yard built the Aurora [1].")
+    settings = {"retriever": {"name": "graph_local", "graph": str(tmp_path / "graph")}}
+    if answering == "adaptive":
+        line = f"map_reduce:graph={tmp_path / 'graph'}"
+        settings = {"answering": {"name": "adaptive", "once": "direct", "several": line}}
+    with Index.open(place) as opened:
+        asked = [ask(opened, model, "Who built the Aurora?", cache=cache, **settings)]
+        asked.append(ask(opened, model, "Who built the Aurora?", cache=cache, **settings))
+        make_graph(place, tmp_path / "graph", community_size=2)
+        asked.append(ask(opened, model, "Who built the Aurora?", cache=cache, **settings))
+    assert [one.details["cached"] is None for one in asked] == [True, False, True]

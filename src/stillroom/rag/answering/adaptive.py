@@ -69,6 +69,13 @@ class Adaptive(Answering):
         False, description="answer small talk without documents; otherwise it is searched once"
     )
 
+    @property
+    @override
+    def moment(self) -> str:
+        return " ".join(
+            parse_method(ANSWERING, way).moment for way in (self.once, self.several)
+        ).strip()
+
     @override
     def answer(self, inquiry: Inquiry) -> Iterator[str]:
         route, why = self._route(inquiry)

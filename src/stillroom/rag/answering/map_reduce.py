@@ -61,6 +61,11 @@ class MapReduce(Answering):
     reports: int = Field(16, ge=1, le=1000, description="how many reports the model weighs at most")
     points: int = Field(8, ge=1, le=100, description="how many statements are read in the end")
 
+    @property
+    @override
+    def moment(self) -> str:
+        return open_graph(self.graph).digest
+
     @override
     def answer(self, inquiry: Inquiry) -> Iterator[str]:
         graph = open_graph(self.graph)

@@ -16,9 +16,9 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from stillroom.errors import IntegrityError
+from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import atomic_write
-from stillroom.provenance import canonical_json, digest_file, digest_json
+from stillroom.provenance import canonical_json, digest_file, digest_json, find_output
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,6 +41,7 @@ __all__ = [
     "WRITTEN",
     "GraphDescription",
     "What",
+    "find_graph",
     "read_graph_description",
     "read_rows",
     "write_graph_description",
@@ -154,6 +155,24 @@ def write_graph_description(
     return description
 
 
+def find_graph(path: Path, what: What) -> Path:
+    """Return the folder of a graph's or tree's own files: that of the job, or its output.
+
+    Raises:
+        DataError: If the path is missing or another kind of artifact.
+    """
+    try:
+        return find_output(path, "index")
+    except DataError as error:
+        problem = error.problems[0]
+        raise DataError(
+            problem.what,
+            code=problem.code,
+            expected=_wanted(what),
+            next=f"check the path, or make it: {_making(what)}",
+        ) from error
+
+
 def read_graph_description(folder: Path, what: What, *, verify: bool = True) -> GraphDescription:
     """Read graph.json or tree.json and hold the other files against it.
 
@@ -186,7 +205,7 @@ def read_graph_description(folder: Path, what: What, *, verify: bool = True) -> 
             f"{folder} holds no {mark}: it is no {what}, or a half-written one",
             code="rag.no-graph",
             where=str(folder),
-            expected=f"the folder that 'stillroom rag {what} INDEX --out {what.upper()}' wrote",
+            expected=_wanted(what),
             next="make it, or finish it with --resume",
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -194,6 +213,14 @@ def read_graph_description(folder: Path, what: What, *, verify: bool = True) -> 
     for name in names:
         _check_file(folder / name, description.files.get(name), verify=verify)
     return description
+
+
+def _wanted(what: What) -> str:
+    return f"the folder that '{_making(what)}' wrote"
+
+
+def _making(what: What) -> str:
+    return f"stillroom rag {what} INDEX --out {what.upper()}"
 
 
 def write_graphml(file: IO[str], entities: Sequence[Entity], edges: Sequence[Edge]) -> None:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from stillroom.errors import DataError, IntegrityError
-from stillroom.provenance import find_output
 from stillroom.rag.graphs.files import (
     COMMUNITIES,
     EDGE_VECTORS,
@@ -29,6 +28,7 @@ from stillroom.rag.graphs.files import (
     ENTITY_VECTORS,
     REPORT_VECTORS,
     SOURCES,
+    find_graph,
     read_graph_description,
     read_rows,
 )
@@ -90,7 +90,7 @@ class Graph:
             DataError: If the path is missing or another kind of artifact.
             IntegrityError: If a file is missing, half-written or changed.
         """
-        return cls(find_output(Path(path), "index"), verify=verify)
+        return cls(find_graph(Path(path), "graph"), verify=verify)
 
     @property
     def digest(self) -> str:
@@ -222,7 +222,7 @@ def open_graph(path: Path | str) -> Graph:
         DataError: If the path is missing or another kind of artifact.
         IntegrityError: If a file is missing, half-written or changed.
     """
-    folder = find_output(Path(path), "index")
+    folder = find_graph(Path(path), "graph")
     mark = folder / "graph.json"
     changed = mark.stat().st_mtime_ns if mark.is_file() else 0
     with _OPENING:

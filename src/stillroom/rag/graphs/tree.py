@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from stillroom.provenance import find_output
 from stillroom.rag.graphs.files import (
     NODE_VECTORS,
     NODES,
     SOURCES,
     TREE,
+    find_graph,
     read_graph_description,
     read_rows,
 )
@@ -94,7 +94,7 @@ class Tree:
             DataError: If the path is missing or another kind of artifact.
             IntegrityError: If a file is missing, half-written or changed.
         """
-        return cls(find_output(Path(path), "index"), verify=verify)
+        return cls(find_graph(Path(path), "tree"), verify=verify)
 
     @property
     def digest(self) -> str:
@@ -116,7 +116,7 @@ def open_tree(path: Path | str) -> Tree:
         DataError: If the path is missing or another kind of artifact.
         IntegrityError: If a file is missing, half-written or changed.
     """
-    folder = find_output(Path(path), "index")
+    folder = find_graph(Path(path), "tree")
     mark = folder / TREE
     changed = mark.stat().st_mtime_ns if mark.is_file() else 0
     with _OPENING:

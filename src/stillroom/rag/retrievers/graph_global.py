@@ -37,6 +37,11 @@ class GraphGlobal(Retriever):
     )
     reports: int = Field(20, ge=1, le=10_000, description="how many reports are taken")
 
+    @property
+    @override
+    def moment(self) -> str:
+        return open_graph(self.graph).digest
+
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
         graph = open_graph(self.graph)

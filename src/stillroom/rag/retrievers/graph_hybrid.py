@@ -40,6 +40,11 @@ class GraphHybrid(Retriever):
         40, ge=1, le=1000, description="how many entities, and how many relations, are taken"
     )
 
+    @property
+    @override
+    def moment(self) -> str:
+        return open_graph(self.graph).digest
+
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
         graph = open_graph(self.graph)

@@ -48,6 +48,11 @@ class GraphLocal(Retriever):
     hops: int = Field(2, ge=0, le=5, description="how many edges far from them is looked")
     damping: float = Field(0.5, ge=0, le=1, description="what share goes on from hop to hop")
 
+    @property
+    @override
+    def moment(self) -> str:
+        return open_graph(self.graph).digest
+
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
         graph = open_graph(self.graph)

@@ -38,6 +38,11 @@ class Raptor(Retriever):
     tree: str = Field(description="folder of the tree that 'stillroom rag tree' made")
     leaves: int = Field(3, ge=1, le=100, description="how many passages a found summary gives")
 
+    @property
+    @override
+    def moment(self) -> str:
+        return open_tree(self.tree).digest
+
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> list[Hit]:
         tree = open_tree(self.tree)
