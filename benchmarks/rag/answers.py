@@ -6,7 +6,7 @@ one embedded model (SmolLM2-135M), then again through an endpoint of OpenAI's ki
 server with the same model: what is answered must be the same, word for word.
 
 Runs ``stillroom rag eval --answers``' job, so that a run that is stopped goes on where it was; the
-first run makes the index. All 77 questions are asked in an order drawn by a seed, so that ``--most``
+first run makes the index. All 77 questions are asked in a drawn order, so that ``--most``
 asks a random sample. Intervals are bootstrap, 95 %. STILLROOM_ANSWERS_KEPT names where it is kept.
 
     python benchmarks/rag/answers.py

@@ -2,8 +2,9 @@
 
 A word-piece tokenizer looks at one word at a time: white space, punctuation and Chinese characters
 part words, and what is made of a word does not depend on its neighbors. So the tokens of a text are
-those of its words, and a word that was met before costs a look-up. A cut between words then adds no
-token and takes none away; within a word it can, so there the caller counts again.
+those of its words, and a word that was met before, or stands whole in the vocabulary, costs a
+look-up. A cut between words then adds no token and takes none away; within a word it can, so there
+the caller counts again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import threading
 import unicodedata
 from array import array
 from typing import Any
+
+import numpy as np
 
 from stillroom.text.measuring import Located, piece_starts
 
@@ -26,11 +29,11 @@ _CHINESE = (
 )
 # What a BERT normalizer takes for white space; other controls it removes, so they part nothing.
 _SPACE = "\t\n\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_WORD = re.compile(f"[^{_SPACE}{_PUNCTUATION}{_CHINESE}]+|[{_PUNCTUATION}{_CHINESE}]")
+_WORDS = re.compile(f"([^{_SPACE}{_PUNCTUATION}{_CHINESE}]+|[{_PUNCTUATION}{_CHINESE}])")
 _EDGE = re.compile(f"[{_SPACE}{_PUNCTUATION}{_CHINESE}]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LONGEST_WORD = 100  # a longer one is one unknown token to BERT, and many once it is cut
-_ONE = (0,)
+_UNKNOWN = -1  # the count of a long word that is one token only while it is whole
 _REMEMBERED = 500_000  # words; some 100 MB
 
 
@@ -68,40 +71,52 @@ class WordTokens(TokenCount):
         self._backend.no_padding()
         self._backend.no_truncation()
         self._added = tuple(tokenizer.get_added_vocab())
-        self._known: dict[str, tuple[int, ...]] = {}
+        is_lower = json.loads(self._backend.to_str())["normalizer"].get("lowercase", True)
+        self._fold = str.lower if is_lower else str
+        # A token that was added may stand within a word, and parts it then.
+        is_plain = all(_EDGE.search(one) for one in self._added)
+        self._vocabulary = frozenset(self._backend.get_vocab()) if is_plain else frozenset[str]()
+        self._known: dict[str, int] = {}
 
     def locate(self, text: str) -> Located:
         """Return where each token of ``text`` begins, and where a cut changes no count."""
-        found = [(match.start(), match.group()) for match in _WORD.finditer(text)]
-        known = self._learn({word for _, word in found})
-        starts = array("q")
-        for begin, word in found:
-            offsets = known[word]
-            if offsets is _ONE:
-                starts.append(begin)
-            else:
-                starts.extend([begin + offset for offset in offsets])
+        pieces = _WORDS.split(text)  # what is between words, and words, by turns
+        words = pieces[1::2]
+        known = self._learn(set(words))
+        counts = np.fromiter(map(known.__getitem__, words), np.int64, len(words))
+        sizes = np.fromiter(map(len, pieces), np.int64, len(pieces))
+        begins, lengths = (np.cumsum(sizes) - sizes)[1::2], sizes[1::2]
+        if (counts == _UNKNOWN).any():
+            starts = array("q")
+            for begin, word in zip(begins.tolist(), words, strict=True):
+                starts.extend([begin + offset for offset in _offsets(word, known[word])])
+        else:
+            number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            within = number * np.repeat(lengths, counts) // np.repeat(counts, counts)
+            starts = array("q", (np.repeat(begins, counts) + within).tobytes())
         # An added token such as [SEP] is one token only while it is whole.
         return Located(starts, _never if any(one in text for one in self._added) else is_edge)
 
-    def _learn(self, words: set[str]) -> dict[str, tuple[int, ...]]:
-        """Return the token offsets of these words, and keep those of short ones."""
+    def _learn(self, words: set[str]) -> dict[str, int]:
+        """Return how many tokens these words have, and keep it of short ones."""
         known = self._known
-        unseen = list(words.difference(known))
+        unseen = words.difference(known)
         if not unseen:
             return known
         if len(known) + len(unseen) > _REMEMBERED:
-            known, unseen = {}, list(words)
-        whole = [_SURROGATE.sub("\ufffd", word) for word in unseen]
+            known, unseen = {}, words
+        fold, vocabulary = self._fold, self._vocabulary
+        fresh = {word: 1 for word in unseen if word.isascii() and fold(word) in vocabulary}
+        rest = list(unseen.difference(fresh))
+        whole = [_SURROGATE.sub("\ufffd", word) for word in rest]
         encodings = self._backend.encode_batch_fast(whole, add_special_tokens=False)
-        fresh = {
-            word: _offsets(word, len(encoding))
-            for word, encoding in zip(unseen, encodings, strict=True)
-        }
+        for word, encoding in zip(rest, encodings, strict=True):
+            is_unknown = len(encoding) == 1 and len(word) > _LONGEST_WORD
+            fresh[word] = _UNKNOWN if is_unknown else len(encoding)
         if len(fresh) > _REMEMBERED:
             return fresh
         # A new dictionary, since another thread may be reading the old one.
-        short = {word: at for word, at in fresh.items() if len(word) <= _LONGEST_WORD}
+        short = {word: count for word, count in fresh.items() if len(word) <= _LONGEST_WORD}
         self._known = {**known, **short}
         return {**known, **fresh}
 
@@ -138,11 +153,11 @@ def _never(text: str, position: int) -> bool:
     return position <= 0 or position >= len(text)
 
 
-def _offsets(word: str, num_tokens: int) -> tuple[int, ...]:
+def _offsets(word: str, count: int) -> list[int]:
     """Return about where a word's tokens begin; a cut within a word is counted anew in any case."""
-    if num_tokens == 1:
-        return tuple(piece_starts(word)) if len(word) > _LONGEST_WORD else _ONE
-    return tuple([index * len(word) // num_tokens for index in range(num_tokens)])
+    if count == _UNKNOWN:
+        return piece_starts(word).tolist()
+    return [index * len(word) // count for index in range(count)]
 
 
 def _looks_at_words(config: dict[str, Any]) -> bool:

@@ -20,11 +20,16 @@ _ABBREVIATIONS = frozenset(
 )
 _DOTTED = re.compile(r"(?:[^\W\d_]\.){1,}[^\W\d_]?$")  # e.g, U.S, z.B
 _CLOSERS = "\"'”’»)\\]}）」』】〉》"
+_WIDE = "。！？｡؟۔।॥።"
+# What ends a sentence comes first in the pattern, so that the search skips all other characters; a
+# run of stops is taken whole, wherever it stands, so that it is read once.
 _END = re.compile(
-    rf"[.!?…]+[{_CLOSERS}]*(?=\s|$)|[。！？｡؟۔।॥።][{_CLOSERS}]*|(?:\r?\n[ \t]*){{2,}}"
+    rf"[.!?…{_WIDE}\r\n](?:(?<=[.!?…])[.!?…]*+[{_CLOSERS}]*+|(?<=[{_WIDE}])[{_CLOSERS}]*+"
+    r"|(?:(?<=\n)|(?<=\r)\n)[ \t]*(?:\r?\n[ \t]*)+)"
 )
-_LAST_WORD = re.compile(r"[^\s(\[\"'“‘«]{1,40}$")
+_LAST_WORD = re.compile(r"\n?([^\s(\[\"'“‘«]{1,40})")  # before a stop, read backwards
 _NEXT = re.compile(r"\s*([\"'“‘«(\[]*)(\S?)")
+_LONGEST_NUMBER = 5  # of an item of a list: xviii
 _ENUMERATION = re.compile(r"(?:^|\n)[ \t]*(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})\.$")
 
 
@@ -65,6 +70,8 @@ def _append(text: str, start: int, end: int, spans: list[tuple[int, int]]) -> No
 
 def _is_end(text: str, start: int, end: int) -> bool:
     """Say whether the stop at text[start:end] ends a sentence."""
+    if end < len(text) and not text[end].isspace():
+        return False
     following = _NEXT.match(text, end, end + 64)
     character = following.group(2) if following else ""
     if character and character.islower():
@@ -72,13 +79,13 @@ def _is_end(text: str, start: int, end: int) -> bool:
     if text[start:end].rstrip(_CLOSERS) != ".":
         return True
     before = text[max(start - 48, 0) : start]
-    word = _LAST_WORD.search(before)
+    word = _LAST_WORD.match(before[::-1])
     if word is None:
         return True
-    last = word.group()
+    last = word.group(1)[::-1]
     if last.lower().strip("([\"'") in _ABBREVIATIONS:
         return False
-    if _ENUMERATION.search(before + "."):
+    if len(last) <= _LONGEST_NUMBER and _ENUMERATION.search(before + "."):
         return False
     if len(last) == 1 and last.isupper() and last != "I":
         return False  # an initial

@@ -27,7 +27,7 @@ Span = tuple[int, int]
 
 _IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # none beyond U+3000
 # possessive, so that a run of white space is read once, however long
-_CLAUSE = re.compile(r"(?<=[,;:])\s++(?=\S)|(?<=[，；：、])(?=\S)")
+_CLAUSE = re.compile(r"[,;:，；：、](?:(?<=[,;:])\s++|(?<=[，；：、]))(?=\S)")
 _LINE = re.compile(r"[\r\n]\s*+(?=\S)")
 _PARAGRAPH = re.compile(r"(?>\r\n|\r|\n)[^\S\r\n]*+[\r\n]\s*+(?=\S)")
 _ITEM = re.compile(r"(?:[-*+•|>]|#{1,6}|\d{1,3}[.)])[ \t]|```|~~~|\|")
@@ -59,7 +59,7 @@ def find_boundaries(document: Document, ruler: Ruler, size: int) -> Boundaries:
     fences = _fences(text)
     whole = [span for span in fences if ruler.measure(*span) <= size]
     large = [span for span in fences if ruler.measure(*span) > size]
-    rows = [match.span() for match in _ROW.finditer(text)]
+    rows = [match.span() for match in _ROW.finditer(text)] if "|" in text else []
     if document.metadata.get("is_table"):
         rows = [match.span() for match in _FULL_LINE.finditer(text)]
     whole += [span for span in rows if ruler.measure(*span) <= size]
@@ -270,6 +270,8 @@ def _fences(text: str) -> list[Span]:
     """Return the spans of fenced code, from fence to fence."""
     spans: list[Span] = []
     opened: tuple[int, str] | None = None
+    if "```" not in text and "~~~" not in text:
+        return spans
     for match in _FENCE.finditer(text):
         mark = match.group(1)
         if opened is None:

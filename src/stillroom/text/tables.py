@@ -46,6 +46,8 @@ def find_tables(document: Document) -> list[Table]:
         end = first.start() if first else len(text)
         return [Table(end, len(text), _header(text[:end]))]
     tables: list[Table] = []
+    if "|" not in text:
+        return tables
     for match in _DELIMITER.finditer(text):
         if "|" not in match.group() or (tables and match.start() < tables[-1].end):
             continue

@@ -123,6 +123,17 @@ def test_the_whole_text_is_tokenized_once_and_a_known_word_never_again():
     assert not [text for text in calls if text]  # nothing is counted a second time
 
 
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("added", [[], ["hon"]])
+def test_words_of_the_vocabulary_count_as_the_tokenizer_counts_them(lowercase, added):
+    tokenizer = _make_tokenizer(lowercase)
+    tokenizer.add_tokens(added)
+    counter = make_counter(tokenizer, threading.Lock())
+    for text in ("honey", "The the THE", "bees", "Honey bee", "work-ing 42", "h\x01oney", "é bee"):
+        expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert len(counter.locate(text).starts) == len(expected) == counter(text), text
+
+
 def test_another_kind_of_tokenizer_is_counted_and_not_located():
     backend = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -41,3 +41,9 @@ def test_numbered_items_keep_their_number():
 
 def test_nothing_has_no_sentences():
     assert split_sentences("") == split_sentences(" \n\t ") == []
+
+
+def test_a_long_run_of_stops_is_read_once():
+    for run in ("." * 200_000, '."' * 100_000):  # by the square of its length it takes an hour
+        assert split_sentences(run + "x") == [(0, 200_001)]
+        assert split_sentences(run + " X.") == [(0, 200_000), (200_001, 200_003)]
