@@ -5,10 +5,11 @@ of SQuAD's format) and chunking (two long texts, questions with exact excerpts; 
 relevant that holds half of an excerpt or more). No way is tuned for a set. Each set is indexed once
 and kept; a killed run goes on where it stopped. Lines are named
 ``rag/ndcg@10/SET/{keyword,dense,hybrid,...}``, with the interval over questions and the paired
-difference from ``hybrid``, which is the default that fuses both; ``rrf`` is reciprocal rank.
+difference from ``hybrid``, which is the default that fuses both; ``rrf`` is reciprocal rank. The
+index keeps a vector for each token, 8 bits a number, which ``reranked`` (late interaction) reads.
 
-``python benchmarks/rag/quality.py [--set NAME ...] [--queries 300] [--slow]``; ``--slow`` adds late
-interaction. STILLROOM_QUALITY_DATA names the folder of the sets.
+``python benchmarks/rag/quality.py [--set NAME ...] [--queries 300]``. STILLROOM_QUALITY_DATA names
+the folder of the sets.
 """
 
 import argparse
@@ -41,9 +42,10 @@ WAYS = {
     "rrf": "hybrid",
     "zscore": "convex:normalization=zscore",
     "dbsf": "convex:normalization=dbsf",
-    "reranked": f"{DEFAULT_RETRIEVER}+proximity",
+    "reranked": f"{DEFAULT_RETRIEVER}+late_interaction",
+    "reranked-0.7": f"{DEFAULT_RETRIEVER}+late_interaction:weight=0.7",
+    "proximity": f"{DEFAULT_RETRIEVER}+proximity",
 }
-SLOW = {"late-interaction": f"{DEFAULT_RETRIEVER}+late_interaction"}
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def build_index(judged: JudgedSet) -> Path:
         else:
             unpack_corpus(judged.rows, documents)
     if not (index / "artifact.json").exists():
-        recipe = RagRecipe(documents=str(documents))
+        recipe = RagRecipe(documents=str(documents), tokens={"model": "builtin:embedder"})
         run_recipe(recipe, index, resume=True, reporter=choose_reporter())
     return index
 
@@ -202,7 +204,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--set", action="append", choices=sorted(READERS), dest="sets")
     parser.add_argument("--queries", type=int, default=300)
-    parser.add_argument("--slow", action="store_true")
     parser.add_argument("--build-only", action="store_true")
     given = parser.parse_args()
     for name in given.sets or READERS:
@@ -210,7 +211,7 @@ def main() -> None:
         if given.build_only:
             build_index(judged)
             continue
-        measure(judged, {**WAYS, **(SLOW if given.slow else {})}, given.queries)
+        measure(judged, WAYS, given.queries)
 
 
 if __name__ == "__main__":

@@ -169,6 +169,27 @@ def test_a_beam_prefers_the_sentence_its_passage_supports(index):
     assert found.details["support"] == {"supported": 1}
 
 
+def test_a_beam_out_of_bounds_reads_once(index):
+    for bound in ({"max_calls": 2}, {"max_seconds": 1e-9}):
+        found = ask(index, model_of(TRUE), QUESTION, answering={"name": "reflective", **bound})
+        assert found.completion.text == TRUE
+        assert steps(found, "stop")[0]["before"] == "write a sentence"
+
+
+def test_a_beam_that_repeats_itself_takes_the_place_of_no_other(index):
+    def script(prompt):
+        about, _, rest = prompt.messages[-1].content.partition("Question:")
+        if "so far:" in rest:
+            return rest.split("so far:")[1].split("\n")[0].strip()
+        return "Cats purr when they rest." if "purr" in about else "Dogs bark at strangers."
+
+    answering = {"name": "reflective", "useful": 0, "grader": {"name": "overlap", "lower": 0}}
+    found = ask(index, scripted_model(script), "cats and dogs", k=3, answering=answering)
+    assert len(found.hits) == 3
+    *_, last = steps(found, "beam")
+    assert len(last["scores"]) == len(set(last["scores"])) == 2
+
+
 @pytest.mark.parametrize("name", LOOPS)
 def test_no_loop_asks_more_often_than_it_may(index, name):
     model = model_of(TRUE, ["one query", "two queries", "three queries"])

@@ -93,8 +93,13 @@ class Reflective(Answering):
             why = "no-relevant-passage" if pool.hits else "nothing-found"
             inquiry.abstain(why, pool.nearest(k))
             return
-        inquiry.show(hits)
-        yield from self._write(inquiry, pool)
+        prompt = inquiry.show(hits)
+        best = self._write(inquiry, pool)
+        if not best.sentences:  # out of bounds, or nothing was written: read once, as it is
+            yield from inquiry.write(prompt)
+            return
+        for at, (sentence, number) in enumerate(best.sentences):
+            yield f"{' ' if at else ''}{sentence} [{number}]"
 
     def _is_needed(self, inquiry: Inquiry) -> bool:
         if not self.need or not inquiry.may("ask whether to look", 1):
@@ -104,8 +109,8 @@ class Reflective(Answering):
         inquiry.note("need", verdict=round(verdict, 3), looks=verdict >= self.need)
         return verdict >= self.need
 
-    def _write(self, inquiry: Inquiry, pool: Pool) -> Iterator[str]:
-        """Yield the best beam's sentences with the marks of their passages."""
+    def _write(self, inquiry: Inquiry, pool: Pool) -> _Beam:
+        """Return the best beam: its sentences, with the numbers of their passages."""
         shown = inquiry.shown
         assert shown is not None  # noqa: S101  # answer has shown them
         checker = CHECKERS.build(inquiry.asking.checker)
@@ -121,14 +126,13 @@ class Reflective(Answering):
             grown, tokens = self._grow(inquiry, open_beams, shown.hits, evidence, relevance)
             spent += tokens
             done = [beam for beam in beams if beam.is_done]
-            beams = sorted([*done, *grown], key=lambda one: -one.score)[: self.beams]
+            distinct = {one.sentences: one for one in (*done, *grown)}.values()
+            beams = sorted(distinct, key=lambda one: -one.score)[: self.beams]
             inquiry.note("beam", scores=[round(beam.score, 3) for beam in beams])
-        best = beams[0]
         inquiry.completion = Completion(
             "", "stop", shown.prompt_tokens, spent, inquiry.model.fingerprint
         )
-        for at, (sentence, number) in enumerate(best.sentences):
-            yield f"{' ' if at else ''}{sentence} [{number}]"
+        return beams[0]
 
     def _grow(
         self,
