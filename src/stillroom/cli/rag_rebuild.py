@@ -35,8 +35,16 @@ Examples:
 @judged_options
 @click.option("--way", default="convex", show_default=True, help="How both are searched.")
 @click.option("--measure", "measures", multiple=True, help="As ndcg@10; the first one decides.")
-@click.option("--anyway", is_flag=True, help="Switch even if the new index is worse beyond doubt.")
-@click.option("--rollback", is_flag=True, help="Let the index before the last rebuild answer.")
+@click.option(
+    "--anyway",
+    is_flag=True,
+    help="Switch even if the new index is worse beyond doubt; roll back without an update.",
+)
+@click.option(
+    "--rollback",
+    is_flag=True,
+    help="Bring the index before the last rebuild up to its documents, and let it answer.",
+)
 @click.option("--drop-previous", is_flag=True, help="Remove the index before the last rebuild.")
 @access_options
 @click.option("--quiet", is_flag=True, help="Draw no progress.")
@@ -48,20 +56,24 @@ def command(index: Path, as_json: bool, **given: Any) -> None:
     Measured on judged questions, or, without them, on some words of some passages whose document is
     to be found again. A rebuild that was killed goes on when it is run again.
     """
+    from stillroom.jobs import choose_reporter
     from stillroom.rag.rebuilding import drop_previous, roll_back
 
-    if given["rollback"] or given["drop_previous"]:
-        if given["rollback"]:
-            roll_back(index)
-            said = {"rolled_back": True}
-        else:
-            said = {"dropped": drop_previous(index)}
+    if given["rollback"]:
+        reporter = choose_reporter(quiet=given["quiet"])
+        done = roll_back(index, anyway=given["anyway"], reporter=reporter)
         if as_json:
-            print_json(said)
-        else:
-            click.echo(
-                ", ".join(f"{name.replace('_', ' ')}: {value}" for name, value in said.items())
-            )
+            print_json({"rolled_back": True, "update": done.to_json() if done else None})
+            return
+        since = "as it was before the last rebuild" if done is None else str(done)
+        click.echo(f"{index}: rolled back; {since}")
+        return
+    if given["drop_previous"]:
+        dropped = drop_previous(index)
+        if as_json:
+            print_json({"dropped": dropped})
+            return
+        click.echo(f"{index}: " + ("the previous one is removed" if dropped else "none is kept"))
         return
     _rebuild(index, as_json, given)
 

@@ -40,9 +40,5 @@ def command(index: Path, folder: Path | None, quiet: bool, as_json: bool) -> Non
     if as_json:
         print_json(done.to_json())
         return
-    click.echo(
-        f"{done.added} added, {done.changed} changed, {done.renamed} renamed, "
-        f"{done.deleted} deleted, {done.unchanged} unchanged, {done.failed} failed; "
-        f"{done.parsed} documents parsed, {done.embedded} texts embedded"
-    )
+    click.echo(str(done))
     click.echo(f"{index}: snapshot {done.snapshot}, digest {done.digest[:16]}")

@@ -4,7 +4,8 @@ The new index is a job of its own in a hidden folder, and goes on after a kill. 
 the same questions: judged ones where they are given, else known-item questions, which are some
 words of some passages whose document is to be found again. (Words of a passage favour keyword
 search and the chunker that cut it; what they can tell is whether something was lost.) The switch
-exchanges the two folders in one step, and the one before stays for a rollback.
+exchanges the two folders in one step, and the one before stays for a rollback, which first brings
+it up to its documents: what was deleted since does not answer again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from stillroom.errors import DataError, IntegrityError
+from stillroom.errors import Cancelled, DataError, IntegrityError, StillroomError
 from stillroom.evaluate.collections import read_qrels, read_queries
 from stillroom.jobs import Job, check_fits, describe_machine
 from stillroom.jobs.files import exchange_folders
@@ -35,7 +36,7 @@ from stillroom.rag.measuring.evaluation import (
 from stillroom.rag.run import estimate, run
 from stillroom.rag.store.manifest import renew_manifest
 from stillroom.rag.storing import open_store
-from stillroom.rag.updating import find_home, update_index
+from stillroom.rag.updating import Update, find_home, update_index
 from stillroom.rag.ways import parse_way
 from stillroom.recipes import dump_recipe
 
@@ -139,11 +140,25 @@ def rebuild_index(
     return done
 
 
-def roll_back(index: Path) -> None:
+def roll_back(
+    index: Path, *, anyway: bool = False, reporter: Reporter | None = None
+) -> Update | None:
     """Let the index before the last rebuild answer again; the newer one stays in its place.
+
+    It is brought up to its documents first: what was deleted or changed meanwhile would else answer
+    again.
+
+    Args:
+        index: The artifact's folder.
+        anyway: Switch to it as it is.
+        reporter: What draws progress.
+
+    Returns:
+        What the update did; None if there was none.
 
     Raises:
         DataError: If there is none.
+        StillroomError: If it cannot be brought up to its documents; the newer one then answers.
     """
     home, _ = find_home(index)
     before = _previous(home)
@@ -156,7 +171,9 @@ def roll_back(index: Path) -> None:
             expected="an index that was rebuilt, and whose previous one was not dropped",
             next=f"stillroom rag rebuild {home} --recipe NEW",
         )
+    done = None if anyway else _catch_up(home, before, reporter)
     exchange_folders(before, home)
+    return done
 
 
 def drop_previous(index: Path) -> bool:
@@ -168,6 +185,23 @@ def drop_previous(index: Path) -> bool:
     home, _ = find_home(index)
     _settle(home)
     return _remove(_previous(home))
+
+
+def _catch_up(home: Path, before: Path, reporter: Reporter | None) -> Update:
+    try:
+        return update_index(before, reporter=reporter)
+    except StillroomError as error:
+        if isinstance(error, Cancelled):
+            raise
+        problem = error.problems[0]
+        raise type(error)(
+            f"the index before cannot be brought up to its documents: {problem.what}",
+            code=problem.code,
+            where=problem.where,
+            expected=problem.expected,
+            next=f"{problem.next}; or 'stillroom rag rebuild {home} --rollback --anyway', after "
+            "which what was deleted or changed since answers as it was",
+        ) from error
 
 
 def _shadow(home: Path) -> Path:

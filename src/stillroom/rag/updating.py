@@ -72,6 +72,14 @@ class Update:
     snapshot: int = 0
     digest: str = ""
 
+    def __str__(self) -> str:
+        """Return the counts as a person reads them."""
+        return (
+            f"{self.added} added, {self.changed} changed, {self.renamed} renamed, "
+            f"{self.deleted} deleted, {self.unchanged} unchanged, {self.failed} failed; "
+            f"{self.parsed} documents parsed, {self.embedded} texts embedded"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return asdict(self)

@@ -54,7 +54,7 @@ def test_a_rebuild_is_measured_switched_and_rolled_back(place, folder):
     assert read_artifact(place).details["rebuilt"]["questions"] == "known-item"
     assert verify(place) == []
     assert update_index(place).unchanged == 7
-    roll_back(place)
+    roll_back(place, anyway=True)
     assert digest_of(place) == before
     assert update_index(place).added == 1
     roll_back(place)
@@ -64,6 +64,30 @@ def test_a_rebuild_is_measured_switched_and_rolled_back(place, folder):
     with pytest.raises(DataError) as caught:
         roll_back(place)
     assert caught.value.problems[0].code == "rag.no-previous"
+
+
+def test_what_was_deleted_since_a_rebuild_does_not_answer_after_a_rollback(place, folder):
+    assert CliRunner().invoke(stillroom, ["rag", "rebuild", str(place), *CHUNKER]).exit_code == 0
+    (folder / "animals/cats.md").unlink()
+    (folder / "animals/dogs.md").write_text("Dogs never bark.\n")
+    update_index(place)
+    told = CliRunner().invoke(stillroom, ["rag", "rebuild", str(place), "--rollback"])
+    assert told.exit_code == 0, (told.output, told.exception)
+    assert "0 added, 1 changed, 0 renamed, 1 deleted" in told.output
+    with Index.open(place) as index:
+        held = {index.passage_at(row).location.path: row for row in range(len(index))}
+        assert "animals/cats.md" not in held
+        assert index.passage_at(held["animals/dogs.md"]).text == "Dogs never bark."
+    assert verify(place) == []
+    answering = read_artifact(place).details["index"]
+    folder.rename(folder.with_name("moved"))
+    refused = CliRunner().invoke(stillroom, ["rag", "rebuild", str(place), "--rollback"])
+    assert refused.exit_code != 0
+    assert "--anyway" in str(refused.exception)
+    assert read_artifact(place).details["index"] == answering
+    again = CliRunner().invoke(stillroom, ["rag", "rebuild", str(place), "--rollback", "--anyway"])
+    assert again.exit_code == 0, (again.output, again.exception)
+    assert read_artifact(place).details["index"] != answering
 
 
 def test_judged_questions_decide_and_what_is_worse_is_not_switched_to(place, recipe, tmp_path):
