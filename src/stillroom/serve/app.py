@@ -76,7 +76,7 @@ def create_app(
     app.add_middleware(Counting, counters=counters, log=log)  # the last one added is the outermost
 
     mounts = [served] if isinstance(served, Served) else list(served or ())
-    desk = Desk(mounts, bounds, counters)
+    desk = app.state.desk = Desk(mounts, bounds, counters)
     _add_health(app, counters, jobs)
     _add_models(app, desk)
     if jobs is not None:

@@ -47,6 +47,11 @@ class Desk:
         self._by_name = {name: one for one in served for name in one.names}
         self._slots = {one.name: Slots(limits, one.lanes) for one in served}
 
+    def end_by(self, moment: float) -> None:
+        """End what is answered still at a moment of the monotonic clock: the server stops."""
+        for slots in self._slots.values():
+            slots.end_by(moment)
+
     @property
     def names(self) -> list[str]:
         """Every name that a client may ask for."""

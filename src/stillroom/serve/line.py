@@ -7,6 +7,7 @@ event loop.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -17,7 +18,7 @@ from fastapi import Request
 
 from stillroom.serve.guard import ASKER
 from stillroom.serve.limits import Limits
-from stillroom.serve.refusals import Refusal, client_left
+from stillroom.serve.refusals import Refusal, client_left, stopping
 
 __all__ = ["Line", "stay"]
 
@@ -39,6 +40,8 @@ class Line:
         """
         self.running, self.limits = running, limits
         self.most_waiting = limits.waiting if most_waiting is None else most_waiting
+        self.last = math.inf
+        """From which moment of the monotonic clock on nobody is let in: the server stops."""
         self._free, self._waiting, self._places = running, 0, 0
         self._askers: OrderedDict[object, deque[asyncio.Future[None]]] = OrderedDict()
 
@@ -74,8 +77,11 @@ class Line:
         """Wait to be let in; who is in calls ``leave``.
 
         Raises:
-            Refusal: If the line is full, the wait is too long, or the client left.
+            Refusal: If the line is full, the wait is too long, the server stops, or the client
+                left.
         """
+        if time.monotonic() > self.last:
+            raise stopping()
         if self._free:
             self._free -= 1
             return
@@ -90,6 +96,8 @@ class Line:
                 await asyncio.wait({place}, timeout=_LOOK_IN_LINE_S)
                 if await request.is_disconnected():
                     raise client_left()
+                if time.monotonic() > self.last:
+                    raise stopping()
                 if place.done():
                     is_in = True
                     return

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from stillroom.errors import ResourceError
@@ -67,7 +70,7 @@ def listen(host: str, port: int) -> socket.socket:
 def run_app(
     app: Any, listening: socket.socket, *, drain_s: int, on_stop: Callable[[], None]
 ) -> None:
-    """Serve an ASGI app until it is interrupted.
+    """Serve an ASGI app until it is interrupted, or asked to end (SIGTERM), and return then.
 
     Args:
         app: The app.
@@ -93,4 +96,22 @@ def run_app(
         timeout_keep_alive=15,
         timeout_graceful_shutdown=drain_s,
     )
-    Server(config).run(sockets=[listening])
+    with _outliving(signal.SIGTERM):
+        Server(config).run(sockets=[listening])
+
+
+@contextlib.contextmanager
+def _outliving(number: signal.Signals) -> Iterator[None]:
+    """Let a signal end the body alone: uvicorn raises it once more when it has stopped.
+
+    Taken as it comes by default, it would end the process there, before models, traces and locks
+    are closed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)

@@ -28,7 +28,7 @@ from stillroom.errors import (
 from stillroom.recipes.reading import dotted
 from stillroom.recipes.shapes import clean_path
 
-__all__ = ["Refusal", "add_handlers", "client_left", "explain"]
+__all__ = ["Refusal", "add_handlers", "client_left", "explain", "stopping"]
 
 _LOG = logging.getLogger("stillroom.serve")
 _OF_THE_CLIENT = frozenset({"backend.context", "backend.template", "backend.schema"})
@@ -78,6 +78,12 @@ class Refusal(Exception):  # noqa: N818  # what the client is told; not an error
 def client_left() -> Refusal:
     """Return what is noted of a request whose client did not wait for its answer."""
     return Refusal(499, "the client left", code="client_left")
+
+
+def stopping() -> Refusal:
+    """Return what a client is told whose request a server that stops does not end."""
+    told = "the server is stopping"
+    return Refusal(503, told, code="stopping", headers={"Retry-After": "5"})
 
 
 def explain(error: BaseException) -> Refusal:

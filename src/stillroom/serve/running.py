@@ -33,7 +33,7 @@ from stillroom.serve.children import (
 from stillroom.serve.confining import Openings
 from stillroom.serve.fence import can_fence
 from stillroom.serve.hiding import hider
-from stillroom.serve.refusals import Refusal
+from stillroom.serve.refusals import Refusal, stopping
 from stillroom.serve.tickets import Ticket, Tickets, new_id, now
 from stillroom.serve.workspace import Workspace
 
@@ -161,7 +161,7 @@ class JobRunner:
                     )
                 return ticket, False
         if self._stopping:
-            raise Refusal(503, "the server is stopping", code="stopping")
+            raise stopping()
         if sum(ticket.state == "queued" for ticket in mine) >= self.waiting:
             raise Refusal(
                 429,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["JobsHere", "LooksHere", "check_host", "run_server"]
 
 _VARIABLE = "STILLROOM_API_KEY"
+_LAST_WORDS_S = 1.0
+"""How long before the end of its time a stream is told that it ends."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def run_server(
 
         def on_stop() -> None:
             app.state.is_stopping = True
+            app.state.desk.end_by(time.monotonic() + max(bounds.drain_s - _LAST_WORDS_S, 0))
             if runner is not None:
                 runner.begin_stop()
 

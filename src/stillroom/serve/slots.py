@@ -7,6 +7,7 @@ engine never runs more than it was promised. Who waits stands in a ``Line``.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -19,7 +20,7 @@ from fastapi import Request
 from stillroom.serve.counters import CLOCK, Clock
 from stillroom.serve.limits import Limits
 from stillroom.serve.line import Line
-from stillroom.serve.refusals import Refusal, client_left, explain
+from stillroom.serve.refusals import Refusal, client_left, explain, stopping
 
 __all__ = ["IsStopped", "Slots", "Work", "result_of"]
 
@@ -43,6 +44,11 @@ class Slots:
         """
         self.limits = limits
         self._line = Line(limits, limits.running or lanes)
+        self._last = math.inf
+
+    def end_by(self, moment: float) -> None:
+        """End what runs still, and let nobody in, from a moment of the monotonic clock on."""
+        self._last = self._line.last = moment
 
     async def stream(self, work: Work[T], request: Request) -> AsyncIterator[T]:
         """Yield what the work yields; stops it when the client leaves or time is over.
@@ -79,6 +85,8 @@ class Slots:
     async def _look(self, request: Request, end: float) -> None:
         if await request.is_disconnected():
             raise client_left()
+        if time.monotonic() > self._last:
+            raise stopping()
         if time.monotonic() > end:
             raise Refusal(504, f"no answer within {self.limits.timeout_s:g} s", code="timeout")
 
