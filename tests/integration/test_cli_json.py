@@ -1,0 +1,189 @@
+"""Every command that is asked for JSON prints one JSON value, and nothing beside it."""
+
+import json
+import os
+import shutil
+import sys
+
+import click
+import pytest
+from PIL import Image
+from tests.console_folder import build_folder
+from tests.contracts.test_cli import COMMANDS
+from tests.processes import Process
+
+from stillroom.testing import tiny_checkpoint
+
+MERGE = "kind: merge\nmethod: linear\nmodels: [{checkpoint: a}, {checkpoint: b}]\n"
+DISTILL = """
+kind: distill
+teacher: a
+student: {layers: 1, max_parameters: 1.0}
+records: records.jsonl
+method: forward_kl
+max_tokens: 32
+train: {steps: 1, batch_size: 2, precision: float32}
+"""
+SYNTH = """
+kind: synth
+index: run/steps/index
+model: scripted:script.json
+generator: grounded_qa
+target: {train: 1, held_out: 0}
+"""
+FORGE = "kind: forensics\ncount: 2\nsize: 128\n"
+
+CHEAP = {
+    "ask": "run river",
+    "check": "merge.yaml",
+    "checkpoint export": "a --to gguf --out a.gguf",
+    "diffusion convert": "diffusion --out converted",
+    "diffusion sample": "diffusion The --set max_new_tokens=4",
+    "diffusion score": "diffusion --prompt The --answer river --answer sea",
+    "distill align": "a b documents/rivers.txt",
+    "distill preflight": "distill.yaml",
+    "distill texts": "documents --tokenizer a --out texts",
+    "doctor": "",
+    "forensics benchmark audit": "forged/output",
+    "forensics benchmark split": "forged/output --by source --out split.csv",
+    "forensics check": "picture.png",
+    "forensics consent": "picture.png --who Ann --basis form --scope any --expires 2099-01-01 "
+    "--out consent.json",
+    "forensics ledger": "",
+    "forensics provenance init-ca": "ca",
+    "forensics provenance verify": "picture.png",
+    "forensics trace": "forged/output/fake/000000.jpg",
+    "list": "methods",
+    "merge extract": "a --base b --out vector --as task_vector",
+    "merge inspect": "a b c --out inspection",
+    "merge plan": "merge.yaml",
+    "merge run": "merge.yaml --out merged",
+    "merge calibrate": "a b --records records.jsonl --for fisher --out statistics --max-records 2",
+    "merge transplant": "a b --out transplanted",
+    "merge verify": "merged-before",
+    "rag ask": "run/steps/index river --model run/steps/model",
+    "rag compact": "index-of-compact",
+    "rag delete": "index-of-delete rivers.txt",
+    "rag eval": "run/steps/index --queries queries.tsv --qrels qrels.txt --out evaluated",
+    "rag graph": "run/steps/index --out graph --extractor noun_phrases:min_count=1",
+    "rag index": "documents --out indexed embedder=builtin:static",
+    "rag log": "run/steps/index",
+    "rag rebuild": "index-of-rebuild chunker.size=90",
+    "rag score": "qrels.txt ours.trec",
+    "rag search": "run/steps/index river",
+    "rag tree": "run/steps/index --out tree",
+    "rag unpack": "corpus.jsonl --out unpacked",
+    "rag update": "index-of-update",
+    "rag verify": "run/steps/index",
+    "run": "merge.yaml --out run-of-merge",
+    "show": "run",
+    "synth decontaminate": "records.jsonl --against human.jsonl --out decontaminated",
+    "synth dedup": "records.jsonl --out deduplicated",
+    "synth drops": "records",
+    "synth export": "records --out exported",
+    "synth generations": "human.jsonl --out generations --estimate",
+    "synth monitor": "human.jsonl records.jsonl --out monitored",
+    "synth preview": "synth.yaml --n 1",
+    "synth worth": "records --human human.jsonl --out worth --estimate",
+    "verify": "records",
+}
+
+LONGER = {
+    "checkpoint card",
+    "diffusion compare",
+    "diffusion train",
+    "diffusion tune",
+    "distill capture",
+    "distill import",
+    "distill prune",
+    "distill verify",
+    "fetch",
+    "forensics benchmark attack",
+    "forensics benchmark compare",
+    "forensics benchmark import",
+    "forensics benchmark score",
+    "forensics benchmark stress",
+    "forensics export",
+    "forensics import",
+    "forensics provenance sign",
+    "forensics train",
+    "make",
+    "merge adapters",
+    "merge learn",
+    "merge search",
+    "publish",
+    "rag graph-show",
+    "rag migrate",
+    "rag sweep",
+    "rag tune",
+}
+"""Commands that take seconds, or need what is not made in a moment."""
+FINDS_SOMETHING = {"forensics benchmark audit"}
+"""Commands that end with 1 here, as they do where they find what they look for."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = build_folder(tmp_path_factory.mktemp("json"))
+    for seed, name in enumerate("abc"):
+        tiny_checkpoint(place / name, seed=seed, layers=2, hidden=16, context_length=512)
+    lines = []
+    for at in range(40):
+        turns = [("user", f"What is number {at}?"), ("assistant", f"It is {at} and no other.")]
+        lines.append({"messages": [{"role": role, "content": text} for role, text in turns]})
+    write(place, "records.jsonl", lines)
+    write(place, "human.jsonl", [{"text": f"The mill of {at} grinds barley."} for at in range(40)])
+    write(place, "corpus.jsonl", [{"_id": "1", "title": "Mills", "text": "The mill grinds."}])
+    for name, recipe in {
+        "merge": MERGE,
+        "distill": DISTILL,
+        "synth": SYNTH,
+        "forge": FORGE,
+    }.items():
+        (place / f"{name}.yaml").write_text(recipe)
+    (place / "script.json").write_text(json.dumps({"*": "What does the river do? It rises."}))
+    (place / "queries.tsv").write_text("q1\triver\nq2\tferry\n")
+    (place / "qrels.txt").write_text("q1 0 rivers.txt 1\nq2 0 hostile.txt 1\n")
+    (place / "ours.trec").write_text("q1 Q0 rivers.txt 1 2.0 ours\nq2 Q0 rivers.txt 1 1.0 ours\n")
+    Image.effect_noise((96, 64), 60).save(place / "picture.png")
+    for line in (
+        "run merge.yaml --out merged-before",
+        "run forge.yaml --out forged",
+    ):
+        code, _, talked = run(place, line)
+        assert code == 0, talked
+    for command in ("compact", "delete", "rebuild", "update"):
+        shutil.copytree(place / "run/steps/index", place / f"index-of-{command}")
+    return place
+
+
+def write(place, name, rows):
+    (place / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def run(place, line):
+    """Run a command; return its exit code, what it printed and what it said."""
+    words = line.replace("{here}", str(place)).split()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "STILLROOM_LAB": str(place / "lab")}
+    command = [sys.executable, "-m", "stillroom", *words]
+    process = Process(command, cwd=place, env=environment)
+    told, talked = process.communicate(timeout=120)
+    return process.returncode, told, talked
+
+
+@pytest.mark.parametrize("command", CHEAP)
+def test_what_is_printed_is_one_json_value(place, command):
+    code, told, talked = run(place, f"{command} {CHEAP[command]} --json")
+    assert code == (command in FINDS_SOMETHING), talked + told
+    assert isinstance(json.loads(told), dict)
+
+
+def test_no_command_is_forgotten():
+    found = {
+        " ".join(path)
+        for path, command, _ in COMMANDS
+        if not isinstance(command, click.Group)
+        and "--json" in {name for option in command.params for name in option.opts}
+    }
+    assert found == CHEAP.keys() | LONGER
+    assert not CHEAP.keys() & LONGER
