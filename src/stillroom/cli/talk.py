@@ -163,6 +163,12 @@ def _print_notices(answer: Answer) -> None:
     """Say what did not go as one would think."""
     if answer.completion.finish_reason == "length":
         click.echo("note: the answer was cut off at the most tokens that it may have")
+    dropped, left_out = answer.details.get("dropped", 0), answer.details.get("left_out", ())
+    if dropped:
+        found = len(answer.hits) + dropped
+        click.echo(f"note: {dropped} of {found} passages did not fit the prompt")
+    if len(left_out) > dropped:
+        click.echo("note: the last passage that was shown was cut after a sentence")
     for told in answer.details.get("notices", ()):
         click.echo(f"note: {told}")
 

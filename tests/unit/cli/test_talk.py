@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import click
 import pytest
@@ -166,3 +167,24 @@ def test_documents_left_out_are_named_even_when_progress_is_quiet(tmp_path):
         click.Command("tell", callback=lambda: tell_run(tmp_path, artifact)), catch_exceptions=False
     )
     assert "left out c.pdf: pdf needs pypdfium2  [extra.missing]" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("dropped", "left_out", "notes"),
+    [
+        (0, [], []),
+        (2, [["pas-2", 0, 9], ["pas-3", 0, 9]], ["note: 2 of 2 passages did not fit the prompt"]),
+        (
+            1,
+            [["pas-1", 5, 9], ["pas-2", 0, 9]],
+            [
+                "note: 1 of 1 passages did not fit the prompt",
+                "note: the last passage that was shown was cut after a sentence",
+            ],
+        ),
+    ],
+)
+def test_passages_that_did_not_fit_are_told(dropped, left_out, notes):
+    answer = replace(CITED, details={"dropped": dropped, "left_out": left_out})
+    lines = said(print_answer, ["It grinds.", answer], as_json=False).splitlines()
+    assert [line for line in lines if line.startswith("note:")] == notes
