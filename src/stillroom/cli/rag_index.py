@@ -44,7 +44,7 @@ def command(
     place = folder if is_address(folder) else str(Path(folder).absolute())
     text = f"version: 1\nkind: rag\ndocuments: {place!r}\n"
     artifact = run_recipe(
-        parse_recipe(text, "rag index", overrides),
+        parse_recipe(text, "rag index", overrides, folder=Path.cwd()),
         out,
         resume=resume,
         overwrite=overwrite,

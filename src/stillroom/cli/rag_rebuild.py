@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from stillroom.cli.options import (
     json_option,
     print_json,
 )
+
+if TYPE_CHECKING:
+    from stillroom.recipes import Recipe
 
 __all__ = ["command"]
 
@@ -78,19 +81,30 @@ def command(index: Path, as_json: bool, **given: Any) -> None:
     _rebuild(index, as_json, given)
 
 
+def _change(source: Path, overrides: tuple[str, ...]) -> Recipe:
+    """Return an index's own recipe, whose paths stand as they are, with those of a command."""
+    from stillroom.recipes import parse_recipe
+
+    text = source.read_text(encoding="utf-8")
+    recipe = parse_recipe(text, str(source))
+    changed = parse_recipe(text, str(source), overrides, folder=Path.cwd())
+    named = {one.partition("=")[0].partition(".")[0] for one in overrides}
+    return recipe.model_copy(update={name: getattr(changed, name) for name in named})
+
+
 def _rebuild(index: Path, as_json: bool, given: dict[str, Any]) -> None:
     from stillroom.jobs import choose_reporter
     from stillroom.provenance import read_artifact
     from stillroom.rag.rebuilding import Questions, rebuild_index
     from stillroom.rag.recipe import RagRecipe
-    from stillroom.recipes import load_recipe, parse_recipe
+    from stillroom.recipes import load_recipe
 
     read_artifact(index)
     source = Path(given["recipe"] or index / "recipe.yaml")
     if given["recipe"]:
         recipe = load_recipe(source, given["overrides"])
-    else:  # its paths are resolved already
-        recipe = parse_recipe(source.read_text(encoding="utf-8"), str(source), given["overrides"])
+    else:
+        recipe = _change(source, given["overrides"])
     if not isinstance(recipe, RagRecipe):
         raise click.UsageError(f"{source} is no recipe of kind rag")
     queries = qrels = None
@@ -115,12 +129,13 @@ def _rebuild(index: Path, as_json: bool, given: dict[str, Any]) -> None:
     rows = [["measure", "before", "after", "difference", "p"]]
     for name, one in told["measures"].items():
         gap = one["difference"]
+        within = "no interval" if gap["low"] is None else f"{gap['low']:+.4f} to {gap['high']:+.4f}"
         rows.append(
             [
                 name,
                 f"{one['before']['value']:.4f}",
                 f"{one['after']['value']:.4f}",
-                f"{gap['value']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f})",
+                f"{gap['value']:+.4f} ({within})",
                 f"{one['p']:.3g}",
             ]
         )

@@ -91,7 +91,7 @@ def test_a_bad_file_takes_one_line_whatever_it_is_called(tmp_path):
     for name in names:
         (folder / name).write_bytes(b"")
     out = str(tmp_path / "index")
-    settings = ("embedder=static", "max_failed=0.9")
+    settings = ("embedder=builtin:static", "max_failed=0.9")
     told = CliRunner().invoke(stillroom, ["rag", "index", str(folder), "--out", out, *settings])
     assert told.exit_code == 0, told.output
     lines = told.stderr.splitlines()

@@ -59,8 +59,8 @@ def make(folder, documents, **settings):
 
 def test_an_index_lives_in_a_database_through_the_command_line(folder, tmp_path, address):
     out, local = tmp_path / "index", tmp_path / "local"
-    call("rag", "index", folder, "--out", out, "store=postgres", "embedder=static")
-    call("rag", "index", folder, "--out", local, "embedder=static")
+    call("rag", "index", folder, "--out", out, "store=postgres", "embedder=builtin:static")
+    call("rag", "index", folder, "--out", local, "embedder=builtin:static")
     told = read_artifact(out)
     assert told.digest == read_artifact(local).digest
     assert {path.name for path in (out / "output").iterdir()} == {"index.json", "store.json"}
@@ -90,7 +90,7 @@ def test_an_index_that_is_built_anew_leaves_no_schema_behind(folder, tmp_path, a
             ).fetchall()
         return {name for (name,) in rows}
 
-    told = ("rag", "index", folder, "--out", tmp_path / "index", "embedder=static")
+    told = ("rag", "index", folder, "--out", tmp_path / "index", "embedder=builtin:static")
     settings = ("store.name=postgres", "store.prefix=mine")
     call(*told, *settings)
     before = schemas()

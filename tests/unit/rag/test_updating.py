@@ -6,11 +6,14 @@ import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 
+from stillroom.cli import stillroom
 from stillroom.errors import BackendError, Cancelled, DataError, IntegrityError, ResourceError
 from stillroom.flow import run_recipe
 from stillroom.models import open_embedder
 from stillroom.provenance import read_artifact, verify
+from stillroom.rag.access import Access
 from stillroom.rag.index import Index
 from stillroom.rag.method import Query
 from stillroom.rag.recipe import RagRecipe
@@ -312,3 +315,24 @@ def test_compaction_says_when_a_reader_holds_older_snapshots(place):
         delete_documents(place, ["animals/cats.md"])
         assert compact_index(place).held == 2
     assert compact_index(place).held == 0
+
+
+def test_files_that_a_command_names_are_found_again_from_elsewhere(folder, tmp_path, monkeypatch):
+    told = '{{"path": "animals/cats.md", "tenant": "acme", "labels": ["{}"]}}\n'
+    (tmp_path / "told.jsonl").write_text(told.format("public"))
+    monkeypatch.chdir(tmp_path)
+    words = ["rag", "index", str(folder), "--out", "index", "metadata=./told.jsonl"]
+    done = CliRunner().invoke(stillroom, [*words, "access=tenants", "embedder=builtin:static"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    (tmp_path / "told.jsonl").write_text(told.format("staff"))
+    monkeypatch.chdir(folder)
+    assert update_index(tmp_path / "index").told == 1
+    with Index.open(tmp_path / "index", access=Access("acme", [])) as index:
+        assert len(index) == 0
+    monkeypatch.chdir(tmp_path)
+    words = ["rag", "rebuild", "index", "metadata=./told.jsonl", "chunker.size=40"]
+    done = CliRunner().invoke(stillroom, [*words, "--tenant", "acme", "--principal", "staff"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "(no interval)" in done.output  # of one question
+    monkeypatch.chdir(folder)
+    assert update_index(tmp_path / "index").told == 0
