@@ -26,6 +26,7 @@ def test_the_page_offers_the_runs_of_the_folder(client):
     page = client.get("/ask").text
     assert 'data-at="run"' in page
     assert 'value="run" selected' in page
+    assert "run: run" in page  # seen while the settings are folded
     assert client.get("/ask?at=elsewhere").status_code == 404
     assert 'id="send"' in client.get("/ask?at=run&q=why").text
 
