@@ -287,7 +287,11 @@ class _Experiment:
         """Train a student, measure it and its data, let it write; return what is journaled."""
         plan = self.plan
         drawn = data[: len(held_out)]  # as many as the reference has: figures depend on size
-        figures = stick.measure([_text(one) for one in drawn], self._embed(drawn))
+        figures = stick.measure(
+            [_text(one) for one in drawn],
+            self._embed(drawn),
+            learned=[_text(one) for one in data],
+        )
         seed = derive_seed(plan.seed, unit.seed)
         model = self.students.teach(self.students.encode(data), seed, unit.key)
         losses = self.students.losses(model, held_out)

@@ -29,6 +29,7 @@ _SAYS = {
     "vendi": "how many different meanings there are",
     "spread": "mean distance of two texts' meanings",
     "coverage": "share of held-out meanings that have a neighbor",
+    "surprise": "bits a character of held-out text under character n-grams of all that is learned",
 }
 
 
@@ -216,7 +217,7 @@ def _add_figure(report: Report, outcome: Outcome, name: str) -> None:
         report.add(metric)
     report.section(
         f"Data: {name}",
-        f"{says[0].upper()}{says[1:]}. {worse} is less varied.",
+        f"{says[0].upper()}{says[1:]}. {worse} is worse.",
         curves=[
             Curves(
                 f"{name} of what each generation learned from", "generation", name, tuple(series)

@@ -241,7 +241,7 @@ def _report(
         worse = "lower" if WORSE[figure] < 0 else "higher"
         report.section(
             figure,
-            f"{worse.capitalize()} is less varied.",
+            f"{worse.capitalize()} is worse.",
             metrics=[metric for _, metric in held],
             plot=Plot.of(
                 f"{figure} by generation",

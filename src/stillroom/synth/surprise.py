@@ -1,7 +1,8 @@
 """How surprising a model finds a text: nats a token, in windows that each see what stands before.
 
-A text longer than the model reads is cut at white space into windows; every token is judged once,
-given the tokens of the window before it. Knows no record.
+A text longer than the model reads is cut at white space into windows, and within what has none, as
+scripts without spaces; every token is judged once, given the tokens of the window before it. Knows
+no record.
 """
 
 from __future__ import annotations
@@ -74,9 +75,36 @@ def _cut(model: TextModel, text: str, window: int) -> Iterator[str]:
             yield text
         return
     pieces = _PIECE.findall(text) or [text]
+    room = max(window * len(text) // total, 1)  # characters of a window, in the mean
+    if max(map(len, pieces)) > room:
+        yield from _fill(_split(text, room), room)
+        return
     count = -(-total // window)
     share = -(-len(pieces) // count)
     rest = text[sum(map(len, pieces)) :]
     for start in range(0, len(pieces), share):
         piece = "".join(pieces[start : start + share])
         yield piece + rest if start + share >= len(pieces) else piece
+
+
+def _split(text: str, room: int) -> Iterator[str]:
+    """Yield words with the space before them, the long ones in pieces; they add up to the text."""
+    end = 0
+    for found in _PIECE.finditer(text):
+        end = found.end()
+        for start in range(found.start(), end, room):
+            yield text[start : min(start + room, end)]
+    if end < len(text):
+        yield text[end:]
+
+
+def _fill(pieces: Iterator[str], room: int) -> Iterator[str]:
+    """Yield pieces joined up to so many characters."""
+    held = ""
+    for piece in pieces:
+        if held and len(held) + len(piece) > room:
+            yield held
+            held = ""
+        held += piece
+    if held:
+        yield held

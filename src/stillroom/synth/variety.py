@@ -1,7 +1,8 @@
 """How much of a reference's variety other texts still have, and when to warn.
 
 One yardstick measures every generation alike: draws of as many words, the same rare words, the same
-vectors to be covered. Knows texts and vectors, neither files nor models.
+vectors to be covered, the same text to be foreseen. Knows texts and vectors, neither files nor
+models.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stillroom.evaluate import Metric, bootstrap
+from stillroom.evaluate.character_model import CharacterModel
 from stillroom.evaluate.diversity import Vectors, coverage, find_tail, measure_diversity
 from stillroom.text.normalize import words
 
@@ -27,10 +29,14 @@ WORSE = {
     "vendi": -1,
     "spread": -1,
     "coverage": -1,
+    "surprise": 1,
     "perplexity": 1,
 }
 """Which way each figure moves when variety is lost."""
 _SHARE = 0.5
+_MOST_LEARNED = 400_000
+_MOST_READ = 100_000
+_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,12 @@ class Warned:
 
 
 class Yardstick:
-    """Measures texts beside a reference: its rare words, and its vectors where there are any."""
+    """Measures texts beside a reference: its rare words, its vectors, and what it is to foresee.
+
+    ``surprise`` is the bits a character that the reference costs who has learned nothing but the
+    texts (``CharacterModel``): text that departs from people's, whatever its variety, teaches less
+    about it. Both sides learn from as much; ``learned`` says otherwise.
+    """
 
     def __init__(
         self,
@@ -66,24 +77,69 @@ class Yardstick:
         self.budget, self.seed, self.draws = budget, seed, draws
         self.tail, self.mass = find_tail(reference)
         self._half = None if vectors is None else vectors[::2]
+        self._reference = list(reference)
+        self._learnable = sum(map(len, reference[::2]))
 
-    def measure(self, texts: Sequence[str], vectors: Vectors | None = None) -> dict[str, Metric]:
-        """Return the figures of some texts that are not the reference itself."""
+    def measure(
+        self,
+        texts: Sequence[str],
+        vectors: Vectors | None = None,
+        *,
+        learned: Sequence[str] | None = None,
+    ) -> dict[str, Metric]:
+        """Return the figures of some texts that are not the reference itself.
+
+        Args:
+            texts: What is measured.
+            vectors: One for each, (N, D), L2-normalized.
+            learned: All that a student learns from, where that is known and none of it is of the
+                reference: ``surprise`` is then that of the whole reference for who learned it all.
+        """
         figures = self._figures(texts, vectors)
         if vectors is not None and self._half is not None:
             figures["coverage"] = _cover(vectors, self._half)
+        if learned is None:
+            drawn = self._draw(texts, self._learnable)
+            figures["surprise"] = self._surprise(drawn, self._reference[1::2])
+        else:
+            drawn = self._draw(learned, _MOST_LEARNED)
+            figures["surprise"] = self._surprise(drawn, self._reference)
         return figures
 
     def measure_reference(
         self, reference: Sequence[str], vectors: Vectors | None = None
     ) -> dict[str, Metric]:
-        """Return the reference's own figures; tail and coverage are those of its other half."""
+        """Return the reference's own figures.
+
+        Tail and coverage are those of its other half; so is surprise, after the first.
+        """
         figures = self._figures(reference, vectors)
         half = self._figures(reference[1::2], None)
         figures |= {"tail": half["tail"]} if "tail" in half else {}
         if vectors is not None and self._half is not None:
             figures["coverage"] = _cover(vectors[1::2], self._half)
+        figures["surprise"] = self._surprise(
+            self._draw(reference[::2], _MOST_LEARNED), self._reference[1::2]
+        )
         return figures
+
+    def _draw(self, texts: Sequence[str], characters: int) -> list[str]:
+        """Return texts in drawn order, until there are so many characters."""
+        order = np.random.default_rng(self.seed).permutation(len(texts)).tolist()
+        return _take([texts[at] for at in order], min(characters, _MOST_LEARNED))
+
+    def _surprise(self, learned: Sequence[str], read: Sequence[str]) -> Metric:
+        model = CharacterModel(learned)
+        told = _take(read, _MOST_READ)
+        sizes = [len(text) + 1 for text in told]  # the end is to be foreseen, too
+        return bootstrap(
+            [model.bits(text) / size for text, size in zip(told, sizes, strict=True)],
+            weights=sizes,
+            resamples=_RESAMPLES,
+            seed=self.seed,
+            name="surprise",
+            unit="bits/character",
+        )
 
     def _figures(self, texts: Sequence[str], vectors: Vectors | None) -> dict[str, Metric]:
         return measure_diversity(
@@ -120,6 +176,17 @@ def find_warnings(
         if WORSE[figure] * change > tolerance and _are_apart(metric, first):
             warned.append(Warned(name, figure, change))
     return warned
+
+
+def _take(texts: Sequence[str], characters: int) -> list[str]:
+    """Return the first of some texts, until there are so many characters; at least one."""
+    taken, held = [], 0
+    for text in texts:
+        if held >= characters:
+            break
+        taken.append(text)
+        held += len(text)
+    return taken
 
 
 def _cover(rows: Vectors, half: Vectors) -> Metric:

@@ -107,6 +107,29 @@ class Spread:
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
+def garble(texts, rng):
+    """Texts of as many letters, which spell no word that people use: more varied than theirs."""
+    letters = list("abcdefghijklmnopqrstuvwxyz")
+    return [
+        " ".join("".join(rng.choice(letters, size=len(word))) for word in text.split())
+        for text in texts
+    ]
+
+
+def test_text_that_departs_from_peoples_is_warned_of_though_it_is_varied(tmp_path):
+    rng = np.random.default_rng(1)
+    texts = people(rng, 120)
+    for name, told in (("human", texts), ("more", people(rng, 120)), ("made", garble(texts, rng))):
+        write(tmp_path / f"{name}.jsonl", told)
+    plan = Monitoring(tuple(tmp_path / f"{one}.jsonl" for one in ("human", "more", "made")))
+    _, report, warned = monitor(plan, tmp_path / "out")
+    named = {one.figure for one in warned if one.generation.startswith("made")}
+    assert "surprise" in named
+    assert not named & {"distinct_1", "distinct_3", "self_bleu", "compression", "repeated"}
+    assert not [one for one in warned if one.generation.startswith("more")]
+    assert report.metrics["surprise/made.jsonl"].unit == "bits/character"
+
+
 def test_one_generation_or_too_little_text_is_refused(generations):
     write(generations / "few.jsonl", ["a few words"])
     for paths, code in (

@@ -4,12 +4,14 @@ Source: Liu et al. 2023, arXiv:2312.15685. With ``complexity_scorer`` and ``qual
 authors' checkpoints, or others trained in their form) a score is the expected mark of 1 to 6 under
 the checkpoint's own probabilities, after the form it was trained on. With ``judge_model`` a model
 places the record on a ladder of evolved examples instead: that is in the spirit of the paper's
-evolved comparisons and not its scorer, and every score says which of the two it is. A record
-without a mark is dropped as unmeasured, never given a middling one.
+evolved comparisons and not its scorer, and every score says which of the two it is. In a talk each
+exchange is scored by itself, and the products are added up, as the authors do. A record without a
+mark is dropped as unmeasured, never given a middling one.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -24,7 +26,7 @@ from stillroom.records import Message, Prompt, Record
 from stillroom.synth.asking import fence
 from stillroom.synth.measured import Measured, Meter, concurrency_of, each_by_itself
 from stillroom.synth.method import Context, Verdict
-from stillroom.synth.turns import answer_of, instruction_of
+from stillroom.synth.turns import exchanges_of
 
 __all__ = ["Deita"]
 
@@ -73,9 +75,15 @@ class Deita(Measured):
     judge_model: Reference | None = Field(
         None, description="model that scores what no scorer is given for"
     )
-    min_complexity: float = Field(1.0, ge=1, le=6, description="less is dropped")
-    min_quality: float = Field(1.0, ge=1, le=6, description="less is dropped")
-    min_product: float = Field(1.0, ge=1, le=36, description="of both; the paper ranks by it")
+    min_complexity: float = Field(
+        1.0, ge=1, le=6, description="less is dropped; of a talk, the mean of its exchanges"
+    )
+    min_quality: float = Field(
+        1.0, ge=1, le=6, description="less is dropped; of a talk, the mean of its exchanges"
+    )
+    min_product: float = Field(
+        1.0, ge=1, description="of both, added up over exchanges; the paper ranks by it"
+    )
 
     @override
     def begin(self, context: Context) -> Meter:
@@ -105,34 +113,39 @@ class _Scored(Meter):
         self.concurrency = concurrency_of(list(self._models.values()))
         self._seed = context.seed
         prints = [model.fingerprint for model in self._models.values()]
-        self.fingerprint = digest_json([prints, self._by, 1])
+        self.fingerprint = digest_json([prints, self._by, 2])
 
     @override
     def measure(self, records: Sequence[Record]) -> list[Any]:
         return each_by_itself(records, self._measure)
 
     def _measure(self, record: Record) -> Any:
-        asked, said = instruction_of(record), answer_of(record)
-        if not asked.strip() or not said.strip():
+        exchanges = exchanges_of(record)
+        if not exchanges or not all(asked.strip() for asked, _ in exchanges):
             return {"failed": "there is no question, or no answer"}
         forms: dict[str, Callable[[str, str], Prompt]] = {
             "complexity": _place_question if self._by["complexity"] == "judge" else _form_question,
             "quality": _place_answer if self._by["quality"] == "judge" else _form_answer,
         }
         found: dict[str, Any] = {}
+        marks: dict[str, list[float]] = {}
         for name, model in self._models.items():
-            (chosen,) = weigh_options(model, [forms[name](asked, said)], _MARKS, seed=self._seed)
-            score = chosen.expect([float(mark) for mark in _MARKS])
-            if score is None:
+            prompts = [forms[name](asked, said) for asked, said in exchanges]
+            chosen = weigh_options(model, prompts, _MARKS, seed=self._seed)
+            scores = [one.expect([float(mark) for mark in _MARKS]) for one in chosen]
+            marks[name] = [score for score in scores if score is not None]
+            if len(marks[name]) < len(scores):
                 return {"failed": f"no mark for {name}"}
-            found[name] = score
-            found[f"{name}_by"] = f"{self._by[name]}, {chosen.way}"
+            found[name] = math.fsum(marks[name]) / len(scores)
+            found[f"{name}_by"] = f"{self._by[name]}, {chosen[0].way}"
+        pairs = zip(marks["complexity"], marks["quality"], strict=True)
+        found["product"] = math.fsum(one * other for one, other in pairs)
         return found
 
     @override
     def weigh(self, record: Record, value: Any) -> Verdict:
         chosen = self._chosen
-        product = value["complexity"] * value["quality"]
+        product = value["product"]
         for name, score, least in (
             ("complexity", value["complexity"], chosen.min_complexity),
             ("quality", value["quality"], chosen.min_quality),

@@ -29,7 +29,7 @@ from stillroom.records import Record, read_records
 from stillroom.synth.asking import fence
 from stillroom.synth.measured import Measured, Meter, concurrency_of, each_by_itself
 from stillroom.synth.method import Context, Verdict
-from stillroom.synth.turns import answer_of, instruction_of
+from stillroom.synth.turns import answer_of, instruction_of, talk_before
 
 __all__ = ["Judge"]
 
@@ -86,7 +86,7 @@ class _Judging(Meter):
             for model in models
         ]
         self._names = [model.fingerprint for model in models]
-        self.fingerprint = digest_json([judge.fingerprint for judge in self._judges])
+        self.fingerprint = digest_json([*(judge.fingerprint for judge in self._judges), "talk"])
         self._lessons = _read_lessons(chosen.labels)
         self._fitted: IsotonicScale | PlattScale | None = None
         self._told: dict[str, Any] = {}
@@ -98,14 +98,16 @@ class _Judging(Meter):
     def _measure(self, record: Record) -> Any:
         asked, said = instruction_of(record), answer_of(record)
         rejected = record.fields.get("rejected")
+        talk = talk_before(record)
+        before = f"Talk so far:\n{fence(talk)}\n\n" if talk else ""
         about = {"id": record.id, "length": len(said), "own": _wrote(record, self._names)}
         if isinstance(rejected, str):
-            task = f"Question:\n{fence(asked)}"
+            task = f"{before}Question:\n{fence(asked)}"
             found = [one.compare([(task, said, rejected)])[0].to_json() for one in self._judges]
             if any(one["winner"] is None for one in found):
                 return {"failed": "a judge gave no verdict"}
             return {**about, "pairs": found}
-        task = f"Question:\n{fence(asked)}\n\nAnswer:\n{fence(said)}"
+        task = f"{before}Question:\n{fence(asked)}\n\nAnswer:\n{fence(said)}"
         ratings = [judge.rate([task])[0] for judge in self._judges]
         if any(rating.mean is None for rating in ratings):
             return {"failed": "a judge gave no mark"}

@@ -92,6 +92,44 @@ def test_windows_add_up_to_the_text_and_each_sees_the_one_before():
     assert found.mean == pytest.approx(1.0)
 
 
+class Spelled(Scorer):
+    """A model for which every character is a token."""
+
+    def score(self, prompts, completions):
+        return [
+            Score(tuple(-self._nats(prompt, one) for one in text))
+            for prompt, text in zip(prompts, completions, strict=True)
+        ]
+
+    def count_tokens(self, text):
+        return len(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "露重飛難進風多響易沈" * 20,
+        "The poem is " + "露重飛難進風多響易沈" * 12 + " and it goes on  \n",
+    ],
+)
+def test_text_without_spaces_is_read_in_windows_too(text):
+    read = []
+
+    def nats(prompt, one):
+        read.append((prompt.text, one))
+        return 9.0 if one == "沈" and len(read) > 100 else 1.0
+
+    found = measure_surprise(Spelled(nats), text, window=30)
+    assert "".join(one for _, one in read) == text
+    assert found.tokens == len(text)
+    assert max(len(before) for before, _ in read) <= 30
+    noisy = text[:60] + "龘" * 30 + text[60:]
+    worst = measure_surprise(
+        Spelled(lambda _, one: 9.0 if one == "龘" else 1.0), noisy, window=30
+    ).worst
+    assert worst > 4
+
+
 def test_windowed_surprise_is_that_of_a_plain_loop(tmp_path):
     """Against transformers itself: the same tokens in the same order, one forward pass."""
     import torch
@@ -149,6 +187,69 @@ def test_deita_says_who_scored():
     assert verdict.told["quality_by"] == "judge, logprob"
     with pytest.raises(RecipeError, match="nothing to score with"):
         judge("deita", make_record(), context, complexity_scorer="c")
+
+
+def test_deita_adds_up_the_exchanges_of_a_talk():
+    turns = ("Name a bee.", "The honey bee.", "And a wasp?", "The hornet.")
+    roles = ("user", "assistant") * 2
+    record = Record(tuple(map(Message, roles, turns)))
+
+    def nats(prompt, text):
+        marks = {"Name a bee.": "2", "And a wasp?": "4"}
+        mark = next(mark for asked, mark in marks.items() if asked in prompt.text)
+        return 0.0 if text == mark else 800.0
+
+    context = lend(text__c=Scorer(nats), text__q=Scorer(nats))
+    verdict = judge("deita", record, context, complexity_scorer="c", quality_scorer="q")
+    assert verdict.score == pytest.approx(2 * 2 + 4 * 4)
+    assert verdict.told["complexity"] == pytest.approx(3)
+    settings = {"complexity_scorer": "c", "quality_scorer": "q", "min_quality": 3.5}
+    assert judge("deita", record, context, **settings).reason == "quality too low"
+
+
+def test_deita_asks_its_scorers_in_the_form_that_they_were_trained_on():
+    asked = []
+
+    def nats(prompt, text):
+        asked.append(prompt.text)
+        return 1.0
+
+    context = lend(text__c=Scorer(nats), text__q=Scorer(nats))
+    record = Record((Message("user", "Why {this}?"), Message("assistant", "So.")))
+    judge("deita", record, context, complexity_scorer="c", quality_scorer="q")
+    complexity = (
+        "You are a helpful assistant. Please identify the complexity score of the following user "
+        "query. \n##Query: Why {this}?  \n##Complexity: "
+    )
+    quality = (
+        "You are a helpful assistant. Please identify the quality score of the Response "
+        "corresponding to the Question. \n #Question#:\nWhy {this}?\n#Response#:\nSo. \n##Quality: "
+    )
+    assert set(asked) == {complexity, quality}
+
+
+def test_a_judge_sees_what_was_said_before_the_question():
+    record = Record(
+        (
+            Message("user", "Who keeps bees?"),
+            Message("assistant", "A beekeeper does."),
+            Message("user", "And what does she wear?"),
+            Message("assistant", "A veil."),
+        )
+    )
+    seen = []
+
+    def nats(prompt, text):
+        seen.append(prompt.messages[-1].content)
+        return 1.0
+
+    context = lend(text__m=Scorer(nats))
+    judge("judge", record, context, judges=["m"])
+    assert all("Talk so far:" in one and "A beekeeper does." in one for one in seen)
+    seen.clear()
+    judge("judge", make_record(), context, judges=["m"])
+    assert seen
+    assert not any("Talk so far:" in one for one in seen)
 
 
 def test_deita_never_gives_a_middling_mark():
