@@ -195,8 +195,18 @@ class Endpoint:
         """Wait until Retry-After has passed and both rates allow one more; return its tokens.
 
         Tokens are reserved as what the request may take at most; ``_settle`` gives back the rest.
+
+        Raises:
+            BackendError: If Retry-After asks for more than a request may wait.
         """
         while (left := self._not_before - time.monotonic()) > 0:
+            if left > self.patience.max_wait_s:
+                raise BackendError(
+                    f"{self.address} asks to be left alone for {left:.0f} s",
+                    code="backend.rate-limit",
+                    expected=f"a wait of {self.patience.max_wait_s:.0f} s at most",
+                    next="run the same command again then, with --resume",
+                )
             await asyncio.sleep(left)
         if self.patience.requests_per_minute > 0:
             now = time.monotonic()
@@ -243,6 +253,10 @@ class Endpoint:
             raise _Passing("the answer is no JSON", code="backend.malformed") from error
         if not isinstance(value, dict):
             raise _Passing("the answer is no JSON object", code="backend.malformed")
+        if value.get("error") and "choices" not in value:  # told with HTTP 200, as relays do
+            raise self.judge_failure(
+                _told_status(value["error"]), self.redact(_error_text(data)), ""
+            )
         return value
 
     async def _read_all(self, answer: Any) -> bytes:
@@ -318,6 +332,28 @@ class Endpoint:
         """Send nothing to this endpoint for ``wait_s`` seconds."""
         self._not_before = max(self._not_before, time.monotonic() + wait_s)
 
+    def judge_failure(self, status: int, said: str, retry_after: str) -> Exception:
+        """Return what a failure is that an answer told of: one that may pass, or one that cannot.
+
+        Where the server asks for it, nothing is sent until Retry-After has passed.
+        """
+        if "insufficient_quota" in said or status == 402:
+            return _fatal(self, status, said, "backend.quota", "add credit, or use another key")
+        if status in _RETRIED or status >= 500:
+            wait = read_retry_after(retry_after)
+            if wait and status in {429, 503}:
+                self.hold_until(wait)
+            code = "backend.rate-limit" if status == 429 else "backend.unavailable"
+            asks = f"; it asks to wait {wait:.0f} s" if wait else ""
+            return _Passing(f"HTTP {status}: {said}{asks}", code=code, wait_s=wait)
+        if status in {401, 403}:
+            step = "set the key: export OPENAI_API_KEY=..., or api_key_env"
+            return _fatal(self, status, said, "backend.unauthorized", step)
+        if status == 404:
+            step = f"curl {self.address}/models"
+            return _fatal(self, status, said, "backend.not-found", step)
+        return _fatal(self, status, said, "backend.refused", "change the request as it says")
+
     def redact(self, text: str) -> str:
         """Return the text without the key, should a server repeat it."""
         return text.replace(self._key, "***") if self._key else text
@@ -371,10 +407,10 @@ class _Exchange:
         except TimeoutError as error:
             raise _Passing("no answer in time", code="backend.timeout") from error
         except http.ClientConnectionError as error:
-            code = "backend.broken" if isinstance(error, http.ServerDisconnectedError) else ""
-            raise _Passing(
-                f"cannot be reached ({_name(error)})", code=code or "backend.down"
-            ) from error
+            # A server that was reached and hung up is not down: it may be this request's doing.
+            if not isinstance(error, http.ClientConnectorError):
+                raise _Passing(f"hung up ({_name(error)})", code="backend.broken") from error
+            raise _Passing(f"cannot be reached ({_name(error)})", code="backend.down") from error
         except http.InvalidURL as error:
             raise BackendError(
                 f"{url} is not an address",
@@ -399,21 +435,7 @@ class _Exchange:
         answer.release()
         if 300 <= status < 400:
             raise _redirected(endpoint, status, answer.headers.get("Location", ""))
-        if "insufficient_quota" in said or status == 402:
-            raise _fatal(endpoint, status, said, "backend.quota", "add credit, or use another key")
-        if status in _RETRIED or status >= 500:
-            wait = read_retry_after(answer.headers.get("Retry-After", ""))
-            if wait and status in {429, 503}:
-                endpoint.hold_until(wait)
-            code = "backend.rate-limit" if status == 429 else "backend.unavailable"
-            raise _Passing(f"HTTP {status}: {said}", code=code, wait_s=wait)
-        if status in {401, 403}:
-            step = "set the key: export OPENAI_API_KEY=..., or api_key_env"
-            raise _fatal(endpoint, status, said, "backend.unauthorized", step)
-        if status == 404:
-            step = f"curl {endpoint.address}/models"
-            raise _fatal(endpoint, status, said, "backend.not-found", step)
-        raise _fatal(endpoint, status, said, "backend.refused", "change the request as it says")
+        raise endpoint.judge_failure(status, said, answer.headers.get("Retry-After", ""))
 
 
 def _count_most(body: Mapping[str, Any]) -> float:
@@ -559,6 +581,12 @@ def _error_text(data: bytes) -> str:
     except (ValueError, AttributeError, RecursionError):
         text = data.decode("utf-8", "replace")
     return " ".join(text.split())[:400] or "no reason given"
+
+
+def _told_status(error: object) -> int:
+    """Return the HTTP status that the body of an answer tells; 500 where it tells none."""
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 500
 
 
 def _name(error: BaseException) -> str:

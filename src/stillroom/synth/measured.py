@@ -18,7 +18,7 @@ from stillroom.models import ConcurrentModel, TextModel
 from stillroom.records import Record
 from stillroom.synth.method import Context, Filter, Verdict
 
-__all__ = ["UNMEASURED", "Measured", "Meter", "concurrency_of", "each_by_itself"]
+__all__ = ["LOST", "UNMEASURED", "Measured", "Meter", "concurrency_of", "each_by_itself"]
 
 UNMEASURED = "could not be measured"
 _OWN_FAULTS = {
@@ -29,6 +29,11 @@ _OWN_FAULTS = {
     "backend.answer",
 }
 """Errors that are one record's own; any other is the model's and ends the job."""
+_UNANSWERED = {"backend.timeout", "backend.broken", "backend.unavailable"}
+"""Errors of a server that may answer the next time: that record's own, while others are answered.
+"""
+LOST = "unanswered"
+"""Key of a value that failed so: it is not kept, so that the next run asks again."""
 
 
 class Meter(ABC):
@@ -102,6 +107,8 @@ def concurrency_of(models: Sequence[TextModel]) -> int:
 def each_by_itself(records: Sequence[Record], measure: Callable[[Record], Any]) -> list[Any]:
     """Measure records one after another; a fault of one record's own is that record's value.
 
+    So is it that a server did not answer; the panel ends the job where that happens in a row.
+
     Raises:
         BackendError: If the model fails as a whole.
     """
@@ -110,7 +117,8 @@ def each_by_itself(records: Sequence[Record], measure: Callable[[Record], Any]) 
         try:
             values.append(measure(record))
         except BackendError as error:
-            if error.code not in _OWN_FAULTS:
+            if error.code not in _OWN_FAULTS | _UNANSWERED:
                 raise
-            values.append({"failed": error.problems[0].what})
+            failed = {"failed": error.problems[0].what}
+            values.append(failed | ({LOST: error.code} if error.code in _UNANSWERED else {}))
     return values

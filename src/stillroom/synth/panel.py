@@ -11,16 +11,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
+from stillroom.errors import BackendError
 from stillroom.provenance import digest_json
 from stillroom.records import Passage, Record
 from stillroom.synth.lending import Lending
-from stillroom.synth.measured import Measured, Meter
+from stillroom.synth.measured import LOST, Measured, Meter
 from stillroom.synth.method import Context, Filter, Judge, Verdict
 
 __all__ = ["Panel", "Shelf"]
 
 _KEY_DIGITS = 12
 _MISSING = object()
+_MOST_LOST = 10
+"""Records in a row that a model's server did not answer for, after which it is not asked on."""
 
 
 class Shelf(Protocol):
@@ -56,6 +59,7 @@ class Panel:
         self._shelf = shelf
         self._ready: dict[str, Any] = {}  # measured beforehand, until it is asked for
         self._lock = threading.Lock()
+        self._lost = 0
         self._engine = context.models.engine
         self._spreading = _Judging(tuple(filters), context) if self._engine.is_remote else None
         self._verdicts: dict[str, dict[int, Verdict]] = {}  # given by workers, by record and seat
@@ -189,9 +193,28 @@ class Panel:
         if missing:
             values = judge.measure(list(missing.values()))
             for key, value in zip(missing, values, strict=True):
-                found[key] = self._keep(key, value)
+                is_lost = isinstance(value, Mapping) and LOST in value
+                self._watch(value if is_lost else None)
+                found[key] = value if is_lost else self._keep(key, value)
         self._ready.update(found)
         return [found[key] for key in keys]
+
+    def _watch(self, lost: Mapping[str, Any] | None) -> None:
+        """Count records in a row that had no answer.
+
+        Raises:
+            BackendError: If they are so many that the server is gone.
+        """
+        with self._lock:
+            self._lost = self._lost + 1 if lost is not None else 0
+            if lost is None or self._lost < _MOST_LOST:
+                return
+        raise BackendError(
+            f"{self._lost} records in a row could not be measured: {lost['failed']}",
+            code=str(lost[LOST]),
+            expected="a model that answers",
+            next="run the same command again with --resume when it does",
+        )
 
     def _look_up(self, key: str) -> Any:
         if key in self._ready:

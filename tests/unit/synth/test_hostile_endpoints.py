@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import socket
+import struct
 import threading
 
 import pytest
@@ -118,6 +119,16 @@ HOSTILE = {
         "no answer that can be read",
     ),
     "closes": (lambda n: (200, None), "no answer from"),
+    "an error with 200": (
+        lambda n: {"error": {"message": "upstream overloaded", "code": 503}},
+        "no answer from",
+    ),
+    "a refusal with 200": (lambda n: {"error": {"message": "no", "code": 400}}, "refused by"),
+    "gives up": (lambda n: completion("Worker bees pro", finish_reason="error"), "no answer from"),
+    "gives up, in the choice": (
+        lambda n: {"choices": [{"error": {"message": "boom"}, "message": {"content": ""}}]},
+        "no answer from",
+    ),
     "half a character": (lambda n: completion("\ud800 \x00 wax is soft"), "broken characters"),
 }
 
@@ -149,6 +160,31 @@ def test_rate_limits_are_waited_for_and_cost_nothing(serve, patient, tmp_path):
     server, seeds = serve(misbehave(limit)), write_seeds(tmp_path / "seeds.jsonl", ROWS)
     do(make(server, seeds), tmp_path / "out")
     assert len(list(read_records(tmp_path / "out/output/records.jsonl"))) == ROWS
+
+
+@pytest.mark.parametrize("wait", ["86400", "1e9", "Fri, 01 Jan 2100 00:00:00 GMT"])
+def test_who_asks_to_wait_for_days_ends_the_run_and_says_so(serve, patient, tmp_path, wait):
+    limit = lambda n: (429, {"error": {"message": "quota of the day"}}, {"Retry-After": wait})  # noqa: E731
+    server, seeds = serve(misbehave(limit)), write_seeds(tmp_path / "seeds.jsonl", ROWS)
+    with pytest.raises(BackendError) as caught:
+        do(make(server, seeds), tmp_path / "out")
+    assert caught.value.code == "backend.rate-limit"
+    assert "asks to" in str(caught.value)
+
+
+@pytest.mark.parametrize("wait", ["-5", "nan", "inf", "soon", "Mon, 01 Jan 1990 00:00:00 GMT"])
+def test_a_wait_that_is_none_is_no_wait(serve, patient, tmp_path, wait):
+    seen = set()
+
+    def limit(number):
+        if number in seen:
+            return completion(GOOD.format(number))
+        seen.add(number)
+        return 429, {"error": {"message": "slow down"}}, {"Retry-After": wait}
+
+    server, seeds = serve(misbehave(limit)), write_seeds(tmp_path / "seeds.jsonl", 4)
+    do(make(server, seeds), tmp_path / "out")
+    assert len(list(read_records(tmp_path / "out/output/records.jsonl"))) == 4
 
 
 def test_a_key_that_expires_ends_the_run_and_another_goes_on(serve, patient, tmp_path, monkeypatch):
@@ -298,6 +334,28 @@ def test_an_answer_that_trickles_in_is_not_waited_for(tmp_path, monkeypatch):
         thread.join(10)
         endpoint.close()
     assert caught.value.code == "backend.broken"
+
+
+def test_a_connection_that_is_reset_is_no_server_that_is_down():
+    def reset():
+        with sock.accept()[0] as connection:
+            connection.recv(65536)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def ask():
+        with pytest.raises(BackendError) as caught:
+            endpoint.ask("/chat/completions", {})
+        return caught.value.code
+
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        address = f"http://127.0.0.1:{sock.getsockname()[1]}/v1"
+        endpoint = Endpoint(address, patience=Patience(tries=1))
+        thread = threading.Thread(target=reset, daemon=True)
+        thread.start()
+        assert ask() == "backend.broken"
+        thread.join(10)
+    assert ask() == "backend.down"
+    endpoint.close()
 
 
 def test_a_recipe_may_wait_longer_for_a_slow_server(serve, patient, tmp_path):

@@ -48,6 +48,8 @@ _FINISHED = {
     "content_filter": "content_filter",
 }
 """Why a server says that it ended, where that is not the end of the answer."""
+_BROKEN = {"error", "abort", "aborted", "cancelled", "canceled"}
+"""Why a server says that it gave up: what came is no answer."""
 
 
 class Openai(Backend):
@@ -293,7 +295,16 @@ class _EndpointModel:
                 expected="choices[0].message.content",
                 next="check that the address is an OpenAI-compatible API (…/v1)",
             ) from error
-        reason = _FINISHED.get(str(choice.get("finish_reason") or "stop").lower(), "stop")
+        told = str(choice.get("finish_reason") or "stop").lower()
+        if told in _BROKEN or choice.get("error"):
+            raise BackendError(
+                f"{self._endpoint.address} gave up on the answer ({told}): "
+                f"{json.dumps(choice.get('error') or text)[:200]}",
+                code="backend.broken",
+                expected="finish_reason stop",
+                next="look into the server's log, and run again",
+            )
+        reason = _FINISHED.get(told, "stop")
         if reason == "content_filter":
             raise BackendError(
                 f"the filter of {self._endpoint.address} cut the answer",
@@ -302,8 +313,8 @@ class _EndpointModel:
                 next="ask otherwise, or another model",
             )
         usage = answer.get("usage")
-        told = usage if isinstance(usage, dict) else {}
-        counts = read_count(told.get("prompt_tokens")), read_count(told.get("completion_tokens"))
+        used = usage if isinstance(usage, dict) else {}
+        counts = read_count(used.get("prompt_tokens")), read_count(used.get("completion_tokens"))
         text = _without_thoughts(_sound(text)).removeprefix(prompt.prefix)
         if prompt.schema is not None:
             text = _without_fence(text)

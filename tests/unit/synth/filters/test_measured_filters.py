@@ -470,3 +470,36 @@ def test_a_model_that_fails_as_a_whole_ends_the_job_and_one_records_fault_does_n
 
     with pytest.raises(BackendError, match="gone"):
         judge("ifd", make_record(), lend(text__m=Scorer(down)), model="m")
+
+
+def test_a_server_that_does_not_answer_for_a_record_is_asked_again_by_the_next_run():
+    ill = True
+
+    def nats(prompt, text):
+        if ill and "number 3" in text:
+            raise BackendError("HTTP 500: oops", code="backend.unavailable")
+        return 1.0
+
+    class Shelf(dict):
+        put = dict.__setitem__
+
+    context, shelf = lend(text__m=Scorer(nats)), Shelf()
+    build = lambda: Panel([FILTERS.build({"name": "ifd", "model": "m"})], context, shelf)  # noqa: E731
+    records = [make_record(answer=f"It is number {number}.") for number in range(5)]
+    verdicts = [build().judge(record)[1] for record in records]
+    assert [one.keep for one in verdicts] == [number != 3 for number in range(5)]
+    assert verdicts[3].reason == UNMEASURED
+    assert verdicts[3].told["why"] == "HTTP 500: oops"
+    assert len(shelf) == 4
+    ill = False
+    assert build().judge(records[3])[1].keep
+
+
+def test_a_server_that_answers_for_no_record_ends_the_job():
+    def nats(prompt, text):
+        raise BackendError("HTTP 503: maintenance", code="backend.unavailable")
+
+    panel = Panel([FILTERS.build({"name": "ifd", "model": "m"})], lend(text__m=Scorer(nats)))
+    with pytest.raises(BackendError, match=r"10 records in a row .* maintenance") as caught:
+        panel.prefetch([make_record(answer=f"It is number {number}.") for number in range(12)])
+    assert caught.value.code == "backend.unavailable"
