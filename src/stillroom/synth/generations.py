@@ -323,8 +323,9 @@ class _Experiment:
         """Return vectors of records, (N, D), or nothing where there is no embedder."""
         if self._embedder is None:
             return None
-        texts = [_text(record) or "-" for record in records]
-        return self._embedder.embed(texts, kind="passage")
+        texts = [_text(record) for record in records]
+        shown = [text if text.strip() else "-" for text in texts]  # a student may write nothing
+        return self._embedder.embed(shown, kind="passage")
 
 
 def _units(plan: Generations) -> Iterator[Unit]:

@@ -119,7 +119,9 @@ def _run(
         for at, one in enumerate(progress.over(texts)):
             job.check_cancelled()
             if embedder is not None:
-                vectors[at] = embedder.embed([text or "-" for text in one], kind="passage")
+                vectors[at] = embedder.embed(
+                    [text if text.strip() else "-" for text in one], kind="passage"
+                )
             if at == 0:
                 stick = Yardstick(one, budget=budget, vectors=vectors[0], seed=plan.seed)
                 measured.append(stick.measure_reference(one, vectors[0]))

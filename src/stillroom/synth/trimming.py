@@ -1,7 +1,8 @@
 """Trimming: cutting from a question's end what its evidence does not name, or answers itself.
 
 A small teacher adds tails ("... in Python?", "... converted to a common type?"). Cut at a
-preposition or conjunction, the question is often sound. Lexical; it never adds a word. English.
+preposition or conjunction, the question is often sound; cut before the last of a list ("a, b, or
+c") it never is. Lexical; it never adds a word. English.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ _BOUNDARY = re.compile(
     r"as|that|which|where|because|without|between|among|through|inside|into|but)\b",
     re.IGNORECASE,
 )
+_LISTED = re.compile(r",\s+(?:and|or)\b", re.IGNORECASE)
 _STRANDED = re.compile(r"\s*(?:to|into|from|for|by|with|as|of|on|in|at|within|through)\b")
 _MIN_WORDS = 4
 _MIN_NEW = 2
@@ -52,10 +54,16 @@ def trim_question(question: str, opening: Opening, evidence: str) -> str:
 def _beginnings(body: str, opening: Opening) -> list[str]:
     """Return a question's beginnings, longest first, each at least as long as its opening."""
     least = len(opening.text)
-    ends = {len(body), *(match.start() for match in _BOUNDARY.finditer(body))}
+    found = [match.start() for match in _BOUNDARY.finditer(body)]
+    ends = {len(body), *(at for at in found if not _is_in_list(body, least, at))}
     stranded = _STRANDED.match(body, least) if opening.strands else None
     if stranded is not None:
         ends.add(stranded.end())
     if body[least : least + 1] in {"", " ", ","}:
         ends.add(least)
     return [body[:end] for end in sorted(ends, reverse=True) if end >= least]
+
+
+def _is_in_list(body: str, least: int, at: int) -> bool:
+    """Return whether the last of a list ("a, b, or c") stands at a place."""
+    return "," in body[least:at] and _LISTED.match(body, at) is not None

@@ -107,6 +107,21 @@ class Spread:
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
+def test_texts_of_spaces_alone_have_a_meaning_too(generations):
+    """A student may write nothing that can be seen; embedders refuse that."""
+
+    class Strict(Spread):
+        def embed(self, texts, *, kind):
+            assert all(text.strip() for text in texts)
+            return super().embed(texts, kind=kind)
+
+    texts = ["w1 w2 w3 w4 w5 w6 w7 w8"] * 40 + [" \n\u00a0"]
+    write(generations / "blank.jsonl", texts)
+    plan = Monitoring((generations / "g0.jsonl", generations / "blank.jsonl"))
+    _, report, _ = monitor(plan, generations / "out", embedder=Strict())
+    assert "coverage/blank.jsonl" in report.metrics
+
+
 def garble(texts, rng):
     """Texts of as many letters, which spell no word that people use: more varied than theirs."""
     letters = list("abcdefghijklmnopqrstuvwxyz")

@@ -72,6 +72,12 @@ ARGUMENTS = "The numeric arguments are first converted to a common type."
             "What are the numeric arguments converted to?",
         ),
         (
+            "What happens when a task involves many changes, citations, or instructions?",
+            "When a task involves many changes, citations, or instructions, chaining keeps Claude "
+            "from dropping steps.",
+            "What happens when a task involves many changes?",
+        ),
+        (
             "What does a value pattern represent in Python?",
             "A value pattern represents a named value of the program.",
             "What does a value pattern represent?",

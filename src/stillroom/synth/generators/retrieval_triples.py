@@ -4,11 +4,13 @@ Source: Wang et al. 2024, arXiv:2401.00368, section 3.1 (queries of named kinds 
 Moreira et al. 2024 (NV-Retriever), arXiv:2407.15831, section 3 (negatives nearest to the query, but
 no nearer than a share of the positive's score: false negatives go); Dai et al. 2022 (Promptagator),
 arXiv:2209.11755 (a query must find its own passage). Differs: negatives are mined
-by meaning, by words, or taken from a file; the teacher may be asked about each as well.
+by meaning, by words, or taken from a file; the teacher may be asked about each as well. A query
+that copies its passage, is cut, or is none of its kind is dropped: it would teach to match words.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -25,6 +27,7 @@ from stillroom.synth.steps import Steps, Stepwise, Unit, drive, together
 from stillroom.synth.structured import choice_of, object_of, text_of
 from stillroom.synth.tasks import leans_on_text, pair
 from stillroom.synth.templates import Template
+from stillroom.text.normalize import words
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -38,6 +41,12 @@ _KINDS: dict[QueryKind, str] = {
     "claim": "a statement that this text bears out, in other words",
 }
 _ANSWERS = object_of(answers=choice_of("yes", "no"))
+_MARK = re.compile("[?？؟]")
+_COPIED_RUN = 5
+_COPIED_WORDS = 8
+_COPIED_SHARE = 0.6
+_FEWEST_WORDS = 4
+_MOST_KEYWORDS = 12
 
 
 class RetrievalTriples(Stepwise):
@@ -49,6 +58,7 @@ class RetrievalTriples(Stepwise):
         "shape",
         "refusal",
         "injection",
+        "repetition",
         "decontaminate",
     )
     templates: ClassVar = {
@@ -113,9 +123,9 @@ class RetrievalTriples(Stepwise):
         )
         if found is None:
             return
-        query = one_line(found["query"])
-        if leans_on_text(query):
-            unit.fail("query that speaks of its text", query)
+        query, why = self._settle_query(kind, found["query"], passage)
+        if why:
+            unit.fail(why, query)
             return
         positive, rank, near = mine.nearest(query, passage, self.depth)
         if rank > self.max_rank:
@@ -153,11 +163,39 @@ class RetrievalTriples(Stepwise):
         parents = [one.passage.id for one in chosen]
         unit.keep(pair(query, passage.text), told, parents=parents)
 
+    def _settle_query(self, kind: QueryKind, said: str, passage: Passage) -> tuple[str, str]:
+        """Return a query as it is kept, and why it is none."""
+        query = one_line(said)
+        is_cut, mark = len(said) >= self.max_query_characters, _MARK.search(query)
+        if kind == "question" and mark is not None:
+            is_cut = is_cut and mark.end() == len(query)
+            query = query[: mark.end()]  # what comes after answers it, or asks on
+        count = len(words(query))
+        checks = (
+            (leans_on_text(query), "query that speaks of its text"),
+            (kind == "question" and mark is None, "no question"),
+            (is_cut, "query cut at its length"),
+            (kind == "keywords" and count > _MOST_KEYWORDS, "keywords that are a text"),
+            (kind != "keywords" and query.isascii() and count < _FEWEST_WORDS, "query too short"),
+            (_is_copied(query, passage.text), "query copied from its text"),
+        )
+        return query, next((why for is_so, why in checks if is_so), "")
+
     def _answers(self, unit: Unit, query: str, passage: Passage) -> Steps[bool]:
         """Return whether the teacher finds that a passage answers; unread, it does."""
-        words = unit.words("answers", query=query, text=fence(passage.text))
-        found = yield from unit.fill(words, _ANSWERS, what="check of a negative", temperature=0.0)
+        asked = unit.words("answers", query=query, text=fence(passage.text))
+        found = yield from unit.fill(asked, _ANSWERS, what="check of a negative", temperature=0.0)
         return found is None or found["answers"] == "yes"
+
+
+def _is_copied(query: str, text: str) -> bool:
+    """Return whether most runs of words of a long query stand in a text as they are."""
+    asked, told = words(query), words(text)
+    if len(asked) < _COPIED_WORDS:
+        return False
+    known = {tuple(told[at : at + _COPIED_RUN]) for at in range(len(told) - _COPIED_RUN + 1)}
+    runs = [tuple(asked[at : at + _COPIED_RUN]) for at in range(len(asked) - _COPIED_RUN + 1)]
+    return sum(run in known for run in runs) >= _COPIED_SHARE * len(runs)
 
 
 class _Mining:

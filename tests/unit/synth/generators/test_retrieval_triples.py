@@ -70,6 +70,36 @@ def test_a_query_must_be_understood_and_find_its_passage():
     assert triple().records[0].fields["positive"]["rank"] == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "query", "why"),
+    [
+        ("question", "Honey bee colonies and their brood nest in winter", "no question"),
+        ("question", "1620s?", "query too short"),
+        ("claim", "Event types", "query too short"),
+        ("claim", PASSAGES[0].text[:120], "query copied from its text"),
+        ("keywords", PASSAGES[0].text[:60], "query copied from its text"),
+        ("claim", "honey bee " * 20, "query cut at its length"),
+        (
+            "keywords",
+            "honey bee brood nest warm winter colony cell wax comb queen drone egg",
+            "text",
+        ),
+    ],
+)
+def test_what_is_no_query_of_its_kind_is_dropped(kind, query, why):
+    made = triple(script(query=query[:200]), kinds=[kind])
+    assert not made.records
+    assert why in reasons(made)[0]
+
+
+def test_a_question_ends_at_its_mark():
+    made = triple(script(query=f"{QUERY} It keeps it warm all year."))
+    assert made.records[0].fields["question"] == QUERY
+    asked = "honey bee brood nest temperature"
+    made = triple(script(query=asked), kinds=["keywords"])
+    assert made.records[0].fields["question"] == asked
+
+
 def test_candidates_come_of_a_file(tmp_path):
     path = tmp_path / "passages.jsonl"
     path.write_text("\n".join(json.dumps(one.to_json()) for one in PASSAGES[-2:]))
