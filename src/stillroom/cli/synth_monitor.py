@@ -61,7 +61,8 @@ def command(
 ) -> None:
     """Compare generations of data with the first, which people wrote, and warn of collapse.
 
-    Every figure is taken of draws of as many words. The rare words go first: watch 'tail'.
+    Every figure is taken of draws of as much text. The rare words go first: watch 'tail', and
+    'surprise', what people's text costs to foresee who has read the generation alone.
     """
     from stillroom.jobs import choose_reporter
     from stillroom.synth.monitoring import Monitoring, monitor
