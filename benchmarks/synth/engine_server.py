@@ -1,15 +1,17 @@
 """An OpenAI-compatible server with a latency. Usage: engine_server.py PORT LATENCY_S.
 
 Answers follow from the prompt. A prompt with REFUSE in it gets HTTP 400. ``/count`` tells how many
-completions were asked for.
+completions were asked for. It speaks as much HTTP as the clients do that are measured, and no more:
+a web framework takes .4 ms a request, which for 32 at once is a quarter of the latency itself.
 """
 
 import asyncio
 import hashlib
 import json
 import sys
+from typing import Any
 
-from aiohttp import web
+ANSWERS = "/v1/chat/completions"
 
 
 class Server:
@@ -19,15 +21,12 @@ class Server:
         """Begin at zero."""
         self.latency, self.seen = latency, 0
 
-    async def chat(self, request: web.Request) -> web.Response:
-        """Answer after the latency."""
-        self.seen += 1
-        body = await request.json()
+    def chat(self, data: bytes) -> tuple[int, dict[str, Any]]:
+        """Return status and answer of a request for a completion."""
+        body = json.loads(data)
         told = json.dumps(body["messages"])
-        await asyncio.sleep(self.latency)
         if "REFUSE" in told:
-            error = {"message": "the context is too long", "type": "invalid_request_error"}
-            return web.json_response({"error": error}, status=400)
+            return 400, {"error": {"message": "too long", "type": "invalid_request_error"}}
         mark = hashlib.sha256(told.encode()).hexdigest()
         said = f"In other words: {' '.join(mark[at : at + 5] for at in range(0, 60, 5))}."
         choice = {
@@ -35,40 +34,74 @@ class Server:
             "message": {"role": "assistant", "content": said},
             "finish_reason": "stop",
         }
-        usage = {"prompt_tokens": 60, "completion_tokens": 20, "total_tokens": 80}
-        return web.json_response(
-            {
-                "id": f"chatcmpl-{mark[:12]}",
-                "object": "chat.completion",
-                "created": 1,
-                "model": body.get("model", "m"),
-                "choices": [choice] * (body.get("n") or 1),
-                "usage": usage,
-            }
+        return 200, {
+            "id": f"chatcmpl-{mark[:12]}",
+            "object": "chat.completion",
+            "created": 1,
+            "model": body.get("model", "m"),
+            "choices": [choice] * (body.get("n") or 1),
+            "usage": {"prompt_tokens": 60, "completion_tokens": 20, "total_tokens": 80},
+        }
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection, whose requests come one after another."""
+
+    def __init__(self, server: Server) -> None:
+        """Begin with nothing read."""
+        self._server = server
+        self._read = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep where answers go."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Answer every request that is whole."""
+        self._read += data
+        while True:
+            head, found, rest = self._read.partition(b"\r\n\r\n")
+            lines = head.decode("latin-1").split("\r\n")
+            fields = dict(line.lower().split(":", 1) for line in lines[1:] if ":" in line)
+            size = int(fields.get("content-length", 0))
+            if not found or len(rest) < size:
+                return
+            self._read = rest[size:]
+            self._take(lines[0].split()[1], bytes(rest[:size]))
+
+    def _take(self, path: str, body: bytes) -> None:
+        server = self._server
+        if path == ANSWERS:
+            server.seen += 1
+            asyncio.get_running_loop().call_later(
+                server.latency, lambda: self._answer(*server.chat(body))
+            )
+        elif path == "/count":
+            self._answer(200, {"seen": server.seen})
+        elif path == "/v1/models":
+            self._answer(200, {"object": "list", "data": [{"id": "m", "object": "model"}]})
+        else:
+            self._answer(404, {"error": {"message": f"there is no {path}"}})
+
+    def _answer(self, status: int, value: dict[str, Any]) -> None:
+        body = json.dumps(value).encode()
+        phrase = {200: "OK", 400: "Bad Request", 404: "Not Found"}[status]
+        head = (
+            f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
         )
-
-    async def count(self, request: web.Request) -> web.Response:
-        """Tell how many completions were asked for."""
-        return web.json_response({"seen": self.seen})
-
-    async def models(self, request: web.Request) -> web.Response:
-        """Tell the one model there is."""
-        return web.json_response({"object": "list", "data": [{"id": "m", "object": "model"}]})
+        if not self._transport.is_closing():
+            self._transport.write(head.encode() + body)
 
 
-def main() -> None:
+async def main() -> None:
     """Serve until killed."""
     server = Server(float(sys.argv[2]))
-    app = web.Application()
-    app.add_routes(
-        [
-            web.post("/v1/chat/completions", server.chat),
-            web.get("/v1/models", server.models),
-            web.get("/count", server.count),
-        ]
-    )
-    web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None, access_log=None)
+    loop = asyncio.get_running_loop()
+    listening = await loop.create_server(lambda: Connection(server), "127.0.0.1", int(sys.argv[1]))
+    await listening.serve_forever()
 
 
 if __name__ == "__main__":
-    main()
+    asyncio.run(main())

@@ -32,7 +32,7 @@ import numpy.typing as npt
 import zstandard
 
 from stillroom.evaluate.metrics import Metric
-from stillroom.evaluate.ngrams import NGrams
+from stillroom.evaluate.ngrams import NGrams, NGramSample
 from stillroom.text.normalize import words
 
 __all__ = [
@@ -88,26 +88,27 @@ def measure_diversity(
     """
     cut = [words(text) for text in texts] if cut is None else cut
     grams = NGrams(cut, _ORDER)
-    figures: dict[str, Callable[[list[int]], float]] = {
-        "distinct_1": lambda drawn: _distinct(grams, drawn, 1),
-        "distinct_3": lambda drawn: _distinct(grams, drawn, 3),
-        "self_bleu": lambda drawn: _self_bleu(grams, drawn),
-        "compression": lambda drawn: compression([texts[at] for at in drawn]),
-        "repeated": lambda drawn: _repeated(grams, drawn, 4),
+    figures: dict[str, Callable[[NGramSample], float]] = {
+        "distinct_1": lambda one: _distinct(one, 1),
+        "distinct_3": lambda one: _distinct(one, 3),
+        "self_bleu": _self_bleu,
+        "compression": lambda one: compression([texts[at] for at in one.drawn]),
+        "repeated": lambda one: _repeated(one, 4),
     }
     if tail and tail_mass:
-        figures["tail"] = lambda drawn: tail_share([cut[at] for at in drawn], tail) / tail_mass
+        figures["tail"] = lambda one: tail_share([cut[at] for at in one.drawn], tail) / tail_mass
     if vectors is not None:
         rows = vectors
-        figures["vendi"] = lambda drawn: vendi(rows[drawn])
-        figures["spread"] = lambda drawn: spread(rows[drawn])
+        figures["vendi"] = lambda one: vendi(rows[one.drawn])
+        figures["spread"] = lambda one: spread(rows[one.drawn])
     if only is not None:
         figures = {name: figure for name, figure in figures.items() if name in only}
     values: dict[str, list[float]] = {name: [] for name in figures}
     total = sum(map(len, cut))
     for drawn in _draw([len(one) for one in cut], budget, seed, draws):
+        sample = NGramSample(grams, drawn)
         for name, figure in figures.items():
-            values[name].append(figure(drawn))
+            values[name].append(figure(sample))
     note = "drawn from little more text than the budget" if budget > _CROWDED * total else ""
     return {
         name: Metric(
@@ -125,29 +126,32 @@ def measure_diversity(
 
 def distinct(texts: Sequence[Words], n: int) -> float:
     """Return distinct word n-grams over all of them; 0 where there is none."""
-    return _distinct(NGrams(texts, n), range(len(texts)), n)
+    return _distinct(_all_of(texts, n), n)
 
 
-def _distinct(grams: NGrams, drawn: Sequence[int], n: int) -> float:
-    found, _ = grams.of(drawn, n)
-    return len(np.unique(found)) / len(found) if len(found) else 0.0
+def _all_of(texts: Sequence[Words], order: int) -> NGramSample:
+    return NGramSample(NGrams(texts, order), range(len(texts)))
+
+
+def _distinct(sample: NGramSample, n: int) -> float:
+    gram, _, often = sample.counts(n)
+    return len(np.unique(gram)) / int(often.sum()) if len(gram) else 0.0
 
 
 def self_bleu(texts: Sequence[Words]) -> float:
     """Return the mean BLEU-4 of each text against all the others, 0 to 1; low is varied."""
-    return _self_bleu(NGrams(texts, _ORDER), range(len(texts)))
+    return _self_bleu(_all_of(texts, _ORDER))
 
 
-def _self_bleu(grams: NGrams, drawn: Sequence[int]) -> float:
-    filled = [at for at in drawn if grams.lengths[at]]
-    if len(filled) < 2:
+def _self_bleu(sample: NGramSample) -> float:
+    lengths = sample.lengths
+    if len(lengths) < 2:
         return 0.0
-    lengths = grams.lengths[filled]
-    logs = np.zeros(len(filled))
+    logs = np.zeros(len(lengths))
     for n in range(1, _ORDER + 1):
-        gram, owner, often = grams.counts(filled, n)
+        gram, owner, often = sample.counts(n)
         clipped = np.bincount(
-            owner, np.minimum(often, _most_elsewhere(gram, often)), minlength=len(filled)
+            owner, np.minimum(often, _most_elsewhere(gram, often)), minlength=len(lengths)
         )
         smooth = int(n > 1)
         with np.errstate(divide="ignore"):  # of nothing shared, the logarithm's limit is meant
@@ -199,11 +203,11 @@ def compression(texts: Sequence[str]) -> float:
 
 def repeated(texts: Sequence[Words], n: int = 4) -> float:
     """Return the share of n-grams that another of the texts holds too."""
-    return _repeated(NGrams(texts, n), range(len(texts)), n)
+    return _repeated(_all_of(texts, n), n)
 
 
-def _repeated(grams: NGrams, drawn: Sequence[int], n: int) -> float:
-    gram, _, often = grams.counts(drawn, n)
+def _repeated(sample: NGramSample, n: int) -> float:
+    gram, _, often = sample.counts(n)
     if not len(gram):
         return 0.0
     _, which, holders = np.unique(gram, return_inverse=True, return_counts=True)
@@ -234,13 +238,17 @@ def spread(vectors: Vectors) -> float:
     return 1.0 - total / (count * (count - 1))
 
 
-def find_tail(texts: Sequence[str]) -> tuple[frozenset[str], float]:
+def find_tail(
+    texts: Sequence[str] = (), *, cut: Sequence[Words] | None = None
+) -> tuple[frozenset[str], float]:
     """Return rare words of a reference, and the share they have of more of the same.
 
     The words are the least frequent ones of every other text, that together are a tenth of it;
-    their share is that in the rest, since a word seen once is mostly not seen again.
+    their share is that in the rest, since a word seen once is mostly not seen again. ``cut`` is the
+    words of each text, where they are at hand.
     """
-    counts = Counter(word for text in texts[::2] for word in words(text))
+    cut = [words(text) for text in texts] if cut is None else cut
+    counts = Counter(word for one in cut[::2] for word in one)
     total = counts.total()
     tail, mass = set(), 0
     for word, count in sorted(counts.items(), key=lambda pair: (pair[1], pair[0])):
@@ -248,7 +256,7 @@ def find_tail(texts: Sequence[str]) -> tuple[frozenset[str], float]:
             break
         tail.add(word)
         mass += count
-    return frozenset(tail), tail_share([words(text) for text in texts[1::2]], frozenset(tail))
+    return frozenset(tail), tail_share(cut[1::2], frozenset(tail))
 
 
 def tail_share(texts: Sequence[Words], tail: frozenset[str]) -> float:

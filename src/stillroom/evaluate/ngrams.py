@@ -1,4 +1,4 @@
-"""The word n-grams of many texts as numbers, counted once and asked about many draws of them."""
+"""The word n-grams of many texts as numbers, numbered once and counted for many draws of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NGrams"]
+__all__ = ["NGramSample", "NGrams"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -50,9 +50,35 @@ class NGrams:
         sizes = bounds[np.array(drawn) + 1] - bounds[np.array(drawn)]
         return found, np.repeat(np.arange(len(drawn)), sizes)
 
-    def counts(self, drawn: Sequence[int], n: int) -> tuple[Ints, Ints, Ints]:
-        """Return each different n-gram of each text once: n-gram, text of the draw, how often."""
-        grams, owners = self.of(drawn, n)
-        width = int(grams.max()) + 1 if len(grams) else 1
-        keys, often = np.unique(owners * width + grams, return_counts=True)
-        return keys % width, keys // width, often
+
+class NGramSample:
+    """One draw of the texts: what several figures count of it is counted once."""
+
+    def __init__(self, grams: NGrams, drawn: Sequence[int]) -> None:
+        """Draw.
+
+        Args:
+            grams: Of all texts.
+            drawn: Places of those drawn, in order.
+        """
+        self.drawn = drawn
+        self._grams = grams
+        self._filled = [at for at in drawn if grams.lengths[at]]
+        self._known: dict[int, tuple[Ints, Ints, Ints]] = {}
+
+    @property
+    def lengths(self) -> Ints:
+        """Words of each drawn text that has any, (M,)."""
+        return self._grams.lengths[self._filled]
+
+    def counts(self, n: int) -> tuple[Ints, Ints, Ints]:
+        """Return each different n-gram of each text once: n-gram, owner, how often, (K,) each.
+
+        An owner is a place among the drawn texts that have any words.
+        """
+        if n not in self._known:
+            grams, owners = self._grams.of(self._filled, n)
+            width = int(grams.max()) + 1 if len(grams) else 1
+            keys, often = np.unique(owners * width + grams, return_counts=True)
+            self._known[n] = keys % width, keys // width, often
+        return self._known[n]

@@ -14,6 +14,7 @@ from stillroom.records import Record
 __all__ = ["Spilled", "SpilledRecords"]
 
 T = TypeVar("T")
+_JSON = json.JSONEncoder(ensure_ascii=False)
 
 
 class Spilled(Sequence[T]):
@@ -77,7 +78,7 @@ class Spilled(Sequence[T]):
         Raises:
             ResourceError: If the disk is full.
         """
-        text = json.dumps(self._to_json(row), ensure_ascii=False)
+        text = _JSON.encode(self._to_json(row))
         line = text.encode("utf-8", "surrogatepass") + b"\n"
         with full_disk_as_error(self._path):
             self._writer.write(line)

@@ -17,6 +17,9 @@ __all__ = [
 ]
 
 _BLAKE3 = "blake3:"
+_CANONICAL = json.JSONEncoder(
+    ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str
+)
 
 
 def digest_bytes(data: bytes | memoryview) -> str:
@@ -55,7 +58,7 @@ def digest_as(path: Path, digest: str) -> str:
 
 def canonical_json(value: object) -> str:
     """Return JSON with sorted keys and no spaces, so that equal values have equal text."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
+    return _CANONICAL.encode(value)
 
 
 def digest_json(value: object) -> str:

@@ -15,6 +15,7 @@ from stillroom.records.document import Location, Passage
 __all__ = ["Answer", "Citation", "Completion", "Hit", "Message", "Prompt", "Role", "Sampling"]
 
 Role = Literal["system", "user", "assistant", "tool"]
+_ROLES = get_args(Role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,11 @@ class Message:
             DataError: If the role is unknown or the content is not text.
         """
         role, content = data.get("role"), data.get("content")
-        if role not in get_args(Role) or not isinstance(content, str):
+        if role not in _ROLES or not isinstance(content, str):
             raise DataError(
                 f"message {dict(data)!r:.80} is not a chat turn",
                 code="data.message",
-                expected=f"role (one of: {', '.join(get_args(Role))}) and content (text)",
+                expected=f"role (one of: {', '.join(_ROLES)}) and content (text)",
                 next="convert the row, or drop it",
             )
         return cls(cast("Role", role), content)

@@ -23,14 +23,17 @@ class Record:
     messages: tuple[Message, ...]
     fields: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
+    _id: str = field(default="", init=False, repr=False, compare=False)
 
     @property
     def id(self) -> str:
         """An id that follows from the messages, the fields and the chain."""
-        chain = [link.to_json() for link in self.origin.chain]
-        return content_id(
-            "rec", [message.to_json() for message in self.messages], dict(self.fields), chain
-        )
+        if not self._id:  # made once: a job asks for it at every step
+            chain = [link.to_json() for link in self.origin.chain]
+            messages = [message.to_json() for message in self.messages]
+            made = content_id("rec", messages, dict(self.fields), chain)
+            object.__setattr__(self, "_id", made)
+        return self._id
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, the id included for readers of the file."""

@@ -25,6 +25,7 @@ from stillroom.synth.outline import forecast_steps
 from stillroom.synth.page import Told, draw_run, is_page
 from stillroom.synth.recipe import EVERYTHING
 from stillroom.synth.shelves import Shelves
+from stillroom.synth.tallying import Tally
 
 if TYPE_CHECKING:
     from stillroom.synth.harvest import Dropped
@@ -68,14 +69,16 @@ def _run(recipe: SynthRecipe, job: Job, models: Lending, closing: ExitStack) -> 
     def dropped() -> Iterator[Dropped]:
         return chain(held_out.harvest.dropped, train.harvest.dropped, left_out)
 
-    _write(job, chain(written, aside), dropped(), (train, held_out))
+    trained, kept_aside = Tally(), Tally()
+    watched = chain(trained.watch(written), kept_aside.watch(aside))
+    _write(job, watched, dropped(), (train, held_out))
     report = _report(recipe, start, (held_out, train), mixed, written, purse)
     with atomic_write(job.output / "report.json") as file:
         json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
     told = Told(
         report,
-        written,
-        aside,
+        trained,
+        kept_aside,
         dropped(),
         [
             text_of_item(item)

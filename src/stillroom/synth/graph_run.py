@@ -211,7 +211,7 @@ class Graph:
                 harvest.drop(row)
         for scored in bundle.records:
             if len(harvest.kept) < wanted:
-                harvest.kept.append(scored.record)
+                harvest.keep(scored.record)
                 if scored.scores:
                     rounded = {name: round(value, 6) for name, value in scored.scores.items()}
                     crop.scores.append({"id": scored.record.id, "scores": rounded})

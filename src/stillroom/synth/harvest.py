@@ -116,6 +116,7 @@ class Harvest:
     completion_tokens: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     changed: int = 0
+    trimmed: int = 0
     told: Mapping[str, Any] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
 
@@ -132,6 +133,11 @@ class Harvest:
         """Put a row among what fell."""
         self.reasons[f"{row.filter}: {row.reason}"] += 1
         self.dropped.append(row)
+
+    def keep(self, record: Record) -> None:
+        """Put a record among what is kept."""
+        self.trimmed += "written" in record.fields
+        self.kept.append(record)
 
     def count_reasons(self) -> dict[str, int]:
         """Return how many fell to each ``filter: reason``, commonest first."""
@@ -164,7 +170,7 @@ class Harvest:
                 kept = verdict.changed or record
                 self.changed += verdict.changed is not None
                 panel.admit(kept)
-                self.kept.append(kept)
+                self.keep(kept)
 
     def _drop(self, draft: Draft, name: str, verdict: Verdict, record: Record) -> None:
         self.drop(drop_record(self.split, name, verdict, draft.key, record))

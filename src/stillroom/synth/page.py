@@ -16,7 +16,6 @@ from stillroom.evaluate.metrics import Metric
 from stillroom.evaluate.page import draw_page
 from stillroom.evaluate.plots import Plot
 from stillroom.evaluate.report import Report, Table
-from stillroom.records import Record
 from stillroom.synth.harvest import Dropped
 from stillroom.synth.measured import Measured
 from stillroom.synth.method import Filter, derive_seed
@@ -32,6 +31,7 @@ PAGE = "report.html"
 _SHOWN = 240
 _REASONS = 12
 _BUDGET = 5000
+_DRAWS = 10
 _LEAST_WORDS = 200
 _OPENINGS = 10
 
@@ -41,13 +41,12 @@ class Told:
     """What a page is drawn of.
 
     ``report`` is the run's report.json, ``seeds`` the texts that were started from, ``teachers``
-    the references of the models that wrote, ``checks`` all filters. Records and rows are gone
-    through once.
+    the references of the models that wrote, ``checks`` all filters. Rows are gone through once.
     """
 
     report: Mapping[str, Any]
-    train: Iterable[Record]
-    held_out: Iterable[Record]
+    train: Tally
+    held_out: Tally
     dropped: Iterable[Dropped]
     seeds: Sequence[str] = ()
     teachers: Sequence[str] = ()
@@ -75,8 +74,8 @@ def draw_run(told: Told) -> str:
     facts = _Facts(
         told,
         told.report,
-        Tally.of(told.train),
-        Tally.of(told.held_out),
+        told.train,
+        told.held_out,
         Falls.of(told.dropped),
     )
     report = Report("Records of a run", _summarize(facts))
@@ -248,9 +247,11 @@ def _add_variety(report: Report, facts: _Facts) -> None:
         report.section("Variety", f"Fewer than {_LEAST_WORDS} words: too little to measure.")
         return
     budget = min(_BUDGET, int(0.5 * min(sizes.values())))
-    tail, mass = find_tail(sides["started from"]) if seeds else (frozenset[str](), 0.0)
+    tail, mass = find_tail(cut=cut["started from"]) if seeds else (frozenset[str](), 0.0)
     measured = {
-        name: measure_diversity(texts, budget=budget, tail=tail, tail_mass=mass, cut=cut[name])
+        name: measure_diversity(
+            texts, budget=budget, tail=tail, tail_mass=mass, draws=_DRAWS, cut=cut[name]
+        )
         for name, texts in sides.items()
     }
     if "started from" in measured and "tail" in measured["started from"]:
@@ -259,6 +260,7 @@ def _add_variety(report: Report, facts: _Facts) -> None:
             budget=budget,
             tail=tail,
             tail_mass=mass,
+            draws=_DRAWS,
             only=frozenset({"tail"}),
             cut=cut["started from"][1::2],
         )

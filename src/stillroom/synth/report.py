@@ -91,7 +91,7 @@ def make_report(
             "asked": harvest.asked,
             "parsed": harvest.parsed,
             "kept": len(harvest.kept),
-            "trimmed": sum("written" in record.fields for record in harvest.kept),
+            "trimmed": harvest.trimmed,
             "dropped": harvest.count_reasons(),
             "prompt_tokens": harvest.prompt_tokens,
             "completion_tokens": harvest.completion_tokens,

@@ -39,6 +39,7 @@ from stillroom.synth.plan import Occurrences, order_items, plan_draws, plan_seed
 from stillroom.synth.recipe import SynthRecipe
 from stillroom.synth.report import describe_shortfall, make_report, refuse_nothing
 from stillroom.synth.source import Source, read_items
+from stillroom.synth.tallying import Tally
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -103,7 +104,9 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
         refuse_nothing(train, recipe)
         texts, refused = _passage_records(recipe, plan, context, job)
         harvests = (held_out, train)
-        origin = _write_records(job.output / "records.jsonl", chain(train.kept, texts, aside))
+        trained, kept_aside = Tally(), Tally()
+        written = chain(trained.watch(chain(train.kept, texts)), kept_aside.watch(aside))
+        origin = _write_records(job.output / "records.jsonl", written)
         report = make_report(
             recipe, plan.source, plan.sides, plan.items, harvests, len(texts), refused
         )
@@ -114,8 +117,8 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
         with atomic_write(job.output / "report.json") as file:
             json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
         seeds = [text_of_item(item) for item in plan.items["train"]]
-        written, dropped = chain(train.kept, texts), chain(held_out.dropped, train.dropped, refused)
-        told = Told(report, written, aside, dropped, seeds, [recipe.model], recipe.filters)
+        dropped = chain(held_out.dropped, train.dropped, refused)
+        told = Told(report, trained, kept_aside, dropped, seeds, [recipe.model], recipe.filters)
         with atomic_write(job.output / "report.html") as file:
             file.write(draw_run(told))
     ended = purse.reached()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Generic, Self, TypeVar
 
 from stillroom.records import Record
@@ -22,7 +22,7 @@ __all__ = ["LENGTHS", "SAMPLE", "Falls", "Lowest", "Tally", "bin_of", "says_of",
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)
 """Where the bins of answers by their words begin, but for the first, which begins at 0."""
 
-SAMPLE = 2000
+SAMPLE = 1000
 """How many texts variety is measured on."""
 _KEPT_EXAMPLES = 6
 _EXAMPLES = 3
@@ -81,9 +81,15 @@ class Tally:
     def of(cls, records: Iterable[Record]) -> Self:
         """Return the tally of records."""
         tally = cls()
-        for record in records:
-            tally.add(record)
+        for _ in tally.watch(records):
+            pass
         return tally
+
+    def watch(self, records: Iterable[Record]) -> Iterator[Record]:
+        """Yield records as they come, and count each: a file is not read again for it."""
+        for record in records:
+            self.add(record)
+            yield record
 
     def add(self, record: Record) -> None:
         """Count one."""
@@ -104,7 +110,7 @@ class Tally:
 
     @property
     def texts(self) -> list[str]:
-        """At most two thousand texts of those that models made; of all where none did."""
+        """At most a thousand texts of those that models made; of all where none did."""
         return (self._made if self._made.seen else self._all).drawn()
 
 

@@ -6,6 +6,7 @@ from stillroom.records import Message, Origin, Record
 from stillroom.synth.harvest import Dropped
 from stillroom.synth.method import FILTERS
 from stillroom.synth.page import Told, draw_run
+from stillroom.synth.tallying import Tally
 
 WORDS = "bees make wax and honey in a hive that stands below the old lime tree by the river".split()
 
@@ -46,7 +47,9 @@ def tell(**more):
         "teachers": ["http://h/v1#gpt-5", "http://h/v1#gpt-5"],
         "checks": [FILTERS.build("decontaminate")],
     }
-    return Told(**{**given, **more})
+    told = {**given, **more}
+    sides = {side: Tally.of(told[side]) for side in ("train", "held_out")}
+    return Told(**{**told, **sides})
 
 
 def test_every_part_is_there():
