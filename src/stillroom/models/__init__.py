@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Reranker,
         Score,
         SpanEmbedder,
+        SubmittingModel,
         TextModel,
         TokenEmbedder,
     )
@@ -39,6 +40,7 @@ __all__ = [
     "Reranker",
     "Score",
     "SpanEmbedder",
+    "SubmittingModel",
     "TextModel",
     "TokenEmbedder",
     "cached",
@@ -56,6 +58,7 @@ _HOMES = {
     "Backend": "method",
     "CompletionCache": "cache",
     "ConcurrentModel": "protocols",
+    "SubmittingModel": "protocols",
     "Embedder": "protocols",
     "EmbedderMethod": "method",
     "Reranker": "protocols",

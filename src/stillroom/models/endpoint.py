@@ -17,7 +17,6 @@ import json
 import os
 import queue
 import random
-import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -28,8 +27,9 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from stillroom.errors import BackendError, Cancelled, MissingExtraError
+from stillroom.errors import BackendError, MissingExtraError
 from stillroom.models.answer_bytes import read_bytes
+from stillroom.models.loop_thread import LoopThread
 
 __all__ = [
     "Endpoint",
@@ -44,7 +44,6 @@ __all__ = [
 
 T = TypeVar("T")
 _RETRIED = {408, 409, 425, 429}
-_LOOK_S = 0.2
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _REFUSED_TRIES = 3
@@ -99,13 +98,9 @@ class Endpoint:
         self._next_turn = 0.0
         self._next_tokens = 0.0
         self._sessions: list[Any] = []  # one, once the first request is sent
-        self._loop = asyncio.new_event_loop()
-        thread = threading.Thread(
-            target=self._loop.run_forever, daemon=True, name="stillroom-endpoint"
-        )
-        thread.start()
+        self._thread = LoopThread("stillroom-endpoint")
         # Also run when the endpoint is forgotten or the interpreter ends.
-        self._finish = weakref.finalize(self, _shut_down, self._loop, thread, self._sessions)
+        self._finish = weakref.finalize(self, _shut_down, self._thread, self._sessions)
 
     def ask(
         self,
@@ -119,7 +114,18 @@ class Endpoint:
             BackendError: If the endpoint is down, refuses, or answers with no JSON.
             Cancelled: If ``is_stopped`` became true.
         """
-        return self._wait(self._ask(path, body), is_stopped)
+        return self.wait(self.request(path, body), is_stopped)
+
+    def submit(
+        self, work: Coroutine[Any, Any, T], done: Callable[[T | BaseException], None]
+    ) -> None:
+        """Run a coroutine that requests; ``done`` is called on the endpoint's thread.
+
+        Raises:
+            BackendError: If the endpoint is closed.
+        """
+        self._check_open(work)
+        self._thread.submit(work, done)
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """POST ``body`` and yield the JSON of every server-sent event until ``[DONE]``.
@@ -139,7 +145,7 @@ class Endpoint:
             except BaseException as error:  # noqa: BLE001  # raised again on the reader's thread
                 events.put(error)
 
-        future = asyncio.run_coroutine_threadsafe(pump(), self._loop)
+        future = asyncio.run_coroutine_threadsafe(pump(), self._thread.loop)
         try:
             while (event := events.get()) is not None:
                 if isinstance(event, BaseException):
@@ -152,8 +158,18 @@ class Endpoint:
         """Close connections and end the thread; closing twice does no harm."""
         self._finish()
 
-    def _wait(self, work: Coroutine[Any, Any, T], is_stopped: Callable[[], bool] | None) -> T:
-        if self._loop.is_closed():
+    def wait(self, work: Coroutine[Any, Any, T], is_stopped: Callable[[], bool] | None = None) -> T:
+        """Return what a coroutine that requests returns.
+
+        Raises:
+            BackendError: If the endpoint is closed, or as the coroutine does.
+            Cancelled: If ``is_stopped`` became true.
+        """
+        self._check_open(work)
+        return self._thread.wait(work, is_stopped)
+
+    def _check_open(self, work: Coroutine[Any, Any, Any]) -> None:
+        if self._thread.is_closed:
             work.close()
             raise BackendError(
                 f"{self.address} is closed",
@@ -161,18 +177,13 @@ class Endpoint:
                 expected="an open model",
                 next="open it again",
             )
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        while True:
-            try:
-                return future.result(_LOOK_S)
-            except concurrent.futures.TimeoutError:
-                if future.done():  # just after the wait for it gave up, or by its own error
-                    return future.result()
-                if is_stopped is not None and is_stopped():
-                    future.cancel()
-                    raise Cancelled("stopped while waiting", code="job.cancelled") from None
 
-    async def _ask(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    async def request(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        """POST ``body`` (or GET) on the endpoint's thread; see ``ask``.
+
+        Raises:
+            BackendError: If the endpoint is down, refuses, or answers with no JSON.
+        """
         begun, refused = time.monotonic(), 0
         for attempt in range(self.patience.tries):
             reserved = await self._await_turn(body)
@@ -525,10 +536,9 @@ def is_safe_for_keys(address: str) -> bool:
         return False
 
 
-def _shut_down(
-    loop: asyncio.AbstractEventLoop, thread: threading.Thread, sessions: list[Any]
-) -> None:
+def _shut_down(running: LoopThread, sessions: list[Any]) -> None:
     """Close the session on its own loop, then the loop; safe from any thread but the loop's."""
+    loop, thread = running.loop, running.thread
     for session in sessions:
         with contextlib.suppress(concurrent.futures.TimeoutError):
             asyncio.run_coroutine_threadsafe(session.close(), loop).result(5)

@@ -30,6 +30,7 @@ __all__ = [
     "Reranker",
     "Score",
     "SpanEmbedder",
+    "SubmittingModel",
     "TemplatedModel",
     "TextKind",
     "TextModel",
@@ -120,6 +121,22 @@ class ConcurrentModel(TextModel, Protocol):
     @property
     def concurrency(self) -> int:
         """How many requests it takes at once; more wait for their turn."""
+
+
+@runtime_checkable
+class SubmittingModel(ConcurrentModel, Protocol):
+    """A ConcurrentModel that can be asked without a thread that waits for each answer."""
+
+    def submit(
+        self, prompt: Prompt, sampling: Sampling, done: Callable[[Completion | BaseException], None]
+    ) -> None:
+        """Ask, and have ``done`` called once with the completion or the error.
+
+        It is called on the model's own thread, and must neither wait nor raise.
+
+        Raises:
+            BackendError: If the model is closed.
+        """
 
 
 @runtime_checkable

@@ -1,9 +1,9 @@
 """Asking a teacher for many seeds at once, and keeping account of each by itself.
 
-``Asking`` is used by generators: ``ask`` a group of prompts (or ``attempt`` it, where a failure may
-be put right), then ``keep`` or ``fail`` each, then ``drafts``. Texts from documents go into prompts
-through ``fence`` or ``one_line`` only, which make them data: hidden characters are gone and the
-fence cannot be closed from within.
+``Asking`` is used by generators: what they ``yield`` is asked for, by ``attempt`` or by who
+``settle``s it; then they ``keep`` or ``fail`` each, and ``drafts`` follow. Texts from documents go
+into prompts through ``fence`` or ``one_line`` only, which make them data: hidden characters are
+gone and the fence cannot be closed from within.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ __all__ = [
     "REFUSED",
     "Ask",
     "Asking",
+    "failure_of",
     "fence",
     "is_cut",
     "one_line",
@@ -86,21 +87,14 @@ class Asking:
         self._model = model
         self._accounts = [_Account() for _ in seeds]
 
-    def ask(self, asks: Sequence[Ask]) -> list[Completion | None]:
-        """Return the completion of every ask, in order, and count its tokens.
-
-        An ask that the teacher cannot take (longer than its context, or a schema its engine does
-        not hold to) is a failure of its seed and gives None; the others go on.
-
-        Raises:
-            BackendError: If the teacher fails as a whole.
-        """
-        given: list[Completion | None] = []
-        for ask, found in zip(asks, self.attempt(asks), strict=True):
+    def completions(
+        self, asks: Sequence[Ask], given: Sequence[Completion | Failure]
+    ) -> list[Completion | None]:
+        """Return what asks gave, in order: None for a failure, which is one of its seed."""
+        for ask, found in zip(asks, given, strict=True):
             if isinstance(found, Failure):
                 self.fail(ask.seed, found.reason, found.text)
-            given.append(None if isinstance(found, Failure) else found)
-        return given
+        return [None if isinstance(found, Failure) else found for found in given]
 
     def attempt(self, asks: Sequence[Ask]) -> list[Completion | Failure]:
         """Return the completion of every ask, or why the teacher could not take it.
@@ -114,13 +108,17 @@ class Asking:
             found = self._complete([asks[at] for at in mine], model or self._model)
             placed |= zip(mine, found, strict=True)
         given = [placed[at] for at in range(len(asks))]
+        self.settle(asks, given)
+        return given
+
+    def settle(self, asks: Sequence[Ask], given: Sequence[Completion | Failure]) -> None:
+        """Count what asks have cost, where they were asked elsewhere."""
         for ask, one in zip(asks, given, strict=True):
             account = self._accounts[ask.seed]
             account.asked += 1
             if isinstance(one, Completion):
                 account.prompt_tokens += one.prompt_tokens
                 account.completion_tokens += one.completion_tokens
-        return given
 
     def _complete(self, asks: Sequence[Ask], model: TextModel) -> list[Completion | Failure]:
         prompts, samplings = [ask.prompt for ask in asks], [ask.sampling for ask in asks]
@@ -128,14 +126,13 @@ class Asking:
         try:
             return list(model.generate(prompts, samplings, on_done=done.__setitem__))
         except BackendError as error:
-            if error.code not in _OWN_FAULTS:
-                raise
+            failure = failure_of(error)
             if len(asks) > 1:  # what came back is not asked again
                 return [
                     done[at] if at in done else self._complete([ask], model)[0]
                     for at, ask in enumerate(asks)
                 ]
-            return [Failure(_OWN_FAULTS[error.code], error.problems[0].what)]
+            return [failure]
 
     def keep(self, seed: int, record: Record) -> None:
         """Add a record to a seed's draft."""
@@ -161,6 +158,17 @@ class Asking:
                 account.completion_tokens,
                 dict(sorted(account.counts.items())),
             )
+
+
+def failure_of(error: BackendError) -> Failure:
+    """Return the failure of one ask that an error is.
+
+    Raises:
+        BackendError: The error itself, where it is the teacher's and not the ask's.
+    """
+    if error.code not in _OWN_FAULTS:
+        raise error
+    return Failure(_OWN_FAULTS[error.code], error.problems[0].what)
 
 
 def fence(text: str) -> str:

@@ -14,7 +14,16 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Generator as Coroutine
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Protocol,
+    Self,
+    TypeAlias,
+    TypeVar,
+    runtime_checkable,
+)
 
 from pydantic import Field, model_validator
 from typing_extensions import override
@@ -22,14 +31,22 @@ from typing_extensions import override
 from stillroom.provenance import digest_json
 from stillroom.records import Completion, Link, Message, Passage, Prompt, Record, Sampling
 from stillroom.synth.asking import NO_JSON, Ask, Asking, is_cut
-from stillroom.synth.method import Draft, Failure, Generator, Seed, derive_seed
+from stillroom.synth.method import Draft, Failure, Generator, Seed, Writer, derive_seed
 from stillroom.synth.structured import bound_of, read_json
 from stillroom.synth.templates import Template, check_prompts
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
-__all__ = ["Steps", "Stepwise", "Unit", "drive", "together", "without_nothing"]
+__all__ = [
+    "Drafting",
+    "SteppedWriter",
+    "Steps",
+    "Stepwise",
+    "Unit",
+    "together",
+    "without_nothing",
+]
 
 T = TypeVar("T")
 Steps: TypeAlias = Coroutine[list[Ask], list[Completion | Failure], T]
@@ -68,7 +85,11 @@ class Stepwise(Generator):
 
     @override
     def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
-        return drive(self, self.write, seeds, model)
+        return self.open(seeds, model).run()
+
+    def open(self, seeds: Sequence[Seed], model: TextModel) -> Drafting:
+        """Begin the units of seeds; see ``SteppedWriter``."""
+        return Drafting.of(self, self.write, seeds, model)
 
     @abstractmethod
     def write(self, unit: Unit) -> Steps[None]:
@@ -79,25 +100,64 @@ class Stepwise(Generator):
         """
 
 
-def drive(
-    method: Stepwise,
-    write: Callable[[Unit], Steps[None]],
-    seeds: Sequence[Seed],
-    model: TextModel,
-) -> Iterator[Draft]:
-    """Take the steps of every seed's unit side by side; return the drafts in order.
+class Drafting:
+    """Seeds' units at work: what they wait for, and their drafts when nothing is left to ask.
 
-    Raises:
-        BackendError: If the teacher fails.
+    ``asks`` is what is asked for next; None when all is done.
     """
-    asking = Asking(seeds, model)
-    steps = together([write(Unit(asking, place, method, model)) for place in range(len(seeds))])
-    try:
-        asks = next(steps)
-        while True:
-            asks = steps.send(asking.attempt(asks))
-    except StopIteration:
-        return asking.drafts()
+
+    def __init__(self, asking: Asking, steps: Steps[Any]) -> None:
+        """Take the steps up to the first asks."""
+        self.asking = asking
+        self._steps = steps
+        self.asks: list[Ask] | None = None
+        self._go_on(None)
+
+    @classmethod
+    def of(
+        cls,
+        method: Stepwise,
+        write: Callable[[Unit], Steps[None]],
+        seeds: Sequence[Seed],
+        model: TextModel,
+    ) -> Self:
+        """Begin every seed's unit, side by side with the others."""
+        asking = Asking(seeds, model)
+        units = [Unit(asking, place, method, model) for place in range(len(seeds))]
+        return cls(asking, together([write(unit) for unit in units]))
+
+    def answer(self, given: Sequence[Completion | Failure]) -> None:
+        """Take the steps that follow from the completions of ``asks``, asked elsewhere."""
+        self.asking.settle(self.asks or (), given)
+        self._go_on(list(given))
+
+    def run(self) -> Iterator[Draft]:
+        """Ask the teacher until nothing is left to ask; return the drafts in order.
+
+        Raises:
+            BackendError: If the teacher fails.
+        """
+        while self.asks is not None:
+            self._go_on(self.asking.attempt(self.asks))
+        return self.asking.drafts()
+
+    def _go_on(self, given: list[Completion | Failure] | None) -> None:
+        try:
+            self.asks = next(self._steps) if given is None else self._steps.send(given)
+        except StopIteration:
+            self.asks = None
+
+
+@runtime_checkable
+class SteppedWriter(Writer, Protocol):
+    """A Writer whose units can be left where they wait for completions, and gone on with."""
+
+    def open(self, seeds: Sequence[Seed], model: TextModel) -> Drafting:
+        """Begin the units of seeds.
+
+        Raises:
+            BackendError: If the model cannot do what is asked of it.
+        """
 
 
 class Unit:

@@ -1,8 +1,10 @@
-"""Units asked about on several threads, given back in order, each kept as soon as it is done.
+"""Units asked about side by side, given back in order, each kept as soon as it is done.
 
-There are some more threads than requests at once, so that one that reads an answer leaves no
-connection idle. At most twice as many units as threads are begun beyond the one that is waited for:
-memory does not grow with their number, and a kill or a reached target wastes no more than those.
+There are some more units at work than requests at once, so that one whose answer is read leaves no
+connection idle. At most twice as many are begun beyond the one that is waited for: memory does not
+grow with their number, and a kill or a reached target wastes no more than those. Where the writer's
+steps can be left and the teacher needs no thread that waits, units share a thread; else each has
+its own.
 """
 
 from __future__ import annotations
@@ -15,8 +17,11 @@ from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from stillroom.errors import BackendError
+from stillroom.models import SubmittingModel
 from stillroom.synth.asking import LOST, REFUSED
 from stillroom.synth.method import Draft, Seed, Writer
+from stillroom.synth.stepping import Stepping
+from stillroom.synth.steps import SteppedWriter
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -66,27 +71,68 @@ def stream_units(
     stream = _Stream(writer, model, shelf)
     remaining = iter(seeds)
     begun: deque[Future[Draft | None]] = deque()
-    threads = workers + -(-workers // _SPARE)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="stillroom-synth")
+    units = workers + -(-workers // _SPARE)
+    crew = _side_by_side(stream, units)
+
+    def look() -> None:
+        crew.relieve()
+        pause()
+
     try:
         while True:
-            ahead = _AHEAD * threads - len(begun)
-            begun.extend(pool.submit(stream.draft, seed) for seed in islice(remaining, ahead))
+            begun.extend(crew.add(seed) for seed in islice(remaining, _AHEAD * units - len(begun)))
             if not begun:
                 return
-            found = _await(begun.popleft(), pause)
+            found = _await(begun.popleft(), look)
             pause()
             if found is not None:
                 stream.watch(found)
                 yield found
     finally:
-        stream.stopped.set()
-        pool.shutdown(cancel_futures=True)
+        crew.close()
 
 
 def is_lost(draft: Draft) -> bool:
     """Return whether a unit is not done, because the server did not answer all of it."""
     return any(failure.reason == LOST for failure in draft.failures)
+
+
+class _Crew(Protocol):
+    """Has units at work."""
+
+    def add(self, seed: Seed) -> Future[Draft | None]:
+        """Begin a unit as soon as there is room; its draft is None if it was stopped before."""
+
+    def relieve(self) -> None:
+        """Look after those that are stuck; called several times a second."""
+
+    def close(self) -> None:
+        """Begin no more, and let those at work come to their end."""
+
+
+class _Threads:
+    """A thread for every unit at work."""
+
+    def __init__(self, stream: _Stream, units: int) -> None:
+        self._stream = stream
+        self._pool = ThreadPoolExecutor(units, thread_name_prefix="stillroom-synth")
+
+    def add(self, seed: Seed) -> Future[Draft | None]:
+        return self._pool.submit(self._stream.draft, seed)
+
+    def relieve(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._stream.stopped.set()
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _side_by_side(stream: _Stream, units: int) -> _Crew:
+    writer, model = stream.writer, stream.model
+    if isinstance(writer, SteppedWriter) and isinstance(model, SubmittingModel):
+        return Stepping(writer, model, stream, units=units)
+    return _Threads(stream, units)
 
 
 def _await(unit: Future[Draft | None], pause: Callable[[], None]) -> Draft | None:
@@ -101,7 +147,7 @@ def _await(unit: Future[Draft | None], pause: Callable[[], None]) -> Draft | Non
 
 
 class _Stream:
-    """What the threads share."""
+    """What the units share."""
 
     def __init__(self, writer: Writer, model: TextModel, shelf: Shelf) -> None:
         self.writer, self.model, self.shelf = writer, model, shelf
@@ -111,19 +157,26 @@ class _Stream:
 
     def draft(self, seed: Seed) -> Draft | None:
         """Return the unit's draft, from the shelf or asked for; None once stopped."""
+        known = self.known(seed)
+        if known is not None or self.stopped.is_set():
+            return known
+        (made,) = self.writer.generate([seed], self.model)
+        return self.keep(made)
+
+    def known(self, seed: Seed) -> Draft | None:
+        """Return the unit's draft from the shelf."""
         with self._lock:
             known = self.shelf.get(seed.key)
-        if known is not None:
-            return Draft.from_json(known)  # type: ignore[arg-type]  # put below
-        if self.stopped.is_set():
-            return None
-        (made,) = self.writer.generate([seed], self.model)
+        return Draft.from_json(known) if known is not None else None  # type: ignore[arg-type]
+
+    def keep(self, made: Draft) -> Draft:
+        """Put a draft on the shelf, unless it is lost; return it as a resume will read it."""
         if is_lost(made):
             return made
         with self._lock:
             self.shelf.put(made.key, made.to_json())
             kept = self.shelf.get(made.key)
-        return Draft.from_json(kept)  # type: ignore[arg-type]  # as a resume will read it
+        return Draft.from_json(kept)  # type: ignore[arg-type]  # put above
 
     def watch(self, found: Draft) -> None:
         """Count refusals; a server that takes nothing is not asked for every unit.

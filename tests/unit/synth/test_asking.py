@@ -53,7 +53,7 @@ def ask(model):
         Ask(place, Prompt((Message("user", word),)), Sampling())
         for place, word in enumerate(("short", "LONG", "short"))
     ]
-    return asking, asking.ask(asks)
+    return asking, asking.completions(asks, asking.attempt(asks))
 
 
 def test_one_ask_that_does_not_fit_costs_only_itself():

@@ -184,7 +184,8 @@ class _EndpointModel:
 
         def ask(index: int, is_stopped: Callable[[], bool]) -> Completion:
             try:
-                return self._complete(prompts[index], samplings[index], is_stopped)
+                work = self._complete(prompts[index], samplings[index])
+                return self._endpoint.wait(work, is_stopped)
             except Cancelled:
                 pass
             except BackendError as error:
@@ -259,15 +260,19 @@ class _EndpointModel:
         """Close connections."""
         self._endpoint.close()
 
-    def _complete(
-        self, prompt: Prompt, sampling: Sampling, is_stopped: Callable[[], bool]
-    ) -> Completion:
+    def submit(
+        self, prompt: Prompt, sampling: Sampling, done: Callable[[Completion | BaseException], None]
+    ) -> None:
+        """Complete a prompt without a thread that waits; see ``SubmittingModel``."""
+        self._endpoint.submit(self._complete(prompt, sampling), done)
+
+    async def _complete(self, prompt: Prompt, sampling: Sampling) -> Completion:
         rung = self._rung
         schema = digest_json(dict(prompt.schema)) if prompt.schema is not None else ""
         while True:
             path, body = _request(self.name, prompt, sampling, rung)
             try:
-                answer = self._endpoint.ask(path, body, is_stopped)
+                answer = await self._endpoint.request(path, body)
             except BackendError as error:
                 if (
                     error.code != "backend.refused"

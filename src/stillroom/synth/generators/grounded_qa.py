@@ -36,6 +36,7 @@ from stillroom.synth.evidence import Quote, best_quote, find_statements
 from stillroom.synth.method import Draft, Generator, Seed
 from stillroom.synth.openings import Opening, find_openings
 from stillroom.synth.replies import clean_answer, clean_question, parse_pair
+from stillroom.synth.steps import Drafting, Steps
 from stillroom.synth.trimming import trim_question
 from stillroom.synth.wording import collapse
 
@@ -131,14 +132,15 @@ class GroundedQa(Generator):
 
     @override
     def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
-        asking = Asking(seeds, model)
-        if self.form == "schema":
-            self._ask_as_json(asking, model)
-        else:
-            self._ask_in_turn(asking, model)
-        return asking.drafts()
+        return self.open(seeds, model).run()
 
-    def _ask_in_turn(self, asking: Asking, model: TextModel) -> None:
+    def open(self, seeds: Sequence[Seed], model: TextModel) -> Drafting:
+        """Begin the units of seeds; see ``SteppedWriter``."""
+        asking = Asking(seeds, model)
+        ask = self._ask_as_json if self.form == "schema" else self._ask_in_turn
+        return Drafting(asking, ask(asking, model))
+
+    def _ask_in_turn(self, asking: Asking, model: TextModel) -> Steps[None]:
         """Ask for questions, then (unless a statement answers itself) for the answers."""
         subjects: list[tuple[Quote | None, Opening]] = []
         asks: list[Ask] = []
@@ -147,7 +149,8 @@ class GroundedQa(Generator):
                 subjects.append((quote, opening))
                 asks.append(self._ask_question(place, seed, quote, opening, index))
         open_asks: list[tuple[Ask, _Said]] = []
-        for ask, (quote, opening), completion in zip(asks, subjects, asking.ask(asks), strict=True):
+        said = asking.completions(asks, (yield asks))
+        for ask, (quote, opening), completion in zip(asks, subjects, said, strict=True):
             if completion is None:
                 continue
             written = clean_question(opening.text + completion.text)
@@ -160,15 +163,16 @@ class GroundedQa(Generator):
             elif not question:
                 asking.fail(ask.seed, "question strays, or tells the statement on", written)
             elif quote is not None and self.answer == "quote":
-                said = _Said(question, written, quote)
-                self._keep(asking, model, ask.seed, said, collapse(quote.text))
+                self._keep(
+                    asking, model, ask.seed, _Said(question, written, quote), collapse(quote.text)
+                )
             else:
                 open_asks.append((ask, _Said(question, written, quote)))
-        self._ask_answers(asking, model, open_asks)
+        yield from self._ask_answers(asking, model, open_asks)
 
     def _ask_answers(
         self, asking: Asking, model: TextModel, open_asks: list[tuple[Ask, _Said]]
-    ) -> None:
+    ) -> Steps[None]:
         asks = []
         for ask, said in open_asks:
             seed = asking.seeds[ask.seed]
@@ -181,7 +185,8 @@ class GroundedQa(Generator):
             )
             drawn = self._sampling(seed.derive("answer", said.question), self.max_answer_tokens)
             asks.append(Ask(ask.seed, prompt, drawn))
-        for ask, (_, said), completion in zip(asks, open_asks, asking.ask(asks), strict=True):
+        given = asking.completions(asks, (yield asks))
+        for ask, (_, said), completion in zip(asks, open_asks, given, strict=True):
             if completion is not None:
                 self._settle(asking, model, ask.seed, said, completion)
 
@@ -197,7 +202,7 @@ class GroundedQa(Generator):
         else:
             self._keep(asking, model, place, said, answer)
 
-    def _ask_as_json(self, asking: Asking, model: TextModel) -> None:
+    def _ask_as_json(self, asking: Asking, model: TextModel) -> Steps[None]:
         asks = []
         for place, seed in enumerate(asking.seeds):
             words = (
@@ -208,7 +213,8 @@ class GroundedQa(Generator):
                 prompt = Prompt((Message("system", _ASKER), Message("user", words)), schema=_SCHEMA)
                 limit = self.max_question_tokens + self.max_answer_tokens + 16
                 asks.append(Ask(place, prompt, self._sampling(seed.derive(index), limit, ())))
-        for ask, completion in zip(asks, asking.ask(asks), strict=True):
+        said = asking.completions(asks, (yield asks))
+        for ask, completion in zip(asks, said, strict=True):
             if completion is None:
                 continue
             pair = parse_pair(completion.text)

@@ -9,7 +9,7 @@ chat template writes before a user's words is asked of the engine, so any templa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -20,8 +20,8 @@ from stillroom.models.protocols import TemplatedModel
 from stillroom.records import Completion, Message
 from stillroom.synth.asking import fence, is_cut
 from stillroom.synth.evidence import best_quote
-from stillroom.synth.method import RECORD_FILTERS, Draft, Seed, SeedKind
-from stillroom.synth.steps import Steps, Stepwise, Unit
+from stillroom.synth.method import RECORD_FILTERS, Seed, SeedKind
+from stillroom.synth.steps import Drafting, Steps, Stepwise, Unit
 from stillroom.synth.tasks import pair
 from stillroom.synth.templates import Template
 
@@ -64,7 +64,7 @@ class Magpie(Stepwise):
         return max(self.max_question_tokens, self.max_answer_tokens)
 
     @override
-    def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
+    def open(self, seeds: Sequence[Seed], model: TextModel) -> Drafting:
         if not isinstance(model, TemplatedModel):
             raise BackendError(
                 f"{model.name} writes its chat template where it cannot be seen",
@@ -72,7 +72,7 @@ class Magpie(Stepwise):
                 expected="a model whose template can be asked for (backend llamacpp, transformers)",
                 next="open the checkpoint itself, or choose another generator",
             )
-        return super().generate(seeds, model)
+        return super().open(seeds, model)
 
     @override
     def write(self, unit: Unit) -> Steps[None]:

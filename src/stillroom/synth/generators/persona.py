@@ -26,7 +26,7 @@ from stillroom.synth.method import (
     Writer,
 )
 from stillroom.synth.novelty import Pool
-from stillroom.synth.steps import Steps, Stepwise, Unit, together
+from stillroom.synth.steps import Drafting, Steps, Stepwise, Unit, together
 from stillroom.synth.structured import list_of, object_of, text_of
 from stillroom.synth.tasks import pair, question_of
 from stillroom.synth.templates import Template
@@ -167,7 +167,10 @@ class _Known:
         self._ids: set[str] = set()
 
     def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
-        return self._method.generate(seeds, model)
+        return self.open(seeds, model).run()
+
+    def open(self, seeds: Sequence[Seed], model: TextModel) -> Drafting:
+        return self._method.open(seeds, model)
 
     def settle(self, draft: Draft) -> Draft:
         """Drop the records of personas that are nearly one before, of another unit."""

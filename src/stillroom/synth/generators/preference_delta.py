@@ -20,7 +20,7 @@ from stillroom.recipes import Reference
 from stillroom.records import Link
 from stillroom.synth.method import RECORD_FILTERS, Corpus, Draft, Seed, SeedKind, Writer
 from stillroom.synth.novelty import rouge_l
-from stillroom.synth.steps import Steps, Stepwise, Unit, drive
+from stillroom.synth.steps import Drafting, Steps, Stepwise, Unit
 from stillroom.synth.tasks import pair, question_of
 from stillroom.synth.templates import Template
 
@@ -113,12 +113,15 @@ class _Two:
         self._weaker: TextModel | None = None
 
     def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
+        return self.open(seeds, model).run()
+
+    def open(self, seeds: Sequence[Seed], model: TextModel) -> Drafting:
         weaker = self._open()
 
         def write(unit: Unit) -> Steps[None]:
             return self._method.compare(unit, weaker)
 
-        return drive(self._method, write, seeds, model)
+        return Drafting.of(self._method, write, seeds, model)
 
     def settle(self, draft: Draft) -> Draft:
         return replace(draft)

@@ -23,7 +23,7 @@ from stillroom.records import Passage
 from stillroom.synth.asking import fence, one_line
 from stillroom.synth.method import Corpus, Draft, Seed, SeedKind, Writer
 from stillroom.synth.mining import Mine
-from stillroom.synth.steps import Steps, Stepwise, Unit, drive, together
+from stillroom.synth.steps import Drafting, Steps, Stepwise, Unit, together
 from stillroom.synth.structured import choice_of, object_of, text_of
 from stillroom.synth.tasks import leans_on_text, pair
 from stillroom.synth.templates import Template
@@ -209,12 +209,15 @@ class _Mining:
         self._mine: Mine | None = None
 
     def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
+        return self.open(seeds, model).run()
+
+    def open(self, seeds: Sequence[Seed], model: TextModel) -> Drafting:
         mine = self._open()
 
         def write(unit: Unit) -> Steps[None]:
             return self._method.compose(unit, mine)
 
-        return drive(self._method, write, seeds, model)
+        return Drafting.of(self._method, write, seeds, model)
 
     def settle(self, draft: Draft) -> Draft:
         """Give a draft back as it is: triples do not depend on each other."""

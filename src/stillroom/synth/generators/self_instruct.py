@@ -28,7 +28,7 @@ from stillroom.synth.method import (
     Writer,
 )
 from stillroom.synth.novelty import Pool
-from stillroom.synth.steps import Steps, Stepwise, Unit, drive
+from stillroom.synth.steps import Drafting, Steps, Stepwise, Unit
 from stillroom.synth.tasks import numbered, pair, question_of
 from stillroom.synth.templates import Template
 from stillroom.text.normalize import words
@@ -213,10 +213,13 @@ class _Growing:
         return self._method.round_size
 
     def generate(self, seeds: Sequence[Seed], model: TextModel) -> Iterator[Draft]:
+        return self.open(seeds, model).run()
+
+    def open(self, seeds: Sequence[Seed], model: TextModel) -> Drafting:
         def write(unit: Unit) -> Steps[None]:
             return self._method.grow(unit, self._people, tuple(self._own), self._pool)
 
-        return drive(self._method, write, seeds, model)
+        return Drafting.of(self._method, write, seeds, model)
 
     def settle(self, draft: Draft) -> Draft:
         """Let in what is new beside the drafts before it in the same round."""
