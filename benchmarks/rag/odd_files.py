@@ -11,7 +11,6 @@ with 1 if there is a fault.
 
 import argparse
 import json
-import re
 import sys
 import time
 from collections import Counter
@@ -27,7 +26,6 @@ from stillroom.text.worker import Worker
 CUTTERS = ({"name": "heading"}, {"name": "recursive", "size": 60}, {"name": "parent_child"})
 LIMITS = Limits(ocr="never", timeout_s=30)
 SLOW_S = 25.0
-SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def find_faults(document: Document, data: bytes, cutter: Chunker) -> Iterator[str]:
@@ -51,10 +49,11 @@ def find_misplaced(passage: Passage, data: bytes, encoding: str) -> str:
         return f"bytes {place.byte_start}-{place.byte_end} of {len(data)}"
     if not place.is_exact or place.label:
         return ""
-    errors = "surrogatepass" if encoding.startswith("utf") else "replace"
-    found = data[place.byte_start : place.byte_end].decode(encoding, errors)
-    same = SURROGATE.sub("\ufffd", found.replace("\0", " ")) == passage.text
-    return "" if same else f"{place} is called exact and is not the passage"
+    try:
+        is_same = data[place.byte_start : place.byte_end].decode(encoding) == passage.text
+    except UnicodeDecodeError:
+        is_same = False
+    return "" if is_same else f"{place} is called exact and is not the passage"
 
 
 def examine(path: Path, root: Path, worker: Worker) -> tuple[str, list[str]]:

@@ -1,5 +1,6 @@
 """Decoded text leads back to its bytes, whatever they are."""
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -102,6 +103,41 @@ def test_normalizing_is_stable_and_scores_are_shares(text, other):
     assert token_f1(text, text) == 1.0
     assert 0.0 <= token_f1(text, other) <= 1.0
     assert token_f1(text, other) == token_f1(other, text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    text=st.text(st.sampled_from("ab é中\n"), min_size=1, max_size=60),
+    encoding=st.sampled_from(["utf-8-sig", "utf-16", "utf-32"]),
+    cut=st.integers(0, 200),
+    byte=st.binary(max_size=2),
+)
+def test_a_damaged_text_with_a_mark_leads_to_bytes_of_the_file(text, encoding, cut, byte):
+    data = text.encode(encoding)
+    data = data[:4] + data[4:][:cut] + byte + data[4:][cut + 1 :]
+    decoded = decode(data, "x")
+    anchors = make_anchors(decoded)
+    assert [one.byte_end for one in anchors[:-1]] == [one.byte_start for one in anchors[1:]]
+    assert (anchors[-1].byte_end if anchors else len(data)) == len(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "declared"),
+    [
+        ("こんにちは、世界。", "iso2022_jp", ""),
+        ("こんにちは、世界。", "iso2022_jp", "ISO-2022-JP"),
+        ("안녕하세요 세계", "iso2022_kr", ""),
+        ("你好，世界", "hz", "hz-gb-2312"),
+        ("Grüße, Öl", "utf-7", "UTF-7"),
+    ],
+)
+def test_text_of_seven_bits_is_read_and_leads_to_all_of_its_bytes(text, encoding, declared):
+    spare = b"\x1b(B" if encoding == "iso2022_jp" else b""
+    data = text.encode(encoding) + spare
+    decoded = decode(data, "x", declared=declared)
+    assert decoded.text == text
+    (anchor,) = make_anchors(decoded)
+    assert (anchor.byte_start, anchor.byte_end, anchor.is_exact) == (0, len(data), False)
 
 
 def read_whole(data, encoding):

@@ -1,6 +1,7 @@
 """Bytes to text, with offsets that lead back.
 
-A byte order mark decides, then the zero bytes of UTF-16 and UTF-32, then UTF-8, then statistics.
+A byte order mark decides, then the zero bytes of UTF-16 and UTF-32, the escapes of ISO 2022, then
+UTF-8, then statistics.
 What cannot be decoded becomes U+FFFD, and is counted. Line ends stay as they are: the text is the
 bytes.
 """
@@ -38,6 +39,8 @@ _LONE_HIGH = re.compile(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])")
 _BROKEN = re.compile("[\udc80-\udcff]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _REPLACED = re.compile("[\x00\ud800-\udfff]+")
+_JAPANESE = re.compile(rb"\x1b\$[@B]|\x1b\$\(D")
+_UNREAD = re.compile("\ufffd+")
 _MANY_RUNS = 1_000
 
 
@@ -48,7 +51,8 @@ class Decoded:
     ``broken`` are runs ``(start, end, byte_start, byte_end)`` whose bytes could not be decoded and
     which read as U+FFFD; ``replaced`` are runs ``(start, end)`` of zero characters and half
     characters, which were decoded and read as something else, as wide. ``is_exact`` is False where
-    the encoding has state or does not round-trip.
+    the encoding has state or does not round-trip; all characters then lead to all of the ``size``
+    bytes.
     """
 
     text: str
@@ -58,6 +62,7 @@ class Decoded:
     is_exact: bool = True
     zeros: int = 0
     replaced: tuple[tuple[int, int], ...] = ()
+    size: int = 0
 
     @property
     def metadata(self) -> dict[str, object]:
@@ -87,6 +92,9 @@ def decode(data: bytes, where: str, *, declared: str = "") -> Decoded:
     wide = guess_wide(data)  # first: letters of ASCII in UTF-16 are valid UTF-8 with zero bytes
     if wide:
         return _decode_as(data, wide, 0)
+    for encoding in _guess_stateful(data, declared):  # its bytes are all ASCII, and so valid UTF-8
+        if found := _try(data, encoding):
+            return found
     try:
         return _clean(data.decode("utf-8"), "utf-8")
     except UnicodeDecodeError:
@@ -192,7 +200,7 @@ def _pieces(decoded: Decoded, start: int, end: int) -> Iterator[tuple[int, int, 
     if start == end:
         return
     if not decoded.is_exact:
-        yield start, end, len(text[start:end].encode(encoding, "replace"))
+        yield start, end, decoded.size
         return
     size = len(text[start:end].encode(encoding, "surrogatepass"))
     if size == end - start:
@@ -212,8 +220,8 @@ def _decode_as(data: bytes, encoding: str, skip: int) -> Decoded:
         pass
     if encoding.startswith("utf-16"):
         return _decode_utf16(body, encoding, skip)
-    if encoding != "utf-8":
-        return replace(_clean(body.decode(encoding, "replace"), encoding, skip), is_exact=False)
+    if encoding.startswith("utf-32"):
+        return _decode_utf32(body, encoding, skip)
     text = body.decode("utf-8", "surrogateescape")
     broken, byte, last = [], skip, 0
     for match in _BROKEN.finditer(text):
@@ -232,6 +240,18 @@ def _decode_utf16(body: bytes, encoding: str, skip: int) -> Decoded:
         return _clean(text, encoding, skip)
     tail = (len(text), len(text) + 1, skip + even, skip + len(body))
     return _clean(text + "\ufffd", encoding, skip, [tail])
+
+
+def _decode_utf32(body: bytes, encoding: str, skip: int) -> Decoded:
+    """Decode UTF-32 with numbers of no character, or a part of one at its end."""
+    whole = len(body) // 4 * 4
+    text = body[:whole].decode(encoding, "replace")  # one character for every four bytes
+    runs = [match.span() for match in _UNREAD.finditer(text)]
+    broken = [(start, end, skip + 4 * start, skip + 4 * end) for start, end in runs]
+    if whole < len(body):
+        broken.append((len(text), len(text) + 1, skip + whole, skip + len(body)))
+        text += "\ufffd"
+    return _clean(text, encoding, skip, broken)
 
 
 def _clean(
@@ -288,6 +308,18 @@ def guess_wide(data: bytes) -> str:
     return ""
 
 
+def _guess_stateful(data: bytes, declared: str) -> Iterator[str]:
+    """Yield the encodings of seven bits that the file claims, or whose escapes it holds."""
+    if declared.lower().replace("_", "-").startswith(_STATEFUL):
+        yield declared
+    sample = data[:_SAMPLE_BYTES]
+    if b"\x1b$)C" in sample:
+        yield "iso2022_kr"
+    if _JAPANESE.search(sample):
+        yield "iso2022_jp_2"
+        yield "iso2022_jp_ext"
+
+
 def _is_nearly_utf8(data: bytes) -> bool:
     """Say whether the bytes are UTF-8 but for a slip."""
     text = data.decode("utf-8", "surrogateescape")
@@ -329,7 +361,7 @@ def _try(data: bytes, encoding: str) -> Decoded | None:
         return None
     exact = not name.startswith(_STATEFUL) and _round_trips(text, name, data)
     cleaned = _clean(text, name)
-    return replace(cleaned, is_exact=exact)
+    return replace(cleaned, is_exact=exact, size=len(data))
 
 
 def _round_trips(text: str, encoding: str, data: bytes) -> bool:
