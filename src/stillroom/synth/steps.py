@@ -32,7 +32,7 @@ from stillroom.provenance import digest_json
 from stillroom.records import Completion, Link, Message, Passage, Prompt, Record, Sampling
 from stillroom.synth.asking import NO_JSON, Ask, Asking, is_cut
 from stillroom.synth.method import Draft, Failure, Generator, Seed, Writer, derive_seed
-from stillroom.synth.structured import bound_of, read_json
+from stillroom.synth.structured import bound_of, find_cut, read_json
 from stillroom.synth.templates import Template, check_prompts
 
 if TYPE_CHECKING:
@@ -251,7 +251,8 @@ class Unit:
         """Ask for JSON that fits a schema; None (and a failure of the unit) where there is none.
 
         Counted are ``JSON asked``, ``JSON repaired``, ``JSON asked again`` and ``JSON unreadable``.
-        What was cut at the token limit is asked again with twice as many. What the teacher's server
+        What was cut at the token limit is asked again with twice as many, and so is prose that
+        fills all of its room, since a grammar ends it anywhere. What the teacher's server
         refused or did not answer keeps that reason and is not asked again.
 
         Args:
@@ -281,10 +282,14 @@ class Unit:
                 shown, problem, limit = "", f"{what} cut at the token limit", 2 * limit
                 continue
             reading = read_json(given.text, schema)
-            if not reading.problem:
+            cut = "" if reading.problem else find_cut(reading.value, schema)
+            if not reading.problem and not cut:
                 self.count("JSON repaired", int(reading.is_repaired))
                 return reading.value
-            shown, problem = given.text, reading.problem
+            shown, problem = given.text, reading.problem or f"{cut!r} is too long and was cut"
+        if problem.endswith("was cut"):
+            self.fail(f"{what} cut at its length", shown)
+            return None
         self.count("JSON unreadable")
         reason = problem if problem.endswith("token limit") else f"{what} is not the JSON asked"
         self.fail(reason, f"{problem}: {shown}" if shown else problem)

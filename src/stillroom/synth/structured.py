@@ -16,12 +16,17 @@ __all__ = [
     "Reading",
     "bound_of",
     "choice_of",
+    "find_cut",
     "list_of",
     "object_of",
     "read_json",
     "text_of",
     "violation_of",
 ]
+
+
+_PROSE = 120
+"""Characters that a text may have from which it is prose, and no label, title or name."""
 
 
 def text_of(longest: int, shortest: int = 1) -> dict[str, Any]:
@@ -47,6 +52,20 @@ def object_of(**parts: Mapping[str, Any]) -> dict[str, Any]:
         "required": list(parts),
         "additionalProperties": False,
     }
+
+
+def find_cut(value: Any, schema: Mapping[str, Any]) -> str:
+    """Return the name of a text that fills all the room it has, or nothing; labels do not count.
+
+    A grammar closes a string at its bound, wherever its sentence stands.
+    """
+    if not isinstance(value, Mapping):
+        return ""
+    for name, part in (schema.get("properties") or {}).items():
+        room, text = part.get("maxLength", 0), value.get(name)
+        if isinstance(text, str) and room >= _PROSE and len(text) >= room:
+            return str(name)
+    return ""
 
 
 def bound_of(schema: Mapping[str, Any]) -> int | None:

@@ -11,7 +11,7 @@ from stillroom.synth.asking import LOST, REFUSED
 from stillroom.synth.method import Seed
 from stillroom.synth.steps import Stepwise, together
 from stillroom.synth.streaming import is_lost
-from stillroom.synth.structured import bound_of, read_json
+from stillroom.synth.structured import bound_of, object_of, read_json, text_of
 from stillroom.synth.templates import Template
 from stillroom.testing import scripted_model
 
@@ -225,3 +225,36 @@ def test_attempts_draw_anew():
     model = scripted_model(script)
     list(Twice().generate([one, two], model))
     assert one.derive("ask", 1) != two.derive("ask", 1)
+
+
+class Told(Stepwise):
+    """Asks for a sentence of at most 120 characters."""
+
+    templates: ClassVar = {"ask": Template("Say something.")}
+
+    @property
+    def asks(self):
+        return 1
+
+    @property
+    def longest(self):
+        return 120
+
+    def write(self, unit):
+        schema = object_of(sentence=text_of(120), label=text_of(5))
+        found = yield from unit.fill(unit.words("ask"), schema, what="sentence")
+        if found is not None:
+            unit.keep([Message("assistant", found["sentence"])], {})
+
+
+def test_prose_that_fills_its_room_is_asked_again_and_then_dropped():
+    def answer(prompt):
+        is_again = len(prompt.messages) > 1
+        text = "It ends." if is_again and ends else "it goes on, " * 10
+        return json.dumps({"sentence": text, "label": "12345"})
+
+    for ends in (True, False):
+        (made,) = Told().generate([make_seed("Bees.")], scripted_model(answer))
+        assert [one.messages[0].content for one in made.records] == ["It ends."] * ends
+        assert [one.reason for one in made.failures] == ["sentence cut at its length"] * (not ends)
+        assert made.counts["JSON asked again"] == 1 + (not ends) * (Told().retries - 1)

@@ -166,15 +166,13 @@ class RetrievalTriples(Stepwise):
     def _settle_query(self, kind: QueryKind, said: str, passage: Passage) -> tuple[str, str]:
         """Return a query as it is kept, and why it is none."""
         query = one_line(said)
-        is_cut, mark = len(said) >= self.max_query_characters, _MARK.search(query)
+        mark = _MARK.search(query)
         if kind == "question" and mark is not None:
-            is_cut = is_cut and mark.end() == len(query)
             query = query[: mark.end()]  # what comes after answers it, or asks on
         count = len(words(query))
         checks = (
             (leans_on_text(query), "query that speaks of its text"),
             (kind == "question" and mark is None, "no question"),
-            (is_cut, "query cut at its length"),
             (kind == "keywords" and count > _MOST_KEYWORDS, "keywords that are a text"),
             (kind != "keywords" and query.isascii() and count < _FEWEST_WORDS, "query too short"),
             (_is_copied(query, passage.text), "query copied from its text"),

@@ -3,7 +3,8 @@
 Source: Wang et al. 2023, arXiv:2212.10560, section 2 and its released code (eight tasks shown, two
 of them the machine's own; instructions of 4 to 150 words, none about pictures or files; ROUGE-L
 with every task of the pool at most 0.7; output first for classification). Differs: a task joins the
-pool when its instance is there, at the end of a round of asks; form and instance are JSON.
+pool when its instance is there, at the end of a round of asks; form and instance are JSON, and an
+instance that speaks of that form, or whose label is a text, is none.
 """
 
 from __future__ import annotations
@@ -41,6 +42,14 @@ __all__ = ["SelfInstruct"]
 _UNFIT = re.compile(
     r"\b(?:images?|graphs?|pictures?|files?|maps?|draw|plot|go to)\b", re.IGNORECASE
 )
+_FRAME = re.compile(
+    r"\bjson\b|\b(?:the|this|that) (?:label|input|output) (?:that )?is\b|"
+    r"\bsample (?:input|output)\b",
+    re.IGNORECASE,
+)
+_COPIED = 20
+_LABEL_WORDS = 12
+_LABEL_CHARACTERS = 80
 _KIND = {
     "type": "object",
     "properties": {"classification": {"enum": ["yes", "no"]}},
@@ -161,8 +170,12 @@ class SelfInstruct(Stepwise):
         given, output = str(found["input"]).strip(), str(found["output"]).strip()
         if not output:
             unit.fail("instance without an output", task)
-        elif given and given == output:
+        elif given and (given == output or (len(output) >= _COPIED and given.startswith(output))):
             unit.fail("instance whose output is its input", f"{task} | {given}")
+        elif _FRAME.search(f"{given}\n{output}") and not _FRAME.search(task):
+            unit.fail("instance that speaks of its prompt", f"{task} | {given} | {output}")
+        elif is_label and (len(words(output)) > _LABEL_WORDS or len(output) >= _LABEL_CHARACTERS):
+            unit.fail("label that is a text", f"{task} | {output}")
         else:
             asked = f"{task}\n\n{given}" if given else task
             told = {
@@ -175,7 +188,7 @@ class SelfInstruct(Stepwise):
 
     def _schema(self, is_label: bool) -> dict[str, object]:
         text = {"type": "string", "maxLength": self.max_output_characters}
-        label = {"type": "string", "minLength": 1, "maxLength": 80}
+        label = {"type": "string", "minLength": 1, "maxLength": _LABEL_CHARACTERS}
         order = {"output": label, "input": text} if is_label else {"input": text, "output": text}
         return {
             "type": "object",

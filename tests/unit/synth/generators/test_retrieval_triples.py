@@ -78,7 +78,7 @@ def test_a_query_must_be_understood_and_find_its_passage():
         ("claim", "Event types", "query too short"),
         ("claim", PASSAGES[0].text[:120], "query copied from its text"),
         ("keywords", PASSAGES[0].text[:60], "query copied from its text"),
-        ("claim", "honey bee " * 20, "query cut at its length"),
+        ("claim", "honey bees " * 19, "query cut at its length"),
         (
             "keywords",
             "honey bee brood nest warm winter colony cell wax comb queen drone egg",

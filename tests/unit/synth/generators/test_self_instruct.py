@@ -72,6 +72,29 @@ def test_new_tasks_come_with_an_instance_and_join_the_pool():
     assert not any("canal" in text for text in lists_asked[:1])
 
 
+@pytest.mark.parametrize(
+    ("kind", "given", "output", "reason"),
+    [
+        ("no", "Here is a sample JSON that fits.", "Two.", "instance that speaks of its prompt"),
+        ("no", "The label is", "Yours.", "instance that speaks of its prompt"),
+        ("no", "2023-12-01 18:10 and so on and on", "2023-12-01 18:10 and so on", "its input"),
+        ("yes", "A cat.", "it may have four legs, but then " * 2 + "not all do", "a text"),
+        ("yes", "A cat.", "2016-" * 16, "a text"),
+    ],
+)
+def test_an_instance_that_is_none_is_dropped(kind, given, output, reason):
+    def answer(prompt):
+        if prompt.schema is None:
+            return " Tell how many legs an animal has."
+        if list(prompt.schema["properties"]) == ["classification"]:
+            return json.dumps({"classification": kind})
+        return json.dumps({"input": given, "output": output})
+
+    found = harvest(scripted_model(answer), draws=1)
+    assert not found.kept
+    assert [one.reason for one in found.dropped if reason in one.reason]
+
+
 def test_classification_gives_its_output_first():
     model = script([" Classify the animal by its number of legs."])
     harvest(model, draws=1)
