@@ -113,6 +113,14 @@ def test_prose_passes_gophers_rules_and_loops_do_not():
     assert verdict.told["rule"] in GOPHER_LIMITS
     assert verdict.score > verdict.limit
     assert reason("repetition", say("honey " * 200)) == "repeats itself"
+    for loop in ("2016-", "🍽️", "Bun", "7", "江月"):
+        assert reason("repetition", say(f"It is {loop * 40} so.")) == "repeats itself"
+    for rule in (
+        "-" * 80,
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "https://a.b/" + "c" * 30,
+    ):
+        assert reason("repetition", say(f"{PROSE}\n{rule}\n")) == ""
     assert reason("repetition", say("\n\n".join([PROSE] * 2))) == "repeats itself"
 
 
