@@ -214,7 +214,7 @@ class _Growing:
 
     def __init__(self, method: SelfInstruct, corpus: Corpus) -> None:
         self._method = method
-        self._people = [question_of(one) for one in corpus.items if isinstance(one, Record)]
+        self._people = [_task_of(one) for one in corpus.items if isinstance(one, Record)]
         self._people = [task for task in self._people if task]
         self._own: list[str] = []
         self._pool = Pool(method.likeness)
@@ -246,3 +246,8 @@ class _Growing:
                 self._own.append(task)
                 kept.append(record)
         return replace(draft, records=tuple(kept), failures=tuple(failures))
+
+
+def _task_of(record: Record) -> str:
+    """Return a record's instruction, without the input that stands below it."""
+    return question_of(record).split("\n\n", 1)[0].strip()

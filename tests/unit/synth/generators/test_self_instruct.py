@@ -72,6 +72,15 @@ def test_new_tasks_come_with_an_instance_and_join_the_pool():
     assert not any("canal" in text for text in lists_asked[:1])
 
 
+def test_tasks_are_shown_without_their_inputs():
+    record = Record((Message("user", "How are these related?\n\nNight : Day"),))
+    model = script([])
+    writer = SelfInstruct().begin(Corpus("train", (record,), 1))
+    list(writer.generate(list(plan_draws("train", seed=1, count=1)), model))
+    assert "How are these related?" in model.asked[0].messages[-1].content
+    assert "Night" not in model.asked[0].messages[-1].content
+
+
 @pytest.mark.parametrize(
     ("kind", "given", "output", "reason"),
     [
