@@ -360,7 +360,7 @@ class _Join:
     def _similarities(self, left: Positions, right: Positions) -> npt.NDArray[np.float64]:
         """Return the Jaccard similarity of each pair."""
         keys = np.concatenate([self._keys(left), self._keys(right)])
-        keys.sort()
+        keys.sort(kind="stable")  # two runs in order already, which this merges
         same = keys[1:][keys[1:] == keys[:-1]] >> np.uint64(HASH_BITS)
         shared = np.bincount(same.astype(np.int64), minlength=len(left))
         return shared / (self.sizes[left] + self.sizes[right] - shared)

@@ -50,8 +50,9 @@ class Partitions:
     def add(self, values: Hashes, owners: Positions) -> None:
         """Deal out n-grams, (N,) below 2**48, and whose they are, (N,)."""
         part = ((values * _GOLDEN >> np.uint64(48)) * np.uint64(self.parts)) >> np.uint64(16)
+        part = part.astype(np.min_scalar_type(self.parts))  # few bits are sorted by digits
         order = np.argsort(part, kind="stable")
-        cuts = np.searchsorted(part[order], np.arange(1, self.parts, dtype=np.uint64))
+        cuts = np.searchsorted(part[order], np.arange(1, self.parts, dtype=part.dtype))
         for number, rows in enumerate(np.split(_stack(values[order], owners[order]), cuts)):
             self._keep(number, rows)
 
