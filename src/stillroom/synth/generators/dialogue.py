@@ -27,8 +27,13 @@ from stillroom.synth.templates import Template
 __all__ = ["Dialogue"]
 
 _END = re.compile(r"\bEND\b")
-_LABEL = re.compile(r"^\s*(?:the )?user(?:'s (?:next )?message)?\s*:\s*", re.IGNORECASE)
+_LABEL = re.compile(
+    r"^\s*(?:(?:the )?user(?:'s (?:next )?message)?|(?:first |next )?message)\s*:\s*",
+    re.IGNORECASE,
+)
 _OTHER = re.compile(r"\n\s*(?:assistant|user)\s*:", re.IGNORECASE)
+_PARAGRAPH = ("\n\n",)
+"""Where a user's message ends: a small teacher would go on as the assistant."""
 _VERDICT = object_of(contradicts=choice_of("yes", "no"))
 
 
@@ -41,12 +46,12 @@ class Dialogue(Stepwise):
     templates: ClassVar = {
         "open": Template(
             "{subject}\n\nYou play a person who talks to an assistant about the subject above. "
-            "{goal} Write the person's first message alone."
+            "{goal} Write the person's first message alone: a question of one or two sentences."
         ),
         "user": Template(
             "{subject}\n\nYou play the user of this conversation about the subject above:\n\n"
-            "{talk}\n\nWrite the user's next message alone: go deeper, ask for an example, or "
-            "doubt something. Write END if the user has nothing more to ask."
+            "{talk}\n\nWrite the user's next message alone, one or two sentences: go deeper, ask "
+            "for an example, or doubt something. Write END if the user has nothing more to ask."
         ),
         "assistant": Template("You answer questions.{subject}"),
         "consistent": Template(
@@ -135,7 +140,9 @@ class Dialogue(Stepwise):
             if turns
             else unit.words("open", subject=subject, goal=self.goal)
         )
-        said = yield from unit.say(words, tokens=self.max_user_tokens, what="message of the user")
+        said = yield from unit.say(
+            words, tokens=self.max_user_tokens, what="message of the user", stop=_PARAGRAPH
+        )
         if said is None:
             return None
         if turns and _END.search(said):

@@ -13,7 +13,12 @@ from tests.unit.synth.generators.hostile import (
 from stillroom.synth.generators.dialogue import Dialogue
 from stillroom.synth.method import Seed
 
-ASKED = ["What is wax?", "User: Who makes it?\nAssistant: bees", "How hot is a hive?", "Why?"]
+ASKED = [
+    "MESSAGE: What is wax?",
+    "User: Who makes it?\nAssistant: bees",
+    "How hot is a hive?",
+    "Why?",
+]
 SAID = ["Wax is soft.", "Bees make the stuff.", "About 35 degrees.", "To rear the brood."]
 
 
