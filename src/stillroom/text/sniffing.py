@@ -27,6 +27,7 @@ _MAIL = re.compile(
     rb": [^\r\n]*\r?\n(?:[ \t][^\n]*\n)*){2}",
     re.I,
 )
+_PDF = re.compile(rb"(?:\A|[^\t -~])%PDF-")  # the header may follow other bytes, not other words
 _READ_ME = re.compile(r"read_?me|changelog|changes|contributing|history|news|todo", re.I)
 _MARKED = re.compile(rb"^(?:#{1,6} |```|\* |- )", re.M)
 _SNIFFED = 2**20
@@ -57,6 +58,8 @@ def choose_parser(path: str, data: bytes) -> Parser:
     """
     by_suffix = _by_suffix(path)
     by_bytes = _by_bytes(data)
+    if by_suffix in _TEXTUAL and by_bytes == "pdf" and not data.lstrip().startswith(b"%PDF-"):
+        return PARSERS.build(by_suffix)  # it speaks of PDF, or carries one
     if by_suffix and not (
         by_bytes in {"pdf", "image", *_ZIP_MARKS.values()} and by_suffix in _TEXTUAL
     ):
@@ -98,7 +101,7 @@ def _by_suffix(path: str) -> str:
 
 def _by_bytes(data: bytes) -> str:
     head = data[:1024]
-    if b"%PDF-" in head:
+    if _PDF.search(head):
         return "pdf"
     if head.startswith(_PICTURES):
         return "image"
