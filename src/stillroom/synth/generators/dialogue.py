@@ -32,6 +32,11 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _OTHER = re.compile(r"\n\s*(?:assistant|user)\s*:", re.IGNORECASE)
+_SWAPPED = re.compile(
+    r"\bi(?:'|\u2019)?(?:m| am) (?:here|ready|happy|glad|able) to (?:help|assist)\b|"
+    r"\b(?:how|who|what) (?:can|may|could) i (?:help|assist)\b",
+    re.IGNORECASE,
+)
 _PARAGRAPH = ("\n\n",)
 """Where a user's message ends: a small teacher would go on as the assistant."""
 _VERDICT = object_of(contradicts=choice_of("yes", "no"))
@@ -148,8 +153,9 @@ class Dialogue(Stepwise):
         if turns and _END.search(said):
             return ""
         bare = unquote(_OTHER.split(_LABEL.sub("", said), maxsplit=1)[0])
-        if not bare:
-            unit.fail("no message of the user", said)
+        if not bare or _SWAPPED.search(bare):
+            reason = "a user that speaks as the assistant" if bare else "no message of the user"
+            unit.fail(reason, said)
             return None
         return bare
 

@@ -82,3 +82,12 @@ def test_a_record_begins_the_talk_and_a_passage_grounds_it():
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
     survives(lambda model: Dialogue().generate([Seed(TOPIC, "train")], model), said)
+
+
+def test_a_user_that_speaks_as_the_assistant_ends_the_talk():
+    asked = ["What is wax?", "Who makes it?", "I'm here to help with any project."]
+    made, _ = draft_of(Dialogue(max_turns=3), TOPIC, script(asked))
+    assert made.records[0].fields["turns"] == 2
+    assert reasons(made) == ["a user that speaks as the assistant"]
+    made, _ = draft_of(Dialogue(max_turns=3), TOPIC, script(["How can I help you today?"]))
+    assert not made.records
