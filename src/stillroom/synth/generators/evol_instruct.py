@@ -47,7 +47,9 @@ _HOW: dict[Way, str] = {
 _LEAK = re.compile(
     r"#?\s*(?:given|rewritten|new|created|the (?:given|new|rewritten)) (?:prompt|instruction)\b#?"
     r"|(?:rewrit|rephras|reword|revis|modif)\w* (?:the|this|your) (?:instruction|prompt)\b"
-    r"|(?:instruction|prompt) (?:above|below)\b|more complex version|</?text>",
+    r"|(?:instruction|prompt) (?:above|below)\b|more complex version|</?text>"
+    r"|\boriginal (?:instruction|prompt)s?\b|^the instructions? (?:is|are|aims?|keeps?)\b"
+    r"|\badded (?:constraint|requirement)\b|^(?:nice|good|great) (?:rewrit|rephras)\w+",
     re.IGNORECASE,
 )
 _LABEL = re.compile(r"^(?:(?:new|rewritten) )?instruction\s*:\s*", re.IGNORECASE)

@@ -52,6 +52,9 @@ def test_every_round_goes_on_from_the_last_that_survived():
         ({"evolved": "#Rewritten Prompt#: Explain."}, "eliminated: words of the prompt in the"),
         ({"evolved": "Explain the given prompt in depth."}, "eliminated: words of the prompt"),
         ({"evolved": "Rewrite the instruction for all."}, "eliminated: words of the prompt"),
+        ({"evolved": "The instructions aim to test you."}, "eliminated: words of the prompt"),
+        ({"evolved": "Keep the added constraint."}, "eliminated: words of the prompt"),
+        ({"evolved": "Nice rewriting. Go on so."}, "eliminated: words of the prompt"),
     ],
 )
 def test_the_papers_rules_eliminate_and_keep_the_parent(said, reason):
