@@ -3,7 +3,9 @@
 The server runs in a process of its own. What is timed is a whole process, its start and its writing
 included, less the same for a few prompts: for ours one `stillroom run` (generator rewrite, no
 filters), for a peer its usual way to complete prompts. CPU counts children. The ideal is prompts /
-32 * 50 ms; ``bare`` is a client in the same run that does nothing but ask.
+32 * 50 ms; ``bare`` is a client in the same run that does nothing but ask. ``at_server`` is the
+share of the ideal by the server's own clock, from the first request to the last answer: without
+what a process does after its last answer, and without what it sleeps before its first request.
 
 Then, with a short latency: requests that a run repeats which is killed five times at random
 moments, beyond those in flight; what one refused row among 100 costs; requests for one more row of
@@ -51,13 +53,15 @@ QUIET = {
     "CURATOR_VIEWER": "0",
     "OPENAI_API_KEY": "none",
 }
-Slope = tuple[float, float]
+Slope = tuple[float, float, float]
 
 
-def slope(way: Callable[[int], Cost]) -> Slope:
-    """Return wall and CPU seconds of the prompts beyond the few."""
-    few, many = way(FEW), way(COUNT)
-    return many.wall - few.wall, many.cpu - few.cpu
+def slope(way: Callable[[int], Cost], endpoint: Endpoint) -> Slope:
+    """Return wall and CPU seconds of the prompts beyond the few, and the server's for all."""
+    few = way(FEW)
+    endpoint.span()
+    many = way(COUNT)
+    return many.wall - few.wall, many.cpu - few.cpu, endpoint.span()["seconds"]
 
 
 def ours(endpoint: Endpoint) -> Slope:
@@ -68,7 +72,7 @@ def ours(endpoint: Endpoint) -> Slope:
         shutil.rmtree(WORK / "out", ignore_errors=True)
         return run_command(command(recipe, WORK / "out"))
 
-    return slope(way)
+    return slope(way, endpoint)
 
 
 def peer(name: str, endpoint: Endpoint) -> Slope:
@@ -89,7 +93,7 @@ def peer(name: str, endpoint: Endpoint) -> Slope:
             raise RuntimeError(f"{name} did not ask for every prompt")
         return cost
 
-    return slope(way)
+    return slope(way, endpoint)
 
 
 def bare(endpoint: Endpoint) -> float:
@@ -104,17 +108,19 @@ def measure_cost(endpoint: Endpoint) -> None:
     """Measure throughput and CPU, ours and the peers' in turn."""
     mine: list[Slope] = []
     bares: list[float] = []
+    latencies: list[float] = []
     theirs: dict[str, list[Slope]] = {name: [] for name in PEERS}
     for number in range(REPEATS):
+        endpoint.span()
         bares.append(bare(endpoint))
+        latencies.append(endpoint.span()["latency"])
         mine.append(ours(endpoint))
         if number < PEER_REPEATS:
             for name, found in theirs.items():
                 found.append(peer(name, endpoint))
     asked = COUNT - FEW
     ideal = asked / CONCURRENCY * LATENCY
-    wall = statistics.median(one for one, _ in mine)
-    cpu = statistics.median(one for _, one in mine)
+    wall, cpu, served = (statistics.median(column) for column in zip(*mine, strict=True))
     reached = statistics.median(bares)
     say(
         "synth/engine/efficiency",
@@ -124,12 +130,21 @@ def measure_cost(endpoint: Endpoint) -> None:
         bare=round(ideal / reached, 4),
         of_bare=round(reached / wall, 4),
     )
+    say(
+        "synth/engine/at_server",
+        COUNT / CONCURRENCY * LATENCY / served,
+        n=REPEATS,
+        latency_s=round(statistics.median(latencies), 5),
+    )
     say("synth/engine/cpu_ms_per_record", 1000 * cpu / asked, n=REPEATS)
     for name, found in theirs.items():
-        other = statistics.median(one for _, one in found)
+        theirs_wall, other, at_server = (
+            statistics.median(column) for column in zip(*found, strict=True)
+        )
         told = {
             "cpu_ms_per_record": round(1000 * other / asked, 3),
-            "efficiency": round(ideal / statistics.median(one for one, _ in found), 4),
+            "efficiency": round(ideal / theirs_wall, 4),
+            "at_server": round(COUNT / CONCURRENCY * LATENCY / at_server, 4),
         }
         version = f"{PEERS[name][0]} {PEERS[name][1]}"
         say(f"synth/engine/cpu_vs_{name}", other / cpu, n=len(found), peer=version, **told)

@@ -30,8 +30,16 @@ class Endpoint:
 
     def seen(self) -> int:
         """Return how many completions it was asked for."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/count") as answer:
-            return int(json.load(answer)["seen"])
+        return int(self._ask("count")["seen"])
+
+    def span(self) -> dict[str, float]:
+        """Return how long completions took by its own clock since this was last asked."""
+        return self._ask("span")
+
+    def _ask(self, path: str) -> dict[str, float]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{path}") as answer:
+            told: dict[str, float] = json.load(answer)
+            return told
 
 
 @contextmanager

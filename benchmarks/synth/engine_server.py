@@ -1,8 +1,10 @@
 """An OpenAI-compatible server with a latency. Usage: engine_server.py PORT LATENCY_S.
 
 Answers follow from the prompt. A prompt with REFUSE in it gets HTTP 400. ``/count`` tells how many
-completions were asked for. It speaks as much HTTP as the clients do that are measured, and no more:
-a web framework takes .4 ms a request, which for 32 at once is a quarter of the latency itself.
+completions were asked for, ``/span`` how long they took altogether since it was last asked, and how
+long each was answered after it came. It speaks as much HTTP as the clients do that are measured,
+and no more: a web framework takes .4 ms a request, which for 32 at once is a quarter of the latency
+itself.
 """
 
 import asyncio
@@ -20,6 +22,30 @@ class Server:
     def __init__(self, latency: float) -> None:
         """Begin at zero."""
         self.latency, self.seen = latency, 0
+        self._first: float | None = None
+        self._last = self._waited = 0.0
+        self._answered = 0
+
+    def begin(self, now: float) -> None:
+        """Note that a request has come."""
+        self.seen += 1
+        self._first = now if self._first is None else self._first
+
+    def end(self, begun: float, now: float) -> None:
+        """Note that it is answered."""
+        self._last = now
+        self._waited += now - begun
+        self._answered += 1
+
+    def span(self) -> dict[str, Any]:
+        """Return seconds from the first request to the last answer, and start anew."""
+        told = {
+            "seconds": self._last - (self._first or 0.0),
+            "latency": self._waited / max(self._answered, 1),
+            "answered": self._answered,
+        }
+        self._first, self._last, self._waited, self._answered = None, 0.0, 0.0, 0
+        return told
 
     def chat(self, data: bytes) -> tuple[int, dict[str, Any]]:
         """Return status and answer of a request for a completion."""
@@ -73,12 +99,19 @@ class Connection(asyncio.Protocol):
     def _take(self, path: str, body: bytes) -> None:
         server = self._server
         if path == ANSWERS:
-            server.seen += 1
-            asyncio.get_running_loop().call_later(
-                server.latency, lambda: self._answer(*server.chat(body))
-            )
+            loop = asyncio.get_running_loop()
+            begun = loop.time()
+            server.begin(begun)
+
+            def answer() -> None:
+                self._answer(*server.chat(body))
+                server.end(begun, loop.time())
+
+            loop.call_later(server.latency, answer)
         elif path == "/count":
             self._answer(200, {"seen": server.seen})
+        elif path == "/span":
+            self._answer(200, server.span())
         elif path == "/v1/models":
             self._answer(200, {"object": "list", "data": [{"id": "m", "object": "model"}]})
         else:
