@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from stillroom.distill.teacher_settings import ServerTeacher
 from stillroom.errors import RecipeError
-from stillroom.models.endpoint import Endpoint, Patience, is_safe_for_keys
+from stillroom.models.addresses import is_safe_for_keys
+from stillroom.models.endpoint import Endpoint, Patience
 
 __all__ = ["open_endpoint", "refuse_open_key"]
 

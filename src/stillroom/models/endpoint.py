@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import email.utils
 import json
 import os
 import queue
@@ -21,25 +20,24 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from ipaddress import ip_address
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from stillroom.errors import BackendError, MissingExtraError
+from stillroom.models.addresses import proxy_for
 from stillroom.models.answer_bytes import read_bytes
+from stillroom.models.dialect import (
+    error_text,
+    first_choice,
+    read_count,
+    read_retry_after,
+    told_status,
+)
 from stillroom.models.loop_thread import LoopThread
 
 __all__ = [
     "Endpoint",
     "Patience",
-    "first_choice",
-    "is_safe_for_keys",
     "only_model",
-    "read_count",
-    "read_retry_after",
-    "split_address",
 ]
 
 T = TypeVar("T")
@@ -265,9 +263,7 @@ class Endpoint:
         if not isinstance(value, dict):
             raise _Passing("the answer is no JSON object", code="backend.malformed")
         if value.get("error") and "choices" not in value:  # told with HTTP 200, as relays do
-            raise self.judge_failure(
-                _told_status(value["error"]), self.redact(_error_text(data)), ""
-            )
+            raise self.judge_failure(told_status(value["error"]), self.redact(error_text(data)), "")
         return value
 
     async def _read_all(self, answer: Any) -> bytes:
@@ -410,7 +406,7 @@ class _Exchange:
                 url,
                 json=self._body,
                 allow_redirects=False,
-                proxy=_proxy_for(url),
+                proxy=proxy_for(url),
                 timeout=endpoint.limit_wait(self._total_s),
             )
             if self._answer.status != 200:
@@ -440,7 +436,7 @@ class _Exchange:
         answer, endpoint = self._answer, self._endpoint
         status = answer.status
         try:
-            said = endpoint.redact(_error_text(await read_bytes(answer, _LARGEST_ERROR)))
+            said = endpoint.redact(error_text(await read_bytes(answer, _LARGEST_ERROR)))
         except ValueError as error:
             said = str(error)
         answer.release()
@@ -453,53 +449,6 @@ def _count_most(body: Mapping[str, Any]) -> float:
     """Return how many tokens a request may take: its text at 4 bytes a token, and its limit."""
     size = len(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return size / 4 + float(body.get("max_tokens") or 0)
-
-
-def first_choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the first choice of an answer or of an event; empty where there is none."""
-    choices = answer.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    return choice if isinstance(choice, dict) else {}
-
-
-def read_count(value: object) -> int:
-    """Return a count of tokens as a server tells it; 0 for what is no count."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1 << 53:
-        return 0
-    return int(value)
-
-
-def read_retry_after(value: str) -> float:
-    """Return the seconds that a Retry-After header asks for, by number or date; 0 if none."""
-    value = value.strip()
-    if not value:
-        return 0.0
-    try:
-        return max(0.0, float(value)) if float(value) < float("inf") else 0.0
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return 0.0
-
-
-def split_address(reference: str) -> tuple[str, str]:
-    """Return address and model name of ``http://host/v1#name``.
-
-    Raises:
-        BackendError: If the address has no host, or carries a user or password.
-    """
-    address, _, model = reference.partition("#")
-    parts = urlsplit(address)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
-        raise BackendError(
-            f"{parts.scheme}://{parts.hostname or ''} is not an endpoint's address",
-            code="backend.address",
-            expected="http://host:port/v1#model, without user or password",
-            next="correct the address; keys go into the environment (api_key_env)",
-        )
-    return address.rstrip("/"), model
 
 
 def only_model(endpoint: Endpoint) -> str:
@@ -522,18 +471,6 @@ def only_model(endpoint: Endpoint) -> str:
         expected="a model's name",
         next=f"write {endpoint.address}#NAME",
     )
-
-
-@lru_cache(maxsize=64)
-def is_safe_for_keys(address: str) -> bool:
-    """Whether nobody on the way can read a key: https, or this very machine."""
-    parts = urlsplit(address)
-    if parts.scheme == "https" or parts.hostname == "localhost":
-        return True
-    try:
-        return ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return False
 
 
 def _shut_down(running: LoopThread, sessions: list[Any]) -> None:
@@ -570,33 +507,6 @@ def _redirected(endpoint: Endpoint, status: int, location: str) -> BackendError:
 
 def _pause(attempt: int) -> float:
     return min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0**attempt) * random.uniform(0.5, 1.0)
-
-
-def _proxy_for(url: str) -> str | None:
-    parts = urlsplit(url)
-    if is_safe_for_keys(url) and parts.scheme == "http":
-        return None
-    if proxy_bypass(parts.hostname or ""):
-        return None
-    return getproxies().get(parts.scheme)
-
-
-def _error_text(data: bytes) -> str:
-    try:
-        value = json.loads(data)
-        error = value.get("error", value)
-        said = error if isinstance(error, str) else error.get("message") or json.dumps(error)
-        kind = "" if isinstance(error, str) else str(error.get("code") or error.get("type") or "")
-        text = f"{said} ({kind})" if kind else str(said)
-    except (ValueError, AttributeError, RecursionError):
-        text = data.decode("utf-8", "replace")
-    return " ".join(text.split())[:400] or "no reason given"
-
-
-def _told_status(error: object) -> int:
-    """Return the HTTP status that the body of an answer tells; 500 where it tells none."""
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, int) and 400 <= code < 600 else 500
 
 
 def _name(error: BaseException) -> str:

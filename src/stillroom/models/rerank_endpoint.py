@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from stillroom.errors import BackendError
-from stillroom.models.endpoint import Endpoint, Patience, is_safe_for_keys, split_address
+from stillroom.models.addresses import is_safe_for_keys, split_address
+from stillroom.models.endpoint import Endpoint, Patience
 
 __all__ = ["RerankEndpoint"]
 

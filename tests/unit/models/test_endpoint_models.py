@@ -10,7 +10,8 @@ import pytest
 from stillroom.errors import BackendError
 from stillroom.models import endpoint as endpoint_module
 from stillroom.models import open_text_model
-from stillroom.models.endpoint import is_safe_for_keys, read_retry_after, split_address
+from stillroom.models.addresses import is_safe_for_keys, split_address
+from stillroom.models.dialect import read_retry_after
 from stillroom.records import Message, Prompt, Sampling
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}

@@ -18,16 +18,10 @@ from pydantic import Field, SecretStr
 from typing_extensions import override
 
 from stillroom.errors import BackendError, Cancelled
+from stillroom.models.addresses import is_safe_for_keys, split_address
 from stillroom.models.choosing import Chosen
-from stillroom.models.endpoint import (
-    Endpoint,
-    Patience,
-    first_choice,
-    is_safe_for_keys,
-    only_model,
-    read_count,
-    split_address,
-)
+from stillroom.models.dialect import first_choice, read_count
+from stillroom.models.endpoint import Endpoint, Patience, only_model
 from stillroom.models.method import Backend
 from stillroom.models.parallel import work_through
 from stillroom.models.protocols import Score, TextModel

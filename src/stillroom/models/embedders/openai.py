@@ -16,7 +16,8 @@ from pydantic import Field, SecretStr
 from typing_extensions import override
 
 from stillroom.errors import BackendError
-from stillroom.models.endpoint import Endpoint, Patience, is_safe_for_keys, split_address
+from stillroom.models.addresses import is_safe_for_keys, split_address
+from stillroom.models.endpoint import Endpoint, Patience
 from stillroom.models.method import EmbedderMethod
 from stillroom.models.protocols import Embedder, TextKind, Vectors
 from stillroom.models.vectors import refuse_empty, unit_rows
