@@ -1,5 +1,6 @@
 """The main job end to end: every step real, small enough for every commit."""
 
+import copy
 import json
 import shutil
 import sys
@@ -138,6 +139,22 @@ def test_touched_file_alone_is_parsed_and_embedded_again(job, run, tmp_path):
     assert details["parsed"] == 1
     assert details["reused"] == 7
     assert len(list((out / "steps").iterdir())) == len(STEPS)
+
+
+def test_of_one_document_a_model_is_made_and_the_report_says_what_could_not_be_measured(
+    job, tmp_path
+):
+    alone = copy.copy(job)
+    alone.documents = tmp_path / "documents"
+    alone.documents.mkdir()
+    shutil.copy(job.documents / "alder.md", alone.documents)
+    code, said = alone.make(tmp_path / "run", "steps.records.held_out=0.0001")
+    assert code == 0, said
+    assert "no merge can be judged" in said
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert "No held-out question could be asked" in report["summary"]
+    sections = {section["title"]: section for section in report["sections"]}
+    assert "No merge was judged" in sections["Merge candidates (merged)"]["text"]
 
 
 def test_ask_answers_with_citations(run):

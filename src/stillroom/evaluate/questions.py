@@ -52,7 +52,7 @@ def find_records(path: Path) -> Path:
 
 
 def pick_questions(
-    records: Iterable[Record], *, limit: int, seed: int
+    records: Iterable[Record], *, limit: int, seed: int, may_be_none: bool = False
 ) -> tuple[list[Question], dict[str, int]]:
     """Return the questions to ask, and how many records were passed over, by reason.
 
@@ -61,7 +61,7 @@ def pick_questions(
     the order of the file does not.
 
     Raises:
-        DataError: If nothing is left to ask.
+        DataError: If nothing is left to ask, unless ``may_be_none``.
     """
     every = list(records)
     has_splits = any("split" in record.fields for record in every)
@@ -78,7 +78,7 @@ def pick_questions(
             skipped["the same record again"] += 1
         else:
             found[question.id] = question
-    if not found:
+    if not found and not may_be_none:
         raise DataError(
             f"none of {len(every)} records can be asked",
             code="data.no-questions",

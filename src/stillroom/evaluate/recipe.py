@@ -55,6 +55,11 @@ class EvaluateRecipe(Recipe):
     max_tokens: int = Field(
         1024, ge=16, description="tokens of a record that fidelity is measured on"
     )
+    when_too_few: Literal["refuse", "go_on"] = Field(
+        "refuse",
+        description="where no record can be asked: refuse; or go_on, and report what is known "
+        "without a question",
+    )
 
     @field_validator("models")
     @classmethod

@@ -38,7 +38,8 @@ def run(recipe: EvaluateRecipe, job: Job) -> Artifact:
     """Measure an index and models on held-out questions, and write the report.
 
     Raises:
-        DataError: If there is nothing to ask, or an input is not what it should be.
+        DataError: If there is nothing to ask and the recipe does not go on without, or an input is
+            not what it should be.
         RecipeError: If the index's plug-in is not installed.
         Cancelled: If the user stopped it; ``--resume`` goes on.
     """
@@ -46,15 +47,20 @@ def run(recipe: EvaluateRecipe, job: Job) -> Artifact:
     records = read_records(
         find_records(local(recipe.records)), on_drop=lambda row, why: bad_rows.append(row)
     )
-    questions, passed_over = pick_questions(records, limit=recipe.max_questions, seed=recipe.seed)
+    questions, passed_over = pick_questions(
+        records,
+        limit=recipe.max_questions,
+        seed=recipe.seed,
+        may_be_none=recipe.when_too_few == "go_on",
+    )
     if bad_rows:
         passed_over["unreadable row"] = len(bad_rows)
-    report = Report(
-        "Held-out questions",
-        f"{len(questions)} held-out questions were asked of {len(recipe.models)} "
-        f"model{'s' if len(recipe.models) > 1 else ''}.",
-    )
-    answerer = open_answerer(Path(recipe.index), recipe.answerer) if recipe.index else None
+    report = Report("Held-out questions", _say_asked(len(questions), len(recipe.models)))
+    if not questions:
+        job.say(f"warning: {report.summary}")
+    answerer = None
+    if recipe.index and questions:
+        answerer = open_answerer(Path(recipe.index), recipe.answerer)
     found = {}
     if answerer:
         found = retrieve_all(answerer, questions, depth=recipe.depth, k=recipe.k, job=job)
@@ -63,8 +69,9 @@ def run(recipe: EvaluateRecipe, job: Job) -> Artifact:
         if unjudged:
             passed_over["no evidence named, not counted in retrieval"] = unjudged
     asked = ask_models(recipe, questions, answerer, found, job)
-    _add_answers(report, asked, recipe)
-    if recipe.fidelity:
+    if asked:
+        _add_answers(report, asked, recipe)
+    if recipe.fidelity and questions:
         before, missing = initial_fidelity(recipe)
         metrics, notes = measure_beliefs(recipe, questions, job)
         passed_over.update({**missing, **notes})
@@ -75,7 +82,8 @@ def run(recipe: EvaluateRecipe, job: Job) -> Artifact:
     with atomic_write(job.output / "answers.jsonl") as file:
         file.writelines(json.dumps(one.to_json(), ensure_ascii=False) + "\n" for one in asked)
     report.write(job.output)
-    _write_timings(recipe, job)
+    if asked:
+        _write_timings(recipe, job)
     return job.finish(
         "report",
         parents=_parents(recipe, job),
@@ -99,6 +107,16 @@ def estimate(recipe: EvaluateRecipe) -> Estimate:
         basis=f"evaluate: {tokens} tokens a model at the speed weights are read"
         + (f"; size not known of {', '.join(unknown)}" if unknown else ""),
     )
+
+
+def _say_asked(questions: int, models: int) -> str:
+    if not questions:
+        return (
+            "No held-out question could be asked: nothing here says what the models know. "
+            "More documents give records that can be held out."
+        )
+    shown = f"{questions} held-out question{'s were' if questions > 1 else ' was'} asked"
+    return f"{shown} of {models} model{'s' if models > 1 else ''}."
 
 
 def _add_retrieval(report: Report, metrics: Sequence[Metric], recipe: EvaluateRecipe) -> None:

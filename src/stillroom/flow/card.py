@@ -328,7 +328,9 @@ def _limits_of_measures(lineage: Lineage) -> Iterator[str]:
     for why, count in list(lineage.left_out.items())[:_SHOWN]:
         yield f"Evaluation: {why}: {count}."
     for folder, made in lineage.checkpoints:
-        if made.details.get("helped") is False:
+        if "left_out" in made.details and "kept" in made.details:
+            yield f"No merge was judged ({lineage.names()[folder]}): {made.details['left_out']}."
+        elif made.details.get("helped") is False:
             yield f"Merging ({lineage.names()[folder]}) did not lower the held-out loss."
 
 

@@ -95,6 +95,9 @@ def _describe_candidates(name: str, details: Mapping[str, Any]) -> Section:
         )
         for row in details["candidates"]
     )
+    if "left_out" in details:
+        text = f"No merge was judged: {details['left_out']}. Kept as it is: {details['kept']}."
+        return Section(f"Merge candidates ({name})", text)
     text = f"Kept: {details.get('kept')}. " + (
         "Merging lowered the held-out loss." if details.get("helped") else "Merging did not help."
     )

@@ -228,6 +228,12 @@ class MergeRecipe(Recipe):
     search: SearchSettings | None = Field(
         None, description="search settings or a path through layers that score best on records"
     )
+    when_too_few: Literal["refuse", "go_on"] = Field(
+        "refuse",
+        description="where a run left fewer checkpoints than along_run asks for, or fewer than 2 "
+        "records can judge in select: refuse; or go_on with those that are there, or with the "
+        "first model as it is, and say so",
+    )
     smoke: SmokeSettings | None = Field(
         None, description="check the result: finite, loads, gives a token, beside its parents"
     )

@@ -14,7 +14,7 @@ from stillroom.merge.method import Assembly
 from stillroom.merge.opening import open_merge
 from stillroom.merge.plan import plan_merge
 from stillroom.merge.recipe import MergeRecipe
-from stillroom.merge.sources import Source
+from stillroom.merge.sources import Source, shorten_runs
 from stillroom.merge.stream import Merge, Merged
 from stillroom.objects import is_address, local
 from stillroom.provenance import ARTIFACT_FILE, Artifact, Parent, find_artifact, make_parent
@@ -40,6 +40,7 @@ def run(recipe: MergeRecipe, job: Job) -> Artifact:
         DataError: If the records that should judge have nothing to judge by.
         Cancelled: If the user stopped it; ``--resume`` goes on.
     """
+    recipe = shorten_runs(recipe, job.say)
     started = open_merge(recipe, job.say)
     base, parents, sources = started.base, list(started.parents), list(started.sources)
     merge, details, found = _choose(recipe, started, job)
@@ -259,6 +260,8 @@ def _write_card(
 
 
 def _say_selection(details: Mapping[str, Any]) -> str:
+    if "left_out" in details:
+        return f"No merge was judged: {details['left_out']}. Kept as it is: {details['kept']}."
     helped = "did" if details["helped"] else "did not"
     return (
         f"Kept of {len(details['candidates'])} candidates: {details['kept']}. "

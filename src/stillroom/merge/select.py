@@ -59,37 +59,24 @@ def select_merge(recipe: MergeRecipe, merge: Merge, job: Job) -> tuple[Merge, di
     """Score all candidates and return the merge to make, with what to tell about the choice.
 
     Raises:
-        DataError: If fewer than two records have a token to be judged by.
+        DataError: If fewer than two records have a token to be judged by, and the recipe does not
+            go on without.
         Cancelled: If the user stopped it; scores that are done stay done.
     """
     if recipe.select is None:
         raise ValueError("the recipe selects nothing")
     select = recipe.select
-    records = draw_records(
-        select.records,
-        split=select.split,
-        limit=select.max_records,
-        seed=recipe.seed,
-        say=job.say,
-    )
     candidates = list_candidates(recipe, merge)
     left = len(find_run(_finals(recipe, merge.parents)[0]))
     skipped = [count for count in select.averages if count > left]
     if skipped:
         job.say(f"the run left {left} checkpoints: no average of the last {skipped} is tried")
-    measure = Measure(max_tokens=select.max_tokens, batch_tokens=select.batch_tokens)
-    scorer = Scorer(measure, job.scratch / "candidate", job.say)
-    scores = _score_all(candidates, records, scorer, job)
-    scorer.close()
-    counted = [at for at in range(len(records)) if all(loss[at][1] for loss in scores)]
-    if len(counted) < 2:
-        raise DataError(
-            f"{len(counted)} of {len(records)} records have an assistant's token to judge by",
-            code="merge.no-records",
-            where=select.records,
-            expected="at least 2 conversations with an answer",
-            next="choose other records, or raise select.max_tokens",
-        )
+    try:
+        scores, counted = _judge(candidates, select, recipe.seed, job)
+    except DataError as error:
+        if recipe.when_too_few == "refuse" or error.code != "merge.no-records":
+            raise
+        return _keep_first(candidates, error.problems[0].what, job)
     kept, details = _choose(candidates, scores, counted, select, recipe.seed)
     job.say(
         f"kept {candidates[kept].name}: "
@@ -99,6 +86,49 @@ def select_merge(recipe: MergeRecipe, merge: Merge, job: Job) -> tuple[Merge, di
     if "final" in details:
         job.say(_tell_final(details["final"]))
     return candidates[kept].merge, details | {"skipped_averages": skipped}
+
+
+def _judge(
+    candidates: Sequence[Candidate], select: SelectSettings, seed: int, job: Job
+) -> tuple[list[list[Score]], list[int]]:
+    """Return every candidate's score of each record, and which records all of them can be told by.
+
+    Raises:
+        DataError: If those are fewer than two.
+    """
+    records = draw_records(
+        select.records, split=select.split, limit=select.max_records, seed=seed, say=job.say
+    )
+    measure = Measure(max_tokens=select.max_tokens, batch_tokens=select.batch_tokens)
+    scorer = Scorer(measure, job.scratch / "candidate", job.say)
+    scores = _score_all(candidates, records, scorer, job) if len(records) > 1 else []
+    scorer.close()
+    counted = [at for at in range(len(records)) if all(loss[at][1] for loss in scores)]
+    if len(counted) < 2:
+        raise DataError(
+            f"{len(counted)} of {len(records)} records have an assistant's token to judge by"
+            if scores
+            else "1 record alone has no other to confirm what it chooses",
+            code="merge.no-records",
+            where=select.records,
+            expected="at least 2 conversations with an answer",
+            next="choose other records, or raise select.max_tokens",
+        )
+    return scores, counted
+
+
+def _keep_first(
+    candidates: Sequence[Candidate], why: str, job: Job
+) -> tuple[Merge, dict[str, Any]]:
+    """Return the first model as it is, and that nothing was judged."""
+    first = next(each for each in candidates if each.parent is not None and each.place == 0)
+    job.say(f"warning: {why}; no merge can be judged, and {first.name} is kept as it is")
+    return first.merge, {
+        "candidates": [],
+        "kept": first.name,
+        "helped": False,
+        "left_out": why,
+    }
 
 
 def list_candidates(recipe: MergeRecipe, merge: Merge) -> list[Candidate]:
@@ -176,7 +206,8 @@ def _is_same(one: Merge, other: Merge) -> bool:
 
 def _is_new(recipe: MergeRecipe, merge: Merge) -> bool:
     """Whether the merge itself differs from its one parent."""
-    return len(merge.parents) > 1 or recipe.method.method_name() not in {"linear", "passthrough"}
+    alone = {"linear", "passthrough", "run_average"}
+    return len(merge.parents) > 1 or recipe.method.method_name() not in alone
 
 
 def _as_it_is(source: Source, rules: Rules) -> Candidate:

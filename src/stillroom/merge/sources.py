@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stillroom.merge.adapters import AdaptedCheckpoint
     from stillroom.merge.method import Array
 
-__all__ = ["Source", "find_run", "name_sources", "open_sources"]
+__all__ = ["Source", "find_run", "name_sources", "open_sources", "shorten_runs"]
 
 CANDIDATES = "candidates"
 _GAP = 16
@@ -135,6 +135,26 @@ def find_run(final: Source) -> list[Source]:
     if opened and opened[-1].checkpoint.fingerprint == final.checkpoint.fingerprint:
         opened.pop()
     return [*opened, final]
+
+
+def shorten_runs(recipe: MergeRecipe, say: Callable[[str], None] | None = None) -> MergeRecipe:
+    """Return the recipe with no ``along_run`` above what its run left, where it may go on.
+
+    Raises:
+        CheckpointError: If a model is missing or broken.
+    """
+    if recipe.when_too_few == "refuse":
+        return recipe
+    models = []
+    for entry in recipe.models:
+        left = len(find_run(_open(entry.checkpoint, say))) if entry.along_run else 0
+        if left < entry.along_run and say:
+            say(
+                f"warning: the run of '{_shorten(entry.checkpoint)}' left {left} of "
+                f"{entry.along_run} checkpoints, and they are taken"
+            )
+        models.append(entry.model_copy(update={"along_run": min(left, entry.along_run)}))
+    return recipe.model_copy(update={"models": tuple(models)})
 
 
 def _take_run(final: Source, count: int) -> list[Source]:

@@ -23,6 +23,7 @@ from stillroom.merge.opening import open_merge, retune_merge
 from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.search_space import change_recipe
 from stillroom.merge.select import Candidate, list_candidates, list_parents
+from stillroom.merge.sources import shorten_runs
 from stillroom.merge.stream import Engine, Merge, as_bytes
 from stillroom.merge.workers import Workers
 from stillroom.provenance import Artifact, digest_file, digest_json, read_artifact, resolve_parent
@@ -122,7 +123,9 @@ def verify_merge(
     """
     artifact = read_artifact(folder)
     recipe = _read_recipe(folder, artifact)
-    merge = open_merge(_find_inputs(recipe, artifact, folder), say)
+    placed = shorten_runs(_find_inputs(recipe, artifact, folder), say)
+    merge = open_merge(placed, say)
+    recipe = recipe.model_copy(update={"models": placed.models})
     inputs = _check_inputs(merge, artifact, folder)
     kept = _find_kept(recipe, merge, artifact)
     output = Checkpoint.open(folder)

@@ -234,6 +234,17 @@ def test_nothing_to_ask_is_an_error_that_counts_why():
     assert caught.value.code == "data.no-questions"
 
 
+def test_without_a_question_the_report_says_so_where_the_recipe_goes_on(world):
+    write_records(world / "records.jsonl", [record(0, split="train")])
+    artifact = do(world, "out", recipe(world, when_too_few="go_on"))
+    assert artifact.details["questions"] == 0
+    assert artifact.details["left_out"]["not held out"] == 1
+    report = Report.read(world / "out" / "output")
+    assert report.summary.startswith("No held-out question could be asked")
+    assert "student/parameters" in report.metrics
+    assert not [name for name in report.metrics if name.startswith(("answers/", "retrieval/"))]
+
+
 def test_the_choice_of_questions_does_not_depend_on_their_order():
     rows = [record(at) for at in range(9)]
     one, skipped = pick_questions(rows, limit=4, seed=0)

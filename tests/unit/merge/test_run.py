@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from stillroom.merge.plan import plan_merge
 from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.run import estimate, run
 from stillroom.merge.stream import merge_checkpoints
+from stillroom.merge.verify import verify_merge
+from stillroom.recipes import dump_recipe
 
 SLOW_RUN = """
 import sys, time
@@ -131,15 +134,26 @@ def test_an_estimate_does_not_need_what_is_not_there_yet():
     assert estimate(recipe).memory_bytes > 0
 
 
+def run_of_three(checkpoint, **settings):
+    models = [{"checkpoint": str(checkpoint), "along_run": 3}]
+    return MergeRecipe.model_validate({"method": "run_average", "models": models, **settings})
+
+
 def test_a_run_too_short_is_refused(family, tmp_path):
-    recipe = MergeRecipe.model_validate(
-        {
-            "method": "run_average",
-            "models": [{"checkpoint": str(family[0]), "along_run": 3}],
-        }
-    )
+    recipe = run_of_three(family[0])
     job = Job.start(tmp_path / "out", "recipe")
     with pytest.raises(CheckpointError) as caught:
         run(recipe, job)
     job.close()
     assert caught.value.code == "merge.run-too-short"
+
+
+def test_a_run_too_short_is_averaged_as_it_is_where_the_recipe_goes_on(family, tmp_path):
+    base, tuned = family
+    student = shutil.copytree(tuned[0], tmp_path / "student")
+    shutil.copytree(base, student / "candidates" / "5")
+    recipe = run_of_three(student, when_too_few="go_on")
+    artifact = run(recipe, Job.start(tmp_path / "out", dump_recipe(recipe)))
+    assert "left 2 of 3 checkpoints" in (tmp_path / "out" / "events.jsonl").read_text()
+    assert len(artifact.details["sources"]) == 2
+    assert verify_merge(tmp_path / "out", share=1.0).differences == ()

@@ -1,5 +1,6 @@
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -188,6 +189,22 @@ def test_records_that_cannot_judge_are_refused(settings, pair, tmp_path):
         run(recipe_for(pair[1:], tmp_path / "long.jsonl", select=settings), job)
     job.close()
     assert caught.value.code == "merge.no-records"
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_without_a_judge_the_first_model_is_kept_where_the_recipe_goes_on(count, pair, tmp_path):
+    base, plus, minus = pair
+    row = Record((Message("user", "why"), Message("assistant", "so")), {"split": "held_out"})
+    other = replace(row, fields={"split": "train"})
+    write_records(tmp_path / "few.jsonl", [other, *[row] * count])
+    recipe = recipe_for([plus, minus], tmp_path / "few.jsonl", when_too_few="go_on")
+    artifact = run(recipe.model_copy(update={"base": str(base)}), start(tmp_path / "out"))
+    assert artifact.details["kept"] == "plus"
+    assert artifact.details["helped"] is False
+    assert artifact.details["candidates"] == []
+    assert Checkpoint.open(tmp_path / "out").fingerprint == Checkpoint.open(plus).fingerprint
+    card = (tmp_path / "out" / "output" / "README.md").read_text()
+    assert f"No merge was judged: {artifact.details['left_out']}. Kept as it is: plus." in card
 
 
 def test_a_final_part_takes_no_part_in_the_choice(pair, records, tmp_path):
