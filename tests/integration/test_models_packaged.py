@@ -11,6 +11,7 @@ from stillroom.errors import BackendError
 from stillroom.models import TextModel, open_embedder, open_text_model
 from stillroom.models.hub import DEFAULT_EMBEDDER, DEFAULT_TEACHER, resolve_checkpoint
 from stillroom.records import Message, Prompt, Sampling
+from stillroom.testing import read_stream
 
 pytestmark = pytest.mark.slow
 TOPICS = ["rain", "steel", "bees", "tides", "glass", "chess"]
@@ -74,7 +75,10 @@ def test_it_answers_streams_stops_and_says_nothing_else(gguf, model, capfd):
     prompt = Prompt(text="The capital of France is")
     done = model.generate([prompt], Sampling(32))[0]
     assert done.text.startswith(" Paris")
-    assert "".join(model.stream(prompt, Sampling(32))) == done.text
+    assert read_stream(model.stream(prompt, Sampling(32)))[1] == done
+    pieces, cut = read_stream(model.stream(chat("Tell a story."), Sampling(3)))
+    assert cut == model.generate([chat("Tell a story.")], Sampling(3))[0]
+    assert ("".join(pieces), cut.finish_reason) == (cut.text, "length")
     assert model.generate([prompt], Sampling(32, stop=("Paris",)))[0].text in done.text
     assert capfd.readouterr() == ("", "")
 

@@ -8,7 +8,7 @@ when every place before it is written for good.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -154,17 +154,24 @@ class _DiffusionTextModel:
                 on_done(index, completions[-1])
         return completions
 
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
         """Yield the text in pieces; a piece is given out once nothing before it is open."""
-        for item in self._follow(prompt, sampling):
-            if isinstance(item, str):
-                yield item
+        steps = self.stream_canvas(prompt, sampling)
+        try:
+            while True:
+                item = next(steps)
+                if isinstance(item, str):
+                    yield item
+        except StopIteration as end:
+            completion: Completion = end.value
+            return completion
+        finally:
+            steps.close()
 
-    def stream_canvas(self, prompt: Prompt, sampling: Sampling) -> Iterator[str | CanvasStep]:
+    def stream_canvas(
+        self, prompt: Prompt, sampling: Sampling
+    ) -> Generator[str | CanvasStep, None, Completion]:
         """Yield what ``stream`` yields, and each step before the piece that it settled."""
-        yield from self._follow(prompt, sampling)
-
-    def _follow(self, prompt: Prompt, sampling: Sampling) -> Iterator[str | CanvasStep]:
         import queue
 
         from stillroom.diffusion.writing import Event
@@ -174,12 +181,7 @@ class _DiffusionTextModel:
 
         def work() -> None:
             try:
-                if prompt.schema is not None:
-                    filled, _ = self._fill(prompt, sampling, events.put, is_left.is_set)
-                    events.put(filled)
-                    return
-                sample, _ = self._write(prompt, sampling, events.put, is_left.is_set)
-                events.put(sample)
+                events.put(self._ask(prompt, sampling, is_left.is_set, events.put))
             except Exception as error:  # noqa: BLE001  # raised again where it is waited for
                 events.put(error)
 
@@ -197,8 +199,8 @@ class _DiffusionTextModel:
                 if text.startswith(given) and len(text) > len(given):
                     yield text[len(given) :]
                     given = text
-                if not isinstance(found, Event | str):
-                    return
+                if isinstance(found, Completion):
+                    return found
         finally:
             is_left.set()  # a reader that has left frees the model at the next call
             thread.join()
@@ -248,12 +250,17 @@ class _DiffusionTextModel:
         return self.model
 
     def _ask(
-        self, prompt: Prompt, sampling: Sampling, is_cancelled: Callable[[], bool]
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        is_cancelled: Callable[[], bool],
+        on_news: Callable[[Any], None] | None = None,
     ) -> Completion:
+        """Complete a prompt; ``on_news`` gets the steps, or the texts of a filled skeleton."""
         if prompt.schema is None:
-            sample, length = self._write(prompt, sampling, None, is_cancelled)
+            sample, length = self._write(prompt, sampling, on_news, is_cancelled)
             return self._complete(sample, length, sampling)
-        filled, length = self._fill(prompt, sampling, None, is_cancelled)
+        filled, length = self._fill(prompt, sampling, on_news, is_cancelled)
         reason = "cancelled" if filled.is_cancelled else "stop"
         return Completion(filled.text, reason, length, filled.tokens, self.fingerprint)
 
@@ -338,17 +345,12 @@ class _DiffusionTextModel:
         reason = "stop" if is_cut else sample.finish_reason
         return Completion(text, reason, length, len(sample.new_ids), self.fingerprint)
 
-    def _settled(self, found: Event | Sample | Filled | str, sampling: Sampling) -> str:
+    def _settled(self, found: Event | Completion | str, sampling: Sampling) -> str:
         """Return the text that no later step changes."""
-        from stillroom.diffusion.filling import Filled
-        from stillroom.diffusion.writing import Sample
-
         if isinstance(found, str):
             return found
-        if isinstance(found, Filled):
+        if isinstance(found, Completion):
             return found.text
-        if isinstance(found, Sample):
-            return cut_at_stop(self._decode(found.new_ids), sampling.stop)[0]
         ends, stop = set(self._opened().metadata.end_token_ids), found.tail
         while stop < len(found.ids) and not found.is_open[stop] and found.ids[stop] not in ends:
             stop += 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -163,17 +163,18 @@ class CachedModel(ModelBefore):
             )
         return completions
 
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
         """Yield the kept completion whole, or a new one in pieces.
 
-        A streamed completion is not kept: its accounting is not known.
+        A streamed completion is not kept: ``generate`` may take off what a stream has shown (an
+        endpoint's thoughts and fences).
         """
         kept = self.cache.get(self.cache.key(self.fingerprint, prompt, sampling))
         if kept is not None:
             self.hits += 1
             yield kept.text
-        else:
-            yield from self.model.stream(prompt, sampling)
+            return kept
+        return (yield from self.model.stream(prompt, sampling))
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
         """Score with the model behind; scores are not kept."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 
@@ -114,9 +114,10 @@ class PoolModel:
             raise BackendError([failed[index].problems[0] for index in sorted(failed)])
         return completions
 
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
         """Yield the completion of the endpoint that comes first for the prompt."""
-        yield from self._members[self._order(prompt, sampling)[0]].model.stream(prompt, sampling)
+        first = self._members[self._order(prompt, sampling)[0]].model
+        return (yield from first.stream(prompt, sampling))
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
         """Score with the first member.

@@ -5,7 +5,7 @@ Knows no engine and no tensor: prompts and completions are records, vectors are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -101,8 +101,11 @@ class TextModel(Protocol):
             BackendError: If the engine or endpoint fails, or a prompt does not fit the context.
         """
 
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
-        """Yield the completion's text in pieces as it comes."""
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
+        """Yield the completion's text in pieces as it comes, and return it whole.
+
+        What is returned is accounted for as the engine counts: a count it does not tell is 0.
+        """
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
         """Return the log-probabilities of each completion's tokens, given its prompt."""
@@ -186,8 +189,10 @@ class CanvasStep:
 class CanvasModel(TextModel, Protocol):
     """A TextModel that writes in any order, and can show how."""
 
-    def stream_canvas(self, prompt: Prompt, sampling: Sampling) -> Iterator[str | CanvasStep]:
-        """Yield the pieces that ``stream`` yields, and the steps between them."""
+    def stream_canvas(
+        self, prompt: Prompt, sampling: Sampling
+    ) -> Generator[str | CanvasStep, None, Completion]:
+        """Yield and return what ``stream`` does, and yield the steps between the pieces."""
 
 
 @runtime_checkable

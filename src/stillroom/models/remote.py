@@ -8,7 +8,7 @@ what it had in hand is asked again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,7 +111,7 @@ class RemoteModel(ModelBefore):
             raise failed
         return answers
 
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
         """Yield the completion's text as it comes from the model here."""
         return self.model.stream(prompt, sampling)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 from stillroom.errors import BackendError
 from stillroom.models.protocols import Score
@@ -70,15 +70,17 @@ class ScriptedModel:
                 on_done(index, completion)
         return completions
 
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
         """Yield the answer token by token."""
-        text = self._complete(prompt, sampling).text
+        completion = self._complete(prompt, sampling)
+        text = completion.text
         end = 0
         for match in _TOKEN.finditer(text):
             yield match.group()
             end = match.end()
         if text[end:]:
             yield text[end:]
+        return completion
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
         """Return made-up but fixed log-probabilities: high where the script says the same."""

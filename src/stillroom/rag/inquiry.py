@@ -193,31 +193,38 @@ class Inquiry:
             return
         span = open_span("generate")
         try:
-            text = yield from self._stream(prompt)
-            size = self.model.count_tokens(text)
-            reason = "length" if size >= self.sampling.max_new_tokens else "stop"
-            read = self.shown.prompt_tokens if self.shown else 0
-            self.completion = Completion("", reason, read, size, self.model.fingerprint)
-            tell_written(span, self.model, prompt, replace(self.completion, text=text))
+            written = yield from self._stream(prompt)
+            self.completion = replace(
+                written,
+                text="",
+                prompt_tokens=written.prompt_tokens
+                or (self.shown.prompt_tokens if self.shown else 0),
+                completion_tokens=written.completion_tokens
+                or self.model.count_tokens(written.text),
+            )
+            tell_written(span, self.model, prompt, replace(self.completion, text=written.text))
         finally:
             span.end()
 
-    def _stream(self, prompt: Prompt) -> Generator[str, None, str]:
-        """Yield the pieces and return them joined; only the model's own time counts."""
-        pieces, raw = iter(self.model.stream(prompt, self._stop_at_fence())), list[str]()
-        spent_s = 0.0
+    def _stream(self, prompt: Prompt) -> Generator[str, None, Completion]:
+        """Yield and return what the model does; only the model's own time counts."""
+        stream, spent_s = self.model.stream(prompt, self._stop_at_fence()), 0.0
+        piece: str | None
         try:
             while True:
-                begun = time.perf_counter()
-                piece = next(pieces, None)
+                begun, done = time.perf_counter(), Completion("")
+                try:
+                    piece = next(stream)
+                except StopIteration as end:
+                    piece, done = None, end.value
                 took_s = time.perf_counter() - begun
                 add_time("generate", took_s)
                 spent_s += took_s
                 if piece is None:
-                    return "".join(raw)
-                raw.append(piece)
+                    return done
                 yield piece
         finally:
+            stream.close()
             count_stage("generate", spent_s)
 
     def _stop_at_fence(self) -> Sampling:

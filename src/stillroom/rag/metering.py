@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING
 
 from stillroom.records import Completion, Prompt, Sampling
@@ -41,17 +41,24 @@ class Meter:
         self.tokens += sum(one.prompt_tokens + one.completion_tokens for one in done)
         return done
 
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
-        """Yield the completion's text in pieces as it comes."""
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
+        """Yield the completion's text in pieces as it comes; of one left midway, count those."""
         self.calls += 1
-        self.tokens += self._measure(prompt)
-        pieces = []
+        stream, pieces = self._model.stream(prompt, sampling), list[str]()
+        done = Completion("", model=self.fingerprint)
         try:
-            for piece in self._model.stream(prompt, sampling):
-                pieces.append(piece)
-                yield piece
+            while True:
+                try:
+                    pieces.append(next(stream))
+                except StopIteration as end:
+                    done = _completion(end)
+                    break
+                yield pieces[-1]
         finally:
-            self.tokens += self.count_tokens("".join(pieces))
+            stream.close()
+            self.tokens += done.prompt_tokens or self._measure(prompt)
+            self.tokens += done.completion_tokens or self.count_tokens("".join(pieces))
+        return done
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
         """Return the log-probabilities of each completion's tokens, given its prompt."""
@@ -70,3 +77,9 @@ class Meter:
 
     def close(self) -> None:
         """Leave the model open: who opened it closes it."""
+
+
+def _completion(end: StopIteration) -> Completion:
+    """Return what a stream returned at its end."""
+    completion: Completion = end.value
+    return completion

@@ -22,7 +22,15 @@ from stillroom.models.protocols import CanvasModel, RelayModel, Vectors
 from stillroom.records import Prompt, Sampling
 from stillroom.serve.counters import CLOCK, Clock, Counters
 from stillroom.serve.guard import ACCESS
-from stillroom.serve.hearing import Heard, Item, Said, relay_events, reply_events, sum_usage
+from stillroom.serve.hearing import (
+    Heard,
+    Item,
+    Said,
+    relay_events,
+    reply_events,
+    sum_usage,
+    with_end,
+)
 from stillroom.serve.limits import Limits
 from stillroom.serve.refusals import Refusal, client_left
 from stillroom.serve.replies import Reply, embedding_reply
@@ -221,7 +229,7 @@ class Desk:
         def work(is_stopped: IsStopped) -> Iterator[Iterator[Item]]:
             return (answer(drawn, is_stopped) for drawn in draws)
 
-        heard = [Heard(model, prompt, drawn) for drawn in draws]
+        heard = [Heard(model, prompt) for _ in draws]
         return await self._send(self._slots[served.name], work, reply, body, request, heard)
 
     async def _answer(
@@ -241,14 +249,14 @@ class Desk:
 
         def work(is_stopped: IsStopped) -> Iterator[Iterator[Item]]:
             if shows is not None:
-                return (shows.stream_canvas(prompt, drawn) for drawn in draws)
+                return (with_end(shows.stream_canvas(prompt, drawn)) for drawn in draws)
             if body.stream:
-                return (model.stream(prompt, drawn) for drawn in draws)
+                return (with_end(model.stream(prompt, drawn)) for drawn in draws)
             prompts = [prompt] * len(draws)
             whole = model.generate(prompts, draws, is_cancelled=is_stopped)
             return (iter([completion]) for completion in whole)
 
-        heard = [Heard(model, prompt, drawn) for drawn in draws]
+        heard = [Heard(model, prompt) for _ in draws]
         return await self._send(self._slots[served.name], work, reply, body, request, heard)
 
     async def _send(

@@ -6,19 +6,28 @@ are made on the event loop. Knows nothing of who is asked.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from stillroom.models import TextModel
 from stillroom.models.protocols import CanvasStep, CountingModel
-from stillroom.records import Answer, Citation, Completion, Prompt, Sampling
+from stillroom.records import Answer, Citation, Completion, Prompt
 from stillroom.serve.counters import Counters
 from stillroom.serve.refusals import explain
 from stillroom.serve.replies import DONE, Reply, event
 
-__all__ = ["Heard", "Item", "Said", "Spent", "relay_events", "reply_events", "sum_usage"]
+__all__ = [
+    "Heard",
+    "Item",
+    "Said",
+    "Spent",
+    "relay_events",
+    "reply_events",
+    "sum_usage",
+    "with_end",
+]
 
 Item = str | Completion | Answer | CanvasStep
 """What the work on a text yields."""
@@ -38,9 +47,9 @@ class Spent:
 class Heard:
     """What has come of one text so far; taken on the thread of the work."""
 
-    def __init__(self, model: TextModel, prompt: Prompt, sampling: Sampling) -> None:
+    def __init__(self, model: TextModel, prompt: Prompt) -> None:
         """Hear what a model writes of a prompt."""
-        self._model, self._prompt, self._sampling = model, prompt, sampling
+        self._model, self._prompt = model, prompt
         self._pieces: list[str] = []
         self.citations: tuple[Citation, ...] | None = None
         self.details: Mapping[str, Any] = {}
@@ -63,20 +72,18 @@ class Heard:
             self._completion = item
 
     def end(self) -> None:
-        """Say what was spent: as the engine counted, or, for its stream, as its tokenizer does."""
-        done = self._completion
-        spent = done.completion_tokens if done else self._model.count_tokens(self.text)
-        read = (done.prompt_tokens if done else 0) or self._count_prompt()
-        if done is not None:
-            is_long = done.finish_reason == "length"
-        else:
-            is_long = spent >= self._sampling.max_new_tokens
+        """Say what was spent: as the engine counted, or, where it does not tell, as it would."""
+        done = self._completion or Completion(self.text)
+        spent = done.completion_tokens
+        if done.text and not spent:
+            spent = self._model.count_tokens(done.text)
+        read = done.prompt_tokens or self._count_prompt()
         usage = {
             "prompt_tokens": read,
             "completion_tokens": spent,
             "total_tokens": read + spent,
         }
-        self.spent = Spent(usage, "length" if is_long else "stop")
+        self.spent = Spent(usage, "length" if done.finish_reason == "length" else "stop")
 
     def _count_prompt(self) -> int:
         """Return the tokens of the prompt, with its template's where the model can tell them.
@@ -87,6 +94,13 @@ class Heard:
             return self._model.count_prompt(self._prompt)
         texts = [message.content for message in self._prompt.messages] or [self._prompt.text]
         return sum(self._model.count_tokens(text) for text in texts)
+
+
+def with_end(
+    stream: Generator[str | CanvasStep, None, Completion],
+) -> Generator[str | CanvasStep | Completion]:
+    """Yield what a model's stream yields, and last the completion that it returns."""
+    yield (yield from stream)
 
 
 def sum_usage(heard: Sequence[Heard]) -> dict[str, int]:

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from stillroom.testing.checkpoint import tiny_checkpoint
     from stillroom.testing.method import check_method
-    from stillroom.testing.model import scripted_model
+    from stillroom.testing.model import read_stream, scripted_model
     from stillroom.testing.store import check_store
 
-__all__ = ["check_method", "check_store", "scripted_model", "tiny_checkpoint"]
+__all__ = ["check_method", "check_store", "read_stream", "scripted_model", "tiny_checkpoint"]
 
 _HOMES = {
     "check_method": "stillroom.testing.method",
     "check_store": "stillroom.testing.store",
+    "read_stream": "stillroom.testing.model",
     "scripted_model": "stillroom.testing.model",
     "tiny_checkpoint": "stillroom.testing.checkpoint",
 }

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from stillroom.models.script import Script, ScriptedModel
+from collections.abc import Generator
 
-__all__ = ["scripted_model"]
+from stillroom.models.script import Script, ScriptedModel
+from stillroom.records import Completion
+
+__all__ = ["read_stream", "scripted_model"]
+
+
+def read_stream(stream: Generator[str, None, Completion]) -> tuple[list[str], Completion]:
+    """Return what a model's stream yields, and the completion that it returns at its end."""
+    pieces: list[str] = []
+    while True:
+        try:
+            pieces.append(next(stream))
+        except StopIteration as end:
+            return pieces, end.value
 
 
 def scripted_model(

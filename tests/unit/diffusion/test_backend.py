@@ -15,7 +15,7 @@ from stillroom.models.opening import open_text_model
 from stillroom.models.protocols import CanvasModel, CanvasStep, TextModel
 from stillroom.records import Message, Prompt, Sampling
 from stillroom.serve import Limits, Served, create_app
-from stillroom.testing import tiny_checkpoint
+from stillroom.testing import read_stream, tiny_checkpoint
 
 PROMPT = Prompt((Message("user", "Say something."),))
 
@@ -52,7 +52,8 @@ def test_completions_depend_on_their_prompt_alone(model):
 def test_a_stream_grows_to_the_completion(model):
     sampling = Sampling(max_new_tokens=12)
     (whole,) = model.generate([PROMPT], sampling)
-    assert "".join(model.stream(PROMPT, sampling)) == whole.text
+    pieces, told = read_stream(model.stream(PROMPT, sampling))
+    assert ("".join(pieces), told) == (whole.text, whole)
 
 
 def test_stops_are_cut(model):
@@ -79,7 +80,8 @@ def test_a_schema_is_held_whole_and_streamed(model):
     assert list(value) == ["jar", "n"]
     assert isinstance(value["n"], int)
     assert whole.finish_reason == "stop"
-    assert "".join(model.stream(prompt, sampling)) == whole.text
+    pieces, told = read_stream(model.stream(prompt, sampling))
+    assert ("".join(pieces), told) == (whole.text, whole)
 
 
 def test_steps_are_streamed_between_the_pieces(model):

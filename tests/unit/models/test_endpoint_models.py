@@ -13,6 +13,7 @@ from stillroom.models import open_text_model
 from stillroom.models.addresses import is_safe_for_keys, split_address
 from stillroom.models.dialect import read_retry_after
 from stillroom.records import Message, Prompt, Sampling
+from stillroom.testing import read_stream
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 
@@ -199,6 +200,61 @@ def test_a_stream_arrives_in_pieces(serve, connect):
     pieces = [{"choices": [{"delta": {"content": text}}]} for text in ("Hel", "lo")]
     server = serve(lambda path, body, headers: [*pieces, {"choices": []}, "[DONE]"])
     assert list(connect(server).stream(chat("a"), Sampling())) == ["Hel", "lo"]
+
+
+def told(pieces, **last):
+    """Return the events of a stream: pieces, and what the last event says."""
+    events = [{"choices": [{"delta": {"content": text}}], "usage": None} for text in pieces]
+    return [*events, {"choices": [{"delta": {}, "finish_reason": "length"}], **last}, "[DONE]"]
+
+
+def test_a_stream_returns_what_the_server_counted_and_why_it_ended(serve, connect):
+    usage = {"prompt_tokens": 40, "completion_tokens": 2}
+    server = serve(lambda path, body, headers: told(["Hel", "lo"], usage=usage))
+    pieces, done = read_stream(connect(server).stream(chat("a"), Sampling()))
+    assert pieces == ["Hel", "lo"]
+    assert (done.text, done.finish_reason) == ("Hello", "length")
+    assert (done.prompt_tokens, done.completion_tokens) == (40, 2)
+    assert server.requests[0][1]["stream_options"] == {"include_usage": True}
+
+
+def test_a_server_that_refuses_to_count_a_stream_is_asked_without_that_from_then_on(serve, connect):
+    def answer(path, body, headers):
+        return (400, {"error": "stream_options?"}) if "stream_options" in body else told(["Hi"])
+
+    server = serve(answer)
+    model = connect(server)
+    for _ in range(2):
+        pieces, done = read_stream(model.stream(chat("a"), Sampling()))
+        assert (pieces, done.completion_tokens) == (["Hi"], 0)
+    assert ["stream_options" in body for _, body, _, _ in server.requests] == [True, False, False]
+
+
+def test_a_refusal_of_something_else_does_not_end_the_counting(serve, connect):
+    answers = iter([(400, {"error": "too long"})] * 2 + [told(["Hi"])])
+    server = serve(lambda path, body, headers: next(answers))
+    model = connect(server)
+    with pytest.raises(BackendError) as caught:
+        read_stream(model.stream(chat("a"), Sampling()))
+    assert caught.value.code == "backend.refused"
+    read_stream(model.stream(chat("a"), Sampling()))
+    assert "stream_options" in server.requests[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("why", "code"), [("content_filter", "backend.answer"), ("error", "backend.broken")]
+)
+def test_a_stream_that_was_given_up_on_is_an_error_after_its_pieces(serve, connect, why, code):
+    events = [
+        {"choices": [{"delta": {"content": "Hel"}}]},
+        {"choices": [{"delta": {}, "finish_reason": why}]},
+        "[DONE]",
+    ]
+    stream = connect(serve(lambda path, body, headers: events)).stream(chat("a"), Sampling())
+    assert next(stream) == "Hel"
+    with pytest.raises(BackendError) as caught:
+        next(stream)
+    assert caught.value.code == code
 
 
 def test_a_stream_that_breaks_off_is_an_error(serve, connect):

@@ -4,7 +4,7 @@ from stillroom.errors import BackendError
 from stillroom.models import TextModel
 from stillroom.models.backends.scripted import Scripted
 from stillroom.records import Message, Prompt, Sampling
-from stillroom.testing import scripted_model
+from stillroom.testing import read_stream, scripted_model
 
 
 def ask(model, *texts, **sampling):
@@ -47,8 +47,9 @@ def test_limits_and_stops_behave_as_with_a_model():
 
 def test_a_stream_joins_to_the_completion():
     model = scripted_model({"*": "One, two.\n"})
-    pieces = list(model.stream(Prompt(text="x"), Sampling()))
+    pieces, told = read_stream(model.stream(Prompt(text="x"), Sampling()))
     assert len(pieces) > 2
+    assert told == model.generate([Prompt(text="x")], Sampling())[0]
     assert "".join(pieces) == "One, two.\n"
 
 

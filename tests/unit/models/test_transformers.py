@@ -10,7 +10,7 @@ from stillroom.models import TextModel, grammar, open_text_model
 from stillroom.models.causal import load_causal_lm
 from stillroom.models.chat import render_prompt
 from stillroom.records import Message, Prompt, Sampling
-from stillroom.testing import tiny_checkpoint
+from stillroom.testing import read_stream, tiny_checkpoint
 
 WORDS = ["mill", "river", "lemon", "question", "sugar", "house", "answer", "north"]
 
@@ -76,8 +76,10 @@ def test_seeds_differ_and_repeat(model):
 
 
 def test_a_stream_joins_to_the_completion_and_stops_hold_back(model):
-    whole = model.generate([chat("mill")], Sampling(24))[0].text
-    assert "".join(model.stream(chat("mill"), Sampling(24))) == whole
+    (done,) = model.generate([chat("mill")], Sampling(24))
+    whole = done.text
+    pieces, told = read_stream(model.stream(chat("mill"), Sampling(24)))
+    assert ("".join(pieces), told) == (whole, done)
     stop = whole[6:8]
     cut = model.generate([chat("mill")], Sampling(24, stop=(stop,)))[0]
     assert cut.text == whole[: whole.index(stop)]

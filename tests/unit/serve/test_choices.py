@@ -1,5 +1,7 @@
 """Several texts of one request: drawn apart, told by their numbers, counted together."""
 
+import re
+
 import pytest
 from tests.unit.serve.test_app import ask_documents, chat, check_error, events, request
 
@@ -17,18 +19,17 @@ class Drawing(type(scripted_model({"*": ""}))):
         self.at_once = []
 
     def stream(self, prompt, sampling):
-        for _ in range(sampling.seed):
-            yield "word "
-        if sampling.seed:
-            yield str(sampling.seed)
+        done = self.draw(sampling.seed)
+        yield from re.findall(r"\S+ ?", done.text)
+        return done
+
+    def draw(self, seed):
+        text = "word " * seed + (str(seed) if seed else "")
+        return Completion(text, prompt_tokens=5, completion_tokens=self.count_tokens(text))
 
     def generate(self, prompts, sampling, **more):
         self.at_once.append(len(prompts))
-        texts = ["".join(self.stream(*one)) for one in zip(prompts, sampling, strict=True)]
-        return [
-            Completion(text, prompt_tokens=5, completion_tokens=self.count_tokens(text))
-            for text in texts
-        ]
+        return [self.draw(one.seed) for one in sampling]
 
 
 def text_of(body, app, path="/v1/completions"):
@@ -126,6 +127,25 @@ def test_answers_from_documents_have_their_own_citations(is_stream):
         mark = cited[at]["annotations"][0]["url_citation"]
         assert texts[at][mark["start_index"] : mark["end_index"]] == "[1]"
     assert 'stillroom_answers_total{outcome="answered"} 2' in counters.render()
+
+
+def test_a_streams_usage_and_end_are_the_engines_own():
+    class Counting(Drawing):
+        def stream(self, prompt, sampling):
+            yield "a b c"
+            return Completion("a b c", "length", 41, 7)
+
+        def count_tokens(self, text):
+            raise AssertionError("what the engine told is not counted again")
+
+    more = {"stream": True, "stream_options": {"include_usage": True}}
+    chunks = events(chat(create_app(Served("run", Counting())), **more))
+    assert gather(chunks, "chat")[1] == {0: "length"}
+    assert chunks[-1]["usage"] == {
+        "prompt_tokens": 41,
+        "completion_tokens": 7,
+        "total_tokens": 48,
+    }
 
 
 def test_a_failure_in_a_later_text_ends_the_stream_with_an_error():

@@ -16,6 +16,7 @@ from stillroom.rag.index import Index
 from stillroom.rag.method import Query
 from stillroom.rag.recipe import RagRecipe
 from stillroom.rag.run import run
+from stillroom.records import Completion
 from stillroom.serve import Served, create_app
 
 QUESTION = "What is the capital of France?"
@@ -32,6 +33,7 @@ class Cut(ScriptedModel):
     def stream(self, prompt, sampling):
         self.asked.append(prompt)
         yield from filter(None, (self.text[: self.cut], self.text[self.cut :]))
+        return Completion(self.text)
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ import time
 import urllib.error
 import urllib.request
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -277,9 +277,10 @@ class _LlamacppModel:
             ask, len(prompts), len(self._engines), self.fingerprint, on_done, is_cancelled
         )
 
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
-        pieces: queue.Queue[str | BaseException | None] = queue.Queue()
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
+        pieces: queue.Queue[str | BaseException | dict[str, Any]] = queue.Queue()
         gone = threading.Event()
+        said: list[str] = []
 
         def take(piece: str) -> bool:
             pieces.put(piece)
@@ -288,18 +289,19 @@ class _LlamacppModel:
         def work() -> None:
             try:
                 with self._borrow() as engine:
-                    engine.complete(self._request(engine, prompt, sampling), take)
-                pieces.put(None)
+                    pieces.put(engine.complete(self._request(engine, prompt, sampling), take))
             except BaseException as error:  # noqa: BLE001  # handed to the reader's thread
                 pieces.put(error)
 
         threading.Thread(target=work, daemon=True, name="stillroom-stream").start()
         try:
-            while (piece := pieces.get()) is not None:
+            while not isinstance(piece := pieces.get(), dict):
                 if isinstance(piece, BaseException):
                     raise piece
                 if piece:
+                    said.append(piece)
                     yield piece
+            return self._completion("".join(said), piece, prompt)
         finally:
             gone.set()
 
@@ -404,7 +406,10 @@ class _LlamacppModel:
         answer = engine.complete(self._request(engine, prompt, sampling), take)
         if stopped:
             return Completion("", "cancelled", model=self.fingerprint)
-        text = "".join(pieces)
+        return self._completion("".join(pieces), answer, prompt)
+
+    def _completion(self, text: str, answer: Mapping[str, Any], prompt: Prompt) -> Completion:
+        """Return a text that is whole, as the engine's last event accounts for it."""
         reason = answer.get("finish_reason") or "stop"
         if prompt.schema is not None and reason == "stop":
             _check_json(text, prompt.schema)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field, SecretStr
@@ -156,7 +156,7 @@ class _EndpointModel:
         self.context_length = context_length
         self.concurrency = endpoint.patience.concurrency
         self._endpoint = endpoint
-        self._rung = 0
+        self._rung, self._tells_usage = 0, True
         self._taken: set[tuple[str, int]] = set()  # schemas that the server took, and how
 
     def generate(
@@ -206,15 +206,39 @@ class _EndpointModel:
             raise BackendError([failed[index].problems[0] for index in sorted(failed)])
         return completions
 
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
-        """Yield the completion's text as the endpoint sends it."""
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
+        """Yield the completion's text as the endpoint sends it.
+
+        Raises:
+            BackendError: If the endpoint fails, refuses, or gives up on the answer midway.
+        """
         path, body = _request(self.name, prompt, sampling, self._rung)
-        for event in self._endpoint.stream(path, {**body, "stream": True}):
+        pieces, told, usage = list[str](), "", None
+        for event in self._events(path, {**body, "stream": True}):
+            usage = event.get("usage") or usage
             choice = first_choice(event)
+            told = str(choice.get("finish_reason") or told)
             delta = choice.get("delta")
             piece = (delta if isinstance(delta, dict) else {}).get("content") or choice.get("text")
             if isinstance(piece, str) and piece:
+                pieces.append(piece)
                 yield piece
+        text = "".join(pieces)
+        return Completion(text, self._read_end(told, text), *_read_usage(usage), self.fingerprint)
+
+    def _events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the events of a stream; who refuses to count tokens is asked without that."""
+        if self._tells_usage:
+            counted = {**body, "stream_options": {"include_usage": True}}
+            try:
+                yield from self._endpoint.stream(path, counted)
+                return
+            except BackendError as error:
+                if error.code != "backend.refused":  # which comes before anything is sent
+                    raise
+        for event in self._endpoint.stream(path, body):
+            self._tells_usage = False
+            yield event
 
     def relay_chat(self, body: Mapping[str, Any], is_stopped: Callable[[], bool]) -> dict[str, Any]:
         """Send a chat request as it stands; see ``RelayModel``."""
@@ -294,11 +318,24 @@ class _EndpointModel:
                 expected="choices[0].message.content",
                 next="check that the address is an OpenAI-compatible API (…/v1)",
             ) from error
-        told = str(choice.get("finish_reason") or "stop").lower()
-        if told in _BROKEN or choice.get("error"):
+        reason = self._read_end(choice.get("finish_reason"), text, choice.get("error"))
+        counts = _read_usage(answer.get("usage"))
+        text = _without_thoughts(_sound(text)).removeprefix(prompt.prefix)
+        if prompt.schema is not None:
+            text = _without_fence(text)
+        return Completion(text, reason, *counts, self.fingerprint)
+
+    def _read_end(self, finish_reason: object, text: str, failure: object = None) -> str:
+        """Return why an answer ended, in our terms.
+
+        Raises:
+            BackendError: If it was given up on, or cut by a filter.
+        """
+        told = str(finish_reason or "stop").lower()
+        if told in _BROKEN or failure:
             raise BackendError(
                 f"{self._endpoint.address} gave up on the answer ({told}): "
-                f"{json.dumps(choice.get('error') or text)[:200]}",
+                f"{json.dumps(failure or text)[:200]}",
                 code="backend.broken",
                 expected="finish_reason stop",
                 next="look into the server's log, and run again",
@@ -311,13 +348,13 @@ class _EndpointModel:
                 expected="finish_reason stop",
                 next="ask otherwise, or another model",
             )
-        usage = answer.get("usage")
-        used = usage if isinstance(usage, dict) else {}
-        counts = read_count(used.get("prompt_tokens")), read_count(used.get("completion_tokens"))
-        text = _without_thoughts(_sound(text)).removeprefix(prompt.prefix)
-        if prompt.schema is not None:
-            text = _without_fence(text)
-        return Completion(text, reason, *counts, self.fingerprint)
+        return reason
+
+
+def _read_usage(usage: object) -> tuple[int, int]:
+    """Return the tokens of prompt and completion as a server tells them; 0 where it does not."""
+    used = usage if isinstance(usage, dict) else {}
+    return read_count(used.get("prompt_tokens")), read_count(used.get("completion_tokens"))
 
 
 def _request(

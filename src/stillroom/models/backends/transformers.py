@@ -11,9 +11,9 @@ from __future__ import annotations
 import inspect
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -24,6 +24,9 @@ from stillroom.models.method import Backend
 from stillroom.models.protocols import Score, TextModel, Vectors
 from stillroom.models.requests import check_room, spread_sampling
 from stillroom.records import Completion, Message, Prompt, Sampling
+
+if TYPE_CHECKING:
+    from stillroom.models.decoding import Drawing
 
 __all__ = ["Transformers"]
 
@@ -108,14 +111,7 @@ class _TransformersModel:
         is_stopped = is_cancelled or (lambda: False)
 
         def finish(index: int) -> None:
-            drawing = drawings[index]
-            completions[index] = Completion(
-                drawing.text,
-                drawing.reason,
-                len(drawing.prompt_ids),
-                len(drawing.ids),
-                self.fingerprint,
-            )
+            completions[index] = self._completion(drawings[index])
             if on_done is not None:
                 on_done(index, completions[index])
 
@@ -132,7 +128,7 @@ class _TransformersModel:
                     break
         return completions
 
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
         drawing = self._begin(prompt, sampling)
         given = 0
         for _ in self._draw_batch([drawing]):
@@ -140,6 +136,12 @@ class _TransformersModel:
             if len(text) > given:
                 yield text[given:]
                 given = len(text)
+        return self._completion(drawing)
+
+    def _completion(self, drawing: Drawing) -> Completion:
+        """Return what was drawn, with its accounting."""
+        counts = len(drawing.prompt_ids), len(drawing.ids)
+        return Completion(drawing.text, drawing.reason, *counts, self.fingerprint)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
         scores = []
@@ -208,7 +210,7 @@ class _TransformersModel:
         start = self.tokenizer.bos_token_id
         return ids or [start if start is not None else self.tokenizer.pad_token_id]
 
-    def _begin(self, prompt: Prompt, sampling: Sampling) -> Any:
+    def _begin(self, prompt: Prompt, sampling: Sampling) -> Drawing:
         from stillroom.models.decoding import Drawing
         from stillroom.models.grammar import Grammar
 
