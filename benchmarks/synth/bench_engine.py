@@ -7,9 +7,11 @@ filters), for a peer its usual way to complete prompts. CPU counts children. The
 share of the ideal by the server's own clock, from the first request to the last answer: without
 what a process does after its last answer, and without what it sleeps before its first request.
 
-Then, with a short latency: requests that a run repeats which is killed five times at random
-moments, beyond those in flight; what one refused row among 100 costs; requests for one more row of
-a finished run with a cache; whether one request at a time and 64 give the same bytes.
+Then the CPU of a record where a completion cache stands before the server, which is empty, and
+where two servers share what is asked. Then, with a short latency: requests that a run repeats which
+is killed five times at random moments, beyond those in flight; what one refused row among 100
+costs; requests for one more row of a finished run with a cache; whether one request at a time and
+64 give the same bytes.
 """
 
 import json
@@ -64,11 +66,16 @@ def slope(way: Callable[[int], Cost], endpoint: Endpoint) -> Slope:
     return many.wall - few.wall, many.cpu - few.cpu, endpoint.span()["seconds"]
 
 
-def ours(endpoint: Endpoint) -> Slope:
-    """Return what our runs take."""
+def ours(endpoint: Endpoint, *, cache: bool = False, other: Endpoint | None = None) -> Slope:
+    """Return what our runs take, with an empty cache or another server beside."""
 
     def way(count: int) -> Cost:
-        recipe = write_recipe(f"ours-{count}", make_prompts(count), endpoint)
+        file = WORK / "completions.sqlite" if cache else None
+        for old in WORK.glob("completions.sqlite*"):
+            old.unlink()
+        recipe = write_recipe(
+            f"ours-{count}", make_prompts(count), endpoint, cache=file, other=other
+        )
         shutil.rmtree(WORK / "out", ignore_errors=True)
         return run_command(command(recipe, WORK / "out"))
 
@@ -150,6 +157,14 @@ def measure_cost(endpoint: Endpoint) -> None:
         say(f"synth/engine/cpu_vs_{name}", other / cpu, n=len(found), peer=version, **told)
 
 
+def measure_ways(endpoint: Endpoint, other: Endpoint) -> None:
+    """Measure the CPU of a record with a cache, and with two servers."""
+    mine = [(ours(endpoint, cache=True), ours(endpoint, other=other)) for _ in range(REPEATS)]
+    for name, found in zip(("cached", "pooled"), zip(*mine, strict=True), strict=True):
+        cpu = statistics.median(cpu for _, cpu, _ in found)
+        say(f"synth/engine/{name}_cpu_ms_per_record", 1000 * cpu / (COUNT - FEW), n=REPEATS)
+
+
 def measure_kills(endpoint: Endpoint) -> None:
     """Kill five times at random moments; say what was asked again."""
     recipe = write_recipe("kills", make_prompts(COUNT), endpoint)
@@ -205,6 +220,8 @@ def main() -> None:
     compile_package("stillroom")
     with serve(LATENCY) as endpoint:
         measure_cost(endpoint)
+        with serve(LATENCY) as other:
+            measure_ways(endpoint, other)
         measure_kills(endpoint)
     with serve(0.01) as endpoint:
         measure_rows(endpoint)

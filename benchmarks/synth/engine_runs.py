@@ -82,8 +82,9 @@ def write_recipe(
     concurrency: int = CONCURRENCY,
     attempts: int = 1,
     cache: Path | None = None,
+    other: Endpoint | None = None,
 ) -> Path:
-    """Write passages, and the recipe as JSON, which is YAML."""
+    """Write passages, and the recipe as JSON, which is YAML; ``other`` is asked half of it."""
     WORK.mkdir(parents=True, exist_ok=True)
     rows = []
     for number, text in enumerate(prompts):
@@ -94,12 +95,16 @@ def write_recipe(
         )
         rows.append(json.dumps(passage.to_json()) + "\n")
     (WORK / f"{name}.jsonl").write_text("".join(rows))
+    engine: dict[str, object] = {"concurrency": concurrency}
+    if other is not None:
+        engine = {"concurrency": concurrency // 2, "weights": [1, 1]}
+        engine["others"] = [f"http://127.0.0.1:{other.port}/v1#m"]
     recipe = {
         "version": 1,
         "kind": "synth",
         "index": str(WORK / f"{name}.jsonl"),
         "model": f"http://127.0.0.1:{endpoint.port}/v1#m",
-        "engine": {"concurrency": concurrency},
+        "engine": engine,
         "generator": "rewrite",
         "filters": [],
         "target": {"train": 10 * len(prompts) * attempts, "held_out": 1},

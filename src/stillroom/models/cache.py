@@ -12,6 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,20 @@ from stillroom.jobs.databases import open_shared_database
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.models.behind import ModelBefore
 from stillroom.models.choosing import Chosen, weigh_given
-from stillroom.models.protocols import ConcurrentModel, Score, TemplatedModel, TextModel
+from stillroom.models.protocols import (
+    ConcurrentModel,
+    Score,
+    SubmittingModel,
+    TemplatedModel,
+    TextModel,
+)
 from stillroom.models.requests import spread_sampling
 from stillroom.provenance import canonical_json, digest_json
 from stillroom.records import Completion, Message, Prompt, Sampling
 
 __all__ = ["CachedModel", "CompletionCache", "cached"]
 
+Done = Callable[[Completion | BaseException], None]
 _TABLE = "CREATE TABLE IF NOT EXISTS completions (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
 
 
@@ -71,13 +79,13 @@ class CompletionCache:
             ).fetchone()
         return Completion.from_json(json.loads(row[0])) if row else None
 
-    def put(self, key: str, completion: Completion) -> None:
-        """Keep a completion; the first one kept for a key stays."""
+    def put(self, key: str, completion: Completion) -> Completion:
+        """Keep a completion; the first one kept for a key stays, and is returned."""
+        row = key, canonical_json(completion.to_json())
         with self._lock, _disk_errors(self.path):
-            self._database.execute(
-                "INSERT OR IGNORE INTO completions VALUES (?, ?)",
-                (key, canonical_json(completion.to_json())),
-            )
+            added = self._database.execute("INSERT OR IGNORE INTO completions VALUES (?, ?)", row)
+            is_first = added.rowcount > 0
+        return completion if is_first else self.get(key) or completion
 
     def close(self) -> None:
         """Close the file."""
@@ -103,14 +111,30 @@ class _disk_errors:  # noqa: N801  # reads as a verb at its one kind of place
 
 
 class CachedModel(ModelBefore):
-    """A TextModel that asks the model behind it only for what the cache does not hold."""
+    """A TextModel that asks the model behind it only for what the cache does not hold.
+
+    It can be asked without a thread that waits, and shows its chat template, where the model behind
+    can and does: it has ``submit`` and ``render`` then, else not.
+    """
+
+    submit: Callable[[Prompt, Sampling, Done], None]
+    """See ``SubmittingModel``."""
+    render: Callable[[Sequence[Message]], str]
+    """See ``TemplatedModel``."""
 
     def __init__(self, model: TextModel, cache: CompletionCache) -> None:
         """Put ``cache`` before ``model``."""
         super().__init__(model)
         self.cache = cache
         self.hits = 0
-        """Completions that came from the cache, repeated prompts of one call included."""
+        """Completions that came from the cache, or of what was asked at the same time."""
+        self._lock = threading.Lock()
+        self._asked: dict[str, list[Done]] = {}  # by key, while the model behind is asked
+        if isinstance(model, SubmittingModel):
+            self._pass_on = model.submit
+            self.submit = self._submit
+        if isinstance(model, TemplatedModel):
+            self.render = model.render
 
     @property
     def concurrency(self) -> int:
@@ -149,9 +173,8 @@ class CachedModel(ModelBefore):
                 give(key, kept)
 
         def keep(number: int, completion: Completion) -> None:
-            self.cache.put(missing[number], completion)
             # What is given is what is kept: another process may have been first.
-            give(missing[number], self.cache.get(missing[number]) or completion)
+            give(missing[number], self.cache.put(missing[number], completion))
 
         if missing:
             first = [places[key][0] for key in missing]
@@ -192,17 +215,50 @@ class CachedModel(ModelBefore):
         """Count with the model behind."""
         return self.model.count_tokens(text)
 
-    @property
-    def render(self) -> Callable[[Sequence[Message]], str]:
-        """How the model behind writes its chat template, where that can be seen."""
-        if not isinstance(self.model, TemplatedModel):
-            raise AttributeError("render")
-        return self.model.render
-
     def close(self) -> None:
         """Close the model behind and the cache."""
         self.model.close()
         self.cache.close()
+
+    def _submit(self, prompt: Prompt, sampling: Sampling, done: Done) -> None:
+        """Answer from the cache at once, or ask; what is in flight already is asked once."""
+        key = self.cache.key(self.fingerprint, prompt, sampling)
+        with self._lock:
+            others = self._asked.get(key)
+            if others is not None:
+                others.append(done)
+                return
+            self._asked[key] = [done]
+        try:
+            kept = self.cache.get(key)
+            if kept is None:
+                self._pass_on(prompt, sampling, partial(self._take, key))
+                return
+        except BaseException as error:  # noqa: BLE001  # given to all who wait for it
+            self._give(key, error)
+            return
+        self._give(key, kept, 0)
+
+    def _take(self, key: str, value: Completion | BaseException) -> None:
+        """Keep what the model behind gives, on its thread, and give it to all who wait for it."""
+        if not isinstance(value, Completion) or value.finish_reason == "cancelled":
+            self._give(key, value)
+            return
+        try:
+            value = self.cache.put(key, value)
+        except BaseException as error:  # noqa: BLE001  # as generate raises it
+            self._give(key, error)
+        else:
+            self._give(key, value, -1)  # one of those who wait has asked
+
+    def _give(self, key: str, value: Completion | BaseException, hits: int | None = None) -> None:
+        """Give a value to all who wait for it; ``hits`` are added to their number."""
+        with self._lock:
+            waiting = self._asked.pop(key)
+            if hits is not None:
+                self.hits += len(waiting) + hits
+        for done in waiting:
+            done(value)
 
 
 def cached(model: TextModel, path: Path) -> CachedModel:

@@ -32,7 +32,7 @@ from stillroom.models.dialect import (
     read_retry_after,
     told_status,
 )
-from stillroom.models.loop_thread import LoopThread
+from stillroom.models.loop_thread import LoopThread, cancelled
 
 __all__ = [
     "Endpoint",
@@ -140,6 +140,8 @@ class Endpoint:
                 async for event in self._stream(path, body):
                     events.put(event)
                 events.put(None)
+            except asyncio.CancelledError:
+                events.put(cancelled())
             except BaseException as error:  # noqa: BLE001  # raised again on the reader's thread
                 events.put(error)
 
@@ -474,15 +476,12 @@ def only_model(endpoint: Endpoint) -> str:
 
 
 def _shut_down(running: LoopThread, sessions: list[Any]) -> None:
-    """Close the session on its own loop, then the loop; safe from any thread but the loop's."""
-    loop, thread = running.loop, running.thread
+    """Break off what is asked, close the session, then the loop; not on the loop's own thread."""
+    running.cancel()
     for session in sessions:
         with contextlib.suppress(concurrent.futures.TimeoutError):
-            asyncio.run_coroutine_threadsafe(session.close(), loop).result(5)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(5)
-    if not thread.is_alive():
-        loop.close()
+            asyncio.run_coroutine_threadsafe(session.close(), running.loop).result(5)
+    running.close()
 
 
 def _fatal(endpoint: Endpoint, status: int, said: str, code: str, step: str) -> BackendError:

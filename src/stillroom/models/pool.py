@@ -6,6 +6,9 @@ whole (down, refused key, spent quota, over its rate) is passed over, and not as
 a while; what only this request did wrong is not asked of others. Whose answer it is stands in the
 completion's ``model``.
 
+Of requests that are not hedged none keeps a thread waiting where the endpoints need none. A hedged
+one does: the request that comes second is broken off by who waits for it.
+
 Sources: Thaler and Ravishankar 1998 (rendezvous hashing); Dean and Barroso 2013, "The Tail at
 Scale" (hedged requests).
 """
@@ -15,20 +18,23 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from stillroom.errors import BackendError
 from stillroom.models.choosing import Chosen, weigh_given
 from stillroom.models.parallel import work_through
-from stillroom.models.protocols import ConcurrentModel, Score, TextModel
+from stillroom.models.protocols import ConcurrentModel, Score, SubmittingModel, TextModel
 from stillroom.models.requests import spread_sampling
 from stillroom.provenance import digest_json
 from stillroom.records import Completion, Prompt, Sampling
 
 __all__ = ["Member", "PoolModel"]
 
+Done = Callable[[Completion | BaseException], None]
 _LOOK_S = 0.1
 _REST_S = 30.0
 _PASSED_ON = {
@@ -58,7 +64,13 @@ class Member:
 
 
 class PoolModel:
-    """A TextModel over several; each request goes to one, and on to the next if that one fails."""
+    """A TextModel over several; each request goes to one, and on to the next if that one fails.
+
+    It has ``submit`` where all members have it and nothing is hedged.
+    """
+
+    submit: Callable[[Prompt, Sampling, Done], None]
+    """See ``SubmittingModel``."""
 
     def __init__(self, members: Sequence[Member], *, hedge_after_s: float = 0.0) -> None:
         """Pool members.
@@ -80,6 +92,10 @@ class PoolModel:
         self.fingerprint = f"pool:{digest_json(prints)[:16]}"
         self.context_length = min(one.model.context_length for one in self._members)
         self.concurrency = sum(_concurrency(one.model) for one in self._members if one.weight > 0)
+        ways = [one.model.submit for one in self._members if isinstance(one.model, SubmittingModel)]
+        if len(ways) == len(self._members) and not self._is_hedged:
+            self._ways = ways
+            self.submit = self._submit
 
     def generate(
         self,
@@ -144,11 +160,41 @@ class PoolModel:
         for member in self._members:
             member.model.close()
 
+    @property
+    def _is_hedged(self) -> bool:
+        return self._hedge_after_s > 0 and len(self._members) > 1
+
+    def _submit(self, prompt: Prompt, sampling: Sampling, done: Done) -> None:
+        """Ask the first in order; where one fails, its thread asks the next."""
+        waiting = deque(self._order(prompt, sampling))
+        errors: list[BackendError] = []
+
+        def ask() -> None:
+            at = waiting.popleft()
+            self._begin(at)
+            self._ways[at](prompt, sampling, partial(take, at))
+
+        def take(at: int, value: Completion | BaseException) -> None:
+            self._note(at, value)
+            if not isinstance(value, BackendError) or value.code not in _PASSED_ON:
+                done(value)
+                return
+            errors.append(value)
+            if not waiting:
+                done(self._give_up(errors))
+                return
+            try:
+                ask()
+            except BackendError as error:  # it was closed meanwhile
+                done(error)
+
+        ask()
+
     def _ask(
         self, prompt: Prompt, sampling: Sampling, is_stopped: Callable[[], bool]
     ) -> Completion:
         order = self._order(prompt, sampling)
-        if self._hedge_after_s <= 0 or len(order) == 1:
+        if not self._is_hedged:
             return self._ask_in_turn(order, prompt, sampling, is_stopped)
         return self._ask_hedged(order, prompt, sampling, is_stopped)
 
@@ -214,19 +260,27 @@ class PoolModel:
     def _send(
         self, at: int, prompt: Prompt, sampling: Sampling, is_stopped: Callable[[], bool]
     ) -> Completion:
-        with self._lock:
-            self.asked[at] += 1
+        self._begin(at)
         try:
             model = self._members[at].model
             (completion,) = model.generate([prompt], [sampling], is_cancelled=is_stopped)
         except BackendError as error:
-            if error.code in _RESTS:
-                with self._lock:
-                    self._resting[at] = time.monotonic() + _REST_S
+            self._note(at, error)
             raise
-        with self._lock:
-            self._resting.pop(at, None)
+        self._note(at, completion)
         return completion
+
+    def _begin(self, at: int) -> None:
+        with self._lock:
+            self.asked[at] += 1
+
+    def _note(self, at: int, value: Completion | BaseException) -> None:
+        """Let a member rest that failed as a whole, and no longer where it has answered."""
+        with self._lock:
+            if isinstance(value, Completion):
+                self._resting.pop(at, None)
+            elif isinstance(value, BackendError) and value.code in _RESTS:
+                self._resting[at] = time.monotonic() + _REST_S
 
     def _order(self, prompt: Prompt, sampling: Sampling) -> list[int]:
         """Return in which order members are asked: by weight and the request, the resting last."""

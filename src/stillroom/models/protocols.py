@@ -135,7 +135,9 @@ class SubmittingModel(ConcurrentModel, Protocol):
     ) -> None:
         """Ask, and have ``done`` called once with the completion or the error.
 
-        It is called on the model's own thread, and must neither wait nor raise.
+        It is called on the model's own thread, or on this one before ``submit`` returns where the
+        answer is at hand, and must neither wait nor raise. A model that is closed meanwhile gives
+        ``Cancelled``.
 
         Raises:
             BackendError: If the model is closed.

@@ -61,7 +61,14 @@ def _generate(
 
 
 class RemoteModel(ModelBefore):
-    """Asks workers for what a model here would answer."""
+    """Asks workers for what a model here would answer.
+
+    It has ``render`` where the model's chat template can be seen. It has no ``submit``: a call to a
+    worker keeps a thread waiting whoever makes it, and all prompts of one go there together.
+    """
+
+    render: Callable[[Sequence[Message]], str]
+    """See ``TemplatedModel``."""
 
     def __init__(
         self, model: TextModel, engine: Engine, reference: str, settings: Mapping[str, Any]
@@ -76,6 +83,8 @@ class RemoteModel(ModelBefore):
         """
         super().__init__(model)
         self.engine = engine
+        if isinstance(model, TemplatedModel):
+            self.render = model.render
         each = model.concurrency if isinstance(model, ConcurrentModel) else 1
         self._work = _Answering(reference, json.dumps(dict(settings), sort_keys=True), each)
 
@@ -132,13 +141,6 @@ class RemoteModel(ModelBefore):
     def count_tokens(self, text: str) -> int:
         """Count with the model here."""
         return self.model.count_tokens(text)
-
-    @property
-    def render(self) -> Callable[[Sequence[Message]], str]:
-        """How the model writes its chat template, where that can be seen."""
-        if not isinstance(self.model, TemplatedModel):
-            raise AttributeError("render")
-        return self.model.render
 
     def close(self) -> None:
         """Close the model here; the workers' go with the engine."""

@@ -105,7 +105,7 @@ class Asking:
         placed: dict[int, Completion | Failure] = {}
         for model in {id(ask.model): ask.model for ask in asks}.values():
             mine = [at for at, ask in enumerate(asks) if ask.model is model]
-            found = self._complete([asks[at] for at in mine], model or self._model)
+            found = self.complete([asks[at] for at in mine], model or self._model)
             placed |= zip(mine, found, strict=True)
         given = [placed[at] for at in range(len(asks))]
         self.settle(asks, given)
@@ -120,7 +120,12 @@ class Asking:
                 account.prompt_tokens += one.prompt_tokens
                 account.completion_tokens += one.completion_tokens
 
-    def _complete(self, asks: Sequence[Ask], model: TextModel) -> list[Completion | Failure]:
+    def complete(self, asks: Sequence[Ask], model: TextModel) -> list[Completion | Failure]:
+        """Return what a model gives for asks, which is not counted.
+
+        Raises:
+            BackendError: If the model fails as a whole.
+        """
         prompts, samplings = [ask.prompt for ask in asks], [ask.sampling for ask in asks]
         done: dict[int, Completion] = {}
         try:
@@ -129,7 +134,7 @@ class Asking:
             failure = failure_of(error)
             if len(asks) > 1:  # what came back is not asked again
                 return [
-                    done[at] if at in done else self._complete([ask], model)[0]
+                    done[at] if at in done else self.complete([ask], model)[0]
                     for at, ask in enumerate(asks)
                 ]
             return [failure]

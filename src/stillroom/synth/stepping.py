@@ -1,7 +1,9 @@
-"""Units taken step by step, where the teacher can be asked without a thread that waits.
+"""Units taken step by step, side by side.
 
 One thread goes on with whichever unit has its answers. A step that takes long (a candidate's code
-that runs) must not hold up the others: as long as one does, another thread goes on with them.
+that runs) must not hold up the others: as long as one does, another thread goes on with them. What
+cannot be asked without a thread that waits has one for every unit that asks it: a model without
+``submit``, and a writer that is no ``SteppedWriter``.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from typing import TYPE_CHECKING, Protocol
 from stillroom.errors import BackendError
 from stillroom.models import SubmittingModel
 from stillroom.records import Completion
-from stillroom.synth.asking import Ask, failure_of
-from stillroom.synth.method import Draft, Failure, Seed
+from stillroom.synth.asking import Ask, Asking, failure_of
+from stillroom.synth.method import Draft, Failure, Seed, Writer
 from stillroom.synth.steps import Drafting, SteppedWriter
 
 if TYPE_CHECKING:
@@ -46,25 +48,26 @@ class _Unit:
     seed: Seed
     draft: Future[Draft | None] = field(default_factory=Future)
     work: Drafting | None = None
-    given: list[Completion | BaseException | None] = field(default_factory=list)
+    given: list[Completion | Failure | BaseException | None] = field(default_factory=list)
     left: int = 0
 
 
 class Stepping:
     """A bounded number of units at work."""
 
-    def __init__(
-        self, writer: SteppedWriter, model: SubmittingModel, shelf: Keeping, *, units: int
-    ) -> None:
+    def __init__(self, writer: Writer, model: TextModel, shelf: Keeping, *, units: int) -> None:
         """Start with none.
 
         Args:
             writer: Whose steps are taken.
-            model: The teacher.
+            model: The teacher, which may be asked from several threads.
             shelf: Where finished units are looked up and kept.
             units: How many are at work at once.
         """
-        self._writer, self._model, self._shelf, self._most = writer, model, shelf, units
+        self._model, self._shelf, self._most = model, shelf, units
+        self._writer = writer
+        self._stepped = writer if isinstance(writer, SteppedWriter) else None
+        self._known: dict[int, tuple[TextModel, SubmittingModel | None]] = {}
         self._ready: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()
         self._waiting: deque[_Unit] = deque()
         self._lock = threading.Lock()
@@ -137,28 +140,66 @@ class Stepping:
             if known is not None or self._stopped:
                 self._finish(unit, known)
                 return
-            unit.work = self._writer.open([unit.seed], self._model)
+            if self._stepped is None:
+                self._others.submit(self._write_whole, unit)
+                return
+            unit.work = self._stepped.open([unit.seed], self._model)
         else:
             unit.work.answer([_read(one) for one in unit.given])
         work = unit.work
         while work.asks is not None and not work.asks:
             work.answer([])
         if work.asks is not None:
-            self._ask(unit, work.asks)
+            self._ask(unit, work.asking, work.asks)
             return
         (made,) = work.asking.drafts()
         self._finish(unit, self._shelf.keep(made))
 
-    def _ask(self, unit: _Unit, asks: Sequence[Ask]) -> None:
-        unit.given, unit.left = [None] * len(asks), len(asks)
-        for at, ask in enumerate(asks):
-            done = partial(self._arrive, unit, at)
-            if ask.model is None or ask.model is self._model:
-                self._model.submit(ask.prompt, ask.sampling, done)
-            else:
-                self._others.submit(_wait_for, ask.model, ask, done)
+    def _write_whole(self, unit: _Unit) -> None:
+        """Write a unit on a thread that waits for its answers."""
+        outcome: Draft | BaseException
+        try:
+            (made,) = self._writer.generate([unit.seed], self._model)
+            outcome = self._shelf.keep(made)
+        except BaseException as error:  # noqa: BLE001  # raised again by who wants the draft
+            outcome = error
+        self._finish(unit, outcome)
 
-    def _arrive(self, unit: _Unit, at: int, value: Completion | BaseException) -> None:
+    def _ask(self, unit: _Unit, asking: Asking, asks: Sequence[Ask]) -> None:
+        unit.given, unit.left = [None] * len(asks), len(asks)
+        kept_waiting: dict[int, list[int]] = {}
+        for at, ask in enumerate(asks):
+            model = ask.model or self._model
+            submitting = self._submitting_of(model)
+            if submitting is not None:
+                submitting.submit(ask.prompt, ask.sampling, partial(self._arrive, unit, at))
+            else:
+                kept_waiting.setdefault(id(model), []).append(at)
+        for places in kept_waiting.values():
+            self._others.submit(self._wait_for, unit, asking, asks, places)
+
+    def _submitting_of(self, model: TextModel) -> SubmittingModel | None:
+        """Return the model, where it can be asked without a thread that waits; looked up once."""
+        known = self._known.get(id(model))
+        if known is None:
+            known = model, model if isinstance(model, SubmittingModel) else None
+            self._known[id(model)] = known  # which keeps the model, and so its id its own
+        return known[1]
+
+    def _wait_for(
+        self, unit: _Unit, asking: Asking, asks: Sequence[Ask], places: Sequence[int]
+    ) -> None:
+        """Ask one model for several of a unit's asks together."""
+        mine = [asks[at] for at in places]
+        found: Sequence[Completion | Failure | BaseException]
+        try:
+            found = asking.complete(mine, mine[0].model or self._model)
+        except BaseException as error:  # noqa: BLE001  # raised again where the unit goes on
+            found = [error] * len(mine)
+        for at, value in zip(places, found, strict=True):
+            self._arrive(unit, at, value)
+
+    def _arrive(self, unit: _Unit, at: int, value: Completion | Failure | BaseException) -> None:
         """Take one answer, on the thread of whoever gives it."""
         with self._lock:
             unit.given[at] = value
@@ -181,7 +222,7 @@ class Stepping:
             self._push(following)
 
 
-def _read(value: Completion | BaseException | None) -> Completion | Failure:
+def _read(value: Completion | Failure | BaseException | None) -> Completion | Failure:
     """Return what an ask gave.
 
     Raises:
@@ -194,13 +235,3 @@ def _read(value: Completion | BaseException | None) -> Completion | Failure:
     if value is None:
         raise AssertionError("unreachable: a unit goes on when all has arrived")
     return value
-
-
-def _wait_for(model: TextModel, ask: Ask, done: partial[None]) -> None:
-    """Ask a model that keeps a thread waiting."""
-    try:
-        (value,) = model.generate([ask.prompt], [ask.sampling])
-    except BaseException as error:  # noqa: BLE001  # raised again where the unit goes on
-        done(error)
-    else:
-        done(value)

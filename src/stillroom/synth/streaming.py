@@ -2,9 +2,7 @@
 
 There are some more units at work than requests at once, so that one whose answer is read leaves no
 connection idle. At most twice as many are begun beyond the one that is waited for: memory does not
-grow with their number, and a kill or a reached target wastes no more than those. Where the writer's
-steps can be left and the teacher needs no thread that waits, units share a thread; else each has
-its own.
+grow with their number, and a kill or a reached target wastes no more than those.
 """
 
 from __future__ import annotations
@@ -12,16 +10,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 from stillroom.errors import BackendError
-from stillroom.models import SubmittingModel
 from stillroom.synth.asking import LOST, REFUSED
 from stillroom.synth.method import Draft, Seed, Writer
 from stillroom.synth.stepping import Stepping
-from stillroom.synth.steps import SteppedWriter
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -30,7 +26,7 @@ __all__ = ["Shelf", "is_lost", "stream_units"]
 
 _AHEAD = 2
 _SPARE = 4
-"""One thread more for so many: while some read an answer, others have a request ready."""
+"""One unit more for so many: while some read an answer, others have a request ready."""
 _LOOK_S = 0.2
 _REFUSALS = 20
 _LOST = 10
@@ -68,11 +64,11 @@ def stream_units(
     Raises:
         BackendError: If the teacher fails, or refuses the first many units one after another.
     """
-    stream = _Stream(writer, model, shelf)
+    stream = _Stream(shelf)
     remaining = iter(seeds)
     begun: deque[Future[Draft | None]] = deque()
     units = workers + -(-workers // _SPARE)
-    crew = _side_by_side(stream, units)
+    crew = Stepping(writer, model, stream, units=units)
 
     def look() -> None:
         crew.relieve()
@@ -97,44 +93,6 @@ def is_lost(draft: Draft) -> bool:
     return any(failure.reason == LOST for failure in draft.failures)
 
 
-class _Crew(Protocol):
-    """Has units at work."""
-
-    def add(self, seed: Seed) -> Future[Draft | None]:
-        """Begin a unit as soon as there is room; its draft is None if it was stopped before."""
-
-    def relieve(self) -> None:
-        """Look after those that are stuck; called several times a second."""
-
-    def close(self) -> None:
-        """Begin no more, and let those at work come to their end."""
-
-
-class _Threads:
-    """A thread for every unit at work."""
-
-    def __init__(self, stream: _Stream, units: int) -> None:
-        self._stream = stream
-        self._pool = ThreadPoolExecutor(units, thread_name_prefix="stillroom-synth")
-
-    def add(self, seed: Seed) -> Future[Draft | None]:
-        return self._pool.submit(self._stream.draft, seed)
-
-    def relieve(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self._stream.stopped.set()
-        self._pool.shutdown(cancel_futures=True)
-
-
-def _side_by_side(stream: _Stream, units: int) -> _Crew:
-    writer, model = stream.writer, stream.model
-    if isinstance(writer, SteppedWriter) and isinstance(model, SubmittingModel):
-        return Stepping(writer, model, stream, units=units)
-    return _Threads(stream, units)
-
-
 def _await(unit: Future[Draft | None], pause: Callable[[], None]) -> Draft | None:
     """Return a unit's draft when it is there, pausing several times a second until then."""
     while True:
@@ -149,19 +107,10 @@ def _await(unit: Future[Draft | None], pause: Callable[[], None]) -> Draft | Non
 class _Stream:
     """What the units share."""
 
-    def __init__(self, writer: Writer, model: TextModel, shelf: Shelf) -> None:
-        self.writer, self.model, self.shelf = writer, model, shelf
-        self.stopped = threading.Event()
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf = shelf
         self._lock = threading.Lock()
         self._refused = self._records = self._lost = 0
-
-    def draft(self, seed: Seed) -> Draft | None:
-        """Return the unit's draft, from the shelf or asked for; None once stopped."""
-        known = self.known(seed)
-        if known is not None or self.stopped.is_set():
-            return known
-        (made,) = self.writer.generate([seed], self.model)
-        return self.keep(made)
 
     def known(self, seed: Seed) -> Draft | None:
         """Return the unit's draft from the shelf."""

@@ -1,4 +1,4 @@
-"""Units share a thread where the teacher needs none that waits; a long step holds up no other."""
+"""Units share a thread where who is asked needs none that waits; a long step holds up no other."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +10,7 @@ from tests.unit.synth.conftest import make_passages
 from stillroom.errors import BackendError
 from stillroom.records import Completion, Message
 from stillroom.synth.method import Seed
-from stillroom.synth.steps import Stepwise
+from stillroom.synth.steps import Stepwise, together
 from stillroom.synth.streaming import stream_units
 
 COUNT = 12
@@ -139,14 +139,93 @@ def test_a_fault_of_the_method_is_raised_and_not_waited_for():
         list(stream(Faulty(), Server()))
 
 
-def test_another_model_is_asked_as_it_can_be():
+class Waiting(Server):
+    """Cannot be asked without a thread that waits; takes several prompts at once."""
+
+    submit = None
+
+    def generate(self, prompts, sampling, *, on_done=None, is_cancelled=None):
+        said = [prompt.messages[-1].content for prompt in prompts]
+        self.waited.append(said)
+        for at, one in enumerate(said):
+            if "refuse" in one:
+                raise BackendError("no", code="backend.refused", expected="e", next="n")
+            if "break" in one:
+                raise BackendError("no", code="backend.unauthorized", expected="e", next="n")
+            if on_done is not None:
+                on_done(at, Completion(one.upper(), "stop", 3, 2, self.name))
+        return [Completion(one.upper(), "stop", 3, 2, self.name) for one in said]
+
+
+@pytest.mark.parametrize("kind", [Server, Waiting])
+def test_another_model_is_asked_as_it_can_be(kind):
     class Other(Twice):
-        other = Server()
+        other = kind()
 
     model = Server()
     drafts = list(stream(Other(), model))
-    assert {draft.records[0].messages[1].content for draft in drafts} == {"waited for"}
-    assert len(Other.other.waited) == len(model.asked) == COUNT
+    assert [draft.records[0].messages[1].content for draft in drafts] == [
+        f"SECOND {number}" for number in range(COUNT)
+    ]
+    assert len(model.asked) == COUNT
+    asked = {"asked": len(Other.other.asked), "waited": len(Other.other.waited)}
+    assert (
+        asked
+        == {Server: {"asked": COUNT, "waited": 0}, Waiting: {"asked": 0, "waited": COUNT}}[kind]
+    )
+
+
+class Several(Twice):
+    """Asks for several at once, of which one may be refused."""
+
+    refused: ClassVar = ()
+
+    def write(self, unit):
+        asks = []
+        for number in range(3):
+            said = "refuse" if (unit.seed.attempt, number) in type(self).refused else "say"
+            asks.append(unit.say(f"{said} {unit.seed.attempt} {number}", tokens=9))
+        for text in (yield from together(asks)):
+            if text:
+                unit.keep([Message("user", "?"), Message("assistant", text)], {})
+
+
+def test_a_model_that_keeps_threads_waiting_gives_the_same_drafts():
+    class Refused(Several):
+        refused = ((1, 0), (3, 2))
+
+    waiting = Waiting()
+    drafts = list(stream(Refused(), waiting))
+    assert drafts == list(stream(Refused(), Server()))
+    assert [len(draft.records) for draft in drafts] == [3, 2, 3, 2] + [3] * 8
+    assert sum(len(said) == 3 for said in waiting.waited) == COUNT  # a step of a unit in one call
+    with pytest.raises(BackendError) as caught:
+        list(stream(type("Broken", (Twice,), {"between": lambda unit: "break"})(), Waiting()))
+    assert caught.value.code == "backend.unauthorized"
+
+
+@pytest.mark.parametrize("kind", [Server, Waiting])
+def test_a_writer_without_steps_has_a_thread_for_every_unit(kind):
+    class Whole:
+        """Gives whole drafts only."""
+
+        round_size, settle = 0, staticmethod(lambda draft: draft)
+        generate = Twice().generate
+
+    model, shelf = kind(), {}
+    model.generate = Waiting.generate.__get__(model)
+    drafts = list(stream(Whole(), model, shelf))
+    assert drafts == list(stream(Twice(), Server()))
+    asked = len(model.waited)
+    assert list(stream(Whole(), model, shelf)) == drafts
+    assert len(model.waited) == asked == 2 * COUNT
+
+    class Faulty(Whole):
+        def generate(self, seeds, model):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        list(stream(Faulty(), model))
 
 
 def test_what_is_at_work_comes_to_its_end_and_no_more_is_begun():

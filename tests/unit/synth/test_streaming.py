@@ -1,4 +1,4 @@
-"""A server is asked by many threads at once: nothing is lost, paid twice, or out of order."""
+"""A server is asked for much at once: nothing is lost, paid twice, or out of order."""
 
 import json
 import os
@@ -101,6 +101,23 @@ def test_records_are_the_same_bytes_however_many_are_asked_at_once(tmp_path, ser
     assert len(digests) == 1
     assert len(asked(server)) == 3 * 60
     assert server.most_busy == 16
+
+
+@pytest.mark.parametrize("way", ["cache", "pool", "both", "hedged"])
+def test_a_cache_and_a_pool_change_no_byte_and_ask_nothing_twice(tmp_path, serve, way):
+    servers = serve(), serve()
+    digests = set()
+    for concurrency in (1, 64):
+        more = {"cache": str(tmp_path / f"{concurrency}.db")} if way in {"cache", "both"} else {}
+        engine = {"concurrency": concurrency}
+        if way != "cache":
+            engine |= {"others": [f"{servers[1].address}#m"], "weights": [1, 1]}
+            engine |= {"hedge_after_s": 60} if way == "hedged" else {}
+        recipe = make_recipe(tmp_path, servers[0], engine=engine, **more)
+        for again in range(2 if more else 1):
+            digests.add(run_into(recipe, tmp_path / f"out-{concurrency}-{again}"))
+    assert len(digests) == 1
+    assert len(asked(servers[0])) + len(asked(servers[1])) == 2 * 60
 
 
 def test_one_refused_row_costs_that_row(tmp_path, serve):
