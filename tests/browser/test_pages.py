@@ -70,7 +70,9 @@ def test_conflict_and_the_line_between_two_are_seen(open_page, console, theme):
     check_axe(page)
     page.get_by_role("link", name="Make this merge").press("Enter")
     page.get_by_label("Recipe", exact=True).wait_for()
-    page.get_by_role("button", name="Estimate").press("Enter")
+    estimate = page.get_by_role("button", name="Estimate")
+    page.locator("#check:enabled").wait_for()  # its script has come
+    estimate.press("Enter")
     page.get_by_text("It fits this machine.").wait_for(timeout=60_000)
 
 

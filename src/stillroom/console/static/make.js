@@ -152,6 +152,7 @@
       check();
     });
     $("check").addEventListener("click", check);
+    $("check").disabled = false; // until now a press would have been lost
     $("start").addEventListener("click", start);
   });
 })();
