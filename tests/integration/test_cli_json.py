@@ -1,16 +1,20 @@
 """Every command that is asked for JSON prints one JSON value, and nothing beside it."""
 
 import json
+import logging
 import os
 import shutil
 import sys
+import urllib.request
 
 import click
+import numpy as np
 import pytest
 from PIL import Image
 from tests.console_folder import build_folder
 from tests.contracts.test_cli import COMMANDS
 from tests.processes import Process
+from tests.unit.forensics.keras import keras_arrays
 
 from stillroom.testing import tiny_checkpoint
 
@@ -41,6 +45,7 @@ CHEAP = {
     "diffusion sample": "diffusion The --set max_new_tokens=4",
     "diffusion score": "diffusion --prompt The --answer river --answer sea",
     "distill align": "a b documents/rivers.txt",
+    "distill import": "logprobs.jsonl --format axolotl --teacher a --out imported-cache",
     "distill preflight": "distill.yaml",
     "distill texts": "documents --tokenizer a --out texts",
     "doctor": "",
@@ -49,6 +54,8 @@ CHEAP = {
     "forensics check": "picture.png",
     "forensics consent": "picture.png --who Ann --basis form --scope any --expires 2099-01-01 "
     "--out consent.json",
+    "fetch": "s3://bucket/published fetched",
+    "forensics import": "meso4 weights.npz --out meso4",
     "forensics ledger": "",
     "forensics provenance init-ca": "ca",
     "forensics provenance verify": "picture.png",
@@ -61,6 +68,7 @@ CHEAP = {
     "merge calibrate": "a b --records records.jsonl --for fisher --out statistics --max-records 2",
     "merge transplant": "a b --out transplanted",
     "merge verify": "merged-before",
+    "publish": "merged-before s3://bucket/merged",
     "rag ask": "run/steps/index river --model run/steps/model",
     "rag compact": "index-of-compact",
     "rag delete": "index-of-delete rivers.txt",
@@ -68,6 +76,7 @@ CHEAP = {
     "rag graph": "run/steps/index --out graph --extractor noun_phrases:min_count=1",
     "rag index": "documents --out indexed embedder=builtin:static",
     "rag log": "run/steps/index",
+    "rag migrate": "index-of-migrate --to qdrant",
     "rag rebuild": "index-of-rebuild chunker.size=90",
     "rag score": "qrels.txt ours.trec",
     "rag search": "run/steps/index river",
@@ -94,37 +103,73 @@ LONGER = {
     "diffusion train",
     "diffusion tune",
     "distill capture",
-    "distill import",
     "distill prune",
     "distill verify",
-    "fetch",
     "forensics benchmark attack",
     "forensics benchmark compare",
     "forensics benchmark import",
     "forensics benchmark score",
     "forensics benchmark stress",
     "forensics export",
-    "forensics import",
     "forensics provenance sign",
     "forensics train",
     "make",
     "merge adapters",
     "merge learn",
     "merge search",
-    "publish",
     "rag graph-show",
-    "rag migrate",
     "rag sweep",
     "rag tune",
 }
 """Commands that take seconds, or need what is not made in a moment."""
 FINDS_SOMETHING = {"forensics benchmark audit"}
 """Commands that end with 1 here, as they do where they find what they look for."""
+FAILS = (
+    "distill import nothing.jsonl --format axolotl --teacher a --out cache",
+    "fetch nothing fetched-nothing",
+    "fetch s3://bucket/nothing fetched-nothing",
+    "forensics import meso4 human.jsonl --out meso4-of-nothing",
+    "publish documents s3://bucket/documents",
+    "publish merged-before s3://bucket/published",
+    "rag migrate documents --to qdrant",
+)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def stores(tmp_path_factory):
+    """Give the addresses of an S3 server with one bucket, and of a Qdrant within a folder."""
+    moto = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    pytest.importorskip("qdrant_client")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    told = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "nobody",
+        "AWS_SECRET_ACCESS_KEY": "nothing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "STILLROOM_QDRANT": str(tmp_path_factory.mktemp("qdrant")),
+    }
+    request = urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT")
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60).close()
+    yield told
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, stores):
     place = build_folder(tmp_path_factory.mktemp("json"))
+    (place / "stores.json").write_text(json.dumps(stores))
+    np.savez(place / "weights.npz", **keras_arrays(np.random.default_rng(5)))
+    spoken = {
+        "input_ids": [5, 6, 7],
+        "target_token_ids": [[0, 1, 2, 3]] * 3,
+        "target_logprobs": [[-1e9] * 4, *[[-2.0] * 4] * 2],
+        "target_mask": [[0] * 4, *[[1] * 4] * 2],
+    }
+    write(place, "logprobs.jsonl", [spoken])
     for seed, name in enumerate("abc"):
         tiny_checkpoint(place / name, seed=seed, layers=2, hidden=16, context_length=512)
     lines = []
@@ -149,10 +194,11 @@ def place(tmp_path_factory):
     for line in (
         "run merge.yaml --out merged-before",
         "run forge.yaml --out forged",
+        "publish merged-before s3://bucket/published",
     ):
         code, _, talked = run(place, line)
         assert code == 0, talked
-    for command in ("compact", "delete", "rebuild", "update"):
+    for command in ("compact", "delete", "migrate", "rebuild", "update"):
         shutil.copytree(place / "run/steps/index", place / f"index-of-{command}")
     return place
 
@@ -164,7 +210,8 @@ def write(place, name, rows):
 def run(place, line):
     """Run a command; return its exit code, what it printed and what it said."""
     words = line.replace("{here}", str(place)).split()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "STILLROOM_LAB": str(place / "lab")}
+    told = json.loads((place / "stores.json").read_text())
+    environment = {**os.environ, **told, "OMP_NUM_THREADS": "1", "STILLROOM_LAB": f"{place}/lab"}
     command = [sys.executable, "-m", "stillroom", *words]
     process = Process(command, cwd=place, env=environment)
     told, talked = process.communicate(timeout=120)
@@ -176,6 +223,16 @@ def test_what_is_printed_is_one_json_value(place, command):
     code, told, talked = run(place, f"{command} {CHEAP[command]} --json")
     assert code == (command in FINDS_SOMETHING), talked + told
     assert isinstance(json.loads(told), dict)
+    assert "Traceback" not in talked
+
+
+@pytest.mark.parametrize("line", FAILS)
+def test_what_went_wrong_is_one_json_value(place, line):
+    code, told, talked = run(place, f"{line} --json")
+    assert code == 1, talked + told
+    problems = json.loads(told)["problems"]
+    assert all(one["code"] and one["expected"] and one["next"] for one in problems)
+    assert "Traceback" not in talked
 
 
 def test_no_command_is_forgotten():

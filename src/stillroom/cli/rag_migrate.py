@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from stillroom.cli.naming import complete_stores
 from stillroom.cli.options import debug_option, existing_path, json_option, print_json
 
 __all__ = ["command"]
@@ -25,7 +26,11 @@ Examples:
 @click.argument("index", type=existing_path)
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
-    "--to", "store", default="", help="The store; see 'stillroom list methods rag.stores'."
+    "--to",
+    "store",
+    default="",
+    shell_complete=complete_stores,
+    help="The store; see 'stillroom list methods rag.stores'.",
 )
 @click.option("--drop-source", is_flag=True, help="Remove what is kept of the store before.")
 @click.option(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from stillroom.distill.cache_import_rows import Sparse, odd_row
+from stillroom.errors import DataError
 
 __all__ = ["read_axolotl"]
 
@@ -40,7 +41,12 @@ def read_axolotl(path: Path) -> tuple[Iterator[Sparse], int]:
 
 def _lines(path: Path) -> Iterator[Any]:
     if not path.is_file():
-        raise odd_row(str(path), "file", "nothing", "a JSON lines file")
+        raise DataError(
+            f"{path} is not a file",
+            code="data.missing",
+            expected="the JSON lines that axolotl wrote",
+            next="check the path",
+        )
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file):
             if not line.strip():

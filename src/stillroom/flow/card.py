@@ -193,12 +193,12 @@ def _front(lineage: Lineage, name: str, shares: Mapping[str, Mapping[str, int]])
     fields: dict[str, Any] = {"pipeline_tag": "text-generation"}
     if shares:
         fields["datasets"] = list(shares)
-    if lineage.metrics:
-        measured = [
-            {"type": one["name"], "name": f"{one['name']} {_interval(one)}", "value": one["value"]}
-            for one in _quality(lineage.metrics)
-            if "student/" in one["name"]
-        ]
+    measured = [
+        {"type": one["name"], "name": f"{one['name']} {_interval(one)}", "value": one["value"]}
+        for one in _quality(lineage.metrics)
+        if "student/" in one["name"]
+    ]
+    if measured:
         about = {"task": {"type": "text-generation"}, "metrics": measured}
         dataset = {"type": "held-out", "name": "held-out records of its own documents"}
         fields["model-index"] = [{"name": name, "results": [{**about, "dataset": dataset}]}]
@@ -281,11 +281,11 @@ def _share_row(name: str, counts: Mapping[str, int], license: str) -> str:
 
 def _quality(metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return what tells how good the model is, not how large or fast."""
-    skipped = ("seconds/", "teacher/size", "student/size", "teacher/param", "student/param")
+    skipped = ("/size_bytes", "/parameters", "/tokens_per_second")
     return [
         one
         for one in metrics
-        if not one["name"].startswith(skipped) and "tokens_per_second" not in one["name"]
+        if not one["name"].startswith("seconds/") and not one["name"].endswith(skipped)
     ]
 
 
@@ -298,7 +298,10 @@ def _interval(one: Mapping[str, Any]) -> str:
 def _say_measures(lineage: Lineage) -> str:
     if not lineage.metrics:
         return ""
-    lines = ["## How well", "", "On held-out records, with 95 % intervals.", ""]
+    said = "On held-out records, with 95 % intervals."
+    if not _quality(lineage.metrics):
+        said = "Nothing was measured on held-out records: there are sizes and times alone."
+    lines = ["## How well", "", said, ""]
     lines += ["| measure | value | interval | n |", "|---|---|---|---|"]
     for one in lineage.metrics:
         low, high = one.get("low"), one.get("high")
@@ -314,11 +317,7 @@ def _say_limits(lineage: Lineage, shares: Mapping[str, Mapping[str, int]]) -> st
 
 
 def _limits_of_measures(lineage: Lineage) -> Iterator[str]:
-    if not lineage.metrics:
-        yield "No evaluation is on record."
-    small = [one["n"] for one in _quality(lineage.metrics) if 1 < one["n"] < _FEW]
-    if small:
-        yield f"Some figures stand on {min(small)} records; their intervals say how little that is."
+    yield from _limits_of_number(_quality(lineage.metrics))
     for one in lineage.metrics:
         if one["name"].endswith("_minus_teacher") and one.get("high") is not None:
             what = one["name"].removeprefix("answers/").removesuffix("_minus_teacher")
@@ -332,6 +331,16 @@ def _limits_of_measures(lineage: Lineage) -> Iterator[str]:
             yield f"No merge was judged ({lineage.names()[folder]}): {made.details['left_out']}."
         elif made.details.get("helped") is False:
             yield f"Merging ({lineage.names()[folder]}) did not lower the held-out loss."
+
+
+def _limits_of_number(measured: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    small = min((one["n"] for one in measured), default=0)
+    if not measured:
+        yield "No evaluation is on record."
+    elif small == 1:
+        yield "Some figures stand on one record and have no interval: they say nothing of others."
+    elif small < _FEW:
+        yield f"Some figures stand on {small} records; their intervals say how little that is."
 
 
 def _limits_of_data(lineage: Lineage, shares: Mapping[str, Mapping[str, int]]) -> Iterator[str]:

@@ -52,7 +52,7 @@ def connect(address: str) -> tuple[Any, str]:
     scheme, rest = (found[1], found[2]) if found else ("", "")
     if scheme not in _PACKAGES:
         raise DataError(
-            f"'{scheme}://' is not a store that can be read",
+            f"'{scheme}://' is not a store that can be read" if found else "this is no address",
             code="object.scheme",
             where=address.split("@")[-1][:200],
             expected="a path, or an address with s3://, gs:// or abfs://",

@@ -144,7 +144,7 @@ def find_home(index: Path) -> tuple[Path, Path]:
     output = find_output(index, "index")
     home = output.parent
     if not (home / ARTIFACT_FILE).is_file():
-        read_artifact(home)
+        read_artifact(index)
     return home, output
 
 

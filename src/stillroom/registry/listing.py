@@ -16,6 +16,7 @@ __all__ = [
     "find_seams",
     "list_kinds",
     "list_methods",
+    "name_examples",
     "name_kinds",
     "names_in",
     "read_docstring",
@@ -79,6 +80,13 @@ def name_kinds(package: Path = _PACKAGE) -> list[str]:
     """Return the name of every recipe kind, sorted; reads no file."""
     found = sorted(path.parent.name for path in package.glob("*/recipe.py"))
     return [name for name in found if name != "recipes"]
+
+
+def name_examples(kind: str, package: Path = _PACKAGE) -> list[str]:
+    """Return the names of the recipes that a kind brings written out, sorted; reads no file."""
+    folder = package / kind
+    found = [*folder.glob("*.yaml"), *folder.glob("recipe_examples/*.yaml")]
+    return sorted(path.stem for path in found)
 
 
 def read_docstring(path: Path) -> str:

@@ -27,6 +27,8 @@ def complete(*words):
         (("checkpoint", "export", "--type", "q"), ["q8_0"]),
         (("new", "mer"), ["merge"]),
         (("new", "merge/tie"), ["merge/ties"]),
+        (("new", "flow/"), ["flow/make"]),
+        (("rag", "migrate", "index", "--to", "p"), ["postgres"]),
         (("list", "methods", "merge."), ["merge.methods"]),
         (("show", "breadcrumbs_"), ["breadcrumbs_ties"]),
         (("completion", ""), ["bash", "zsh", "fish"]),

@@ -163,3 +163,22 @@ def test_folders_of_one_name_are_told_apart_by_where_they_lie(tmp_path):
     }
     assert "| records of first/records | 3 (100%) | 0 (0%) | 0 (0%) | first |" in card
     assert "25% of 4 records were written by models" in card
+
+
+def measure_otherwise(run, change):
+    told = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    told["metrics"] = change(told["metrics"])
+    (run / "report.json").write_text(json.dumps(told), encoding="utf-8")
+    return card_of(gather_lineage(run), "Bee")
+
+
+def test_sizes_alone_are_no_evaluation(run):
+    card = measure_otherwise(run, lambda all_: [one for one in all_ if one["n"] == 1])
+    assert "Nothing was measured on held-out records" in card
+    assert "- No evaluation is on record." in card
+    assert "model-index" not in front_of(card)
+
+
+def test_figures_of_one_record_are_said_to_stand_on_one(run):
+    card = measure_otherwise(run, lambda all_: [{**one, "n": 1} for one in all_])
+    assert "- Some figures stand on one record and have no interval" in card

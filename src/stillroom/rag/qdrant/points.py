@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import threading
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,13 @@ _AT_ONCE = 512
 _SCROLLED = 1_024
 _clients: dict[str, Any] = {}
 _clients_lock = threading.Lock()
+
+
+def _close_clients() -> None:
+    """Close what is open before the interpreter takes away what closing needs."""
+    for client in _clients.values():
+        client.close()
+    _clients.clear()
 
 
 def digest_vector(row: NDArray[Any]) -> str:
@@ -223,6 +231,8 @@ class Points:
 
         address = self.address.reveal()
         with _clients_lock:
+            if not _clients:
+                atexit.register(_close_clients)
             if address not in _clients:
                 if self._is_server():
                     key = self.key.reveal() if self.key else None
