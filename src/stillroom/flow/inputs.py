@@ -39,7 +39,7 @@ def check_inputs(
         where = locate(path) if locate else named
         missing.append(
             Problem(
-                f"{named}: {value} does not exist",
+                f"{named}: {value} does not exist" if locate else f"{value} does not exist",
                 "data.missing",
                 where,
                 "a file or folder, or a reference as hub:ORG/NAME",

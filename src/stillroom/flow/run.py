@@ -239,10 +239,10 @@ def run_make(
     """
     if not folder.is_dir():
         raise DataError(
-            f"{folder} is not a folder",
+            f"{folder} is not a folder" if folder.exists() else f"{folder} does not exist",
             code="data.missing",
             expected="a folder of documents",
-            next="check the path",
+            next=f"give the folder: {folder.parent}" if folder.is_file() else "check the path",
         )
     return run_recipe(
         read_make_recipe(folder, overrides),

@@ -1,7 +1,10 @@
 """``stillroom doctor`` tells what is there, what is missing, and the command that brings it."""
 
 import json
+import shlex
+import sys
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -47,13 +50,24 @@ def test_extras_are_what_the_package_declares(half):
     assert found["openai"].missing == ()
 
 
-def test_one_command_brings_all_that_is_missing(half):
+def test_one_command_brings_all_that_is_missing(half, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: str(Path(sys.executable).with_name(name)))
     told = doctor().output
     assert "2 of 3 extras are not installed" in told
     assert "next: pip install 'stillroom[gguf,serve]'" in told
     facts = json.loads(doctor("--json").output)
     assert facts["version"] == 1
     assert facts["todo"][0]["next"] == "pip install 'stillroom[gguf,serve]'"
+
+
+def test_the_command_is_of_the_python_that_asks(half, monkeypatch, tmp_path):
+    (tmp_path / "pip").write_text("#!/bin/sh\n")
+    (tmp_path / "pip").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    facts = json.loads(doctor("--json").output)
+    assert facts["todo"][0]["next"] == (
+        f"{shlex.quote(sys.executable)} -m pip install 'stillroom[gguf,serve]'"
+    )
 
 
 def test_no_line_is_wider_than_the_screen(half):
