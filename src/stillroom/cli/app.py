@@ -27,6 +27,8 @@ _READER_GONE = 141  # what shells say of a process that a closed pipe ended
 # Loading modules makes objects that stay; looking for garbage among them every 700 (Python's own
 # threshold) took a tenth of a small command's time.
 _OBJECTS_BETWEEN_COLLECTIONS = 50_000
+_CARDS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
+"""What a driver of NVIDIA (also on Jetson and WSL) or AMD makes where it has found a card."""
 _EXAMPLES = """
 \b
 Examples:
@@ -202,8 +204,19 @@ def _quieten() -> None:
         os.environ.setdefault(name, value)
 
 
+def _spare_triton() -> None:
+    """Let torch do without triton where no card is there that it could compile for.
+
+    Importing it takes time, and as a process ends it fills the screen with leaks of its bindings
+    (3.9, as torch 2.15 brings it). Torch's builds for processors come without it.
+    """
+    if not any(os.path.exists(device) for device in _CARDS):  # noqa: PTH110
+        sys.modules.setdefault("triton", None)  # type: ignore[arg-type]  # what import reads as no
+
+
 def _run() -> int:
     _quieten()
+    _spare_triton()
     debug = "--debug" in sys.argv
     out, err = sys.stdout, sys.stderr
     try:

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import signal
@@ -166,3 +167,15 @@ def test_a_broken_pipe_is_no_signal_that_ends_a_server(monkeypatch):
     with pytest.raises(SystemExit):
         app.main()
     assert signal.getsignal(signal.SIGPIPE) == before == signal.SIG_IGN
+
+
+@pytest.mark.parametrize(("cards", "is_spared"), [((), True), ((os.devnull,), False)])
+def test_triton_is_not_imported_where_there_is_no_card(monkeypatch, cards, is_spared):
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    monkeypatch.setattr(app, "_CARDS", cards)
+    app._spare_triton()
+    assert ("triton" in sys.modules) == is_spared
+    if is_spared:
+        assert importlib.util.find_spec("triton") is None
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module("triton")
