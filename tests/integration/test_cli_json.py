@@ -131,6 +131,7 @@ FAILS = (
     "forensics import meso4 human.jsonl --out meso4-of-nothing",
     "publish documents s3://bucket/documents",
     "publish merged-before s3://bucket/published",
+    "publish merged-before s3://no-such-bucket/published",
     "rag migrate documents --to qdrant",
 )
 

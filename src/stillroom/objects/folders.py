@@ -33,7 +33,15 @@ def publish(folder: Path, address: str, *, overwrite: bool = False) -> int:
         )
     store, base = connect(address)
     with told(address):
-        before = set(store.find(base))
+        try:
+            before = set(store.find(base))
+        except FileNotFoundError as error:
+            raise DataError(
+                f"the bucket of {address} does not exist",
+                code="object.missing",
+                expected="a bucket that is there: publishing makes none",
+                next="make it with the store's own tools, or check its name",
+            ) from error
         manifest = joined(base, MANIFEST)
         if before and not overwrite:
             raise DataError(
