@@ -95,7 +95,8 @@ def test_reading_any_text_never_fails(text):
 def test_a_trimmed_question_is_a_beginning_of_what_was_said(statement, tail):
     statement = f"The {statement} is kept by bees in a hive."
     for opening in find_openings(statement, statement):
-        question = trim_question(opening.text + tail, opening, statement)
+        question, reason = trim_question(opening.text + tail, opening, statement)
+        assert bool(question) != bool(reason)
         if question:
             assert (opening.text + tail).startswith(question[:-1])
             assert question.startswith(opening.text)

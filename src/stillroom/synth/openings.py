@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from stillroom.synth.wording import FUNCTION_WORDS, collapse, stem
 from stillroom.text.normalize import words
 
-__all__ = ["Opening", "find_openings", "fits_opening"]
+__all__ = ["ENDINGS", "PREPOSITIONS", "VERBS", "Opening", "find_openings", "fits_opening"]
 
 _BE = frozenset({"is", "are", "was", "were"})
 _MODAL = frozenset({"can", "may", "must", "should", "will", "cannot"})
-_VERBS = frozenset(
+VERBS = frozenset(
     str.split(
         """accept access act add affect allow apply appear arise ask assign associate assume attach
         attempt avoid become begin behave belong bind bring build call carry cause change check
@@ -42,6 +42,7 @@ _VERBS = frozenset(
         turn understand unpack update use vary verify wait walk want wear work wrap write yield"""
     )
 )
+"""Verbs that are known, without endings."""
 _DO = {"has": "does", "have": "do", "does": "does", "do": "do"}
 _CONDITION = re.compile(r"^(?P<word>if|when|whenever|after|before|while)\s+(?P<rest>.+)$", re.I)
 _HOW = re.compile(r"\b(?:by|using|through|via|with the help of)\b", re.IGNORECASE)
@@ -63,11 +64,24 @@ _ADVERBS = frozenset(
 )
 _PARTICIPLES = ("ed", "wn", "ught", "ound", "elt", "ept", "itten", "iven", "aken", "osen", "oken")
 _NO_PARTICIPLES = frozenset({"need", "own", "down", "unknown", "around", "bound", "indeed"})
-_PREPOSITIONS = frozenset(str.split("to into from for by with as of on in at within through using"))
+PREPOSITIONS = frozenset(str.split("to into from for by with as of on in at within through using"))
+"""Behind a verb, what it asks for is behind them, not behind the verb."""
+ENDINGS = PREPOSITIONS - {"using"} | {"about", "like", "between", "among"}
+"""Prepositions that a question may end in: what it asks for is what stands behind them."""
 _PARTICLES = frozenset(str.split("back out up down off over away forth together apart"))
-_PRO_VERBS = frozenset({"do", "done", "have", "make", "give", "get", "use", "used", "for", "to"})
+_PRO_VERBS = frozenset({"do", "done", "have", "make", "give", "get", "use", "used"})
 _ASKING = frozenset(str.split("what how when why who which where"))
 _NEGATION = re.compile(r"(?:\w+ ){0,2}?(?:not|never|no longer|hardly|rarely|seldom)\b")
+_DETERMINERS = frozenset(str.split("a an the any all each every some both no its their such"))
+_GOVERNED = frozenset({"of", "to", "for", "from", "with", "on"})
+_QUALITIES = tuple(str.split("able ible ful less ous ive ic al ent ant"))
+_SET_PHRASES = re.compile(
+    r"(?:in (?:the case|terms|order|addition|general|particular)|at (?:the level|runtime|least|"
+    r"most)|by (?:means|default)|with respect|from left|as (?:well|soon|long|if)|on the other)\b"
+)
+"""Prepositions with words of their own: nothing is asked for by the first word alone."""
+_NO_OBJECTS = frozenset({"effect", "place", "part", "no"})
+"""What stands behind a verb and is not asked for ("take effect", "make no")."""
 _NOUN_ENDINGS = ("s", "ing", "tion", "ment", "ity", "ness", "ance", "ence")
 _MAX_SUBJECT = 9
 _MIN_REST = 3
@@ -80,7 +94,8 @@ class Opening:
 
     ``is_whole`` says that it may end there. ``verb`` is the statement's verb without its ending,
     ``has_verb`` whether the opening holds it already; ``next`` is the statement's word after it.
-    ``strands`` says that the question may end in ``next``, a preposition.
+    ``strands`` says that the question may end in ``next``, a preposition; ``leads_on`` that
+    ``next`` is the "to" of a verb, which is what the question has to go on with.
     """
 
     text: str
@@ -89,6 +104,7 @@ class Opening:
     has_verb: bool = False
     next: str = ""
     strands: bool = False
+    leads_on: bool = False
 
 
 def find_openings(statement: str, passage: str = "") -> list[Opening]:
@@ -114,22 +130,34 @@ def fits_opening(opening: Opening, question: str, statement: str) -> bool:
     """Return whether the teacher's words after an opening ask, instead of telling the statement on.
 
     A question that goes on with three or more words of the statement (two, after a verb) holds its
-    own answer; one that ends before the statement's preposition asks for nothing.
+    own answer; one that ends before the statement's preposition asks for nothing. One that ends
+    in another preposition asks for what the statement says behind it.
     """
     tail = [stem(word) for word in words(question[len(opening.text) :])]
     has_verb = opening.has_verb
     if not has_verb and opening.verb and tail[:1] == [stem(opening.verb)]:
         tail, has_verb = tail[1:], True
     if not tail:
-        is_object = has_verb and bool(opening.next) and opening.next not in _PREPOSITIONS
+        is_object = has_verb and bool(opening.next) and opening.next not in PREPOSITIONS
         return opening.is_whole or is_object
     if tail[0] in _BE or tail[0] in _MODAL or (opening.verb == "have" and has_verb):
         return False
     if has_verb and len(tail) == 1:
-        return tail[0] in _PREPOSITIONS and (opening.strands or opening.next not in _PREPOSITIONS)
-    if tail[-1] in FUNCTION_WORDS - _PRO_VERBS or _ASKING.intersection(tail):
+        is_bare = opening.strands or opening.next not in PREPOSITIONS
+        return tail[0] in PREPOSITIONS and (is_bare or (opening.verb, tail[0]) == ("used", "for"))
+    if opening.leads_on and tail[0] == "to":
+        return _asks_with(tail[2:], statement, 1)
+    if has_verb and opening.strands and tail[0] != opening.next and tail[-1] not in ENDINGS:
         return False
-    longest = 1 if has_verb or opening.is_whole else 2
+    return _asks_with(tail, statement, 1 if has_verb or opening.is_whole else 2)
+
+
+def _asks_with(tail: list[str], statement: str, longest: int) -> bool:
+    """Return whether a question may go on with words: not with more of the statement's in a row."""
+    if tail[-1:] and tail[-1] in ENDINGS:
+        tail = tail[:-1]
+    if _ASKING.intersection(tail) or FUNCTION_WORDS.difference(_PRO_VERBS).intersection(tail[-1:]):
+        return False
     told = [stem(word) for word in words(statement)]
     return not any(
         tail[start : start + longest + 1] == told[place : place + longest + 1]
@@ -194,7 +222,7 @@ def _kind_of(verb: str) -> str:
         return verb
     if verb in _DO:
         return _DO[verb]
-    if verb in _VERBS:
+    if verb in VERBS:
         return "do"
     return "does" if verb.endswith("s") and _bare(verb) else ""
 
@@ -204,7 +232,7 @@ def _bare(verb: str) -> str:
     if verb in _DO:
         return "have" if verb.startswith("ha") else ""
     stems = (verb, verb.removesuffix("s"), verb.removesuffix("es"), verb.removesuffix("ies") + "y")
-    return next((stem for stem in stems if stem in _VERBS), "")
+    return next((stem for stem in stems if stem in VERBS), "")
 
 
 def _word_openings(kind: str, subject: str, verb: str, rest: str) -> list[Opening]:
@@ -230,11 +258,12 @@ def _verb_openings(begun: str, done: str, after: list[str], rest: str) -> list[O
     openings = []
     if follows in _PARTICLES:
         return []
-    if follows and not _WHEN.match(said) and not follows.endswith("ed"):
-        strands = follows in _PREPOSITIONS
-        openings.append(Opening(f"What {begun}", verb=done, next=follows, strands=strands))
-        openings.append(Opening(f"What {begun} {done}", False, done, True, follows, strands))
-    is_bare = follows in _PREPOSITIONS or not follows
+    strands, leads_on = _way_on(after)
+    asks_on = strands or leads_on or follows not in PREPOSITIONS | _NO_OBJECTS
+    if follows and asks_on and not _WHEN.match(said) and not follows.endswith("ed"):
+        for text, has_verb in ((f"What {begun}", False), (f"What {begun} {done}", True)):
+            openings.append(Opening(text, False, done, has_verb, follows, strands, leads_on))
+    is_bare = follows in PREPOSITIONS or not follows
     if _HOW.match(said) or (is_bare and _HOW.search(rest)):
         openings.append(Opening(f"How {begun} {done}", is_whole=True))
     if _WHEN.match(said) or (is_bare and _WHEN.search(rest)):
@@ -246,22 +275,53 @@ def _state_openings(begun: str, subject: str, after: list[str], rest: str) -> li
     """Return openings for what something is, or what is done to it."""
     is_passive = bool(after) and after[0].endswith(_PARTICIPLES) and after[0] not in _NO_PARTICIPLES
     if not is_passive:
-        return [Opening(f"What {begun}", is_whole=True)] if not begun.endswith(" be") else []
-    done, follows = f"{begun} {after[0]}", " ".join(after[1:2])
-    openings = []
-    if follows in _PREPOSITIONS:
-        is_infinitive = follows == "to" and bool(after[2:]) and _is_infinitive(after[2])
-        what = Opening(f"What {done}", False, after[0], True, follows, not is_infinitive)
-        openings.append(what)
+        return _quality_openings(begun, after)
+    done = f"{begun} {after[0]}"
+    openings = _governed_openings(begun, after)
     if _HOW.search(rest):
         openings.append(Opening(f"How {done}", is_whole=True))
     if _WHEN.search(rest):
         openings.append(Opening(f"When {done}", is_whole=True))
-    return openings or [Opening(f"What happens to {subject}", is_whole=True)]
+    if openings or " ".join(after[1:2]) in PREPOSITIONS:
+        return openings
+    return [Opening(f"What happens to {subject}", is_whole=True)]
 
 
-def _is_infinitive(word: str) -> bool:
-    return word in _VERBS or word in {"be", "have"} or word.endswith(("ize", "ise", "ify"))
+def _quality_openings(begun: str, after: list[str]) -> list[Opening]:
+    """Return openings for what something is: a thing, or of a quality ("capable of")."""
+    first, follows = after[0] if after else "", " ".join(after[1:2])
+    if first in PREPOSITIONS - {"to"}:
+        return []
+    is_word = first.isalpha() and first.islower() and first not in FUNCTION_WORDS | _LOWERED
+    if is_word and follows in _GOVERNED and not first.endswith("s"):
+        return _governed_openings(begun, after)
+    is_quality = first.endswith(_QUALITIES) and (not follows or follows in FUNCTION_WORDS)
+    if begun.endswith(" be") or (is_word and is_quality):
+        return []
+    return [Opening(f"What {begun}", is_whole=True)]
+
+
+def _governed_openings(begun: str, after: list[str]) -> list[Opening]:
+    """Return the opening that asks for what stands behind a word and its preposition."""
+    strands, leads_on = _way_on(after[1:])
+    if not strands and not leads_on:
+        return []
+    text = f"What {begun} {after[0]}"
+    return [Opening(text, False, after[0], True, after[1], strands, leads_on)]
+
+
+def _way_on(follows: list[str]) -> tuple[bool, bool]:
+    """Return whether a question may end in the preposition that comes next, or needs its verb."""
+    if not follows or follows[0] not in PREPOSITIONS or _SET_PHRASES.match(" ".join(follows)):
+        return False, False
+    if follows[0] != "to":
+        return True, False
+    word, behind = " ".join(follows[1:2]), " ".join(follows[2:3])
+    is_verb = word in VERBS or word in {"be", "have"} or word.endswith(("ize", "ise", "ify"))
+    if is_verb or (word not in FUNCTION_WORDS | _LOWERED and behind in _DETERMINERS):
+        return False, True
+    is_name = not word.isalpha() or not word.islower() or word.endswith(("s", "ing"))
+    return bool(word) and (is_name or word in FUNCTION_WORDS | _LOWERED), False
 
 
 def _lower(subject: str, passage: str) -> str:

@@ -1,69 +1,133 @@
-"""Trimming: cutting from a question's end what its evidence does not name, or answers itself.
+"""Trimming: what is kept of a question, all of it or a beginning that is a question by itself.
 
-A small teacher adds tails ("... in Python?", "... converted to a common type?"). Cut at a
-preposition or conjunction, the question is often sound; cut before the last of a list ("a, b, or
-c") it never is. Lexical; it never adds a word. English.
+A small teacher adds tails ("... in Python?", "... converted to a common type?"). A question that
+names only what its evidence names, and does not answer itself, stays as it was written, with a
+preposition at its end, too ("What is a rotor capable of?"). Any other may be cut, but only where
+the words before need none of those that follow. Lexical; it never adds a word. English.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from stillroom.synth.openings import Opening, fits_opening
-from stillroom.synth.wording import content_stems, share_supported
+from stillroom.synth.openings import ENDINGS, PREPOSITIONS, VERBS, Opening, fits_opening
+from stillroom.synth.wording import collapse, content_stems, share_supported
 
-__all__ = ["trim_question"]
+__all__ = ["Trimmed", "trim_question"]
 
 _BOUNDARY = re.compile(
-    r",?\s+(?:in|on|at|of|for|to|from|with|within|when|if|while|during|after|before|by|using|and|or|"
+    r",?\s+(in|on|at|of|for|to|from|with|within|when|if|while|during|after|before|by|using|and|or|"
     r"as|that|which|where|because|without|between|among|through|inside|into|but)\b",
     re.IGNORECASE,
 )
-_LISTED = re.compile(r",\s+(?:and|or)\b", re.IGNORECASE)
-_STRANDED = re.compile(r"\s*(?:to|into|from|for|by|with|as|of|on|in|at|within|through)\b")
+_CLAUSES = frozenset(
+    str.split("when if while during after before by using that which where because without")
+)
+"""What opens a clause: it goes as a whole."""
+_JOINING = frozenset({"and", "or", "but"})
+_ASKED_TOO = re.compile(r"\s+(?:how|what|why|when|where|which|who)\b", re.IGNORECASE)
+_STRANDED = re.compile(rf"\s*(?:{'|'.join(sorted(PREPOSITIONS - {'using'}))})\b")
+_LED_ON = re.compile(r"\s+to\s+(?:\w+ly\s+)?\w+\b")
+_TAKE_OBJECTS = frozenset({"do", "have", "make", "give", "get", "use"})
 _MIN_WORDS = 4
 _MIN_NEW = 2
 
 
-def trim_question(question: str, opening: Opening, evidence: str) -> str:
-    """Return the question's longest beginning that fits, or nothing.
+class Trimmed(NamedTuple):
+    """What is kept of a question, or the reason why nothing is."""
+
+    question: str = ""
+    reason: str = ""
+
+
+def trim_question(question: str, opening: Opening, evidence: str) -> Trimmed:
+    """Return the question's longest beginning that fits and is a question by itself.
 
     It fits if it names only what the evidence names, leaves the evidence something to answer, and
     goes on with its opening as ``fits_opening`` asks. The opening stays whole.
     """
-    if not question.startswith(opening.text):
-        return ""
+    reason = "question strays, or tells the statement on"
     body = question.rstrip("?？. ")
-    if len(body) < len(opening.text):  # the opening itself ends in such a mark: no question
-        return ""
+    if not question.startswith(opening.text) or len(body) < len(opening.text):
+        return Trimmed(reason=reason)  # the opening itself may end in such a mark: no question
     told = set(content_stems(evidence))
-    for part in _beginnings(body, opening):
-        asked = set(content_stems(part, frames=False))
-        if (
-            len(part.split()) >= _MIN_WORDS
-            and share_supported(asked, told) == 1.0
-            and len(told - asked) >= _MIN_NEW
-            and part.count('"') % 2 == 0
-            and part.count("(") == part.count(")")
-            and fits_opening(opening, part, evidence)
-        ):
-            return f"{part}?"
-    return ""
+    for end, is_sound in _ends(body, opening, evidence):
+        if not _fits(body[:end], opening, evidence, told):
+            continue
+        if is_sound:
+            return Trimmed(f"{body[:end]}?")
+        reason = "question strays where it cannot be cut"
+    return Trimmed(reason=reason)
 
 
-def _beginnings(body: str, opening: Opening) -> list[str]:
-    """Return a question's beginnings, longest first, each at least as long as its opening."""
+def _fits(part: str, opening: Opening, evidence: str, told: set[str]) -> bool:
+    asked = set(content_stems(part, frames=False))
+    return (
+        len(part.split()) >= _MIN_WORDS
+        and share_supported(asked, told) == 1.0
+        and len(told - asked) >= _MIN_NEW
+        and part.count('"') % 2 == 0
+        and part.count("(") == part.count(")")
+        and fits_opening(opening, part, evidence)
+    )
+
+
+def _ends(body: str, opening: Opening, evidence: str) -> list[tuple[int, bool]]:
+    """Return where a question may end, the last place first, and whether a question is left."""
     least = len(opening.text)
-    found = [match.start() for match in _BOUNDARY.finditer(body)]
-    ends = {len(body), *(at for at in found if not _is_in_list(body, least, at))}
+    ends = dict(_cuts(body, opening))
     stranded = _STRANDED.match(body, least) if opening.strands else None
-    if stranded is not None:
-        ends.add(stranded.end())
+    if stranded is not None and opening.next in {stranded[0].strip(), "using"}:
+        ends[stranded.end()] = True
+    led_on = _LED_ON.match(body, least) if opening.leads_on else None
+    if led_on is not None and collapse(led_on[0]) in collapse(evidence):
+        ends[led_on.end()] = True
     if body[least : least + 1] in {"", " ", ","}:
-        ends.add(least)
-    return [body[:end] for end in sorted(ends, reverse=True) if end >= least]
+        ends[least] = not (body[:least].endswith(" have") and body[least:].startswith(" to "))
+    ends[len(body)] = True
+    return sorted(ends.items(), reverse=True)
 
 
-def _is_in_list(body: str, least: int, at: int) -> bool:
-    """Return whether the last of a list ("a, b, or c") stands at a place."""
-    return "," in body[least:at] and _LISTED.match(body, at) is not None
+def _cuts(body: str, opening: Opening) -> Iterator[tuple[int, bool]]:
+    """Yield the places behind an opening before which or after which a question may be cut.
+
+    A preposition before another one, or before a clause, belongs to what is before it, and is kept
+    with it ("what is it capable of | in winter"). No cut is made within a clause.
+    """
+    least, is_whole_clause = len(opening.text), True
+    found = list(_BOUNDARY.finditer(body, least))
+    follows = {match.start() for match in found}
+    stranded = -1
+    for match in found:
+        word, start = match[1].lower(), match.start()
+        is_joining = word in _JOINING
+        if start > least:
+            is_sound = start == stranded or (
+                match.end() not in follows
+                and not opening.is_whole
+                and (not is_joining or bool(_ASKED_TOO.match(body, match.end())))
+                and _asks_before(body[least:start].lower().split(), word, opening)
+            )
+            yield start, is_sound and is_whole_clause
+        if match.end() in follows and word in ENDINGS:
+            stranded = match.end()
+        is_whole_clause = is_whole_clause and word not in _CLAUSES
+
+
+def _asks_before(tail: list[str], word: str, opening: Opening) -> bool:
+    """Return whether the words behind an opening that is not whole ask something without the rest.
+
+    ``What`` must be the object of their verb; "of" never begins what can be left out.
+    """
+    if word == "of" or not tail:
+        return False
+    if opening.has_verb:
+        return _BOUNDARY.fullmatch(f" {tail[0]}") is not None
+    verb, last = opening.verb, tail[-1]
+    if last == verb:
+        return opening.next not in PREPOSITIONS and (last, word) != ("have", "to")
+    if last in _TAKE_OBJECTS:
+        return (last, word) != ("have", "to")
+    return last not in VERBS and (tail[0] == verb or tail[0] in VERBS | _TAKE_OBJECTS)

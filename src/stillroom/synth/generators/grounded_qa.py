@@ -154,14 +154,14 @@ class GroundedQa(Generator):
             if completion is None:
                 continue
             written = clean_question(opening.text + completion.text)
-            question = written
+            question, strayed = written, "no question"
             if quote is not None and opening.text:
-                question = trim_question(written, opening, quote.text)
+                question, strayed = trim_question(written, opening, quote.text)
             if not _MARK.search(completion.text):
                 reason = "question cut at the token limit" if is_cut(completion) else "no question"
                 asking.fail(ask.seed, reason, completion.text)
             elif not question:
-                asking.fail(ask.seed, "question strays, or tells the statement on", written)
+                asking.fail(ask.seed, strayed, written)
             elif quote is not None and self.answer == "quote":
                 self._keep(
                     asking, model, ask.seed, _Said(question, written, quote), collapse(quote.text)
