@@ -23,6 +23,7 @@ from stillroom.synth.steps import Steps, Stepwise, Unit
 from stillroom.synth.structured import choice_of, object_of
 from stillroom.synth.tasks import pair, question_of
 from stillroom.synth.templates import Template
+from stillroom.synth.wording import content_stems
 
 __all__ = ["Dialogue"]
 
@@ -33,10 +34,20 @@ _LABEL = re.compile(
 )
 _OTHER = re.compile(r"\n\s*(?:assistant|user)\s*:", re.IGNORECASE)
 _SWAPPED = re.compile(
-    r"\bi(?:'|\u2019)?(?:m| am) (?:here|ready|happy|glad|able) to (?:help|assist)\b|"
-    r"\b(?:how|who|what) (?:can|may|could) i (?:help|assist)\b",
+    r"\bi(?:'|\u2019)?(?:m| am) (?:here|ready|happy|glad|able|designed) to (?:help|assist)\b|"
+    r"\bi(?:'|\u2019)?(?:d| would) be (?:happy|glad|delighted) to (?:help|assist)\b|"
+    r"\b(?:how|who|what) (?:can|may|could) i (?:help|assist)\b|"
+    r"\bwhat(?:'|\u2019)?s your (?:first )?question\b|\bas an ai\b",
     re.IGNORECASE,
 )
+_TOLD = re.compile(
+    r"\bone or two sentences\b|\b(?:person|user) (?:who|that) talks to an assistant\b|"
+    r"\bmulti-?(?:round|turn) conversation\b|\bthe user has asked\b|</?text\b|"
+    r"\bthe (?:user|person)(?:'|\u2019)s (?:next |first )?message\b|"
+    r"\b(?:text|subject|question|conversation) above\b|\babove (?:text|subject|question)\b",
+    re.IGNORECASE,
+)
+"""Words of the prompts: who says them speaks of his task."""
 _PARAGRAPH = ("\n\n",)
 """Where a user's message ends: a small teacher would go on as the assistant."""
 _VERDICT = object_of(contradicts=choice_of("yes", "no"))
@@ -153,9 +164,10 @@ class Dialogue(Stepwise):
         if turns and _END.search(said):
             return ""
         bare = unquote(_OTHER.split(_LABEL.sub("", said), maxsplit=1)[0])
-        if not bare or _SWAPPED.search(bare):
-            reason = "a user that speaks as the assistant" if bare else "no message of the user"
-            unit.fail(reason, said)
+        is_first = not turns and unit.seed.kind == "passages"
+        fault = _fault_of(bare, of_text=subject if is_first else "")
+        if fault:
+            unit.fail(fault, said)
             return None
         return bare
 
@@ -169,6 +181,21 @@ class Dialogue(Stepwise):
         return any(
             one.role == role and rouge_l(text, one.content) >= self.likeness for one in turns
         )
+
+
+def _fault_of(message: str, *, of_text: str) -> str:
+    """Return what is wrong with a user's message, or nothing."""
+    if not message:
+        return "no message of the user"
+    if _SWAPPED.search(message):
+        return "a user that speaks as the assistant"
+    if _TOLD.search(message):
+        return "words of the prompt in a user's message"
+    if message[-1] in ":,;":
+        return "a user's message that breaks off"
+    if of_text and not set(content_stems(message)) & set(content_stems(of_text)):
+        return "a first message that names nothing of the text"
+    return ""
 
 
 def _show(turns: list[Message]) -> str:

@@ -91,3 +91,20 @@ def test_a_user_that_speaks_as_the_assistant_ends_the_talk():
     assert reasons(made) == ["a user that speaks as the assistant"]
     made, _ = draft_of(Dialogue(max_turns=3), TOPIC, script(["How can I help you today?"]))
     assert not made.records
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("A question of one or two sentences: what is your goal?", "words of the prompt"),
+        ("Here is what the user has asked: wax.", "words of the prompt"),
+        ("I'd be happy to help with wax!", "speaks as the assistant"),
+        ("Hi there,\n\nwhat is wax?", "breaks off"),
+        ("Can I have a glass of wine?", "names nothing of the text"),
+    ],
+)
+def test_a_first_message_that_is_none_is_no_dialogue(said, reason):
+    text = make_passage("bees", "Bees make wax in glands below the abdomen.")
+    made, _ = draft_of(Dialogue(), text, script([said.split("\n\n")[0]]))
+    assert not made.records
+    assert any(reason in one for one in reasons(made))
