@@ -54,18 +54,23 @@ def object_of(**parts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def find_cut(value: Any, schema: Mapping[str, Any]) -> str:
+def find_cut(value: Any, schema: Mapping[str, Any], name: str = "") -> str:
     """Return the name of a text that fills all the room it has, or nothing; labels do not count.
 
-    A grammar closes a string at its bound, wherever its sentence stands.
+    A grammar closes a string at its bound, wherever its sentence stands. Texts within lists and
+    objects count under the name of the key that holds them.
     """
-    if not isinstance(value, Mapping):
-        return ""
-    for name, part in (schema.get("properties") or {}).items():
-        room, text = part.get("maxLength", 0), value.get(name)
-        if isinstance(text, str) and room >= _PROSE and len(text) >= room:
-            return str(name)
-    return ""
+    if isinstance(value, str):
+        room = schema.get("maxLength", 0)
+        return (name or "text") if room >= _PROSE and len(value) >= room else ""
+    parts: list[tuple[str, Any, Any]] = []
+    if isinstance(value, Mapping):
+        known = schema.get("properties") or {}
+        parts = [(str(key), inner, known.get(key)) for key, inner in value.items()]
+    elif isinstance(value, list):
+        parts = [(name, inner, schema.get("items")) for inner in value]
+    found = (find_cut(inner, part, key) for key, inner, part in parts if isinstance(part, Mapping))
+    return next((cut for cut in found if cut), "")
 
 
 def bound_of(schema: Mapping[str, Any]) -> int | None:

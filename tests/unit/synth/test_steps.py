@@ -11,7 +11,7 @@ from stillroom.synth.asking import LOST, REFUSED
 from stillroom.synth.method import Seed
 from stillroom.synth.steps import Stepwise, together
 from stillroom.synth.streaming import is_lost
-from stillroom.synth.structured import bound_of, object_of, read_json, text_of
+from stillroom.synth.structured import bound_of, find_cut, list_of, object_of, read_json, text_of
 from stillroom.synth.templates import Template
 from stillroom.testing import scripted_model
 
@@ -258,3 +258,11 @@ def test_prose_that_fills_its_room_is_asked_again_and_then_dropped():
         assert [one.messages[0].content for one in made.records] == ["It ends."] * ends
         assert [one.reason for one in made.failures] == ["sentence cut at its length"] * (not ends)
         assert made.counts["JSON asked again"] == 1 + (not ends) * (Told().retries - 1)
+
+
+def test_text_that_a_grammar_cut_within_a_list_is_named():
+    schema = object_of(people=list_of(text_of(200), 3), named=object_of(name=text_of(40)))
+    whole = {"people": ["A baker of rye bread.", "A miller."], "named": {"name": "x" * 40}}
+    assert find_cut(whole, schema) == ""
+    assert find_cut({**whole, "people": ["A miller.", "y" * 200]}, schema) == "people"
+    assert find_cut("z" * 200, text_of(200)) == "text"
