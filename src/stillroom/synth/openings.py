@@ -146,7 +146,7 @@ def fits_opening(opening: Opening, question: str, statement: str) -> bool:
         is_bare = opening.strands or opening.next not in PREPOSITIONS
         return tail[0] in PREPOSITIONS and (is_bare or (opening.verb, tail[0]) == ("used", "for"))
     if opening.leads_on and tail[0] == "to":
-        return _asks_with(tail[2:], statement, 1)
+        return tail[1:] == ["be"] or _asks_with(tail[1:], statement, 1)
     if has_verb and opening.strands and tail[0] != opening.next and tail[-1] not in ENDINGS:
         return False
     return _asks_with(tail, statement, 1 if has_verb or opening.is_whole else 2)

@@ -123,8 +123,10 @@ def _asks_before(tail: list[str], word: str, opening: Opening) -> bool:
     """
     if word == "of" or not tail:
         return False
-    if opening.has_verb:
+    if opening.has_verb and not opening.leads_on:
         return _BOUNDARY.fullmatch(f" {tail[0]}") is not None
+    if opening.has_verb:
+        return False  # the verb that it leads to, and no more, is kept
     verb, last = opening.verb, tail[-1]
     if last == verb:
         return opening.next not in PREPOSITIONS and (last, word) != ("have", "to")
