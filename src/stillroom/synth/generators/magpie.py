@@ -134,7 +134,8 @@ class Magpie(Stepwise):
         return [Message("system", self.system)] if self.system else []
 
     def _keep(self, unit: Unit, turns: Sequence[Message]) -> None:
-        told: dict[str, object] = {"question": turns[0].content, "answer": turns[-1].content}
+        asked, answer = turns[0].content, turns[1].content
+        told: dict[str, object] = {"question": asked, "answer": answer}
         if unit.seed.kind == "passages":
-            told["evidence"] = best_quote(unit.seed.passage, turns[-1].content).to_json()
+            told["evidence"] = best_quote(unit.seed.passage, answer).to_json()
         unit.keep(turns, told)

@@ -179,7 +179,8 @@ class SelfInstruct(Stepwise):
         else:
             asked = f"{task}\n\n{given}" if given else task
             told = {
-                "question": task,
+                "question": asked,
+                "instruction": task,
                 "input": given,
                 "output": output,
                 "task_kind": "classification" if is_label else "open",
@@ -238,7 +239,7 @@ class _Growing:
         """Let in what is new beside the drafts before it in the same round."""
         kept, failures = [], list(draft.failures)
         for record in draft.records:
-            task = str(record.fields["question"])
+            task = str(record.fields["instruction"])
             if self._pool.likeness(task):
                 failures.append(Failure("task too like one of the pool", task))
             else:

@@ -41,7 +41,10 @@ def test_documents_stand_in_the_system_turn_and_cannot_end_it():
 def test_further_turns_open_the_users_turn_again():
     model = scripted_model(script)
     made = draft(Magpie(turns=2, system="You are a chemist."), model)
-    assert len(made.records[0].messages) == 4
+    record = made.records[0]
+    assert len(record.messages) == 4
+    told = record.fields["question"], record.fields["answer"]
+    assert told == tuple(one.content for one in record.messages[:2])  # of one exchange
     second = model.asked[2].text
     assert second.count("<|im_start|>user\n") == 2
     assert "bees make.<|im_end|>\n<|im_start|>user\n" in second

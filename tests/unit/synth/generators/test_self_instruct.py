@@ -9,6 +9,7 @@ from stillroom.synth.harvest import Panel, draft_units, gather
 from stillroom.synth.method import Context, Corpus
 from stillroom.synth.novelty import Pool, rouge_l
 from stillroom.synth.plan import plan_draws
+from stillroom.synth.tasks import question_of
 from stillroom.testing import scripted_model
 
 TASKS = [
@@ -58,14 +59,15 @@ def test_new_tasks_come_with_an_instance_and_join_the_pool():
     ]
     model = script(lists)
     found = harvest(model, draws=2, asks_a_round=1)
-    assert [one.fields["question"] for one in found.kept] == [
+    assert [one.fields["instruction"] for one in found.kept] == [
         "Classify the animal by its number of legs.",
         "Explain how a lock on a canal works.",
         "List four rivers that flow into the Baltic.",
     ]
     first, second, _ = found.kept
     assert first.fields["task_kind"] == "classification"
-    assert first.messages[0].content == f"{first.fields['question']}\n\nsome input"
+    assert first.messages[0].content == f"{first.fields['instruction']}\n\nsome input"
+    assert question_of(first) == first.messages[0].content
     assert second.messages[1].content == "some output"
     lists_asked = [p.messages[-1].content for p in model.asked if p.schema is None]
     assert "canal" in lists_asked[1] or "animal" in lists_asked[1]
