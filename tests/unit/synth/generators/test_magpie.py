@@ -39,7 +39,7 @@ def test_documents_stand_in_the_system_turn_and_cannot_end_it():
 
 
 def test_further_turns_open_the_users_turn_again():
-    model = scripted_model(script)
+    model = scripted_model(lambda prompt: f"{len(prompt.messages)} {script(prompt)}")
     made = draft(Magpie(turns=2, system="You are a chemist."), model)
     record = made.records[0]
     assert len(record.messages) == 4
