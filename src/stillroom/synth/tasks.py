@@ -10,12 +10,14 @@ import re
 from stillroom.evaluate.final_answer import find_answer, is_marked
 from stillroom.records import Message, Record
 from stillroom.synth.asking import one_line
+from stillroom.synth.novelty import rouge_l
 from stillroom.synth.wording import FUNCTION_WORDS
 from stillroom.text.normalize import words
 
 __all__ = [
     "answer_of",
     "final_of",
+    "is_echo",
     "is_empty_answer",
     "is_refusal",
     "leans_on_text",
@@ -27,6 +29,8 @@ __all__ = [
 
 _ITEM = re.compile(r"(?:^|\n)\s*\d{1,3}\s*[.):]\s*")
 _SORRY_WORDS = 80
+_ECHO_WORDS = 6
+_ECHO = 0.7
 _LEANS = re.compile(
     r"\b(?:the|this|given|above) (?:given |above |following )?"
     r"(?:text|passage|article|document|excerpt|paragraph|statement)\b"
@@ -89,6 +93,16 @@ def is_refusal(answer: str) -> bool:
 def leans_on_text(text: str) -> bool:
     """Return whether a question speaks of the text it was asked about, which nobody will see."""
     return bool(_LEANS.search(text))
+
+
+def is_echo(question: str, answer: str) -> bool:
+    """Return whether an answer begins as its question does and goes on to say it again.
+
+    A text that is asked to be corrected or translated begins after the words that ask for it.
+    """
+    asked, said = words(question), words(answer)
+    begins_alike = len(asked) >= _ECHO_WORDS and asked[:_ECHO_WORDS] == said[:_ECHO_WORDS]
+    return asked == said or (begins_alike and rouge_l(question, answer) >= _ECHO)
 
 
 def is_empty_answer(answer: str) -> bool:

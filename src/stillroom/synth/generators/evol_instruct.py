@@ -17,7 +17,7 @@ from stillroom.synth.asking import fence
 from stillroom.synth.method import RECORD_FILTERS, SeedKind
 from stillroom.synth.replies import unquote
 from stillroom.synth.steps import Steps, Stepwise, Unit
-from stillroom.synth.tasks import is_empty_answer, is_refusal, pair, question_of
+from stillroom.synth.tasks import is_echo, is_empty_answer, is_refusal, pair, question_of
 from stillroom.synth.templates import Template
 from stillroom.synth.wording import collapse
 
@@ -124,6 +124,8 @@ class EvolInstruct(Stepwise):
                 unit.fail("eliminated: an answer that is sorry", f"{evolved} | {answer}")
             elif is_empty_answer(answer):
                 unit.fail("eliminated: an answer that says nothing", f"{evolved} | {answer}")
+            elif is_echo(evolved, answer):
+                unit.fail("eliminated: an answer that repeats it", f"{evolved} | {answer}")
             else:
                 told = {
                     "question": evolved,

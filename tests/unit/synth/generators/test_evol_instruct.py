@@ -49,6 +49,10 @@ def test_every_round_goes_on_from_the_last_that_survived():
         ({"evolved": "Explain how bread rises."}, "eliminated: nothing gained"),
         ({"answer": "Sorry, I cannot."}, "eliminated: an answer that is sorry"),
         ({"answer": "and, the, of."}, "eliminated: an answer that says nothing"),
+        (
+            {"answer": "Explain how rye bread rises, in some steps!"},
+            "eliminated: an answer that repeats it",
+        ),
         ({"evolved": "#Rewritten Prompt#: Explain."}, "eliminated: words of the prompt in the"),
         ({"evolved": "Explain the given prompt in depth."}, "eliminated: words of the prompt"),
         ({"evolved": "Rewrite the instruction for all."}, "eliminated: words of the prompt"),
