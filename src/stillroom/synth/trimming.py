@@ -82,7 +82,8 @@ def _ends(body: str, opening: Opening, evidence: str) -> list[tuple[int, bool]]:
     if stranded is not None and opening.next in {stranded[0].strip(), "using"}:
         ends[stranded.end()] = True
     led_on = _LED_ON.match(body, least) if opening.leads_on else None
-    if led_on is not None and collapse(led_on[0]) in collapse(evidence):
+    led = collapse(led_on[0]) if led_on is not None else ""
+    if led_on is not None and (led == "to do" or led in collapse(evidence)):
         ends[led_on.end()] = True
     if body[least : least + 1] in {"", " ", ","}:
         ends[least] = not (body[:least].endswith(" have") and body[least:].startswith(" to "))

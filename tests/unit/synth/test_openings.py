@@ -136,6 +136,11 @@ def test_question_is_cut_to_what_the_statement_names_and_leaves_open(question, s
             "What can the pump be used for?",
         ),
         (
+            "What is the pump intended to do in summer?",
+            "The pump is intended to be used for the water of deep wells.",
+            "What is the pump intended to do?",
+        ),
+        (
             "What is the module provided to support applications that load others?",
             "The module is provided to support applications that find others while they run.",
             "What is the module provided to support?",
