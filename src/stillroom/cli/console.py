@@ -23,7 +23,13 @@ Examples:
 )
 @click.argument("folder", type=existing_path, default=Path())
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
-@click.option("--port", default=8152, show_default=True, help="The port; 0 takes a free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8152,
+    show_default=True,
+    help="The port; 0 takes a free one.",
+)
 @click.option(
     "--allow-endpoint",
     "endpoints",

@@ -47,7 +47,7 @@ Examples:
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting of the estimator."
 )
 @click.option("--cfg-scale", type=click.FloatRange(min=0), default=0.0, help="Guidance.")
-@click.option("--seed", type=int, default=0, help="Draws masks.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Draws masks.")
 @click.option(
     "--error",
     type=click.FloatRange(min=0, min_open=True),

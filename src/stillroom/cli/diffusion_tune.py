@@ -50,7 +50,7 @@ Examples:
     is_flag=True,
     help="Leave the preset at the checkpoint: whoever asks this model then writes by it.",
 )
-@click.option("--seed", type=int, default=0, help="Of draws and intervals.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of draws and intervals.")
 @click.option("--model-is", multiple=True, metavar="KEY=VALUE", help="What is known of the model.")
 @click.option("--out", type=existing_path, required=True, help="The folder of the report.")
 @json_option

@@ -39,11 +39,11 @@ Examples:
     help="What shrinks until it fits: layers, they and the feed-forward size, it and the hidden "
     "size, or all three.",
 )
-@click.option("--layers", type=int, help="How many layers to keep.")
-@click.option("--hidden-size", type=int, help="Channels between layers.")
-@click.option("--intermediate-size", type=int, help="Feed-forward channels.")
-@click.option("--attention-heads", type=int, help="Query heads of a layer.")
-@click.option("--kv-heads", type=int, help="Key-value heads of a layer.")
+@click.option("--layers", type=click.IntRange(min=1), help="How many layers to keep.")
+@click.option("--hidden-size", type=click.IntRange(min=1), help="Channels between layers.")
+@click.option("--intermediate-size", type=click.IntRange(min=1), help="Feed-forward channels.")
+@click.option("--attention-heads", type=click.IntRange(min=1), help="Query heads of a layer.")
+@click.option("--kv-heads", type=click.IntRange(min=1), help="Key-value heads of a layer.")
 @click.option(
     "--choose",
     type=click.Choice(["influence", "even", "loss", "kl", "contiguous"]),
@@ -53,9 +53,17 @@ Examples:
 @click.option("--iterative", is_flag=True, help="With loss or kl: measure after each one dropped.")
 @click.option("--no-rescale-norms", is_flag=True, help="Leave the norms' weights as they are.")
 @click.option(
-    "--calibration-records", type=int, default=16, help="How many records, from the first."
+    "--calibration-records",
+    type=click.IntRange(min=1),
+    default=16,
+    help="How many records, from the first.",
 )
-@click.option("--max-tokens", type=int, default=512, help="Tokens of a record that are read.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=512,
+    help="Tokens of a record that are read.",
+)
 @json_option
 @job_options
 def command(

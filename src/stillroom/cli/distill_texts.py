@@ -28,7 +28,11 @@ Examples:
 @click.option("--tokenizer", required=True, help="The teacher, whose tokens are counted.")
 @click.option("--out", required=True, type=existing_path, help="The folder of the artifact.")
 @click.option(
-    "--max-tokens", type=int, default=512, show_default=True, help="Most tokens of a record."
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Most tokens of a record.",
 )
 @click.option(
     "--held-out",

@@ -29,7 +29,7 @@ Examples:
     show_default=True,
     help="How many are scored again; 0 checks digests only.",
 )
-@click.option("--seed", type=int, default=0, help="Of the choice of records.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the choice of records.")
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),

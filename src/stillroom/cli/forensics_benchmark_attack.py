@@ -49,7 +49,13 @@ Examples:
     help="How often the square attack may ask for scores.",
 )
 @click.option("--split", default="test", show_default=True, help="What is tested; '' for all.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn by lot.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of what is drawn by lot.",
+)
 @json_option
 @debug_option
 def command(

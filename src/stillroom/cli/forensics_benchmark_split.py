@@ -45,7 +45,9 @@ Examples:
     show_default=True,
     help="Share to choose thresholds and calibrate on.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the lot.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the lot."
+)
 @click.option("--out", type=existing_path, required=True, help="The new manifest.")
 @json_option
 @debug_option

@@ -32,7 +32,13 @@ Examples:
 @click.option("--allow-code", is_flag=True, help="Run that file.")
 @click.option("--treatment", multiple=True, help="Of the suite; default all; may be repeated.")
 @click.option("--split", default="test", show_default=True, help="What is tested; '' for all.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn by lot.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of what is drawn by lot.",
+)
 @click.option("--html", type=existing_path, help="Write the curves as a page.")
 @json_option
 @debug_option

@@ -46,9 +46,19 @@ Examples:
     default="sampled",
     help="Fisher: drawn from the model, or the tokens themselves.",
 )
-@click.option("--max-records", type=int, default=256, help="How many a model, from the first.")
-@click.option("--max-tokens", type=int, default=512, help="Tokens of a record that are read.")
-@click.option("--seed", type=int, default=0, help="Fisher: of sampled labels.")
+@click.option(
+    "--max-records",
+    type=click.IntRange(min=1),
+    default=256,
+    help="How many a model, from the first.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=512,
+    help="Tokens of a record that are read.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Fisher: of sampled labels.")
 @click.option("--device", default="auto", help="Where the models run: auto, cpu, cuda, mps.")
 @click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
 @json_option

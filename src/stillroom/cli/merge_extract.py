@@ -31,7 +31,9 @@ Examples:
     default="lora",
     help="An adapter that peft loads, or every difference whole.",
 )
-@click.option("--rank", type=int, help="Most rank of a tensor; 32 where neither is given.")
+@click.option(
+    "--rank", type=click.IntRange(min=1), help="Most rank of a tensor; 32 where neither is given."
+)
 @click.option("--error", type=float, help="Most relative error of a tensor; its rank follows.")
 @click.option(
     "--svd",
@@ -40,7 +42,7 @@ Examples:
     default="exact",
     help="Randomized is faster on large matrices.",
 )
-@click.option("--seed", type=int, default=0, help="Of the randomized SVD.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the randomized SVD.")
 @click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
 @json_option
 @debug_option

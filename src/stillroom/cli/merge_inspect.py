@@ -30,8 +30,18 @@ Examples:
     type=click.Path(path_type=Path),
     help="Also measure the loss at 11 points between each two models, on these.",
 )
-@click.option("--max-records", type=int, default=200, help="How many of them, from the first.")
-@click.option("--max-tokens", type=int, default=512, help="Tokens of a record that are read.")
+@click.option(
+    "--max-records",
+    type=click.IntRange(min=1),
+    default=200,
+    help="How many of them, from the first.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=512,
+    help="Tokens of a record that are read.",
+)
 @click.option("--device", default="auto", help="Where the models run: auto, cpu, cuda, mps.")
 @click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
 @json_option

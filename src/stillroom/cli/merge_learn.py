@@ -44,11 +44,16 @@ Examples:
     help="What shares a coefficient.",
 )
 @click.option("--start", type=float, default=0.3, help="The coefficients to begin with.")
-@click.option("--steps", type=int, default=100, help="How many.")
+@click.option("--steps", type=click.IntRange(min=1), default=100, help="How many.")
 @click.option("--learning-rate", type=float, default=0.01, help="Of Adam.")
-@click.option("--batch", type=int, default=4, help="Records a step.")
-@click.option("--max-tokens", type=int, default=512, help="Tokens of a record that are read.")
-@click.option("--seed", type=int, default=0, help="Of the split and the batches.")
+@click.option("--batch", type=click.IntRange(min=1), default=4, help="Records a step.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=512,
+    help="Tokens of a record that are read.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the split and the batches.")
 @click.option("--device", default="auto", help="Where the models run: auto, cpu, cuda, mps.")
 @json_option
 @debug_option

@@ -23,7 +23,9 @@ Examples:
 @click.argument("donor")
 @click.argument("target")
 @click.option("--out", type=existing_path, required=True, help="The folder of the checkpoint.")
-@click.option("--k", type=int, default=64, show_default=True, help="Most tokens of a sum.")
+@click.option(
+    "--k", type=click.IntRange(min=1), default=64, show_default=True, help="Most tokens of a sum."
+)
 @click.option("--dry-run", is_flag=True, help="Print what it would do; write nothing.")
 @json_option
 @job_options

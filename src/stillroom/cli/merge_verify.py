@@ -29,7 +29,13 @@ Examples:
     help="How many of the tensors.",
 )
 @click.option("--all", "everything", is_flag=True, help="Every tensor.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Which tensors are drawn.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Which tensors are drawn.",
+)
 @json_option
 @debug_option
 def command(folder: Path, share: float, everything: bool, seed: int, as_json: bool) -> None:

@@ -78,7 +78,7 @@ Examples:
 @click.option(
     "--k", type=click.IntRange(1), help="Hits that a reader sees; default 10, of --answers 3."
 )
-@click.option("--seed", type=int, default=0, help="Of the intervals.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the intervals.")
 @access_options
 @click.option("--out", type=existing_path, required=True, help="The folder of the report.")
 @json_option

@@ -32,7 +32,9 @@ Examples:
 )
 @click.option("--measure", default="ndcg@10", show_default=True, help="What is made high.")
 @click.option("--folds", type=click.IntRange(2, 100), default=5, help="Parts of the queries.")
-@click.option("--seed", type=int, default=0, help="Of the folds and the intervals.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, help="Of the folds and the intervals."
+)
 @click.option(
     "--write", "is_written", is_flag=True, help="Search the index by what was chosen from now on."
 )

@@ -28,7 +28,13 @@ Examples:
 )
 @click.argument("mounts", nargs=-1, metavar="[[NAME=]PATH[+MODEL]]...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
-@click.option("--port", default=8151, show_default=True, help="The port; 0 takes a free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8151,
+    show_default=True,
+    help="The port; 0 takes a free one.",
+)
 @click.option("--model", default="", help="Another model than a run's own; the one of an index.")
 @click.option(
     "--api-key-file", type=existing_path, default=None, help="Keys, one a line, with who asks."

@@ -33,7 +33,11 @@ Examples:
     help="What a generation learns from; may be given again; by default all three.",
 )
 @click.option(
-    "--generations", type=int, default=5, show_default=True, help="After the one of human records."
+    "--generations",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="After the one of human records.",
 )
 @click.option("--seeds", type=int, default=3, show_default=True, help="How often all is done.")
 @click.option(
@@ -57,7 +61,7 @@ Examples:
     show_default=True,
     help="Share of a figure that may be lost without a warning.",
 )
-@click.option("--seed", type=int, default=0, help="Of everything that is drawn.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of everything that is drawn.")
 @student_options
 @click.option("--out", type=existing_path, required=True, help="The folder of the report.")
 @click.option("--estimate", "only_estimate", is_flag=True, help="Say what it takes; do nothing.")

@@ -41,7 +41,7 @@ Examples:
     help="Share of the reference's figure that may be lost without a warning.",
 )
 @click.option("--budget", type=click.IntRange(0), default=0, help="Words of a draw; 0 chooses.")
-@click.option("--seed", type=int, default=0, help="Of the draws.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the draws.")
 @click.option("--out", type=existing_path, required=True, help="The folder of the report.")
 @json_option
 @job_options

@@ -73,7 +73,7 @@ Examples:
     show_default=True,
     help="What all arms learn from as much of.",
 )
-@click.option("--seed", type=int, default=0, help="Of everything that is drawn.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of everything that is drawn.")
 @student_options
 @click.option("--out", type=existing_path, required=True, help="The folder of the report.")
 @click.option("--estimate", "only_estimate", is_flag=True, help="Say what it takes; do nothing.")
