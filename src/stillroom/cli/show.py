@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from stillroom.cli.naming import complete_shown
 from stillroom.cli.options import debug_option, existing_path, json_option, print_json
+from stillroom.cli.rows import print_rows
 
 __all__ = ["command"]
 
@@ -109,17 +112,22 @@ def _show_artifact(path: Path, as_json: bool) -> None:
         return
     size = sum(entry.size_bytes for entry in artifact.files)
     click.echo(f"{path}  {artifact.kind}  {artifact.digest[:16]}")
-    click.echo(f"  made      {artifact.created}, seed {artifact.seed}")
-    click.echo(f"  files     {len(artifact.files)}, {size / 1e6:.1f} MB")
+    rows: list[tuple[str, object]] = [
+        ("made", f"{artifact.created}, seed {artifact.seed}"),
+        ("files", f"{len(artifact.files)}, {size / 1e6:.1f} MB"),
+    ]
     if seconds := count_seconds(path):
-        click.echo(f"  took      {seconds:.1f} s")
-    for name, value in artifact.origin.items():
-        click.echo(f"  origin    {name}: {value}")
-    for parent in artifact.parents:
-        click.echo(f"  {parent.role:9} {parent.path}  {parent.digest[:16]}")
-    for name, value in artifact.details.items():
-        text = str(value)
-        click.echo(f"  {name:9} {text if len(text) < 200 else text[:197] + '...'}")
+        rows.append(("took", f"{seconds:.1f} s"))
+    if artifact.origin:
+        rows.append(("origin", _describe_origin(artifact.origin)))
+    rows += [(one.role, f"{one.path}  {one.digest[:16]}") for one in artifact.parents]
+    print_rows([*rows, *artifact.details.items()])
+
+
+def _describe_origin(origin: Mapping[str, Any]) -> str:
+    told = [str(origin.get("kind", "unknown")), f"license {origin.get('license') or 'unsaid'}"]
+    steps = [str(link.get("method")) for link in origin.get("chain") or () if link.get("method")]
+    return ", ".join([*told, *([f"by {' > '.join(steps)}"] if steps else [])])
 
 
 def _show_cache(path: Path, as_json: bool) -> None:
@@ -135,9 +143,7 @@ def _show_cache(path: Path, as_json: bool) -> None:
         f"{path}  teacher cache, {found['records']} records, {found['positions']} positions, "
         f"{found['size_bytes'] / 1e6:.1f} MB ({found['bytes_per_position']} bytes a position)"
     )
-    for name, value in found["header"].items():
-        if value != "" and value != {}:
-            click.echo(f"  {name:20} {value}")
+    print_rows([(name, value) for name, value in found["header"].items() if value not in ("", {})])
 
 
 def _show_method(name: str, as_json: bool) -> None:

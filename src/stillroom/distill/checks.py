@@ -131,12 +131,14 @@ class _Room:
         found = []
         for name, reference in self._references():
             if not self.fetch and not _exists(reference):
+                is_here = find_config(reference, fetch=False) is not None
+                said = "was not opened" if is_here else "is not on this disk"
                 return [
                     Finding(
                         "note",
                         name,
-                        f"{reference} is not on this disk, so its tokenizer was not looked at",
-                        "stillroom distill preflight RECIPE fetches it",
+                        f"{reference} {said}, so its tokenizer was not looked at",
+                        "stillroom distill preflight RECIPE opens it, and fetches what is missing",
                     )
                 ]
             path = resolve_checkpoint(reference, say=self.say)

@@ -88,7 +88,10 @@ def test_a_shape_that_cannot_be_is_refused_before_anything_is_fetched(
     flight = run_preflight(make_recipe("hub:org/name", layers=9), tmp_path)
     (refused,) = find(flight, "student's shape")
     assert refused.level == "error"
-    assert "not on this disk" in find(flight, "teacher")[0].what
+    assert "was not opened" in find(flight, "teacher")[0].what
+    recipe = make_recipe("hub:nobody/nothing", layers=9)
+    missing = run_preflight(recipe, tmp_path, fetch=False)
+    assert "not on this disk" in find(missing, "teacher")[0].what
     with pytest.raises(StillroomError) as caught:
         flight.raise_errors()
     assert caught.value.code == "distill.too-large"
