@@ -23,7 +23,7 @@ def describe_value(value: object, *, is_inner: bool = False) -> str:
         return f"{value:.6g}"
     if isinstance(value, Mapping):
         told = ", ".join(
-            f"{name} {describe_value(one, is_inner=True)}" for name, one in value.items()
+            f"{name}: {describe_value(one, is_inner=True)}" for name, one in value.items()
         )
         return f"({told})" if is_inner else told
     if isinstance(value, Sequence) and not isinstance(value, str):

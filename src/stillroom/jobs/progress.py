@@ -192,7 +192,8 @@ class Progress:
         count = f"{self.done}/{self.total}" if self.total else f"{self.done}"
         line = f"{self.name}: {count} {self.unit}"
         if worked and spent > 0:
-            line += f", {worked / spent:.3g}/s"
+            rate = worked / spent
+            line += f", {rate:,.0f}/s" if rate >= 1000 else f", {rate:.3g}/s"
         if final:
             line += f", {spent:.1f} s"
         elif worked and self.total > self.done:

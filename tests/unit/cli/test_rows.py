@@ -11,7 +11,7 @@ def test_values_are_told_without_brackets_of_python():
     assert describe_value(None) == describe_value([]) == describe_value({}) == "none"
     assert describe_value(True) == "yes"
     assert describe_value(2.458347554) == "2.45835"
-    assert describe_value({"kept": 3, "dropped": {"short": 1}}) == "kept 3, dropped (short 1)"
+    assert describe_value({"kept": 3, "dropped": {"short": 1}}) == "kept: 3, dropped: (short: 1)"
     assert describe_value([1, [2, 3]]) == "1, (2, 3)"
     assert describe_value([{"name": "linear", "loss": 1.0}, {"name": "ties"}]) == "linear, ties"
     assert describe_value([{"loss": 1.0}, {"loss": 2.0}]) == "2 of them"
@@ -23,5 +23,5 @@ def test_an_artifact_is_shown_in_aligned_rows(tmp_path):
     job.finish("records", origin=origin, details={"counts": {"kept": 3}, "helped": False})
     told = CliRunner().invoke(stillroom, ["show", str(tmp_path / "run")]).output.splitlines()
     assert "  origin  synthetic, license unsaid, by merge.methods.ties" in told
-    assert "  counts  kept 3" in told
+    assert "  counts  kept: 3" in told
     assert "  helped  no" in told

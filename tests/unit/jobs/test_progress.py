@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 
@@ -50,3 +51,10 @@ def test_sum_of_estimates_takes_the_peak_of_memory_and_the_sum_of_time():
         memory_bytes=3, seconds=2
     )
     assert (both.memory_bytes, both.seconds, both.memory_knob) == (5, 3, "a")
+
+
+def test_a_high_rate_is_a_number_that_people_read():
+    stream = io.StringIO()
+    with Progress("digest", 10**6, "documents", LineReporter(stream)) as progress:
+        progress.advance(10**6)
+    assert re.search(r"documents, \d{1,3}(,\d{3})+/s, ", stream.getvalue())
