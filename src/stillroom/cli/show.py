@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from stillroom.cli.naming import complete_shown
-from stillroom.cli.options import debug_option, existing_path, json_option, print_json
+from stillroom.cli.options import debug_option, existing_path, hang, json_option, print_json
 from stillroom.cli.rows import print_rows
 
 __all__ = ["command"]
@@ -148,7 +149,7 @@ def _show_cache(path: Path, as_json: bool) -> None:
 
 def _show_method(name: str, as_json: bool) -> None:
     from stillroom.errors import DataError
-    from stillroom.registry.listing import list_methods, read_docstring, suggest
+    from stillroom.registry.listing import list_methods, read_docstring, read_settings, suggest
 
     known = list(list_methods())
     found = [row for row in known if row.name == name]
@@ -160,9 +161,24 @@ def _show_method(name: str, as_json: bool) -> None:
             next=suggest(name, [row.name for row in known]) or "stillroom list methods",
         )
     if as_json:
-        print_json({"methods": [{"name": row.name, "seam": row.seam} for row in found]})
+        told = [
+            {
+                "name": row.name,
+                "seam": row.seam,
+                "settings": [asdict(one) for one in read_settings(row.path)],
+            }
+            for row in found
+        ]
+        print_json({"methods": told})
         return
     for row in found:
         click.echo(f"{row.name}  ({row.seam.removeprefix('stillroom.')}, {row.status})")
         click.echo(read_docstring(row.path))
+        settings = read_settings(row.path)
+        if settings:
+            click.echo("\nsettings")
+        names = max((len(one.name) for one in settings), default=0) + 2
+        values = max((len(one.default) for one in settings), default=0) + 2
+        for one in settings:
+            click.echo(hang(f"  {one.name:{names}}{one.default:{values}}", one.description))
         click.echo("")

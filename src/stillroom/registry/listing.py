@@ -13,6 +13,7 @@ from pathlib import Path
 
 __all__ = [
     "Listed",
+    "Setting",
     "find_seams",
     "list_kinds",
     "list_methods",
@@ -20,6 +21,7 @@ __all__ = [
     "name_kinds",
     "names_in",
     "read_docstring",
+    "read_settings",
     "suggest",
 ]
 
@@ -37,6 +39,15 @@ class Listed:
     path: Path
     paper: str = ""
     status: str = "stable"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a method: its default as a recipe writes it (empty: none), and what it is."""
+
+    name: str
+    default: str
+    description: str
 
 
 def find_seams(package: Path = _PACKAGE) -> dict[str, Path]:
@@ -92,6 +103,65 @@ def name_examples(kind: str, package: Path = _PACKAGE) -> list[str]:
 def read_docstring(path: Path) -> str:
     """Return a module's docstring without importing the module."""
     return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+
+
+def read_settings(path: Path) -> list[Setting]:
+    """Return the settings of a method, those of its base classes last, without importing it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    public = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    ]
+    found: dict[str, Setting] = {}
+    for node in public:
+        for one in _settings_of(node, tree):
+            found.setdefault(one.name, one)
+    return list(found.values())
+
+
+def _settings_of(node: ast.ClassDef, tree: ast.Module) -> Iterator[Setting]:
+    """Yield the settings of a class of a file, then those of the bases that are of this package."""
+    for one in node.body:
+        if not isinstance(one, ast.AnnAssign) or not isinstance(one.target, ast.Name):
+            continue
+        if "ClassVar" not in ast.unparse(one.annotation) and not one.target.id.startswith("_"):
+            yield _read_setting(one.target.id, one.value)
+    for base in node.bases:
+        if isinstance(base, ast.Name) and (found := _find_class(base.id, tree)):
+            yield from _settings_of(*found)
+
+
+def _find_class(name: str, tree: ast.Module) -> tuple[ast.ClassDef, ast.Module] | None:
+    """Return a class of a file, or one that it imports from this package, with its file."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return node, tree
+        if isinstance(node, ast.ImportFrom) and any(one.name == name for one in node.names):
+            first, *rest = (node.module or "").split(".")
+            place = _PACKAGE.joinpath(*rest).with_suffix(".py")
+            if first == _PACKAGE.name and rest and place.is_file():
+                return _find_class(name, ast.parse(place.read_text(encoding="utf-8")))
+    return None
+
+
+def _read_setting(name: str, value: ast.expr | None) -> Setting:
+    if not (isinstance(value, ast.Call) and ast.unparse(value.func).endswith("Field")):
+        return Setting(name, _write(value), "")
+    told = {word.arg: word.value for word in value.keywords}
+    default = value.args[0] if value.args else told.get("default")
+    said = told.get("description")
+    text = str(said.value) if isinstance(said, ast.Constant) else ""
+    return Setting(name, _write(default), text)
+
+
+def _write(default: ast.expr | None) -> str:
+    """Return a default as a recipe writes it."""
+    if not isinstance(default, ast.Constant):
+        return ast.unparse(default) if default is not None else ""
+    if isinstance(default.value, bool) or default.value is None:
+        return {True: "true", False: "false", None: "null"}[default.value]
+    return str(default.value) if default.value != "" else "''"
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

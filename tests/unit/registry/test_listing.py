@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 from stillroom.registry import find_seams, list_kinds, list_methods, names_in, suggest
+from stillroom.registry.listing import read_settings
 
 
 def test_methods_are_listed_from_their_files(tmp_path):
@@ -56,3 +57,38 @@ def test_kinds_are_folders_with_a_recipe(tmp_path: Path):
     (tmp_path / "merge" / "recipe.py").write_text('"""What is merged.\n\nMore."""\n')
     (tmp_path / "other").mkdir()
     assert list_kinds(tmp_path) == {"merge": "What is merged."}
+
+
+def test_settings_are_read_without_importing_their_method(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        'raise ImportError\nclass Mine(Method):\n    paper: ClassVar[str] = "x"\n'
+        '    share: float = Field(0.5, ge=0, description="how " "much")\n'
+        '    kind: str = Field("plain", description="which")\n    is_on: bool = Field(True)\n'
+        '    limit: int | None = Field(None)\n    place: str = Field(description="where")\n'
+        "    steps: tuple[int, ...] = (1, 2)\n    count: int\n    _hidden: int = 1\n"
+    )
+    found = [
+        (one.name, one.default, one.description) for one in read_settings(tmp_path / "mine.py")
+    ]
+    assert found == [
+        ("share", "0.5", "how much"),
+        ("kind", "plain", "which"),
+        ("is_on", "true", ""),
+        ("limit", "null", ""),
+        ("place", "", "where"),
+        ("steps", "(1, 2)", ""),
+        ("count", "", ""),
+    ]
+
+
+def test_every_setting_of_every_method_says_what_it_is():
+    from stillroom.merge.method import METHODS
+
+    settings = {(row.seam, row.name): read_settings(row.path) for row in list_methods()}
+    assert [
+        (key, one.name) for key, all_ in settings.items() for one in all_ if not one.description
+    ] == []
+    for name in METHODS.names():
+        told = {one.name: one.description for one in settings["stillroom.merge.methods", name]}
+        fields = METHODS.get(name).model_fields
+        assert told == {key: field.description for key, field in fields.items()}, name
