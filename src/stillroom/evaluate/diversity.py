@@ -24,6 +24,7 @@ so.)
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -243,20 +244,26 @@ def find_tail(
 ) -> tuple[frozenset[str], float]:
     """Return rare words of a reference, and the share they have of more of the same.
 
-    The words are the least frequent ones of every other text, that together are a tenth of it;
-    their share is that in the rest, since a word seen once is mostly not seen again. ``cut`` is the
-    words of each text, where they are at hand.
+    The words are the least frequent ones of every other text, that together are a tenth of it; of
+    those that are equally rare, no kind is preferred: by the alphabet a small reference's tail
+    would be its numbers and a few letters. Their share is that in the rest, since a word seen once
+    is mostly not seen again. ``cut`` is the words of each text, where they are at hand.
     """
     cut = [words(text) for text in texts] if cut is None else cut
     counts = Counter(word for one in cut[::2] for word in one)
     total = counts.total()
     tail, mass = set(), 0
-    for word, count in sorted(counts.items(), key=lambda pair: (pair[1], pair[0])):
+    for word, count in sorted(counts.items(), key=lambda pair: (pair[1], _lot(pair[0]))):
         if mass + count > _TAIL * total:
             break
         tail.add(word)
         mass += count
     return frozenset(tail), tail_share(cut[1::2], frozenset(tail))
+
+
+def _lot(word: str) -> tuple[int, str]:
+    """Return a place that says nothing of the word, and is the same every time."""
+    return zlib.crc32(word.encode("utf-8", "surrogatepass")), word
 
 
 def tail_share(texts: Sequence[Words], tail: frozenset[str]) -> float:

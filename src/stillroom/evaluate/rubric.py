@@ -14,6 +14,7 @@ arXiv:2303.16634 (expected scores); Wang et al. 2023, arXiv:2305.17926 (both ord
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +31,7 @@ __all__ = ["Comparison", "Rating", "RubricJudge"]
 Winner = Literal["first", "second", "tie"]
 _RULES = "You are a strict and fair examiner. You answer with one mark and nothing else."
 _ORDERS = 2
+_FRAME = re.compile(r"<(/?answer\b)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ class RubricJudge:
     @property
     def fingerprint(self) -> str:
         """What ratings depend on beside the texts."""
-        return digest_json([self.model.fingerprint, self.rubric, self.scale, self.seed, 1])
+        return digest_json([self.model.fingerprint, self.rubric, self.scale, self.seed, 2])
 
     def rate(self, tasks: Sequence[str]) -> list[Rating]:
         """Return a rating of each task: a question with its answer, shown whole.
@@ -134,9 +136,9 @@ class RubricJudge:
     def _ask_better(self, question: str, first: str, second: str) -> Prompt:
         criteria = "; ".join(f"{name}: {told}" for name, told in self.rubric.items())
         words = (
-            f'{question}\n\n<answer name="A">\n{first}\n</answer>\n\n<answer name="B">\n{second}'
-            f"\n</answer>\n\nWhat counts: {criteria}\n\nWhich answer is better? Their order and "
-            "their length say nothing. Answer with the letter only: A or B."
+            f'{question}\n\n<answer name="A">\n{_inert(first)}\n</answer>\n\n<answer name="B">\n'
+            f"{_inert(second)}\n</answer>\n\nWhat counts: {criteria}\n\nWhich answer is better? "
+            "Their order and their length say nothing. Answer with the letter only: A or B."
         )
         return Prompt((Message("system", _RULES), Message("user", words)))
 
@@ -152,6 +154,11 @@ def _settle(straight: Chosen, swapped: Chosen) -> Comparison:
     if one < 0.5 and other < 0.5:
         return Comparison("second", chance, False, way)
     return Comparison("tie", chance, (one - 0.5) * (other - 0.5) < 0, way)
+
+
+def _inert(text: str) -> str:
+    """Return an answer that cannot close its frame, nor open the other's."""
+    return _FRAME.sub(r"< \1", text)
 
 
 def _way_of(chosen: Sequence[Chosen]) -> str:

@@ -3,8 +3,8 @@
 All vectors are L2-normalized rows, so that a dot product is a cosine. Memory grows with the number
 of rows, never with its square.
 
-Sources: Dhillon and Modha 2001 (spherical k-means); Arthur and Vassilvitskii 2007 (seeding);
-Gonzalez 1985 (farthest first); Minoux 1978 (lazy greedy).
+Sources: Dhillon and Modha 2001 (spherical k-means); Arthur and Vassilvitskii 2007 (seeding, in
+its greedy form); Gonzalez 1985 (farthest first); Minoux 1978 (lazy greedy).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ __all__ = ["assign_clusters", "choose_facilities", "choose_farthest", "cover_gre
 Vectors = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 _BLOCK = 4096
+_TRIES = 2
 
 
 def assign_clusters(
@@ -151,17 +152,25 @@ def cover_greedily(
 
 
 def _seed_centers(rows: Vectors, count: int, rng: np.random.Generator) -> Vectors:
-    """Return first centers, each likelier the farther it is from those before (k-means++)."""
+    """Return first centers, each likelier the farther it is from those before (k-means++).
+
+    Of a few that are drawn for each the one is taken that leaves least distance.
+    """
     first = int(rng.integers(len(rows)))
     centers = [rows[first]]
-    gap = np.clip(1.0 - rows @ rows[first], 0.0, None).astype(np.float64)
+    gap = np.clip(1.0 - rows @ rows[first], 0.0, None)
+    tries = _TRIES + int(np.log(count))
     for _ in range(count - 1):
-        total = float(gap.sum())
-        at = (
-            int(rng.choice(len(rows), p=gap / total)) if total > 0 else int(rng.integers(len(rows)))
-        )
-        centers.append(rows[at])
-        gap = np.minimum(gap, np.clip(1.0 - rows @ rows[at], 0.0, None))
+        chances = gap.astype(np.float64)
+        total = float(chances.sum())
+        if total <= 0:  # every row is a center's own
+            centers.append(rows[int(rng.integers(len(rows)))])
+            continue
+        drawn = np.unique(rng.choice(len(rows), tries, p=chances / total))
+        left = np.minimum(gap, np.clip(1.0 - rows[drawn] @ rows.T, 0.0, None))
+        best = int(left.sum(1, dtype=np.float64).argmin())
+        centers.append(rows[drawn[best]])
+        gap = left[best]
     return np.array(centers, dtype=np.float32)
 
 

@@ -1,6 +1,8 @@
 """Figures of variety are what their definitions say, at one size."""
 
+import gzip
 import math
+import random
 from collections import Counter
 
 import numpy as np
@@ -121,6 +123,60 @@ def test_repetition_compresses_and_order_within_the_window_does_not_matter_much(
     assert compression(varied[:1] * 40) > 5 * compression(varied)
     far = [*varied, *(f"{'x' * 40_000}{at}" for at in range(2)), *varied]
     assert compression(far) > 1.8 * compression(varied)
+
+
+def zipf(count, seed, size=60, vocabulary=3000):
+    """Return texts of words whose frequency falls with their rank."""
+    rng = random.Random(seed)
+    names = [
+        "".join(rng.choices("etaoinshrdlucmfw", k=rng.randint(2, 9))) for _ in range(vocabulary)
+    ]
+    weights = [1 / rank for rank in range(1, vocabulary + 1)]
+    return [" ".join(rng.choices(names, weights, k=size)) for _ in range(count)]
+
+
+def test_compression_is_the_papers_ratio_within_gzips_window():
+    """Shaib et al. take bytes over gzipped bytes; of less than 32 kB both see all of it."""
+    varied = zipf(40, 0)
+    for share in (0.0, 0.25, 0.5, 0.75):
+        cut = round(share * len(varied))
+        found = varied[: len(varied) - cut] + varied[:1] * cut
+        raw = "\n".join(found).encode()
+        assert len(raw) < 32_000
+        assert compression(found) == pytest.approx(len(raw) / len(gzip.compress(raw)), rel=0.12)
+    assert compression(varied * 4) > 3 * compression(varied)  # where gzip sees a part only
+    assert compression([]) == 0.0
+
+
+def reference_tail(cut):
+    """Words of one half that are surely of the tail, those that may be, and the room for all."""
+    counts = Counter(word for text in cut[::2] for word in text)
+    room = 0.1 * sum(counts.values())
+    sure = set()
+    for often in sorted(set(counts.values())):
+        border = {word for word in counts if counts[word] == often}
+        if sum(counts[word] for word in sure | border) > room:
+            return sure, border, room
+        sure |= border
+    raise AssertionError("the tail is all of it")
+
+
+@pytest.mark.parametrize("size", [20, 60, 400])
+def test_the_tail_is_the_rarest_words_whatever_their_letters(size):
+    cut = [text.split() for text in zipf(size, size)]
+    tail, mass = find_tail(cut=cut)
+    sure, border, room = reference_tail(cut)
+    counts = Counter(word for text in cut[::2] for word in text)
+    assert sure <= tail <= sure | border
+    held = sum(counts[word] for word in tail)
+    assert room - max(counts[word] for word in tail) < held <= room
+    rest = [word for text in cut[1::2] for word in text]
+    assert mass == pytest.approx(sum(word in tail for word in rest) / len(rest))
+    # of those at the border, the ones taken are spread over the alphabet as the others are
+    taken, left = sorted(border & tail), sorted(border - tail)
+    if len(taken) > 50 and len(left) > 50:
+        place = {word: at / len(border) for at, word in enumerate(sorted(border))}
+        assert np.mean([place[word] for word in taken]) == pytest.approx(0.5, abs=0.15)
 
 
 def test_figures_are_of_one_budget_whatever_the_size():

@@ -121,6 +121,61 @@ def test_semdedup_within_clusters_is_exact_and_never_drops_both():
         assert max(float(chain[at] @ chain[other]) for other in selection.kept) > 0.9
 
 
+def reference_semdedup(rows, groups, limit, *, greedy):
+    """SemDeDup by plain loops: within each group from the center's far side, what is near falls.
+
+    The paper compares with all that stand before; ``greedy`` with those of them that are kept.
+    """
+    fell = {}
+    for group in groups:
+        center = np.mean([rows[at] for at in group], axis=0)
+        center /= np.linalg.norm(center)
+        order = sorted(group, key=lambda at: (round(float(rows[at] @ center), 6), at))
+        for place, at in enumerate(order):
+            before = [one for one in order[:place] if not greedy or one not in fell]
+            near = [one for one in before if float(rows[at] @ rows[one]) > limit]
+            if near:
+                fell[at] = near
+    return fell
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_semdedup_end_to_end_is_that_of_plain_loops(seed):
+    """Topics far apart and close in themselves, each with chains of near ones."""
+    rng = np.random.default_rng(seed)
+    topics = np.eye(6, 24)
+    rows, groups = [], []
+    for topic in topics:
+        group = []
+        for _ in range(8):
+            point = topic + rng.normal(0, 0.03, 24)
+            for _ in range(rng.integers(1, 5)):  # a walk: neighbors are near, its ends are not
+                group.append(len(rows))
+                rows.append(point)
+                point = point + rng.normal(0, 0.012, 24)
+        groups.append(group)
+    rows = unit(rows)
+    limit = 0.998
+    paper = reference_semdedup(rows, groups, limit, greedy=False)
+    ours = reference_semdedup(rows, groups, limit, greedy=True)
+    pool = make_pool(rows)
+    found = select("semdedup", pool, threshold=limit, clusters=6)
+    assert set(found.dropped) == set(ours)
+    assert set(found.kept) == set(range(len(rows))) - set(ours)
+    assert 0 < len(ours) < len(paper) < len(rows)
+    assert set(ours) < set(paper)
+    for at in set(paper) - set(ours):  # the paper lets it fall to what itself fell
+        assert set(paper[at]) <= set(ours)
+
+
+def test_semdedup_finds_every_exact_copy_whatever_its_clusters():
+    base = draw(120, 12, seed=3)
+    rows = np.concatenate([base, base[::2], base[::3]])
+    found = select("semdedup", make_pool(rows), threshold=0.999)
+    origin = [*range(120), *range(0, 120, 2), *range(0, 120, 3)]
+    assert sorted(origin[at] for at in found.kept) == list(range(120))
+
+
 def test_scores_may_say_which_duplicate_stays():
     rows = unit([[1, 0], [1, 0.01], [0, 1]])
     pool = make_pool(rows, [0.1, 0.9, 0.5])
@@ -177,6 +232,20 @@ def test_clusters_are_those_that_are_there():
     again, _ = assign_clusters(rows, 4, seed=1)
     assert (held == again).all()
     assert len(set(assign_clusters(rows[:3], 10)[0])) == 3
+
+
+def test_clusters_leave_little_more_distance_than_the_true_ones():
+    """One start of k-means may miss a topic; it should not miss many."""
+    left = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        topics = np.repeat(np.eye(12, 32), 20, axis=0)
+        rows = unit(topics + rng.normal(0, 0.12, topics.shape))
+        held, centers = assign_clusters(rows, 12, seed=seed)
+        truth = unit(rows.reshape(12, 20, 32).sum(1))
+        ours = float((1 - (rows * centers[held]).sum(1)).mean())
+        left.append(ours / float((1 - (rows * np.repeat(truth, 20, 0)).sum(1)).mean()))
+    assert np.mean(left) < 1.1
 
 
 def test_balance_takes_from_small_topics_too():
