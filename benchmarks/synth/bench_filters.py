@@ -301,6 +301,14 @@ def tell(kind: str, figure: str, value: float, told: dict[str, Any]) -> None:
     )
 
 
+def measure_lookalikes(context: Context) -> None:
+    """Say how much ordinary prose in the words of orders is taken for one."""
+    judge = FILTERS.build({"name": "injection"}).begin(context)
+    turns = [(Message("user", "What?"), Message("assistant", said)) for said in faults.NO_ORDERS]
+    dropped = sum(not judge.judge(Record(one, {"evidence": {}})).keep for one in turns)
+    tell("injection", "lookalikes_dropped", dropped / len(turns), {"n": len(turns)})
+
+
 def measure_masks(planted: Sequence[Record], good: Sequence[Record], context: Context) -> None:
     """Mask the planted records: what is found afterwards was missed; good ones are let be."""
     judge = FILTERS.build({"name": "personal", "action": "mask"}).begin(context)
@@ -351,6 +359,8 @@ def main(path: Path, *, with_models: bool) -> None:
         measure_kind(kind, mine, planted, context)
         if kind.name == "personal":
             measure_masks(planted, good, context)
+        if kind.name == "injection":
+            measure_lookalikes(context)
 
 
 if __name__ == "__main__":

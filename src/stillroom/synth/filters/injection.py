@@ -1,9 +1,13 @@
 """Injection: text that gives orders to a model instead of informing a reader.
 
-Source: Greshake et al. 2023, arXiv:2302.12173 (orders hidden in documents). Differs: a list of
-orders, not a model; it catches the plain ones, and prompts treat every document as data anyway. Of
-what a user asks for, and no document bears out, only orders against orders count: "respond only
-with the number" is a task.
+Sources: Greshake et al. 2023, arXiv:2302.12173 (orders hidden in documents); Perez and Ribeiro
+2022, arXiv:2211.09527 (orders against orders, and for the prompt itself). Differs: forms of orders,
+not a model; it catches the plain ones, and prompts treat every document as data anyway.
+
+What is looked for, mostly where a clause begins, as commands do: that what was ordered before is
+void, or is to be told; a call to a model by its name; another role, or a new task; what to do while
+this text is read; a turn that nobody took; leave to break rules. Of what a user asks for, and no
+document bears out, only orders against orders count: "respond only with the number" is a task.
 """
 
 from __future__ import annotations
@@ -19,30 +23,156 @@ from stillroom.text.normalize import count_invisible, strip_invisible
 
 __all__ = ["Injection"]
 
-_AGAINST = re.compile(
-    r"\b(?:ignore|disregard|forget|override|bypass|drop|set aside)\b[^.!?\n]{0,30}"
+_CLAUSE = (
+    r"(?:^|[.!?:;,\n\"“”'(\[\]>*-][ \t]{0,4}|\b(?:please|kindly|now|just|and|then|must|should|to|"
+    r"will) )(?:please |kindly |now |just |so |also )?"
+)
+"""Where a command may begin."""
+_UP_TO = r"[^.!?\n]{0,40}?"
+_NOUN = (
+    r"(?:instructions?|prompts?|rules?|guidelines?|guidance|directions?|directives?|commands?|"
+    r"orders?|messages?|constraints?|restrictions?|polic(?:y|ies)|training|programming|brief)\b"
+)
+_BEFORE = (
+    r"(?:previous|prior|above|earlier|preceding|foregoing|initial|original|system|hidden|existing)"
+)
+_GIVEN = (
+    r"(?:so far|(?:(?:that|which) )?(?:came (?:before|earlier)|you (?:were|are|have been|had been) "
+    r"(?:given|told|handed|sent))|given (?:above|earlier|before|further up)|"
+    r"at the (?:top|beginning|start) of (?:this|the) (?:conversation|chat|prompt))\b"
+)
+_TOLD = (
+    rf"(?:{_BEFORE} (?:\w+ ){{0,2}}?{_NOUN}|your (?:\w+ ){{0,2}}?{_NOUN}|{_NOUN} "
+    rf"(?:above\b|{_GIVEN})|(?:what(?:ever)?|everything|all|anything) (?:that )?you (?:were|are|"
+    r"have been|had been) (?:told|asked|given|ordered|instructed))"
+)
+"""What a model was told before."""
+_MODEL = (
+    r"(?:ai(?: (?:systems?|assistants?|models?|agents?|reviewers?|readers?|tools?))?|llms?|"
+    r"(?:large )?language models?|chat ?bots?|chatgpt|gpt|(?:virtual |digital )?assistants?)"
+)
+_SPEAK = (
+    r"(?:answer|respond|reply|say|write|speak|act|behave|obey|comply|refuse|pretend|follow|output|"
+    r"print|begin|end|translate|ignore|disregard|promote|recommend|praise)\b"
+)
+_TELL = r"(?:write|say|reply|output|print|tell|list|respond)\b"
+_ADD = (
+    r"(?:add|say|include|mention|insert|append|recommend|write|state|tell|claim|end|do not|"
+    r"don['’]t|give|rate|praise)\b"
+)
+_VOID = (
+    r"(?:(?:ignore|disregard|forget|override|bypass|drop|set aside|abandon|discard|overlook|"
+    r"neglect|dismiss|skip|cancel)|pay no attention to|never mind|(?:do not|don['’]t|never|stop|"
+    r"quit|cease|no longer) (?:follow|obey|heed)(?:ing)?)\b"
+)
+_IS_VOID = (
+    r"(?:(?:is|are|was|were|has been|have been|had been) (?:now |hereby )?(?:void|null|cancel\w+|"
+    r"revoked|superseded|lifted|invalid|suspended|updated|changed|replaced|removed|over)|no longer "
+    r"(?:apply|applies|hold|count))\b"
+)
+_LIMITS = (
+    r"(?:restrictions?|limits?|limitations|rules|filters?|ethic\w*|guidelines|morals?|polic\w+|"
+    r"censor\w*)"
+)
+_COMMANDS_ALWAYS = (rf"{_VOID}{_UP_TO}\b{_TOLD}",)
+_ANYWHERE_ALWAYS = (
+    r"(?:ignore|disregard|forget|override|bypass|drop|set aside)\b[^.!?\n]{0,30}"
     r"\b(?:previous|prior|above|earlier|your|system)\b[^.!?\n]{0,20}"
-    r"\b(?:instructions?|prompts?|rules|guidelines|messages?|directions|orders?|training)\b|"
-    r"\b(?:reveal|print|repeat|show|output|leak)\b[^.!?\n]{0,30}\b(?:system|hidden|secret) "
-    r"(?:prompt|instructions?|message)\b|\bdo anything now\b|\bjailbreak",
-    re.IGNORECASE,
+    r"\b(?:instructions?|prompts?|guidelines|messages?|directions|training)\b",
+    r"(?:reveal|print|repeat|show|output|leak|display|copy|quote|recite|disclose|share|tell me|"
+    rf"give me)\b{_UP_TO}\b(?:(?:system|hidden|secret) (?:prompt|instructions?|message)|your "
+    rf"(?:\w+ )?(?:prompt|instructions)\b|(?:instructions?|prompts?) {_GIVEN})",
+    r"do anything now\b|jailbreak",
 )
-_ORDER = re.compile(
-    r"\b(?:ignore|disregard|forget|override|bypass)\b[^.!?\n]{0,40}"
-    r"\b(?:previous|prior|above|earlier|all|any|your|system|other|the)\b[^.!?\n]{0,30}"
-    r"\b(?:instructions?|prompts?|rules|guidelines|messages?|directions|context|training)\b|"
-    r"\b(?:drop|set aside|abandon|discard)\b[^.!?\n]{0,30}\b(?:previous|prior|earlier|your|all|"
-    r"every|any)\b[^.!?\n]{0,20}\b(?:orders?|instructions?|rules|guidelines|directions)\b|"
-    r"\b(?:the model|the assistant|you) (?:has|have) no (?:limits|restrictions|rules)\b|"
-    r"\byou (?:are|must|will) now (?:act|be|behave|respond|answer|pretend|obey)\b|"
-    r"\b(?:pretend|act) (?:to be|as if you|as an? (?:unrestricted|evil))\b|"
-    r"\b(?:reveal|print|repeat|show|output|leak)\b[^.!?\n]{0,30}\b(?:system|hidden|secret) "
-    r"(?:prompt|instructions?|message)\b|\bdo anything now\b|\bjailbreak|"
-    r"\b(?:ai|assistant|llm|language model|chatbot)s?(?:[,:] ?| (?:must|should|shall|please) )"
-    r"(?:reply|respond|answer|say|output|ignore)\b|\bnew (?:system )?instructions?\s*:|"
-    r"\brespond only with\b|\bsystem prompt\b",
-    re.IGNORECASE,
+"""Orders against orders, and for the prompt itself."""
+_COMMANDS = (
+    *_COMMANDS_ALWAYS,
+    # all that was ordered is void
+    rf"{_VOID} (?:all|any|every|each) (?:\w+ ){{0,3}}?{_NOUN}",
+    r"(?:stop|drop|forget|discard|ignore) (?:what(?:ever)?|everything) (?:you (?:are|were|have "
+    r"been)|above|before)\b",
+    # a model is called
+    rf"(?:note|attention|message|notice|reminder|instructions?|dear|hey|hello|hi|to)\b,?"
+    rf"(?: \w+){{0,2}}? {_MODEL}(?:[,:]| (?:that|who|which|reads?|reading)\b[^.!?\n:,]{{0,30}}"
+    r"[,:])",
+    rf"(?:{_MODEL}[,:] ?(?:please )?|{_MODEL} (?:instructions?|directives?): ?)"
+    r"(?:reply|respond|answer|say|output|ignore|print|write|tell|give|send|list|repeat|rank|rate|"
+    r"recommend|forget|disregard|follow|add|include)\b",
+    rf"{_MODEL} (?:must|shall|please) (?:reply|respond|answer|say|output|ignore) "
+    r"(?!to\b|in\b|with(?:in)?\b)",
+    # another role
+    rf"(?:pretend|act|behave|role-?play|respond|answer|speak|assume|adopt|imagine|become)"
+    rf"\b[^.!?\n]{{0,50}}\b(?:(?:no|without|free (?:of|from))(?: any)?(?: \w+)? {_LIMITS}|"
+    r"(?:filters?|restrictions|safety \w+|guidelines) (?:do not|don['’]t|did not|are|were|had|have)"
+    r" (?:exist|apply|off|been|switched|turned|lifted)|unrestricted|evil)\b",
+    r"(?:pretend to be|act as if you)\b",
+    # something else instead
+    r"(?:stop|quit|cease|discontinue) (?:summari[sz]ing|translating|answering|replying|(?:the|your)"
+    rf" (?:present|current) task)\b[^.!?\n]{{0,20}}(?: and|;) ?(?:just )?(?:{_TELL}|the new\b)",
 )
+_ANYWHERE = (
+    *_ANYWHERE_ALWAYS,
+    # all that was ordered is void
+    rf"(?:{_BEFORE} (?:\w+ )?(?:instructions?|prompts?|messages?)|(?:instructions?|prompts?) above|"
+    rf"{_NOUN} {_GIVEN}|your (?:\w+ )?{_NOUN}|everything you (?:were|have been) told(?: so far)?) "
+    rf"{_IS_VOID}",
+    rf"{_BEFORE} {_NOUN} {_IS_VOID}(?:,? so you|;| from (?:here|now) on| now\b)",
+    # a model is called
+    rf"if you(?:['’]re| are) (?:an? )?{_MODEL}\b",
+    rf"{_MODEL}\b[^.!?\n]{{0,30}}\b(?:read|process|summari[sz]|index|see|pars|crawl|scrap)"
+    r"(?:s|es|e|ed|ing)?\b[^.!?\n]{0,12}\bthis\b[^.!?\n]{0,25}\b(?:must|should|shall|please|has to|"
+    r"have to|need to|has permission|may)\b",
+    rf"{_MODEL} (?:must|should|shall|please|have to)\b[^.!?\n]{{0,50}}\bthis (?:paper|page|text|"
+    r"document|site|article|product|author|company)\b",
+    # another role, or a new task
+    r"you (?:are|must|will) now (?:act|be|behave|respond|answer|pretend|obey)\b",
+    r"you are (?:now (?:in )?(?:god|dan|jailbreak|sudo|(?:an )?unrestricted)\b|no longer (?:an? "
+    r"|the )?(?:ai|assistant|chatbot|language model|bound|restricted|limited)\b)",
+    r"from (?:now on|(?:this|that) (?:point|moment)(?: on| onwards?| forward)?|here on|here),? "
+    rf"(?:you (?:will|must|shall|should|are to) )?(?:only |always )?{_SPEAK}",
+    r"your (?:new|only|sole|real|true|actual) (?:task|role|goal|job|purpose|objective|mission|"
+    r"directive|instructions?)\b(?: now| from (?:now on|this moment))? (?:is|are) (?:now )?to\b",
+    rf"your (?:task|role|goal|job|purpose|objective|{_NOUN}) (?:has|have) (?:been )?"
+    r"(?:changed|updated|replaced)\b",
+    r"(?:the model|the assistant|you) (?:has|have) no (?:limits|restrictions|rules)\b",
+    r"new (?:system )?instructions?\s?:",
+    # what to do while this text is read
+    r"(?:when(?:ever)?|if|while|before|after|once) (?:you(?: are)? |asked to )?(?:summari[sz]|"
+    r"answer|translat|respond|reply|read|process|quot|describ|review|rat)\w*(?: about| to)? this\b"
+    rf"[^.!?\n]{{0,25}}, (?:also |always |please )?{_ADD}",
+    rf"in your (?:summary|reply|translation|output),? (?:also |always )?{_ADD}",
+    r"(?:do not|don['’]t|never) (?:tell|mention|reveal|disclose|show)\b[^.!?\n]{0,30}\bthis (?:"
+    r"note|paragraph|instruction|message|text|line|prompt)\b",
+    r"instead of (?:answering|summari[sz]ing|translating|replying)[^.!?\n,]{0,30}, (?:just )?"
+    rf"{_TELL}",
+    r"respond only with\b",
+    # leave to break rules
+    r"(?:permission|authori[sz]ation|allowed|free) to (?:ignore|skip|bypass|override|disregard) "
+    r"(?:\w+ ){0,2}?(?:safety|polic\w+|rules|guidelines|filters?|restrictions|instructions)\b",
+)
+_TURN = re.compile(
+    r"\bSYSTEM(?: \w+)?: ?(?:[Tt]he (?:user|reader|assistant|model)|[Yy]ou\b|[Gg]rant|[Oo]bey|"
+    r"[Oo]verride|[Ii]gnore|[Dd]isregard|[Nn]ew\b|[Aa]ll (?:filters|rules|restrictions))|"
+    r"(?:^|(?<=[.!?\n] )|(?<=\n))(?:\[/?(?:system|SYSTEM|INST)\][ \t]*\w|"
+    r"<{1,2}/?(?:system|SYSTEM|SYS|sys)>{1,2}[ \t]*\w|"
+    r"#{2,}[ \t]*(?:Instruction|System|Human|Assistant):)"
+)
+"""A turn that nobody took."""
+_SPACE = re.compile(r"[^\S\n]*\n[^\S\n]*(?=[a-z])|[^\S\n]+")
+
+
+def _join(commands: tuple[str, ...], anywhere: tuple[str, ...]) -> re.Pattern[str]:
+    """Return a pattern for text in small letters: what all forms begin with is looked for once."""
+    return re.compile(rf"{_CLAUSE}(?:{'|'.join(commands)})|\b(?:{'|'.join(anywhere)})")
+
+
+_AGAINST = _join(_COMMANDS_ALWAYS, _ANYWHERE_ALWAYS)
+_ORDER = _join(_COMMANDS, _ANYWHERE)
+
+
+def _flatten(text: str) -> str:
+    """Return a text in small letters, with single spaces, and with its wrapped lines whole."""
+    return _SPACE.sub(" ", text).lower()
 
 
 class Injection(Filter):
@@ -56,8 +186,9 @@ class Injection(Filter):
         is_about = "evidence" in record.fields
         for message in record.messages:
             is_task = message.role in {"user", "system"} and not is_about
-            looked_for = _AGAINST if is_task else _ORDER
-            if looked_for.search(strip_invisible(message.content)):
+            shown = strip_invisible(message.content)
+            is_order = (_AGAINST if is_task else _ORDER).search(_flatten(shown))
+            if is_order or (not is_task and _TURN.search(shown)):
                 return Verdict(False, "gives orders to a model", 0.0)
             if "question" in record.fields and count_invisible(message.content):
                 return Verdict(False, "hides characters", 0.0)
