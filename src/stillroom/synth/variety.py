@@ -14,7 +14,13 @@ import numpy as np
 
 from stillroom.evaluate import Metric, bootstrap
 from stillroom.evaluate.character_model import CharacterModel
-from stillroom.evaluate.diversity import Vectors, coverage, find_tail, measure_diversity
+from stillroom.evaluate.diversity import (
+    Vectors,
+    coverage,
+    find_tail,
+    measure_diversity,
+    tail_share,
+)
 from stillroom.text.normalize import words
 
 __all__ = ["WORSE", "Warned", "Yardstick", "find_warnings", "text_budget"]
@@ -111,17 +117,29 @@ class Yardstick:
     ) -> dict[str, Metric]:
         """Return the reference's own figures.
 
-        Tail and coverage are those of its other half; so is surprise, after the first.
+        Tail and coverage are those of its other half; so is surprise, after the first. The half is
+        no larger than a draw, so that draws of it are all alike: the tail's interval is that of
+        texts drawn anew.
         """
         figures = self._figures(reference, vectors)
-        half = self._figures(reference[1::2], None)
-        figures |= {"tail": half["tail"]} if "tail" in half else {}
+        if "tail" in figures:
+            figures["tail"] = self._tail_of(reference[1::2])
         if vectors is not None and self._half is not None:
             figures["coverage"] = _cover(vectors[1::2], self._half)
         figures["surprise"] = self._surprise(
             self._draw(reference[::2], _MOST_LEARNED), self._reference[1::2]
         )
         return figures
+
+    def _tail_of(self, half: Sequence[str]) -> Metric:
+        cut = [one for one in map(words, half) if one]
+        return bootstrap(
+            [tail_share([one], self.tail) / self.mass for one in cut],
+            weights=[len(one) for one in cut],
+            resamples=_RESAMPLES,
+            seed=self.seed,
+            name="tail",
+        )
 
     def _draw(self, texts: Sequence[str], characters: int) -> list[str]:
         """Return texts in drawn order, until there are so many characters."""
