@@ -1,8 +1,8 @@
 """Injection: text that gives orders to a model instead of informing a reader.
 
-Sources: Greshake et al. 2023, arXiv:2302.12173 (orders hidden in documents); Perez and Ribeiro
-2022, arXiv:2211.09527 (orders against orders, and for the prompt itself). Differs: forms of orders,
-not a model; it catches the plain ones, and prompts treat every document as data anyway.
+Source: Greshake et al. 2023, arXiv:2302.12173 (orders hidden in documents); Perez and Ribeiro 2022,
+arXiv:2211.09527 (orders against orders, and for the prompt itself). Differs: forms of orders, not a
+model; it catches the plain ones, and prompts treat every document as data anyway.
 
 What is looked for, mostly where a clause begins, as commands do: that what was ordered before is
 void, or is to be told; a call to a model by its name; another role, or a new task; what to do while
