@@ -102,7 +102,8 @@ def is_echo(question: str, answer: str) -> bool:
     """
     asked, said = words(question), words(answer)
     begins_alike = len(asked) >= _ECHO_WORDS and asked[:_ECHO_WORDS] == said[:_ECHO_WORDS]
-    return asked == said or (begins_alike and rouge_l(question, answer) >= _ECHO)
+    is_part = f"{' '.join(said)} " in f"{' '.join(asked)} "
+    return asked == said or (begins_alike and (is_part or rouge_l(question, answer) >= _ECHO))
 
 
 def is_empty_answer(answer: str) -> bool:

@@ -52,6 +52,11 @@ _LEAK = re.compile(
     r"|\badded (?:constraint|requirement)\b|^(?:nice|good|great) (?:rewrit|rephras)\w+",
     re.IGNORECASE,
 )
+_ABSENT = re.compile(
+    r"\b(?:the|your|this) original (?:sentence|text|version|statement|question|phrase)\b",
+    re.IGNORECASE,
+)
+"""What only the one who rewrites has before him."""
 _LABEL = re.compile(r"^(?:(?:new|rewritten) )?instruction\s*:\s*", re.IGNORECASE)
 _SAME = {
     "type": "object",
@@ -147,7 +152,7 @@ class EvolInstruct(Stepwise):
         if said is None:
             return None
         evolved = unquote(_LABEL.sub("", said))
-        if _LEAK.search(evolved):
+        if _LEAK.search(evolved) or (_ABSENT.search(evolved) and not _ABSENT.search(instruction)):
             unit.fail("eliminated: words of the prompt in the instruction", said)
         elif not evolved or collapse(evolved).casefold() == collapse(instruction).casefold():
             unit.fail("eliminated: nothing gained", said)

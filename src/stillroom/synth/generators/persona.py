@@ -7,8 +7,10 @@ them, where the paper uses MinHash and an embedder; the record of a repeated one
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from string import ascii_letters
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -28,14 +30,23 @@ from stillroom.synth.method import (
 from stillroom.synth.novelty import Pool
 from stillroom.synth.steps import Drafting, Steps, Stepwise, Unit, together
 from stillroom.synth.structured import list_of, object_of, text_of
-from stillroom.synth.tasks import pair, question_of
+from stillroom.synth.tasks import is_echo, pair, question_of
 from stillroom.synth.templates import Template
+from stillroom.text.normalize import words
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
 __all__ = ["Persona"]
 
+_LEAST_WORDS = 3
+_TOLD = re.compile(
+    r"\bthis person(?:'s|\u2019s)?\b|\bthe person (?:mentioned|described|in question|above)\b|"
+    r"\b(?:the|this|your) persona\b|\b(?:the )?above context\b|\bas the person would\b|"
+    r"^\s*(?:request|question|problem|task|persona)\s*:|^\s*a\s*:",
+    re.IGNORECASE,
+)
+"""Words of the prompt: who says them writes about the persona, not as it."""
 TaskKind = Literal["instruction", "reasoning", "knowledge", "tool"]
 _PERSONA = text_of(200, 12)
 _KINDS: dict[TaskKind, str] = {
@@ -129,21 +140,36 @@ class Persona(Stepwise):
             return one_line(str(told))
         words = unit.words("from_text", text=fence(unit.seed.passage.text))
         found = yield from unit.fill(words, object_of(persona=_PERSONA), what="persona")
-        return one_line(found["persona"]) if found else ""
+        return self._person(unit, found["persona"]) if found else ""
 
     def _related(self, unit: Unit, persona: str) -> Steps[list[str]]:
         words = unit.words("related", persona=persona, number=str(self.relations))
         schema = object_of(personas=list_of(_PERSONA, self.relations))
         found = yield from unit.fill(words, schema, what="related personas")
-        return [one_line(other) for other in found["personas"]] if found else []
+        people = [self._person(unit, other) for other in found["personas"]] if found else []
+        return [one for one in people if one]
+
+    def _person(self, unit: Unit, told: str) -> str:
+        """Return a persona on one line; empty, and a failure, where it describes nobody."""
+        persona = one_line(told)
+        said = [word for word in words(persona) if word.isalpha() and word not in ascii_letters]
+        if len(said) >= _LEAST_WORDS and persona[-1] not in ",;:":
+            return persona
+        unit.fail("a persona that describes nobody", persona)
+        return ""
 
     def _task(self, unit: Unit, persona: str, hop: int, of: str, kind: TaskKind) -> Steps[None]:
         words = unit.words("task", persona=persona, kind=_KINDS[kind])
         task = yield from unit.say(words, tokens=self.max_task_tokens, what="task")
         if task is None:
             return
+        if _TOLD.search(task):
+            unit.fail("words of the prompt in the task", task)
+            return
         answer = yield from unit.say(unit.words("answer", task=task), tokens=self.max_answer_tokens)
-        if answer is not None:
+        if answer is not None and is_echo(task, answer):
+            unit.fail("an answer that repeats its task", f"{task} | {answer}")
+        elif answer is not None:
             told = {
                 "question": task,
                 "answer": answer,

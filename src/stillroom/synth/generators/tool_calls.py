@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -32,6 +32,13 @@ from stillroom.text.rewording import find_numbers
 
 __all__ = ["ToolCalls"]
 
+_TOLD = re.compile(
+    r"\ban assistant (?:has|can)\b|\b(?:this|these) tools?\b|\bnone of them\b|"
+    r"\bthe tool (?:is|will|can|needs)\b|"
+    r"\b(?:the|a|its) (?:tool )?call (?:will|would|needs?)\b|\bmessage of a user\b",
+    re.IGNORECASE,
+)
+"""Words of the prompt: a user does not know that there are tools."""
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
@@ -160,7 +167,15 @@ class ToolCalls(Stepwise):
         words = unit.words("request", tool=tool.shown, about=about)
         schema = object_of(message=text_of(self.max_request_characters, 8))
         found = yield from unit.fill(words, schema, what="request")
-        return str(found["message"]).strip() if found else None
+        return self._asked(unit, str(found["message"]).strip(), (tool,)) if found else None
+
+    def _asked(self, unit: Unit, request: str, tools: Sequence[Tool]) -> str | None:
+        """Return a request, or None, and a failure, where it speaks of the prompt or of a tool."""
+        names = [tool.name for tool in tools if "_" in tool.name or "." in tool.name]
+        if _TOLD.search(request) or any(name in request for name in names):
+            unit.fail("words of the prompt in the request", request)
+            return None
+        return request
 
     def _call(self, unit: Unit, tool: Tool, request: str) -> Steps[dict[str, Any] | None]:
         words = unit.words("call", tool=tool.shown, request=fence(request))
@@ -201,7 +216,9 @@ class ToolCalls(Stepwise):
         found = yield from unit.fill(unit.words("no_tool", tool=shown), schema, what="request")
         if found is None:
             return
-        request = str(found["message"]).strip()
+        request = self._asked(unit, str(found["message"]).strip(), offered)
+        if request is None:
+            return
         answer = yield from unit.say(
             unit.words("decline", request=request), tokens=self.max_answer_tokens
         )

@@ -58,6 +58,7 @@ def test_every_round_goes_on_from_the_last_that_survived():
         ({"evolved": "Rewrite the instruction for all."}, "eliminated: words of the prompt"),
         ({"evolved": "The instructions aim to test you."}, "eliminated: words of the prompt"),
         ({"evolved": "Keep the added constraint."}, "eliminated: words of the prompt"),
+        ({"evolved": "Shorten the original sentence."}, "eliminated: words of the prompt"),
         ({"evolved": "Nice rewriting. Go on so."}, "eliminated: words of the prompt"),
     ],
 )

@@ -17,7 +17,8 @@ def script(prompt):
             persona="A beekeeper in the mountains.",
             personas=["A baker who buys honey.", "A vet who looks after bees."],
         )
-    return "How many hives can one person keep?"
+    is_task = "Persona:" in prompt.messages[-1].content
+    return "How many hives can one man keep?" if is_task else "Ten, or twenty with help."
 
 
 def test_text_to_persona_to_related_to_tasks():
@@ -52,6 +53,38 @@ def test_a_persona_like_one_before_is_dropped_whole():
     assert len(first.records) == 2
     assert not second.records
     assert reasons(second) == ["persona like one before"] * 2
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "reason"),
+    [
+        ("What is a favorite hobby of this person?", "Bees.", "words of the prompt in the task"),
+        ("Request: sell my honey.", "Yes.", "words of the prompt in the task"),
+        (
+            "Tell me how honey is sold in town.",
+            "Tell me how honey is sold in town!",
+            "an answer that repeats its task",
+        ),
+    ],
+)
+def test_a_task_about_the_persona_or_said_again_is_none(task, answer, reason):
+    def say(prompt):
+        if prompt.schema:
+            return script(prompt)
+        return task if "Persona:" in prompt.messages[-1].content else answer
+
+    made, _ = draft_of(Persona(), TEXT, say)
+    assert not made.records
+    assert reasons(made) == [reason]
+
+
+def test_a_persona_that_describes_nobody_gets_no_task():
+    def say(prompt):
+        return fill(prompt.schema, persona="A/C/DJ, 1977 - 1983") if prompt.schema else "Why?"
+
+    made, model = draft_of(Persona(), TEXT, say)
+    assert reasons(made) == ["a persona that describes nobody"]
+    assert len(model.asked) == 1
 
 
 @pytest.mark.parametrize("said", HOSTILE)

@@ -74,6 +74,14 @@ def test_values_that_the_user_did_not_give_are_dropped(tools):
     assert made.records
 
 
+def test_a_request_that_speaks_of_the_tool_is_none(tools):
+    for message in ("An assistant has this tool: add 2 and 3.", "The call will add 2 and 3."):
+        made, _ = draft_of(make(tools), BLANK, script(message=message))
+        assert reasons(made) == ["words of the prompt in the request"]
+    made, _ = draft_of(ToolCalls(tools=tools, none_fits=1), BLANK, script(message="None of them."))
+    assert reasons(made) == ["words of the prompt in the request"]
+
+
 def test_values_within_lists_and_objects_must_be_given_too(tmp_path):
     guests = {"type": "array", "items": {"type": "string", "maxLength": 9}, "maxItems": 2}
     place = {"type": "object", "properties": {"town": {"type": "string", "maxLength": 9}}}
