@@ -41,12 +41,16 @@ __all__ = ["Persona"]
 
 _LEAST_WORDS = 3
 _TOLD = re.compile(
-    r"\bthis person(?:'s|\u2019s)?\b|\bthe person (?:mentioned|described|in question|above)\b|"
+    r"\bthis (?:person|text)\b|\b(?:trade or interests|what an? \w+ (?:question|challenge))\b|"
+    r"\bthe person(?:['\u2019]s)? (?:mentioned|described|in|above|would|is|has|trade|profession)\b|"
     r"\b(?:the|this|your) persona\b|\b(?:the )?above context\b|\bas the person would\b|"
     r"^\s*(?:request|question|problem|task|persona)\s*:|^\s*a\s*:",
     re.IGNORECASE,
 )
 """Words of the prompt: who says them writes about the persona, not as it."""
+_NOBODY = re.compile(
+    r"\b(?:read, write or use|(?:the|this) text|in close relation)\b", re.IGNORECASE
+)
 TaskKind = Literal["instruction", "reasoning", "knowledge", "tool"]
 _PERSONA = text_of(200, 12)
 _KINDS: dict[TaskKind, str] = {
@@ -153,7 +157,8 @@ class Persona(Stepwise):
         """Return a persona on one line; empty, and a failure, where it describes nobody."""
         persona = one_line(told)
         said = [word for word in words(persona) if word.isalpha() and word not in ascii_letters]
-        if len(said) >= _LEAST_WORDS and persona[-1] not in ",;:":
+        is_whole = len(said) >= _LEAST_WORDS and persona[-1] not in ",;:"
+        if is_whole and not _NOBODY.search(persona):
             return persona
         unit.fail("a persona that describes nobody", persona)
         return ""

@@ -17,6 +17,7 @@ from stillroom.records import Message
 from stillroom.synth.asking import fence, one_line, topic_of
 from stillroom.synth.method import RECORD_FILTERS, SeedKind
 from stillroom.synth.steps import Steps, Stepwise, Unit
+from stillroom.synth.tasks import leans_on_text
 from stillroom.synth.templates import Template
 
 __all__ = ["Textbook"]
@@ -95,6 +96,8 @@ class Textbook(Stepwise):
                 "after_text", text=fence(shown), topic=f" ({topic})" if topic else "", **told
             )
         text = yield from unit.say(words, tokens=self.max_new_tokens, what="text")
-        if text is not None:
+        if text is not None and seed.kind == "passages" and leans_on_text(text):
+            unit.fail("a text that speaks of the one it was made from", text)
+        elif text is not None:
             fields = {"answer": text, "style": style, "audience": audience}
             unit.keep([Message("assistant", text)], fields)

@@ -39,6 +39,10 @@ _TOLD = re.compile(
     re.IGNORECASE,
 )
 """Words of the prompt: a user does not know that there are tools."""
+_ANSWERS_NOBODY = re.compile(
+    r"\bthe user(?:'s|\u2019s)?\b|\bthe tool\b|\bgave back\b", re.IGNORECASE
+)
+_NO_RESULT = re.compile(r"\b(?:was called with|the tool)\b|</?text\b", re.IGNORECASE)
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
@@ -143,6 +147,9 @@ class ToolCalls(Stepwise):
         )
         if answer is None:
             return
+        if _ANSWERS_NOBODY.search(answer) and not _ANSWERS_NOBODY.search(request):
+            unit.fail("words of the prompt in the answer", answer)
+            return
         called = json.dumps({"name": tool.name, "arguments": call}, ensure_ascii=False)
         turns = [
             Message("user", request),
@@ -206,6 +213,9 @@ class ToolCalls(Stepwise):
             arguments=fence(json.dumps(call, ensure_ascii=False)),
         )
         made = yield from unit.fill(words, object_of(result=text_of(200)), what="result")
+        if made is not None and _NO_RESULT.search(str(made["result"])):
+            unit.fail("words of the prompt in the result", str(made["result"]))
+            return None
         return made
 
     def _decline(self, unit: Unit, box: Toolbox, rng: random.Random) -> Steps[None]:
@@ -233,16 +243,27 @@ class ToolCalls(Stepwise):
 
 
 def _not_given(call: Mapping[str, Any], request: str, schema: Mapping[str, Any]) -> str:
-    """Return the first argument that the request does not say; a choice of a few need not be."""
+    """Return the first argument that the request does not say.
+
+    A choice of a few need not be said, unless the request names another of them.
+    """
     told, numbers = collapse(request).casefold(), _numbers_in(request)
     for name, value, part in _leaves("", call, schema):
         if isinstance(value, bool) or value is None or {"enum", "const"} & part.keys():
+            others = {one for one in part.get("enum", ()) if isinstance(one, str)} - {value}
+            is_other = any(_names(told, one) for one in others)
+            if isinstance(value, str) and is_other and not _names(told, value):
+                return f"{name}={value}"
             continue
         if isinstance(value, str) and collapse(value).casefold() not in told:
             return f"{name}={value}"
         if isinstance(value, int | float) and abs(float(value)) not in numbers:
             return f"{name}={value}"
     return ""
+
+
+def _names(told: str, choice: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(collapse(choice).casefold())}(?!\w)", told) is not None
 
 
 def _leaves(name: str, value: Any, schema: Any) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:

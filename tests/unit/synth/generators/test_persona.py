@@ -78,9 +78,12 @@ def test_a_task_about_the_persona_or_said_again_is_none(task, answer, reason):
     assert reasons(made) == [reason]
 
 
-def test_a_persona_that_describes_nobody_gets_no_task():
+@pytest.mark.parametrize(
+    "persona", ["A/C/DJ, 1977 - 1983", "The person is likely to read, write or use this text."]
+)
+def test_a_persona_that_describes_nobody_gets_no_task(persona):
     def say(prompt):
-        return fill(prompt.schema, persona="A/C/DJ, 1977 - 1983") if prompt.schema else "Why?"
+        return fill(prompt.schema, persona=persona) if prompt.schema else "Why?"
 
     made, model = draft_of(Persona(), TEXT, say)
     assert reasons(made) == ["a persona that describes nobody"]

@@ -1,6 +1,6 @@
 import pytest
 from tests.unit.synth.conftest import make_passage
-from tests.unit.synth.generators.hostile import HOSTILE, TOPIC, draft_of, survives
+from tests.unit.synth.generators.hostile import HOSTILE, TOPIC, draft_of, reasons, survives
 
 from stillroom.synth.generators.textbook import Textbook
 from stillroom.synth.method import Seed
@@ -30,6 +30,13 @@ def test_topics_are_written_about_without_a_text():
     made, model = draft_of(Textbook(), TOPIC, lambda prompt: "An equation is a balance.")
     assert "mathematics > algebra (of linear equations)" in model.asked[0].messages[-1].content
     assert [message.role for message in made.records[0].messages] == ["assistant"]
+
+
+def test_a_text_that_speaks_of_its_seed_is_none():
+    said = "Sounds like a blog post. Here is one, written with the text: bees live in hives."
+    made, _ = draft_of(Textbook(), TEXT, lambda prompt: said)
+    assert reasons(made) == ["a text that speaks of the one it was made from"]
+    assert draft_of(Textbook(), TOPIC, lambda prompt: said)[0].records
 
 
 @pytest.mark.parametrize("said", HOSTILE)

@@ -82,6 +82,30 @@ def test_a_request_that_speaks_of_the_tool_is_none(tools):
     assert reasons(made) == ["words of the prompt in the request"]
 
 
+def test_a_choice_that_the_user_made_is_kept(tmp_path):
+    day = {"type": "string", "enum": ["today", "tomorrow"]}
+    schema = {"type": "object", "properties": {"day": day}, "required": ["day"]}
+    path = tmp_path / "tools.json"
+    path.write_text(json.dumps([{"name": "weather", "parameters": schema}]))
+    for message, count in (("Will it rain today?", 0), ("Will it rain?", 1)):
+        said = script(message=message, day="tomorrow", result="rain")
+        made, _ = draft_of(make(str(path)), BLANK, said)
+        assert len(made.records) == count
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "where"),
+    [
+        ("5", "Here is how to answer the user: five.", "answer"),
+        ("The tool add was called with 2 and 3.", "It is five.", "result"),
+    ],
+)
+def test_words_of_the_prompt_are_no_result_and_no_answer(tools, said, answer, where):
+    filled = script(result=said)
+    made, _ = draft_of(make(tools), BLANK, lambda p: filled(p) if p.schema else answer)
+    assert reasons(made) == [f"words of the prompt in the {where}"]
+
+
 def test_values_within_lists_and_objects_must_be_given_too(tmp_path):
     guests = {"type": "array", "items": {"type": "string", "maxLength": 9}, "maxItems": 2}
     place = {"type": "object", "properties": {"town": {"type": "string", "maxLength": 9}}}
