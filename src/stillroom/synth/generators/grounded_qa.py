@@ -4,17 +4,17 @@ Source: Alberti et al. 2019, arXiv:1906.05416 (choose the answer first, then ask
 and Lewis et al. 2021, arXiv:2102.07033. Differs: answers are whole sentences, so that they can be
 given as they stand; round-trip answering is replaced by the room's filters.
 
-Measured with SmolLM2-135M-Instruct (Q4_1) on 30 passages of technical prose, one kind of ask beside
-the other, default filters short of duplicates:
+Measured with SmolLM2-135M-Instruct (Q4_1) on 30 passages of product documentation, one question
+each, one kind of ask beside the other, default filters short of duplicates:
 
 ==========================  ====  ======  ====  =============
 form                        asks  parsed  kept  tokens an ask
 ==========================  ====  ======  ====  =============
-statement (the default)       31      24    13            86
-statement, teacher answers    55      24     9            94
-statement without openings    41      41     5           142
-plain                         60      30     0           223
-schema                        30      30     0           269
+statement (the default)       26      22     8            73
+statement, teacher answers    48      21     5            86
+statement without openings    26      22     2            75
+plain                         59      27     0           238
+schema                        30      30     0           285
 ==========================  ====  ======  ====  =============
 
 The small teacher's own answers are not supported by the passage; larger teachers may use any form.
