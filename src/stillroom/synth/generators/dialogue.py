@@ -37,7 +37,8 @@ _SWAPPED = re.compile(
     r"\bi(?:'|\u2019)?(?:m| am) (?:here|ready|happy|glad|able|designed) to (?:help|assist)\b|"
     r"\bi(?:'|\u2019)?(?:d| would) be (?:happy|glad|delighted) to (?:help|assist)\b|"
     r"\b(?:how|who|what) (?:can|may|could) i (?:help|assist)\b|"
-    r"\bwhat(?:'|\u2019)?s your (?:first )?question\b|\bas an ai\b",
+    r"\bwhat(?:'|\u2019)?s your (?:first )?question\b|"
+    r"\bas an ai (?:language )?(?:model|assistant)\b",
     re.IGNORECASE,
 )
 _TOLD = re.compile(

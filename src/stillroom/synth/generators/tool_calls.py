@@ -147,7 +147,8 @@ class ToolCalls(Stepwise):
         )
         if answer is None:
             return
-        if _ANSWERS_NOBODY.search(answer) and not _ANSWERS_NOBODY.search(request):
+        own = f"{tool.description}\n{request}"  # a tool may be about users, or about tools
+        if _ANSWERS_NOBODY.search(answer) and not re.search(r"\b(?:user|tool)", own, re.IGNORECASE):
             unit.fail("words of the prompt in the answer", answer)
             return
         called = json.dumps({"name": tool.name, "arguments": call}, ensure_ascii=False)

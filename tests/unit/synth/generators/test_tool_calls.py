@@ -196,3 +196,15 @@ def test_sources_that_cannot_be_used_are_said(tools, tmp_path, results, text):
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(tools, said):
     survives(lambda model: make(tools).generate([Seed(BLANK, "train")], model), said)
+
+
+def test_a_tool_about_users_may_be_answered_of_users(tmp_path):
+    name = {"type": "string", "maxLength": 9}
+    schema = {"type": "object", "properties": {"name": name}, "required": ["name"]}
+    path = tmp_path / "tools.json"
+    tool = {"name": "add_account", "description": "Adds a user", "parameters": schema}
+    path.write_text(json.dumps([tool]))
+    filled = script(message="Make an account for Bob.", name="Bob", result="done")
+    answer = "The user Bob can log in now."
+    made, _ = draft_of(make(str(path)), BLANK, lambda p: filled(p) if p.schema else answer)
+    assert made.records
