@@ -56,9 +56,9 @@ def split_documents(ids: Collection[str], held_out: float, seed: int) -> dict[st
     """Return on which side each document stands.
 
     A document is held out when its hash falls into the given share, so that adding or removing
-    documents never moves another. The one exception keeps both sides non-empty: where all of two or
-    more documents fall on one side, that with the lowest hash (or, to have something to train on,
-    the highest) changes sides. A share of 0 holds nothing out.
+    documents never moves another. The one exception keeps both sides non-empty: where all documents
+    fall on one side, that with the lowest hash (or, to have something to train on, the highest)
+    changes sides. A single one is trained on. A share of 0 holds nothing out.
     """
     position = {document: _position(document, seed, "split") for document in set(ids)}
     split: dict[str, Split] = {
@@ -66,11 +66,10 @@ def split_documents(ids: Collection[str], held_out: float, seed: int) -> dict[st
         for document, place in position.items()
     }
     by_position = sorted(position, key=lambda document: (position[document], document))
-    if held_out > 0 and len(split) > 1:
-        if "held_out" not in split.values():
-            split[by_position[0]] = "held_out"
-        elif "train" not in split.values():
-            split[by_position[-1]] = "train"
+    if split and "train" not in split.values():
+        split[by_position[-1]] = "train"
+    elif held_out > 0 and len(split) > 1 and "held_out" not in split.values():
+        split[by_position[0]] = "held_out"
     return split
 
 

@@ -16,6 +16,12 @@ def test_both_sides_are_non_empty_from_two_documents_on():
         assert set(split_documents(["a", "b"], 0.99, seed).values()) == {"train", "held_out"}
 
 
+def test_a_single_document_is_trained_on():
+    for seed in range(50):
+        assert split_documents(["a"], 0.5, seed) == {"a": "train"}
+    assert split_documents([], 0.5, 0) == {}
+
+
 def test_share_of_zero_holds_nothing_out():
     assert set(split_documents(["a", "b", "c"], 0.0, 1).values()) == {"train"}
 
