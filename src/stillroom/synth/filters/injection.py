@@ -138,8 +138,8 @@ _ANYWHERE = (
     r"new (?:system )?instructions?\s?:",
     # what to do while this text is read
     r"(?:when(?:ever)?|if|while|before|after|once) (?:you(?: are)? |asked to )?(?:summari[sz]|"
-    r"answer|translat|respond|reply|read|process|quot|describ|review|rat)\w*(?: about| to)? this\b"
-    rf"[^.!?\n]{{0,25}}, (?:also |always |please )?{_ADD}",
+    r"answer|translat|respond|reply|read|process|quot|describe?|review|rat)\w*(?: about| to)? "
+    rf"this\b[^.!?\n]{{0,25}}, (?:also |always |please )?{_ADD}",
     rf"in your (?:summary|reply|translation|output),? (?:also |always )?{_ADD}",
     r"(?:do not|don['’]t|never) (?:tell|mention|reveal|disclose|show)\b[^.!?\n]{0,30}\bthis (?:"
     r"note|paragraph|instruction|message|text|line|prompt)\b",
