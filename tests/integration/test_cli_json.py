@@ -1,11 +1,9 @@
 """Every command that is asked for JSON prints one JSON value, and nothing beside it."""
 
 import json
-import logging
 import os
 import shutil
 import sys
-import urllib.request
 
 import click
 import numpy as np
@@ -54,7 +52,7 @@ CHEAP = {
     "forensics check": "picture.png",
     "forensics consent": "picture.png --who Ann --basis form --scope any --expires 2099-01-01 "
     "--out consent.json",
-    "fetch": "s3://bucket/published fetched",
+    "fetch": "s3://printed/published fetched",
     "forensics import": "meso4 weights.npz --out meso4",
     "forensics ledger": "",
     "forensics provenance init-ca": "ca",
@@ -68,7 +66,7 @@ CHEAP = {
     "merge calibrate": "a b --records records.jsonl --for fisher --out statistics --max-records 2",
     "merge transplant": "a b --out transplanted",
     "merge verify": "merged-before",
-    "publish": "merged-before s3://bucket/merged",
+    "publish": "merged-before s3://printed/merged",
     "rag ask": "run/steps/index river --model run/steps/model",
     "rag compact": "index-of-compact",
     "rag delete": "index-of-delete rivers.txt",
@@ -127,36 +125,20 @@ FINDS_SOMETHING = {"forensics benchmark audit"}
 FAILS = (
     "distill import nothing.jsonl --format axolotl --teacher a --out cache",
     "fetch nothing fetched-nothing",
-    "fetch s3://bucket/nothing fetched-nothing",
+    "fetch s3://printed/nothing fetched-nothing",
     "forensics import meso4 human.jsonl --out meso4-of-nothing",
-    "publish documents s3://bucket/documents",
-    "publish merged-before s3://bucket/published",
+    "publish documents s3://printed/documents",
+    "publish merged-before s3://printed/published",
     "publish merged-before s3://no-such-bucket/published",
     "rag migrate documents --to qdrant",
 )
 
 
 @pytest.fixture(scope="module")
-def stores(tmp_path_factory):
-    """Give the addresses of an S3 server with one bucket, and of a Qdrant within a folder."""
-    moto = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
+def stores(object_store, tmp_path_factory):
+    """Give the settings of an S3 server with one bucket, and of a Qdrant within a folder."""
     pytest.importorskip("qdrant_client")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    told = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "nobody",
-        "AWS_SECRET_ACCESS_KEY": "nothing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "STILLROOM_QDRANT": str(tmp_path_factory.mktemp("qdrant")),
-    }
-    request = urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT")
-    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60).close()
-    yield told
-    running.stop()
+    return {**object_store("printed"), "STILLROOM_QDRANT": str(tmp_path_factory.mktemp("qdrant"))}
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +177,7 @@ def place(tmp_path_factory, stores):
     for line in (
         "run merge.yaml --out merged-before",
         "run forge.yaml --out forged",
-        "publish merged-before s3://bucket/published",
+        "publish merged-before s3://printed/published",
     ):
         code, _, talked = run(place, line)
         assert code == 0, talked

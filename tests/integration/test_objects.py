@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 
 import pytest
 from click.testing import CliRunner
@@ -28,22 +27,12 @@ RECORDS = [
 
 
 @pytest.fixture(scope="module")
-def server():
-    """An S3 server with one bucket; credentials and address come from the environment alone."""
-    moto = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
+def server(object_store):
+    """Give the address of a bucket; credentials and server come from the environment alone."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
-    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    connect("s3://bucket")[0].mkdir("bucket")
-    yield "s3://bucket"
-    running.stop()
+    for name, value in object_store("objects").items():
+        patch.setenv(name, value)
+    yield "s3://objects"
     patch.undo()
 
 
