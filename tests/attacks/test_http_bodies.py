@@ -29,8 +29,9 @@ BODIES = {
     "/v1/jobs/20200101-000000-merge-00000000/cancel": {},
 }
 ODD = [
-    None, True, -1, 0, 1e400, 2**70, 0.5, "", " ", "\x00", "\ud800", "a" * 5000, [], {}, [[]],
-    {"": {}}, [None], "../../etc/passwd", "${env:HOME}", "{{7*7}}", "%s%n", "\u202e", "null",
+    None, True, -1, 0, 1e400, float("nan"), 2**70, 0.5, "", " ", "\x00", "\ud800", "a" * 5000, [],
+    {}, [[]], {"": {}}, [None], "../../etc/passwd",
+    "${env:HOME}", "{{7*7}}", "%s%n", "\u202e", "null",
     {"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}, ["x"] * 300,
 ]  # fmt: skip
 

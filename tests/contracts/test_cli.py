@@ -6,6 +6,7 @@ import tomllib
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from stillroom.cli.app import LazyGroup, stillroom
 from tests.contracts.sources import ROOT
@@ -103,3 +104,20 @@ def test_every_whole_number_has_bounds():
         "synth worth",
     }
     assert {option for _, option in without} <= _BOUNDED_BY_SETTINGS
+
+
+_FRACTIONS = [
+    pytest.param(command, option.opts[0], id=" ".join([*path, option.opts[0]]))
+    for path, command, _ in COMMANDS
+    for option in command.params
+    if isinstance(option.type, type(click.FLOAT))
+]
+
+
+@pytest.mark.parametrize(("command", "option"), _FRACTIONS)
+@pytest.mark.parametrize("number", ["nan", "-NaN", "inf", "-inf", "1e999"])
+def test_every_number_with_a_fraction_is_finite(command, option, number):
+    told = CliRunner().invoke(command, [f"{option}={number}"])
+    assert told.exit_code == 2
+    assert f"Invalid value for '{option}'" in told.stderr
+    assert "finite number" in told.stderr or "in the range" in told.stderr

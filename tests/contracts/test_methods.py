@@ -1,10 +1,16 @@
 """Every registered method keeps the contract of its seam."""
 
 import importlib
+import math
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
+from stillroom.recipes import list_kinds, recipe_class
+from stillroom.recipes.shapes import targets_of
 from stillroom.registry.listing import find_seams, list_methods
+from stillroom.registry.method import Seam
 from stillroom.testing import check_method
 
 METHODS = list(list_methods())
@@ -24,3 +30,46 @@ def test_method_keeps_its_contract(row):
 def test_method_has_a_summary_line(row):
     assert row.summary.endswith(".")
     assert len(row.summary) <= 100
+
+
+def settings_of(*models):
+    """Yield models and those of the groups within them, each once."""
+    ahead, seen = list(models), set()
+    while ahead:
+        model = ahead.pop()
+        if model in seen:
+            continue
+        seen.add(model)
+        yield model
+        for field in model.model_fields.values():
+            targets = targets_of(field.annotation, field.metadata)
+            ahead += [one for one in targets if isinstance(one, type)]  # methods are roots
+
+
+def takes(model, name, value):
+    """Return whether a setting takes a value, whatever else the model is without."""
+    try:
+        model.model_validate({name: value})
+    except ValidationError as error:
+        return not any(each["loc"][:1] == (name,) for each in error.errors())
+    return True
+
+
+def is_fraction(annotation):
+    return annotation is float or any(map(is_fraction, get_args(annotation)))
+
+
+def test_every_setting_with_a_fraction_is_finite():
+    methods = [Seam(row.seam, BaseModel).get(row.name) for row in METHODS]
+    found, infinite = set(), set()
+    for model in settings_of(*map(recipe_class, list_kinds()), *methods):
+        for name, field in model.model_fields.items():
+            if not is_fraction(field.annotation):
+                continue
+            found.add((model.__name__, name))
+            for number in (math.nan, math.inf, -math.inf):
+                shapes = (number, str(number), [number], [number] * 2, {"a": number})
+                if any(takes(model, field.alias or name, shape) for shape in shapes):
+                    infinite.add((model.__name__, name))
+    assert {("Ties", "density"), ("TrainSettings", "learning_rate")} <= found
+    assert not infinite

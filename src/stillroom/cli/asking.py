@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from stillroom.cli.numbers import FiniteRange
+
 if TYPE_CHECKING:
     from stillroom.rag.asking import AskSettings
 
@@ -61,7 +63,7 @@ _OPTIONS = (
     click.option("--best-at-ends", is_flag=True, help="Show the best passages first and last."),
     click.option(
         "--parent-share",
-        type=click.FloatRange(0, 1),
+        type=FiniteRange(0, 1),
         default=0.0,
         show_default=True,
         help="Show the part around passages where more than this share of them is found "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stillroom.cli.numbers import FiniteRange
 from stillroom.cli.options import debug_option, json_option, print_json
 
 if TYPE_CHECKING:
@@ -46,11 +47,11 @@ Examples:
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="A setting of the estimator."
 )
-@click.option("--cfg-scale", type=click.FloatRange(min=0), default=0.0, help="Guidance.")
+@click.option("--cfg-scale", type=FiniteRange(min=0), default=0.0, help="Guidance.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Draws masks.")
 @click.option(
     "--error",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=None,
     help="Say how many samples bring the error, in nats a token, down to this.",
 )

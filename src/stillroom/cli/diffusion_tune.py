@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from stillroom.cli.numbers import FiniteRange
 from stillroom.cli.options import existing_path, job_options, json_option
 
 __all__ = ["command"]
@@ -39,7 +40,7 @@ Examples:
 )
 @click.option(
     "--loss",
-    type=click.FloatRange(min=0, max=1),
+    type=FiniteRange(min=0, max=1),
     default=0.01,
     help="Quality that may be lost against one place a step.",
 )

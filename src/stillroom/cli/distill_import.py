@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from stillroom.cli.numbers import FiniteRange
 from stillroom.cli.options import debug_option, existing_path, json_option, print_json
 
 __all__ = ["command"]
@@ -30,7 +31,7 @@ Examples:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The cache's folder.")
 @click.option(
     "--temperature",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=1.0,
     show_default=True,
     help="What the teacher's logits were divided by.",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from stillroom.cli.numbers import Finite
 from stillroom.cli.options import existing_path, job_options, json_option, print_json
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ Examples:
 @click.option("--out", required=True, type=existing_path, help="The folder of the artifact.")
 @click.option(
     "--max-parameters",
-    type=float,
+    type=Finite(),
     help="Share of the teacher's parameters; default 0.6, or 1 where a size is given.",
 )
 @click.option(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from stillroom.cli.numbers import Finite
 from stillroom.cli.options import existing_path, job_options, json_option, print_json
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ Examples:
 )
 @click.option(
     "--held-out",
-    type=float,
+    type=Finite(),
     default=0.1,
     show_default=True,
     help="Share that is measured on only: whole documents of ten or more, else each one's end.",

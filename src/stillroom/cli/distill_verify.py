@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from stillroom.cli.numbers import FiniteRange
 from stillroom.cli.options import debug_option, existing_path, json_option, print_json
 
 __all__ = ["command"]
@@ -32,7 +33,7 @@ Examples:
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of the choice of records.")
 @click.option(
     "--tolerance",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     help="Largest difference in nats; default by the cache's precision.",
 )
 @json_option

@@ -8,6 +8,7 @@ from typing import cast, get_args
 
 import click
 
+from stillroom.cli.numbers import FiniteRange
 from stillroom.cli.options import debug_option, existing_path, json_option, print_json
 from stillroom.forensics.splits import SplitBy
 
@@ -33,14 +34,14 @@ Examples:
 )
 @click.option(
     "--held-out",
-    type=click.FloatRange(0, 0.9),
+    type=FiniteRange(0, 0.9),
     default=0.2,
     show_default=True,
     help="Share to test on.",
 )
 @click.option(
     "--validation",
-    type=click.FloatRange(0, 0.9),
+    type=FiniteRange(0, 0.9),
     default=0.1,
     show_default=True,
     help="Share to choose thresholds and calibrate on.",

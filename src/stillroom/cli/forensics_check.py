@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from stillroom.cli.numbers import FiniteRange
 from stillroom.cli.options import (
     debug_option,
     engine_option,
@@ -49,7 +50,7 @@ Examples:
 )
 @click.option(
     "--prevalence",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=FiniteRange(0, 1, min_open=True, max_open=True),
     default=0.5,
     show_default=True,
     help="The share of such files that you expect to be forged; chances move with it.",

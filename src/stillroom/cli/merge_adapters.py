@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from stillroom.cli.numbers import Finite
 from stillroom.cli.options import debug_option, existing_path, json_option, print_json
 
 __all__ = ["command"]
@@ -21,12 +22,14 @@ Examples:
 """,
 )
 @click.argument("adapters", nargs=-1, required=True, type=existing_path)
-@click.option("--weight", "weights", type=float, multiple=True, help="One an adapter; default 1.")
+@click.option(
+    "--weight", "weights", type=Finite(), multiple=True, help="One an adapter; default 1."
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder to write.")
 @click.option(
     "--rank", type=click.IntRange(min=1), help="Most rank of a tensor; without it the sum is exact."
 )
-@click.option("--energy", type=float, help="Share of the squared singular values that is kept.")
+@click.option("--energy", type=Finite(), help="Share of the squared singular values that is kept.")
 @click.option("--base", help="The base; needed where adapters bring whole tensors.")
 @click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
 @json_option

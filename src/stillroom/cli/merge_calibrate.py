@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from stillroom.cli.numbers import Finite, FiniteRange
 from stillroom.cli.options import debug_option, existing_path, json_option, print_json
 
 __all__ = ["command"]
@@ -38,8 +39,10 @@ Examples:
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder to write.")
 @click.option("--plus-plus", is_flag=True, help="RegMean++: inputs from the merged layers before.")
-@click.option("--weight", "weights", type=float, multiple=True, help="RegMean++: one a model.")
-@click.option("--alpha", type=float, default=0.9, help="RegMean++: as regmean's setting.")
+@click.option("--weight", "weights", type=Finite(), multiple=True, help="RegMean++: one a model.")
+@click.option(
+    "--alpha", type=FiniteRange(0, 1), default=0.9, help="RegMean++: as regmean's setting."
+)
 @click.option(
     "--labels",
     type=click.Choice(["sampled", "true"]),

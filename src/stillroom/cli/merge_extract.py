@@ -7,6 +7,7 @@ from typing import Literal
 
 import click
 
+from stillroom.cli.numbers import Finite
 from stillroom.cli.options import debug_option, json_option, print_json
 
 __all__ = ["command"]
@@ -34,7 +35,7 @@ Examples:
 @click.option(
     "--rank", type=click.IntRange(min=1), help="Most rank of a tensor; 32 where neither is given."
 )
-@click.option("--error", type=float, help="Most relative error of a tensor; its rank follows.")
+@click.option("--error", type=Finite(), help="Most relative error of a tensor; its rank follows.")
 @click.option(
     "--svd",
     "routine",

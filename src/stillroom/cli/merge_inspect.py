@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from stillroom.cli.numbers import Finite
 from stillroom.cli.options import debug_option, json_option, print_json
 
 __all__ = ["command"]
@@ -24,7 +25,7 @@ Examples:
 @click.argument("base")
 @click.argument("models", nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), help="A folder for the page and numbers.")
-@click.option("--density", type=float, default=0.2, help="Share that trimming would keep.")
+@click.option("--density", type=Finite(), default=0.2, help="Share that trimming would keep.")
 @click.option(
     "--records",
     type=click.Path(path_type=Path),

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from stillroom.cli.numbers import Finite, FiniteRange
 from stillroom.cli.options import debug_option, existing_path, json_option, print_json
 
 __all__ = ["command"]
@@ -43,9 +44,14 @@ Examples:
     default="layer",
     help="What shares a coefficient.",
 )
-@click.option("--start", type=float, default=0.3, help="The coefficients to begin with.")
+@click.option("--start", type=Finite(), default=0.3, help="The coefficients to begin with.")
 @click.option("--steps", type=click.IntRange(min=1), default=100, help="How many.")
-@click.option("--learning-rate", type=float, default=0.01, help="Of Adam.")
+@click.option(
+    "--learning-rate",
+    type=FiniteRange(min=0, min_open=True),
+    default=0.01,
+    help="Of Adam.",
+)
 @click.option("--batch", type=click.IntRange(min=1), default=4, help="Records a step.")
 @click.option(
     "--max-tokens",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from stillroom.cli.numbers import FiniteRange
 from stillroom.cli.options import debug_option, existing_path, json_option, print_json
 
 __all__ = ["command"]
@@ -23,7 +24,7 @@ Examples:
 @click.argument("folder", type=existing_path)
 @click.option(
     "--share",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FiniteRange(0, 1, min_open=True),
     default=0.1,
     show_default=True,
     help="How many of the tensors.",

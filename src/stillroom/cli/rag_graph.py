@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from stillroom.cli.numbers import FiniteRange
 from stillroom.cli.options import (
     access_options,
     existing_path,
@@ -40,7 +41,7 @@ Examples:
 @click.option(
     "--same-name",
     default=0.0,
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="Cosine from which two names are one entity; 0 joins none by their vectors.",
 )
 @click.option(

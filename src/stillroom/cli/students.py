@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from stillroom.cli.numbers import Finite
 from stillroom.cli.options import print_json
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ def student_options(function: F) -> F:
     """Add the options that say what a student is and how it learns."""
     for option in (
         click.option("--threads", type=int, default=0, help="CPU threads; 0 takes all cores."),
-        click.option("--learning-rate", type=float, default=4e-3, show_default=True, help="Peak."),
+        click.option(
+            "--learning-rate", type=Finite(), default=4e-3, show_default=True, help="Peak."
+        ),
         click.option(
             "--batch-size", type=int, default=16, show_default=True, help="Records of a step."
         ),
@@ -32,7 +35,7 @@ def student_options(function: F) -> F:
         ),
         click.option(
             "--epochs",
-            type=float,
+            type=Finite(),
             default=0.0,
             help="Passes over what is learned, in place of --steps: more records, more steps.",
         ),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from stillroom.cli.numbers import Finite
 from stillroom.cli.options import existing_path, job_options, json_option, print_json
 
 __all__ = ["command"]
@@ -32,7 +33,7 @@ Examples:
 )
 @click.option(
     "--near",
-    type=float,
+    type=Finite(),
     default=0.65,
     show_default=True,
     help="Share of an item's words, in order, from which it is found.",

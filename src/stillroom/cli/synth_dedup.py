@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from stillroom.cli.numbers import Finite
 from stillroom.cli.options import (
     engine_option,
     existing_path,
@@ -30,7 +31,7 @@ Examples:
 @click.argument("records", type=existing_path, nargs=-1, required=True)
 @click.option(
     "--threshold",
-    type=float,
+    type=Finite(),
     default=0.8,
     show_default=True,
     help="Jaccard similarity of word n-grams from which two records are one.",

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from stillroom.cli.judged import print_report
+from stillroom.cli.numbers import Finite, FiniteRange
 from stillroom.cli.options import existing_path, job_options, json_option
 from stillroom.cli.students import print_estimate, student_options
 
@@ -48,7 +49,7 @@ Examples:
 )
 @click.option(
     "--human-share",
-    type=float,
+    type=Finite(),
     default=0.0,
     show_default=True,
     help="Least share of human records in every generation.",
@@ -56,7 +57,7 @@ Examples:
 @click.option("--embedder", default="", help="Measure spread and coverage of meanings too.")
 @click.option(
     "--tolerance",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     default=0.05,
     show_default=True,
     help="Share of a figure that may be lost without a warning.",

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from stillroom.cli.judged import print_report
+from stillroom.cli.numbers import FiniteRange
 from stillroom.cli.options import existing_path, job_options, json_option
 
 __all__ = ["command"]
@@ -35,7 +36,7 @@ Examples:
 )
 @click.option(
     "--tolerance",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     default=0.05,
     show_default=True,
     help="Share of the reference's figure that may be lost without a warning.",

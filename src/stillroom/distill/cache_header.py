@@ -34,7 +34,7 @@ class CacheHeader(BaseModel):
     or ``precision`` of ``unknown`` belongs to words made elsewhere, and is not compared either.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     format: int = _FORMAT
     teacher: str
@@ -43,8 +43,8 @@ class CacheHeader(BaseModel):
     vocabulary: int = Field(gt=0)
     mode: CacheMode
     width: int = Field(ge=0)
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    sampling_temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    temperature: float = Field(default=1.0, gt=0)
+    sampling_temperature: float = Field(default=1.0, gt=0)
     precision: str
     logprob_dtype: Literal["float16", "float32"]
     seed: int = 0

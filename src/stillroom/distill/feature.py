@@ -39,9 +39,7 @@ class FeatureLoss(Method):
     reads: ClassVar[Literal["states", "attention", "projections"]]
     lowest_layer: ClassVar[int] = 1
 
-    weight: float = Field(
-        default=1.0, ge=0, allow_inf_nan=False, description="what the loss is multiplied by"
-    )
+    weight: float = Field(default=1.0, ge=0, description="what the loss is multiplied by")
     layers: Layers = Field(
         default="uniform",
         description="uniform: every student layer with the teacher's at the same share of the "

@@ -52,20 +52,16 @@ class Objective(Method):
     temperature: float = Field(
         default=1.0,
         gt=0,
-        allow_inf_nan=False,
         description="both sides' logits are divided by this in the divergence, and nowhere else",
     )
     t2_scale: bool = Field(
         default=True,
         description="multiply the divergence by temperature squared, as Hinton et al. do",
     )
-    kd_weight: float = Field(
-        default=1.0, ge=0, allow_inf_nan=False, description="weight of the divergence"
-    )
+    kd_weight: float = Field(default=1.0, ge=0, description="weight of the divergence")
     ce_weight: float = Field(
         default=0.0,
         ge=0,
-        allow_inf_nan=False,
         description="weight of the cross-entropy with the records' own tokens, at temperature 1",
     )
 

@@ -56,9 +56,7 @@ class RationaleSettings(Settings):
         description="tasks: two conversations a record, one to answer and one to explain; "
         "before_answer: one completion with the rationale and then the answer",
     )
-    weight: float = Field(
-        default=1.0, ge=0, allow_inf_nan=False, description="of the rationales' loss; form tasks"
-    )
+    weight: float = Field(default=1.0, ge=0, description="of the rationales' loss; form tasks")
     answer_prefix: str = Field(
         default="", description="put before the question where it is answered; form tasks"
     )

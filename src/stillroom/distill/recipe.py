@@ -45,7 +45,6 @@ class TargetSettings(Settings):
     sampling_temperature: float = Field(
         default=1.0,
         gt=0,
-        allow_inf_nan=False,
         description="mode sampled draws from the teacher's probabilities to the power of 1 over "
         "this; weights make up for it",
     )

@@ -91,9 +91,7 @@ class RolloutPolicy(Method):
     draws_from_student: ClassVar[bool] = True
     learns_of_loss: ClassVar[bool] = False
 
-    temperature: float = Field(
-        default=1.0, gt=0, allow_inf_nan=False, description="of the draws; the loss has its own"
-    )
+    temperature: float = Field(default=1.0, gt=0, description="of the draws; the loss has its own")
     top_k: int = Field(default=0, ge=0, description="draw from so many likeliest tokens; 0 all")
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="draw from the likeliest tokens of this mass; 1 all"

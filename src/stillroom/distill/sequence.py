@@ -44,9 +44,7 @@ class WriterSettings(Settings):
     )
     backend: str = Field(default="auto", description="engine that runs the writer")
     num_threads: int | None = Field(default=None, ge=1, description="threads; default all cores")
-    temperature: float = Field(
-        default=0.8, ge=0, allow_inf_nan=False, description="of the draws; 0 is greedy"
-    )
+    temperature: float = Field(default=0.8, ge=0, description="of the draws; 0 is greedy")
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="draw from the likeliest tokens of so much mass"
     )

@@ -30,9 +30,11 @@ __all__ = ["Choice", "Method", "Seam"]
 
 
 class Method(BaseModel):
-    """An algorithm with its settings; subclasses live one to a file in a seam's folder."""
+    """An algorithm with its settings, no number infinite; subclasses stand one a file in a seam."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=False
+    )
 
     paper: ClassVar[str]
     status: ClassVar[str] = "stable"

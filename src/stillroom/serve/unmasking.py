@@ -27,7 +27,7 @@ __all__ = ["Unmasker", "Unmasking"]
 class Unmasking(BaseModel):
     """What is to be written, and how; methods are named without settings of their own."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     prompt: str = Field("", max_length=4000)
     is_chat: bool = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from stillroom.records import Message, Prompt, Sampling
 from stillroom.serve.limits import Limits
@@ -119,15 +119,15 @@ class _Part(BaseModel):
 class _Turn(BaseModel):
     """One message; annotations and citations of earlier answers may be sent back."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[_Part] | None = None
     name: str | None = None
     refusal: str | None = None
-    annotations: list[Any] | None = None
-    citations: list[Any] | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    annotations: list[JsonValue] | None = None
+    citations: list[JsonValue] | None = None
+    tool_calls: list[dict[str, JsonValue]] | None = None
     tool_call_id: str | None = None
 
     @property
@@ -148,9 +148,9 @@ class ChatRequest(_Drawn):
 
     messages: list[_Turn] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    response_format: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = Field(None, min_length=1, max_length=128)
-    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, JsonValue] | None = None
+    tools: list[dict[str, JsonValue]] | None = Field(None, min_length=1, max_length=128)
+    tool_choice: str | dict[str, JsonValue] | None = None
     parallel_tool_calls: bool | None = None
     logprobs: Literal[False] | None = None
     top_logprobs: Literal[0] | None = None
@@ -251,7 +251,8 @@ class ChatRequest(_Drawn):
             return None
         if wanted.get("type") == "json_object":
             return {"type": "object"}
-        schema = (wanted.get("json_schema") or {}).get("schema")
+        named = wanted.get("json_schema")
+        schema = named.get("schema") if isinstance(named, dict) else None
         if wanted.get("type") != "json_schema" or not isinstance(schema, dict):
             raise Refusal(
                 400,

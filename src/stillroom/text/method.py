@@ -40,7 +40,7 @@ TokenCounter = Callable[[str], int]
 class Limits(BaseModel):
     """How much one file may cost before it is refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     file_bytes: int = Field(
         default=64 * 2**20, ge=1, description="largest file that is read, in bytes"

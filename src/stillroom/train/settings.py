@@ -12,7 +12,7 @@ __all__ = ["LoraSettings", "TrainSettings"]
 class LoraSettings(BaseModel):
     """Train low-rank additions instead of the weights themselves; they are merged at the end."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     rank: int = Field(default=16, ge=1, description="rank of each addition")
     alpha: float = Field(default=32.0, gt=0, description="additions are scaled by alpha / rank")
@@ -30,7 +30,7 @@ class LoraSettings(BaseModel):
 class TrainSettings(BaseModel):
     """Optimizer, schedule, batch, precision and bookkeeping of one training run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int | None = Field(
         default=None, ge=1, description="optimizer steps; null takes as many as 'epochs' makes"

@@ -92,6 +92,7 @@ def test_a_text_is_unmasked_step_by_step(client, headers):
         ("diffusion", {"order": "../../x"}),
         ("diffusion", {"order": "no_such_order"}),
         ("diffusion", {"more": 1}),
+        ("diffusion", {"temperature": "nan"}),
     ],
 )
 def test_what_cannot_be_written_is_refused(client, headers, at, body):

@@ -218,6 +218,11 @@ def test_any_json_object_may_be_asked_for():
             "invalid_response_format",
             "response_format",
         ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": ["schema"]}},
+            "invalid_response_format",
+            "response_format",
+        ),
     ],
 )
 def test_what_is_not_served_is_refused_by_name(body, code, param):
@@ -233,6 +238,28 @@ def test_broken_bodies_are_refused(content):
     reply = request(app, "POST", "/v1/chat/completions", content=content, headers=headers)
     assert reply.status_code == 400
     assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ('"temperature": NUMBER', "temperature"),
+        ('"top_p": NUMBER', "top_p"),
+        ('"parent_share": NUMBER', "parent_share"),
+        ('"tools": [{"type": "function", "limit": NUMBER}]', "tools.0.limit"),
+        ('"response_format": {"schema": [NUMBER]}', "response_format.schema.0"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused_by_name(body, param, number):
+    turns = '"model": "run", "messages": [{"role": "user", "content": "What is it?"}]'
+    sent = f"{{{turns}, {body.replace('NUMBER', number)}}}".encode()
+    headers = {"content-type": "application/json"}
+    app = create_app(served())
+    reply = request(app, "POST", "/v1/chat/completions", content=sent, headers=headers)
+    error = check_error(reply, 400, "invalid_request")
+    assert error["param"] == param
+    assert "finite number" in error["message"]
 
 
 def test_unknown_paths_and_verbs():

@@ -41,6 +41,20 @@ def test_a_reference_stays_inside(root, name):
     assert "models.0.checkpoint" in told.problems[0].where
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_is_not_finite_is_no_setting(root, number):
+    for recipe, overrides in (
+        ({**MERGE, "method": {"name": "ties", "density": number}}, ()),
+        ({**MERGE, "method": "ties"}, [f"method.density=.{number}"]),
+    ):
+        with pytest.raises(
+            RecipeError, match=r"method\.density cannot be .*(nan|inf|NaN|Inf)"
+        ) as told:
+            read_recipe(write_text(recipe), root, Openings(), overrides)
+        (problem,) = told.value.problems
+        assert "finite number" in problem.expected
+
+
 def test_a_script_is_a_file_inside(root):
     named = {**SYNTH, "model": "scripted:docs/script.json"}
     assert read_recipe(write_text(named), root, Openings()).model == "scripted:docs/script.json"

@@ -26,9 +26,7 @@ class EntropyBound(CommitRule):
 
     paper: ClassVar[str] = "arXiv:2505.24857"
 
-    gamma: float = Field(
-        default=0.1, ge=0, allow_inf_nan=False, description="nats of dependence that may be lost"
-    )
+    gamma: float = Field(default=0.1, ge=0, description="nats of dependence that may be lost")
 
     @override
     def take(self, view: View) -> Tensor:

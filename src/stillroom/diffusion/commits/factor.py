@@ -26,7 +26,7 @@ class Factor(CommitRule):
 
     paper: ClassVar[str] = "arXiv:2505.22618"
 
-    factor: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="f of the rule")
+    factor: float = Field(default=1.0, gt=0, description="f of the rule")
 
     @override
     def take(self, view: View) -> Tensor:

@@ -34,7 +34,6 @@ class Replay(RolloutPolicy):
     margin: float = Field(
         default=0.1,
         ge=0,
-        allow_inf_nan=False,
         description="rise of the held-out loss that counts as worse, in nats per token",
     )
     buffer: int = Field(default=1000, ge=1, description="rollouts kept; the oldest give way")

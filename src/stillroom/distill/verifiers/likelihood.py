@@ -32,7 +32,6 @@ class Likelihood(Verifier):
     least: float | None = Field(
         default=None,
         le=0,
-        allow_inf_nan=False,
         description="a completion below this is rejected, in nats a token; null rejects none",
     )
 
