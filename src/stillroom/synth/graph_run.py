@@ -38,7 +38,7 @@ from stillroom.synth.method import (
     Verdict,
 )
 from stillroom.synth.panel import Panel
-from stillroom.synth.plan import Occurrences, order_items, plan_draws, split_documents
+from stillroom.synth.plan import Occurrences, order_items, plan_draws, split_items
 from stillroom.synth.shelves import Shelves
 from stillroom.synth.source import Source, read_items
 
@@ -92,14 +92,13 @@ def read_starts(recipe: SynthRecipe) -> Start:
         takers = [step for key, step in recipe.steps.items() if name in recipe.sources[key]]
         if place and takers:
             sources[name] = read_items(place, _wanted_kinds(name, takers))
-    documents = {document_of(item) for source in sources.values() for item in source.items}
-    sides = split_documents(documents, recipe.held_out, recipe.seed)
+    read = [item for source in sources.values() for item in source.items]
+    sides = split_items(read, recipe.held_out, recipe.seed)
     items: dict[tuple[str, Split], list[Item]] = {}
     for name, source in sources.items():
         for split in _SPLITS:
             mine = (item for item in source.items if sides[document_of(item)] == split)
             items[name, split] = order_items(mine, recipe.seed)
-    read = [item for source in sources.values() for item in source.items]
     return Start(sources, sides, items, Occurrences(read))
 
 

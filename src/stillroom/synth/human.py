@@ -15,7 +15,7 @@ from stillroom.errors import DataError
 from stillroom.objects import local
 from stillroom.provenance import digest_json
 from stillroom.records import Message, Record, read_records
-from stillroom.synth.plan import split_documents
+from stillroom.synth.plan import find_copies, split_documents
 from stillroom.synth.source import read_source
 
 __all__ = ["Side", "describe_origins", "draw_records", "read_human", "split_human"]
@@ -56,7 +56,7 @@ def read_human(path: Path) -> list[Record]:
 
 
 def split_human(records: Sequence[Record], share: float, seed: int) -> Side:
-    """Return the records in two, a document whole on one side.
+    """Return the records in two, a document whole on one side, with its copies.
 
     Where records name their split, ``held_out`` and ``test`` are kept aside and the rest learned
     from; else a share of the documents is kept aside, by hash.
@@ -69,8 +69,11 @@ def split_human(records: Sequence[Record], share: float, seed: int) -> Side:
         train = [one for one in records if one.fields.get("split") not in {"held_out", "test"}]
     else:
         names = [str(one.fields.get("document_id") or one.id) for one in records]
-        sides = split_documents(set(names), share, seed)
         pairs = list(zip(records, names, strict=True))
+        parts: dict[str, list[Record]] = {}
+        for one, name in pairs:
+            parts.setdefault(name, []).append(one)
+        sides = split_documents(parts, share, seed, find_copies(parts))
         train = [one for one, name in pairs if sides[name] == "train"]
         held = [one for one, name in pairs if sides[name] == "held_out"]
     if min(len(train), len(held)) < _LEAST:

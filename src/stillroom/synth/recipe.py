@@ -141,7 +141,11 @@ class SynthRecipe(Recipe):
     )
     target: Target = Field(default_factory=Target, description="how many records are wanted")
     held_out: float = Field(
-        0.2, ge=0, lt=1, description="share of documents kept for evaluation, by hash of their id"
+        0.2,
+        ge=0,
+        lt=1,
+        description="share of documents kept for evaluation, by hash of their id; documents that "
+        "say the same stay together",
     )
     attempts: int = Field(
         3,

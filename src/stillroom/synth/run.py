@@ -35,7 +35,7 @@ from stillroom.synth.lending import Lending
 from stillroom.synth.method import Context, Corpus, Draft, Filter, Seed, Split, Verdict, Writer
 from stillroom.synth.outline import forecast_steps
 from stillroom.synth.page import Told, draw_run, is_page
-from stillroom.synth.plan import Occurrences, order_items, plan_draws, plan_seeds, split_documents
+from stillroom.synth.plan import Occurrences, order_items, plan_draws, plan_seeds, split_items
 from stillroom.synth.recipe import SynthRecipe
 from stillroom.synth.report import describe_shortfall, make_report, refuse_nothing
 from stillroom.synth.source import Source, read_items
@@ -211,7 +211,7 @@ def _make_plan(recipe: SynthRecipe) -> _Plan:
     if recipe.index and "passages" in takes:  # the texts of records are passages there
         takes = tuple(kind for kind in takes if kind != "records")
     source = read_items(recipe.start, takes)
-    sides = split_documents({document_of(i) for i in source.items}, recipe.held_out, recipe.seed)
+    sides = split_items(source.items, recipe.held_out, recipe.seed)
     items = {
         side: order_items(
             (item for item in source.items if sides[document_of(item)] == side), recipe.seed
