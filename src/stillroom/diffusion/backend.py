@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -25,6 +26,7 @@ from stillroom.errors import BackendError, RecipeError
 from stillroom.models.method import Backend
 from stillroom.models.protocols import CanvasStep, Score, TextModel
 from stillroom.models.requests import check_room, cut_at_stop, held_back, spread_sampling
+from stillroom.models.streams import with_end
 from stillroom.records import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -156,17 +158,14 @@ class _DiffusionTextModel:
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
         """Yield the text in pieces; a piece is given out once nothing before it is open."""
-        steps = self.stream_canvas(prompt, sampling)
-        try:
-            while True:
-                item = next(steps)
-                if isinstance(item, str):
+        done = Completion("", model=self.fingerprint)
+        with closing(self.stream_canvas(prompt, sampling)) as steps:
+            for item in with_end(steps):
+                if isinstance(item, Completion):
+                    done = item
+                elif isinstance(item, str):
                     yield item
-        except StopIteration as end:
-            completion: Completion = end.value
-            return completion
-        finally:
-            steps.close()
+        return done
 
     def stream_canvas(
         self, prompt: Prompt, sampling: Sampling

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from stillroom.models.streams import with_end
 from stillroom.rag.drafting import ask_for_texts
 from stillroom.rag.metering import Meter
 from stillroom.rag.method import TRANSFORMS, Query
@@ -209,20 +210,17 @@ class Inquiry:
     def _stream(self, prompt: Prompt) -> Generator[str, None, Completion]:
         """Yield and return what the model does; only the model's own time counts."""
         stream, spent_s = self.model.stream(prompt, self._stop_at_fence()), 0.0
-        piece: str | None
+        items = with_end(stream)
         try:
             while True:
-                begun, done = time.perf_counter(), Completion("")
-                try:
-                    piece = next(stream)
-                except StopIteration as end:
-                    piece, done = None, end.value
+                begun = time.perf_counter()
+                item = next(items)
                 took_s = time.perf_counter() - begun
                 add_time("generate", took_s)
                 spent_s += took_s
-                if piece is None:
-                    return done
-                yield piece
+                if isinstance(item, Completion):
+                    return item
+                yield item
         finally:
             stream.close()
             count_stage("generate", spent_s)

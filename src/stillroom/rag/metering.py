@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING
 
+from stillroom.models.streams import with_end
 from stillroom.records import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -47,13 +48,12 @@ class Meter:
         stream, pieces = self._model.stream(prompt, sampling), list[str]()
         done = Completion("", model=self.fingerprint)
         try:
-            while True:
-                try:
-                    pieces.append(next(stream))
-                except StopIteration as end:
-                    done = _completion(end)
-                    break
-                yield pieces[-1]
+            for item in with_end(stream):
+                if isinstance(item, Completion):
+                    done = item
+                else:
+                    pieces.append(item)
+                    yield item
         finally:
             stream.close()
             self.tokens += done.prompt_tokens or self._measure(prompt)
@@ -77,9 +77,3 @@ class Meter:
 
     def close(self) -> None:
         """Leave the model open: who opened it closes it."""
-
-
-def _completion(end: StopIteration) -> Completion:
-    """Return what a stream returned at its end."""
-    completion: Completion = end.value
-    return completion

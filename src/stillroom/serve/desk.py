@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from stillroom.errors import DataError, RecipeError
 from stillroom.models import TextModel
 from stillroom.models.protocols import CanvasModel, RelayModel, Vectors
+from stillroom.models.streams import with_end
 from stillroom.records import Prompt, Sampling
 from stillroom.serve.counters import CLOCK, Clock, Counters
 from stillroom.serve.guard import ACCESS
@@ -29,7 +30,6 @@ from stillroom.serve.hearing import (
     relay_events,
     reply_events,
     sum_usage,
-    with_end,
 )
 from stillroom.serve.limits import Limits
 from stillroom.serve.refusals import Refusal, client_left

@@ -6,7 +6,7 @@ are made on the event loop. Knows nothing of who is asked.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,6 @@ __all__ = [
     "relay_events",
     "reply_events",
     "sum_usage",
-    "with_end",
 ]
 
 Item = str | Completion | Answer | CanvasStep
@@ -94,13 +93,6 @@ class Heard:
             return self._model.count_prompt(self._prompt)
         texts = [message.content for message in self._prompt.messages] or [self._prompt.text]
         return sum(self._model.count_tokens(text) for text in texts)
-
-
-def with_end(
-    stream: Generator[str | CanvasStep, None, Completion],
-) -> Generator[str | CanvasStep | Completion]:
-    """Yield what a model's stream yields, and last the completion that it returns."""
-    yield (yield from stream)
 
 
 def sum_usage(heard: Sequence[Heard]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 
 from stillroom.models.script import Script, ScriptedModel
+from stillroom.models.streams import with_end
 from stillroom.records import Completion
 
 __all__ = ["read_stream", "scripted_model"]
@@ -12,12 +13,13 @@ __all__ = ["read_stream", "scripted_model"]
 
 def read_stream(stream: Generator[str, None, Completion]) -> tuple[list[str], Completion]:
     """Return what a model's stream yields, and the completion that it returns at its end."""
-    pieces: list[str] = []
-    while True:
-        try:
-            pieces.append(next(stream))
-        except StopIteration as end:
-            return pieces, end.value
+    pieces, done = list[str](), Completion("")
+    for item in with_end(stream):
+        if isinstance(item, Completion):
+            done = item
+        else:
+            pieces.append(item)
+    return pieces, done
 
 
 def scripted_model(
