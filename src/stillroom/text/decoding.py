@@ -334,7 +334,7 @@ def _guess(data: bytes) -> list[str]:
     Where Windows-1252 explains the bytes as well as the statistics' first choice does, it goes
     first: the many encodings of Latin letters look alike, and it is by far the most common.
     """
-    sample = data[:_SAMPLE_BYTES]
+    sample = _cut_between_words(data)
     matches = list(from_bytes(sample))[:8]
     names = [match.encoding for match in matches]
     if not matches or matches[0].coherence == 0:
@@ -349,6 +349,19 @@ def _guess(data: bytes) -> list[str]:
             for match in matches
         )
     return ["cp1252", *names] if is_western else [*names, "cp1252"]
+
+
+def _cut_between_words(data: bytes) -> bytes:
+    """Return the sample, up to a space or line: no character is cut in two.
+
+    Half of one at the end is enough for the statistics to rule out every encoding of several bytes.
+    Its length is even, for UTF-16.
+    """
+    if len(data) <= _SAMPLE_BYTES:
+        return data
+    sample = data[:_SAMPLE_BYTES]
+    end = max(sample.rfind(b" "), sample.rfind(b"\n")) + 1
+    return sample[: end // 2 * 2] or sample
 
 
 def _try(data: bytes, encoding: str) -> Decoded | None:
