@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from tests.browser import held_kl
 from tests.browser.conftest import check_axe, run_console, shoot
 from tests.integration.main_job import MainJob
 
@@ -15,12 +16,13 @@ SETTINGS = {
     "steps.records.target.train": "16",
     "steps.records.target.held_out": "6",
     "steps.records.include_passages": "8",
-    "steps.student.train.steps": "200",  # of 40 an idle machine had made all before it was seen
+    "steps.student.train.steps": "40",
     "steps.report.max_questions": "4",
 }
 MORE = (
     "steps.index.origin={kind: human, license: CC0-1.0}",
     "steps.records.model=scripted:script.json",
+    "steps.student.method=held_kl",
     "steps.student.train.batch_size=4",
     "steps.student.train.precision=float32",
     "steps.student.train.save_every_s=0",
@@ -74,8 +76,9 @@ class Keyboard(Mouse):
 
 
 @pytest.mark.parametrize("hand", [Mouse, Keyboard])
-def test_the_main_job_from_its_form_to_the_source_of_an_answer(open_page, place, hand):
-    with run_console(place) as console:
+def test_the_main_job_from_its_form_to_the_source_of_an_answer(open_page, place, tmp_path, hand):
+    gate = held_kl.install(tmp_path / "methods")
+    with run_console(place, path=gate.parent) as console:
         page = open_page(console, "/make", bypass=True)
         user = hand(page)
         user.press(page.get_by_role("link", name="flow/make"))
@@ -87,15 +90,20 @@ def test_the_main_job_from_its_form_to_the_source_of_an_answer(open_page, place,
         page.get_by_text("It fits this machine.").wait_for(timeout=120_000)
         user.press(page.get_by_role("button", name="Start"))
         page.wait_for_url("**/make/jobs/*")
-        follow(page, user)
+        follow(page, user, gate)
         ask(page, user)
 
 
-def follow(page, user):
-    """Follow the job into training, stop it there, resume it, and wait until it is finished."""
+def follow(page, user, gate):
+    """Follow the job into training, stop it there, resume it, and wait until it is finished.
+
+    The training waits at the gate, which opens when the stop was heard.
+    """
     page.locator("#doing", has_text=re.compile("^train: [1-9]")).wait_for(timeout=LONG_MS)
     assert page.locator("#steps li[aria-current]").text_content() == "student"
     user.press(page.get_by_role("button", name="Stop"))
+    page.get_by_text("It stops at its next safe point").wait_for()
+    gate.unlink()
     page.get_by_text("Stopped at a safe point.").wait_for(timeout=120_000)
     assert page.locator("#state .tag").text_content() == "cancelled"
     shoot(page, "job-stopped-desktop-light")
