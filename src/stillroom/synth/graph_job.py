@@ -16,7 +16,9 @@ from stillroom.objects import local
 from stillroom.provenance import Artifact, Parent, make_parent
 from stillroom.records import Record, RecordWriter, combine_origins
 from stillroom.synth.budget import Purse
-from stillroom.synth.graph_run import Crop, Graph, Start, read_starts
+from stillroom.synth.crop import Crop
+from stillroom.synth.graph_run import Graph
+from stillroom.synth.graph_starts import Start, read_starts
 from stillroom.synth.items import kind_of, text_of_item
 from stillroom.synth.lending import Lending
 from stillroom.synth.method import Split, Verdict

@@ -12,107 +12,41 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
-from stillroom.jobs import Spilled
 from stillroom.jobs.ahead import in_blocks, map_ahead
 from stillroom.records import Message, Passage, Record
 from stillroom.synth.budget import Purse
-from stillroom.synth.bundles import Account, Bundle, Scored, Yield, take_turns, tee
+from stillroom.synth.bundles import Account, Bundle, Scored, take_turns, tee
+from stillroom.synth.crop import Crop
 from stillroom.synth.graph import STARTS, Step, ends_of, sources_of
-from stillroom.synth.harvest import Dropped, Harvest, draft_units, drop_record
-from stillroom.synth.items import Item, document_of, kind_of
-from stillroom.synth.lending import Lending
+from stillroom.synth.graph_starts import Start
+from stillroom.synth.harvest import Dropped, draft_units, drop_record
+from stillroom.synth.items import Item, kind_of
 from stillroom.synth.method import (
     Context,
     Corpus,
     Generator,
     Pool,
     Seed,
-    SeedKind,
     Split,
     Verdict,
 )
 from stillroom.synth.panel import Panel
-from stillroom.synth.plan import Occurrences, order_items, plan_draws, split_items
+from stillroom.synth.plan import plan_draws
 from stillroom.synth.shelves import Shelves
-from stillroom.synth.source import Source, read_items
 
 if TYPE_CHECKING:
     from stillroom.synth.recipe import SynthRecipe
 
-__all__ = ["Crop", "Graph", "Start", "read_starts"]
+__all__ = ["Graph"]
 
 _Feed = Iterator[tuple[list[Item], dict[str, Mapping[str, float]], tuple[Account, ...]]]
-_SPLITS: tuple[Split, ...] = ("held_out", "train")
 _BLOCK = 64
-_KINDS: tuple[SeedKind, ...] = ("records", "topics")
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What a graph starts from, split into sides, and how many passages each word occurs in."""
-
-    sources: Mapping[str, Source]
-    sides: Mapping[str, Split]
-    items: Mapping[tuple[str, Split], list[Item]]
-    frequency: Mapping[str, int]
-
-    def context(self, models: Lending, held_out: Sequence[Record], seed: int) -> Context:
-        """Return what filters may know."""
-        by_id = {one.id: one for source in self.sources.values() for one in source.passages}
-        return Context(by_id, self.frequency, held_out, models, seed)
-
-
-@dataclass(slots=True)
-class Crop:
-    """What one side of the split has given: records, rows of what fell, and each step's yield.
-
-    Records, rows and scores (one for each record that has some) lie in files.
-    """
-
-    harvest: Harvest
-    scores: Spilled[dict[str, Any]]
-    steps: dict[str, Yield] = field(default_factory=dict)
-    told: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-def read_starts(recipe: SynthRecipe) -> Start:
-    """Read what a graph starts from; documents stand on one side of the split in all of it.
-
-    Raises:
-        DataError: If a file is missing or broken, or holds nothing of the kind that is taken.
-    """
-    sources: dict[str, Source] = {}
-    for name, place in (("index", recipe.index), ("seeds", recipe.seeds)):
-        takers = [step for key, step in recipe.steps.items() if name in recipe.sources[key]]
-        if place and takers:
-            sources[name] = read_items(place, _wanted_kinds(name, takers))
-    read = [item for source in sources.values() for item in source.items]
-    sides = split_items(read, recipe.held_out, recipe.seed)
-    items: dict[tuple[str, Split], list[Item]] = {}
-    for name, source in sources.items():
-        for split in _SPLITS:
-            mine = (item for item in source.items if sides[document_of(item)] == split)
-            items[name, split] = order_items(mine, recipe.seed)
-    return Start(sources, sides, items, Occurrences(read))
-
-
-def _wanted_kinds(name: str, takers: Sequence[Step]) -> tuple[SeedKind, ...]:
-    """Return the kinds of items that a start is to be read as."""
-    if name == "index":
-        return ("passages",)
-    kinds: dict[SeedKind, None] = {}
-    for step in takers:
-        taken = step.generator.takes if step.generator is not None else ("records",)
-        kinds |= dict.fromkeys(kind for kind in taken if kind in _KINDS)
-        if step.generator is not None and "passages" in taken:
-            kinds["records"] = None  # whose texts are passages
-    return tuple(kinds)
 
 
 class Graph:
@@ -165,18 +99,15 @@ class Graph:
 
         The files of what it returns are closed with ``closing``.
         """
-        harvest = Harvest.spilled(self._split, self._scratch, closing)
-        rows: Spilled[dict[str, Any]] = Spilled(self._scratch / "scores.jsonl", dict, dict)
-        crop = Crop(harvest, closing.enter_context(rows))
-        crop.steps = {name: Yield(name) for name in self._recipe.steps}
+        crop = Crop.open(self._split, self._recipe.steps, self._scratch, closing)
+        kept = crop.harvest.kept
         if purse is not None:
             purse.begin(crop.harvest)
-        settled = {name: _Settled() for name in self._recipe.steps}
         try:
             for bundle in take_turns(self._streams) if wanted else ():
-                self._settle(crop, bundle, settled, wanted)
+                crop.take(bundle, wanted)
                 on_bundle(crop)
-                if len(harvest.kept) >= wanted or (purse is not None and purse.reached(share)):
+                if len(kept) >= wanted or (purse is not None and purse.reached(share)):
                     break
         finally:
             self.close()
@@ -191,34 +122,6 @@ class Graph:
         for made in self._streams:
             _close(made)
         self._closing.close()
-
-    def _settle(
-        self, crop: Crop, bundle: Bundle, settled: Mapping[str, _Settled], wanted: int
-    ) -> None:
-        harvest = crop.harvest
-        for account in bundle.accounts:
-            if not settled[account.step].add(account.number):
-                continue
-            crop.steps[account.step].add(account)
-            harvest.units += account.units if account.asked else 0
-            harvest.asked += account.asked
-            harvest.prompt_tokens += account.prompt_tokens
-            harvest.completion_tokens += account.completion_tokens
-            harvest.parsed += account.given if account.asked else 0
-            harvest.changed += account.changed
-            for row in account.dropped:
-                harvest.drop(row)
-        for scored in bundle.records:
-            if len(harvest.kept) < wanted:
-                harvest.keep(scored.record)
-                if scored.scores:
-                    rounded = {name: round(value, 6) for name, value in scored.scores.items()}
-                    crop.scores.append({"id": scored.record.id, "scores": rounded})
-            else:
-                verdict = Verdict(False, "beyond the number wanted")
-                harvest.drop(
-                    drop_record(self._split, "target", verdict, scored.record.id, scored.record)
-                )
 
     def _open(self, source: str, streams: Mapping[str, deque[Iterator[Bundle]]]) -> _Feed:
         """Yield the items of a start or of a step, with their scores and accounts."""
@@ -449,24 +352,6 @@ class Graph:
         return Bundle(
             tuple(Scored(record, scores.get(record.id, {})) for record in records), accounts
         )
-
-
-class _Settled:
-    """The numbers of a step's accounts that are settled: all below one, and a few beyond it."""
-
-    def __init__(self) -> None:
-        self._below = 0
-        self._beyond: set[int] = set()
-
-    def add(self, number: int) -> bool:
-        """Settle an account; return whether it was not."""
-        if number < self._below or number in self._beyond:
-            return False
-        self._beyond.add(number)
-        while self._below in self._beyond:
-            self._beyond.remove(self._below)
-            self._below += 1
-        return True
 
 
 def _to_record(item: Item, split: Split) -> Record:

@@ -1,7 +1,6 @@
 """The page of a run: yield by step, what fell and why, variety, contamination, licenses, terms.
 
-Everything is taken from the report and the records; no model is asked. Figures of variety are those
-of the collapse monitor, at equal budgets of words for what was started from and what was made.
+Everything is taken from the report and the records; no model is asked.
 """
 
 from __future__ import annotations
@@ -11,18 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stillroom.evaluate.diversity import find_tail, measure_diversity
 from stillroom.evaluate.metrics import Metric
 from stillroom.evaluate.page import draw_page
 from stillroom.evaluate.plots import Plot
 from stillroom.evaluate.report import Report, Table
 from stillroom.synth.harvest import Dropped
 from stillroom.synth.measured import Measured
-from stillroom.synth.method import Filter, derive_seed
-from stillroom.synth.tallying import LENGTHS, SAMPLE, Falls, Lowest, Tally, says_of
+from stillroom.synth.method import Filter
+from stillroom.synth.page_contents import add_coverage, add_variety
+from stillroom.synth.tallying import Falls, Tally, says_of
 from stillroom.synth.terms import find_terms
 from stillroom.synth.turns import answer_of, instruction_of
-from stillroom.text.normalize import words
 
 __all__ = ["PAGE", "Told", "draw_run", "is_page"]
 
@@ -30,10 +28,6 @@ PAGE = "report.html"
 
 _SHOWN = 240
 _REASONS = 12
-_BUDGET = 5000
-_DRAWS = 10
-_LEAST_WORDS = 200
-_OPENINGS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +77,8 @@ def draw_run(told: Told) -> str:
     _add_steps(report, facts)
     _add_reasons(report, facts)
     _add_examples(report, facts)
-    _add_variety(report, facts)
-    _add_coverage(report, facts)
+    add_variety(report, told.train, told.seeds)
+    add_coverage(report, told.train, told.report["splits"]["train"].get("documents", 0))
     _add_contamination(report, facts)
     _add_rights(report, facts)
     _add_judges(report, facts)
@@ -236,115 +230,6 @@ def _add_examples(report: Report, facts: _Facts) -> None:
         report.section("Fell, for example", "All of them: stillroom synth drops RUN.", table=table)
 
 
-def _add_variety(report: Report, facts: _Facts) -> None:
-    seeds = facts.told.seeds
-    sides = {"made": facts.train.texts}
-    if seeds:
-        sides["started from"] = _sample(seeds)
-    cut = {name: [words(text) for text in texts] for name, texts in sides.items()}
-    sizes = {name: sum(map(len, found)) for name, found in cut.items()}
-    if min(sizes.values()) < _LEAST_WORDS:
-        report.section("Variety", f"Fewer than {_LEAST_WORDS} words: too little to measure.")
-        return
-    budget = min(_BUDGET, int(0.5 * min(sizes.values())))
-    tail, mass = find_tail(cut=cut["started from"]) if seeds else (frozenset[str](), 0.0)
-    measured = {
-        name: measure_diversity(
-            texts, budget=budget, tail=tail, tail_mass=mass, draws=_DRAWS, cut=cut[name]
-        )
-        for name, texts in sides.items()
-    }
-    if "started from" in measured and "tail" in measured["started from"]:
-        half = measure_diversity(
-            sides["started from"][1::2],
-            budget=budget,
-            tail=tail,
-            tail_mass=mass,
-            draws=_DRAWS,
-            only=frozenset({"tail"}),
-            cut=cut["started from"][1::2],
-        )
-        measured["started from"] |= half
-    text = (
-        f"Means of draws of {budget} words, with the middle 95 % of the draws. High self_bleu, "
-        "compression and repeated say little variety; a tail below 1 says that rare words are "
-        "gone, above 1 that records repeat the very texts they were made of."
-    )
-    metrics = [
-        replace(metric, name=f"{figure}/{side}")
-        for figure in measured["made"]
-        for side in sides
-        for metric in [measured[side][figure]]
-    ]
-    shares = [one for one in metrics if not one.name.startswith("compression")]
-    report.section(
-        "Variety",
-        text,
-        metrics=metrics,
-        plot=Plot.of("Figures of variety that are shares", shares),
-    )
-
-
-def _add_coverage(report: Report, facts: _Facts) -> None:
-    per_document = facts.train.documents
-    if not per_document:
-        return
-    total = facts.report["splits"]["train"].get("documents", 0)
-    if total:
-        _add_documents(report, per_document, total)
-    _add_forms(report, facts)
-
-
-def _add_documents(report: Report, per_document: Mapping[str, int], total: int) -> None:
-    bounds = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 10**9))
-    labels, values = [], []
-    if total >= len(per_document):
-        labels.append("no record")
-        values.append(float(total - len(per_document)))
-    for low, high in bounds:
-        label = (
-            str(low) if low == high else f"{low} to {high}" if high < 10**9 else f"{low} or more"
-        )
-        labels.append(label)
-        values.append(float(sum(low <= n <= high for n in per_document.values())))
-    report.section(
-        "Coverage of what was started from",
-        f"{len(per_document)} of {max(total, len(per_document))} documents of the training side "
-        "have a record.",
-        plot=Plot(
-            "Documents by how many records they gave", tuple(labels), tuple(values), kind="bars"
-        ),
-    )
-
-
-def _add_forms(report: Report, facts: _Facts) -> None:
-    """Show how long answers are and how questions begin."""
-    lengths = facts.train.lengths
-    bins = range(max(lengths) + 1)
-    report.section(
-        "Length of answers",
-        plot=Plot(
-            "Records by the words of their answer",
-            tuple(_bin_name(at) for at in bins),
-            tuple(float(lengths[at]) for at in bins),
-            kind="bars",
-        ),
-    )
-    openings = facts.train.openings
-    if openings:
-        most = openings.most_common(_OPENINGS)
-        report.section(
-            "How questions begin",
-            f"{len(openings)} beginnings of three words among {openings.total()} questions.",
-            plot=Plot(
-                "The commonest beginnings",
-                tuple(name for name, _ in most),
-                tuple(float(count) for _, count in most),
-                kind="bars",
-            ),
-        )
-
-
 def _add_contamination(report: Report, facts: _Facts) -> None:
     checks = {
         one.method_name(): tuple(map(str, getattr(one, "against", ())))
@@ -434,21 +319,3 @@ def _measure(drop: Dropped) -> str:
 def _clip(text: str) -> str:
     line = " ".join(text[: 8 * _SHOWN].split())
     return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
-
-
-def _sample(texts: Sequence[str]) -> list[str]:
-    """Return at most so many texts, chosen by hash, so that a page takes seconds."""
-    chosen: Lowest[str] = Lowest(SAMPLE)
-    for text in texts:
-        chosen.add(derive_seed(text), text)
-    return chosen.drawn()
-
-
-def _bin_name(at: int) -> str:
-    if at == 0:
-        return f"below {LENGTHS[0]}"
-    return (
-        f"{LENGTHS[at - 1]} or more"
-        if at == len(LENGTHS)
-        else f"{LENGTHS[at - 1]} to {LENGTHS[at] - 1}"
-    )

@@ -4,7 +4,7 @@ import random
 
 from stillroom.jobs import Spilled
 from stillroom.records import Message, Origin, Record
-from stillroom.synth.graph_run import _Settled
+from stillroom.synth.crop import _Settled
 from stillroom.synth.harvest import Dropped
 from stillroom.synth.tallying import Falls, Lowest, Tally
 
