@@ -1,13 +1,16 @@
 """Several endpoints as one: shares by weight, fall-back, hedging, and tokens a minute."""
 
+import threading
 import time
 
 import pytest
 
 from stillroom.errors import BackendError
 from stillroom.models import open_text_model
+from stillroom.models.pool import Member, PoolModel
 from stillroom.models.protocols import ConcurrentModel
-from stillroom.records import Message, Prompt, Sampling
+from stillroom.records import Completion, Message, Prompt, Sampling
+from stillroom.testing import scripted_model
 
 SAMPLING = Sampling(max_new_tokens=8)
 SLOW_S = 0.8
@@ -97,6 +100,24 @@ def test_what_is_slow_is_hedged(serve, completion, connect):
     assert model.generate([prompt("p")], SAMPLING)[0].text == "quick"
     assert time.monotonic() - begun < SLOW_S
     assert model.asked == [1, 1]
+
+
+def test_who_loses_against_its_hedge_is_told_to_stop():
+    told = threading.Event()
+
+    class Endless(type(scripted_model({"*": ""}))):
+        def generate(self, prompts, sampling, *, on_done=None, is_cancelled=None):
+            until = time.monotonic() + 20
+            while not is_cancelled() and time.monotonic() < until:
+                time.sleep(0.01)
+            if is_cancelled():
+                told.set()
+            return [Completion("", "cancelled") for _ in prompts]
+
+    members = Member(Endless({"*": ""}, name="endless")), Member(scripted_model({"*": "quick"}), 0)
+    pool = PoolModel(members, hedge_after_s=0.05)
+    assert pool.generate([prompt("p")], SAMPLING)[0].text == "quick"
+    assert told.wait(20)
 
 
 def test_nothing_is_hedged_that_answers_in_time(serve, completion, connect):
