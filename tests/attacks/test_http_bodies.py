@@ -21,6 +21,19 @@ CANARY = "canaryofbolt"
 TURN = {"role": "user", "content": "What is it?"}
 BODIES = {
     "/v1/chat/completions": {"model": "run", "messages": [TURN], "stream": True, "k": 3},
+    "/v1/responses": {
+        "model": "run",
+        "stream": True,
+        "input": [
+            TURN,
+            {"role": "assistant", "content": [{"type": "output_text", "text": "x"}]},
+            {"role": "user", "content": [{"type": "input_text", "text": "y"}]},
+        ],
+        "text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "object"}}},
+        "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}],
+        "metadata": {"a": "b"},
+        "include": ["reasoning.encrypted_content"],
+    },
     "/v1/completions": {"model": "run", "prompt": "Once", "max_tokens": 3, "stop": ["x"]},
     "/v1/embeddings": {"model": "embedder", "input": ["a", "b"], "encoding_format": "base64"},
     "/v1/rerank": {"model": "embedder", "query": "a", "documents": ["b", {"text": "c"}]},

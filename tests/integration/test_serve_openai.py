@@ -146,6 +146,14 @@ def test_a_real_model_streams_what_it_says_whole(tmp_path):
             assert "".join(pieces) == whole.choices[0].message.content
             assert 0 < whole.usage.completion_tokens <= 8
             assert last.usage.prompt_tokens == whole.usage.prompt_tokens
+            settings = {"model": "tiny", "input": USER, "max_output_tokens": 8}
+            *events, last = client.responses.create(**settings, extra_body={"seed": 3}, stream=True)
+            said = [e.delta for e in events if e.type == "response.output_text.delta"]
+            assert "".join(said) == last.response.output_text == "".join(pieces)
+            assert last.response.usage.input_tokens == whole.usage.prompt_tokens
+            assert last.response.usage.output_tokens == whole.usage.completion_tokens
+            ended = {"stop": "completed", "length": "incomplete"}
+            assert last.response.status == ended[whole.choices[0].finish_reason]
     finally:
         model.close()
 

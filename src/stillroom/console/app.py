@@ -51,7 +51,13 @@ _PAGES = (
     PageLink("/forensics", "Forensics", "What is known of a picture or clip"),
     PageLink("/lineage", "Lineage", "Anything back to its bytes"),
 )
-_OF_MODELS = ("/v1/chat/", "/v1/completions", "/v1/embeddings", "/v1/models")
+_OF_MODELS = (
+    "/v1/chat/",
+    "/v1/responses",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/models",
+)
 
 
 def create_console(

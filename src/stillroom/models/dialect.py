@@ -8,7 +8,23 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["error_text", "first_choice", "read_count", "read_retry_after", "told_status"]
+__all__ = [
+    "error_text",
+    "first_choice",
+    "read_count",
+    "read_end",
+    "read_retry_after",
+    "told_status",
+]
+
+_ENDS = {
+    "length": "length",
+    "max_tokens": "length",
+    "model_length": "length",
+    "content_filter": "content_filter",
+    **dict.fromkeys(("error", "abort", "aborted", "cancelled", "canceled"), "broken"),
+}
+"""Why a server says that it ended, where that is not the end of the answer."""
 
 
 def first_choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -23,6 +39,14 @@ def read_count(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1 << 53:
         return 0
     return int(value)
+
+
+def read_end(told: object) -> str:
+    """Return why an answer ended: ``stop``, ``length``, ``content_filter``, or ``broken``.
+
+    Broken is what the server gave up on: what came is no answer.
+    """
+    return _ENDS.get(str(told or "stop").lower(), "stop")
 
 
 def read_retry_after(value: str) -> float:

@@ -26,6 +26,7 @@ __all__ = [
     "RecipeKindRow",
     "RecipeKinds",
     "Reranked",
+    "Responded",
     "Status",
     "TextCompletion",
     "WorkspaceList",
@@ -59,7 +60,9 @@ class _Error(_Closed):
     type: str
     param: str | None
     code: str
-    problems: list[Problem] = Field(default_factory=list, description="of a recipe")
+    problems: list[Problem] = Field(
+        default_factory=list, description="of a recipe, and of what builds on an earlier answer"
+    )
 
 
 class ErrorReply(_Closed):
@@ -133,6 +136,104 @@ class TextCompletion(_Open):
     model: str
     choices: list[_TextChoice]
     usage: _Usage
+
+
+class _Mark(_Closed):
+    type: Literal["url_citation"]
+    start_index: int
+    end_index: int
+    title: str
+    url: str
+    passage_id: str
+    byte_start: int
+    byte_end: int
+    pages: list[int]
+
+
+class _WrittenText(_Closed):
+    type: Literal["output_text"]
+    text: str
+    annotations: list[_Mark]
+    logprobs: list[Any] = Field(max_length=0)
+
+
+class _RefusedText(_Closed):
+    type: Literal["refusal"]
+    refusal: str
+
+
+class _MessageItem(_Closed):
+    type: Literal["message"]
+    id: str
+    role: Literal["assistant"]
+    status: Literal["completed", "incomplete"]
+    content: list[_WrittenText | _RefusedText]
+    citations: list[dict[str, Any]] | None = Field(None, description="of documents")
+    answer: dict[str, Any] | None = Field(None, description="how it was made of documents")
+    turns_not_read: int | None = None
+
+
+class _CallItem(_Closed):
+    type: Literal["function_call"]
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: Literal["completed", "incomplete"]
+
+
+class _Incomplete(_Closed):
+    reason: Literal["max_output_tokens", "content_filter"]
+
+
+class _InputDetails(_Closed):
+    cached_tokens: int
+    cache_write_tokens: int
+
+
+class _OutputDetails(_Closed):
+    reasoning_tokens: int
+
+
+class _ItemUsage(_Closed):
+    input_tokens: int
+    input_tokens_details: _InputDetails
+    output_tokens: int
+    output_tokens_details: _OutputDetails
+    total_tokens: int
+
+
+class Responded(_Closed):
+    """A chat turn, in items. What is said of the request is what held; null is not known here."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    completed_at: int | None
+    status: Literal["completed", "incomplete"]
+    error: None
+    incomplete_details: _Incomplete | None
+    output: list[_MessageItem | _CallItem]
+    usage: _ItemUsage | None
+    user: None
+    model: str
+    background: Literal[False]
+    instructions: str | None
+    max_output_tokens: int
+    max_tool_calls: int | None
+    metadata: dict[str, str]
+    parallel_tool_calls: bool
+    previous_response_id: None
+    reasoning: dict[str, None]
+    service_tier: Literal["default"]
+    store: Literal[False]
+    temperature: float | None
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_logprobs: Literal[0]
+    top_p: float | None
+    truncation: Literal["disabled"]
 
 
 class _Vector(_Closed):

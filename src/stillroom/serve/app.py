@@ -23,6 +23,7 @@ from stillroom.serve.keys import ApiKey
 from stillroom.serve.limits import Limits
 from stillroom.serve.looking import Looker
 from stillroom.serve.refusals import add_handlers
+from stillroom.serve.responses_wire import ResponsesRequest
 from stillroom.serve.running import JobRunner
 from stillroom.serve.served import Served
 from stillroom.serve.wire import (
@@ -127,6 +128,14 @@ def _add_models(app: FastAPI, desk: Desk) -> None:
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a chat turn, from documents or by the model alone, whole or streamed."""
         return await desk.chat(body, request)
+
+    @app.post(
+        "/v1/responses",
+        responses={200: {"model": answers.Responded, **STREAMED[200]}},
+    )
+    async def responses(body: ResponsesRequest, request: Request) -> Response:
+        """Answer a chat turn in items, whole or as typed events; nothing of it is stored."""
+        return await desk.respond(body, request)
 
     @app.post(
         "/v1/completions",

@@ -7,33 +7,28 @@ or event by event. Waiting and threads are the slots', shapes are the replies'.
 from __future__ import annotations
 
 import math
-import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from stillroom.errors import DataError, RecipeError
 from stillroom.models import TextModel
 from stillroom.models.protocols import CanvasModel, RelayModel, Vectors
 from stillroom.models.streams import with_end
-from stillroom.records import Prompt, Sampling
-from stillroom.serve.counters import CLOCK, Clock, Counters
+from stillroom.records import Sampling
+from stillroom.serve.counters import Counters
 from stillroom.serve.guard import ACCESS
-from stillroom.serve.hearing import (
-    Heard,
-    Item,
-    Said,
-    relay_events,
-    reply_events,
-    sum_usage,
-)
+from stillroom.serve.hearing import Heard, Item, Relayed, Written
 from stillroom.serve.limits import Limits
-from stillroom.serve.refusals import Refusal, client_left
-from stillroom.serve.replies import Reply, embedding_reply
+from stillroom.serve.orders import Order
+from stillroom.serve.refusals import Refusal
+from stillroom.serve.replies import RelayedReply, Reply, embedding_reply
+from stillroom.serve.responses_replies import ResponsesReply
+from stillroom.serve.responses_wire import ResponsesRequest
+from stillroom.serve.sending import Dialect, send
 from stillroom.serve.served import Served
 from stillroom.serve.slots import IsStopped, Slots, Work, result_of
 from stillroom.serve.wire import (
@@ -79,38 +74,25 @@ class Desk:
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer POST /v1/chat/completions."""
-        served, model = self._find_writer(body.model)
-        if body.speaks_of_tools:
-            return await self._relay(served, model, body, request)
-        prompt, draws = body.to_prompt(self.limits), body.to_draws(self.limits)
-        if served.ask is None or body.model == served.bare_name:
-            wanted = {**body.ask_settings(), **({} if body.k is None else {"k": body.k})}
-            if wanted:
-                raise Refusal(
-                    400,
-                    f"'{body.model}' shows no passages",
-                    code="no_documents",
-                    param=next(iter(wanted)),
-                )
-            reply = Reply(body.model, is_chat=True)
-            return await self._answer(served, model, prompt, draws, reply, body, request)
-        if prompt.schema is not None:
-            raise Refusal(
-                400,
-                f"answers from documents are text; ask '{served.bare_name}' for JSON",
-                code="invalid_response_format",
-                param="response_format",
-            )
-        if body.wants_canvas:
-            raise _no_canvas()
-        return await self._ask(served, model, prompt, draws, body, request)
+        asked = self._find_writer(body.model)
+        order = body.to_order(self.limits)
+        if order.passed_on is not None:
+            return await self._speak(*asked, order, RelayedReply(body.model), request)
+        reply = Reply(body.model, is_chat=True, wants_usage=body.wants_usage)
+        return await self._speak(*asked, order, reply, request)
+
+    async def respond(self, body: ResponsesRequest, request: Request) -> Response:
+        """Answer POST /v1/responses."""
+        asked = self._find_writer(body.model)
+        order = body.to_order(self.limits)
+        return await self._speak(*asked, order, ResponsesReply(body.echo(order)), request)
 
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """Answer POST /v1/completions."""
         served, model = self._find_writer(body.model)
-        draws = body.to_draws(self.limits)
-        reply, prompt = Reply(body.model, is_chat=False), Prompt(text=body.text)
-        return await self._answer(served, model, prompt, draws, reply, body, request)
+        order = body.to_order(self.limits)
+        reply = Reply(body.model, is_chat=False, wants_usage=body.wants_usage)
+        return await self._answer(served, model, order, reply, request)
 
     async def embed(self, body: EmbeddingRequest, request: Request) -> Response:
         """Answer POST /v1/embeddings."""
@@ -188,20 +170,39 @@ class Desk:
                 param=param,
             )
 
+    async def _speak(
+        self, served: Served, model: TextModel, order: Order, reply: Dialect, request: Request
+    ) -> Response:
+        """Answer an order from documents, by the model alone, or by another server behind it."""
+        if order.passed_on is not None:
+            return await self._pass_on(served, model, order.passed_on, order, reply, request)
+        if served.ask is None or order.model == served.bare_name:
+            if order.of_documents:
+                raise Refusal(
+                    400,
+                    f"'{order.model}' shows no passages",
+                    code="no_documents",
+                    param=order.of_documents,
+                )
+            return await self._answer(served, model, order, reply, request)
+        if order.prompt.schema is not None:
+            raise Refusal(
+                400,
+                f"answers from documents are text; ask '{served.bare_name}' for JSON",
+                code="invalid_response_format",
+                param=order.schema_field,
+            )
+        if order.wants_canvas:
+            raise _no_canvas()
+        return await self._ask(served, model, order, reply, request)
+
     async def _ask(
-        self,
-        served: Served,
-        model: TextModel,
-        prompt: Prompt,
-        draws: Sequence[Sampling],
-        body: ChatRequest,
-        request: Request,
+        self, served: Served, model: TextModel, order: Order, reply: Dialect, request: Request
     ) -> Response:
         """Answer from documents, each draw by itself."""
-        ask, k, settings = served.ask, body.k or served.k, body.ask_settings()
+        ask, prompt, k = served.ask, order.prompt, order.k or served.k
         if ask is None:
-            raise _unknown_model(body.model, self.names)
-        reply = Reply(body.model, is_chat=True, turns_not_read=len(prompt.messages) - 1)
+            raise _unknown_model(order.model, self.names)
 
         def answer(drawn: Sampling, is_stopped: IsStopped) -> Iterator[Item]:
             try:
@@ -209,7 +210,7 @@ class Desk:
                     prompt.messages,
                     drawn,
                     k,
-                    settings=settings,
+                    settings=order.settings,
                     access=request.scope.get(ACCESS),
                     is_cancelled=is_stopped,
                 )
@@ -227,114 +228,75 @@ class Desk:
                 ) from error
 
         def work(is_stopped: IsStopped) -> Iterator[Iterator[Item]]:
-            return (answer(drawn, is_stopped) for drawn in draws)
+            return (answer(drawn, is_stopped) for drawn in order.draws)
 
-        heard = [Heard(model, prompt) for _ in draws]
-        return await self._send(self._slots[served.name], work, reply, body, request, heard)
+        return await self._send(served, model, work, order, reply, request)
 
     async def _answer(
-        self,
-        served: Served,
-        model: TextModel,
-        prompt: Prompt,
-        draws: Sequence[Sampling],
-        reply: Reply,
-        body: ChatRequest | CompletionRequest,
-        request: Request,
+        self, served: Served, model: TextModel, order: Order, reply: Dialect, request: Request
     ) -> Response:
         """Answer by the model alone: whole texts side by side where it can, streams in turn."""
-        shows = model if isinstance(model, CanvasModel) and body.wants_canvas else None
-        if body.wants_canvas and (shows is None or not body.stream):
+        prompt, draws = order.prompt, order.draws
+        shows = model if isinstance(model, CanvasModel) and order.wants_canvas else None
+        if order.wants_canvas and (shows is None or not order.is_streamed):
             raise _no_canvas()
 
         def work(is_stopped: IsStopped) -> Iterator[Iterator[Item]]:
             if shows is not None:
                 return (with_end(shows.stream_canvas(prompt, drawn)) for drawn in draws)
-            if body.stream:
+            if order.is_streamed:
                 return (with_end(model.stream(prompt, drawn)) for drawn in draws)
             prompts = [prompt] * len(draws)
             whole = model.generate(prompts, draws, is_cancelled=is_stopped)
             return (iter([completion]) for completion in whole)
 
-        heard = [Heard(model, prompt) for _ in draws]
-        return await self._send(self._slots[served.name], work, reply, body, request, heard)
+        return await self._send(served, model, work, order, reply, request)
 
-    async def _send(
+    async def _pass_on(
         self,
-        slots: Slots,
-        work: Work[Iterator[Item]],
-        reply: Reply,
-        body: ChatRequest | CompletionRequest,
+        served: Served,
+        model: TextModel,
+        sent: Mapping[str, Any],
+        order: Order,
+        reply: Dialect,
         request: Request,
-        heard: Sequence[Heard],
-    ) -> Response:
-        """Send what the work gives of each text: event by event, or whole."""
-        clock: Clock | None = request.scope.get(CLOCK)
-
-        def listen(is_stopped: IsStopped) -> Iterator[Said]:
-            """Hear on the work's own thread, where counting tokens may take its time."""
-            for at, items in enumerate(work(is_stopped)):
-                for item in items:
-                    heard[at].take(item)
-                    yield at, item
-                if is_stopped():
-                    return
-                begun = time.perf_counter()
-                heard[at].end()
-                if clock is not None:  # counting is our own work, though the engine is asked
-                    clock.engine_s -= time.perf_counter() - begun
-                yield at, None
-
-        items = slots.stream(listen, request)
-        if not body.stream:
-            async with aclosing(items) as opened:  # type: ignore[type-var]  # a generator
-                async for _ in opened:
-                    pass
-            if any(one.spent is None for one in heard):
-                raise client_left()
-            usage = sum_usage(heard)
-            self.counters.count_reply(usage, *(one.details for one in heard))
-            choices = [
-                reply.choice(at, one.text, one.spent.finish_reason, one.citations, one.details)
-                for at, one in enumerate(heard)
-                if one.spent is not None
-            ]
-            return JSONResponse(reply.whole(choices, usage))
-        # The first item is awaited here, so that what fails at once fails with a status.
-        first = await anext(items, None)
-        events = reply_events(
-            first, items, reply, heard, self.counters, wants_usage=body.wants_usage
-        )
-        return StreamingResponse(events, media_type="text/event-stream")
-
-    async def _relay(
-        self, served: Served, model: TextModel, body: ChatRequest, request: Request
     ) -> Response:
         """Pass a request with tools on to a backend that speaks of tools itself."""
-        if not isinstance(model, RelayModel) or (served.ask and body.model == served.name):
+        if not isinstance(model, RelayModel) or (served.ask and order.model == served.name):
             raise Refusal(
                 400,
-                f"'{body.model}' calls no tools: its engine is asked for text alone",
+                f"'{order.model}' calls no tools: its engine is asked for text alone",
                 code="no_tools",
                 param="tools",
             )
-        sent = body.to_relay(self.limits)
-        slots = self._slots[served.name]
-        if not body.stream:
 
-            def once(is_stopped: IsStopped) -> Iterator[dict[str, Any]]:
-                yield model.relay_chat(sent, is_stopped)
+        def work(is_stopped: IsStopped) -> Iterator[Iterator[Item]]:
+            if order.is_streamed:
+                return iter([model.stream_chat(sent)])
+            return iter([iter([model.relay_chat(sent, is_stopped)])])
 
-            answer = await result_of(slots.stream(once, request))
-            return JSONResponse({**answer, "model": body.model})
+        return await self._send(served, model, work, order, reply, request)
 
-        def chunks(is_stopped: IsStopped) -> Iterator[dict[str, Any]]:
-            yield from model.stream_chat(sent)
-
-        items = slots.stream(chunks, request)
-        first = await anext(items, None)
-        return StreamingResponse(
-            relay_events(first, items, body.model), media_type="text/event-stream"
+    async def _send(
+        self,
+        served: Served,
+        model: TextModel,
+        work: Work[Iterator[Item]],
+        order: Order,
+        reply: Dialect,
+        request: Request,
+    ) -> Response:
+        heard: list[Heard] = [Written(model, order.prompt) for _ in order.draws]
+        if order.passed_on is not None:
+            heard = [Relayed()]
+        return await send(
+            self._slots[served.name],
+            work,
+            heard,
+            reply,
+            request,
+            self.counters,
+            is_streamed=order.is_streamed,
         )
 
 

@@ -37,6 +37,7 @@ _SCOPES = (
     ("/v1/models", "models", "models"),
     ("/v1/chat/", "models", "models"),
     ("/v1/completions", "models", "models"),
+    ("/v1/responses", "models", "models"),
     ("/v1/embeddings", "models", "models"),
     ("/v1/rerank", "models", "models"),
     ("/v1/recipes", "jobs:read", "jobs:read"),

@@ -1,35 +1,35 @@
-"""Hearing: what comes of an answer, taken as it is written, and the events that tell it.
+"""Hearing: what comes of an answer, taken as it is written here or by another server.
 
-What is heard is counted on the thread of the work, where counting tokens may take its time; events
-are made on the event loop. Knows nothing of who is asked.
+What is heard is counted on the thread of the work, where counting tokens may take its time. Knows
+nothing of who is asked, nor of the dialect in which it is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from typing_extensions import override
+
 from stillroom.models import TextModel
+from stillroom.models.dialect import first_choice, read_count, read_end
 from stillroom.models.protocols import CanvasStep, CountingModel
 from stillroom.records import Answer, Citation, Completion, Prompt
-from stillroom.serve.counters import Counters
-from stillroom.serve.refusals import explain
-from stillroom.serve.replies import DONE, Reply, event
 
 __all__ = [
     "Heard",
     "Item",
+    "Relayed",
     "Said",
     "Spent",
-    "relay_events",
-    "reply_events",
+    "Written",
     "sum_usage",
 ]
 
-Item = str | Completion | Answer | CanvasStep
-"""What the work on a text yields."""
+Item = str | Completion | Answer | CanvasStep | dict[str, Any]
+"""What the work on a text yields; a dict is another server's answer, or a chunk of it."""
 
 Said = tuple[int, Item | None]
 """Which of a reply's texts, and what comes of it; None once it is over and counted."""
@@ -37,31 +37,71 @@ Said = tuple[int, Item | None]
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a reply took, and why it ended."""
+    """What a text took, and why it ended.
+
+    Args:
+        usage: Tokens of the prompt, of what was written, and of both.
+        finish_reason: ``stop`` or ``length``; of another server's also ``content_filter``, and
+            ``broken`` where it gave up.
+        cached_tokens: How many of the prompt's another server had read before.
+        reasoning_tokens: How many of those written another server's model thought with.
+        is_told: Whether they were counted at all: another server need not.
+    """
 
     usage: dict[str, int]
     finish_reason: str
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    is_told: bool = True
 
 
-class Heard:
+class Heard(ABC):
     """What has come of one text so far; taken on the thread of the work."""
+
+    citations: tuple[Citation, ...] | None = None
+    details: Mapping[str, Any] = {}
+    spent: Spent | None = None
+
+    @property
+    @abstractmethod
+    def text(self) -> str:
+        """The text of the answer."""
+
+    @property
+    @abstractmethod
+    def turns_before(self) -> int:
+        """How many messages come before the last one."""
+
+    @abstractmethod
+    def take(self, item: Item) -> None:
+        """Keep what an item says of the answer."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """Say what was spent."""
+
+
+class Written(Heard):
+    """A text that a model writes here."""
 
     def __init__(self, model: TextModel, prompt: Prompt) -> None:
         """Hear what a model writes of a prompt."""
         self._model, self._prompt = model, prompt
         self._pieces: list[str] = []
-        self.citations: tuple[Citation, ...] | None = None
-        self.details: Mapping[str, Any] = {}
-        self.spent: Spent | None = None
         self._completion: Completion | None = None
 
     @property
+    @override
     def text(self) -> str:
-        """The text of the answer."""
         return self._completion.text if self._completion else "".join(self._pieces)
 
+    @property
+    @override
+    def turns_before(self) -> int:
+        return len(self._prompt.messages) - 1
+
+    @override
     def take(self, item: Item) -> None:
-        """Keep what an item says of the answer."""
         if isinstance(item, str):
             self._pieces.append(item)
         elif isinstance(item, Answer):
@@ -70,6 +110,7 @@ class Heard:
         elif isinstance(item, Completion):
             self._completion = item
 
+    @override
     def end(self) -> None:
         """Say what was spent: as the engine counted, or, where it does not tell, as it would."""
         done = self._completion or Completion(self.text)
@@ -95,6 +136,63 @@ class Heard:
         return sum(self._model.count_tokens(text) for text in texts)
 
 
+class Relayed(Heard):
+    """A text that another server writes, whose answer is passed on: whole, or chunk by chunk."""
+
+    def __init__(self) -> None:
+        """Hear nothing yet."""
+        self.answer: dict[str, Any] = {}
+        self.has_choice = False
+        self._usage: dict[str, Any] | None = None
+        self._end: object = None
+
+    @property
+    @override
+    def text(self) -> str:
+        """What is passed on is no text: it may call tools."""
+        return ""
+
+    @property
+    @override
+    def turns_before(self) -> int:
+        return 0
+
+    @override
+    def take(self, item: Item) -> None:
+        if not isinstance(item, dict):
+            return
+        self.answer = item
+        if isinstance(item.get("usage"), dict):
+            self._usage = item["usage"]
+        if choice := first_choice(item):
+            self.has_choice = True
+            self._end = choice.get("finish_reason") or self._end
+
+    @override
+    def end(self) -> None:
+        """Say what was spent, as far as the other server tells."""
+        used = self._usage or {}
+        read = read_count(used.get("prompt_tokens"))
+        written = read_count(used.get("completion_tokens"))
+        usage = {
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
+        }
+        self.spent = Spent(
+            usage,
+            read_end(self._end),
+            _count_within(used, "prompt_tokens_details", "cached_tokens"),
+            _count_within(used, "completion_tokens_details", "reasoning_tokens"),
+            self._usage is not None,
+        )
+
+
+def _count_within(usage: Mapping[str, Any], group: str, key: str) -> int:
+    details = usage.get(group)
+    return read_count(details.get(key)) if isinstance(details, dict) else 0
+
+
 def sum_usage(heard: Sequence[Heard]) -> dict[str, int]:
     """Return what all texts of a reply took; the prompt that they share counts once."""
     spent = [one.spent.usage for one in heard if one.spent is not None]
@@ -105,63 +203,3 @@ def sum_usage(heard: Sequence[Heard]) -> dict[str, int]:
         "completion_tokens": written,
         "total_tokens": read + written,
     }
-
-
-def _show(at: int, item: Item | None, reply: Reply, heard: Heard) -> Iterator[bytes]:
-    """Yield the events of a piece of a text, of a step, or of a text's end."""
-    if isinstance(item, str):
-        yield reply.piece(at, item)
-    elif isinstance(item, CanvasStep):
-        yield reply.canvas(item)
-    elif item is None and heard.spent is not None:
-        if heard.citations is not None:
-            yield reply.cited(at, heard.text, heard.citations, heard.details)
-        yield reply.last(at, heard.spent.finish_reason)
-
-
-async def reply_events(
-    first: Said | None,
-    items: AsyncIterator[Said],
-    reply: Reply,
-    heard: Sequence[Heard],
-    counters: Counters,
-    *,
-    wants_usage: bool,
-) -> AsyncIterator[bytes]:
-    """Yield a reply's events; an error after the first ends the stream with an error object."""
-    for at in range(len(heard)):
-        if opening := reply.first(at):
-            yield opening
-    async with aclosing(items) as opened:  # type: ignore[type-var]  # ours is a generator
-        try:
-            if first is not None:
-                for said in _show(*first, reply, heard[first[0]]):
-                    yield said
-            async for at, item in opened:
-                for said in _show(at, item, reply, heard[at]):
-                    yield said
-        except Exception as error:  # noqa: BLE001  # the status is sent: only an event is left
-            yield event(explain(error).to_json())
-            return
-    if any(one.spent is None for one in heard):
-        return
-    counters.count_reply(sum_usage(heard), *(one.details for one in heard))
-    if wants_usage:
-        yield reply.usage(sum_usage(heard))
-    yield DONE
-
-
-async def relay_events(
-    first: dict[str, Any] | None, items: AsyncIterator[dict[str, Any]], model: str
-) -> AsyncIterator[bytes]:
-    """Yield another server's chunks under our model's name."""
-    async with aclosing(items) as opened:  # type: ignore[type-var]  # ours is a generator
-        try:
-            if first is not None:
-                yield event({**first, "model": model})
-            async for item in opened:
-                yield event({**item, "model": model})
-        except Exception as error:  # noqa: BLE001  # the status is sent: only an event is left
-            yield event(explain(error).to_json())
-            return
-    yield DONE

@@ -11,7 +11,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -20,18 +20,21 @@ import numpy as np
 
 from stillroom.models.protocols import CanvasStep, Vectors
 from stillroom.records import Citation
+from stillroom.serve.hearing import Heard, Item, Relayed, sum_usage
+from stillroom.serve.refusals import Refusal
 
 __all__ = [
-    "DONE",
+    "RelayedReply",
     "Reply",
+    "cite",
     "describe_answer",
     "describe_citations",
     "embedding_reply",
-    "event",
+    "encode",
     "locate_marks",
 ]
 
-DONE = b"data: [DONE]\n\n"
+_DONE = b"data: [DONE]\n\n"
 _TOLD = (
     "answering",
     "trace",
@@ -49,9 +52,17 @@ _TOLD = (
 _MARK = re.compile(r"\[(\d{1,3})\]")
 
 
-def event(value: object) -> bytes:
+def encode(value: object) -> bytes:
+    """Return a value as JSON; half a surrogate pair, which is no character, stays escaped."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value).encode()
+
+
+def _event(value: object) -> bytes:
     """Return one server-sent event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + encode(value) + b"\n\n"
 
 
 def describe_citations(
@@ -95,8 +106,26 @@ def describe_answer(details: Mapping[str, Any]) -> dict[str, Any]:
     return {key: details[key] for key in _TOLD if key in details}
 
 
+def cite(heard: Heard) -> dict[str, Any]:
+    """Return what a reply says of a text that documents were asked for; empty of any other.
+
+    Answers from documents read the last message alone, unless their way makes it stand alone
+    first: ``turns_not_read`` counts the others.
+    """
+    if heard.citations is None:
+        return {}
+    details = heard.details
+    cited: dict[str, Any] = {"citations": describe_citations(heard.citations, details)}
+    if details:
+        cited["answer"] = describe_answer(details)
+    is_read = any(one["step"] == "stand_alone" for one in details.get("trace", ()))
+    if heard.turns_before and not is_read:
+        cited["turns_not_read"] = heard.turns_before
+    return cited
+
+
 def locate_marks(text: str, citations: Sequence[Citation]) -> list[dict[str, Any]]:
-    """Return OpenAI's annotations: one for every mark in the text that a citation stands behind."""
+    """Return where marks stand in a text: one for each that a citation stands behind."""
     known = {citation.number: citation for citation in citations}
     found = []
     for mark in _MARK.finditer(text):
@@ -112,16 +141,14 @@ def locate_marks(text: str, citations: Sequence[Citation]) -> list[dict[str, Any
         found.append(
             {
                 "type": "url_citation",
-                "url_citation": {
-                    "start_index": mark.start(),
-                    "end_index": mark.end(),
-                    "title": place.path,
-                    "url": f"{quote(place.path)}#{part}",
-                    "passage_id": citation.passage_id,
-                    "byte_start": place.byte_start,
-                    "byte_end": place.byte_end,
-                    "pages": list(place.pages),
-                },
+                "start_index": mark.start(),
+                "end_index": mark.end(),
+                "title": place.path,
+                "url": f"{quote(place.path)}#{part}",
+                "passage_id": citation.passage_id,
+                "byte_start": place.byte_start,
+                "byte_end": place.byte_end,
+                "pages": list(place.pages),
             }
         )
     return found
@@ -129,103 +156,74 @@ def locate_marks(text: str, citations: Sequence[Citation]) -> list[dict[str, Any
 
 @dataclass(frozen=True)
 class Reply:
-    """The objects of one reply: whole, or chunk by chunk.
-
-    Answers from documents read the last message alone, unless their way makes it stand alone
-    first: ``turns_not_read`` counts the others.
-    """
+    """One reply to a chat or to a raw text: whole, or chunk by chunk."""
 
     model: str
     is_chat: bool
-    turns_not_read: int = 0
+    wants_usage: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:24])
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(
-        self, choices: Sequence[Mapping[str, Any]], usage: Mapping[str, int]
-    ) -> dict[str, Any]:
+    def whole(self, heard: Sequence[Heard]) -> dict[str, Any]:
         """Return the reply in one object."""
         kind = "chat.completion" if self.is_chat else "text_completion"
-        return {**self._head(kind), "choices": list(choices), "usage": dict(usage)}
+        choices = [self._choice(at, one) for at, one in enumerate(heard)]
+        return {**self._head(kind), "choices": choices, "usage": sum_usage(heard)}
 
-    def choice(
-        self,
-        at: int,
-        text: str,
-        finish_reason: str,
-        citations: Sequence[Citation] | None = None,
-        details: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Return one of the texts of a whole reply."""
-        choice: dict[str, Any] = {"index": at, "finish_reason": finish_reason, "logprobs": None}
+    def begin(self, heard: Sequence[Heard]) -> Iterator[bytes]:
+        """Yield the chunk that opens each text of a chat."""
         if self.is_chat:
-            message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-            if citations is not None:
-                message.update(self._cite(text, citations, details or {}))
-            choice["message"] = message
-        else:
-            choice["text"] = text
-        return choice
+            for at in range(len(heard)):
+                yield self._chunk(at, {"role": "assistant", "content": ""})
 
-    def first(self, at: int) -> bytes | None:
-        """Return the chunk that opens a text of a chat's stream."""
-        return self.chunk(at, {"role": "assistant", "content": ""}) if self.is_chat else None
+    def tell(self, at: int, item: Item | None, heard: Heard) -> Iterator[bytes]:
+        """Yield the chunks of a piece of a text, of a step, or of a text's end.
 
-    def piece(self, at: int, text: str) -> bytes:
-        """Return a chunk of text."""
-        chunk = self.chunk
-        return chunk(at, {"content": text}) if self.is_chat else chunk(at, {}, text=text)
+        Citations come after the text, and before the chunk that says why it ended. A step is a
+        chunk without text that shows the whole of it as it stands: an extension.
+        """
+        if isinstance(item, str):
+            said = {"content": item}
+            yield self._chunk(at, said) if self.is_chat else self._chunk(at, {}, text=item)
+        elif isinstance(item, CanvasStep):
+            shown = _show(item)
+            yield _event({**self._head(self._chunk_kind), "choices": [], "canvas": shown})
+        elif item is None and heard.spent is not None:
+            if cited := self._cite(heard):
+                yield self._chunk(at, cited)
+            yield self._chunk(at, {}, finish_reason=heard.spent.finish_reason)
 
-    def canvas(self, step: CanvasStep) -> bytes:
-        """Return a chunk without text that shows the whole of it as it stands: an extension."""
-        shown = {
-            "step": step.step,
-            "readings": step.readings,
-            "pieces": list(step.pieces),
-            "written": list(step.written),
-            "changed": list(step.changed),
-        }
-        return event({**self._head(self._chunk_kind), "choices": [], "canvas": shown})
+    def end(self, heard: Sequence[Heard]) -> Iterator[bytes]:
+        """Yield the chunk of usage, where it is wanted, and the mark of the end."""
+        if self.wants_usage:
+            usage = sum_usage(heard)
+            yield _event({**self._head(self._chunk_kind), "choices": [], "usage": usage})
+        yield _DONE
 
-    def cited(
-        self,
-        at: int,
-        text: str,
-        citations: Sequence[Citation],
-        details: Mapping[str, Any] | None = None,
-    ) -> bytes:
-        """Return the chunk of a text's citations, which comes before its last."""
-        return self.chunk(at, self._cite(text, citations, details or {}))
+    def fail(self, refusal: Refusal) -> Iterator[bytes]:
+        """Yield what ends a stream that failed."""
+        yield _event(refusal.to_json())
 
-    def last(self, at: int, finish_reason: str) -> bytes:
-        """Return the chunk that says why a text ended."""
-        return self.chunk(at, {}, finish_reason=finish_reason)
+    def _choice(self, at: int, heard: Heard) -> dict[str, Any]:
+        reason = heard.spent.finish_reason if heard.spent else None
+        choice: dict[str, Any] = {"index": at, "finish_reason": reason, "logprobs": None}
+        if not self.is_chat:
+            return {**choice, "text": heard.text}
+        message = {"role": "assistant", "content": heard.text, "refusal": None}
+        return {**choice, "message": {**message, **self._cite(heard)}}
 
-    def usage(self, usage: Mapping[str, int]) -> bytes:
-        """Return the chunk of usage, after all others."""
-        return event({**self._head(self._chunk_kind), "choices": [], "usage": usage})
-
-    def chunk(
+    def _chunk(
         self, at: int, delta: dict[str, Any], *, text: str = "", finish_reason: str | None = None
     ) -> bytes:
         """Return one chunk of a text as an event."""
         choice: dict[str, Any] = {"index": at, "finish_reason": finish_reason, "logprobs": None}
         choice.update({"delta": delta} if self.is_chat else {"text": text})
-        return event({**self._head(self._chunk_kind), "choices": [choice]})
+        return _event({**self._head(self._chunk_kind), "choices": [choice]})
 
-    def _cite(
-        self, text: str, citations: Sequence[Citation], details: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        cited: dict[str, Any] = {
-            "annotations": locate_marks(text, citations),
-            "citations": describe_citations(citations, details),
-        }
-        if details:
-            cited["answer"] = describe_answer(details)
-        is_read = any(one["step"] == "stand_alone" for one in details.get("trace", ()))
-        if self.turns_not_read and not is_read:
-            cited["turns_not_read"] = self.turns_not_read
-        return cited
+    def _cite(self, heard: Heard) -> dict[str, Any]:
+        if heard.citations is None:
+            return {}
+        return {"annotations": _annotate(heard.text, heard.citations), **cite(heard)}
 
     @property
     def _chunk_kind(self) -> str:
@@ -239,6 +237,57 @@ class Reply:
             "created": self.created,
             "model": self.model,
         }
+
+
+@dataclass(frozen=True)
+class RelayedReply:
+    """Another server's reply to a chat, under our model's name and otherwise as it came."""
+
+    model: str
+
+    def whole(self, heard: Sequence[Heard]) -> dict[str, Any]:
+        """Return the reply in one object."""
+        (one,) = heard
+        answer = one.answer if isinstance(one, Relayed) else {}
+        return {**answer, "model": self.model}
+
+    def begin(self, heard: Sequence[Heard]) -> Iterator[bytes]:
+        """Yield nothing: the other server opens its text itself."""
+        yield from ()
+
+    def tell(self, at: int, item: Item | None, heard: Heard) -> Iterator[bytes]:
+        """Yield a chunk."""
+        if isinstance(item, dict):
+            yield _event({**item, "model": self.model})
+
+    def end(self, heard: Sequence[Heard]) -> Iterator[bytes]:
+        """Yield the mark of the end."""
+        yield _DONE
+
+    def fail(self, refusal: Refusal) -> Iterator[bytes]:
+        """Yield what ends a stream that failed."""
+        yield _event(refusal.to_json())
+
+
+def _show(step: CanvasStep) -> dict[str, Any]:
+    return {
+        "step": step.step,
+        "readings": step.readings,
+        "pieces": list(step.pieces),
+        "written": list(step.written),
+        "changed": list(step.changed),
+    }
+
+
+def _annotate(text: str, citations: Sequence[Citation]) -> list[dict[str, Any]]:
+    """Return marks as a chat message has them: the place within an object of its own."""
+    return [
+        {
+            "type": mark["type"],
+            mark["type"]: {key: value for key, value in mark.items() if key != "type"},
+        }
+        for mark in locate_marks(text, citations)
+    ]
 
 
 def embedding_reply(vectors: Vectors, model: str, tokens: int, encoding: str) -> dict[str, Any]:

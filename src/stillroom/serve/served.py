@@ -91,7 +91,7 @@ class Served:
             return ["rerank"]
         if self.model is None:
             return []
-        found = ["chat.completions", "completions"]
+        found = ["chat.completions", "responses", "completions"]
         if self.ask is not None and name == self.name:
             return [*found, "citations"]
         if isinstance(self.model, CanvasModel):

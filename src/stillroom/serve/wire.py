@@ -7,6 +7,7 @@ the value that changes nothing is (``best_of: 1``, ``logprobs: false``), which m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -14,15 +15,28 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from stillroom.records import Message, Prompt, Sampling
 from stillroom.serve.limits import Limits
+from stillroom.serve.orders import Order
 from stillroom.serve.refusals import Refusal
 
 if TYPE_CHECKING:
     from stillroom.rag.asking import AskTexts
 
-__all__ = ["ChatRequest", "CompletionRequest", "EmbeddingRequest", "RerankRequest"]
+__all__ = [
+    "ChatRequest",
+    "CompletionRequest",
+    "DocumentsRequest",
+    "EmbeddingRequest",
+    "RerankRequest",
+    "SampledRequest",
+    "check_count",
+    "check_last",
+]
 
 
 _LABELS = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+_OURS = ("annotations", "citations", "answer", "turns_not_read", "refusal")
+"""What a message of ours tells besides, which no other server takes back."""
+_NO_SETTINGS = {"model", "user", "k"}
 _NAME = r"^[a-z_]+$"
 _NAMES = r"^(?:[a-z_]+>)?[a-z_]+(?:\+[a-z_]+)?$"
 _SEED_MASK = 0x7FFFFFFF
@@ -35,22 +49,65 @@ class _Request(BaseModel):
     user: str | None = None
 
 
-class _Drawn(_Request):
-    """What chat and completion requests share: how the text is drawn."""
+class SampledRequest(_Request):
+    """What every request shares that is answered with text: how it is drawn."""
 
-    stream: bool = False
-    stream_options: dict[str, bool] | None = None
-    max_tokens: int | None = Field(None, ge=1)
+    stream: bool | None = False
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int = Field(0, ge=0)
-    stop: str | list[str] | None = None
     seed: int | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+    def sampling(
+        self,
+        limits: Limits,
+        *,
+        wanted: int | None,
+        stop: tuple[str, ...] = (),
+        field: str = "max_tokens",
+    ) -> Sampling:
+        """Return how to draw, within the limits.
+
+        Args:
+            limits: What a client may ask for at most.
+            wanted: Tokens, where the client says.
+            stop: Where the text ends.
+            field: How the client's dialect calls the tokens that are wanted.
+
+        Raises:
+            Refusal: If more tokens are wanted than are given, or too many stops.
+        """
+        tokens = wanted or limits.default_new_tokens
+        if tokens > limits.max_new_tokens:
+            raise Refusal(
+                400,
+                f"{tokens} tokens are wanted; at most {limits.max_new_tokens} are given",
+                code="max_tokens",
+                param=field,
+            )
+        if len(stop) > 4 or not all(stop):
+            raise Refusal(400, "at most 4 stops, none empty", code="invalid_stop", param="stop")
+        return Sampling(
+            max_new_tokens=tokens,
+            temperature=self.temperature or 0.0,
+            top_k=self.top_k,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            stop=stop,
+            seed=(self.seed or 0) & _SEED_MASK,
+        )
+
+
+class _Drawn(SampledRequest):
+    """What chat and completion requests share."""
+
+    stream_options: dict[str, bool] | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    stop: str | list[str] | None = None
     n: int | None = Field(1, ge=1, description="texts that are drawn, the seed one higher each")
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
     logit_bias: dict[str, float] | None = Field(None, max_length=0)
-    service_tier: Literal["auto", "default"] | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
 
@@ -64,39 +121,14 @@ class _Drawn(_Request):
         """Whether a stream shows every step of a model that writes in any order; an extension."""
         return bool((self.stream_options or {}).get("include_canvas"))
 
-    def sampling(self, limits: Limits, *, wanted: int | None) -> Sampling:
-        """Return how to draw, within the limits.
-
-        Raises:
-            Refusal: If more tokens are wanted than are given, or too many stops.
-        """
-        tokens = wanted or limits.default_new_tokens
-        if tokens > limits.max_new_tokens:
-            raise Refusal(
-                400,
-                f"{tokens} tokens are wanted; at most {limits.max_new_tokens} are given",
-                code="max_tokens",
-                param="max_tokens",
-            )
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        if len(stop) > 4 or not all(stop):
-            raise Refusal(400, "at most 4 stops, none empty", code="invalid_stop", param="stop")
-        return Sampling(
-            max_new_tokens=tokens,
-            temperature=self.temperature or 0.0,
-            top_k=self.top_k,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            stop=stop,
-            seed=(self.seed or 0) & _SEED_MASK,
-        )
-
-    def draws(self, limits: Limits, *, wanted: int | None) -> list[Sampling]:
+    def draws(self, limits: Limits, *, wanted: int | None) -> tuple[Sampling, ...]:
         """Return how each of the ``n`` texts is drawn; the first as if it were the only one.
 
         Raises:
             Refusal: If more texts are wanted than are given, or ``sampling`` refuses.
         """
-        one, count = self.sampling(limits, wanted=wanted), self.n or 1
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        one, count = self.sampling(limits, wanted=wanted, stop=stop), self.n or 1
         if count > limits.choices:
             raise Refusal(
                 400,
@@ -108,56 +140,12 @@ class _Drawn(_Request):
             raise Refusal(
                 400, "a canvas is shown of one choice", code="no_canvas", param="stream_options"
             )
-        return [replace(one, seed=(one.seed + at) & _SEED_MASK) for at in range(count)]
+        return tuple(replace(one, seed=(one.seed + at) & _SEED_MASK) for at in range(count))
 
 
-class _Part(BaseModel):
-    type: Literal["text"]
-    text: str
+class DocumentsRequest(_Request):
+    """What may be said of an answer from documents: all of it extensions."""
 
-
-class _Turn(BaseModel):
-    """One message; annotations and citations of earlier answers may be sent back."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[_Part] | None = None
-    name: str | None = None
-    refusal: str | None = None
-    annotations: list[JsonValue] | None = None
-    citations: list[JsonValue] | None = None
-    tool_calls: list[dict[str, JsonValue]] | None = None
-    tool_call_id: str | None = None
-
-    @property
-    def speaks_of_tools(self) -> bool:
-        return self.role == "tool" or bool(self.tool_calls) or self.tool_call_id is not None
-
-    def to_message(self) -> Message:
-        text = self.content
-        if text is None or self.role == "tool":
-            raise Refusal(400, "a message has no content", code="invalid_request", param="messages")
-        if not isinstance(text, str):
-            text = "\n".join(part.text for part in text)
-        return Message("system" if self.role == "developer" else self.role, text)
-
-
-class ChatRequest(_Drawn):
-    """POST /v1/chat/completions."""
-
-    messages: list[_Turn] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    response_format: dict[str, JsonValue] | None = None
-    tools: list[dict[str, JsonValue]] | None = Field(None, min_length=1, max_length=128)
-    tool_choice: str | dict[str, JsonValue] | None = None
-    parallel_tool_calls: bool | None = None
-    logprobs: Literal[False] | None = None
-    top_logprobs: Literal[0] | None = None
-    modalities: tuple[Literal["text"]] | None = None
-    prediction: None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
     k: int | None = Field(None, ge=1, le=50, description="passages shown; an extension")
     way: str | None = Field(
         None, max_length=80, pattern=_NAMES, description="methods of retrieval; an extension"
@@ -178,72 +166,132 @@ class ChatRequest(_Drawn):
         Methods are named without settings: those may hold addresses and paths, which are the
         server's to choose.
         """
-        names = (
-            "way",
-            "answering",
-            "unsupported",
-            "neighbours",
-            "per_document",
-            "shorten",
-            "best_at_ends",
-            "parent_share",
-        )
+        names = [name for name in DocumentsRequest.model_fields if name not in _NO_SETTINGS]
         told = {name: getattr(self, name) for name in names}
         return cast("AskTexts", {name: value for name, value in told.items() if value is not None})
+
+
+def check_count(count: int, limits: Limits, field: str) -> None:
+    """Refuse more messages than are read.
+
+    Raises:
+        Refusal: Naming the field of the client's dialect.
+    """
+    if count > limits.messages:
+        raise Refusal(
+            400,
+            f"{count} messages are more than {limits.messages}",
+            code="too_many_messages",
+            param=field,
+        )
+
+
+def check_last(messages: Sequence[Message], field: str) -> None:
+    """Refuse a conversation that asks nothing.
+
+    Raises:
+        Refusal: If the last message is not the user's, or is empty.
+    """
+    if messages[-1].role != "user" or not messages[-1].content.strip():
+        raise Refusal(
+            400,
+            "the last message must be the user's and not empty",
+            code="no_question",
+            param=field,
+        )
+
+
+class _Part(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class _Turn(BaseModel):
+    """One message; what tells of an earlier answer may be sent back with it."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[_Part] | None = None
+    name: str | None = None
+    refusal: str | None = None
+    annotations: list[JsonValue] | None = None
+    citations: list[JsonValue] | None = None
+    answer: dict[str, JsonValue] | None = None
+    turns_not_read: int | None = None
+    tool_calls: list[dict[str, JsonValue]] | None = None
+    tool_call_id: str | None = None
+
+    @property
+    def speaks_of_tools(self) -> bool:
+        return self.role == "tool" or bool(self.tool_calls) or self.tool_call_id is not None
+
+    def to_message(self) -> Message:
+        text = self.content
+        if text is None or self.role == "tool":
+            raise Refusal(400, "a message has no content", code="invalid_request", param="messages")
+        if not isinstance(text, str):
+            text = "\n".join(part.text for part in text)
+        return Message("system" if self.role == "developer" else self.role, text)
+
+
+class ChatRequest(_Drawn, DocumentsRequest):
+    """POST /v1/chat/completions."""
+
+    messages: list[_Turn] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    response_format: dict[str, JsonValue] | None = None
+    tools: list[dict[str, JsonValue]] | None = Field(None, min_length=1, max_length=128)
+    tool_choice: str | dict[str, JsonValue] | None = None
+    parallel_tool_calls: bool | None = None
+    logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
+    modalities: tuple[Literal["text"]] | None = None
+    prediction: None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
 
     @property
     def speaks_of_tools(self) -> bool:
         """Whether only a backend that knows tools can answer."""
         return bool(self.tools) or any(turn.speaks_of_tools for turn in self.messages)
 
-    def to_relay(self, limits: Limits) -> dict[str, Any]:
-        """Return the request as another server of the dialect takes it, within the limits.
+    def to_order(self, limits: Limits) -> Order:
+        """Return what is wanted, within the limits.
 
         Raises:
-            Refusal: If it asks for what is served here alone, or for too much.
+            Refusal: If there are too many messages, the last is not the user's, too much is
+                wanted, or what is served here alone goes with tools.
         """
+        check_count(len(self.messages), limits, "messages")
+        draws = self.draws(limits, wanted=self.max_completion_tokens or self.max_tokens)
+        if self.speaks_of_tools:
+            passed_on = self._pass_on(draws[0])
+            return Order(self.model, is_streamed=bool(self.stream), passed_on=passed_on)
+        messages = tuple(turn.to_message() for turn in self.messages)
+        check_last(messages, "messages")
+        return Order(
+            self.model,
+            Prompt(messages, schema=self._schema()),
+            draws,
+            bool(self.stream),
+            self.k,
+            self.ask_settings(),
+            self.wants_canvas,
+        )
+
+    def _pass_on(self, sampling: Sampling) -> dict[str, Any]:
+        """Return the request as another server of the dialect takes it."""
         ours = {**self.ask_settings(), **({} if self.k is None else {"k": self.k})}
         if ours or self.wants_canvas:
             param = next(iter(ours), "stream_options")
             raise Refusal(400, f"'{param}' does not go with tools", code="no_tools", param=param)
-        self._check_count(limits)
-        sampling = self.to_draws(limits)[0]
         given = self.model_dump(exclude_unset=True, exclude=_LABELS)
         given.pop("max_completion_tokens", None)
         for turn in given["messages"]:
-            for key in ("annotations", "citations", "refusal"):
+            for key in _OURS:
                 turn.pop(key, None)
         return {**given, "max_tokens": sampling.max_new_tokens}
-
-    def _check_count(self, limits: Limits) -> None:
-        if len(self.messages) > limits.messages:
-            raise Refusal(
-                400,
-                f"{len(self.messages)} messages are more than {limits.messages}",
-                code="too_many_messages",
-                param="messages",
-            )
-
-    def to_draws(self, limits: Limits) -> list[Sampling]:
-        """Return how to draw each text, within the limits."""
-        return self.draws(limits, wanted=self.max_completion_tokens or self.max_tokens)
-
-    def to_prompt(self, limits: Limits) -> Prompt:
-        """Return the conversation as a prompt.
-
-        Raises:
-            Refusal: If there are too many messages, or the last is not the user's.
-        """
-        self._check_count(limits)
-        messages = tuple(turn.to_message() for turn in self.messages)
-        if messages[-1].role != "user" or not messages[-1].content.strip():
-            raise Refusal(
-                400,
-                "the last message must be the user's and not empty",
-                code="no_question",
-                param="messages",
-            )
-        return Prompt(messages, schema=self._schema())
 
     def _schema(self) -> dict[str, Any] | None:
         wanted = self.response_format
@@ -277,8 +325,8 @@ class CompletionRequest(_Drawn):
         """The one text that is gone on with."""
         return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
 
-    def to_draws(self, limits: Limits) -> list[Sampling]:
-        """Return how to draw each text, within the limits.
+    def to_order(self, limits: Limits) -> Order:
+        """Return what is wanted, within the limits.
 
         Raises:
             Refusal: As ``draws``; and if more are wanted to be drawn than to be given.
@@ -290,7 +338,13 @@ class CompletionRequest(_Drawn):
                 code="invalid_request",
                 param="best_of",
             )
-        return self.draws(limits, wanted=self.max_tokens)
+        return Order(
+            self.model,
+            Prompt(text=self.text),
+            self.draws(limits, wanted=self.max_tokens),
+            bool(self.stream),
+            wants_canvas=self.wants_canvas,
+        )
 
 
 class EmbeddingRequest(_Request):

@@ -5,6 +5,7 @@ import json
 import jsonschema
 import openai.types
 import openai.types.chat
+import openai.types.responses
 import pytest
 from tests.unit.serve.test_app import Embedder, ask_documents, chat, events, request, served
 from tests.unit.serve.test_jobs import MERGE, fill
@@ -46,6 +47,11 @@ def test_answers_are_as_described_and_as_openai_has_them(app):
         openai.types.chat.ChatCompletionChunk.model_validate(chunk, strict=True)
     text = post(app, "/v1/completions", model="run", prompt="Once")
     openai.types.Completion.model_validate(check(app, "/v1/completions", "post", text), strict=True)
+    for name in ("run", "run-bare"):
+        for more in ({}, {"max_output_tokens": 1}):
+            items = post(app, "/v1/responses", model=name, input="What is it?", **more)
+            items = check(app, "/v1/responses", "post", items)
+            openai.types.responses.Response.model_validate(items, strict=True)
     rows = post(app, "/v1/embeddings", model="embedder", input=["a b", "c"])
     rows = check(app, "/v1/embeddings", "post", rows)
     openai.types.CreateEmbeddingResponse.model_validate(rows, strict=True)
@@ -61,6 +67,8 @@ def test_answers_are_as_described_and_as_openai_has_them(app):
 
 def test_refusals_are_as_described(app):
     check(app, "/v1/chat/completions", "post", chat(app, k=0), 400)
+    kept = post(app, "/v1/responses", model="run", input="x", previous_response_id="resp_1")
+    check(app, "/v1/responses", "post", kept, 400)
     check(app, "/v1/models/{name}", "get", request(app, "GET", "/v1/models/x"), 404)
     check(app, "/v1/forensics/check", "post", post(app, "/v1/forensics/check"), 415)
     check(app, "/v1/jobs", "post", post(app, "/v1/jobs", recipe="kind: x"), 400)

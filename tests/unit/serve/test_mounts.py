@@ -57,8 +57,8 @@ def test_checkpoints_of_several_kinds_are_served_at_once(tmp_path):
         app = create_app(served)
         rows = request(app, "GET", "/v1/models").json()["data"]
         assert {row["id"]: row["abilities"] for row in rows} == {
-            "causal": ["chat.completions", "completions"],
-            "canvas": ["chat.completions", "completions", "canvas"],
+            "causal": ["chat.completions", "responses", "completions"],
+            "canvas": ["chat.completions", "responses", "completions", "canvas"],
             "vectors": ["embeddings", "rerank"],
         }
         for name in ("causal", "canvas"):

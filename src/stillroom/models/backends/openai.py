@@ -20,7 +20,7 @@ from typing_extensions import override
 from stillroom.errors import BackendError, Cancelled
 from stillroom.models.addresses import is_safe_for_keys, split_address
 from stillroom.models.choosing import Chosen
-from stillroom.models.dialect import first_choice, read_count
+from stillroom.models.dialect import first_choice, read_count, read_end
 from stillroom.models.endpoint import Endpoint, Patience, only_model
 from stillroom.models.method import Backend
 from stillroom.models.parallel import work_through
@@ -35,15 +35,6 @@ __all__ = ["Openai"]
 _DEFAULT_KEY = "OPENAI_API_KEY"
 _ROW_CODES = {"backend.refused", "backend.malformed", "backend.answer"}
 _RUNGS = ("json_schema", "json_object", "told")
-_FINISHED = {
-    "length": "length",
-    "max_tokens": "length",
-    "model_length": "length",
-    "content_filter": "content_filter",
-}
-"""Why a server says that it ended, where that is not the end of the answer."""
-_BROKEN = {"error", "abort", "aborted", "cancelled", "canceled"}
-"""Why a server says that it gave up: what came is no answer."""
 
 
 class Openai(Backend):
@@ -247,8 +238,14 @@ class _EndpointModel:
         return self._endpoint.ask("/chat/completions", sent, is_stopped)
 
     def stream_chat(self, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Send a chat request and yield the chunks of its answer; see ``RelayModel``."""
+        """Send a chat request and yield the chunks of its answer; see ``RelayModel``.
+
+        Who is asked for usage and refuses to count is asked without that.
+        """
         sent = {**body, "model": self.name, "stream": True}
+        if sent.get("stream_options") == {"include_usage": True}:
+            del sent["stream_options"]
+            return self._events("/chat/completions", sent)
         return self._endpoint.stream("/chat/completions", sent)
 
     def choose(self, prompts: Sequence[Prompt], options: Sequence[str]) -> list[Chosen]:
@@ -331,16 +328,15 @@ class _EndpointModel:
         Raises:
             BackendError: If it was given up on, or cut by a filter.
         """
-        told = str(finish_reason or "stop").lower()
-        if told in _BROKEN or failure:
+        reason = read_end(finish_reason)
+        if reason == "broken" or failure:
             raise BackendError(
-                f"{self._endpoint.address} gave up on the answer ({told}): "
+                f"{self._endpoint.address} gave up on the answer ({finish_reason or 'stop'}): "
                 f"{json.dumps(failure or text)[:200]}",
                 code="backend.broken",
                 expected="finish_reason stop",
                 next="look into the server's log, and run again",
             )
-        reason = _FINISHED.get(told, "stop")
         if reason == "content_filter":
             raise BackendError(
                 f"the filter of {self._endpoint.address} cut the answer",
