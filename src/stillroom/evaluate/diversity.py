@@ -24,16 +24,17 @@ so.)
 
 from __future__ import annotations
 
+import os
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 import zstandard
 
 from stillroom.evaluate.metrics import Metric
-from stillroom.evaluate.ngrams import NGrams, NGramSample
+from stillroom.evaluate.ngrams import CutTexts, NGrams, NGramSample
 from stillroom.text.normalize import words
 
 __all__ = [
@@ -71,7 +72,8 @@ def measure_diversity(
     seed: int = 0,
     draws: int = _DRAWS,
     only: frozenset[str] | None = None,
-    cut: Sequence[Words] | None = None,
+    cut: CutTexts | None = None,
+    num_workers: int | None = None,
 ) -> dict[str, Metric]:
     """Return the figures of some texts at a budget of words, by name.
 
@@ -86,9 +88,10 @@ def measure_diversity(
         draws: How many.
         only: The figures wanted, where not all are.
         cut: The words of each text, where they are at hand.
+        num_workers: Threads that compress beside the counting; by default one for each core, and
+            with 0 all is done on the caller's.
     """
-    cut = [words(text) for text in texts] if cut is None else cut
-    grams = NGrams(cut, _ORDER)
+    cut = CutTexts.of(map(words, texts)) if cut is None else cut
     figures: dict[str, Callable[[NGramSample], float]] = {
         "distinct_1": lambda one: _distinct(one, 1),
         "distinct_3": lambda one: _distinct(one, 3),
@@ -97,20 +100,19 @@ def measure_diversity(
         "repeated": lambda one: _repeated(one, 4),
     }
     if tail and tail_mass:
-        figures["tail"] = lambda one: tail_share([cut[at] for at in one.drawn], tail) / tail_mass
+        is_rare = _mark(cut, tail)
+        figures["tail"] = lambda one: _share(is_rare[one.words()]) / tail_mass
     if vectors is not None:
         rows = vectors
         figures["vendi"] = lambda one: vendi(rows[one.drawn])
         figures["spread"] = lambda one: spread(rows[one.drawn])
     if only is not None:
         figures = {name: figure for name, figure in figures.items() if name in only}
-    values: dict[str, list[float]] = {name: [] for name in figures}
-    total = sum(map(len, cut))
-    for drawn in _draw([len(one) for one in cut], budget, seed, draws):
-        sample = NGramSample(grams, drawn)
-        for name, figure in figures.items():
-            values[name].append(figure(sample))
-    note = "drawn from little more text than the budget" if budget > _CROWDED * total else ""
+    drawn = list(_draw([len(one) for one in cut.texts], budget, seed, draws))
+    workers = min(os.cpu_count() or 1 if num_workers is None else num_workers, len(drawn))
+    values = _take_figures(figures, NGrams(cut, _ORDER), drawn, workers)
+    is_crowded = budget > _CROWDED * cut.count()
+    note = "drawn from little more text than the budget" if is_crowded else ""
     return {
         name: Metric(
             name,
@@ -125,18 +127,38 @@ def measure_diversity(
     }
 
 
+def _take_figures(
+    figures: dict[str, Callable[[NGramSample], float]],
+    grams: NGrams,
+    draws: Sequence[list[int]],
+    workers: int,
+) -> dict[str, list[float]]:
+    """Return the figures of every draw; compressing, the dearest of them, goes on beside."""
+    samples = [NGramSample(grams, drawn) for drawn in draws]
+    if "compression" not in figures or not workers:
+        return {name: list(map(figure, samples)) for name, figure in figures.items()}
+    with ThreadPoolExecutor(workers) as pool:
+        found = {"compression": pool.map(figures["compression"], samples)}
+        found |= {
+            name: iter([figure(one) for one in samples])
+            for name, figure in figures.items()
+            if name not in found
+        }
+        return {name: list(found[name]) for name in figures}
+
+
 def distinct(texts: Sequence[Words], n: int) -> float:
     """Return distinct word n-grams over all of them; 0 where there is none."""
     return _distinct(_all_of(texts, n), n)
 
 
 def _all_of(texts: Sequence[Words], order: int) -> NGramSample:
-    return NGramSample(NGrams(texts, order), range(len(texts)))
+    return NGramSample(NGrams(CutTexts.of(texts), order), range(len(texts)))
 
 
 def _distinct(sample: NGramSample, n: int) -> float:
-    gram, _, often = sample.counts(n)
-    return len(np.unique(gram)) / int(often.sum()) if len(gram) else 0.0
+    counts = sample.counts(n)
+    return len(counts.starts) / counts.total if len(counts.starts) else 0.0
 
 
 def self_bleu(texts: Sequence[Words]) -> float:
@@ -150,9 +172,11 @@ def _self_bleu(sample: NGramSample) -> float:
         return 0.0
     logs = np.zeros(len(lengths))
     for n in range(1, _ORDER + 1):
-        gram, owner, often = sample.counts(n)
+        counts = sample.counts(n)
         clipped = np.bincount(
-            owner, np.minimum(often, _most_elsewhere(gram, often)), minlength=len(lengths)
+            counts.owner,
+            np.minimum(counts.often, counts.most_elsewhere()),
+            minlength=len(lengths),
         )
         smooth = int(n > 1)
         with np.errstate(divide="ignore"):  # of nothing shared, the logarithm's limit is meant
@@ -161,22 +185,6 @@ def _self_bleu(sample: NGramSample) -> float:
             )
     brevity = np.minimum(0.0, 1 - _closest_of_others(lengths) / lengths)
     return float(np.mean(np.exp(brevity + logs / _ORDER)))
-
-
-def _most_elsewhere(gram: Ints, often: Ints) -> Ints:
-    """Return, for each text's count of an n-gram, the highest count in another text (else 0)."""
-    order = np.lexsort((-often, gram))
-    ranked, counts = gram[order], often[order]
-    first = np.concatenate([[True], ranked[1:] != ranked[:-1]]) if len(ranked) else ranked > 0
-    group: Ints = np.cumsum(first) - 1
-    highest = counts[first]
-    after = np.flatnonzero(first) + 1
-    within = (after < len(counts)) & ~first[np.minimum(after, len(counts) - 1)]
-    second = np.where(within, counts[np.minimum(after, len(counts) - 1)], 0)
-    # Only the one that stands first has the most itself; all others meet that one.
-    back: Ints = np.empty_like(often)
-    back[order] = np.where(first, second[group], highest[group])
-    return back
 
 
 def _closest_of_others(lengths: Ints) -> Ints:
@@ -208,11 +216,10 @@ def repeated(texts: Sequence[Words], n: int = 4) -> float:
 
 
 def _repeated(sample: NGramSample, n: int) -> float:
-    gram, _, often = sample.counts(n)
-    if not len(gram):
+    counts = sample.counts(n)
+    if not len(counts.starts):
         return 0.0
-    _, which, holders = np.unique(gram, return_inverse=True, return_counts=True)
-    return float(often[holders[which.reshape(-1)] > 1].sum() / often.sum())
+    return int(counts.often[counts.holders()[counts.group] > 1].sum()) / counts.total
 
 
 def vendi(vectors: Vectors) -> float:
@@ -240,7 +247,7 @@ def spread(vectors: Vectors) -> float:
 
 
 def find_tail(
-    texts: Sequence[str] = (), *, cut: Sequence[Words] | None = None
+    texts: Sequence[str] = (), *, cut: CutTexts | None = None
 ) -> tuple[frozenset[str], float]:
     """Return rare words of a reference, and the share they have of more of the same.
 
@@ -249,16 +256,34 @@ def find_tail(
     would be its numbers and a few letters. Their share is that in the rest, since a word seen once
     is mostly not seen again. ``cut`` is the words of each text, where they are at hand.
     """
-    cut = [words(text) for text in texts] if cut is None else cut
-    counts = Counter(word for one in cut[::2] for word in one)
-    total = counts.total()
-    tail, mass = set(), 0
-    for word, count in sorted(counts.items(), key=lambda pair: (pair[1], _lot(pair[0]))):
-        if mass + count > _TAIL * total:
+    cut = CutTexts.of(map(words, texts)) if cut is None else cut
+    counts = np.bincount(cut[::2].flat(), minlength=len(cut.lexicon))
+    named = cut.lexicon.words()
+    room, mass = _TAIL * int(counts.sum()), 0
+    tail: list[str] = []
+    for often in np.unique(counts[counts > 0]).tolist():
+        rare = [named[at] for at in np.flatnonzero(counts == often).tolist()]
+        if is_last := mass + often * len(rare) > room:
+            rare.sort(key=_lot)
+        for word in rare:
+            if mass + often > room:
+                break
+            tail.append(word)
+            mass += often
+        if is_last:
             break
-        tail.add(word)
-        mass += count
-    return frozenset(tail), tail_share(cut[1::2], frozenset(tail))
+    return frozenset(tail), _share(_mark(cut, tail)[cut[1::2].flat()])
+
+
+def _mark(cut: CutTexts, chosen: Iterable[str]) -> npt.NDArray[np.bool_]:
+    """Return which words of a lexicon are chosen, by their numbers."""
+    is_chosen = np.zeros(len(cut.lexicon), dtype=bool)
+    is_chosen[cut.lexicon.find(chosen)] = True
+    return is_chosen
+
+
+def _share(is_found: npt.NDArray[np.bool_]) -> float:
+    return int(is_found.sum()) / len(is_found) if len(is_found) else 0.0
 
 
 def _lot(word: str) -> tuple[int, str]:

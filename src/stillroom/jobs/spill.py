@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any, Self, TypeVar, overload
 
 from stillroom.jobs.files import full_disk_as_error
-from stillroom.records import Record
+from stillroom.records import Record, RecordWriter, encode_record
 
 __all__ = ["Spilled", "SpilledRecords"]
 
@@ -78,8 +78,7 @@ class Spilled(Sequence[T]):
         Raises:
             ResourceError: If the disk is full.
         """
-        text = _JSON.encode(self._to_json(row))
-        line = text.encode("utf-8", "surrogatepass") + b"\n"
+        line = self._encode(row)
         with full_disk_as_error(self._path):
             self._writer.write(line)
         self._places.append(self._end)
@@ -89,6 +88,10 @@ class Spilled(Sequence[T]):
         """Close the file; the rows can no longer be read."""
         self._writer.close()
         self._reader.close()
+
+    def _encode(self, row: T) -> bytes:
+        text = _JSON.encode(self._to_json(row))
+        return text.encode("utf-8", "surrogatepass") + b"\n"
 
     def _read(self, index: int) -> T:
         self._reader.seek(self._places[index])
@@ -100,16 +103,21 @@ class Spilled(Sequence[T]):
 
 
 class SpilledRecords(Spilled[Record]):
-    """Records in a file; what they say of themselves is kept, their ids follow from it."""
+    """Records in a file, each in the line that it has in any file of records."""
 
     def __init__(self, path: Path) -> None:
         """Begin with nothing at ``path``."""
-        super().__init__(path, _row_of, Record.from_json)
+        super().__init__(path, Record.to_json, Record.from_json)
 
+    def copy_to(self, writer: RecordWriter) -> None:
+        """Write all of them, without making records of them again.
 
-def _row_of(record: Record) -> dict[str, Any]:
-    return {
-        "messages": [message.to_json() for message in record.messages],
-        "fields": dict(record.fields),
-        "origin": record.origin.to_json(),
-    }
+        Raises:
+            ResourceError: If the disk is full.
+        """
+        self._flush()
+        with self._path.open("rb") as lines:
+            writer.copy_lines(lines, len(self))
+
+    def _encode(self, row: Record) -> bytes:
+        return encode_record(row, len(self) + 1, self._path)

@@ -10,6 +10,7 @@ from stillroom.records.exchange import Answer, Citation, Completion, Hit, Messag
 from stillroom.records.files import (
     RecordWriter,
     count_records,
+    encode_record,
     find_record_file,
     read_records,
     write_records,
@@ -44,6 +45,7 @@ __all__ = [
     "combine_origins",
     "content_id",
     "count_records",
+    "encode_record",
     "find_record_file",
     "from_row",
     "guess_format",

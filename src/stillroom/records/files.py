@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ from stillroom.records.streams import (
 __all__ = [
     "RecordWriter",
     "count_records",
+    "encode_record",
     "find_record_file",
     "read_records",
     "write_records",
@@ -42,6 +44,8 @@ __all__ = [
 
 _BATCH_ROWS = 4096
 _BATCH_BYTES = 16 * 2**20
+_COPIED_BYTES = 1 << 18
+_UNESCAPED = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 OnDrop = Callable[[int, str], None]
 
@@ -261,34 +265,76 @@ class RecordWriter:
             DataError: If a field is not plain JSON, or the record exceeds the row limit.
             ResourceError: If the disk is full.
         """
-        try:
-            with _full_disk(self.path):
-                self._sink.write(record)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(
-                f"record {self.count + 1} cannot be written: {error}",
-                code="data.write",
-                where=str(self.path),
-                expected="fields of plain JSON values and text of whole characters",
-                next="convert the field before writing",
-            ) from error
+        with _unwritable_as_error(self.count + 1, self.path), _full_disk(self.path):
+            self._sink.write(record)
         self.count += 1
+
+    def copy_lines(self, lines: IO[bytes], count: int) -> None:
+        """Append records that lie in a file as ``encode_record`` makes them, and nothing else does.
+
+        Args:
+            lines: The file; read to its end.
+            count: How many there are.
+
+        Raises:
+            ResourceError: If the disk is full.
+        """
+        if self._kind in LINE_SUFFIXES:
+            with _full_disk(self.path):
+                shutil.copyfileobj(lines, self._sink.file, _COPIED_BYTES)
+            self.count += count
+            return
+        for line in lines:
+            self.write(Record.from_json(json.loads(line)))
+
+
+def encode_record(record: Record, number: int, path: Path) -> bytes:
+    """Return a record's line of a file of records, its end included.
+
+    Args:
+        record: The record.
+        number: Which of the file it is, for errors; from 1.
+        path: The file, for errors.
+
+    Raises:
+        DataError: If a field is not plain JSON, or the record exceeds the row limit.
+    """
+    with _unwritable_as_error(number, path):
+        return _line_of(record)
+
+
+def _line_of(record: Record) -> bytes:
+    row = record.to_json()
+    try:
+        line = _UNESCAPED.encode(row).encode()
+    except UnicodeEncodeError:  # half a surrogate pair: JSON can escape it, UTF-8 cannot
+        line = json.dumps(row, allow_nan=False).encode()
+    _check_size(len(line))
+    return line + b"\n"
+
+
+@contextmanager
+def _unwritable_as_error(number: int, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"record {number} cannot be written: {error}",
+            code="data.write",
+            where=str(path),
+            expected="fields of plain JSON values and text of whole characters",
+            next="convert the field before writing",
+        ) from error
 
 
 class _Lines:
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+        self.file = file
 
     def write(self, record: Record) -> None:
-        row = record.to_json()
-        try:
-            line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
-        except UnicodeEncodeError:  # half a surrogate pair: JSON can escape it, UTF-8 cannot
-            line = json.dumps(row, allow_nan=False).encode()
-        _check_size(len(line))
-        self._file.write(line + b"\n")
+        self.file.write(_line_of(record))
 
     def close(self) -> None:
         pass
@@ -304,7 +350,7 @@ class _ZstdLines(_Lines):
         super().__init__(zstandard.ZstdCompressor().stream_writer(file, closefd=False))
 
     def close(self) -> None:
-        self._file.close()
+        self.file.close()
 
 
 class _Parquet:

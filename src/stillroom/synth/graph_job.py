@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -16,13 +16,14 @@ from stillroom.objects import local
 from stillroom.provenance import Artifact, Parent, make_parent
 from stillroom.records import Record, RecordWriter, combine_origins
 from stillroom.synth.budget import Purse
+from stillroom.synth.comparing import Comparison
 from stillroom.synth.crop import Crop
 from stillroom.synth.graph_run import Graph
 from stillroom.synth.graph_starts import Start, read_starts
 from stillroom.synth.items import kind_of, text_of_item
 from stillroom.synth.lending import Lending
 from stillroom.synth.method import Split, Verdict
-from stillroom.synth.mixing import Mixed, count_origins, mix_records
+from stillroom.synth.mixing import Mixed, mix_records
 from stillroom.synth.outline import forecast_steps
 from stillroom.synth.page import Told, draw_run, is_page
 from stillroom.synth.recipe import EVERYTHING
@@ -52,29 +53,47 @@ def _run(recipe: SynthRecipe, job: Job, models: Lending, closing: ExitStack) -> 
     purse = Purse(recipe.budget)
     shelves = Shelves.of(job)
 
+    comparison = Comparison(
+        [
+            text_of_item(item)
+            for (_, side), items in start.items.items()
+            if side == "train"
+            for item in items
+        ]
+    )
+
     def harvest(split: Split, aside: Sequence[Record]) -> Crop:
-        return _harvest(recipe, start, split, aside, models, shelves, job, purse, closing)
+        return _harvest(
+            recipe, start, split, aside, models, shelves, job, purse, closing, comparison
+        )
 
     try:
         held_out = harvest("held_out", ())
-        aside = list(held_out.harvest.kept)
-        train = harvest("train", aside)
+        train = harvest("train", list(held_out.harvest.kept))
     finally:
         shelves.close()
     new = train.harvest.kept
     if not new:
         raise _nothing_kept(train)
     mixed = mix_records(new, recipe.mix, seed=recipe.seed) if recipe.mix else None
-    written = mixed.records if mixed is not None else new
     left_out = mixed.dropped if mixed is not None else ()
 
     def dropped() -> Iterator[Dropped]:
         return chain(held_out.harvest.dropped, train.harvest.dropped, left_out)
 
-    trained, kept_aside = Tally(), Tally()
-    watched = chain(trained.watch(written), kept_aside.watch(aside))
-    _write(job, watched, dropped(), (train, held_out))
-    report = _report(recipe, start, (held_out, train), mixed, written, purse)
+    trained, kept_aside = train.harvest.tally, held_out.harvest.tally
+    with RecordWriter(job.output / "records.jsonl") as writer:
+        if mixed is None:
+            train.harvest.write_to(writer)
+        else:
+            trained = Tally()
+            for record in trained.watch(mixed.records):
+                writer.write(record)
+        held_out.harvest.write_to(writer)
+    _write_rows(job.output / "dropped.jsonl", (drop.to_json() for drop in dropped()))
+    scores = chain(train.scores, held_out.scores)
+    _write_rows(job.output / "scores.jsonl", scores)
+    report = _report(recipe, start, (held_out, train), mixed, trained, purse)
     with atomic_write(job.output / "report.json") as file:
         json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
     told = Told(
@@ -82,12 +101,7 @@ def _run(recipe: SynthRecipe, job: Job, models: Lending, closing: ExitStack) -> 
         trained,
         kept_aside,
         dropped(),
-        [
-            text_of_item(item)
-            for (_, side), items in start.items.items()
-            if side == "train"
-            for item in items
-        ],
+        comparison,
         [step.model or recipe.model for step in recipe.steps.values() if step.generator],
         [one for step in recipe.steps.values() for one in step.filters],
     )
@@ -96,7 +110,7 @@ def _run(recipe: SynthRecipe, job: Job, models: Lending, closing: ExitStack) -> 
     ended = purse.reached()
     if ended:
         job.say(f"warning: {len(new)} training records kept; {ended}")
-    origin = combine_origins(record.origin for record in chain(written, aside))
+    origin = combine_origins([*trained.origins, *kept_aside.origins])
     return job.finish(
         "records",
         parents=_parents(recipe, start, models, job),
@@ -140,6 +154,7 @@ def _harvest(
     job: Job,
     purse: Purse,
     closing: ExitStack,
+    comparison: Comparison,
 ) -> Crop:
     target = recipe.target
     wanted = target.train if split == "train" else target.held_out
@@ -157,20 +172,12 @@ def _harvest(
 
         def show(crop: Crop) -> None:
             one = crop.harvest
+            if split == "train" and recipe.mix is None:
+                comparison.look_ahead(one.tally.made)
             note = f"{one.asked} asked, {len(one.dropped)} dropped, {purse.note()}"
             progress.advance(len(one.kept) - progress.done, note)
 
         return graph.harvest(wanted, closing, purse, share, show)
-
-
-def _write(
-    job: Job, records: Iterable[Record], dropped: Iterable[Dropped], crops: Sequence[Crop]
-) -> None:
-    with RecordWriter(job.output / "records.jsonl") as writer:
-        for record in records:
-            writer.write(record)
-    _write_rows(job.output / "dropped.jsonl", (drop.to_json() for drop in dropped))
-    _write_rows(job.output / "scores.jsonl", chain.from_iterable(crop.scores for crop in crops))
 
 
 def _write_rows(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
@@ -184,7 +191,7 @@ def _report(
     start: Start,
     crops: Sequence[Crop],
     mixed: Mixed | None,
-    written: Sequence[Record],
+    trained: Tally,
     purse: Purse,
 ) -> dict[str, Any]:
     splits = {}
@@ -218,7 +225,7 @@ def _report(
             name: {"seeds": len(source.items), "dropped": dict(source.dropped)}
             for name, source in start.sources.items()
         },
-        "origins": count_origins(written),
+        "origins": {kind: trained.kinds[kind] for kind in ("human", "synthetic", "unknown")},
         "spent": purse.to_json(),
         **({"mix": _tell_mix(recipe, mixed)} if mixed is not None else {}),
     }

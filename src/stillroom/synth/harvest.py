@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.jobs import Spilled, SpilledRecords
 from stillroom.models import ConcurrentModel
-from stillroom.records import Record
+from stillroom.records import Record, RecordWriter
 from stillroom.synth.budget import Purse
 from stillroom.synth.method import Draft, Seed, Split, Verdict, Writer
 from stillroom.synth.panel import Panel
 from stillroom.synth.streaming import Shelf, is_lost, stream_units
+from stillroom.synth.tallying import Tally
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -104,7 +105,7 @@ def drop_record(
 
 @dataclass(slots=True)
 class Harvest:
-    """What one side of the split gave."""
+    """What one side of the split gave; ``tally`` is what a page says of the records kept."""
 
     split: Split
     kept: list[Record] | SpilledRecords = field(default_factory=list)
@@ -119,6 +120,7 @@ class Harvest:
     trimmed: int = 0
     told: Mapping[str, Any] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
+    tally: Tally = field(default_factory=Tally)
 
     @classmethod
     def spilled(cls, split: Split, folder: Path, closing: ExitStack) -> Harvest:
@@ -137,7 +139,16 @@ class Harvest:
     def keep(self, record: Record) -> None:
         """Put a record among what is kept."""
         self.trimmed += "written" in record.fields
+        self.tally.add(record)
         self.kept.append(record)
+
+    def write_to(self, writer: RecordWriter) -> None:
+        """Write the records kept."""
+        if isinstance(self.kept, SpilledRecords):
+            self.kept.copy_to(writer)
+            return
+        for record in self.kept:
+            writer.write(record)
 
     def count_reasons(self) -> dict[str, int]:
         """Return how many fell to each ``filter: reason``, commonest first."""

@@ -14,7 +14,6 @@ generations: its mixtures are of one size, so that only the rules differ.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
@@ -37,7 +36,6 @@ __all__ = [
     "MixSettings",
     "Mixed",
     "Rule",
-    "count_origins",
     "mix_generation",
     "mix_records",
 ]
@@ -176,12 +174,6 @@ def mix_generation(
     else:
         chosen = _subsample(human, [one for part in written for one in part], human_share, rng)
     return [chosen[at] for at in rng.permutation(len(chosen)).tolist()]
-
-
-def count_origins(records: Sequence[Record]) -> dict[str, int]:
-    """Return how many records are of each kind of origin."""
-    counts = Counter(record.origin.kind for record in records)
-    return {kind: counts[kind] for kind in ("human", "synthetic", "unknown")}
 
 
 def _subsample(

@@ -6,7 +6,7 @@ Everything is taken from the report and the records; no model is asked.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from stillroom.evaluate.metrics import Metric
 from stillroom.evaluate.page import draw_page
 from stillroom.evaluate.plots import Plot
 from stillroom.evaluate.report import Report, Table
+from stillroom.synth.comparing import Comparison
 from stillroom.synth.harvest import Dropped
 from stillroom.synth.measured import Measured
 from stillroom.synth.method import Filter
@@ -34,15 +35,16 @@ _REASONS = 12
 class Told:
     """What a page is drawn of.
 
-    ``report`` is the run's report.json, ``seeds`` the texts that were started from, ``teachers``
-    the references of the models that wrote, ``checks`` all filters. Rows are gone through once.
+    ``report`` is the run's report.json, ``comparison`` knows the texts that were started from,
+    ``teachers`` are the references of the models that wrote, ``checks`` all filters. Rows are gone
+    through once.
     """
 
     report: Mapping[str, Any]
     train: Tally
     held_out: Tally
     dropped: Iterable[Dropped]
-    seeds: Sequence[str] = ()
+    comparison: Comparison = field(default_factory=Comparison)
     teachers: Sequence[str] = ()
     checks: Sequence[Filter] = ()
 
@@ -77,7 +79,7 @@ def draw_run(told: Told) -> str:
     _add_steps(report, facts)
     _add_reasons(report, facts)
     _add_examples(report, facts)
-    add_variety(report, told.train, told.seeds)
+    add_variety(report, facts.told.comparison.measure(facts.train.sample))
     add_coverage(report, told.train, told.report["splits"]["train"].get("documents", 0))
     _add_contamination(report, facts)
     _add_rights(report, facts)

@@ -1,68 +1,35 @@
-"""What the records of a run are like: how varied, of which documents, how long, how begun.
-
-Figures of variety are those of the collapse monitor, at equal budgets of words for what was started
-from and what was made.
-"""
+"""What the records of a run are like: how varied, of which documents, how long, how begun."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
-from stillroom.evaluate.diversity import find_tail, measure_diversity
 from stillroom.evaluate.plots import Plot
 from stillroom.evaluate.report import Report
-from stillroom.synth.method import derive_seed
-from stillroom.synth.tallying import LENGTHS, SAMPLE, Lowest, Tally
-from stillroom.text.normalize import words
+from stillroom.synth.comparing import LEAST_WORDS, Figures
+from stillroom.synth.tallying import LENGTHS, Tally
 
 __all__ = ["add_coverage", "add_variety"]
 
-_BUDGET = 5000
-_DRAWS = 10
-_LEAST_WORDS = 200
 _OPENINGS = 10
 
 
-def add_variety(report: Report, made: Tally, seeds: Sequence[str]) -> None:
+def add_variety(report: Report, found: Figures | None) -> None:
     """Show how varied the training records are beside the texts that were started from."""
-    sides = {"made": made.texts}
-    if seeds:
-        sides["started from"] = _sample(seeds)
-    cut = {name: [words(text) for text in texts] for name, texts in sides.items()}
-    sizes = {name: sum(map(len, found)) for name, found in cut.items()}
-    if min(sizes.values()) < _LEAST_WORDS:
-        report.section("Variety", f"Fewer than {_LEAST_WORDS} words: too little to measure.")
+    if found is None:
+        report.section("Variety", f"Fewer than {LEAST_WORDS} words: too little to measure.")
         return
-    budget = min(_BUDGET, int(0.5 * min(sizes.values())))
-    tail, mass = find_tail(cut=cut["started from"]) if seeds else (frozenset[str](), 0.0)
-    measured = {
-        name: measure_diversity(
-            texts, budget=budget, tail=tail, tail_mass=mass, draws=_DRAWS, cut=cut[name]
-        )
-        for name, texts in sides.items()
-    }
-    if "started from" in measured and "tail" in measured["started from"]:
-        half = measure_diversity(
-            sides["started from"][1::2],
-            budget=budget,
-            tail=tail,
-            tail_mass=mass,
-            draws=_DRAWS,
-            only=frozenset({"tail"}),
-            cut=cut["started from"][1::2],
-        )
-        measured["started from"] |= half
     text = (
-        f"Means of draws of {budget} words, with the middle 95 % of the draws. High self_bleu, "
-        "compression and repeated say little variety; a tail below 1 says that rare words are "
-        "gone, above 1 that records repeat the very texts they were made of."
+        f"Means of draws of {found.budget} words, with the middle 95 % of the draws. High "
+        "self_bleu, compression and repeated say little variety; a tail below 1 says that rare "
+        "words are gone, above 1 that records repeat the very texts they were made of."
     )
     metrics = [
         replace(metric, name=f"{figure}/{side}")
-        for figure in measured["made"]
-        for side in sides
-        for metric in [measured[side][figure]]
+        for figure in found.sides["made"]
+        for side in found.sides
+        for metric in [found.sides[side][figure]]
     ]
     shares = [one for one in metrics if not one.name.startswith("compression")]
     report.section(
@@ -130,14 +97,6 @@ def _add_forms(report: Report, made: Tally) -> None:
                 kind="bars",
             ),
         )
-
-
-def _sample(texts: Sequence[str]) -> list[str]:
-    """Return at most so many texts, chosen by hash, so that a page takes seconds."""
-    chosen: Lowest[str] = Lowest(SAMPLE)
-    for text in texts:
-        chosen.add(derive_seed(text), text)
-    return chosen.drawn()
 
 
 def _bin_name(at: int) -> str:

@@ -7,7 +7,7 @@ is journaled; a killed run goes on with ``--resume`` and ends with the same byte
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -28,6 +28,7 @@ from stillroom.records import (
     combine_origins,
 )
 from stillroom.synth.budget import Purse
+from stillroom.synth.comparing import Comparison
 from stillroom.synth.graph_job import preview_graph, run_graph
 from stillroom.synth.harvest import Dropped, Harvest, Panel, draft_units, drop_record, gather
 from stillroom.synth.items import Item, document_of, kind_of, text_of_item
@@ -39,7 +40,7 @@ from stillroom.synth.plan import Occurrences, order_items, plan_draws, plan_seed
 from stillroom.synth.recipe import SynthRecipe
 from stillroom.synth.report import describe_shortfall, make_report, refuse_nothing
 from stillroom.synth.source import Source, read_items
-from stillroom.synth.tallying import Tally
+from stillroom.synth.tallying import Sample
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -98,15 +99,15 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
         model = models.text_model(recipe.model)
         context = plan.context(models, seed=recipe.seed)
         held_out = _harvest(recipe, plan, "held_out", context, model, job, purse, closing)
-        aside = list(held_out.kept)
-        context = plan.context(models, aside, recipe.seed)
-        train = _harvest(recipe, plan, "train", context, model, job, purse, closing)
+        context = plan.context(models, list(held_out.kept), recipe.seed)
+        comparison = Comparison([text_of_item(item) for item in plan.items["train"]])
+        train = _harvest(
+            recipe, plan, "train", context, model, job, purse, closing, comparison.look_ahead
+        )
         refuse_nothing(train, recipe)
         texts, refused = _passage_records(recipe, plan, context, job)
         harvests = (held_out, train)
-        trained, kept_aside = Tally(), Tally()
-        written = chain(trained.watch(chain(train.kept, texts)), kept_aside.watch(aside))
-        origin = _write_records(job.output / "records.jsonl", written)
+        origin = _write_records(job.output / "records.jsonl", train, texts, held_out)
         report = make_report(
             recipe, plan.source, plan.sides, plan.items, harvests, len(texts), refused
         )
@@ -116,9 +117,16 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
         report["described"] = recipe.generator.describe(train.kept)
         with atomic_write(job.output / "report.json") as file:
             json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
-        seeds = [text_of_item(item) for item in plan.items["train"]]
         dropped = chain(held_out.dropped, train.dropped, refused)
-        told = Told(report, trained, kept_aside, dropped, seeds, [recipe.model], recipe.filters)
+        told = Told(
+            report,
+            train.tally,
+            held_out.tally,
+            dropped,
+            comparison,
+            [recipe.model],
+            recipe.filters,
+        )
         with atomic_write(job.output / "report.html") as file:
             file.write(draw_run(told))
     ended = purse.reached()
@@ -250,6 +258,7 @@ def _harvest(
     job: Job,
     purse: Purse,
     closing: ExitStack,
+    on_kept: Callable[[Sample], None] = lambda made: None,
 ) -> Harvest:
     wanted = _wanted(recipe, plan, split)
     # The shelf is named by the model: a resume with another teacher must not mix the two.
@@ -269,6 +278,7 @@ def _harvest(
 
         def show(harvest: Harvest) -> None:
             news = len(harvest.kept) - progress.done
+            on_kept(harvest.tally.made)
             progress.advance(
                 news,
                 lambda: f"{harvest.asked} asked, {len(harvest.dropped)} dropped, {purse.note()}",
@@ -359,14 +369,17 @@ def _passage_records(
     return kept, dropped
 
 
-def _write_records(path: Path, records: Iterable[Record]) -> Origin:
-    """Write the records; return their common origin."""
-    origins: dict[tuple[str, str], Origin] = {}
+def _write_records(
+    path: Path, train: Harvest, texts: Sequence[Record], held_out: Harvest
+) -> Origin:
+    """Write the records of both sides; return their common origin."""
     with RecordWriter(path) as writer:
-        for record in records:
+        train.write_to(writer)
+        for record in texts:
+            train.tally.add(record)
             writer.write(record)
-            origins.setdefault((record.origin.kind, record.origin.license), record.origin)
-    return combine_origins(origins.values())
+        held_out.write_to(writer)
+    return combine_origins([*train.tally.origins, *held_out.tally.origins])
 
 
 def _write_rows(path: Path, rows: Iterator[Mapping[str, object]]) -> None:

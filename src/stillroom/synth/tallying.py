@@ -1,4 +1,4 @@
-"""Tallies: what a page says of records and of rows that fell, gathered in one pass over them.
+"""Tallies: what a page says of records and of rows that fell, gathered as they come.
 
 Memory grows with the kinds of things there are (documents, reasons, beginnings of questions), never
 with the number of records.
@@ -8,16 +8,32 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Generic, Self, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
-from stillroom.records import Record
-from stillroom.synth.harvest import Dropped
+from stillroom.evaluate.ngrams import CutTexts, Lexicon
+from stillroom.records import Origin, Record
 from stillroom.synth.method import derive_seed
 from stillroom.synth.turns import answer_of, instruction_of, whole_text
 from stillroom.text.normalize import words
 
-__all__ = ["LENGTHS", "SAMPLE", "Falls", "Lowest", "Tally", "bin_of", "says_of", "who_and_why"]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from stillroom.synth.harvest import Dropped
+
+__all__ = [
+    "LENGTHS",
+    "SAMPLE",
+    "Falls",
+    "Lowest",
+    "Sample",
+    "Tally",
+    "bin_of",
+    "says_of",
+    "who_and_why",
+]
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512)
 """Where the bins of answers by their words begin, but for the first, which begins at 0."""
@@ -41,14 +57,19 @@ class Lowest(Generic[T]):
         self._heap: list[tuple[int, int, T]] = []
         self.seen = 0
 
-    def add(self, key: int, value: T) -> None:
-        """Look at one more."""
+    def add(self, key: int, value: T) -> T | None:
+        """Look at one more; return what had to leave for it."""
         entry = (-key, -self.seen, value)
         self.seen += 1
         if len(self._heap) < self._most:
             heapq.heappush(self._heap, entry)
         elif entry[:2] > self._heap[0][:2]:
-            heapq.heapreplace(self._heap, entry)
+            return heapq.heapreplace(self._heap, entry)[2]
+        return None
+
+    def takes(self, key: int) -> bool:
+        """Return whether a value that comes now with this key would be kept."""
+        return len(self._heap) < self._most or (-key, -self.seen) > self._heap[0][:2]
 
     def ranked(self) -> list[T]:
         """Return them by their keys."""
@@ -59,6 +80,45 @@ class Lowest(Generic[T]):
         if self.seen > self._most:
             return self.ranked()
         return [value for _, _, value in sorted(self._heap, key=lambda one: -one[1])]
+
+
+class Sample:
+    """At most a thousand of any number of texts, drawn by hash, cut into words as they come."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._lowest: Lowest[tuple[str, npt.NDArray[np.int32]]] = Lowest(SAMPLE)
+        self._lexicon = Lexicon()
+        self.words = 0
+        """Of the texts held."""
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Self:
+        """Return the sample of texts."""
+        sample = cls()
+        for text in texts:
+            sample.add(text)
+        return sample
+
+    def __bool__(self) -> bool:
+        """Return whether any text came."""
+        return bool(self._lowest.seen)
+
+    def add(self, text: str, said: Sequence[str] | None = None) -> None:
+        """Look at one more text; ``said`` is its words, where they are at hand."""
+        key = derive_seed(text)
+        if not self._lowest.takes(key):
+            self._lowest.seen += 1
+            return
+        numbers = self._lexicon.number(words(text) if said is None else said)
+        self.words += len(numbers)
+        left = self._lowest.add(key, (text, numbers))
+        self.words -= len(left[1]) if left is not None else 0
+
+    def drawn(self) -> tuple[list[str], CutTexts]:
+        """Return the texts and their words: as they came where there were no more, else by hash."""
+        held = self._lowest.drawn()
+        return [text for text, _ in held], CutTexts(self._lexicon, [cut for _, cut in held])
 
 
 class Tally:
@@ -74,8 +134,10 @@ class Tally:
         """Of synthetic records, as are the lengths and the openings."""
         self.lengths: Counter[int] = Counter()
         self.openings: Counter[str] = Counter()
-        self._made: Lowest[str] = Lowest(SAMPLE)
-        self._all: Lowest[str] = Lowest(SAMPLE)
+        self.made = Sample()
+        """Texts that models made."""
+        self._others: Lowest[str] = Lowest(SAMPLE)
+        self._origins: dict[tuple[str, str], Origin] = {}
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Self:
@@ -97,21 +159,29 @@ class Tally:
         self.kinds[record.origin.kind] += 1
         self.licenses[record.origin.license or "nobody tells"] += 1
         self.examples.add(derive_seed(record.id), record)
+        self._origins.setdefault((record.origin.kind, record.origin.license), record.origin)
         text = whole_text(record)
         if record.origin.kind != "synthetic":
-            self._all.add(derive_seed(text), text)
+            self._others.add(derive_seed(text), text)
             return
-        self._made.add(derive_seed(text), text)
+        answer = answer_of(record)
+        said = words(answer)
+        self.made.add(text, said if text == answer else None)
         self.documents[str(record.fields.get("document_id", record.id))] += 1
-        self.lengths[bin_of(len(words(answer_of(record))))] += 1
+        self.lengths[bin_of(len(said))] += 1
         opening = " ".join(instruction_of(record).split()[:_OPENING_WORDS])
         if opening:
             self.openings[opening] += 1
 
     @property
-    def texts(self) -> list[str]:
+    def sample(self) -> Sample:
         """At most a thousand texts of those that models made; of all where none did."""
-        return (self._made if self._made.seen else self._all).drawn()
+        return self.made or Sample.of(self._others.drawn())
+
+    @property
+    def origins(self) -> list[Origin]:
+        """One origin of each kind and license."""
+        return list(self._origins.values())
 
 
 class Falls:

@@ -22,6 +22,7 @@ from stillroom.evaluate.diversity import (
     tail_share,
     vendi,
 )
+from stillroom.evaluate.ngrams import CutTexts
 
 texts = st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=9), max_size=6)
 
@@ -164,7 +165,7 @@ def reference_tail(cut):
 @pytest.mark.parametrize("size", [20, 60, 400])
 def test_the_tail_is_the_rarest_words_whatever_their_letters(size):
     cut = [text.split() for text in zipf(size, size)]
-    tail, mass = find_tail(cut=cut)
+    tail, mass = find_tail(cut=CutTexts.of(cut))
     sure, border, room = reference_tail(cut)
     counts = Counter(word for text in cut[::2] for word in text)
     assert sure <= tail <= sure | border

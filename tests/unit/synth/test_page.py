@@ -3,6 +3,7 @@
 import re
 
 from stillroom.records import Message, Origin, Record
+from stillroom.synth.comparing import Comparison
 from stillroom.synth.harvest import Dropped
 from stillroom.synth.method import FILTERS
 from stillroom.synth.page import Told, draw_run
@@ -48,6 +49,7 @@ def tell(**more):
         "checks": [FILTERS.build("decontaminate")],
     }
     told = {**given, **more}
+    told["comparison"] = Comparison(told.pop("seeds"))
     sides = {side: Tally.of(told[side]) for side in ("train", "held_out")}
     return Told(**{**told, **sides})
 
