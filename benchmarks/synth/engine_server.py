@@ -10,6 +10,7 @@ itself.
 import asyncio
 import hashlib
 import json
+import selectors
 import sys
 from typing import Any
 
@@ -128,6 +129,11 @@ class Connection(asyncio.Protocol):
             self._transport.write(head.encode() + body)
 
 
+def _open_loop() -> asyncio.AbstractEventLoop:
+    """Return a loop whose timers are exact: epoll rounds them up to whole milliseconds."""
+    return asyncio.SelectorEventLoop(selectors.SelectSelector())
+
+
 async def main() -> None:
     """Serve until killed."""
     server = Server(float(sys.argv[2]))
@@ -137,4 +143,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=_open_loop) as runner:
+        runner.run(main())

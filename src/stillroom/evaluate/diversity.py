@@ -73,7 +73,7 @@ def measure_diversity(
     draws: int = _DRAWS,
     only: frozenset[str] | None = None,
     cut: CutTexts | None = None,
-    num_workers: int | None = None,
+    pause: Callable[[], None] | None = None,
 ) -> dict[str, Metric]:
     """Return the figures of some texts at a budget of words, by name.
 
@@ -88,8 +88,8 @@ def measure_diversity(
         draws: How many.
         only: The figures wanted, where not all are.
         cut: The words of each text, where they are at hand.
-        num_workers: Threads that compress beside the counting; by default one for each core, and
-            with 0 all is done on the caller's.
+        pause: Called after every figure of a draw, so that others come to the processor; without
+            it other threads compress beside the counting.
     """
     cut = CutTexts.of(map(words, texts)) if cut is None else cut
     figures: dict[str, Callable[[NGramSample], float]] = {
@@ -109,8 +109,7 @@ def measure_diversity(
     if only is not None:
         figures = {name: figure for name, figure in figures.items() if name in only}
     drawn = list(_draw([len(one) for one in cut.texts], budget, seed, draws))
-    workers = min(os.cpu_count() or 1 if num_workers is None else num_workers, len(drawn))
-    values = _take_figures(figures, NGrams(cut, _ORDER), drawn, workers)
+    values = _take_figures(figures, NGrams(cut, _ORDER), drawn, pause)
     is_crowded = budget > _CROWDED * cut.count()
     note = "drawn from little more text than the budget" if is_crowded else ""
     return {
@@ -131,20 +130,29 @@ def _take_figures(
     figures: dict[str, Callable[[NGramSample], float]],
     grams: NGrams,
     draws: Sequence[list[int]],
-    workers: int,
+    pause: Callable[[], None] | None,
 ) -> dict[str, list[float]]:
     """Return the figures of every draw; compressing, the dearest of them, goes on beside."""
     samples = [NGramSample(grams, drawn) for drawn in draws]
-    if "compression" not in figures or not workers:
-        return {name: list(map(figure, samples)) for name, figure in figures.items()}
-    with ThreadPoolExecutor(workers) as pool:
-        found = {"compression": pool.map(figures["compression"], samples)}
-        found |= {
-            name: iter([figure(one) for one in samples])
+    values: dict[str, list[float]] = {name: [] for name in figures}
+    if pause is not None:
+        for sample in samples:
+            for name, figure in figures.items():
+                values[name].append(figure(sample))
+                pause()
+        return values
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, len(samples)) or 1) as pool:
+        beside = {
+            name: pool.map(figure, samples)
             for name, figure in figures.items()
-            if name not in found
+            if name == "compression"
         }
-        return {name: list(found[name]) for name in figures}
+        for name, figure in figures.items():
+            if name not in beside:
+                values[name] = [figure(sample) for sample in samples]
+        for name, found in beside.items():
+            values[name] = list(found)
+    return values
 
 
 def distinct(texts: Sequence[Words], n: int) -> float:

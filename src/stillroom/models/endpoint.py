@@ -96,7 +96,7 @@ class Endpoint:
         self._next_turn = 0.0
         self._next_tokens = 0.0
         self._sessions: list[Any] = []  # one, once the first request is sent
-        self._thread = LoopThread("stillroom-endpoint")
+        self._thread = LoopThread("stillroom-endpoint", lanes=self.patience.concurrency)
         # Also run when the endpoint is forgotten or the interpreter ends.
         self._finish = weakref.finalize(self, _shut_down, self._thread, self._sessions)
 
@@ -199,7 +199,7 @@ class Endpoint:
                 last = attempt + 1 == self.patience.tries or refused >= _REFUSED_TRIES
                 if last or waited + pause > self.patience.max_wait_s:
                     raise self._give_up(problem, attempt + 1, waited) from problem
-                await asyncio.sleep(pause)
+                await self._thread.rest(pause)
         raise AssertionError("unreachable: the last try returns or raises")
 
     async def _await_turn(self, body: Mapping[str, Any] | None = None) -> float:

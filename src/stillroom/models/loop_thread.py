@@ -2,7 +2,9 @@
 
 Who waits for an answer keeps a thread busy with waiting; waking as many threads as there are
 requests costs more processor time than the requests do. So work can also be handed in with a
-function that takes what comes of it, and nobody waits.
+function that takes what comes of it, and nobody waits. A bounded number of lanes works on what is
+handed in: an answer that has come makes room for the next request at once, and is told of when no
+more of them come, so that who goes on with the answers does not hold up the requests.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any, TypeVar
 
 from stillroom.errors import Cancelled
@@ -22,19 +23,28 @@ __all__ = ["LoopThread", "cancelled"]
 
 T = TypeVar("T")
 _LOOK_S = 0.2
+_GATHER_S = 0.001
 
 
 class LoopThread:
     """Runs coroutines for threads that are not its own."""
 
-    def __init__(self, name: str) -> None:
-        """Start the thread."""
+    def __init__(self, name: str, *, lanes: int = 16) -> None:
+        """Start the thread.
+
+        Args:
+            name: Of the thread.
+            lanes: How much of what is handed in is worked on at once.
+        """
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True, name=name)
         self.thread.start()
         self._handed_in: deque[tuple[Coroutine[Any, Any, Any], Callable[[Any], None]]] = deque()
         self._is_woken = False
+        self._lanes, self._at_work = lanes, 0
         self._running: set[asyncio.Task[Any]] = set()  # which the loop itself forgets
+        self._finished: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self._telling: asyncio.TimerHandle | None = None
 
     @property
     def is_closed(self) -> bool:
@@ -71,9 +81,18 @@ class LoopThread:
             RuntimeError: If the loop is closed.
         """
         self._handed_in.append((work, done))
-        if not self._is_woken:  # else all that lies there is taken when it wakes
+        if self._at_work < self._lanes and not self._is_woken:  # else a lane comes to it
             self._is_woken = True
             self.loop.call_soon_threadsafe(self._take)
+
+    async def rest(self, seconds: float) -> None:
+        """Sleep within a coroutine that was handed in, and let another be worked on meanwhile."""
+        self._lanes += 1
+        self._take()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._lanes -= 1
 
     def cancel(self, wait_s: float = 5.0) -> None:
         """Break off what is at work, and have who waits for it told so.
@@ -93,26 +112,56 @@ class LoopThread:
             return
         self.loop.close()
         self._is_woken = False  # so that who hands in more is refused
+        while self._finished:
+            done, value = self._finished.popleft()
+            done(value)
         while self._handed_in:
             work, done = self._handed_in.popleft()
             work.close()
             done(cancelled())
 
     def _take(self) -> None:
+        """Open as many lanes as there is work for."""
         self._is_woken = False  # before looking: what comes after the last look wakes it again
-        while self._handed_in:
-            work, done = self._handed_in.popleft()
-            task = self.loop.create_task(work)
+        for _ in range(min(self._lanes - self._at_work, len(self._handed_in))):
+            self._at_work += 1
+            task = self.loop.create_task(self._work())
             self._running.add(task)
-            task.add_done_callback(partial(self._tell, done))
+            task.add_done_callback(self._running.discard)
 
-    def _tell(self, done: Callable[[Any], None], task: asyncio.Task[Any]) -> None:
-        self._running.discard(task)
-        if task.cancelled():
-            done(cancelled())
-        else:
-            error = task.exception()
-            done(task.result() if error is None else error)
+    async def _work(self) -> None:
+        """Work on what is handed in until nothing is left, or too many do."""
+        try:
+            while self._handed_in and self._at_work <= self._lanes:
+                work, done = self._handed_in.popleft()
+                try:
+                    value = await work
+                except asyncio.CancelledError:
+                    self._tell(done, cancelled())
+                    raise
+                except BaseException as error:  # noqa: BLE001  # told to who handed it in
+                    value = error
+                self._tell(done, value)
+        finally:
+            self._at_work -= 1
+        if self._handed_in:  # since the last look, when this lane still seemed to come to it
+            self._take()
+
+    def _tell(self, done: Callable[[Any], None], value: Any) -> None:
+        """Tell what has come of work: soon, or at once where nothing else is left to do."""
+        self._finished.append((done, value))
+        if not self._handed_in:
+            self._tell_all()
+        elif self._telling is None:
+            self._telling = self.loop.call_later(_GATHER_S, self._tell_all)
+
+    def _tell_all(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        while self._finished:
+            done, value = self._finished.popleft()
+            self.loop.call_soon(done, value)
 
 
 async def _cancel_others() -> None:

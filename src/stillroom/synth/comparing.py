@@ -7,7 +7,8 @@ are made that the budget is known; a figure does not depend on when it was taken
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -23,6 +24,8 @@ _BUDGET = 5000
 _ENOUGH = 11_000
 """Words made, of which half is more than the budget, whichever texts are still drawn or leave."""
 _DRAWS = 10
+_PIECE = 8
+_REST_S = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +78,20 @@ class Comparison:
         return Figures(budget, sides)
 
     def _measure_ahead(self) -> tuple[Sample, _Start]:
-        seeds = Sample.of(self._seeds)
+        """Measure in pieces, between which those who ask and answer come to the processor."""
+        seeds = Sample()
+        for at, text in enumerate(self._seeds):
+            seeds.add(text)
+            if not at % _PIECE:
+                _rest()
         budget = _find_budget(seeds.words)
         if seeds.words < LEAST_WORDS:
             return seeds, _Start(budget)
-        return seeds, _measure_start(seeds, budget, num_workers=0)
+        return seeds, _measure_start(seeds, budget, _rest)
+
+
+def _rest() -> None:
+    time.sleep(_REST_S)
 
 
 def _find_budget(least: int) -> int:
@@ -87,11 +99,11 @@ def _find_budget(least: int) -> int:
     return min(_BUDGET, int(0.5 * least))
 
 
-def _measure_start(seeds: Sample, budget: int, num_workers: int | None = None) -> _Start:
+def _measure_start(seeds: Sample, budget: int, pause: Callable[[], None] | None = None) -> _Start:
     """Measure what was started from; its own share of rare words is that of one half of it."""
     texts, cut = seeds.drawn()
     tail, mass = find_tail(cut=cut)
-    figures = _measure(texts, cut, _Start(budget, {}, tail, mass), num_workers)
+    figures = _measure(texts, cut, _Start(budget, {}, tail, mass), pause)
     if "tail" in figures:
         figures |= measure_diversity(
             texts[1::2],
@@ -101,12 +113,13 @@ def _measure_start(seeds: Sample, budget: int, num_workers: int | None = None) -
             draws=_DRAWS,
             only=frozenset({"tail"}),
             cut=cut[1::2],
+            pause=pause,
         )
     return _Start(budget, figures, tail, mass)
 
 
 def _measure(
-    texts: Sequence[str], cut: CutTexts, start: _Start, num_workers: int | None = None
+    texts: Sequence[str], cut: CutTexts, start: _Start, pause: Callable[[], None] | None = None
 ) -> dict[str, Metric]:
     return measure_diversity(
         texts,
@@ -115,5 +128,5 @@ def _measure(
         tail_mass=start.mass,
         draws=_DRAWS,
         cut=cut,
-        num_workers=num_workers,
+        pause=pause,
     )

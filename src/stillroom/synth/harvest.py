@@ -120,7 +120,7 @@ class Harvest:
     trimmed: int = 0
     told: Mapping[str, Any] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
-    tally: Tally = field(default_factory=Tally)
+    tally: Tally = field(default_factory=Tally, compare=False, repr=False)
 
     @classmethod
     def spilled(cls, split: Split, folder: Path, closing: ExitStack) -> Harvest:

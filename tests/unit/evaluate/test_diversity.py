@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stillroom.evaluate import ngrams
 from stillroom.evaluate.diversity import (
     compression,
     coverage,
@@ -198,3 +199,20 @@ def test_spread_is_the_mean_distance_of_two_texts():
     apart = np.eye(4, dtype=np.float32)
     assert spread(apart) == pytest.approx(1.0)
     assert spread(apart[:1]) == 0.0
+
+
+def test_n_grams_of_many_words_are_counted_as_those_of_few(monkeypatch):
+    """Where one number does not hold all words of an n-gram, n-grams are numbered anew."""
+    cut = [text.split() for text in zipf(60, 3, vocabulary=400)]
+    packed = [self_bleu(cut), repeated(cut, 3), distinct(cut, 4)]
+    monkeypatch.setattr(ngrams, "_MOST", 200_000)
+    assert [self_bleu(cut), repeated(cut, 3), distinct(cut, 4)] == packed
+
+
+def test_figures_taken_with_pauses_are_the_same():
+    many, paused = zipf(80, 4), []
+    told = {"budget": 1500, "draws": 4, "tail": frozenset({"a"}), "tail_mass": 0.1}
+    with_pauses = measure_diversity(many, **told, pause=lambda: paused.append(1))
+    assert with_pauses == measure_diversity(many, **told)
+    assert list(with_pauses) == list(measure_diversity(many, **told))
+    assert len(paused) == 4 * len(with_pauses)
