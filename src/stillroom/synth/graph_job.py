@@ -53,14 +53,7 @@ def _run(recipe: SynthRecipe, job: Job, models: Lending, closing: ExitStack) -> 
     purse = Purse(recipe.budget)
     shelves = Shelves.of(job)
 
-    comparison = Comparison(
-        [
-            text_of_item(item)
-            for (_, side), items in start.items.items()
-            if side == "train"
-            for item in items
-        ]
-    )
+    comparison = Comparison(_texts_of(start))
 
     def harvest(split: Split, aside: Sequence[Record]) -> Crop:
         return _harvest(
@@ -81,25 +74,16 @@ def _run(recipe: SynthRecipe, job: Job, models: Lending, closing: ExitStack) -> 
     def dropped() -> Iterator[Dropped]:
         return chain(held_out.harvest.dropped, train.harvest.dropped, left_out)
 
-    trained, kept_aside = train.harvest.tally, held_out.harvest.tally
-    with RecordWriter(job.output / "records.jsonl") as writer:
-        if mixed is None:
-            train.harvest.write_to(writer)
-        else:
-            trained = Tally()
-            for record in trained.watch(mixed.records):
-                writer.write(record)
-        held_out.harvest.write_to(writer)
+    trained = _write_records(job.output / "records.jsonl", train, held_out, mixed)
     _write_rows(job.output / "dropped.jsonl", (drop.to_json() for drop in dropped()))
-    scores = chain(train.scores, held_out.scores)
-    _write_rows(job.output / "scores.jsonl", scores)
+    _write_rows(job.output / "scores.jsonl", chain(train.scores, held_out.scores))
     report = _report(recipe, start, (held_out, train), mixed, trained, purse)
     with atomic_write(job.output / "report.json") as file:
         json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
     told = Told(
         report,
         trained,
-        kept_aside,
+        held_out.harvest.tally,
         dropped(),
         comparison,
         [step.model or recipe.model for step in recipe.steps.values() if step.generator],
@@ -110,7 +94,7 @@ def _run(recipe: SynthRecipe, job: Job, models: Lending, closing: ExitStack) -> 
     ended = purse.reached()
     if ended:
         job.say(f"warning: {len(new)} training records kept; {ended}")
-    origin = combine_origins([*trained.origins, *kept_aside.origins])
+    origin = combine_origins([*trained.origins, *held_out.harvest.tally.origins])
     return job.finish(
         "records",
         parents=_parents(recipe, start, models, job),
@@ -178,6 +162,30 @@ def _harvest(
             progress.advance(len(one.kept) - progress.done, note)
 
         return graph.harvest(wanted, closing, purse, share, show)
+
+
+def _texts_of(start: Start) -> list[str]:
+    """Return the texts that training records start from."""
+    return [
+        text_of_item(item)
+        for (_, side), items in start.items.items()
+        if side == "train"
+        for item in items
+    ]
+
+
+def _write_records(path: Path, train: Crop, held_out: Crop, mixed: Mixed | None) -> Tally:
+    """Write the records of both sides; return the tally of those to train on."""
+    trained = train.harvest.tally
+    with RecordWriter(path) as writer:
+        if mixed is None:
+            train.harvest.write_to(writer)
+        else:
+            trained = Tally()
+            for record in trained.watch(mixed.records):
+                writer.write(record)
+        held_out.harvest.write_to(writer)
+    return trained
 
 
 def _write_rows(path: Path, rows: Iterator[Mapping[str, object]]) -> None:
