@@ -11,9 +11,14 @@ paragraphs of WikiText-2, say) go through the room's filters at their defaults, 
 kept lines is compared with one of as many unfiltered ones, and of as many tokens of unfiltered
 ones, on paragraphs of the SQuAD file.
 
-Usage: bench_worth.py [SQUAD.json] [SEEDS] [--raw TEXT.txt]
+With ``--written`` the records of a synth run are compared: as many kept as unfiltered ones teach a
+low-rank student of SmolLM2-135M, which is measured on human questions of the SQuAD file about other
+articles. The run's documents are to be the paragraphs of all articles but the last five.
+
+Usage: bench_worth.py [SQUAD.json] [SEEDS] [--raw TEXT.txt | --written RUN]
 """
 
+import argparse
 import json
 import random
 import re
@@ -29,7 +34,7 @@ from stillroom.records import Message, Origin, Record, write_records
 from stillroom.synth.students import StudentSettings
 from stillroom.synth.worth import Worth, measure_worth
 from stillroom.synth.worth_report import leaderboard
-from stillroom.train import TrainSettings
+from stillroom.train import LoraSettings, TrainSettings
 
 WORK = ROOT / "build" / "bench" / "synth" / "worth"
 LEARNED, HELD_OUT = 600, 150
@@ -50,6 +55,21 @@ STUDENT = StudentSettings(
         log_every=80,
     ),
 )
+TUNED = StudentSettings(
+    start="hub:HuggingFaceTB/SmolLM2-135M-Instruct",
+    max_tokens=160,
+    train=TrainSettings(
+        epochs=1.0,
+        batch_size=8,
+        micro_tokens=4096,
+        learning_rate=5e-4,
+        lora=LoraSettings(rank=8),
+        precision="float32",
+        threads=2,
+        log_every=10,
+    ),
+)
+LAST_ARTICLES = 5
 
 
 def read_pairs(path: Path) -> Iterator[tuple[str, str, str]]:
@@ -189,12 +209,60 @@ def measure_filters(squad: Path, raw: Path, seeds: int) -> None:
             )
 
 
+def measure_written(squad: Path, run: Path, seeds: int) -> None:
+    """Compare what a run kept with as much of all that it wrote."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    articles = [article["title"] for article in json.loads(squad.read_text())["data"]]
+    apart = set(articles[-LAST_ARTICLES:])
+    pairs = [pair for pair in read_pairs(squad) if pair[2] in apart]
+    random.Random(0).shuffle(pairs)
+    human = [
+        Record(
+            (Message("user", question), Message("assistant", answer)),
+            {"document_id": title},
+            Origin("human"),
+        )
+        for question, answer, title in pairs
+    ]
+    write_records(WORK / "asked.jsonl", human)
+    for equal in ("records", "tokens"):
+        plan = Worth(
+            (run,),
+            WORK / "asked.jsonl",
+            "filter",
+            seeds,
+            records=LEARNED,
+            held_out=HELD_OUT,
+            equal=equal,
+            student=TUNED,
+            groups=("all filters",),
+        )
+        _, _, measured = measure_worth(plan, WORK / f"written-{equal}", overwrite=True)
+        for row in leaderboard(measured):
+            say(
+                f"synth/worth/written/{equal}/{row.group}",
+                row.worth.value,
+                low=round(row.worth.low, 4),
+                high=round(row.worth.high, 4),
+                verdict=row.verdict,
+                unit=f"nats a token at equal {equal}",
+                seeds=seeds,
+                n=HELD_OUT,
+            )
+
+
 if __name__ == "__main__":
-    raw = Path(sys.argv.pop()) if "--raw" in sys.argv else None
-    if raw is not None:
-        sys.argv.remove("--raw")
-        measure_filters(Path(sys.argv[1]), raw, int(sys.argv[2]) if sys.argv[2:] else 3)
-    elif sys.argv[1:]:
-        main(Path(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] else 3)
-    else:
+    parser = argparse.ArgumentParser(description="What filters are worth to a student.")
+    parser.add_argument("squad", nargs="?", type=Path)
+    parser.add_argument("seeds", nargs="?", type=int, default=3)
+    parser.add_argument("--raw", type=Path)
+    parser.add_argument("--written", type=Path)
+    told = parser.parse_args()
+    if told.squad is None:
         print("no figures of worth: name a file in SQuAD's format", file=sys.stderr)
+    elif told.written is not None:
+        measure_written(told.squad, told.written, told.seeds)
+    elif told.raw is not None:
+        measure_filters(told.squad, told.raw, told.seeds)
+    else:
+        main(told.squad, told.seeds)

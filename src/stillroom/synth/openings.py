@@ -13,57 +13,33 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from stillroom.synth.clauses import DETERMINERS, NUMBERS, Verb, find_verb, is_adverb, outside
+from stillroom.synth.verbs import BE, INTRANSITIVE, MODAL, VERBS, base_of, is_participle
 from stillroom.synth.wording import FUNCTION_WORDS, collapse, stem
 from stillroom.text.normalize import words
 
-__all__ = ["ENDINGS", "PREPOSITIONS", "VERBS", "Opening", "find_openings", "fits_opening"]
+__all__ = ["ENDINGS", "PREPOSITIONS", "Opening", "find_openings", "fits_opening"]
 
-_BE = frozenset({"is", "are", "was", "were"})
-_MODAL = frozenset({"can", "may", "must", "should", "will", "cannot"})
-VERBS = frozenset(
-    str.split(
-        """accept access act add affect allow apply appear arise ask assign associate assume attach
-        attempt avoid become begin behave belong bind bring build call carry cause change check
-        combine come compare compute connect consist contain continue contribute control convert
-        copy correspond cost count cover create decide declare define delay delete deliver
-        depend derive describe determine disable display divide do emit enable encode end
-        enforce ensure enter establish evaluate exceed execute exist expect export express
-        extend fall fetch find finish flow follow force form format forward generate get give
-        govern grant group grow guarantee handle hold identify implement imply import include
-        increase indicate inherit initialize insert install introduce invoke iterate join jump
-        keep lead leave let lie limit list live load lock look lose maintain make manage map
-        mark match mean measure meet merge modify move need obey occur offer open operate
-        override own pass pay perform permit place point prevent print process produce prohibit
-        protect prove provide raise reach read receive record reduce refer release remain remove
-        rename render repeat replace report represent require reserve resolve respond restrict
-        result return rise rotate run save say search see select send separate serve set share
-        show sit skip sort specify split stand start state stay stop store supply support
-        suppress switch take tell terminate test throw trace transfer translate treat trigger
-        turn understand unpack update use vary verify wait walk want wear work wrap write yield"""
-    )
-)
-"""Verbs that are known, without endings."""
-_DO = {"has": "does", "have": "do", "does": "does", "do": "do"}
 _CONDITION = re.compile(r"^(?P<word>if|when|whenever|after|before|while)\s+(?P<rest>.+)$", re.I)
 _HOW = re.compile(r"\b(?:by|using|through|via|with the help of)\b", re.IGNORECASE)
-_WHEN = re.compile(r"\b(?:when|whenever|only if|if|until|before|after|during|as soon as)\b", re.I)
+_AGENT = re.compile(r"by (?:the |an? )?(?!\w+ing\b)[A-Z]")
+"""Someone: nobody asks how, and a name may be a person's or a thing's."""
+_MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
+_TIME = re.compile(
+    r"\b(?:when|whenever|only if|if|until|before|after|during|as soon as|"
+    rf"(?:in|on|by|since|from|around) (?:the )?(?:early |late |mid-?)?(?:{_MONTHS}|\d{{4}}s?\b|"
+    r"\d{1,2}(?:st|nd|rd|th)[ -]century|\d{1,2} (?:" + _MONTHS + r")))\b"
+)
+"""Conditions and dates."""
 _REFERRING = re.compile(
     r"\b(?:this|that|these|those|it|its|they|them|which|who|he|she|we|you)\b", re.I
 )
 _LOWERED = frozenset(
     str.split(
-        """the a an all any each every some most many few both no several two three four five one
-        other another"""
+        """the a an all any each every some most many few both several two three four five one
+        other another various such major new old modern early late first second third"""
     )
 )
-_ADVERBS = frozenset(
-    str.split(
-        """then also always often usually only now still first normally typically generally
-        already just even again both all sometimes"""
-    )
-)
-_PARTICIPLES = ("ed", "wn", "ught", "ound", "elt", "ept", "itten", "iven", "aken", "osen", "oken")
-_NO_PARTICIPLES = frozenset({"need", "own", "down", "unknown", "around", "bound", "indeed"})
 PREPOSITIONS = frozenset(str.split("to into from for by with as of on in at within through using"))
 """Behind a verb, what it asks for is behind them, not behind the verb."""
 ENDINGS = PREPOSITIONS - {"using"} | {"about", "like", "between", "among"}
@@ -72,7 +48,6 @@ _PARTICLES = frozenset(str.split("back out up down off over away forth together 
 _PRO_VERBS = frozenset({"do", "done", "have", "make", "give", "get", "use", "used"})
 _ASKING = frozenset(str.split("what how when why who which where"))
 _NEGATION = re.compile(r"(?:\w+ ){0,2}?(?:not|never|no longer|hardly|rarely|seldom)\b")
-_DETERMINERS = frozenset(str.split("a an the any all each every some both no its their such"))
 _GOVERNED = frozenset({"of", "to", "for", "from", "with", "on"})
 _QUALITIES = tuple(str.split("able ible ful less ous ive ic al ent ant"))
 _SET_PHRASES = re.compile(
@@ -82,10 +57,24 @@ _SET_PHRASES = re.compile(
 """Prepositions with words of their own: nothing is asked for by the first word alone."""
 _NO_OBJECTS = frozenset({"effect", "place", "part", "no"})
 """What stands behind a verb and is not asked for ("take effect", "make no")."""
+_NAMING = frozenset(str.split("named called titled entitled dubbed nicknamed renamed termed"))
+_NEEDED = frozenset(str.split("to from with of for as into"))
+_NEEDING = frozenset({"result", "consist", "participate", "engage"})
+"""What says nothing without what stands behind it."""
+_REPORTING = frozenset(str.split("said believed thought reported"))
 _NOUN_ENDINGS = ("s", "ing", "tion", "ment", "ity", "ness", "ance", "ence")
-_MAX_SUBJECT = 9
+_GOING_ON = frozenset(str.split("and or but which who whose where"))
+"""What shows that the comma before ends no condition."""
+_PEOPLES = tuple(
+    str.split(
+        """ese french british english german american african asian european russian italian
+        spanish greek roman arab jewish christian catholic muslim indian canadian australian
+        mexican egyptian persian mongol turkish irish scottish swedish dutch polish"""
+    )
+)
+"""How words end that are made of names."""
+_MAX_SUBJECT, _MAX_BETWEEN = 9, 4
 _MIN_REST = 3
-_OPEN, _CLOSE = "([“«", ")]”»"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +109,10 @@ def find_openings(statement: str, passage: str = "") -> list[Opening]:
     line = line[:-1]
     condition = _CONDITION.match(line)
     if condition is not None:
-        clause = _clause(condition["rest"])
         word = "when" if condition["word"].lower() == "whenever" else condition["word"].lower()
-        return [Opening(f"What happens {word} {clause}", is_whole=True)] if clause else []
+        clause, told = _clause(word, condition["rest"])
+        happens = "happened" if _is_past(clause, told) else "happens"
+        return [Opening(f"What {happens} {word} {clause}", is_whole=True)] if clause else []
     return _subject_openings(line, passage)
 
 
@@ -140,7 +130,7 @@ def fits_opening(opening: Opening, question: str, statement: str) -> bool:
     if not tail:
         is_object = has_verb and bool(opening.next) and opening.next not in PREPOSITIONS
         return opening.is_whole or is_object
-    if tail[0] in _BE or tail[0] in _MODAL or (opening.verb == "have" and has_verb):
+    if tail[0] in BE or tail[0] in MODAL or (opening.verb == "have" and has_verb):
         return False
     if has_verb and len(tail) == 1:
         is_bare = opening.strands or opening.next not in PREPOSITIONS
@@ -166,92 +156,89 @@ def _asks_with(tail: list[str], statement: str, longest: int) -> bool:
     )
 
 
-def _clause(rest: str) -> str:
-    """Return a condition up to the comma that ends it, if it is short and names its things."""
-    for place, depth in _outside(rest):
+def _clause(word: str, rest: str) -> tuple[str, str]:
+    """Return a condition up to the comma that ends it, and what is told of it.
+
+    Both are empty where it is long, does not name its things, or may not end there.
+    """
+    for place, depth in outside(rest):
         if rest[place] == "," and not depth:
             clause = rest[:place].strip()
             following = rest[place + 1 :].strip()
-            is_list = following.split(" ", 1)[0] in {"and", "or", "but"}
+            first = following.split(" ", 1)[0]
+            is_noun = word in {"after", "before"} and "," in following
+            goes_on = first in _GOING_ON or (is_noun and find_verb(following) is None)
             is_plain = 3 <= len(clause.split()) <= 2 * _MAX_SUBJECT
             is_plain = is_plain and len(following.split()) >= _MIN_REST
-            return "" if is_list or not is_plain or _REFERRING.search(clause) else clause
-    return ""
+            is_sound = is_plain and not goes_on and not _REFERRING.search(clause)
+            return (clause, following) if is_sound else ("", "")
+    return "", ""
+
+
+def _is_past(clause: str, told: str) -> bool:
+    """Return whether something happened, rather than happens."""
+    verb = find_verb(clause)
+    if verb is None or verb.kind not in BE:
+        verb = find_verb(told) or verb
+    return verb is not None and verb.is_past
 
 
 def _subject_openings(line: str, passage: str) -> list[Opening]:
-    places = [place for place, depth in _outside(line) if line[place] == " " and not depth]
-    for number, place in enumerate(places[: _MAX_SUBJECT + 1]):
-        end = places[number + 1] if number + 1 < len(places) else len(line)
-        subject, rest = line[:place], line[end:].strip()
-        kind = _kind_of(line[place + 1 : end])
-        if not kind or not _ends_as_subject(subject, kind):
-            continue
-        if not _is_subject(subject) or len(rest.split()) < _MIN_REST or _NEGATION.match(rest):
-            return []
-        verb = line[place + 1 : end]
-        return _word_openings(kind, _lower(_without_adverb(subject), passage), verb, rest)
-    return []
-
-
-def _ends_as_subject(subject: str, kind: str) -> bool:
-    """Return whether a verb may follow: after a noun, and after a plural where the verb is bare."""
-    last = _without_adverb(subject).rsplit(" ", 1)[-1]
-    if last.casefold() in FUNCTION_WORDS:
-        return False
-    return kind != "do" or (last.endswith("s") and not last.endswith(("ss", "is", "us")))
+    verb = find_verb(line)
+    if verb is None or verb.kind == "cannot":
+        return []
+    subject, rest = line[: verb.start].strip(), line[verb.end :].strip()
+    if not _is_subject(subject) or len(rest.split()) < _MIN_REST or _NEGATION.match(rest):
+        return []
+    return _word_openings(verb, _lower(_without_adverb(subject), passage), rest)
 
 
 def _is_subject(subject: str) -> bool:
-    first = subject.split(" ", 1)[0].strip("\"“‘'`*").casefold()
-    starts_as_noun = first not in FUNCTION_WORDS or first in _LOWERED or first in {"no", "its"}
-    is_verb = first.endswith("ed") or (bool(_bare(first)) and " " in subject)
+    """Return whether words before a verb are one thing that is named by them."""
+    first, last = subject.split(" ", 1)[0], _without_adverb(subject).rsplit(" ", 1)[-1]
+    first = first.strip("\"“‘'`*").casefold()
+    starts_as_noun = first not in FUNCTION_WORDS or first in _LOWERED or first == "its"
+    is_verb = first.endswith("ed") or (bool(base_of(first)) and " " in subject)
     is_plain = not any(mark in subject for mark in (",", ":", ";", " A ", " An ", " The "))
-    is_plain = is_plain and not _REFERRING.search(subject)
-    return starts_as_noun and not is_verb and is_plain
+    is_plain = (
+        is_plain and not _REFERRING.search(subject) and (first in _LOWERED or not is_adverb(first))
+    )
+    is_plain = is_plain and last.casefold() not in FUNCTION_WORDS
+    is_short = sum(1 for place, depth in outside(subject) if subject[place] == " " and not depth)
+    return starts_as_noun and not is_verb and is_plain and is_short <= _MAX_SUBJECT
 
 
 def _without_adverb(subject: str) -> str:
     head, _, last = subject.rpartition(" ")
-    return head if head and (last in _ADVERBS or last.endswith("ly")) else subject
+    return head if head and is_adverb(last) else subject
 
 
-def _kind_of(verb: str) -> str:
-    """Return the word that a question moves before the subject, or nothing for other words."""
-    if verb in _BE or verb in _MODAL:
-        return verb
-    if verb in _DO:
-        return _DO[verb]
-    if verb in VERBS:
-        return "do"
-    return "does" if verb.endswith("s") and _bare(verb) else ""
-
-
-def _bare(verb: str) -> str:
-    """Return a known verb without its ending, or nothing."""
-    if verb in _DO:
-        return "have" if verb.startswith("ha") else ""
-    stems = (verb, verb.removesuffix("s"), verb.removesuffix("es"), verb.removesuffix("ies") + "y")
-    return next((stem for stem in stems if stem in VERBS), "")
-
-
-def _word_openings(kind: str, subject: str, verb: str, rest: str) -> list[Opening]:
-    after = [word.strip(",") for word in rest.split()]
-    after = [word for word in after if word not in _ADVERBS and word[-2:] != "ly"]
+def _word_openings(verb: Verb, subject: str, rest: str) -> list[Opening]:
+    rest = next(
+        (rest[:place] for place, depth in outside(rest) if rest[place] == "," and not depth), rest
+    )
+    after = [word for word in rest.split() if not is_adverb(word)]
+    kind, done = verb.kind, verb.base
     begun = f"{kind} {subject}"
-    if kind in _MODAL and after[:1] == ["be"]:
+    if kind in MODAL and after[:1] == ["be"]:
         begun, after = f"{begun} be", after[1:]
-    if begun.endswith(" be") or kind in _BE:
-        return _state_openings(begun, subject, after, rest)
-    done = _bare(verb)
-    if kind in _MODAL:
-        done, after = _bare(after[0]) if after else "", after[1:]
-    if not done:
-        return [Opening(f"What {begun}")]
-    return _verb_openings(begun, done, after, rest)
+    if begun.endswith(" be") or kind in BE:
+        return _state_openings(verb, subject, begun, after)
+    if kind in MODAL:
+        done, after = base_of(after[0]) if after else "", after[1:]
+        if not done:
+            return [Opening(f"What {begun}")]
+    if not done or done == "do" or (done == "have" and _is_perfect(after)):
+        return []
+    return _verb_openings(begun, done, after)
 
 
-def _verb_openings(begun: str, done: str, after: list[str], rest: str) -> list[Opening]:
+def _is_perfect(after: list[str]) -> bool:
+    """Return whether "have" only says when something was done."""
+    return bool(after) and is_participle(after[0])
+
+
+def _verb_openings(begun: str, done: str, after: list[str]) -> list[Opening]:
     """Return openings for what a subject does."""
     follows = after[0] if after else ""
     said = " ".join(after)
@@ -260,54 +247,86 @@ def _verb_openings(begun: str, done: str, after: list[str], rest: str) -> list[O
         return []
     strands, leads_on = _way_on(after)
     asks_on = strands or leads_on or follows not in PREPOSITIONS | _NO_OBJECTS
-    if follows and asks_on and not _WHEN.match(said) and not follows.endswith("ed"):
+    asks_on = asks_on and done not in INTRANSITIVE and not follows.endswith("ed")
+    is_time = bool(_TIME.match(said))
+    if follows and asks_on and not is_time:
         for text, has_verb in ((f"What {begun}", False), (f"What {begun} {done}", True)):
             openings.append(Opening(text, False, done, has_verb, follows, strands, leads_on))
-    is_bare = follows in PREPOSITIONS or not follows
-    if _HOW.match(said) or (is_bare and _HOW.search(rest)):
+    is_bare = not follows or (follows in PREPOSITIONS - _NEEDED and done not in _NEEDING)
+    if _HOW.match(said) or (is_bare and _HOW.search(said)):
         openings.append(Opening(f"How {begun} {done}", is_whole=True))
-    if _WHEN.match(said) or (is_bare and _WHEN.search(rest)):
+    if is_time or (is_bare and _TIME.search(said)):
         openings.append(Opening(f"When {begun} {done}", is_whole=True))
     return openings
 
 
-def _state_openings(begun: str, subject: str, after: list[str], rest: str) -> list[Opening]:
+def _state_openings(verb: Verb, subject: str, begun: str, after: list[str]) -> list[Opening]:
     """Return openings for what something is, or what is done to it."""
-    is_passive = bool(after) and after[0].endswith(_PARTICIPLES) and after[0] not in _NO_PARTICIPLES
-    if not is_passive:
+    if not after or not is_participle(after[0]):
         return _quality_openings(begun, after)
-    done = f"{begun} {after[0]}"
-    openings = _governed_openings(begun, after)
-    if _HOW.search(rest):
-        openings.append(Opening(f"How {done}", is_whole=True))
-    if _WHEN.search(rest):
-        openings.append(Opening(f"When {done}", is_whole=True))
-    if openings or " ".join(after[1:2]) in PREPOSITIONS:
+    done, behind = after[0], after[1:]
+    if done in _NAMING and behind and _is_name(behind[0]):
+        return [Opening(f"What {begun} {done}", is_whole=True)]
+    if done in _REPORTING and behind[:1] != ["as"]:
+        return []
+    if behind[:1] and behind[0] in _PARTICLES:
+        done, behind = f"{done} {behind[0]}", behind[1:]
+    if done == "referred" and behind[:2] == ["to", "as"]:
+        return [Opening(f"What {begun} referred to as", is_whole=True)]
+    said = " ".join(behind)
+    is_agent = bool(_AGENT.match(said))
+    asks_on = not is_agent and not _TIME.match(said) and done != "born"
+    openings = _governed_openings(begun, done, behind) if asks_on else []
+    for asks, told in (("How", _HOW), ("When", _TIME)):
+        found = told.search(said)
+        if found is not None and not _AGENT.match(said, found.start()):
+            between = _complement(done, behind, said[: found.start()].split())
+            if between is not None:
+                text = " ".join((asks, begun, done, *between))
+                openings.append(Opening(text, is_whole=True))
+    if openings or is_agent or " ".join(behind[:1]) in PREPOSITIONS:
         return openings
-    return [Opening(f"What happens to {subject}", is_whole=True)]
+    happens = "What happened to" if verb.is_past else "What happens to"
+    is_said = not behind or behind[0] in FUNCTION_WORDS
+    return [Opening(f"{happens} {subject}", is_whole=True)] if is_said else []
+
+
+def _complement(done: str, behind: list[str], between: list[str]) -> list[str] | None:
+    """Return the words before a time or a means that a participle needs; none if they are many.
+
+    "Declared the winner" is nothing without them, "opened in Paris" is.
+    """
+    if len(between) > _MAX_BETWEEN:
+        return None
+    is_free = not between or done == "born" or between[0] in PREPOSITIONS
+    return [] if is_free and not _way_on(behind)[1] else between
+
+
+def _is_name(word: str) -> bool:
+    return word in {"a", "an", "the"} or not word[:1].isalpha() or word[:1].isupper()
 
 
 def _quality_openings(begun: str, after: list[str]) -> list[Opening]:
     """Return openings for what something is: a thing, or of a quality ("capable of")."""
     first, follows = after[0] if after else "", " ".join(after[1:2])
-    if first in PREPOSITIONS - {"to"}:
+    if first in PREPOSITIONS - {"to"} or first in NUMBERS:
         return []
     is_word = first.isalpha() and first.islower() and first not in FUNCTION_WORDS | _LOWERED
     if is_word and follows in _GOVERNED and not first.endswith("s"):
-        return _governed_openings(begun, after)
+        return _governed_openings(begun, first, after[1:])
     is_quality = first.endswith(_QUALITIES) and (not follows or follows in FUNCTION_WORDS)
+    is_quality = is_quality or follows in ENDINGS
     if begun.endswith(" be") or (is_word and is_quality):
         return []
     return [Opening(f"What {begun}", is_whole=True)]
 
 
-def _governed_openings(begun: str, after: list[str]) -> list[Opening]:
+def _governed_openings(begun: str, done: str, behind: list[str]) -> list[Opening]:
     """Return the opening that asks for what stands behind a word and its preposition."""
-    strands, leads_on = _way_on(after[1:])
+    strands, leads_on = _way_on(behind)
     if not strands and not leads_on:
         return []
-    text = f"What {begun} {after[0]}"
-    return [Opening(text, False, after[0], True, after[1], strands, leads_on)]
+    return [Opening(f"What {begun} {done}", False, done, True, behind[0], strands, leads_on)]
 
 
 def _way_on(follows: list[str]) -> tuple[bool, bool]:
@@ -318,7 +337,7 @@ def _way_on(follows: list[str]) -> tuple[bool, bool]:
         return True, False
     word, behind = " ".join(follows[1:2]), " ".join(follows[2:3])
     is_verb = word in VERBS or word in {"be", "have"} or word.endswith(("ize", "ise", "ify"))
-    if is_verb or (word not in FUNCTION_WORDS | _LOWERED and behind in _DETERMINERS):
+    if is_verb or (word not in FUNCTION_WORDS | _LOWERED and behind in DETERMINERS):
         return False, True
     is_name = not word.isalpha() or not word.islower() or word.endswith(("s", "ing"))
     return bool(word) and (is_name or word in FUNCTION_WORDS | _LOWERED), False
@@ -328,25 +347,15 @@ def _lower(subject: str, passage: str) -> str:
     """Return a subject as it stands within a sentence: without a capital it owes to its place."""
     first, _, rest = subject.partition(" ")
     low = first[:1].lower() + first[1:]
-    is_word = (
-        low in _LOWERED
-        or low.endswith(_NOUN_ENDINGS)
-        or re.search(rf"(?<![\w.]){re.escape(low)}(?!\w)", passage)
+    if low in _LOWERED:
+        return f"{low} {rest}".strip()
+    is_name = (
+        not low[1:].islower()
+        or low.endswith(("'s", "’s", *_PEOPLES))
+        or rest[:1].isupper()
+        or rest[:1].isdigit()
     )
-    is_name = re.search(rf"[\w,;:)] {re.escape(first)}(?!\w)", passage) or not low[1:].islower()
-    leads = bool(rest) and not rest[0].isupper() and not rest[0].isdigit()
-    return f"{low if is_word or (leads and not is_name) else first} {rest}".strip()
-
-
-def _outside(line: str) -> list[tuple[int, int]]:
-    """Return every place of a line with how deep it stands in brackets or straight quotes."""
-    places, depth, quoted = [], 0, False
-    for place, letter in enumerate(line):
-        if letter == '"':
-            quoted = not quoted
-        elif letter in _OPEN:
-            depth += 1
-        elif letter in _CLOSE:
-            depth = max(depth - 1, 0)
-        places.append((place, depth + quoted))
-    return places
+    if not is_name and not re.search(rf"(?<![\w.]){re.escape(low)}(?!\w)", passage):
+        is_name = bool(re.search(rf"[\w,;:)] {re.escape(first)}(?!\w)", passage))
+        is_name = is_name or not (rest or low.endswith(_NOUN_ENDINGS))
+    return f"{first if is_name else low} {rest}".strip()

@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from stillroom.synth.openings import ENDINGS, PREPOSITIONS, VERBS, Opening, fits_opening
+from stillroom.synth.openings import ENDINGS, PREPOSITIONS, Opening, fits_opening
+from stillroom.synth.verbs import VERBS
 from stillroom.synth.wording import collapse, content_stems, share_supported
 
 __all__ = ["Trimmed", "trim_question"]
@@ -114,7 +115,9 @@ def _cuts(body: str, opening: Opening) -> Iterator[tuple[int, bool]]:
             yield start, is_sound and is_whole_clause
         if match.end() in follows and word in ENDINGS:
             stranded = match.end()
-        is_whole_clause = is_whole_clause and word not in _CLAUSES
+        behind = body[match.end() :].split(maxsplit=1)
+        opens = word in _CLAUSES or (word == "to" and bool(behind) and behind[0] in VERBS)
+        is_whole_clause = is_whole_clause and not opens
 
 
 def _asks_before(tail: list[str], word: str, opening: Opening) -> bool:
@@ -133,4 +136,4 @@ def _asks_before(tail: list[str], word: str, opening: Opening) -> bool:
         return opening.next not in PREPOSITIONS and (last, word) != ("have", "to")
     if last in _TAKE_OBJECTS:
         return (last, word) != ("have", "to")
-    return last not in VERBS and (tail[0] == verb or tail[0] in VERBS | _TAKE_OBJECTS)
+    return last not in VERBS and (tail[0] == verb or tail[0] in _TAKE_OBJECTS)
