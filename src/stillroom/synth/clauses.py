@@ -46,7 +46,7 @@ _BEHIND_VERB = frozenset(str.split("the a an all any each every its their his he
 _STOPS = frozenset(
     str.split(
         """that which who whom whose where when while whenever because if unless until although
-        though since so whereas how why what as than"""
+        though since so whereas how why what whether as than"""
     )
 )
 _JOINING = frozenset({"and", "or", "but", "nor"})

@@ -287,7 +287,7 @@ def _state_openings(verb: Verb, subject: str, begun: str, after: list[str]) -> l
     if openings or is_agent or " ".join(behind[:1]) in PREPOSITIONS:
         return openings
     happens = "What happened to" if verb.is_past else "What happens to"
-    is_said = not behind or behind[0] in FUNCTION_WORDS
+    is_said = not behind or behind[0] in FUNCTION_WORDS - {"like"}
     return [Opening(f"{happens} {subject}", is_whole=True)] if is_said else []
 
 

@@ -84,6 +84,8 @@ def test_statement_that_is_not_plain_has_no_opening(statement):
         ("The church was burnt down and built again.", {"What happened to the church"}),
         ("The contestants are fifteen to twenty-eight years of age.", set()),
         ("The presence of pain cannot be known for certain.", set()),
+        ("Modules of the interpreter are written like this one.", set()),
+        ("The argument defaults to true and controls whether a debugger will load files.", set()),
         # conditions
         (
             "When Beijing was taken by rebels, the emperor fled.",
