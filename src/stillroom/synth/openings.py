@@ -336,6 +336,8 @@ def _way_on(follows: list[str]) -> tuple[bool, bool]:
     if follows[0] != "to":
         return True, False
     word, behind = " ".join(follows[1:2]), " ".join(follows[2:3])
+    if word == "have" and is_participle(behind):
+        return False, False
     is_verb = word in VERBS or word in {"be", "have"} or word.endswith(("ize", "ise", "ify"))
     if is_verb or (word not in FUNCTION_WORDS | _LOWERED and behind in DETERMINERS):
         return False, True
