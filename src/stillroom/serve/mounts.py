@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Mount", "open_mount", "open_mounts", "parse_mount"]
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._/-]{0,127})=(.+)", re.DOTALL)
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:")
+_ADDRESS = re.compile(r"[a-z][a-z0-9.-]+:")
 
 
 @dataclass(frozen=True, slots=True)

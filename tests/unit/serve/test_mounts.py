@@ -40,6 +40,7 @@ def test_a_mount_is_read_as_it_is_written(tmp_path, monkeypatch):
     assert parse_mount("a=b+c") == Mount("a=b+c", "a=b+c")
     assert parse_mount("x=run", "other") == Mount("x", "run", "other")
     assert parse_mount("docs=index+./m", "other") == Mount("docs", "index", "./m")
+    assert parse_mount("docs=index+hub:org/name") == Mount("docs", "index", "hub:org/name")
     assert parse_mount("./models/small.gguf").name == "small"
     assert parse_mount("http://host:8000/v1#big") == Mount("big", "http://host:8000/v1#big")
     assert parse_mount("hub:org/name").name == "name"

@@ -8,7 +8,8 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 from tests.unit.serve.test_app import ask_documents, chat, check_error, request, served
 
-from stillroom.errors import BackendError
+from stillroom.errors import BackendError, DataError
+from stillroom.rag.access import Access
 from stillroom.records import Answer, Completion
 from stillroom.serve import Limits, Served, create_app
 from stillroom.serve.counters import Counters
@@ -419,6 +420,25 @@ def test_keys_scopes_counters_and_log_are_a_chats():
     assert 'stillroom_own_seconds_count{route="/v1/responses"} 2' in told
     assert json.loads(said[-1])["route"] == "/v1/responses"
     assert "secret" not in "".join(said)
+
+
+def test_documents_are_asked_as_whom_the_key_says():
+    asked = []
+
+    def ask(messages, sampling, k, *, settings, access, **_):
+        asked.append((access and access.tenant, k, settings))
+        if access is None:
+            raise DataError("whose?", code="rag.access-needed")
+        yield from ask_documents(messages, sampling, k)
+
+    keys = [ApiKey(f"key-of-{name}-long-enough", Access(name)) for name in ("acme", "bolt")]
+    app = create_app(served(ask=ask, rule="tenants"), api_keys=[*keys, "key-of-nobody-long-enough"])
+    for name in ("acme", "bolt"):
+        headers = {"Authorization": f"Bearer key-of-{name}-long-enough"}
+        whole(respond(app, headers=headers, k=5, way="keyword"))
+    assert asked == [(name, 5, {"way": "keyword"}) for name in ("acme", "bolt")]
+    nobody = {"Authorization": "Bearer key-of-nobody-long-enough"}
+    check_error(respond(app, headers=nobody), 403, "no_tenant")
 
 
 def test_an_answer_that_takes_too_long_fails_its_stream():
