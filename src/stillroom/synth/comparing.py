@@ -2,7 +2,8 @@
 
 The figures are those of the collapse monitor, at equal budgets of words. What was started from is
 known from the beginning: it is measured while records are still asked for, as soon as so many words
-are made that the budget is known; a figure does not depend on when it was taken.
+are made that the budget is known. What was made is measured while it is forced to disk. A figure
+does not depend on when it was taken.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 from stillroom.evaluate.diversity import find_tail, measure_diversity
 from stillroom.evaluate.metrics import Metric
@@ -19,6 +22,7 @@ from stillroom.synth.tallying import Sample
 
 __all__ = ["LEAST_WORDS", "Comparison", "Figures"]
 
+T = TypeVar("T")
 LEAST_WORDS = 200
 _BUDGET = 5000
 _ENOUGH = 11_000
@@ -53,16 +57,24 @@ class Comparison:
         """Take the texts; none of them is read yet."""
         self._seeds = seeds
         self._ahead: Future[tuple[Sample, _Start]] | None = None
+        self._begun: tuple[Sample, Future[Figures | None]] | None = None
 
     def look_ahead(self, made: Sample) -> None:
         """Begin to measure what was started from, once enough is made to know the budget."""
         if self._ahead is None and self._seeds and made.words >= _ENOUGH:
-            pool = ThreadPoolExecutor(1, thread_name_prefix="stillroom-compare")
-            self._ahead = pool.submit(self._measure_ahead)
-            pool.shutdown(wait=False)
+            self._ahead = _begin(self._measure_ahead)
+
+    def begin(self, made: Sample) -> None:
+        """Begin to measure both sides; nothing more may be added to what is made."""
+        self._begun = made, _begin(partial(self._measure, made))
 
     def measure(self, made: Sample) -> Figures | None:
         """Return the figures of both sides; None where there are too few words to say anything."""
+        if self._begun is not None and self._begun[0] is made:
+            return self._begun[1].result()
+        return self._measure(made)
+
+    def _measure(self, made: Sample) -> Figures | None:
         seeds, start = self._ahead.result() if self._ahead is not None else (None, None)
         if seeds is None and self._seeds:
             seeds = Sample.of(self._seeds)
@@ -88,6 +100,14 @@ class Comparison:
         if seeds.words < LEAST_WORDS:
             return seeds, _Start(budget)
         return seeds, _measure_start(seeds, budget, _rest)
+
+
+def _begin(work: Callable[[], T]) -> Future[T]:
+    """Do work on a thread of its own."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="stillroom-compare")
+    begun = pool.submit(work)
+    pool.shutdown(wait=False)
+    return begun
 
 
 def _rest() -> None:

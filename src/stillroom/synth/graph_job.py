@@ -68,6 +68,8 @@ def _run(recipe: SynthRecipe, job: Job, models: Lending, closing: ExitStack) -> 
     new = train.harvest.kept
     if not new:
         raise _nothing_kept(train)
+    if train.harvest.tally.made and recipe.mix is None:
+        comparison.begin(train.harvest.tally.made)
     mixed = mix_records(new, recipe.mix, seed=recipe.seed) if recipe.mix else None
     left_out = mixed.dropped if mixed is not None else ()
 

@@ -68,7 +68,8 @@ def split_items(items: Iterable[Item], held_out: float, seed: int) -> dict[str, 
     parts: dict[str, list[Item]] = {}
     for item in items:
         parts.setdefault(document_of(item), []).append(item)
-    return split_documents(parts, held_out, seed, find_copies(parts))
+    copies = find_copies(parts) if held_out > 0 else {}  # where nothing is held out, none is apart
+    return split_documents(parts, held_out, seed, copies)
 
 
 def find_copies(parts: Mapping[str, Sequence[Item]]) -> dict[str, str]:

@@ -105,6 +105,8 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
             recipe, plan, "train", context, model, job, purse, closing, comparison.look_ahead
         )
         refuse_nothing(train, recipe)
+        if train.tally.made:
+            comparison.begin(train.tally.made)
         texts, refused = _passage_records(recipe, plan, context, job)
         harvests = (held_out, train)
         origin = _write_records(job.output / "records.jsonl", train, texts, held_out)

@@ -47,6 +47,16 @@ def test_what_is_measured_ahead_is_what_is_measured_at_the_end(seeds, made, monk
     assert ahead == compare(seeds, made, is_ahead=False, monkeypatch=monkeypatch)
 
 
+def test_what_was_begun_for_one_sample_is_not_given_for_another():
+    seeds = texts(300, 1)
+    one, other = tally(texts(300, 2)).sample, tally(texts(300, 3)).sample
+    comparison = Comparison(seeds)
+    comparison.begin(one)
+    assert comparison.measure(other) == Comparison(seeds).measure(other)
+    assert comparison.measure(one) == Comparison(seeds).measure(one)
+    assert comparison.measure(one) != comparison.measure(other)
+
+
 def test_figures_are_those_of_the_texts_cut_anew(monkeypatch):
     seeds, made = texts(400, 1), texts(900, 2)
     found = compare(seeds, made, is_ahead=True, monkeypatch=monkeypatch)
