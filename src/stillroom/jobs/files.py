@@ -6,7 +6,7 @@ import ctypes
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -86,14 +86,25 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             temporary.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Force every file and directory below ``folder`` to disk."""
-    for path in [*folder.rglob("*"), folder]:
+def sync_folder(folder: Path, *, but: Collection[str] = ()) -> None:
+    """Force every file and directory below ``folder`` to disk.
+
+    Args:
+        folder: The folder.
+        but: Names of what lies in it and need not be there after a power loss.
+    """
+    entries = [path for path in folder.iterdir() if path.name not in but]
+    below = [path for entry in entries if _is_folder(entry) for path in entry.rglob("*")]
+    for path in [*below, *entries, folder]:
         if path.is_file() and not path.is_symlink():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         elif path.is_dir():
             _sync_directory(path)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def replace_folder(source: Path, target: Path) -> None:

@@ -282,7 +282,7 @@ class Job:
         for journal in self._journals.values():
             journal.close()
         with full_disk_as_error(self.out):
-            sync_folder(self.work)
+            sync_folder(self.work, but=_WORKING_ONLY)
             with atomic_write(self.work / ARTIFACT_FILE) as file:
                 json.dump(artifact.to_json(), file, ensure_ascii=False, indent=1)
             self.close()
