@@ -88,8 +88,8 @@ def test_a_chain_on_other_workers_gives_the_same_bytes(world, engine):
     assert digests(world / "there") == digests(world / "local")
     given = engine.count()
     assert given["Preparing"] == 8  # every document
-    assert given["_Answering"] >= 22
-    assert given["_Judging"] >= 22
+    assert given["_Answering"] >= 11  # 22 records, of which a unit of work makes two at most
+    assert given["_Judging"] >= 11
     recipes = [read_artifact(world / name).recipe_digest for name in ("there", "local")]
     assert recipes[0] == recipes[1]  # where the work was done is no part of the recipe
     (step,) = (world / "there" / "steps").glob("index-*")

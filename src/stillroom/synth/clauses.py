@@ -43,6 +43,7 @@ _PASSIVE = frozenset({"use", "dedicate", "base", "locate", "intend", "associate"
 """Verbs that are hardly said of what does them."""
 _BEHIND_PASSIVE = frozenset({"by", "for"})
 _BEHIND_VERB = frozenset(str.split("the a an all any each every its their his her no both that"))
+_ARTICLES = frozenset({"a", "an", "the", "its", "their"})
 _STOPS = frozenset(
     str.split(
         """that which who whom whose where when while whenever because if unless until although
@@ -169,8 +170,9 @@ def _read(word: _Word) -> _Found | None:
             return None
         kind = "did" if past == base and not is_plural else "do"
         return _Found(Verb(word.start, end, kind, base), "bare", after, leads, not is_plural)
-    if leads and text.islower() and text.endswith("s") and _is_plural(text):
-        return _Found(Verb(word.start, end, "does"), "s", after, leads)
+    is_object = after in _ARTICLES or after in NUMBERS or after[:1].isdigit()
+    if is_object and text.islower() and _is_plural(text):
+        return _Found(Verb(word.start, end, "does", _without_s(text)), "s", after, leads=True)
     if past or (text.endswith("ed") and len(text) > 4 and text.islower()):
         is_regular = text.endswith("ed")
         is_loose = after in _BEHIND_PARTICIPLE and (is_regular or is_participle(text))
@@ -179,8 +181,15 @@ def _read(word: _Word) -> _Found | None:
     return None
 
 
+def _without_s(verb: str) -> str:
+    """Return a verb that is not known without the ending of its present."""
+    if verb.endswith("ies") and len(verb) > 4:
+        return f"{verb[:-3]}y"
+    return verb[:-2] if verb.endswith(("shes", "ches", "sses", "xes", "zes")) else verb[:-1]
+
+
 def _is_plural(word: str) -> bool:
-    return word.endswith("s") and not word.endswith(("ss", "is", "us"))
+    return word.endswith("s") and not word.endswith(("ss", "is", "us", "'s", "’s"))
 
 
 def _words(line: str) -> Iterator[_Word]:

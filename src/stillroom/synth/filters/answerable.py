@@ -49,8 +49,10 @@ _KINDS = tuple(
         ),
         (
             r"\bpurpose\b|^what (?:is|are) .{1,60} (?:used )?for\?",
-            r"\b(?:used|uses?|to|for|so that|allows?|enables?|lets?|provides?|supports?|gives?|"
-            r"ensures?|controls?|determines?|specif\w+|defines?|represents?|returns?|creates?)\b",
+            r"\b(?:purpose|used (?:to|for|as|by|in)|in order|so (?:that|as)|(?:designed|intended|"
+            r"meant|made|built|provided|needed|required) (?:to|for)|aims?|serves?|allows?|enables?|"
+            r"lets?|helps?|provides?|supports?|ensures?|controls?|determines?|specif\w+|defines?|"
+            r"represents?|returns?|creates?)\b",
         ),
         (
             r"^what happens\b|^what would happen\b",

@@ -107,7 +107,8 @@ class GroundedQa(Generator):
     openings: bool = Field(
         True,
         description="statement form only: begin the question about the statement's subject, so "
-        "that a small teacher keeps to it (English statements)",
+        "that a small teacher keeps to it (English statements); false lets the teacher begin, "
+        "which larger ones can",
     )
     shots: int = Field(
         0, ge=0, le=len(_SHOTS), description="worked questions shown before, which cost time"
@@ -227,10 +228,11 @@ class GroundedQa(Generator):
                 self._keep(asking, model, ask.seed, _Said(pair[0], pair[0], None), pair[1])
 
     def _subjects(self, asking: Asking, place: int) -> list[tuple[Quote | None, Opening]]:
-        """Return what this attempt asks about: statements with openings, or the whole passage.
+        """Return what this attempt asks about: statements, or the whole passage.
 
-        Statements come in drawn order: those with an opening first, the others from the attempt
-        after them, since few of the questions that a small teacher begins by itself are kept.
+        Statements come in drawn order: of an English passage those that a question can be begun
+        about and no others; where there are none, the others from the second attempt on, since of
+        the questions that a small teacher begins by itself few are kept, and many of those poor.
         """
         seed = asking.seeds[place]
         if self.form != "statement":
@@ -242,17 +244,13 @@ class GroundedQa(Generator):
             openings = find_openings(quote.text, seed.passage.text) if self.openings else []
             opening = rng.choice(openings) if openings else _FREE
             (opened if openings else free).append((quote, opening))
-        if not opened and not free and seed.attempt == 0:
+        subjects = opened or free
+        if not subjects and seed.attempt == 0:
             asking.fail(place, "no sentence says something by itself")
-        for found in (opened, free):
-            rng.shuffle(found)
-        is_read = self.openings and (bool(opened) or seed.passage.language == "en")
-        pages = max(-(-len(opened) // self.questions), 1) if is_read else 0
-        first = seed.attempt * self.questions
-        if seed.attempt < pages:
-            return opened[first : first + self.questions]
-        first -= pages * self.questions
-        return free[first : first + self.questions]
+        rng.shuffle(subjects)
+        waits = self.openings and not opened and seed.passage.language == "en"
+        first = (seed.attempt - waits) * self.questions
+        return subjects[first : first + self.questions] if first >= 0 else []
 
     def _ask_question(
         self, place: int, seed: Seed, quote: Quote | None, opening: Opening, index: int
