@@ -55,8 +55,15 @@ _SET_PHRASES = re.compile(
     r"most)|by (?:means|default)|with respect|from left|as (?:well|soon|long|if)|on the other)\b"
 )
 """Prepositions with words of their own: nothing is asked for by the first word alone."""
-_NO_OBJECTS = frozenset({"effect", "place", "part", "no"})
+_NO_OBJECTS = frozenset(
+    str.split(
+        """effect place part no because against over under above below toward towards across along
+        until since so like than between among beyond behind beside near"""
+    )
+)
 """What stands behind a verb and is not asked for ("take effect", "make no")."""
+_PLACES = frozenset(str.split("north south east west near next close inside outside behind beside"))
+"""What a sentence begins with that says where something is, before it says what."""
 _NAMING = frozenset(str.split("named called titled entitled dubbed nicknamed renamed termed"))
 _NEEDED = frozenset(str.split("to from with of for as into"))
 _NEEDING = frozenset({"result", "consist", "participate", "engage"})

@@ -78,9 +78,9 @@ VERBS = _REGULAR | frozenset(_IRREGULAR) | {"do"}
 """Verbs that are known, without endings."""
 INTRANSITIVE = frozenset(
     str.split(
-        """appear arise arrive collapse come die emerge evolve exist explode fall go happen lie live
-        migrate occur remain resign rise seem sit stand stay struggle succeed surrender survive
-        travel wait walk"""
+        """appear arise arrive collapse come die emerge evolve exist explode fail fall go happen
+        lie live migrate occur remain resign rise seem sit stand stay struggle succeed surrender
+        survive travel wait walk"""
     )
 )
 """Verbs of which nobody asks what they did."""

@@ -24,10 +24,19 @@ _OPENING = re.compile(
     r"has|have|had|if|name)\b",
     re.IGNORECASE,
 )
+_OPENS_ANOTHER = (
+    "that|which|who|what|when|where|if|because|how|and|say|think|believe|note|report|assume|feel|"
+    "prove|suggest|announce|claim|argue|know|hear|find|show|state"
+)
+_DONE_TWICE = re.compile(
+    r"^(?:what|when|where|why|how|who)? ?(?:do|does|did) "
+    rf"(?:(?!(?:{_OPENS_ANOTHER})\b)[\w'’-]+ )*?(?:is|are|was|were|has|had)\b",
+    re.IGNORECASE,
+)
 
 
 class QuestionForm(Filter):
-    """Drops what is no question, is several, or trails off."""
+    """Drops what is no question, is several or no sentence, or trails off."""
 
     paper: ClassVar[str] = ""
 
@@ -47,6 +56,8 @@ class QuestionForm(Filter):
             return Verdict(False, "too short or too long a question", float(count))
         if text.isascii() and not _OPENING.match(text.lstrip("\"'(`")):
             return Verdict(False, "does not open as a question", 0.0)
+        if _DONE_TWICE.match(text):
+            return Verdict(False, "two verbs for one subject", 0.0)
         if text.count('"') % 2 or text.count("(") != text.count(")"):
             return Verdict(False, "unbalanced quotes or brackets", 0.0)
         return Verdict(True)

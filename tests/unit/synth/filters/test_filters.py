@@ -175,6 +175,7 @@ DROPPED = [
     ("question_form", make_record("Worker bees produce wax."), "no question mark"),
     ("question_form", make_record("Wax why?"), "too short or too long a question"),
     ("question_form", make_record("Describe what bees do?"), "does not open as a question"),
+    ("question_form", make_record("How does wax was made by bees?"), "two verbs for one subject"),
     ("question_form", make_record('What is the "wax of bees?'), "unbalanced quotes or brackets"),
     (
         "standalone",
