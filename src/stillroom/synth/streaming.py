@@ -8,6 +8,7 @@ grow with their number, and a kill or a reached target wastes no more than those
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -28,6 +29,9 @@ _AHEAD = 2
 _SPARE = 4
 """One unit more for so many: while some read an answer, others have a request ready."""
 _LOOK_S = 0.2
+_GATHER_S = 0.005
+"""So long others may finish beside a unit that is waited for: being woken for each costs more than
+taking it, and takes the interpreter from those who ask."""
 _REFUSALS = 20
 _LOST = 10
 
@@ -95,6 +99,8 @@ def is_lost(draft: Draft) -> bool:
 
 def _await(unit: Future[Draft | None], pause: Callable[[], None]) -> Draft | None:
     """Return a unit's draft when it is there, pausing several times a second until then."""
+    if not unit.done():
+        time.sleep(_GATHER_S)
     while True:
         try:
             return unit.result(_LOOK_S)
