@@ -79,7 +79,6 @@ def test_rows_that_cannot_be_read_are_listed(tmp_path):
     ("arguments", "code"),
     [
         (("--threshold", "0"), "synth.threshold"),
-        (("--threshold", "nan"), "synth.threshold"),
         (("--n", "0"), "synth.ngram"),
     ],
 )

@@ -151,8 +151,10 @@ def test_too_few_records_are_refused(human):
 
 def test_conversations_too_long_for_a_student_are_refused(human, tmp_path):
     path = tmp_path / "long.jsonl"
-    turns = (Message("user", "Tell. " * 30), Message("assistant", "No."))
-    write_records(path, [Record(turns, {"document_id": str(at)}) for at in range(40)])
+    asked = [
+        (Message("user", "Tell. " * 30 + str(at)), Message("assistant", "No.")) for at in range(40)
+    ]
+    write_records(path, [Record(turns, {"document_id": str(at)}) for at, turns in enumerate(asked)])
     with pytest.raises(DataError) as caught:
         compare_generations(plan_of(path, records=20, held_out=20), tmp_path / "out")
     assert caught.value.problems[0].code == "synth.too-long"
