@@ -181,31 +181,38 @@ def measure_filters(squad: Path, raw: Path, seeds: int) -> None:
     random.Random(0).shuffle(contexts)
     human = [Record((Message("assistant", one),), {}, Origin("human")) for one in contexts]
     write_records(WORK / "paragraphs.jsonl", human[:HELD_OUT])
-    filtered = filter_lines(raw)
+    run = filter_lines(raw)
+    compare_kept("filters", run, WORK / "paragraphs.jsonl", seeds, STUDENT, filters=FILTERS)
+
+
+def compare_kept(
+    name: str, run: Path, human: Path, seeds: int, student: StudentSettings, **told: object
+) -> None:
+    """Say what is lost by what a run dropped, at equal records and at equal tokens."""
     for equal in ("records", "tokens"):
         plan = Worth(
-            (filtered,),
-            WORK / "paragraphs.jsonl",
+            (run,),
+            human,
             "filter",
             seeds,
             records=LEARNED,
             held_out=HELD_OUT,
             equal=equal,
-            student=STUDENT,
+            student=student,
             groups=("all filters",),
         )
-        _, _, measured = measure_worth(plan, WORK / f"report-{equal}", overwrite=True)
+        _, _, measured = measure_worth(plan, WORK / f"{name}-{equal}", overwrite=True)
         for row in leaderboard(measured):
             say(
-                f"synth/worth/filters/{equal}/{row.group}",
+                f"synth/worth/{name}/{equal}/{row.group}",
                 row.worth.value,
                 low=round(row.worth.low, 4),
                 high=round(row.worth.high, 4),
                 verdict=row.verdict,
                 unit=f"nats a token at equal {equal}",
-                filters=FILTERS,
                 seeds=seeds,
                 n=HELD_OUT,
+                **told,
             )
 
 
@@ -225,30 +232,7 @@ def measure_written(squad: Path, run: Path, seeds: int) -> None:
         for question, answer, title in pairs
     ]
     write_records(WORK / "asked.jsonl", human)
-    for equal in ("records", "tokens"):
-        plan = Worth(
-            (run,),
-            WORK / "asked.jsonl",
-            "filter",
-            seeds,
-            records=LEARNED,
-            held_out=HELD_OUT,
-            equal=equal,
-            student=TUNED,
-            groups=("all filters",),
-        )
-        _, _, measured = measure_worth(plan, WORK / f"written-{equal}", overwrite=True)
-        for row in leaderboard(measured):
-            say(
-                f"synth/worth/written/{equal}/{row.group}",
-                row.worth.value,
-                low=round(row.worth.low, 4),
-                high=round(row.worth.high, 4),
-                verdict=row.verdict,
-                unit=f"nats a token at equal {equal}",
-                seeds=seeds,
-                n=HELD_OUT,
-            )
+    compare_kept("written", run, WORK / "asked.jsonl", seeds, TUNED)
 
 
 if __name__ == "__main__":
