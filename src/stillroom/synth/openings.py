@@ -62,8 +62,6 @@ _NO_OBJECTS = frozenset(
     )
 )
 """What stands behind a verb and is not asked for ("take effect", "make no")."""
-_PLACES = frozenset(str.split("north south east west near next close inside outside behind beside"))
-"""What a sentence begins with that says where something is, before it says what."""
 _NAMING = frozenset(str.split("named called titled entitled dubbed nicknamed renamed termed"))
 _NEEDED = frozenset(str.split("to from with of for as into"))
 _NEEDING = frozenset({"result", "consist", "participate", "engage"})
