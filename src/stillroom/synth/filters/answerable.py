@@ -65,6 +65,7 @@ _BE_DEFINED = re.compile(
     r"^what does (?:(?:an?|the) )?(?P<meant>[^?]{2,60}) mean\?$",
     re.IGNORECASE,
 )
+_DOING = r"\s+(?:is|are)\s+(?:(?:now|also|still|currently|\w+ly)\s+)*(?!\w*thing\b)\w{2,}ing\b"
 
 
 class Answerable(Filter):
@@ -76,7 +77,10 @@ class Answerable(Filter):
         1.0, ge=0, le=1, description="share of the question's words that evidence or title name"
     )
     min_shared: float = Field(
-        0.25, ge=0, le=1, description="share of the evidence's words that the question takes up"
+        0.1, ge=0, le=1, description="share of the evidence's words that the question takes up"
+    )
+    min_alone: float = Field(
+        0.25, ge=0, le=1, description="that share where the question takes up one word alone"
     )
     min_new: int = Field(2, ge=0, description="content words the answer has beyond the question")
     lead: float = Field(
@@ -102,13 +106,16 @@ class Answerable(Filter):
             return Verdict(False, "asks about what the evidence does not name", known)
         shared = set(asked).intersection(told)
         coverage = len(shared) / max(len(set(told)), 1)
-        if not shared or coverage < self.min_shared:
+        least = self.min_shared if len(shared) > 1 else max(self.min_shared, self.min_alone)
+        if not shared or coverage < least:
             return Verdict(False, "question and evidence hardly share a word", coverage)
         new = set(content_stems(text_of(record, "answer"))) - set(asked)
         if len(new) < self.min_new:
             return Verdict(False, "answer says nothing beyond the question", float(len(new)))
         lead = max(1, round(self.lead * len(told)))
-        if not shared.intersection(told[:lead]) or not _fits_definition(question, told, self.lead):
+        if not shared.intersection(told[:lead]) or not _fits_definition(
+            question, quote, told, self.lead
+        ):
             return Verdict(False, "evidence is about something else first", coverage)
         if not _fits_kind(question, quote):
             return Verdict(False, "evidence does not fit the kind of question", coverage)
@@ -132,11 +139,13 @@ def _fits_kind(question: str, quote: str) -> bool:
     return all(told.search(quote) for asked, told in _KINDS if asked.search(question))
 
 
-def _fits_definition(question: str, told: list[str], lead: float) -> bool:
-    """Ask of a definition that its evidence opens with the term that is to be defined."""
+def _fits_definition(question: str, quote: str, told: list[str], lead: float) -> bool:
+    """Ask of a definition that its evidence opens with the term, and says not what that is at."""
     match = _BE_DEFINED.match(question)
     if match is None:
         return True
+    if re.search(re.escape(match["term"] or match["meant"]) + _DOING, quote, re.IGNORECASE):
+        return False
     term = content_stems(match["term"] or match["meant"], frames=False)
     present = [word for word in term if word in told]
     if not present:
