@@ -132,6 +132,7 @@ def _opened(settings: WriterSettings, recipe: DistillRecipe, job: Job) -> Iterat
     writer = open_text_model(
         _reference(settings, recipe),
         backend=settings.backend,
+        job=job,
         num_threads=settings.num_threads,
         say=job.say,
         **(_patience(teacher) if is_served and isinstance(teacher, ServerTeacher) else {}),

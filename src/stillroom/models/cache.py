@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
+from stillroom.jobs import Job
 from stillroom.jobs.databases import open_shared_database
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.models.behind import ModelBefore
@@ -122,10 +123,11 @@ class CachedModel(ModelBefore):
     render: Callable[[Sequence[Message]], str]
     """See ``TemplatedModel``."""
 
-    def __init__(self, model: TextModel, cache: CompletionCache) -> None:
-        """Put ``cache`` before ``model``."""
+    def __init__(self, model: TextModel, cache: CompletionCache, job: Job | None = None) -> None:
+        """Put ``cache`` before ``model``; where ``job`` is stopped, so is ``generate``."""
         super().__init__(model)
         self.cache = cache
+        self._job = job
         self.hits = 0
         """Completions that came from the cache, or of what was asked at the same time."""
         self._lock = threading.Lock()
@@ -149,7 +151,11 @@ class CachedModel(ModelBefore):
         on_done: Callable[[int, Completion], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> list[Completion]:
-        """Complete every prompt, asking each different one once; see ``TextModel.generate``."""
+        """Complete every prompt, asking each different one once; see ``TextModel.generate``.
+
+        Raises:
+            Cancelled: If the job is stopped meanwhile; finished completions are kept.
+        """
         samplings = spread_sampling(prompts, sampling)
         places: dict[str, list[int]] = {}
         for index, (prompt, one) in enumerate(zip(prompts, samplings, strict=True)):
@@ -162,29 +168,39 @@ class CachedModel(ModelBefore):
                 if on_done is not None:
                     on_done(index, completion)
 
-        missing = []
-        for key in places:
+        missing = {}
+        for key, indexes in places.items():
             kept = self.cache.get(key)
+            self.hits += len(indexes) - (kept is None)
             if kept is None:
-                missing.append(key)
-                self.hits += len(places[key]) - 1
+                missing[key] = prompts[indexes[0]], samplings[indexes[0]]
             else:
-                self.hits += len(places[key])
                 give(key, kept)
+        self._ask(missing, give, is_cancelled)
+        return completions
+
+    def _ask(
+        self,
+        missing: Mapping[str, tuple[Prompt, Sampling]],
+        give: Callable[[str, Completion], None],
+        is_cancelled: Callable[[], bool] | None,
+    ) -> None:
+        """Ask the model behind for what the cache does not hold; give and keep what comes."""
+        keys = list(missing)
 
         def keep(number: int, completion: Completion) -> None:
             # What is given is what is kept: another process may have been first.
-            give(missing[number], self.cache.put(missing[number], completion))
+            if completion.finish_reason != "cancelled":
+                completion = self.cache.put(keys[number], completion)
+            give(keys[number], completion)
 
+        if is_cancelled is None and self._job is not None:
+            is_cancelled = self._job.is_cancelled
         if missing:
-            first = [places[key][0] for key in missing]
-            self.model.generate(
-                [prompts[index] for index in first],
-                [samplings[index] for index in first],
-                on_done=keep,
-                is_cancelled=is_cancelled,
-            )
-        return completions
+            prompts, samplings = zip(*missing.values(), strict=True)
+            self.model.generate(prompts, samplings, on_done=keep, is_cancelled=is_cancelled)
+        if self._job is not None:
+            self._job.check_cancelled()
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
         """Yield the kept completion whole, or a new one in pieces.
@@ -261,6 +277,6 @@ class CachedModel(ModelBefore):
             done(value)
 
 
-def cached(model: TextModel, path: Path) -> CachedModel:
+def cached(model: TextModel, path: Path, job: Job | None = None) -> CachedModel:
     """Return ``model`` behind the completion cache at ``path``."""
-    return CachedModel(model, CompletionCache(path))
+    return CachedModel(model, CompletionCache(path), job)

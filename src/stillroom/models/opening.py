@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import CheckpointError, RecipeError
+from stillroom.jobs import Job
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.models.method import BACKENDS, EMBEDDERS
 from stillroom.models.naming import named_backend
-from stillroom.models.protocols import Embedder, Reranker, TextModel
+from stillroom.models.protocols import ConcurrentModel, Embedder, Reranker, TextModel
 
 __all__ = ["open_embedder", "open_reranker", "open_text_model"]
 
@@ -23,6 +24,7 @@ def open_text_model(
     *,
     backend: str = "auto",
     cache: Path | None = None,
+    job: Job | None = None,
     num_threads: int | None = None,
     context_length: int | None = None,
     say: Callable[[str], None] | None = None,
@@ -37,6 +39,9 @@ def open_text_model(
         backend: A method of the seam models.backends; ``auto`` chooses by what the reference is:
             openai for addresses, llamacpp for GGUF where it is installed, else transformers.
         cache: A file that keeps every completion, so that nothing is asked twice.
+        job: The job that asks. A model in this process answers many prompts in one call, which may
+            take long: each completion is kept as it comes (in the job's scratch folder, where
+            ``cache`` names no file), and the call ends when the job is stopped.
         num_threads: Processor threads; by default all cores this process may use.
         context_length: Tokens of prompt and completion together; by default the model's.
         say: Told what a ``hub:`` reference was resolved to.
@@ -59,11 +64,15 @@ def open_text_model(
         }
     )
     model = chosen.open(place)
+    if isinstance(model, ConcurrentModel) and model.concurrency > 1:
+        job = None  # a server is asked request by request, and each unit of work is journaled
+    if job is not None and cache is None:
+        cache = job.scratch / "completions.sqlite"
     if cache is None:
         return model
     from stillroom.models.cache import cached
 
-    return cached(model, cache)
+    return cached(model, cache, job)
 
 
 def open_embedder(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stillroom.jobs import Job
 from stillroom.jobs.engines import Engine, LocalEngine
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Lending:
         cache: File that keeps completions.
         say: Told what a ``hub:`` reference was resolved to.
         settings_of: Of the engine, by reference.
-        engine: Whose workers answer for text models.
+        job: Keeps the completions of local models, and stops them where it is stopped.
         lent: Models that are open already, by what they are and their reference.
     """
 
@@ -38,9 +39,14 @@ class Lending:
     cache: Path | None = None
     say: Callable[[str], None] | None = None
     settings_of: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    engine: Engine = field(default_factory=LocalEngine)
+    job: Job | None = None
     lent: dict[tuple[str, str], Any] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+
+    @property
+    def engine(self) -> Engine:
+        """Whose workers answer for text models and judge records."""
+        return LocalEngine() if self.job is None else self.job.engine
 
     def text_model(self, reference: str) -> TextModel:
         """Return a TextModel.
@@ -106,7 +112,9 @@ class Lending:
 
         settings = self.settings_of.get(reference, self.settings)
         if not self.engine.is_remote:
-            return open_text_model(reference, cache=self.cache, say=self.say, **settings)
+            return open_text_model(
+                reference, cache=self.cache, job=self.job, say=self.say, **settings
+            )
         from stillroom.models.cache import cached
         from stillroom.models.remote import RemoteModel
 

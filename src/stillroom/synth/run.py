@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.jobs.ahead import map_ahead
-from stillroom.jobs.engines import Engine, LocalEngine
 from stillroom.objects import local
 from stillroom.provenance import LEDGER, Artifact, Parent, digest_json, make_parent
 from stillroom.records import (
@@ -90,12 +89,12 @@ def run(recipe: SynthRecipe, job: Job) -> Artifact:
         BackendError: If the teacher fails; what was asked before is in the journal.
     """
     if recipe.steps:
-        with _lend(recipe, job.say, job.engine) as models:
+        with _lend(recipe, job) as models:
             return run_graph(recipe, job, models)
     plan = _make_plan(recipe)
     _say_plan(plan, job)
     purse = Purse(recipe.budget)
-    with _lend(recipe, job.say, job.engine) as models, ExitStack() as closing:
+    with _lend(recipe, job) as models, ExitStack() as closing:
         model = models.text_model(recipe.model)
         context = plan.context(models, seed=recipe.seed)
         held_out = _harvest(recipe, plan, "held_out", context, model, job, purse, closing)
@@ -306,11 +305,7 @@ def _judge_ahead(drafts: Iterator[Draft], panel: Panel, job: Job) -> Iterator[Dr
 
 
 @contextmanager
-def _lend(
-    recipe: SynthRecipe,
-    say: Callable[[str], None] | None = None,
-    workers: Engine | None = None,
-) -> Iterator[Lending]:
+def _lend(recipe: SynthRecipe, job: Job | None = None) -> Iterator[Lending]:
     """Yield what opens the teacher and the models of filters; closed at the end of the body."""
     engine = recipe.engine
     settings: dict[str, Any] = {
@@ -331,9 +326,8 @@ def _lend(
     teacher = settings | {name: value for name, value in told.items() if value is not None}
     shared = {"num_threads": engine.num_threads}
     cache = Path(recipe.cache) if recipe.cache else None
-    models = Lending(
-        shared, cache, say, settings_of={recipe.model: teacher}, engine=workers or LocalEngine()
-    )
+    say = None if job is None else job.say
+    models = Lending(shared, cache, say, settings_of={recipe.model: teacher}, job=job)
     try:
         yield models
     finally:

@@ -1,6 +1,9 @@
 import pytest
 
-from stillroom.errors import DataError
+from stillroom.errors import Cancelled, DataError
+from stillroom.jobs import Job
+from stillroom.models import open_text_model
+from stillroom.models.backends.scripted import Scripted
 from stillroom.models.cache import CompletionCache, cached
 from stillroom.records import Completion, Prompt, Sampling
 from stillroom.testing import read_stream, scripted_model
@@ -52,6 +55,33 @@ def test_cancelled_completions_are_not_kept(tmp_path):
     assert done[0].finish_reason == "cancelled"
     assert len(with_cache.cache) == 0
     with_cache.close()
+
+
+def test_a_local_model_of_a_job_keeps_each_completion_and_stops_with_it(tmp_path, monkeypatch):
+    job = Job.start(tmp_path / "run", "kind: synth\n")
+    asked = []
+
+    def answer(prompt):
+        asked.append(prompt.text)
+        if len(asked) == 2:
+            job.cancel()  # as an interrupt does while the second prompt is answered
+        return prompt.text.upper()
+
+    monkeypatch.setattr(Scripted, "open", lambda *_: scripted_model(answer, fingerprint="m"))
+    prompts = [Prompt(text=text) for text in "abcd"]
+    model = open_text_model("scripted:none", job=job)
+    with pytest.raises(Cancelled):
+        model.generate(prompts, Sampling())
+    model.close()
+    job.close()
+    assert asked == ["a", "b"]
+
+    job = Job.start(tmp_path / "run", "kind: synth\n", resume=True)
+    model = open_text_model("scripted:none", job=job)
+    assert [one.text for one in model.generate(prompts, Sampling())] == ["A", "B", "C", "D"]
+    assert asked == ["a", "b", "c", "d"]
+    model.close()
+    job.close()
 
 
 def test_the_first_completion_of_a_key_stays(tmp_path):

@@ -26,7 +26,7 @@ _KEPT = 4
 """Works that stay open on one worker; the one that was used longest ago is closed first."""
 
 
-_PASSED = ("HF_", "STILLROOM_", "TOKENIZERS_")
+_PASSED = ("HF_", "OMP_WAIT_POLICY", "STILLROOM_", "TOKENIZERS_")
 _SECRETS = frozenset(
     ("KEY", "KEYS", "TOKEN", "TOKENS", "SECRET", "PASSWORD", "CREDENTIALS", "POSTGRES", "QDRANT")
 )
