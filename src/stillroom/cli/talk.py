@@ -46,6 +46,10 @@ def tell_run(out: Path, artifact: Artifact) -> None:
     for name in _SHOWN:
         if name in metrics:
             click.echo(f"{name:34} {_figure(metrics[name])}")
+    for name, reason in artifact.details.get("skipped", {}).items():
+        click.echo(plain_line(f"{name:34} not done: {reason}"))
+    if artifact.details.get("skipped"):
+        click.echo(f"answers  by {artifact.details['answer']['fallback']}: nothing was trained")
     click.echo(f"\nreport   {out / 'report.html'}")
     click.echo(f'ask      stillroom ask {out} "..."')
     click.echo(f"lineage  stillroom show {out} --lineage")

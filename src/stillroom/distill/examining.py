@@ -126,7 +126,7 @@ class Examiner:
         if self.recipe.fidelity.control and self.split.held_out and self.recipe.fidelity.records:
             folders[CONTROL], summary = self._train_control(taught)
             budgets[CONTROL] = _budget(folders[CONTROL], summary)
-        if self.recipe.fidelity.speed:
+        if self.recipe.fidelity.speed and self.recipe.fidelity.records:
             self._time(output)
         for name, folder in folders.items():
             self._measure(name, _loader(folder))

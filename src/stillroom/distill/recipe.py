@@ -63,7 +63,7 @@ class FidelitySettings(Settings):
     records: int = Field(
         default=32,
         ge=0,
-        description="held-out records measured, the first ones; 0 measures nothing",
+        description="held-out records measured, the first ones; 0 measures nothing, nor speed",
     )
     control: bool = Field(
         default=True,

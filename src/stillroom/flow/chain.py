@@ -49,6 +49,8 @@ __all__ = ["FlowRun"]
 
 _KEY_DIGITS = 12
 _LOCK = ".lock"
+_TOO_LITTLE = {"synth.nothing-kept", "distill.nothing-kept", "train.no-records"}
+"""Codes of steps that found too little in the documents, where nothing is wrong with the recipe."""
 _TRACE = re.compile(r"\.lock|\..*\.tmp")  # what a kill before the first step leaves
 
 
@@ -89,15 +91,38 @@ class FlowRun:
             with atomic_write(self.out / "recipe.yaml") as file:
                 file.write(dump_recipe(self.recipe))
             done: dict[str, Path] = {}
+            skipped: dict[str, str] = {}
             with open_engine(self.recipe.engine, self.reporter.say) as engine:
                 for number, (name, step) in enumerate(self.recipe.steps.items(), start=1):
+                    head = f"step {number}/{len(self.recipe.steps)} {name}"
+                    lacking = [source for source in step.sources if source in skipped]
+                    if lacking:
+                        skipped[name] = f"it needs {lacking[0]}"
+                        self.reporter.say(f"{head}: skipped, {skipped[name]}")
+                        continue
                     ready = self._prepare(name, step, done)
                     place = {"number": number, "of": len(self.recipe.steps)}
                     begun = {"name": name, "kind": step.recipe.kind, **place}
                     tell_listener(self.reporter, "step", begun)
-                    head = f"step {number}/{len(self.recipe.steps)} {name}"
-                    done[name] = self._do(ready, head, before, engine)
-            return self._commit(done)
+                    try:
+                        done[name] = self._do(ready, head, before, engine)
+                    except DataError as error:
+                        if not self._may_skip(name, error, done):
+                            raise
+                        skipped[name] = error.problems[0].what
+                        self.reporter.say(f"warning: {head}: skipped, {skipped[name]}")
+            return self._commit(done, skipped)
+
+    def _may_skip(self, name: str, error: DataError, done: Mapping[str, Path]) -> bool:
+        """Return whether the run can end without a step that found too little in the documents."""
+        answer = self.recipe.answer
+        return (
+            error.code in _TOO_LITTLE
+            and answer is not None
+            and bool(answer.fallback)
+            and answer.index in done
+            and self.recipe.needs(answer.model, name)
+        )
 
     def estimate(self) -> Estimate:
         """Return the sum over the steps; those that wait for another are taken as they stand.
@@ -216,7 +241,7 @@ class FlowRun:
         self.reporter.say(f"{head}: {artifact.kind} {artifact.digest[:12]} in {seconds:.1f} s")
         return ready.folder
 
-    def _commit(self, done: Mapping[str, Path]) -> Artifact:
+    def _commit(self, done: Mapping[str, Path], skipped: Mapping[str, str]) -> Artifact:
         """Write the report and artifact.json, then remove steps that are no longer named."""
         steps = {name: folder.relative_to(self.out).as_posix() for name, folder in done.items()}
         artifacts = {name: read_artifact(folder) for name, folder in done.items()}
@@ -231,7 +256,7 @@ class FlowRun:
         }
         with atomic_write(self.out / "steps.json") as file:
             json.dump(listed, file, indent=1)
-        timed = write_summary(self.out, done, seconds)
+        timed = write_summary(self.out, done, seconds, skipped)
         answer = self.recipe.answer
         artifact = Artifact(
             kind="report",
@@ -245,7 +270,8 @@ class FlowRun:
             seed=self.recipe.seed,
             details={
                 "steps": steps,
-                "answer": answer.model_dump() if answer else None,
+                "skipped": dict(skipped),
+                "answer": self._describe_answer(),
                 "seconds": seconds,
             },
             versions=installed_versions(),
@@ -258,6 +284,14 @@ class FlowRun:
             if folder not in done.values():
                 shutil.rmtree(folder)
         return artifact
+
+    def _describe_answer(self) -> dict[str, str] | None:
+        """Return the steps that answer, and the checkpoint that does in place of a skipped one."""
+        if self.recipe.answer is None:
+            return None
+        described = self.recipe.answer.model_dump()
+        fallback = described.pop("fallback").removeprefix("inputs.")
+        return {**described, "fallback": self.recipe.inputs[fallback]} if fallback else described
 
     def _entry(self, name: str) -> FileEntry:
         path = self.out / name

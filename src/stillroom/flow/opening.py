@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from stillroom.rag.asking import AskSettings
     from stillroom.rag.index import Index
 
-__all__ = ["OpenedRun", "find_checkpoint", "find_step", "open_index", "open_run"]
+__all__ = ["OpenedRun", "find_checkpoint", "find_model", "find_step", "open_index", "open_run"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def find_step(run: Path, role: str) -> Path:
     """Return the folder of the step that answers as ``index`` or ``model`` in a finished run.
 
     Raises:
-        DataError: If the run is unfinished, or its recipe names no such step.
+        DataError: If the run is unfinished, its recipe names no such step, or it was skipped.
     """
     artifact = read_artifact(run)
     answer = artifact.details.get("answer")
@@ -58,7 +58,30 @@ def find_step(run: Path, role: str) -> Path:
             expected="the folder of a run whose recipe has `answer:`",
             next=f"stillroom show {run}",
         )
-    return run / str(artifact.details["steps"][answer[role]])
+    steps = artifact.details["steps"]
+    if answer[role] not in steps:
+        raise DataError(
+            f"{run} made no {role}: {artifact.details['skipped'][answer[role]]}",
+            code="data.wrong-kind",
+            expected="a run whose documents gave enough to train on",
+            next="add documents and run it again",
+        )
+    return run / str(steps[answer[role]])
+
+
+def find_model(run: Path) -> str:
+    """Return the reference of the checkpoint that answers in a finished run.
+
+    That is the step's folder, or the recipe's fallback where the step was skipped.
+
+    Raises:
+        DataError: If the run is unfinished, or its recipe names no model.
+    """
+    details = read_artifact(run).details
+    answer = details.get("answer")
+    if answer and answer["model"] not in details["steps"]:
+        return str(answer["fallback"])
+    return str(find_step(run, "model"))
 
 
 def find_checkpoint(
@@ -81,7 +104,10 @@ def find_checkpoint(
     if (path / ARTIFACT_FILE).is_file():
         artifact = read_artifact(path)
         if artifact.kind == "report" and artifact.details.get("answer"):
-            path = find_step(path, "model")
+            reference = find_model(path)
+            path = Path(reference)
+            if not (path / ARTIFACT_FILE).is_file():
+                return resolve_checkpoint(reference, say=say), None
             artifact = read_artifact(path)
         return resolve_checkpoint(str(path), say=say), artifact
     return resolve_checkpoint(reference, say=say), None
@@ -98,7 +124,7 @@ def open_run(
         CheckpointError: If the model cannot be found.
     """
     index = find_step(run, "index")
-    with open_index(index, model or str(find_step(run, "model")), say=say) as opened:
+    with open_index(index, model or find_model(run), say=say) as opened:
         yield opened
 
 

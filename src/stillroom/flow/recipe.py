@@ -130,6 +130,11 @@ class Answering(BaseModel):
 
     index: str = Field(description="the step that makes the index")
     model: str = Field(description="the step that makes the checkpoint that answers")
+    fallback: str = Field(
+        "",
+        description="the input whose checkpoint answers where the documents gave too little to "
+        "train on (inputs.NAME); without it the run fails there",
+    )
 
 
 class FlowRecipe(Recipe):
@@ -155,6 +160,13 @@ class FlowRecipe(Recipe):
     answer: Answering | None = Field(None, description="what `ask` and `serve` open")
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    def needs(self, step: str, other: str) -> bool:
+        """Return whether a step takes what another gives, directly or through others."""
+        return step == other or any(
+            source in self.steps and self.needs(source, other)
+            for source in self.steps[step].sources
+        )
 
     @model_validator(mode="after")
     def _check_sources(self) -> FlowRecipe:
@@ -182,6 +194,9 @@ class FlowRecipe(Recipe):
             for field, source in (("index", self.answer.index), ("model", self.answer.model)):
                 if source not in self.steps:
                     problems.append(_unknown(source, f"answer.{field}", list(self.steps)))
+            inputs = [f"inputs.{name}" for name in self.inputs]
+            if self.answer.fallback and self.answer.fallback not in inputs:
+                problems.append(_unknown(self.answer.fallback, "answer.fallback", inputs))
         if problems:
             raise RecipeError(problems)
         return self

@@ -14,15 +14,25 @@ from stillroom.provenance import Artifact, read_artifact
 __all__ = ["write_summary"]
 
 _DIGITS = 12
+_NOT_TRAINED = (
+    "The documents gave too little to train on. The index answers with the model that the recipe "
+    "names as its fallback; nothing here was learned from these documents."
+)
 
 
-def write_summary(out: Path, done: Mapping[str, Path], seconds: Mapping[str, float]) -> list[str]:
+def write_summary(
+    out: Path,
+    done: Mapping[str, Path],
+    seconds: Mapping[str, float],
+    skipped: Mapping[str, str],
+) -> list[str]:
     """Write report.json and report.html of a run.
 
     Args:
         out: The run's folder.
         done: Every step's folder by name.
         seconds: Every step's seconds by name.
+        skipped: Why a step was not done, by name.
 
     Returns:
         The names of the files that were written.
@@ -34,7 +44,12 @@ def write_summary(out: Path, done: Mapping[str, Path], seconds: Mapping[str, flo
             parts.append(folder / "output")
             if (folder / "timings.json").is_file():
                 parts.append(folder / "timings.json")
-    parts.append(_describe_steps(done, artifacts, seconds))
+    steps = _describe_steps(done, artifacts, seconds)
+    if skipped:
+        rows = tuple(skipped.items())
+        table = Table("Steps that were not done", ("step", "why"), rows)
+        steps.sections.insert(0, Section("Not trained", _NOT_TRAINED, table=table))
+    parts.append(steps)
     merge_reports(f"Run {out.name}", parts, folder=out)
     return ["report.json", "report.html"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from stillroom.flow.opening import find_step
+from stillroom.flow.opening import find_model, find_step
 from stillroom.models import ConcurrentModel, Embedder, TextModel, open_text_model
 from stillroom.models.protocols import CanvasModel, LanedModel, RelayModel, Reranker
 from stillroom.provenance import find_output, read_artifact
@@ -139,7 +139,7 @@ def open_run(
 
     is_index = bool(model) and (run / "artifact.json").is_file() and _kind_of(run) == "index"
     folder = find_output(run if is_index else find_step(run, "index"), "index")
-    reference = model or str(find_step(run, "model"))
+    reference = model or find_model(run)
     own: AskSettings = settings or {}
     with Audience(folder, default=access) as audience:
         text_model = open_text_model(reference, say=say)

@@ -163,6 +163,7 @@ def test_at_weight_0_no_teacher_is_asked_and_the_student_is_the_same(
     assert Sizes(recipe).cache_bytes == 0
     artifact, folder = do(recipe)
     assert artifact.details["cache"] is None
+    assert not list(folder.glob("timings.*"))
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     names = {json.loads(line)["name"] for line in lines}
     assert "cross_entropy" in names
