@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from stillroom.distill.head import Head, body_of
 from stillroom.distill.rollout import Choice, RolloutPolicy, Turn
 from stillroom.distill.rollout_text import Rollout, RolloutPrompt
-from stillroom.models.rows import TextRows, bucket_of
+from stillroom.models.rows import TextRows, lane_of
 from stillroom.provenance import digest_json
 from stillroom.train.precision import body_precision, product_dtype
 
@@ -193,7 +193,7 @@ class Writer:
         drafts = [self._begin(prompt, step) for prompt in prompts]
         by_width: dict[int, list[_Draft]] = {}
         for draft in drafts:
-            by_width.setdefault(bucket_of(len(draft.prompt.ids)), []).append(draft)
+            by_width.setdefault(lane_of(len(draft.prompt.ids)), []).append(draft)
         rows = self.policy.rows
         with self._bodies() as bodies:
             for width, group in sorted(by_width.items()):

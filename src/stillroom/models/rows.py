@@ -1,10 +1,11 @@
 """Several texts continued side by side by a causal model, one token each at a time.
 
 Every call has the same number of rows; spare ones repeat the last. A prompt is read alone, padded
-on the left to a width that the caller chooses from its own length, so that the shapes a text meets
-do not depend on the texts beside it. Keys and values stand in one block that is made once: nothing
-is copied as texts grow. Positions follow from the mask, so that models with absolute positions
-read a padded prompt as they read it alone.
+on the left to ``bucket_of`` its length; the texts then grow together in a lane, whose width follows
+from the length of each of their prompts too (``lane_of``). So the shapes that a text meets do not
+depend on the texts beside it, and prompts of unequal lengths are still continued together. Keys and
+values stand in one block that is made once: nothing is copied as texts grow. Positions follow from
+the mask, so that models with absolute positions read a padded prompt as they read it alone.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-__all__ = ["TextRows", "bucket_of"]
+__all__ = ["TextRows", "bucket_of", "lane_of"]
 
 _LEAST_BUCKET = 32
+_LEAST_LANE = 64
 
 
 def bucket_of(length: int) -> int:
@@ -30,8 +32,20 @@ def bucket_of(length: int) -> int:
     return -(-length // step) * step
 
 
+def lane_of(length: int) -> int:
+    """Return the width of the lane of a prompt: 64, 256, 1024 and so on, at least its bucket.
+
+    Every lane that a group of prompts needs is a pass of the whole network for each token, while
+    attention to padding costs little.
+    """
+    lane = _LEAST_LANE
+    while lane < bucket_of(length):
+        lane *= 4
+    return lane
+
+
 class TextRows:
-    """A model's reading of a fixed number of texts, all of one padded width."""
+    """A model's reading of a fixed number of texts, all of one lane."""
 
     def __init__(
         self, body: nn.Module, prompts: Sequence[Sequence[int]], *, rows: int, width: int, room: int
@@ -42,7 +56,7 @@ class TextRows:
             body: A causal transformer without its head, in evaluation mode.
             prompts: Token ids, at most ``rows`` of them, none empty or longer than ``width``.
             rows: Of every call, B.
-            width: What prompts are padded to, on the left.
+            width: Of the lane.
             room: Tokens that will be pushed at most.
         """
         self._body = body
@@ -56,6 +70,7 @@ class TextRows:
         last = []
         for row, prompt in enumerate(prompts):
             self._block.row, self._block.used = row, 0
+            self._block.first = width - bucket_of(len(prompt))
             last.append(self._read(row, list(prompt), width))
         for spare in range(len(prompts), rows):
             self._repeat(len(prompts) - 1, spare)
@@ -73,10 +88,11 @@ class TextRows:
         return self.hidden
 
     def _read(self, row: int, prompt: list[int], width: int) -> Tensor:
-        pad = width - len(prompt)
-        self._mask[row, pad:width] = 1
-        ids = torch.tensor([[0] * pad + prompt], device=self._device)
-        mask = self._mask[row : row + 1, :width]
+        first = self._block.first
+        self._mask[row, width - len(prompt) : width] = 1
+        padding = [0] * (width - first - len(prompt))
+        ids = torch.tensor([padding + prompt], device=self._device)
+        mask = self._mask[row : row + 1, first:width]
         return self._call(ids, mask, (mask.cumsum(-1) - 1).clamp_(min=0))
 
     def _add_layer(self) -> _Layer:
@@ -101,12 +117,15 @@ class TextRows:
 
 
 class _Block:
-    """What all layers share: the size of their space, the row being read, the columns in use."""
+    """What all layers share: the size of their space, the row being read, the columns in use.
+
+    ``first`` is the column where the padded prompt of that row begins.
+    """
 
     def __init__(self, rows: int, length: int) -> None:
         self.rows, self.length = rows, length
         self.row: int | None = None
-        self.used = 0
+        self.first = self.used = 0
 
 
 class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers is not typed
@@ -125,13 +144,15 @@ class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers is 
         block = self._block
         if self._space is None:
             self._space = self._make(key_states), self._make(value_states)
-        start = 0 if block.row is not None else self._used
+        is_reading = block.row is not None
+        start = block.first if is_reading else self._used
         stop = start + key_states.shape[-2]
-        rows = slice(None) if block.row is None else slice(block.row, block.row + 1)
+        rows = slice(block.row, block.row + 1) if block.row is not None else slice(None)
         for space, new in zip(self._space, (key_states, value_states), strict=True):
             space[rows, :, start:stop] = new
         self._used = block.used = stop
-        keys, values = (space[rows, :, :stop] for space in self._space)
+        seen = slice(start if is_reading else 0, stop)
+        keys, values = (space[rows, :, seen] for space in self._space)
         return keys, values
 
     def repeat(self, row: int, spare: int) -> None:
@@ -145,4 +166,5 @@ class _Layer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers is 
 
     def _make(self, like: Tensor) -> Tensor:
         block = self._block
-        return like.new_empty(block.rows, like.shape[1], block.length, like.shape[3])
+        # Zeros, since the columns before a prompt are masked and not written: 0 times NaN is NaN.
+        return like.new_zeros(block.rows, like.shape[1], block.length, like.shape[3])

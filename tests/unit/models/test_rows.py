@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from stillroom.models import load_causal_lm
-from stillroom.models.rows import TextRows, bucket_of
+from stillroom.models.rows import TextRows, bucket_of, lane_of
 from stillroom.testing import tiny_checkpoint
 
 PROMPTS = ([5, 6, 7], [9, 8, 7, 6, 5, 4, 3, 2], [11] * 20)
@@ -70,3 +70,12 @@ def test_the_padded_width_follows_from_the_length_alone():
     assert [bucket_of(n) for n in (1, 32, 33, 256, 257, 300, 513)] == [
         32, 32, 64, 256, 320, 320, 640,
     ]  # fmt: skip
+
+
+def test_prompts_of_unequal_lengths_share_a_lane_that_follows_from_each_alone(model):
+    unequal = ([5, 6, 7], [11] * 40, [9, 8, 7] * 4)
+    assert [lane_of(n) for n in (1, 64, 65, 256, 257, 1024)] == [64, 64, 256, 256, 1024, 1024]
+    together = go_on(model, unequal, new=4, width=lane_of(40))
+    for row, prompt in enumerate(unequal):
+        alone = go_on(model, [prompt], new=4, width=lane_of(len(prompt)))
+        assert torch.equal(alone[:, 0], together[:, row])
