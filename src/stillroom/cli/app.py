@@ -165,7 +165,7 @@ def _tell_file(error: OSError) -> int:
     """Report a file that the system refuses: its name, its permissions, or what stands there."""
     name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
     refused = ResourceError(
-        f"{error.strerror or type(error).__name__}: {str(name):.200}",
+        f"{error.strerror or type(error).__name__}: {name!s:.200}",
         code="resource.file",
         expected="a path that the system lets this user read or write",
         next="check the path, its permissions and what lies there",
