@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
+import importlib
 import json
 import os
+import pkgutil
 import random
 import re
 import shutil
@@ -36,15 +39,31 @@ _PLACES = {
     "media": "media",
 }
 _TEXTS = (
-    "", "a", "é ß 漢", "\udc80", "../x", "a b", "-", "--", "=", "k=v", "k=", "[1,", "{}", "null", "nan",
-    "1e999", "x" * 300, "\x1b[31m", "hub:nobody/nothing", "http://127.0.0.1:9/v1#m", "http://", "file:",
-    "scripted:script.json", "builtin:static", "postgresql://127.0.0.1:9/x", "s3://", "ray", "ray:x", "%s",
-    "2020-01-01", "year >= 2020", "1,2", "0.1:0.9", "0-5", "1MB", "cpu", "cuda", "tenant",
+    "", "a", "é ß 漢", "\udc80", "../x", "a b", "-", "--", "=", "k=v", "k=", "[1,", "{}", "null",
+    "nan", "1e999", "x" * 300, "\x1b[31m", "hub:nobody/nothing", "http://127.0.0.1:9/v1#m", "http://",
+    "file:", "scripted:script.json", "builtin:static", "postgresql://127.0.0.1:9/x", "s3://", "ray",
+    "ray:x", "%s", "2020-01-01", "year >= 2020", "1,2", "0.1:0.9", "0-5", "1MB", "cpu", "cuda",
 )  # fmt: skip
-_NUMBERS = ("0", "1", "-1", "2", "7", "0.5", "1.5", "-0.1", "1e308", "nan", "inf", "99999999999999999999", "x", "")
+_NUMBERS = (
+    "0",
+    "1",
+    "-1",
+    "2",
+    "7",
+    "0.5",
+    "1.5",
+    "-0.1",
+    "1e308",
+    "nan",
+    "inf",
+    "99999999999999999999",
+    "x",
+    "",
+)
 _VALUES = (
-    None, True, False, 0, 1, -1, 2, 3, 0.5, 1.5, -0.25, 1e308, 10**12, "", "a", "é", "model", "missing",
-    "records.jsonl", "documents", [], [1], ["a"], {}, {"a": 1}, "x" * 300, "hub:nobody/nothing",
+    None, True, False, 0, 1, -1, 2, 3, 0.5, 1.5, -0.25, 1e308, 10**12, "", "a", "é", "model",
+    "missing", "records.jsonl", "documents", [], [1], ["a"], {}, {"a": 1}, "x" * 300,
+    "hub:nobody/nothing",
 )  # fmt: skip
 
 
@@ -69,7 +88,11 @@ def make_world(folder: Path) -> None:
                 {"role": "user", "content": f"What did mill {n} grind?"},
                 {"role": "assistant", "content": facts[n % 6]},
             ],
-            "fields": {"split": "held_out" if n % 4 == 0 else "train", "question": "q", "answer": "a"},
+            "fields": {
+                "split": "held_out" if n % 4 == 0 else "train",
+                "question": "q",
+                "answer": "a",
+            },
         }
         for n in range(12)
     ]
@@ -137,7 +160,8 @@ def _run(argv: list[str], folder: Path, output: int) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", closefd=False, errors="backslashreplace")
         sys.argv = ["stillroom", *argv]
         from stillroom.cli import main
 
@@ -155,7 +179,9 @@ def _run(argv: list[str], folder: Path, output: int) -> None:
         os._exit(code)
 
 
-def list_commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], click.Command]]:
+def list_commands(
+    group: click.Group, path: tuple[str, ...] = ()
+) -> list[tuple[tuple[str, ...], click.Command]]:
     """Return every command that is no group, with the words that call it."""
     context = click.Context(group)
     found = []
@@ -168,7 +194,9 @@ def list_commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[
     return found
 
 
-def draw_call(rng: random.Random, path: tuple[str, ...], command: click.Command, places: list[str]) -> list[str]:
+def draw_call(
+    rng: random.Random, path: tuple[str, ...], command: click.Command, places: list[str]
+) -> list[str]:
     """Return a call of a command: each argument, and some options, with values of any kind."""
     argv = list(path)
     eager = rng.random() < 0.5  # half of the calls name plausible things only, to get further
@@ -177,17 +205,25 @@ def draw_call(rng: random.Random, path: tuple[str, ...], command: click.Command,
         wanted = parameter.required or (not is_option) or rng.random() < 0.3
         if not wanted or not parameter.expose_value or parameter.name == "resume":
             continue
-        count = rng.choice([1, 1, 2]) if getattr(parameter, "multiple", False) or parameter.nargs == -1 else 1
+        count = (
+            rng.choice([1, 1, 2])
+            if getattr(parameter, "multiple", False) or parameter.nargs == -1
+            else 1
+        )
         for _ in range(count):
             if is_option:
                 argv.append(rng.choice(parameter.opts))
                 if parameter.is_flag or parameter.count:
                     continue
-            argv += [draw_value(rng, parameter, places, eager) for _ in range(max(parameter.nargs, 1))]
+            argv += [
+                draw_value(rng, parameter, places, eager) for _ in range(max(parameter.nargs, 1))
+            ]
     return argv
 
 
-def draw_value(rng: random.Random, parameter: click.Parameter, places: list[str], eager: bool) -> str:
+def draw_value(
+    rng: random.Random, parameter: click.Parameter, places: list[str], eager: bool
+) -> str:
     """Return a value for a parameter, of its own kind more often than not."""
     kind, name = parameter.type, (parameter.name or "").lower()
     if not eager and rng.random() < 0.3:
@@ -226,7 +262,11 @@ def list_recipes() -> list[tuple[str, str]]:
     found = []
     for kind in name_kinds():
         folders = [folder for seam, folder in find_seams().items() if f".{kind}." in seam]
-        names = [None, *name_examples(kind), *(one for folder in folders for one in names_in(folder))]
+        names = [
+            None,
+            *name_examples(kind),
+            *(one for folder in folders for one in names_in(folder)),
+        ]
         for method in dict.fromkeys(names):
             with contextlib.suppress(StillroomError):
                 found.append((f"{kind}/{method}", comment_recipe(kind, method)))
@@ -256,7 +296,9 @@ def _change(rng: random.Random, tree) -> None:
     elif turn < 0.16:
         del holder[key]
     elif turn < 0.5 and isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
-        holder[key] = rng.choice([holder[key] * 2, holder[key] + 1, -holder[key], 0, 1, 1e-9, 10**9])
+        holder[key] = rng.choice(
+            [holder[key] * 2, holder[key] + 1, -holder[key], 0, 1, 1e-9, 10**9]
+        )
     else:
         holder[key] = rng.choice(_VALUES)
 
@@ -270,20 +312,32 @@ def _leaves(tree):
 
 
 def fuzz(count: int, seed: int, *, report=print) -> Counter:
-    """Make ``count`` calls; return how many ended how. Each new kind of failure is reported once."""
+    """Make calls; return how many ended how. Each new kind of failure is reported once."""
     import transformers  # noqa: F401  # once, in the parent of every fork
 
+    import stillroom as package
     from stillroom.cli.app import stillroom
 
+    for module in pkgutil.walk_packages(package.__path__, "stillroom."):
+        if module.name == "stillroom.__main__":
+            continue
+        with contextlib.suppress(ImportError):  # an extra that is not installed
+            importlib.import_module(module.name)
+    gc.freeze()
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"
     ended: Counter = Counter()
     with tempfile.TemporaryDirectory() as scratch:
         world = Path(scratch) / "world"
         make_world(world)
-        places = [*sorted(path.name for path in world.iterdir()), "missing", "out/new", "/dev/null", "documents/0.md",
-                  "media/0.png", "index/artifact.json"]  # fmt: skip
-        commands = [one for one in list_commands(stillroom) if one[0] not in (("console",), ("serve",))]
+        places = [
+            *sorted(path.name for path in world.iterdir()),
+            *("missing", "out/new", "/dev/null", "documents/0.md", "media/0.png"),
+            "index/artifact.json",
+        ]
+        commands = [
+            one for one in list_commands(stillroom) if one[0] not in (("console",), ("serve",))
+        ]
         recipes = list_recipes()
         for number in range(count):
             rng = random.Random(f"{seed}/{number}")
@@ -298,7 +352,9 @@ def fuzz(count: int, seed: int, *, report=print) -> Counter:
             kind = "failed" if _BAD.search(text) or code < 0 or code == 70 else f"exit {code}"
             ended[kind] += 1
             if kind == "failed":
-                line = next((one for one in text.splitlines() if "[internal]" in one), text.strip()[-300:])
+                line = next(
+                    (one for one in text.splitlines() if "[internal]" in one), text.strip()[-300:]
+                )
                 key = re.sub(r"[\d.]+|/\S+|'[^']*'", "#", line)[:100]
                 ended[f"  {key}"] += 1
                 if ended[f"  {key}"] == 1:
