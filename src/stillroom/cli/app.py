@@ -15,7 +15,7 @@ import click
 
 from stillroom import __version__
 from stillroom.cli.options import has_printed_json, print_json
-from stillroom.errors import MissingExtraError, Problem, StillroomError
+from stillroom.errors import MissingExtraError, Problem, ResourceError, StillroomError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -149,6 +149,8 @@ def _say_fault(error: Exception) -> int:
             missing = MissingExtraError.of(str(error.name), extra, "this command")
             _tell(missing.problems, str(missing))
             return missing.exit_code
+    if isinstance(error, OSError) and error.filename is not None:
+        return _tell_file(error)
     told = Problem(
         f"{type(error).__name__}: {error}",
         "internal",
@@ -157,6 +159,19 @@ def _say_fault(error: Exception) -> int:
     )
     _tell([told], str(told))
     return 1
+
+
+def _tell_file(error: OSError) -> int:
+    """Report a file that the system refuses: its name, its permissions, or what stands there."""
+    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+    refused = ResourceError(
+        f"{error.strerror or type(error).__name__}: {name!s:.200}",
+        code="resource.file",
+        expected="a path that the system lets this user read or write",
+        next="check the path, its permissions and what lies there",
+    )
+    _tell(refused.problems, str(refused))
+    return refused.exit_code
 
 
 def _tell(problems: Sequence[Problem], text: str = "") -> None:

@@ -39,6 +39,7 @@ class Teacher:
     name: str
     reference: str = ""
     _loaded: Any | None = field(default=None, repr=False)
+    _is_lowered: bool = field(default=False, repr=False)
 
     @classmethod
     def find(cls, reference: str, job: Job) -> Teacher:
@@ -83,6 +84,8 @@ class Teacher:
     @property
     def model(self) -> Any:
         """The model in float32, in evaluation mode; no parameter takes a gradient."""
+        if self._is_lowered:
+            self.unload()
         if self._loaded is None:
             self._loaded, _ = load_causal_lm(self.checkpoint.folder, dtype="float32")
             self._loaded.requires_grad_(False)
@@ -96,10 +99,13 @@ class Teacher:
     def lowered(self, precision: str) -> Any:
         """The model with its layers' products in ``precision``: cast once, not in every call.
 
-        The loaded model itself is changed; ``unload`` makes the next use load float32 again.
+        The loaded model itself is changed; the next use of ``model`` loads float32 again.
         """
+        if self._is_lowered and precision == "bfloat16":
+            return self._loaded
         model = self.model
         if precision == "bfloat16":
+            self._is_lowered = True
             head = model.get_output_embeddings()
             for module in model.modules():
                 if isinstance(module, nn.Linear) and module is not head:
@@ -108,7 +114,7 @@ class Teacher:
 
     def unload(self) -> None:
         """Free the weights."""
-        self._loaded = None
+        self._loaded, self._is_lowered = None, False
 
     def header(self, recipe: DistillRecipe, rows: int, precision: str) -> CacheHeader:
         """Return what a cache of this teacher's words says of itself.

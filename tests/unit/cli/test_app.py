@@ -42,6 +42,9 @@ def run_main(monkeypatch, capsys):
         (ResourceError("no", code="resource.memory"), 3, "[resource.memory]"),
         (Cancelled("no", code="job.cancelled"), 130, "[job.cancelled]"),
         (click.UsageError("no"), 2, "Error: no"),
+        (OSError(36, "File name too long", "x" * 300), 3, "File name too long: xxx"),
+        (NotADirectoryError(20, "Not a directory", "a/b"), 3, "[resource.file]"),
+        (OSError(5, "Input/output error"), 1, "[internal]"),
         (ValueError("no"), 1, "[internal]"),
     ],
 )
@@ -59,6 +62,7 @@ def test_errors_end_with_their_exit_code(run_main, error, exit_code, said):
         (Cancelled("no", code="job.cancelled"), 130, "job.cancelled"),
         (KeyboardInterrupt(), 130, "job.cancelled"),
         (click.UsageError("no"), 2, "usage"),
+        (PermissionError(13, "Permission denied", b"a"), 3, "resource.file"),
         (ValueError("no"), 1, "internal"),
     ],
 )

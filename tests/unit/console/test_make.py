@@ -52,7 +52,7 @@ def test_every_kind_has_a_form_of_its_schema(name, jobs):
     assert "kind:" in commented
     asked = list(walk(settings))
     assert all(one.hint or one.control in {"choice", "yaml"} for one in asked), name
-    assert all(one.name for one in asked), "a setting without a name has no label"
+    assert not [one.label for one in asked if not one.label or "_" in one.label]
     page = jobs.get("/make/new", params={"kind": name})
     assert page.status_code == 200
     for one in asked:
@@ -65,12 +65,17 @@ def test_no_form_offers_work_on_a_cluster(name):
     """Jobs of clients are refused it."""
     asked = [one for one in walk(describe_form(name)[0]) if one.path.partition(".")[0] == "engine"]
     assert not [one.path for one in asked if one.path == "engine" and one.control != "group"]
-    assert not [one.path for one in asked if "ray" in (one.name, *one.hint.lower().split())]
+    assert not [
+        one.path for one in asked if "ray" in (one.label.lower(), *one.hint.lower().split())
+    ]
     assert bool(asked) == (name == "synth"), "what remains of an engine is asked for"
 
 
 def test_the_main_jobs_settings_are_ones_of_its_recipe():
     settings, commented = describe_form(MAIN_JOB)
+    assert {one.path: one.label for one in settings}["steps.report.max_questions"] == (
+        "Questions in the report"
+    )
     told = [f"{one.path}={one.default}" for one in settings if one.default]
     assert parse_recipe(commented, "form", ["inputs.documents=documents", *told]) == parse_recipe(
         commented, "form", ["inputs.documents=documents"]

@@ -1,10 +1,14 @@
 import pytest
-from tests.console_folder import HOSTILE, build_tenants
+from starlette.testclient import TestClient
+from tests.console_folder import HOSTILE, KEY, build_tenants
 
+from stillroom.console import create_console
 from stillroom.errors import DataError
+from stillroom.jobs import Job
 from stillroom.serve.views.graph import draw_graph
 from stillroom.serve.views.lineage import trace
 from stillroom.serve.views.models import list_models
+from stillroom.testing import tiny_checkpoint
 
 MODEL = "run/steps/model"
 
@@ -18,6 +22,26 @@ def test_models_are_listed_with_what_they_are(client, folder):
     page = client.get("/models").text
     assert MODEL in page
     assert f"{one.parameters:,}" in page
+
+
+def test_two_checkpoints_of_the_same_weights_are_shown_as_such(tmp_path):
+    for name, seed in (("student", 1), ("merged", 1), ("other", 2)):
+        job = Job.start(tmp_path / name, "kind: merge\n")
+        tiny_checkpoint(job.output, seed=seed)
+        if name == "student":
+            tiny_checkpoint(job.output / "candidates" / "step-1", seed=3)
+        job.finish("checkpoint")
+        job.close()
+    models, _ = list_models(tmp_path)
+    assert {one.name: one.same_as for one in models} == {
+        "student": "", "merged": "student", "other": ""
+    }  # fmt: skip
+    app = create_console(tmp_path, key=KEY)
+    with TestClient(app, base_url="http://127.0.0.1:8152") as client:
+        client.get(f"/?key={KEY}")
+        assert client.get("/models").text.count("same weights as student") == 1
+        page = client.get("/models/compare", params={"m": ["merged", "student"]}).text
+        assert "the same as student" in page
 
 
 def test_two_are_held_side_by_side(client):

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from tests.unit.distill.conftest import make_records
 from tests.unit.distill.teacher_servers import TeacherServer, serving
 
+from stillroom.checkpoints import Checkpoint
 from stillroom.distill import run as run_module
 from stillroom.distill.encode import make_batch
 from stillroom.distill.method import METHODS
@@ -280,3 +281,13 @@ def test_no_two_teachers_are_in_memory_together_and_none_while_the_student_learn
     do(make_recipe(shares(folders, weight=(1.0, 1.0)), train={**FAST, "steps": 2}))
     assert max(most) == 1
     assert while_training == [set()]
+
+
+def test_a_teacher_that_was_lowered_is_measured_in_float32_again(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "teacher")
+    teacher = Teacher(Checkpoint.open(folder), "teacher")
+    lowered = teacher.lowered("bfloat16")
+    assert {one.dtype for one in lowered.parameters()} == {torch.float32, torch.bfloat16}
+    assert teacher.lowered("bfloat16") is lowered
+    assert {one.dtype for one in teacher.model.parameters()} == {torch.float32}
+    assert teacher.model is not lowered

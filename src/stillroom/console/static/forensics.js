@@ -160,13 +160,20 @@
     return box;
   };
 
+  // Faces of a clip are those that its scan followed over time.
+  const countFaces = (told) => {
+    const faces = told.faces || (told.clip && told.clip.scan && told.clip.scan.tracks);
+    return faces ? `Faces: ${faces.length}.` : "Faces were not looked for.";
+  };
+
   const draw = (file, told) => {
     const address = URL.createObjectURL(file);
     const frame = make("div", { class: "frame-of" });
     if (file.type.startsWith("image/")) {
       const image = make("img", { src: address, alt: `the picture ${file.name}` });
-      frame.append(image);
-      overlay(frame, image, told.faces);
+      const picture = make("div", { class: "pictured" }, image);
+      frame.append(picture);
+      overlay(picture, image, told.faces);
     } else if (file.type.startsWith("video/")) frame.append(make("video", { src: address, controls: true, "aria-label": file.name }));
     else if (file.type.startsWith("audio/")) frame.append(make("audio", { src: address, controls: true, "aria-label": file.name }));
     const evidence = make("div", {});
@@ -178,7 +185,7 @@
     evidence.append(step(number++, "This lab's watermark", mark ? facts(Object.entries(mark).map(([k, v]) => [k.replaceAll("_", " "), typeof v === "object" && v ? JSON.stringify(v) : v])) : make("p", { class: "quiet", text: "There is no lab on this machine whose mark could be looked for." })));
     if (told.clip) evidence.append(step(number++, "What is seen and heard over time", clip(told.clip, address)));
     const limits = told.quality || [];
-    evidence.append(step(number++, "What limits a judgement of the pixels", limits.length ? make("ul", {}, ...limits.map((one) => make("li", { text: one }))) : make("p", { class: "quiet", text: told.faces ? `Nothing was found that does. Faces: ${told.faces.length}.` : "Faces were not looked for." })));
+    evidence.append(step(number++, "What limits a judgement of the pixels", limits.length ? make("ul", {}, ...limits.map((one) => make("li", { text: one }))) : make("p", { class: "quiet", text: `Nothing was found that does. ${countFaces(told)}` })));
     evidence.append(step(number++, "What detectors make of faces", told.detectors && told.detectors.length ? findings(told.detectors) : make("p", { class: "quiet", text: "No detector judged anything: nothing here says whether it is forged." })));
     return make("article", { class: "looked" }, make("h2", { text: file.name }), make("p", { class: "verdict", text: told.verdict || told.error }), make("div", { class: "both" }, frame, evidence), make("p", { class: "small quiet" }, "sha256 ", make("code", { text: told.sha256 || "–" })));
   };

@@ -55,13 +55,13 @@ class Setting:
     high: float | None = None
     options: tuple[Option, ...] = ()
     settings: tuple[Setting, ...] = ()
+    title: str = ""
 
     @property
-    def name(self) -> str:
-        """The last part of its path; of a step's setting, what stands below the steps."""
-        head, _, rest = self.path.partition(".")
-        is_below = bool(rest) and head in {"steps", "inputs"}
-        return rest if is_below else self.path.rpartition(".")[2]
+    def label(self) -> str:
+        """What a form calls it: its title, else the last part of its path in words."""
+        words = self.path.rpartition(".")[2].replace("_", " ")
+        return self.title or words[:1].upper() + words[1:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,36 +189,85 @@ def _show(default: Any) -> str:
 
 
 _ORIGINS = tuple(Option(name, "") for name in ("human", "synthetic", "unknown"))
+
+
+def _main(title: str, path: str, control: str, hint: str, **more: Any) -> Setting:
+    return Setting(path, control, hint, title=title, **more)
+
+
 _MAIN = (
-    Setting("inputs.documents", "place", "the folder of documents", is_required=True),
-    Setting(
-        "steps.index.origin.kind", "choice", "who made the documents", "unknown", options=_ORIGINS
+    _main("Documents", "inputs.documents", "place", "a folder", is_required=True),
+    _main(
+        "Origin of the documents",
+        "steps.index.origin.kind",
+        "choice",
+        "who wrote them",
+        default="unknown",
+        options=_ORIGINS,
     ),
-    Setting("steps.index.origin.license", "text", "their license, as an SPDX id"),
-    Setting(
+    _main("License of the documents", "steps.index.origin.license", "text", "an SPDX id"),
+    _main(
+        "Teacher",
         "inputs.teacher",
         "place",
         "writes the records and teaches the student",
-        "hub:HuggingFaceTB/SmolLM2-135M-Instruct",
+        default="hub:HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
-    Setting(
+    _main(
+        "Embedder",
         "inputs.embedder",
         "place",
         "turns passages and questions into vectors",
-        "hub:sentence-transformers/all-MiniLM-L6-v2",
+        default="hub:sentence-transformers/all-MiniLM-L6-v2",
     ),
-    Setting("steps.records.target.train", "integer", "records to learn from", "100", low=1),
-    Setting("steps.records.target.held_out", "integer", "records to measure with", "20", low=1),
-    Setting("steps.records.include_passages", "integer", "passages learned as text", "100", low=0),
-    Setting(
+    _main(
+        "Training records",
+        "steps.records.target.train",
+        "integer",
+        "questions and answers to learn from",
+        default="100",
+        low=1,
+    ),
+    _main(
+        "Held-out records",
+        "steps.records.target.held_out",
+        "integer",
+        "questions and answers to measure with",
+        default="20",
+        low=1,
+    ),
+    _main(
+        "Passages as training text",
+        "steps.records.include_passages",
+        "integer",
+        "learned as plain text",
+        default="100",
+        low=0,
+    ),
+    _main(
+        "Student size",
         "steps.student.student.max_parameters",
         "number",
-        "size of the student as a share of the teacher's",
-        "0.6",
+        "as a share of the teacher's parameters",
+        default="0.6",
         low=0,
         high=1,
     ),
-    Setting("steps.student.train.steps", "integer", "steps of training", "50", low=1),
-    Setting("steps.report.max_questions", "integer", "questions that the report asks", "20", low=1),
-    Setting("seed", "integer", "same seed, same machine: same bytes", "0", low=0),
+    _main(
+        "Training steps",
+        "steps.student.train.steps",
+        "integer",
+        "optimizer steps of the student",
+        default="50",
+        low=1,
+    ),
+    _main(
+        "Questions in the report",
+        "steps.report.max_questions",
+        "integer",
+        "held-out questions that each model answers",
+        default="20",
+        low=1,
+    ),
+    _main("Seed", "seed", "integer", "same seed, same machine: same bytes", default="0", low=0),
 )

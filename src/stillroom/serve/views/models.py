@@ -5,8 +5,9 @@ A figure is shown only where a report of the folder holds it; nothing is measure
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from stillroom.serve.views.found import (
 
 __all__ = ["Figure", "Model", "list_models", "list_references"]
 
+_OWN_WEIGHTS = re.compile(r"output/[^/]+\.(safetensors|gguf)")  # not those of its candidates
 _FIGURES = {
     "kl_to_teacher/final": ("divergence from its teacher", "nats a token", "KL to teacher"),
     "agreement": ("tokens it agrees with its teacher on", "share", "agreement"),
@@ -64,6 +66,8 @@ class Model:
     parents: tuple[tuple[str, str], ...] = ()
     figures: Mapping[str, Figure] = field(default_factory=dict)
     is_diffusion: bool = False
+    same_as: str = ""
+    """Another checkpoint of the folder whose weight files hold the same bytes."""
 
     @property
     def is_reference(self) -> bool:
@@ -75,9 +79,10 @@ def list_models(root: Path) -> tuple[list[Model], dict[str, tuple[str, str, str]
     """Return checkpoints and references, newest first, and each figure's name, unit, short name."""
     found = list_found(root)
     figures = _measured(root, found)
-    models = [
-        _model(root, one, figures.get(one.name, {})) for one in found if one.kind == "checkpoint"
-    ]
+    models = _mark_same(
+        root,
+        [_model(root, one, figures.get(one.name, {})) for one in found if one.kind == "checkpoint"],
+    )
     known = {one.name for one in models}
     for reference, roles in _references(root, found).items():
         if reference not in known:
@@ -90,6 +95,19 @@ def list_models(root: Path) -> tuple[list[Model], dict[str, tuple[str, str, str]
                 )
             )
     return models, _FIGURES
+
+
+def _mark_same(root: Path, models: list[Model]) -> list[Model]:
+    """Return models, those whose weights an older one has marked with its name; newest first."""
+    first: dict[tuple[str, ...], str] = {}
+    marked = []
+    for model in reversed(models):
+        folder = find_inside(root, model.name)
+        files = read_artifact(folder).files if is_artifact(folder) else ()
+        weights = tuple(sorted(one.digest for one in files if _OWN_WEIGHTS.fullmatch(one.path)))
+        same_as = first.setdefault(weights, model.name) if weights else model.name
+        marked.append(model if same_as == model.name else replace(model, same_as=same_as))
+    return marked[::-1]
 
 
 def list_references(root: Path) -> set[str]:

@@ -1,0 +1,12 @@
+// Says of each table that is wider than its place that there are more columns beside those seen.
+document.addEventListener("DOMContentLoaded", () => {
+  for (const region of document.querySelectorAll(".scroll")) {
+    const hint = document.createElement("p");
+    hint.className = "quiet small";
+    hint.textContent = "Scroll sideways to see all columns.";
+    region.before(hint);
+    const update = () => (hint.hidden = region.scrollWidth <= region.clientWidth + 1 || !region.querySelector("table"));
+    new ResizeObserver(update).observe(region);
+    update();
+  }
+});

@@ -1,0 +1,375 @@
+"""A fuzzer of the command line: every command's options and every recipe's settings.
+
+Each call runs in a fork of this process, in a fresh copy of a small world of files. A call fails
+where it ends in an internal error, a traceback or a signal; any other error is an answer.
+
+    python -m tests.fuzz.commands 10000 --seed 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import importlib
+import json
+import os
+import pkgutil
+import random
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import click
+from ruamel.yaml import YAML
+
+SECONDS = 20
+_BAD = re.compile(r"\[internal\]|Traceback \(most recent call last\)")
+_PLACES = {
+    "documents": "documents",
+    "index": "index",
+    "records": "records.jsonl",
+    "start": "model",
+    "images": "media",
+    "media": "media",
+}
+_TEXTS = (
+    "", "a", "é ß 漢", "\udc80", "../x", "a b", "-", "--", "=", "k=v", "k=", "[1,", "{}", "null",
+    "nan", "1e999", "x" * 300, "\x1b[31m", "hub:nobody/nothing", "http://127.0.0.1:9/v1#m", "http://",
+    "file:", "scripted:script.json", "builtin:static", "postgresql://127.0.0.1:9/x", "s3://", "ray",
+    "ray:x", "%s", "2020-01-01", "year >= 2020", "1,2", "0.1:0.9", "0-5", "1MB", "cpu", "cuda",
+)  # fmt: skip
+_NUMBERS = (
+    "0",
+    "1",
+    "-1",
+    "2",
+    "7",
+    "0.5",
+    "1.5",
+    "-0.1",
+    "1e308",
+    "nan",
+    "inf",
+    "99999999999999999999",
+    "x",
+    "",
+)
+_VALUES = (
+    None, True, False, 0, 1, -1, 2, 3, 0.5, 1.5, -0.25, 1e308, 10**12, "", "a", "é", "model",
+    "missing", "records.jsonl", "documents", [], [1], ["a"], {}, {"a": 1}, "x" * 300,
+    "hub:nobody/nothing",
+)  # fmt: skip
+
+
+def make_world(folder: Path) -> None:
+    """Write what commands may be pointed at: one small thing of each kind, and broken ones."""
+    import numpy as np
+    from PIL import Image
+
+    from stillroom.testing import tiny_checkpoint
+
+    documents = folder / "documents"
+    documents.mkdir(parents=True)
+    facts = [f"The mill of town {n} ground {n * 7} sacks of corn in {1840 + n}." for n in range(6)]
+    for number, fact in enumerate(facts):
+        text = f"# Town {number}\n\n{fact}\n\nIts river rises in the north.\n"
+        (documents / f"{number}.md").write_text(text, encoding="utf-8")
+    (documents / "page.html").write_text("<h1>A</h1><p>One two.</p>", encoding="utf-8")
+    (folder / "script.json").write_text(json.dumps({"*": " What did the mill grind?"}))
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What did mill {n} grind?"},
+                {"role": "assistant", "content": facts[n % 6]},
+            ],
+            "fields": {
+                "split": "held_out" if n % 4 == 0 else "train",
+                "question": "q",
+                "answer": "a",
+            },
+        }
+        for n in range(12)
+    ]
+    (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "broken.jsonl").write_text('{"messages": [\n{"a": 1}\n\x00')
+    (folder / "value.json").write_text("[1, 2]")
+    (folder / "empty.txt").write_text("")
+    (folder / "junk.bin").write_bytes(random.Random(0).randbytes(999))
+    (folder / "empty").mkdir()
+    (folder / "dangling").symlink_to("nowhere")
+    media = folder / "media"
+    media.mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 255, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(media / f"{number}.png")
+    tiny_checkpoint(folder / "model", seed=1)
+    tiny_checkpoint(folder / "other", seed=2)
+    for number, argv in enumerate(
+        (
+            ["rag", "index", "documents", "--out", "index", "embedder=builtin:static"],
+            ["run", "merge.yaml", "--out", "merged"],
+        )
+    ):
+        (folder / "merge.yaml").write_text(
+            "version: 1\nkind: merge\nmethod: {name: linear}\nmodels:\n"
+            "  - {checkpoint: model}\n  - {checkpoint: other}\n"
+        )
+        code, text = call(argv, folder, seconds=300)
+        if code != 0:
+            raise RuntimeError(f"the world's step {number} failed: {text}")
+
+
+def call(argv: list[str], folder: Path, *, seconds: float = SECONDS) -> tuple[int, str]:
+    """Run the command line in a fork within ``folder``; return its exit code and what it printed.
+
+    A call that outlasts ``seconds`` is ended; its code is then 124.
+    """
+    with tempfile.TemporaryFile() as output:
+        child = os.fork()
+        if not child:
+            _run(argv, folder, output.fileno())
+        deadline = time.monotonic() + seconds
+        code = None
+        while code is None and time.monotonic() < deadline:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                code = os.waitstatus_to_exitcode(status)
+            else:
+                time.sleep(0.005)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        if code is None:
+            os.waitpid(child, 0)
+            code = 124
+        output.seek(0)
+        return code, output.read(200_000).decode("utf-8", "replace")
+
+
+def _run(argv: list[str], folder: Path, output: int) -> None:
+    """Be the command; never returns."""
+    code = 70
+    try:
+        os.setsid()
+        os.chdir(folder)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", closefd=False, errors="backslashreplace")
+        sys.argv = ["stillroom", *argv]
+        from stillroom.cli import main
+
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:  # noqa: BLE001  # reported as the traceback that it is
+        import traceback
+
+        os.write(2, traceback.format_exc().encode("utf-8", "replace"))
+    finally:
+        os._exit(code)
+
+
+def list_commands(
+    group: click.Group, path: tuple[str, ...] = ()
+) -> list[tuple[tuple[str, ...], click.Command]]:
+    """Return every command that is no group, with the words that call it."""
+    context = click.Context(group)
+    found = []
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            found += list_commands(command, (*path, name))
+        elif command is not None:
+            found.append(((*path, name), command))
+    return found
+
+
+def draw_call(
+    rng: random.Random, path: tuple[str, ...], command: click.Command, places: list[str]
+) -> list[str]:
+    """Return a call of a command: each argument, and some options, with values of any kind."""
+    argv = list(path)
+    eager = rng.random() < 0.5  # half of the calls name plausible things only, to get further
+    for parameter in command.params:
+        is_option = isinstance(parameter, click.Option)
+        wanted = parameter.required or (not is_option) or rng.random() < 0.3
+        if not wanted or not parameter.expose_value or parameter.name == "resume":
+            continue
+        count = (
+            rng.choice([1, 1, 2])
+            if getattr(parameter, "multiple", False) or parameter.nargs == -1
+            else 1
+        )
+        for _ in range(count):
+            if is_option:
+                argv.append(rng.choice(parameter.opts))
+                if parameter.is_flag or parameter.count:
+                    continue
+            argv += [
+                draw_value(rng, parameter, places, eager) for _ in range(max(parameter.nargs, 1))
+            ]
+    return argv
+
+
+def draw_value(
+    rng: random.Random, parameter: click.Parameter, places: list[str], eager: bool
+) -> str:
+    """Return a value for a parameter, of its own kind more often than not."""
+    kind, name = parameter.type, (parameter.name or "").lower()
+    if not eager and rng.random() < 0.3:
+        return rng.choice((*_TEXTS, *_NUMBERS, *places))
+    if isinstance(kind, click.Choice):
+        return str(rng.choice(list(kind.choices)))
+    if isinstance(kind, click.types.IntParamType | click.types.FloatParamType):
+        return rng.choice(("1", "2", "0", "3")) if eager else rng.choice(_NUMBERS)
+    if name in ("out", "to", "destination", "file") and rng.random() < 0.7:
+        return "out/new"
+    if isinstance(kind, click.Path) or any(word in name for word in _PLACES):
+        return rng.choice(places)
+    return rng.choice((*_TEXTS, *places))
+
+
+def draw_recipe(rng: random.Random, recipes: list[tuple[str, str]], folder: Path) -> list[str]:
+    """Write a recipe with one to three changed settings; return the call that checks or runs it."""
+    name, text = rng.choice(recipes)
+    yaml = YAML(typ="safe", pure=True)
+    data = _place(yaml.load(text), name)
+    for _ in range(rng.choice([0, 1, 1, 2, 3])):
+        _change(rng, data)
+    with (folder / "fuzzed.yaml").open("w", encoding="utf-8") as file:
+        json.dump(data, file)  # JSON is YAML
+    if rng.random() < 0.6:
+        return ["check", "fuzzed.yaml"]
+    return ["run", "fuzzed.yaml", "--out", "out/new", "--quiet"]
+
+
+def list_recipes() -> list[tuple[str, str]]:
+    """Return a commented recipe of every kind and method, with its name."""
+    from stillroom.errors import StillroomError
+    from stillroom.recipes import comment_recipe
+    from stillroom.registry.listing import find_seams, name_examples, name_kinds, names_in
+
+    found = []
+    for kind in name_kinds():
+        folders = [folder for seam, folder in find_seams().items() if f".{kind}." in seam]
+        names = [
+            None,
+            *name_examples(kind),
+            *(one for folder in folders for one in names_in(folder)),
+        ]
+        for method in dict.fromkeys(names):
+            with contextlib.suppress(StillroomError):
+                found.append((f"{kind}/{method}", comment_recipe(kind, method)))
+    return found
+
+
+def _place(value, key: str):
+    """Return a recipe's tree with its placeholders replaced by things of the world."""
+    if isinstance(value, dict):
+        return {str(name): _place(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_place(item, key) for item in value]
+    if isinstance(value, str) and value.startswith("path/to"):
+        return next((place for word, place in _PLACES.items() if word in f"{key} {value}"), "model")
+    if key in ("steps", "epochs", "train", "held_out", "max_questions") and isinstance(value, int):
+        return 1
+    return value
+
+
+def _change(rng: random.Random, tree) -> None:
+    """Change one setting of a tree: another value, an unknown key, or one that is missing."""
+    leaves = list(_leaves(tree))
+    holder, key = rng.choice(leaves)
+    turn = rng.random()
+    if turn < 0.08 and isinstance(holder, dict):
+        holder["unknown"] = rng.choice(_VALUES)
+    elif turn < 0.16:
+        del holder[key]
+    elif turn < 0.5 and isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
+        holder[key] = rng.choice(
+            [holder[key] * 2, holder[key] + 1, -holder[key], 0, 1, 1e-9, 10**9]
+        )
+    else:
+        holder[key] = rng.choice(_VALUES)
+
+
+def _leaves(tree):
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in items:
+        yield tree, key
+        if isinstance(value, dict | list):
+            yield from _leaves(value)
+
+
+def fuzz(count: int, seed: int, *, report=print) -> Counter:
+    """Make calls; return how many ended how. Each new kind of failure is reported once."""
+    import transformers  # noqa: F401  # once, in the parent of every fork
+
+    import stillroom as package
+    from stillroom.cli.app import stillroom
+
+    for module in pkgutil.walk_packages(package.__path__, "stillroom."):
+        if module.name == "stillroom.__main__":
+            continue
+        with contextlib.suppress(ImportError):  # an extra that is not installed
+            importlib.import_module(module.name)
+    gc.freeze()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    ended: Counter = Counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        world = Path(scratch) / "world"
+        make_world(world)
+        places = [
+            *sorted(path.name for path in world.iterdir()),
+            *("missing", "out/new", "/dev/null", "documents/0.md", "media/0.png"),
+            "index/artifact.json",
+        ]
+        commands = [
+            one for one in list_commands(stillroom) if one[0] not in (("console",), ("serve",))
+        ]
+        recipes = list_recipes()
+        for number in range(count):
+            rng = random.Random(f"{seed}/{number}")
+            folder = Path(scratch) / "call"
+            shutil.copytree(world, folder, symlinks=True)
+            (folder / "out").mkdir()
+            if rng.random() < 0.5:
+                argv = draw_recipe(rng, recipes, folder)
+            else:
+                argv = draw_call(rng, *rng.choice(commands), places)
+            code, text = call(argv, folder)
+            kind = "failed" if _BAD.search(text) or code < 0 or code == 70 else f"exit {code}"
+            ended[kind] += 1
+            if kind == "failed":
+                line = next(
+                    (one for one in text.splitlines() if "[internal]" in one), text.strip()[-300:]
+                )
+                key = re.sub(r"[\d.]+|/\S+|'[^']*'", "#", line)[:100]
+                ended[f"  {key}"] += 1
+                if ended[f"  {key}"] == 1:
+                    recipe = (folder / "fuzzed.yaml").read_text() if "fuzzed.yaml" in argv else ""
+                    report(f"call {number}: {argv}\n  exit {code}: {line}\n  {recipe[:3000]}")
+            shutil.rmtree(folder, ignore_errors=True)
+    return ended
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("count", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    totals = fuzz(options.count, options.seed, report=lambda line: print(line, flush=True))
+    for name, number in totals.most_common():
+        print(f"{number:6} {name}")
+    sys.exit(totals["failed"] > 0)
