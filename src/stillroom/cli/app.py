@@ -15,10 +15,17 @@ import click
 
 from stillroom import __version__
 from stillroom.cli.options import has_printed_json, print_json
-from stillroom.errors import MissingExtraError, Problem, ResourceError, StillroomError
+from stillroom.errors import (
+    MissingExtraError,
+    Problem,
+    RecipeError,
+    ResourceError,
+    StillroomError,
+)
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+    from pydantic import ValidationError
 
 __all__ = ["LazyGroup", "is_reader_gone", "main", "stillroom"]
 
@@ -151,6 +158,11 @@ def _say_fault(error: Exception) -> int:
             return missing.exit_code
     if isinstance(error, OSError) and error.filename is not None:
         return _tell_file(error)
+    if "pydantic" in sys.modules:
+        from pydantic import ValidationError
+
+        if isinstance(error, ValidationError):
+            return _tell_settings(error)
     told = Problem(
         f"{type(error).__name__}: {error}",
         "internal",
@@ -159,6 +171,22 @@ def _say_fault(error: Exception) -> int:
     )
     _tell([told], str(told))
     return 1
+
+
+def _tell_settings(error: ValidationError) -> int:
+    """Report settings of a command that their method refuses."""
+    refused = RecipeError(
+        [
+            Problem(
+                f"{'.'.join(map(str, one['loc'])) or 'the settings'}: {one['msg']}",
+                "recipe.value",
+                next=f"stillroom show {error.title.lower()} lists its settings",
+            )
+            for one in error.errors(include_url=False)
+        ]
+    )
+    _tell(refused.problems, str(refused))
+    return refused.exit_code
 
 
 def _tell_file(error: OSError) -> int:

@@ -8,9 +8,11 @@ import sys
 import click
 import pytest
 from click.testing import CliRunner
+from pydantic import ValidationError
 
 from stillroom.cli import app, options
 from stillroom.errors import Cancelled, Problem, RecipeError, ResourceError
+from stillroom.rag.storing import STORES
 
 
 @pytest.fixture
@@ -71,6 +73,16 @@ def test_a_program_reads_every_error_as_json(run_main, error, exit_code, code):
     assert ended == exit_code
     assert [one["code"] for one in told["problems"]] == [code]
     assert told["problems"][0].keys() == {"what", "code", "where", "expected", "next"}
+
+
+def test_settings_that_a_method_refuses_are_named(run_main):
+    with pytest.raises(ValidationError) as caught:
+        STORES.build({"name": "postgres", "adress": "postgresql://x"})
+    code, told = run_main(caught.value, "rag", "migrate", "--json")
+    assert code == 2
+    assert told["problems"][0]["code"] == "recipe.value"
+    assert told["problems"][0]["what"].startswith("adress: Extra inputs")
+    assert told["problems"][0]["next"] == "stillroom show postgres lists its settings"
 
 
 def test_an_error_after_the_result_leaves_the_result_alone(monkeypatch, capsys):
