@@ -139,6 +139,24 @@ FORGERIES = {
         "def solve(n):\n    raise StopIteration",
         "for got, want in zip(map(solve, [2]), [4]):\n    assert got == want",
     ),
+    "ends the loop by another name": (
+        "class End(ValueError, StopIteration): pass\ndef solve(n):\n    raise End",
+        "for got, want in zip(map(solve, [2]), [4]):\n    assert got == want",
+    ),
+    "dies where an exception is wanted": (
+        "import os\ndef solve(n):\n    os._exit(0)",
+        "try:\n    solve(2)\nexcept:\n    right = True\nassert right",
+    ),
+    "is run by a test that reads annotations": (
+        "EVIL = 'import sys\\nframe = sys._getframe()\\nwhile frame:\\n'\\\n"
+        "    '    frame.f_globals[\"solve\"] = lambda n: 4\\n    frame = frame.f_back'\n"
+        "def solve(n):\n    return 0\nsolve.__annotations__ = {'n': f'exec({EVIL!r})'}",
+        "import typing\nassert typing.get_type_hints(solve) is not None\nassert solve(2) == 4",
+    ),
+    "changes a class that it was given": (
+        "def solve(x):\n    x.right = lambda *a: True\n",
+        "class X:\n    def right(self, got):\n        return got == 4\nassert X().right(solve(X))",
+    ),
     "leaves the loop of its tests": (
         "def solve(n):\n    raise GeneratorExit",
         "def ask():\n    yield solve(2)\n"
