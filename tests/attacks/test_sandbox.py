@@ -70,6 +70,12 @@ class Evil:
 """
 RETURNS_EVIL = EVIL + "def solve(n):\n    return Evil()\n"
 
+PEER = """
+import gc
+def peer():
+    return next(one for one in gc.get_objects() if type(one).__name__ == "_Program")
+"""
+
 # By name: the program, and the tests that it must not pass.
 FORGERIES = {
     "exec does nothing": ("import builtins; builtins.exec = lambda *a, **k: None\n" + WRONG, TEST),
@@ -156,6 +162,34 @@ FORGERIES = {
     "changes a class that it was given": (
         "def solve(x):\n    x.right = lambda *a: True\n",
         "class X:\n    def right(self, got):\n        return got == 4\nassert X().right(solve(X))",
+    ),
+    "asks its tests' process for what it holds": (
+        PEER
+        + "def solve(f):\n    for what in (('get', f, '__globals__'), ('get', f, '__code__'),\n"
+        "            ('set', f, '__code__', f), ('global', 'want'), ('dir', f), ('call', f, 2),\n"
+        "            ('isinstance', f, f), ('enter', f), ('str', f), ('contains', f, 4)):\n"
+        "        try:\n            got = peer().ask(*what)\n"
+        "            if got == 4 or 'want' in got:\n                return got['want']\n"
+        "        except Exception:\n            pass\n    return 0",
+        "want = 4\nassert solve(lambda n: n) == want",
+    ),
+    "says that it raised what ends a loop": (
+        PEER + "def solve(n):\n    peer()._describe = lambda error: {\n"
+        "        'base': 'Exception', 'args': [],\n"
+        "        'class': {'k': 'name', 'm': 'builtins', 'v': 'StopIteration'}}\n"
+        "    raise KeyError",
+        "for got, want in zip(map(solve, [2]), [4]):\n    assert got == want",
+    ),
+    "says that its name is one of Python's": (
+        PEER + "class Names(dict):\n    def __getitem__(self, name):\n"
+        "        peer().share = lambda value: {'k': 'name', 'm': 'builtins', 'v': 'eval'}\n"
+        "        return self\n"
+        "import sys\nframe = sys._getframe()\n"
+        "def solve(n): return 0\n"
+        "def trace(frame, event, arg):\n"
+        "    if frame.f_code.co_name == 'carry_out':\n        peer().names = Names()\n"
+        "sys.setprofile(trace)",
+        "assert solve('4') == 4",
     ),
     "leaves the loop of its tests": (
         "def solve(n):\n    raise GeneratorExit",

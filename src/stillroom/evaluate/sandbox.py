@@ -216,8 +216,8 @@ def _reported(lines: bytes) -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def _tell_what_is_open() -> None:
     _LOG.warning(
-        "this machine gives no user namespaces: code in the sandbox can read, change and reach "
-        "nothing, but it can learn which files exist"
+        "this machine gives no view of files apart (user namespaces): code in the sandbox can "
+        "read, change and reach nothing, but it can learn which files exist"
     )
 
 

@@ -127,7 +127,7 @@ RIGHT = {
         "seen = []\neach(seen.append, [1, 2])\nassert seen == [1, 2]\n"
         "assert order(['B', 'a'], str.lower) == ['a', 'B'] and order([2, -3], abs) == [2, -3]\n"
         "@twice\ndef inc(n): return n + 1\nassert inc(1) == 3\n"
-        "def fails(n): raise KeyError(n)\n"
+        "class Own(KeyError): pass\ndef fails(n): raise Own(n)\n"
         "try:\n    each(fails, [1])\n    assert False\nexcept KeyError:\n    pass",
     ),
     "iterators both ways": (

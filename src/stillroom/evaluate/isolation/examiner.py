@@ -231,8 +231,7 @@ class _Examiner(Peer):
     def _describe(self, error: BaseException) -> dict[str, Any]:
         if isinstance(error, Gone):
             raise error
-        told = super()._describe(error)
-        return {"base": told["base"], "args": told["args"]}
+        return super()._describe(error)
 
 
 class _Module:

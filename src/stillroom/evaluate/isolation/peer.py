@@ -236,11 +236,7 @@ class Peer:
             args = [one if type(one) in (str, int, float) else str(one) for one in error.args]
         except Exception:  # noqa: BLE001  # arguments of its own may not even be printed
             args = []
-        told: dict[str, Any] = {"base": base.__name__, "args": args}
-        if base is not kind:
-            encoder = Encoder({}, self._tell)
-            told |= {"class": encoder.encode(kind), "object": encoder.encode(error)}
-        return told
+        return {"base": base.__name__, "args": args}
 
     def _error(self, operation: str, told: Any, decoder: Decoder) -> BaseException:
         kind = getattr(builtins, told["base"])

@@ -14,7 +14,7 @@ import sys
 
 from stillroom.evaluate.isolation.doors import close_doors, die_with_parent, keep_open
 from stillroom.evaluate.isolation.peer import Peer, name_raised
-from stillroom.evaluate.isolation.wire import name_of
+from stillroom.evaluate.isolation.wire import Encoder, name_of
 
 TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
 if TYPE_CHECKING:
@@ -118,6 +118,13 @@ class _Program(Peer):
                 for one in value.__bases__
                 if issubclass(one, BaseException)
             ]
+        return told
+
+    def _describe(self, error: BaseException) -> dict[str, Any]:
+        told = super()._describe(error)
+        if type(error).__name__ != told["base"]:
+            encoder = Encoder({}, self._tell)
+            told |= {"class": encoder.encode(type(error)), "object": encoder.encode(error)}
         return told
 
     def printed(self) -> str:

@@ -39,7 +39,7 @@ def enter_namespaces(libc: ctypes.CDLL, readable: list[str]) -> dict[str, bool]:
         _write("uid_map", f"{user} {user} 1")
         _write("gid_map", f"{group} {group} 1")
         _make_view(libc, readable)
-    except OSError:
+    except (OSError, LookupError):
         return {"namespaces": True, "view": False}
     return {"namespaces": True, "view": True}
 
@@ -64,14 +64,19 @@ def _make_view(libc: ctypes.CDLL, readable: list[str]) -> None:
     folders = {path for path in trees if os.path.isdir(path)}  # noqa: PTH112
     # any folder will do: it is hidden in this process's own table of mounts alone
     _done(libc.mount(b"none", root.encode(), b"tmpfs", 0x2 | 0x4, b"size=256k,mode=755"))
-    os.chdir(root)
-    for path, tree in trees.items():
-        _place(libc, path.lstrip("/"), tree, path in folders)
-    for path, target in links.items():
-        if path != target:
-            os.makedirs(os.path.dirname(path).lstrip("/") or ".", exist_ok=True)  # noqa: PTH103, PTH120
-            os.symlink(target, path.lstrip("/"))  # noqa: PTH211
-    _done(libc.syscall(_PIVOT_ROOT[os.uname().machine], b".", b"."))
+    try:
+        os.chdir(root)
+        for path, tree in trees.items():
+            _place(libc, path.lstrip("/"), tree, path in folders)
+        for path, target in links.items():
+            if path != target:
+                os.makedirs(os.path.dirname(path).lstrip("/") or ".", exist_ok=True)  # noqa: PTH103, PTH120
+                os.symlink(target, path.lstrip("/"))  # noqa: PTH211
+        _done(libc.syscall(_PIVOT_ROOT[os.uname().machine], b".", b"."))
+    except (OSError, LookupError):
+        os.chdir("/")
+        libc.umount2(root.encode(), 2)  # the library would be hidden
+        raise
     _done(libc.umount2(b".", 2))
     os.chdir("/")
     _done(libc.mount(None, b"/", None, 0x20 | 0x1000 | 0x1 | 0x2 | 0x4, None))  # read-only
