@@ -145,6 +145,26 @@ FORGERIES = {
         "def solve(n):\n    raise StopIteration",
         "for got, want in zip(map(solve, [2]), [4]):\n    assert got == want",
     ),
+    "goes on where its caller's function fails": (
+        "def each(f, xs):\n    for x in xs:\n        try:\n            f(x)\n"
+        "        except BaseException:\n            pass",
+        "def check(x):\n    assert x == 4\neach(check, [5])",
+    ),
+    "suppresses what goes wrong": (
+        "class Timer:\n    def __enter__(self): return self\n"
+        "    def __exit__(self, *told): return True\n" + WRONG,
+        "with Timer():\n    assert solve(2) == 4",
+    ),
+    "suppresses its own exception": (
+        "class Timer:\n    def __enter__(self): return self\n"
+        "    def __exit__(self, *told): return True\ndef solve(n):\n    raise ValueError",
+        "with Timer():\n    assert solve(2) == 4",
+    ),
+    "suppresses what follows from it": (
+        "class Timer:\n    def __enter__(self): return self\n"
+        "    def __exit__(self, *told): return True\ndef solve(n):\n    return None",
+        "with Timer():\n    assert solve(2)[0] == 4",
+    ),
     "ends the loop by another name": (
         "class End(ValueError, StopIteration): pass\ndef solve(n):\n    raise End",
         "for got, want in zip(map(solve, [2]), [4]):\n    assert got == want",
@@ -203,6 +223,10 @@ FORGERIES = {
     "brings its own math": (
         "class math:\n    isclose = staticmethod(lambda *a, **k: True)\n" + WRONG,
         "assert math.isclose(solve(2), 4)",
+    ),
+    "brings its own Counter": (
+        EVIL + "Counter = Evil\n" + WRONG,
+        "assert Counter([solve(2)]) == Counter([4])",
     ),
     "changes the library": (
         "import math\nmath.isclose = lambda *a, **k: True\n" + WRONG,

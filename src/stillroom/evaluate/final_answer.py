@@ -52,7 +52,7 @@ _COUNTED = re.compile(
 _CHANGES = re.compile(  # what a number is not alone before; words of one letter are variables
     r"\b(?:more|less|fewer|greater|higher|lower|times|percent|hundreds?|thousands?|[mbtr]+illions?|"
     r"dozens?|half|halves|thirds?|quarters?|fourths?|fifths?|squared|cubed|factorial|plus|minus|"
-    r"modulo|mod|to|or|and|of|if|when|base|pi|roots?|sqrt|point|but|"
+    r"modulo|mod|to|or|and|if|when|base|pi|roots?|sqrt|point|but|"
     r"though|although|however|than|divided|multiplied|power|least|"
     r"most|between|above|below|under|over|within|almost|nearly|per(?=\s+cent)|cents?)\b",
     re.IGNORECASE,

@@ -130,6 +130,31 @@ RIGHT = {
         "class Own(KeyError): pass\ndef fails(n): raise Own(n)\n"
         "try:\n    each(fails, [1])\n    assert False\nexcept KeyError:\n    pass",
     ),
+    "with statements": (
+        "from contextlib import contextmanager\nlog = []\n@contextmanager\ndef cm():\n"
+        "    log.append(1)\n    try:\n        yield 5\n    except KeyError as e:\n"
+        "        log.append(e.args[0])\n    finally:\n        log.append(2)",
+        "with cm() as x:\n    assert x == 5\nassert log == [1, 2]\n"
+        "with cm():\n    raise KeyError('k')\nassert log[2:] == [1, 'k', 2]\n"
+        "try:\n    with cm():\n        1 / 0\n    assert False\n"
+        "except ZeroDivisionError:\n    pass",
+    ),
+    "classes": (
+        "class A:\n    def hi(self): return 'a'\nclass B(A):\n    @property\n"
+        "    def p(self): return super().hi() + 'b'\n    @staticmethod\n    def s(n): return n\n"
+        "    @classmethod\n    def make(cls): return cls()",
+        "assert B().p == 'ab' and isinstance(B(), A) and issubclass(B, A)\n"
+        "assert not issubclass(A, B) and B.s(3) == 3 and B.make().hi() == 'a'",
+    ),
+    "a class of its own under a name of Python's": (
+        "class deque(list):\n    def popleft(self): return self.pop(0)",
+        "d = deque([1, 2])\nassert d.popleft() == 1 and list(d) == [2]",
+    ),
+    "a mock": (
+        "def call(f): return f(2) + 1",
+        "from unittest.mock import Mock\nm = Mock(return_value=4)\nassert call(m) == 5\n"
+        "m.assert_called_once_with(2)",
+    ),
     "iterators both ways": (
         "def squares(n):\n    for i in range(n):\n        yield i * i\n"
         "def take(n, xs): return [x for _, x in zip(range(n), xs)]\n"
@@ -213,6 +238,10 @@ UNPROVABLE = {
         ["assert eval(f()) == 2", "import pickle\nassert pickle.loads(f())", "exec(f())"],
     ),
     "derive a class": ("class A: pass", ["class B(A): pass\nassert B()"]),
+    "suppresses an exception": (
+        "from contextlib import suppress\ndef cm(): return suppress(Exception)",
+        ["with cm():\n    1 / 0"],
+    ),
     "redefines a name": ("def sum(a, b): return a + b", ["assert sum(1, 2) == 3"]),
     "ask nothing": ("def f(): return 1", ["pass", "def check(f): assert f() == 1", "assert f"]),
     "are no Python": ("def f(): return 1", ["assert f( == 1"]),

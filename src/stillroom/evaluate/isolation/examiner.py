@@ -34,6 +34,18 @@ _ARITHMETIC = {*BINARY.split(), "divmod", "rdivmod"}
 _PREDICATES = {"startswith", "endswith", "issubset", "issuperset", "isdisjoint"}
 _OF_NUMBERS = {*dir(float), *dir(int), *dir(complex)}
 _TOLD = {"__name__", "__qualname__", "__doc__", "__dict__", "__module__"}
+_DECIDING = {
+    *(
+        "Counter",
+        "OrderedDict",
+        "defaultdict",
+        "deque",
+        "Fraction",
+        "Decimal",
+        "isclose",
+        "deepcopy",
+    )
+}
 _NO_IMPORT = {
     *("pickle", "_pickle", "marshal", "shelve", "dbm", "ctypes", "_ctypes", "code", "codeop"),
     *("runpy", "importlib", "builtins", "imp", "pty", "timeit", "doctest", "pdb", "bdb", "trace"),
@@ -42,13 +54,14 @@ _SERVED = {
     *("call", "next", "iter", "len", "bool", "get", "set", "getitem", "setitem", "contains"),
     *("eq", "str", "repr", "hash", *_ORDERING),
 }
-_TESTS = "__main__"
+_TESTS, _FILE = "__main__", "<tests>"
 
 OBJECT_JUDGES = "the tests let an object of the program judge itself"
 NOT_HANDED = "the tests hand the program what cannot be handed"
 RUNS_TEXT = "the tests run text as code"
 REDEFINES = "the program redefines a name of Python's that the tests use"
 DERIVES = "the tests derive a class from one of the program's"
+SUPPRESSES = "the program suppresses an exception that the tests did not raise themselves"
 NOT_ASKED = "the tests ask nothing of the program"
 NOT_PYTHON = "the tests are no Python"
 
@@ -72,7 +85,7 @@ def examine(libc: ctypes.CDLL, order: Order, pipes: tuple[int, int], told: dict[
 
 def _verdict(tests: list[str], examiner: _Examiner) -> str:
     try:
-        codes = [compile(one, "<tests>", "exec", dont_inherit=True) for one in tests]
+        codes = [compile(one, _FILE, "exec", dont_inherit=True) for one in tests]
     except (SyntaxError, ValueError, RecursionError):
         return NOT_PYTHON
     try:
@@ -132,8 +145,10 @@ class _Examiner(Peer):
         if name == "contains":
             held: Iterable[Any] = iter(proxy)
             return any(args[0] is one or one == args[0] for one in held)
-        if name == "isinstance":
-            return self.ask("isinstance", args[0], proxy)
+        if name in {"isinstance", "issubclass"}:
+            return self.ask(name, args[0], proxy)
+        if name == "exit":
+            return self._leave(proxy, args[1])
         if name == "derive":
             raise self.lose(DERIVES)
         if name == "eq":
@@ -149,6 +164,19 @@ class _Examiner(Peer):
         if is_scaled(proxy) and name not in {"get", "lt", "le", "gt", "ge"}:
             raise self.lose(OBJECT_JUDGES)
         return self.ask(name, proxy, *args, **named)
+
+    def _leave(self, proxy: Proxy, error: BaseException | None) -> Any:
+        if isinstance(error, Gone):
+            return False
+        own = getattr(error, "__dict__", {}).get("__stillroom__")
+        if own is None and error is not None:
+            told = self._describe(error)
+            own = [told["base"], told["args"]]
+        if self.ask("exit", proxy, own) is True and error is not None:
+            if not _is_raised_by_tests(error):
+                raise self.lose(SUPPRESSES)
+            return True
+        return False
 
     def _look_up(self, proxy: Proxy, name: str) -> None:
         if name in _PREDICATES or (is_scaled(proxy) and name in _OF_NUMBERS):
@@ -231,6 +259,8 @@ class _Examiner(Peer):
     def _describe(self, error: BaseException) -> dict[str, Any]:
         if isinstance(error, Gone):
             raise error
+        if isinstance(error, AssertionError):  # the program that called it could go on
+            self.lose("AssertionError")
         return super()._describe(error)
 
 
@@ -246,12 +276,26 @@ def _is_of_tests(value: Any) -> bool:
     return kind.__module__ == _TESTS and kind is not Proxy
 
 
+def _is_raised_by_tests(error: BaseException) -> bool:
+    """Return whether a raise statement of the tests made an exception, no failure of theirs."""
+    from opcode import opmap
+
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if place is None or isinstance(error, AssertionError):
+        return False
+    code = place.tb_frame.f_code
+    return code.co_filename == _FILE and code.co_code[place.tb_lasti] == opmap["RAISE_VARARGS"]
+
+
 class _Names(dict):  # type: ignore[type-arg]  # no typing here
     """The names of the tests: their own first, then the program's, then Python's."""
 
     def __init__(self, examiner: _Examiner, offered: set[str], codes: list[CodeType]) -> None:
         super().__init__(__name__=_TESTS, __builtins__=_guarded(examiner, codes))
         self._examiner, self._offered = examiner, offered
+        self._made = set[str]()
 
     def __missing__(self, name: str) -> Any:
         if name not in self._offered:
@@ -261,9 +305,17 @@ class _Names(dict):  # type: ignore[type-arg]  # no typing here
         value = self._examiner.fetch(name)
         if type(value) is _Module:
             return self._module(name, value.name)
+        self._judge(name, value)
         if type(value) is Proxy and name in sys.stdlib_module_names:
             return _Impostor(self._examiner, value)
         return value
+
+    def _judge(self, name: str, value: Any) -> None:
+        """Refuse what the program put in place of Python's, where it decides for other names."""
+        if type(value) is Proxy:
+            self._made.add(name)
+        if self._made & _DECIDING and self._made - _DECIDING:
+            raise self._examiner.lose(REDEFINES)
 
     def _module(self, name: str, real: str) -> Any:
         if real in PURE_MODULES or (real == name and real in sys.stdlib_module_names):

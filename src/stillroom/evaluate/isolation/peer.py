@@ -37,13 +37,25 @@ _BUILT_IN = (
     "isinstance issubclass dir"
 )
 
+
+def _leave(target: Any, error: Any = None) -> Any:
+    """End a with statement; an exception of the other side comes as its name and arguments."""
+    if isinstance(error, list):
+        kind = getattr(builtins, error[0])
+        made = kind.__new__(kind, *error[1])
+        made.args = tuple(error[1])
+        error = made
+    told = (None, None, None) if error is None else (type(error), error, error.__traceback__)
+    return type(target).__exit__(target, *told)
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda target, *args, **named: target(*args, **named),
     "get": getattr,
     "set": setattr,
     "del": delattr,
     "enter": lambda target: type(target).__enter__(target),
-    "exit": lambda target, *told: type(target).__exit__(target, *told),
+    "exit": _leave,
     "floor": math.floor,
     "ceil": math.ceil,
     "trunc": math.trunc,

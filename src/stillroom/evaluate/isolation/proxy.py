@@ -57,6 +57,9 @@ class Proxy:
     def __instancecheck__(self, instance: Any) -> Any:
         return self.__peer.operate("isinstance", self, instance)
 
+    def __subclasscheck__(self, kind: Any) -> Any:
+        return self.__peer.operate("issubclass", self, kind)
+
     def __mro_entries__(self, bases: Any) -> Any:
         return self.__peer.operate("derive", self)
 

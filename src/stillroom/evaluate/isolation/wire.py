@@ -292,13 +292,15 @@ def name_of(value: Any) -> dict[str, Any] | None:
     if module not in PURE_MODULES and module != "builtins":
         return None
     found = getattr(sys.modules.get(module), name, None)
-    if found is not value or not (isinstance(value, type) or _computes(module, name)):
+    if found is not value or not _computes(value, module, name):
         return None
     return {"k": "name", "m": module, "v": name}
 
 
-def _computes(module: str, name: str) -> bool:
-    return name in _BUILT_IN.split() if module == "builtins" else not name.startswith("_")
+def _computes(found: Any, module: str, name: str) -> bool:
+    if name.startswith("_") or not callable(found):
+        return False
+    return isinstance(found, type) or module != "builtins" or name in _BUILT_IN.split()
 
 
 def of_name(module: str, name: str) -> Any:
@@ -310,6 +312,6 @@ def of_name(module: str, name: str) -> Any:
     if module not in PURE_MODULES and module != "builtins":
         raise WireError("a module that does more than compute")
     found = getattr(__import__(module, fromlist=[name]), name)
-    if not isinstance(found, type) and not (callable(found) and _computes(module, name)):
+    if not _computes(found, module, name):
         raise WireError("a name that does more than compute")
     return found
