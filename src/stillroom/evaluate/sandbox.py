@@ -1,18 +1,22 @@
 """A sandbox for code that a model wrote: a process apart, with no network, no files and no time.
 
 The process is a bare interpreter (the standard library alone) that closes its doors itself before
-it compiles a line (``sandbox_child``); where the kernel cannot close them, nothing is run and the
-refusal says why. A timeout or too much output kills it. What code prints is data and never more.
+it compiles a line (``stillroom.evaluate.isolation``); where the kernel cannot close them, nothing
+is run and the refusal says why. A timeout or too much output kills it. What code prints, and how it
+says that it ended, is data and never more.
 
-What this does not promise: code that searches the interpreter's memory for the mark of success
-could forge it, and a hole in the kernel is a hole here. Run the job itself in a container where
-what is at stake is more than wrong records.
+Tests are run by ``run_tests``, in a second process that shares nothing with the program but two
+pipes: what proves a pass is said there, with a word that the program's process never held.
+
+What this does not promise: a hole in the kernel is a hole here. Run the job itself in a container
+where what is at stake is more than wrong records.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import secrets
 import signal
@@ -23,14 +27,17 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from stillroom.errors import ResourceError
+from stillroom.evaluate.isolation import view
 
-__all__ = ["Outcome", "run_code"]
+__all__ = ["Outcome", "run_code", "run_tests"]
 
-_CHILD = Path(__file__).with_name("sandbox_child.py")
+_LOG = logging.getLogger("stillroom.evaluate")
+_START = Path(view.__file__).with_name("start.py")
 _OUTPUT_BYTES = 1 << 18
 _MAX_CODE = 1 << 20
 _PATIENCE_S = 60.0  # for an interpreter to start where everything else is slow, too
@@ -38,12 +45,16 @@ _DOORS = {
     "files": "Landlock (Linux 5.13 or newer)",
     "calls": "seccomp on x86-64 or 64-bit ARM",
 }
+_NAMESPACES = True
 _SLOTS = threading.BoundedSemaphore(max(os.cpu_count() or 1, 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How code ended: ``reason`` is empty where it came to its end; what it printed."""
+    """How code ended: ``reason`` is empty where it came to its end; what it printed.
+
+    A reason is a fixed phrase or the name of one of Python's exceptions, never the code's words.
+    """
 
     reason: str
     output: str
@@ -65,8 +76,11 @@ def run_code(
 ) -> Outcome:
     """Run Python code apart from everything.
 
+    How it ended is what its own process says: judge it by what it printed. ``run_tests`` is for
+    verdicts.
+
     Args:
-        parts: Run one after another in one namespace, as the code and then its tests.
+        parts: Run one after another in one namespace.
         stdin: What the code reads.
         timeout_s: Seconds of wall clock and of processor until it is killed.
         memory_bytes: Of address space.
@@ -75,67 +89,136 @@ def run_code(
     Raises:
         ResourceError: If the kernel cannot isolate the process; nothing was run.
     """
-    if sum(map(len, parts)) > _MAX_CODE:
+    return _run(parts, None, stdin, timeout_s, memory_bytes, readable)
+
+
+def run_tests(
+    program: str,
+    tests: Sequence[str],
+    *,
+    timeout_s: float = 5.0,
+    memory_bytes: int = 512 * 2**20,
+) -> Outcome:
+    """Run a program, and tests of it in a process that it cannot reach.
+
+    The tests use the program's names as if they shared its namespace. Their reason tells how they
+    failed, or why they prove nothing: see ``docs/explanation/sandbox.md``.
+
+    Args:
+        program: What a model wrote.
+        tests: What must run without an exception, in order, in one namespace.
+        timeout_s: Seconds of wall clock, and of processor for each of the two.
+        memory_bytes: Of address space for each of the two.
+
+    Raises:
+        ResourceError: If the kernel cannot isolate the processes; nothing was run.
+    """
+    return _run([program], tests, "", timeout_s, memory_bytes, ())
+
+
+def _run(
+    parts: Sequence[str],
+    tests: Sequence[str] | None,
+    stdin: str,
+    timeout_s: float,
+    memory_bytes: int,
+    readable: Sequence[Path],
+) -> Outcome:
+    if sum(map(len, [*parts, *(tests or ())])) > _MAX_CODE:
         return Outcome("too much code", "", "")
     nonce = secrets.token_hex(16)
-    order = json.dumps(
-        {
-            "parts": list(parts),
-            "nonce": nonce,
-            "cpu_s": max(1, round(timeout_s + 0.5)),
-            "memory_bytes": memory_bytes,
-            "output_bytes": _OUTPUT_BYTES,
-            "readable": [*_own_files(), *(str(path.resolve()) for path in readable)],
-        }
-    ).encode("utf-8", "replace")
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, _SLOTS:
-        code, told = _start(order, stdin, out, err, timeout_s)
+    order: dict[str, object] = {
+        "cpu_s": max(1, round(timeout_s + 0.5)),
+        "memory_bytes": memory_bytes,
+        "output_bytes": _OUTPUT_BYTES,
+        "readable": [*_own_files(), *(str(path.resolve()) for path in readable)],
+        "namespaces": _NAMESPACES,
+    }
+    given: dict[str, object] = {"program": list(parts), "stdin": stdin}
+    if tests is not None:
+        given["tests"] = {"tests": list(tests), "nonce": nonce}
+    with contextlib.ExitStack() as stack:
+        out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+        stack.enter_context(_SLOTS)
+        code, told = _start(order, given, out, err, timeout_s)
         if not told and code == -signal.SIGXCPU:  # a busy machine did not come to start it
-            code, told = _start(order, stdin, out, err, timeout_s + _PATIENCE_S)
+            code, told = _start(order, given, out, err, timeout_s + _PATIENCE_S)
         shown, errors = _read(out), _read(err)
-    ready = told[0] if told else {}
-    if not ready.get("ready"):
-        raise _cannot_isolate(ready, errors)
-    if {"done": nonce} in told[1:]:
+    if not told.get("ready"):
+        raise _cannot_isolate(told.get("doors"), errors)
+    if not told["doors"]["view"]:
+        _tell_what_is_open()
+    if tests is not None and told.get("verdict") == nonce:
+        reason = str(told["reason"])
+        return Outcome(reason and _reason_of(code, told, reason), shown, errors)
+    if tests is None and told.get("end") == "":
         return Outcome("", shown, errors)
-    return Outcome(_reason_of(code, errors), shown, errors)
+    return Outcome(_reason_of(code, told, str(told.get("end", ""))), shown, errors)
 
 
 def _start(
-    order: bytes, stdin: str, out: IO[bytes], err: IO[bytes], timeout_s: float
-) -> tuple[int, list[dict[str, object]]]:
-    reader, writer = os.pipe()
-    command = [sys.executable, "-I", "-S", "-B", str(_CHILD), str(writer), str(len(order))]
-    try:
-        process = subprocess.Popen(  # noqa: S603  # our own interpreter and file
-            command,
-            stdin=subprocess.PIPE,
-            stdout=out,
-            stderr=err,
-            env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
-            cwd="/",
-            pass_fds=(writer,),
-            start_new_session=True,
-        )
-    finally:
-        os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
+    order: dict[str, object],
+    given: dict[str, object],
+    out: IO[bytes],
+    err: IO[bytes],
+    timeout_s: float,
+) -> tuple[int, dict[str, Any]]:
+    """Run the processes of one check; return how the first ended, and what they reported."""
+    with contextlib.ExitStack() as files:
+        reader, writer = os.pipe()
+        pipe = files.enter_context(os.fdopen(reader, "rb"))
+        passed = {name: _file_of(value, files) for name, value in given.items()}
+        stdin = passed.pop("stdin")
+        told = order | {"tests": -1} | passed | {"report": writer}
+        command = [sys.executable, "-I", "-S", "-B", str(_START), json.dumps(told)]
         try:
-            process.communicate(order + stdin.encode("utf-8", "replace"), timeout=timeout_s + 1)
-            code = process.returncode
+            process = subprocess.Popen(  # noqa: S603  # our own interpreter and file
+                command,
+                stdin=stdin,
+                stdout=out,
+                stderr=err,
+                env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
+                cwd="/",
+                pass_fds=(writer, *passed.values()),
+                start_new_session=True,
+            )
+        finally:
+            os.close(writer)
+        try:
+            code = process.wait(timeout_s + 1)
         except subprocess.TimeoutExpired:
             code = -signal.SIGXCPU
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        told = pipe.read(1 << 16).decode("utf-8", "replace").splitlines()
-    rows = []
-    for line in told:
+        return code, _reported(pipe.read(1 << 16))
+
+
+def _file_of(value: object, files: contextlib.ExitStack) -> int:
+    """Return the number of a nameless file that holds a text, or a value as JSON."""
+    file = files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  # closed by the stack
+    text = value if isinstance(value, str) else json.dumps(value)
+    file.write(text.encode("utf-8", "replace"))
+    file.seek(0)
+    return file.fileno()
+
+
+def _reported(lines: bytes) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    for line in lines.decode("utf-8", "replace").splitlines():
         with contextlib.suppress(ValueError):
             row = json.loads(line)
-            rows += [row] if isinstance(row, dict) else []
-    return code, rows
+            told |= row if isinstance(row, dict) else {}
+    return told
+
+
+@lru_cache(maxsize=1)
+def _tell_what_is_open() -> None:
+    _LOG.warning(
+        "this machine gives no view of files apart (user namespaces): code in the sandbox can "
+        "read, change and reach nothing, but it can learn which files exist"
+    )
 
 
 def _own_files() -> list[str]:
@@ -150,20 +233,17 @@ def _read(file: IO[bytes]) -> str:
     return file.read(_OUTPUT_BYTES).decode("utf-8", "replace")
 
 
-def _reason_of(code: int, errors: str) -> str:
-    if code in {-signal.SIGXCPU, -signal.SIGKILL}:
+def _reason_of(code: int, told: dict[str, Any], said: str) -> str:
+    """Return how code ended that did not come to its end, in fixed words."""
+    killed = [status & 127 for status in told.get("ended", {}).values()]
+    if code == -signal.SIGXCPU or signal.SIGXCPU in killed or not killed:
         return "out of time"
-    last = errors.strip().splitlines()[-1] if errors.strip() else ""
-    if last.startswith("MemoryError") or code == -signal.SIGSEGV:
+    if said == "MemoryError" or signal.SIGSEGV in killed:
         return "out of memory"
-    name = last.split(":", 1)[0].strip()
-    if name.isidentifier() or name.replace(".", "").isidentifier():
-        return name
-    return "ended early" if not code else f"ended with {code}"
+    return {"SystemExit": "ended early", "": "ended early"}.get(said, said)
 
 
-def _cannot_isolate(ready: dict[str, object], errors: str) -> ResourceError:
-    doors = ready.get("doors")
+def _cannot_isolate(doors: object, errors: str) -> ResourceError:
     missing = (
         [_DOORS[name] for name, closed in doors.items() if not closed and name in _DOORS]
         if isinstance(doors, dict)

@@ -27,6 +27,12 @@ _LONGEST = 300
 _TIMEOUT_S = 6.0
 _START_S = 120.0
 _FORMULA = re.compile(r"[\d\\^=<>+*/]|\b[a-zA-Z]\b")
+_NUMBER = re.compile(r"[-+]?[\d.,]+%?")
+_MATRIX = re.compile(r"\\begin\{\w*(?:matrix|array)\}")
+_TO_ZERO = re.compile(r"[^=<>]*[-+*^][^=<>]*=\s*0")
+_UPRIGHT = re.compile(r"\\mathrm\s*\{\s*([ei])\s*\}")
+_UNEQUAL = re.compile(r"\\neq?\b|!=|\u2260|\\not\s*=")
+_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}(?![A-Za-z]*\s*[({_^])")
 _SERVER = """
 import json, sys, logging
 logging.disable(logging.CRITICAL)
@@ -51,14 +57,28 @@ def same_formula(one: str, other: str) -> bool:
     Raises:
         MissingExtraError: If math-verify is not installed and one of the two is a formula.
     """
-    one, other = one.strip().strip("$ "), other.strip().strip("$ ")
+    # Math-Verify drops an upright e or i: 1 - 1/e would equal 1 + 1/e
+    one, other = (_UPRIGHT.sub(r"\1", text.strip().strip("$ ")) for text in (one, other))
     if max(len(one), len(other)) > _LONGEST or not (
         _FORMULA.search(one) and _FORMULA.search(other)
     ):
         return False
+    if any(_is_of_another_kind(*sides) for sides in ((one, other), (other, one))):
+        return False
     if find_spec("math_verify") is None:
         raise MissingExtraError.of("math-verify", "verify", "comparing formulas")
     return _ask(one, other)
+
+
+def _is_of_another_kind(one: str, other: str) -> bool:
+    """Return whether two answers differ in kind, which Math-Verify overlooks.
+
+    It compares what stands right of an equation's sign, a matrix of zeros with 0, what is unequal
+    as if it were equal, and the last number of a sentence.
+    """
+    if _PROSE.search(one) or bool(_UNEQUAL.search(one)) > bool(_UNEQUAL.search(other)):
+        return True
+    return bool(_NUMBER.fullmatch(one) and (_MATRIX.search(other) or _TO_ZERO.fullmatch(other)))
 
 
 @lru_cache(maxsize=4096)

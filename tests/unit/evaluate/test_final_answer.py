@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.evaluate.final_answer import find_answer, same_answer
+from stillroom.evaluate.final_answer import find_answer, read_answers, same_answer
 
 
 @pytest.mark.parametrize(
@@ -18,10 +18,29 @@ from stillroom.evaluate.final_answer import find_answer, same_answer
         (r"\boxed{never closed", r"\boxed{never closed"),
         (r"so \boxed 18. Done", "18"),
         (r"\fbox{18}", "18"),
+        (r"\boxed{1} and $\boxed{2}$", "1, 2"),
+        ("\\boxed{5}\n\nSo it is\n\n\\boxed{5}", "5"),
+        ("\\boxed{4}. No: \\boxed{5}", "5"),
+        ("Therefore\n$$\nx = 5\n$$", "x = 5"),
     ],
 )
 def test_finds_what_is_marked_or_the_last_line(text, wanted):
     assert find_answer(text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("The answer is 12 apples.", ["12 apples", "12"]),
+        ("The largest n is 34.", ["The largest n is 34", "34"]),
+        ("The answer is 5. I hope it is correct.", ["5. I hope it is correct", "5"]),
+        ("The answer is 12 hundred.", ["12 hundred"]),
+        (r"so \boxed{3}, which is 4", ["3"]),
+        ("", []),
+    ],
+)
+def test_reads_a_statement_in_words(text, wanted):
+    assert read_answers(text) == wanted
 
 
 def test_finds_the_last_number_and_the_whole():
@@ -45,6 +64,9 @@ def test_finds_the_last_number_and_the_whole():
         ("12", "twelve", False),
         (".5", "0.5", True),
         (".5", "5", False),
+        ("2,5", "2.5", True),  # a decimal comma
+        ("2.5", "2,5", False),  # two numbers, where that is the right answer
+        ("1,000", "1.000", False),
         ("3 1/2", "7/2", True),
         ("3 1/2", "31/2", False),
         ("1{,}000", r"1\,000", True),

@@ -1,3 +1,4 @@
+import shutil
 import signal
 import subprocess
 
@@ -5,13 +6,14 @@ import pytest
 
 from stillroom.errors import ResourceError
 from stillroom.evaluate import sandbox
-from stillroom.evaluate.sandbox import run_code
+from stillroom.evaluate.sandbox import run_code, run_tests
 
+NO_FILE = "FileNotFoundError PermissionError"  # without and with a view of the host's files
 HOSTILE = {
     "import socket; socket.socket()": "PermissionError",
-    "open('/etc/passwd').read()": "PermissionError",
-    "open('/var/out', 'w')": "PermissionError",
-    "import os; os.listdir('/srv')": "PermissionError",
+    "open('/etc/passwd').read()": NO_FILE,
+    "open('/var/out', 'w')": NO_FILE,
+    "import os; os.listdir('/srv')": NO_FILE,
     "import os; os.fork()": "PermissionError",
     "import subprocess; subprocess.run(['ls'])": "PermissionError",
     "import os; os.kill(os.getppid(), 9)": "PermissionError",
@@ -31,7 +33,8 @@ HOSTILE = {
 @pytest.mark.parametrize("code", HOSTILE)
 def test_hostile_code_gets_nowhere_and_says_why(code):
     outcome = run_code([code], timeout_s=0.5)
-    assert outcome.reason == HOSTILE[code]
+    assert outcome.reason
+    assert outcome.reason in HOSTILE[code]
     assert not outcome.is_done
 
 
@@ -49,6 +52,15 @@ def test_parts_share_a_namespace_in_order():
     )
 
 
+def test_code_ends_as_an_interpreter_does():
+    code = (
+        "import atexit, threading, time\natexit.register(lambda: print('last'))\n"
+        "def work():\n    time.sleep(.05)\n    print('thread')\n"
+        "threading.Thread(target=work).start()"
+    )
+    assert run_code([code]).output.split() == ["thread", "last"]
+
+
 def test_success_is_not_to_be_had_by_printing_it():
     code = 'import os\nfor fd in range(3, 12):\n try: os.write(fd, b\'{"done": ""}\\n\')\n'
     outcome = run_code([f"{code} except OSError: pass\nos._exit(0)"])
@@ -56,29 +68,54 @@ def test_success_is_not_to_be_had_by_printing_it():
 
 
 def test_where_the_doors_do_not_close_nothing_is_run(monkeypatch, tmp_path):
-    child = tmp_path / "child.py"
-    text = sandbox._CHILD.read_text()
-    child.write_text(text.replace("libc.syscall(444, None, 0, 1)", "-1"))
-    monkeypatch.setattr(sandbox, "_CHILD", child)
+    inside = tmp_path / "stillroom/evaluate/isolation"
+    shutil.copytree(sandbox._START.parent, inside)
+    text = (inside / "doors.py").read_text()
+    assert "libc.syscall(444, None, 0, 1)" in text
+    (inside / "doors.py").write_text(text.replace("libc.syscall(444, None, 0, 1)", "-1"))
+    monkeypatch.setattr(sandbox, "_START", inside / "start.py")
+    with pytest.raises(ResourceError, match="cannot be isolated"):
+        run_tests("x = 1", ["assert x == 1"])
     with pytest.raises(ResourceError, match="cannot be isolated") as caught:
         run_code(["print(1)"])
     assert caught.value.problems[0].code == "evaluate.sandbox"
     assert "Landlock" in caught.value.problems[0].expected
 
 
+def test_where_users_have_no_namespaces_the_other_doors_close_and_it_is_said(monkeypatch, caplog):
+    monkeypatch.setattr(sandbox, "_NAMESPACES", False)
+    sandbox._tell_what_is_open.cache_clear()
+    for code in ("open('/etc/passwd')", "import os; os.kill(os.getppid(), 0)"):
+        assert run_code([code]).reason == "PermissionError"
+    assert run_tests("def f(n): return n", ["assert f(1) == 1"]).is_done
+    assert caplog.text.count("can learn which files exist") == 1
+    sandbox._tell_what_is_open.cache_clear()
+
+
+def test_no_path_of_the_host_is_seen(caplog, tmp_path):
+    sandbox._tell_what_is_open.cache_clear()
+    outcome = run_code([f"import os\nos.stat({str(tmp_path)!r})"])
+    if "user namespaces" in caplog.text:
+        pytest.skip("this machine gives no user namespaces")
+    assert outcome.reason == "FileNotFoundError"
+    code = "import os\nprint(os.getppid(), os.path.exists('/etc'), os.path.exists('/proc'))"
+    assert run_code([code]).output == "1 False False\n"
+
+
 def test_nothing_is_left_running():
     run_code(["import time; time.sleep(60)"], timeout_s=0.2)
+    run_tests("import time\ndef f(): time.sleep(60)", ["f()"], timeout_s=0.2)
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    assert "sandbox_child.py" not in listed.stdout
+    assert "isolation/start.py" not in listed.stdout
     assert signal.SIGXCPU
 
 
 def test_a_start_that_took_too_long_is_tried_again_with_patience(monkeypatch):
     given = []
 
-    def slow(order, stdin, out, err, timeout_s, plain=sandbox._start):
+    def slow(order, files, out, err, timeout_s, plain=sandbox._start):
         given.append(timeout_s)
-        return (-signal.SIGXCPU, []) if len(given) == 1 else plain(order, stdin, out, err, 60)
+        return (-signal.SIGXCPU, {}) if len(given) == 1 else plain(order, files, out, err, 60)
 
     monkeypatch.setattr(sandbox, "_start", slow)
     assert run_code(["print(1)"], timeout_s=1).output == "1\n"

@@ -13,7 +13,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.distill.verifying import Judgement, Verifier, own_answer
-from stillroom.evaluate.final_answer import find_answer, same_answer
+from stillroom.evaluate.final_answer import find_answer, read_answers, same_answer
 from stillroom.records import Prompt, Record
 
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ class Answer(Verifier):
         self, record: Record, prompt: Prompt, texts: Sequence[str], model: TextModel
     ) -> list[Judgement]:
         wanted = find_answer(own_answer(record), self.find)
-        found = [find_answer(text, self.find) for text in texts]
+        found = [read_answers(text, self.find) for text in texts]
         return [
             Judgement(1.0)
-            if same_answer(one, wanted)
-            else Judgement(reason="another answer" if one else "no answer found")
-            for one in found
+            if any(same_answer(one, wanted) for one in read)
+            else Judgement(reason="another answer" if read else "no answer found")
+            for read in found
         ]

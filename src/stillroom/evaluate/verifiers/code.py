@@ -1,7 +1,8 @@
 """Code: the program passes the task's tests, or prints what its cases say, within a sandbox.
 
 Source: Chen et al. 2021, arXiv:2107.03374, section 2.3 (generated code is run apart from
-everything). Differs: a process with namespaces, Landlock and seccomp in place of gVisor.
+everything). Differs: processes with namespaces, Landlock and seccomp in place of gVisor; tests run
+in another process than the program, which cannot forge that it passed them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.evaluate.method import Check, Verifier
-from stillroom.evaluate.sandbox import Outcome, run_code
+from stillroom.evaluate.sandbox import run_code, run_tests
 
 __all__ = ["Code"]
 
@@ -38,21 +39,18 @@ class Code(Verifier):
         tests, cases = _tests_of(fields), _cases_of(fields)
         if not tests and not cases:
             return Check(False, "no tests to run", 0.0)
+        memory = self.memory_mb * 2**20
         if tests:
-            outcome = self._run([code, *tests])
+            outcome = run_tests(code, tests, timeout_s=self.timeout_s, memory_bytes=memory)
             if not outcome.is_done:
                 return Check(False, f"fails its tests: {outcome.reason}", 0.0)
         for passed, (given, wanted) in enumerate(cases):
-            outcome = self._run([code], given)
+            outcome = run_code([code], stdin=given, timeout_s=self.timeout_s, memory_bytes=memory)
             if not outcome.is_done:
                 return Check(False, f"fails a case: {outcome.reason}", passed / len(cases))
             if outcome.output.split() != wanted.split():
                 return Check(False, "prints something else", passed / len(cases))
         return Check(True)
-
-    def _run(self, parts: list[str], stdin: str = "") -> Outcome:
-        memory = self.memory_mb * 2**20
-        return run_code(parts, stdin=stdin, timeout_s=self.timeout_s, memory_bytes=memory)
 
 
 def _code_of(text: str) -> str:

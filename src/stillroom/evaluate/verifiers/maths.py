@@ -1,18 +1,20 @@
 r"""Maths: the final answer equals the right one, as numbers, as formulas, or word for word.
 
 Source: Hendrycks et al. 2021, arXiv:2103.03874 (answers in ``\boxed{}``), compared by Math-Verify.
-Differs: formulas are compared in a sandbox with a time limit, since some take forever.
+Differs: formulas are compared in a process apart with limits of time and memory, since some take
+forever; an answer in words is read as what its sentence ends in (``read_answers``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.evaluate.final_answer import Find, find_answer, same_answer
+from stillroom.evaluate.final_answer import Find, read_answers, same_answer
 from stillroom.evaluate.method import Check, Verifier
 from stillroom.evaluate.symbolic import same_formula
 
@@ -36,21 +38,24 @@ class Maths(Verifier):
 
     @override
     def check(self, text: str, fields: Mapping[str, Any]) -> Check:
-        wanted = _right_answer(str(fields.get("answer", "")), self.find)
-        found = find_answer(text, self.find)
+        wanted = _right_answers(str(fields.get("answer", "")), self.find)
+        found = read_answers(text, self.find)
         if not wanted:
             return Check(False, "no right answer to compare with", 0.0)
         if not found:
             return Check(False, "no answer found", 0.0)
-        if same_answer(found, wanted):
+        pairs = list(product(found, wanted))
+        if any(same_answer(*pair) for pair in pairs):
             return Check(True)
-        if self.formulas and same_formula(found, wanted):
+        if self.formulas and any(same_formula(*pair) for pair in pairs):
             return Check(True)
         return Check(False, "another answer", 0.0)
 
 
-def _right_answer(text: str, find: Find) -> str:
+def _right_answers(text: str, find: Find) -> list[str]:
     """Return the answer of a worked solution; a bare answer as it stands, brackets and all."""
     bare = text.strip()
-    found = find_answer(bare, find)
-    return bare if found and bare.strip(".$ {}()[]") == found.strip(".$ {}()[]") else found
+    found = read_answers(bare, find)
+    if found and bare.strip(".$ {}()[]") == found[0].strip(".$ {}()[]"):
+        return [bare]
+    return found

@@ -8,6 +8,8 @@ from stillroom.evaluate.verifiers.json_schema import JsonSchema
 from stillroom.evaluate.verifiers.maths import Maths
 from stillroom.evaluate.verifiers.regex import Regex
 
+FLOODS = [part * 20_000 for part in (r"\boxed{", r"\[", "$$ $", "a is: ", "? ", "12 a, ")]
+
 
 @pytest.mark.parametrize(
     ("said", "right", "same"),
@@ -29,6 +31,64 @@ from stillroom.evaluate.verifiers.regex import Regex
 )
 def test_maths_compares_numbers_formulas_and_words(said, right, same):
     assert Maths().check(said, {"answer": right}).keep is same
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("She sells 9 eggs a day. The answer is $18 per day.", "18"),
+        ("Therefore, the perimeter of the rectangle is 36 centimeters.", "36"),
+        ("So the value of $x$ is $-3$.", "-3"),
+        ("The roots are $x = 2$ and $x = 5$.", "2, 5"),
+        (r"The probability is thus \(\frac{5}{36}\).", "5/36"),
+        ("Die Antwort ist: 3,75", "3.75"),
+        ("The greatest common divisor of 48 and 36 is 12.", "12"),
+        (r"The solutions are \boxed{2} and \boxed{-7}.", "-7, 2"),
+        (r"\boxed{x=2}, \boxed{y=3}", "x=2, y=3"),
+        ("Final Answer: There are 42 such integers. I hope it is correct.", "42"),
+        (
+            "The matrix is\n\\[\n\\begin{pmatrix} 2 & 0 \\\\ 0 & 2 \\end{pmatrix}\n\\]",
+            r"\begin{bmatrix}2&0\\0&2\end{bmatrix}",
+        ),
+        (r"The number of ways is $\binom{5}{2} = 10$.", "10"),
+        (r"It follows that $n \le 4$.", r"n \leq 4"),
+        (r"The angle is $60^\circ$.", "60"),
+        (r"As a step, \boxed{255}. Final Answer: The final answer is $10,455$.", "10455"),
+    ],
+)
+def test_maths_reads_answers_as_people_write_them(said, right):
+    assert Maths().check(said, {"answer": right}).keep
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("The answer is not 12.", "12"),
+        ("The answer is less than 12.", "12"),
+        ("There are 12 more than needed.", "12"),
+        ("The answer is 12 dozen.", "12"),
+        ("Is the answer 12?", "12"),
+        ("It cannot be that n is 34.", "34"),
+        ("The largest n that fails is 34.", "34"),
+        ("The answer is 3 and a half.", "3"),
+        ("The result is 2 to the power of 5.", "2"),
+        ("The area is 4 pi.", "4"),
+        ("The ratio is 3:4.", "4"),
+        ("The wrong answer is 5.", "5"),
+        (r"The answer is either \boxed{3} or \boxed{4}.", "4"),
+        (r"\boxed{1} and \boxed{2}", "2"),
+        ("The answer is $x=3$ or $x=4$.", "4"),
+        ("The answer is 2.5.", "2,5"),
+        ("The answer is 1,234", "1.234"),
+        ("The line is $2x + 3y - 6 = 0$.", "0"),
+        (r"It is $x \neq 3$.", "x=3"),
+        (r"\boxed{1 + \frac{1}{\mathrm{e}}}", r"1 - \frac{1}{\mathrm{e}}"),
+        (r"The answer is $\begin{pmatrix}0&0\\0&0\end{pmatrix}$.", "0"),
+        ("The answer is 5 if n is odd.", "5"),
+    ],
+)
+def test_maths_reads_nothing_into_an_answer(said, right):
+    assert not Maths().check(said, {"answer": right}).keep
 
 
 def test_maths_says_what_it_needs(monkeypatch):
@@ -87,5 +147,5 @@ def test_json_schema_repairs_nothing():
 
 def test_every_verifier_is_total_on_texts():
     for name in VERIFIERS.names():
-        for text in ("", "x" * 10_000, "\ud800", "{" * 5000, "```python\n"):
+        for text in ("", "x" * 10_000, "\ud800", "{" * 5000, "```python\n", *FLOODS):
             assert not VERIFIERS.build(name).check(text, {"answer": "3"}).keep

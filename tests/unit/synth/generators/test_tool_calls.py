@@ -140,7 +140,10 @@ def test_functions_run_in_the_sandbox(tools, tmp_path):
     code.write_text(CODE.replace("a + b", "open('/etc/passwd').read()"))
     read_tools.cache_clear()
     made, _ = draft_of(make(tools, results="functions", source=str(code)), BLANK, script())
-    assert reasons(made) == ["a call that ends in PermissionError"]
+    assert reasons(made)[0] in {
+        "a call that ends in FileNotFoundError",
+        "a call that ends in PermissionError",  # where users have no namespaces
+    }
 
 
 def test_a_table_gives_results_of_the_calls_it_holds(tools, tmp_path):

@@ -1,0 +1,293 @@
+"""One of two processes that call each other: requests out, and what the other asks meanwhile.
+
+A message is a line of JSON. Arguments go by copy and come back: what the other side changed in a
+list, dictionary or set that it was given is put into the original. What is no plain data stays
+where it is; the other side holds a ``Proxy``, whose operators and attributes are requests.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import math
+import operator
+import sys
+from _thread import RLock
+from collections.abc import Callable
+
+from stillroom.evaluate.isolation.proxy import Proxy, handle_of
+from stillroom.evaluate.isolation.wire import Decoder, Encoder, WireError, name_of, of_name
+
+TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
+if TYPE_CHECKING:
+    from typing import IO, Any
+
+__all__ = ["BINARY", "Gone", "Peer", "name_raised"]
+
+_LONGEST = 1 << 25
+BINARY = (
+    "add sub mul truediv floordiv mod pow matmul and_ or_ xor lshift rshift concat "
+    "iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor ilshift irshift"
+)
+_COMPARING = "eq ne lt le gt ge"
+_PLACES = "getitem setitem delitem contains"
+_UNARY = "neg pos invert abs index"
+_BUILT_IN = (
+    "len iter next bool str repr hash int float complex bytes format round divmod reversed "
+    "isinstance issubclass dir"
+)
+
+
+def _leave(target: Any, error: Any = None) -> Any:
+    """End a with statement; an exception of the other side comes as its name and arguments."""
+    if isinstance(error, list):
+        kind = getattr(builtins, error[0])
+        made = kind.__new__(kind, *error[1])
+        made.args = tuple(error[1])
+        error = made
+    told = (None, None, None) if error is None else (type(error), error, error.__traceback__)
+    return type(target).__exit__(target, *told)
+
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "call": lambda target, *args, **named: target(*args, **named),
+    "get": getattr,
+    "set": setattr,
+    "del": delattr,
+    "enter": lambda target: type(target).__enter__(target),
+    "exit": _leave,
+    "floor": math.floor,
+    "ceil": math.ceil,
+    "trunc": math.trunc,
+    "rdivmod": lambda left, right: divmod(right, left),
+    **{name: getattr(operator, name) for name in f"{BINARY} {_COMPARING} {_PLACES}".split()},
+    **{name: getattr(operator, name) for name in _UNARY.split()},
+    **{name: getattr(builtins, name) for name in _BUILT_IN.split()},
+}
+
+
+class Gone(BaseException):
+    """The other process has ended, or no longer says what can be read."""
+
+
+def name_raised(error: BaseException) -> str:
+    """Return the name of an exception of Python's; a program does not choose what is said of it."""
+    kind = type(error)
+    return kind.__name__ if _is_built_in(kind) else "an exception of its own"
+
+
+class Peer:
+    """The side of one process.
+
+    Args:
+        reader: What the other says.
+        writer: What it is told.
+    """
+
+    def __init__(self, reader: IO[bytes], writer: IO[bytes]) -> None:
+        self._reader, self._writer = reader, writer
+        self._lock = RLock()
+        self._mine: list[Any] = []
+        self._numbers: dict[int, int] = {}
+        self._theirs: dict[int, Any] = {}
+        self.lost = ""
+
+    def lose(self, reason: str) -> Gone:
+        """Note why nothing that follows counts, even if the exception is caught."""
+        self.lost = self.lost or reason
+        return Gone(reason)
+
+    # what a side decides
+
+    def guard(self, name: str, args: tuple[Any, ...]) -> None:
+        """Refuse, by an exception, what the other side may not ask."""
+
+    def operate(self, name: str, proxy: Proxy, *args: Any, **named: Any) -> Any:
+        """Return what an operator, an attribute or a call of a proxy gives."""
+        return self.ask(name, proxy, *args, **named)
+
+    def share(self, value: Any) -> dict[str, Any]:
+        """Return what the other side is told of something that is no plain data."""
+        return {"k": "object", "h": self.handle(value)}
+
+    def lend(self, told: dict[str, Any], decoder: Decoder) -> Any:
+        """Return what stands here for something of the other side."""
+        return Proxy(self, int(told["h"]))
+
+    def printed(self) -> str:
+        """Return what was printed since it was asked last."""
+        return ""
+
+    # messages
+
+    def ask(self, operation: str, *args: Any, **named: Any) -> Any:
+        """Return what the other side gives for a request, or raise what it raises.
+
+        Raises:
+            Gone: If the other side ends before it answers.
+        """
+        with self._lock:
+            encoder = Encoder({}, self._tell)
+            told = [encoder.encode(one) for one in args]
+            request: dict[str, Any] = {"ask": operation, "args": told}
+            if named:
+                request["named"] = {key: encoder.encode(one) for key, one in named.items()}
+            self._send(request)
+            while True:
+                message = self._receive()
+                if message is None:
+                    raise self.lose("ended early")
+                if "ask" not in message:
+                    return self._finish(operation, message, encoder.containers)
+                self._answer(message)
+
+    def serve(self) -> None:
+        """Answer until the other side ends."""
+        while (message := self._receive()) is not None:
+            self._answer(message)
+
+    def _finish(self, operation: str, message: dict[str, Any], sent: dict[int, Any]) -> Any:
+        try:
+            sys.stdout.write(str(message.get("printed", "")))
+            decoder = Decoder(sent, self._read)
+            value = decoder.decode(message.get("value"))
+            for number, told in message.get("changed", ()):
+                decoder.fill(sent[number], told)
+            raised = message.get("raised")
+            error = None if raised is None else self._error(operation, raised, decoder)
+        except (WireError, LookupError, TypeError, ValueError, AttributeError) as found:
+            raise self.lose("says what is no answer") from found
+        if error is not None:
+            raise error
+        return value
+
+    def _answer(self, message: dict[str, Any]) -> None:
+        reply: dict[str, Any] = {}
+        decoder = Decoder({}, self._read)
+        held: dict[int, Any] = {}
+        encoder = Encoder({}, self._tell)
+        try:
+            name = message["ask"]
+            args = tuple(decoder.decode(one) for one in message["args"])
+            named = {key: decoder.decode(one) for key, one in message.get("named", {}).items()}
+            held = {number: _look(one) for number, one in decoder.known.items()}
+            encoder = Encoder({id(one): n for n, one in decoder.known.items()}, self._tell)
+            self.guard(name, args)
+            reply["value"] = encoder.encode(self.carry_out(name, args, named))
+        except Gone:
+            raise
+        except BaseException as error:  # noqa: BLE001  # whatever was asked for may raise anything
+            reply = {"raised": self._describe(error)}
+        reply["changed"] = [
+            [number, encoder.contents(decoder.known[number])]
+            for number, before in held.items()
+            if _differs(before, decoder.known[number])
+        ]
+        if said := self.printed():
+            reply["printed"] = said
+        self._send(reply)
+
+    def carry_out(self, name: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """Return what a request of the other side gives."""
+        return OPERATIONS[name](*args, **named)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._writer.write(json.dumps(message).encode() + b"\n")
+            self._writer.flush()
+        except OSError as error:
+            raise self.lose("ended early") from error
+
+    def _receive(self) -> dict[str, Any] | None:
+        line = self._reader.readline(_LONGEST)
+        if not line.endswith(b"\n"):
+            if len(line) >= _LONGEST:
+                raise self.lose("returns too much")
+            return None
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise self.lose("says what is no answer") from error
+        if not isinstance(message, dict):
+            raise self.lose("says what is no answer")
+        return message
+
+    # objects
+
+    def handle(self, value: Any) -> int:
+        """Return the number by which the other side knows an object, which is kept alive."""
+        if id(value) not in self._numbers:
+            self._numbers[id(value)] = len(self._mine)
+            self._mine.append(value)
+        return self._numbers[id(value)]
+
+    def _tell(self, value: Any, encoder: Encoder) -> dict[str, Any]:
+        if type(value) is Proxy:
+            return {"k": "yours", "h": handle_of(value)}
+        return name_of(value) or self.share(value)
+
+    def _read(self, told: dict[str, Any], decoder: Decoder) -> Any:
+        kind = told["k"]
+        if kind == "yours":
+            return self._mine[_natural(told["h"])]
+        if kind == "name":
+            return of_name(told["m"], told["v"])
+        if kind != "object":
+            raise WireError("a kind that nobody knows")
+        number = _natural(told["h"])
+        if number not in self._theirs:
+            self._theirs[number] = self.lend(told, decoder)
+        return self._theirs[number]
+
+    # exceptions
+
+    def _describe(self, error: BaseException) -> dict[str, Any]:
+        kind: type = type(error)
+        base = next(one for one in kind.__mro__ if _is_built_in(one))
+        try:
+            args = [one if type(one) in (str, int, float) else str(one) for one in error.args]
+        except Exception:  # noqa: BLE001  # arguments of its own may not even be printed
+            args = []
+        return {"base": base.__name__, "args": args}
+
+    def _error(self, operation: str, told: Any, decoder: Decoder) -> BaseException:
+        kind = getattr(builtins, told["base"])
+        if not (isinstance(kind, type) and issubclass(kind, BaseException)):
+            raise WireError("no exception")
+        args = tuple(one for one in told["args"] if type(one) in (str, int, float))
+        own = decoder.decode(told["class"]) if "class" in told else kind
+        if not (isinstance(own, type) and issubclass(own, kind)):
+            own = kind
+        if operation == "next" and own is StopIteration:
+            return StopIteration()
+        if issubclass(own, StopIteration | StopAsyncIteration | GeneratorExit):
+            # would end a loop of the caller as if there were no more to do
+            return RuntimeError(kind.__name__)
+        error: BaseException = own.__new__(own, *args)
+        error.args = args
+        if "object" in told and own is not kind and hasattr(own, "__stillroom__"):
+            error.__dict__["__stillroom__"] = decoder.decode(told["object"])
+        return error
+
+
+def _look(container: Any) -> Any:
+    return list(container.items()) if isinstance(container, dict) else list(container)
+
+
+def _differs(before: list[Any], container: Any) -> bool:
+    now = _look(container)
+    if len(now) != len(before):
+        return True
+    if isinstance(container, dict):
+        return any(a[0] is not b[0] or a[1] is not b[1] for a, b in zip(before, now, strict=True))
+    return any(a is not b for a, b in zip(before, now, strict=True))
+
+
+def _natural(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise WireError("no handle")
+    return value
+
+
+def _is_built_in(kind: type) -> bool:
+    return issubclass(kind, BaseException) and getattr(builtins, kind.__name__, None) is kind

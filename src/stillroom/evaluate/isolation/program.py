@@ -1,0 +1,135 @@
+"""The process of a program that a model wrote: runs it, then answers what its tests ask.
+
+Nothing that this process says is believed: it may have been taken over by what it runs.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import io
+import json
+import os
+import sys
+
+from stillroom.evaluate.isolation.doors import close_doors, die_with_parent, keep_open
+from stillroom.evaluate.isolation.peer import Peer, name_raised
+from stillroom.evaluate.isolation.wire import Encoder, name_of
+
+TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
+if TYPE_CHECKING:
+    from typing import Any
+
+    from stillroom.evaluate.isolation.doors import Order
+
+__all__ = ["run_program"]
+
+
+def run_program(
+    libc: ctypes.CDLL, order: Order, pipes: tuple[int, int] | None, told: dict[str, bool]
+) -> None:
+    """Close the doors, say so, run the code; answer its tests where there are pipes to them."""
+    die_with_parent(libc)
+    with os.fdopen(order["program"], "rb", closefd=False) as file:
+        parts: list[str] = json.load(file)
+    report = order["report"]
+    keep_open(libc, report, *(pipes or ()))
+    doors = told | close_doors(libc, order, apart=told["namespaces"])
+    closed = doors["files"] and doors["calls"]
+    os.write(report, json.dumps({"ready": closed, "doors": doors}).encode() + b"\n")
+    if not closed:
+        return
+    sys.argv = ["code"]
+    if pipes is not None:
+        os.close(report)
+        _answer(parts, pipes)
+        return
+    raised = _run(parts, {"__name__": "__main__"})
+    _finish()
+    os.write(report, json.dumps({"end": name_raised(raised) if raised else ""}).encode() + b"\n")
+
+
+def _finish() -> None:
+    """Do what an interpreter does at its end: wait for threads, run what was registered."""
+    if "threading" in sys.modules:
+        import threading
+
+        for one in threading.enumerate():
+            if one is not threading.current_thread() and not one.daemon:
+                one.join()
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):  # too much of it, or closed
+        return
+
+
+def _run(parts: list[str], names: dict[str, Any]) -> BaseException | None:
+    try:
+        for code in [compile(one, "<code>", "exec") for one in parts]:
+            exec(code, names)  # noqa: S102  # this is what the sandbox is for
+    except BaseException as error:  # noqa: BLE001  # code may raise anything
+        sys.__excepthook__(type(error), error, error.__traceback__)
+        return error
+    return None
+
+
+def _answer(parts: list[str], pipes: tuple[int, int]) -> None:
+    names = {"__name__": "__main__"}
+    sys.stdout = _Printed()
+    raised = _run(parts, names)
+    with os.fdopen(pipes[0], "rb") as reader, os.fdopen(pipes[1], "wb") as writer:
+        program = _Program(reader, writer)
+        program.names = names
+        program.printed()
+        program.begin(raised)
+        program.serve()
+
+
+class _Printed(io.StringIO):
+    """What a program prints while its tests ask it, which goes with its answers."""
+
+    def write(self, text: str) -> int:
+        if self.tell() + len(text) > 1 << 18:
+            raise OSError("too much output")
+        return super().write(text)
+
+
+class _Program(Peer):
+    names: dict[str, Any]
+
+    def begin(self, raised: BaseException | None) -> None:
+        told: dict[str, Any] = {"names": [one for one in self.names if one != "__builtins__"]}
+        self._send({"value": None, "raised": self._describe(raised)} if raised else told)
+
+    def carry_out(self, name: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if name == "global":
+            return self.names[args[0]]
+        return super().carry_out(name, args, named)
+
+    def share(self, value: Any) -> dict[str, Any]:
+        told = super().share(value)
+        if isinstance(value, type(sys)):
+            return {"k": "module", "v": value.__name__}
+        told["t"] = str(getattr(value, "__name__", ""))[:64]
+        if isinstance(value, type) and issubclass(value, BaseException):
+            told["bases"] = [
+                name_of(one) or self.share(one)
+                for one in value.__bases__
+                if issubclass(one, BaseException)
+            ]
+        return told
+
+    def _describe(self, error: BaseException) -> dict[str, Any]:
+        told = super()._describe(error)
+        if type(error).__name__ != told["base"]:
+            encoder = Encoder({}, self._tell)
+            told |= {"class": encoder.encode(type(error)), "object": encoder.encode(error)}
+        return told
+
+    def printed(self) -> str:
+        said = getattr(sys.stdout, "getvalue", str)()
+        if said:
+            sys.stdout.seek(0)
+            sys.stdout.truncate()
+        return str(said)

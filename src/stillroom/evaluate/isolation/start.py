@@ -1,0 +1,96 @@
+"""Run by path in a bare interpreter: makes the processes of one check and waits for them.
+
+It holds nothing of what they are given: each reads its own part after it was forked, so that the
+memory of the program's process never held the tests or the word that proves a pass.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+from types import ModuleType
+
+TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
+
+
+def _import_apart() -> None:
+    """Make these modules importable without what else the package imports."""
+    folder = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120  # no pathlib here
+    for name in ("stillroom.evaluate.isolation", "stillroom.evaluate", "stillroom"):
+        package = ModuleType(name)
+        package.__path__ = [folder]
+        sys.modules[name] = package
+        folder = os.path.dirname(folder)  # noqa: PTH120
+
+
+if __name__ == "__main__":
+    _import_apart()
+
+from stillroom.evaluate.isolation.doors import die_with_parent  # noqa: E402
+from stillroom.evaluate.isolation.examiner import examine  # noqa: E402
+from stillroom.evaluate.isolation.program import run_program  # noqa: E402
+from stillroom.evaluate.isolation.view import enter_namespaces  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stillroom.evaluate.isolation.doors import Order
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Enter namespaces, fork the first process in them, and wait for it."""
+    order: Order = json.loads(sys.argv[1])
+    libc = ctypes.CDLL(None, use_errno=True)
+    nowhere = os.open("/dev/null", os.O_RDWR)
+    told = {"namespaces": False, "view": False}
+    if order["namespaces"]:
+        told = enter_namespaces(libc, order["readable"])
+    first = os.fork()
+    if not first:
+        _supervise(libc, order, told, nowhere)
+    os.waitpid(first, 0)
+
+
+def _supervise(libc: ctypes.CDLL, order: Order, told: dict[str, bool], nowhere: int) -> None:
+    """Be the parent of one program and its tests, and of nothing else."""
+    die_with_parent(libc)
+    if order["tests"] < 0:
+        program = _fork(lambda: run_program(libc, order, None, told))
+        ended = {"program": os.waitpid(program, 0)[1]}
+    else:
+        asked, answered = os.pipe(), os.pipe()
+        program = _fork(lambda: run_program(libc, order, (asked[0], answered[1]), told))
+        tests = _fork(lambda: _examine(libc, order, (answered[0], asked[1]), told, nowhere))
+        for place in (*asked, *answered):
+            os.close(place)
+        ended = {"tests": os.waitpid(tests, 0)[1]}
+        os.kill(program, 9)
+        ended["program"] = os.waitpid(program, 0)[1]
+    os.write(order["report"], json.dumps({"ended": ended}).encode() + b"\n")
+    os._exit(0)
+
+
+def _examine(
+    libc: ctypes.CDLL, order: Order, pipes: tuple[int, int], told: dict[str, bool], nowhere: int
+) -> None:
+    for standard in (0, 1, 2):
+        os.dup2(nowhere, standard)
+    examine(libc, order, pipes, told)
+
+
+def _fork(work: Callable[[], None]) -> int:
+    process = os.fork()
+    if process:
+        return process
+    try:
+        work()
+    finally:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,317 @@
+"""Values as JSON: plain data by value, containers with their identity, all else by name or handle.
+
+What comes of the other process is data and never more: only exact built-in types and a few of the
+standard library are made of it. Subclasses do not pass as what they derive from, since they may
+compare as they like; named tuples that compare as tuples do.
+"""
+
+from __future__ import annotations
+
+import collections
+import sys
+from collections.abc import Callable, Iterable
+
+TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["PURE_MODULES", "Decoder", "Encoder", "WireError", "is_plain", "name_of", "of_name"]
+
+_PURE = (
+    "abc bisect calendar cmath collections collections.abc copy dataclasses datetime decimal enum "
+    "fractions functools heapq itertools json math numbers operator random re statistics string "
+    "textwrap time typing"
+)
+PURE_MODULES = frozenset(_PURE.split())
+"""Modules whose functions do nothing but compute: either process takes its own by name."""
+
+_LISTS: dict[type, str] = {
+    list: "list",
+    set: "set",
+    frozenset: "frozenset",
+    tuple: "tuple",
+    collections.deque: "deque",
+}
+_DICTS: dict[type, str] = {
+    dict: "dict",
+    collections.OrderedDict: "odict",
+    collections.Counter: "counter",
+    collections.defaultdict: "defaultdict",
+}
+_TYPES = {name: kind for kind, name in (_LISTS | _DICTS).items()}
+_FIXED = {"frozenset", "tuple"}
+_ATOMS = (type(None), bool, int, float, str, bytes, complex, range)
+_DATES = {
+    "date": ("year", "month", "day"),
+    "time": ("hour", "minute", "second", "microsecond"),
+    "datetime": ("year", "month", "day", "hour", "minute", "second", "microsecond"),
+    "timedelta": ("days", "seconds", "microseconds"),
+}
+_BUILT_IN = (
+    "abs all any ascii bin callable chr divmod format hash hex id isinstance issubclass iter len "
+    "max min next oct ord pow repr round sorted sum print"
+)
+_PLAIN = {*_ATOMS, *_LISTS, *_DICTS, bytearray}
+_SAFE_INT = 1 << 53
+
+
+class WireError(Exception):
+    """What came is not what is written here."""
+
+
+def is_plain(value: object) -> bool:
+    """Return whether a value passes by value: it compares as Python has it."""
+    kind = type(value)
+    return kind in _PLAIN or bool(_library_kind(value))
+
+
+def _library_kind(value: object) -> str:
+    """Return which class of datetime, decimal or fractions a value is an exact instance of."""
+    kind = type(value)
+    module, name = kind.__module__, kind.__name__
+    if module not in {"datetime", "decimal", "fractions"}:
+        return ""
+    if getattr(sys.modules.get(module), name, None) is not kind:
+        return ""
+    if module == "datetime":
+        known = name in _DATES and getattr(value, "tzinfo", None) is None
+    else:
+        known = name in {"Decimal", "Fraction"}
+    return name if known else ""
+
+
+class Encoder:
+    """Writes the values of one message.
+
+    Args:
+        known: Numbers of containers that the other side holds already, by id.
+        other: Writes what is no plain data.
+    """
+
+    def __init__(self, known: dict[int, int], other: Callable[[Any, Encoder], Any]) -> None:
+        self._known = dict(known)
+        self._other = other
+        self.containers: dict[int, Any] = {}
+        """Containers that were written here, by number."""
+
+    def encode(self, value: Any) -> Any:
+        """Return a value as JSON has it."""
+        kind = type(value)
+        if kind is int:
+            return value if -_SAFE_INT < value < _SAFE_INT else {"k": "int", "v": hex(value)}
+        if value is None or kind in (bool, str, float):
+            return value
+        if kind in _LISTS or kind in _DICTS or kind is bytearray:
+            return self._container(value, kind)
+        if kind in (bytes, complex, range):
+            return self._atom(value, kind)
+        name = _library_kind(value)
+        if name:
+            return self._of_library(value, name)
+        if isinstance(value, tuple) and _is_named_tuple(kind):
+            told = {"k": "named", "t": kind.__name__, "f": list(kind._fields)}
+            return told | {"v": [self.encode(one) for one in value]}
+        return self._other(value, self)
+
+    def _container(self, value: Any, kind: type) -> Any:
+        if id(value) in self._known:
+            return {"k": "ref", "n": self._known[id(value)]}
+        number = len(self._known)
+        if kind not in (tuple, frozenset):
+            self._known[id(value)] = number
+            self.containers[number] = value
+        told: dict[str, Any] = {"k": self._name(kind), "v": None}
+        if kind not in (tuple, frozenset):
+            told["n"] = number
+        if kind is collections.deque:
+            told["m"] = value.maxlen
+        if kind is collections.defaultdict:
+            told["f"] = self.encode(value.default_factory)
+        told["v"] = self.contents(value)
+        return told
+
+    def contents(self, value: Any) -> Any:
+        """Return what a container holds."""
+        if type(value) is bytearray:
+            return value.hex()
+        if type(value) in _DICTS:
+            return [[self.encode(key), self.encode(one)] for key, one in value.items()]
+        return [self.encode(one) for one in value]
+
+    @staticmethod
+    def _name(kind: type) -> str:
+        return "bytearray" if kind is bytearray else (_LISTS | _DICTS)[kind]
+
+    @staticmethod
+    def _atom(value: Any, kind: type) -> Any:
+        if kind is bytes:
+            return {"k": "bytes", "v": value.hex()}
+        if kind is complex:
+            return {"k": "complex", "v": [value.real, value.imag]}
+        return {"k": "range", "v": [hex(one) for one in (value.start, value.stop, value.step)]}
+
+    def _of_library(self, value: Any, name: str) -> Any:
+        if name == "Decimal":
+            return {"k": name, "v": str(value)}
+        if name == "Fraction":
+            return {"k": name, "v": [hex(value.numerator), hex(value.denominator)]}
+        return {"k": name, "v": [getattr(value, part) for part in _DATES[name]]}
+
+
+def _is_named_tuple(kind: Any) -> bool:
+    fields = getattr(kind, "_fields", None)
+    return (
+        kind.__bases__ == (tuple,)
+        and isinstance(fields, tuple)
+        and all(type(one) is str for one in fields)
+        and kind.__eq__ is tuple.__eq__
+    )
+
+
+class Decoder:
+    """Reads the values of one message.
+
+    Args:
+        known: Containers that messages may name by number.
+        other: Reads what is no plain data.
+    """
+
+    def __init__(
+        self, known: dict[int, Any], other: Callable[[dict[str, Any], Decoder], Any]
+    ) -> None:
+        self.known = dict(known)
+        self._other = other
+
+    def decode(self, told: Any) -> Any:
+        """Return the value that JSON tells.
+
+        Raises:
+            WireError: If it tells none.
+        """
+        if not isinstance(told, dict):
+            if isinstance(told, list):
+                raise WireError("a list without a kind")
+            return told
+        try:
+            return self._decode(told)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise WireError(f"no value: {type(error).__name__}") from error
+
+    def _decode(self, told: dict[str, Any]) -> Any:
+        kind: str = told["k"]
+        value: Any = told.get("v")
+        if kind == "ref":
+            return self.known[told["n"]]
+        if kind == "named":
+            made = _named_tuple(told["t"], tuple(told["f"]))
+            return made(*(self.decode(one) for one in value))
+        if kind in _FIXED:
+            return _TYPES[kind](self.decode(one) for one in value)
+        if kind in _TYPES or kind == "bytearray":
+            made = self._empty(told)
+            self.known[told["n"]] = made
+            self.fill(made, value)
+            return made
+        reader = _READERS.get(kind)
+        return reader(kind, value) if reader else self._other(told, self)
+
+    def _empty(self, told: dict[str, Any]) -> Any:
+        kind = told["k"]
+        if kind == "bytearray":
+            return bytearray()
+        if kind == "deque":
+            return collections.deque(maxlen=told["m"])
+        if kind == "defaultdict":
+            return collections.defaultdict(self.decode(told["f"]))
+        return _TYPES[kind]()
+
+    def fill(self, made: Any, value: Any) -> None:
+        """Put what JSON tells in place of what a container holds."""
+        if isinstance(made, bytearray):
+            made[:] = bytes.fromhex(value)
+        elif isinstance(made, dict):
+            pairs = [(self.decode(key), self.decode(one)) for key, one in value]
+            made.clear()
+            for key, one in pairs:
+                made[key] = one
+        else:
+            items = [self.decode(one) for one in value]
+            made.clear()
+            (made.update if isinstance(made, set) else made.extend)(items)
+
+
+_NAMED: dict[tuple[str, tuple[str, ...]], Any] = {}
+
+
+def _named_tuple(name: str, fields: tuple[str, ...]) -> Any:
+    if (name, fields) not in _NAMED:
+        _NAMED[name, fields] = collections.namedtuple(name, fields)
+    return _NAMED[name, fields]
+
+
+def _integers(value: Iterable[str]) -> list[int]:
+    return [int(one, 16) for one in value]
+
+
+def _fraction(kind: str, value: Any) -> Any:
+    from fractions import Fraction
+
+    return Fraction(*_integers(value))
+
+
+def _decimal(kind: str, value: Any) -> Any:
+    from decimal import Decimal
+
+    return Decimal(value)
+
+
+def _date(kind: str, value: Any) -> Any:
+    import datetime
+
+    return getattr(datetime, kind)(*value)
+
+
+_READERS: dict[str, Callable[[str, Any], Any]] = {
+    "int": lambda kind, value: int(value, 16),
+    "bytes": lambda kind, value: bytes.fromhex(value),
+    "complex": lambda kind, value: complex(*value),
+    "range": lambda kind, value: range(*_integers(value)),
+    "Fraction": _fraction,
+    "Decimal": _decimal,
+    **dict.fromkeys(_DATES, _date),
+}
+
+
+def name_of(value: Any) -> dict[str, Any] | None:
+    """Return by what name a function or class of Python's own is known, if it is one."""
+    name, module = getattr(value, "__name__", None), getattr(value, "__module__", None)
+    if type(name) is not str or type(module) is not str:
+        return None
+    # much of the library is written in C under such a name, or in a part of a package
+    module = module.lstrip("_").split(".")[0]
+    if module not in PURE_MODULES and module != "builtins":
+        return None
+    found = getattr(sys.modules.get(module), name, None)
+    if found is not value or not _computes(value, module, name):
+        return None
+    return {"k": "name", "m": module, "v": name}
+
+
+def _computes(found: Any, module: str, name: str) -> bool:
+    if name.startswith("_") or not callable(found):
+        return False
+    return isinstance(found, type) or module != "builtins" or name in _BUILT_IN.split()
+
+
+def of_name(module: str, name: str) -> Any:
+    """Return Python's own function or class of a name.
+
+    Raises:
+        WireError: If there is none, or it does more than compute.
+    """
+    if module not in PURE_MODULES and module != "builtins":
+        raise WireError("a module that does more than compute")
+    found = getattr(__import__(module, fromlist=[name]), name)
+    if not _computes(found, module, name):
+        raise WireError("a name that does more than compute")
+    return found
