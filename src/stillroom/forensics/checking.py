@@ -92,8 +92,7 @@ class Checked:
             return f"not checked: {self.error}"
         said = _say_credentials(self.credentials)
         if self.trace is not None and self.trace.watermark:
-            marked = f"carries this lab's watermark: {self.trace.role}, to test detectors"
-            return f"{said}; {marked}" if said else marked
+            return "; ".join(part for part in (said, self.trace.verdict) if part)
         return said or "nothing is known of its origin; that is no sign of a forgery"
 
     def lines(self) -> list[str]:

@@ -62,14 +62,18 @@ def _is_real(found: Checked) -> bool:
 
 
 def _word(found: Checked) -> str:
-    """Return lab, changed, refused, generated, signed or unknown."""
-    if found.trace is not None and found.trace.watermark:
+    """Return lab, changed, refused, generated, signed, elsewhere or unknown.
+
+    A mark of the lab's that was written into something else is no sign of where a file is from.
+    """
+    marked = found.trace is not None and bool(found.trace.watermark)
+    if marked and found.trace is not None and found.trace.content != "differs":
         return "lab"
     from stillroom.forensics.checking import SYNTHETIC
 
     credentials = found.credentials
     if credentials is None or credentials.integrity in {"none", "unreadable"}:
-        return "unknown"
+        return "elsewhere" if marked else "unknown"
     if credentials.integrity == "broken":
         return "refused" if credentials.note else "changed"
     kinds = {kind.rsplit("/", 1)[-1] for kind in credentials.source_types}

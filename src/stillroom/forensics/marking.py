@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from stillroom.forensics.content import Content, pack_sketch, sketch_picture
 from stillroom.forensics.credentials import mime_type, sign_bytes
 from stillroom.forensics.extras import need
 from stillroom.forensics.face import Image
@@ -36,7 +37,7 @@ from stillroom.forensics.finishing import (
     signed_payload,
 )
 from stillroom.forensics.lab import Lab
-from stillroom.forensics.watermark import BITS, Watermark, measure_psnr
+from stillroom.forensics.watermark import BITS, Reading, Watermark, lay_out, measure_psnr
 from stillroom.provenance import digest_bytes
 
 __all__ = [
@@ -62,6 +63,10 @@ _FORMER = _MADE
 _UNKNOWN = (
     "Marked by the Stillroom forensics lab, which makes forgeries and keeps their real twins to "
     "test detectors; which of these it is is not known."
+)
+_ELSEWHERE = (
+    "Carries a mark that the Stillroom forensics lab wrote into another picture: copied here, or "
+    "left of what was changed since."
 )
 SOFT_BINDING = "io.stillroom.dct48"
 _EXIF_DESCRIPTION = 0x010E
@@ -174,11 +179,13 @@ class Marker:
             self._missing(signed, mime, payload, frozenset([LABELS[made.kind]])),
             "raise out.quality, or lower marking.psnr, so that the watermark survives",
         )
+        image = decode_image(signed)
         row = {
             "watermark": format(payload, f"0{BITS // 4}x"),
-            "pixels": digest_bytes(decode_image(signed).tobytes()),
+            "pixels": digest_bytes(image.tobytes()),
         }
-        finish(path, signed, made, self._lab, **row)
+        sketch = pack_sketch(sketch_picture(lay_out(image, Reading(payload, 0.0))))
+        finish(path, signed, made, self._lab, **row, content=sketch)
         return {
             **row,
             "psnr": round(measure_psnr(made.image, marked), 2),
@@ -250,8 +257,15 @@ class Marker:
         return out.getvalue()
 
 
-def label_traced(row: Mapping[str, Any] | None) -> str:
-    """Return what is true of a picture that carries the lab's mark, by the ledger's row of it."""
+def label_traced(row: Mapping[str, Any] | None, content: Content) -> str:
+    """Return what is true of a picture that carries the lab's mark.
+
+    Args:
+        row: The ledger's of the mark.
+        content: Whether the picture is the one that the mark was written into.
+    """
+    if content == "differs":
+        return _ELSEWHERE
     kind = name_kind(row) if row is not None else None
     return LABELS[kind] if kind else _UNKNOWN
 

@@ -121,8 +121,7 @@ def _refuse_lab_file(file: Path) -> None:
         return  # what is no picture is refused by who signs it, with its own reason
     if found.watermark:
         raise DataError(
-            f"{file.name} carries this lab's watermark {found.watermark}, and would be signed "
-            "without saying so",
+            f"{file.name} {found.verdict}; it would be signed without saying so",
             code="forensics.lab-file",
             where=str(file),
             expected="--made-by with the generator, for a file that the lab made",
