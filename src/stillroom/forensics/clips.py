@@ -1,8 +1,10 @@
 """Reading clips: a few frames, evenly spaced by time, without decoding what lies between.
 
-Frames are sought by time, never by counts, which files often state wrongly. Where a keyframe lies
-within a quarter of the spacing from the wanted time it stands in, since everything else has to be
-decoded from a keyframe on; the time of every frame is what its file says. Frames are turned as the
+Frames are sought by time, never by counts, which files often state wrongly. The clip is cut into
+equal parts, and of each the frame at its middle is wanted; where a part holds keyframes the nearest
+of them stands in, since everything else has to be decoded from a keyframe on. The time of every
+frame is what its file says. Where keyframes lie is read from the file's index, or from its packets
+where it has none for the whole clip; that decodes nothing. Frames are turned as the
 file says, colours follow its range. One frame is held at a time, so memory does not grow with the
 clip. What is damaged is noted, and what can be read is read.
 """
@@ -13,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +36,7 @@ __all__ = ["CLIPS", "Clip", "Frame", "need_decoder", "open_clip", "say_reason", 
 MOST_PIXELS = 60_000_000
 CLIPS = frozenset([".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".3gp", ".flv", ".wmv"])
 """Endings of what is read as a clip."""
-_STAND_IN = 0.25  # of the spacing: how far a keyframe may lie from the wanted time
+_RATE = 25.0  # frames a second, where a file does not say
 _FAR = 1.5  # seconds ahead from which it is sought where the file has no index
 
 
@@ -140,21 +143,34 @@ class _Seeker:
         base = video.time_base or Fraction(1, 1000)
         self.base = float(base)
         self.start = float((video.start_time or 0) * base)
-        self.keys = sorted(
-            {
-                float(entry.timestamp * base) - self.start
-                for entry in video.index_entries
-                if entry.is_keyframe
-            }
-        )
-        self.end = max(
-            (float(entry.timestamp * base) - self.start for entry in video.index_entries),
-            default=0.0,
-        )
+        self.keys, self.end = self._read_index()
+        if not exact and not self._is_whole():
+            self._seek(0.0)  # Matroska reads its index when it is first sought in
+            self.keys, self.end = self._read_index()
+            if not self._is_whole():
+                self.keys, self.end = _list_keys(clip.path, self.start)
         self.position = -1.0
         self.shown: av.VideoFrame | None = None
         self.held: av.VideoFrame | None = None  # the one after it, already decoded
         self.frames: Iterator[av.VideoFrame] | None = None
+
+    def _read_index(self) -> tuple[list[float], float]:
+        """Return the times of keyframes that the file's index names, and the last of any frame.
+
+        An index of MP4 names when frames are decoded, which where some are shown out of order is
+        before they are shown, and always by as much: its first entry is what is shown first.
+        """
+        entries = list(self.video.index_entries)
+        stamps = [float(entry.timestamp * self.base) for entry in entries]
+        begin = min(self.start, *stamps) if stamps else self.start
+        times = [stamp - begin for stamp in stamps]
+        keys = {time for time, entry in zip(times, entries, strict=True) if entry.is_keyframe}
+        return sorted(keys), max(times, default=0.0)
+
+    def _is_whole(self) -> bool:
+        """Return whether the index reaches to the end, as far as keyframes ever lie apart."""
+        gaps = [after - before for before, after in pairwise(self.keys)]
+        return bool(self.keys) and self.end >= self.clip.duration - max([*gaps, _FAR])
 
     def at(self, count: int, span: tuple[float, float]) -> Iterator[Frame]:
         spacing = (span[1] - span[0]) / count
@@ -178,7 +194,9 @@ class _Seeker:
             return time
         at = bisect_right(self.keys, time)
         near = min(self.keys[max(at - 1, 0) : at + 1], key=lambda key: abs(key - time))
-        return near if abs(near - time) <= _STAND_IN * spacing else time
+        # One at the very end of its part is still shown at the middle of the next, in short clips.
+        ahead = spacing / 2 - 1 / (self.clip.rate or _RATE)
+        return near if -spacing / 2 <= near - time <= ahead else time
 
     def _find(self, time: float) -> av.VideoFrame | None:
         """Return the frame that is shown at a time: the last one that does not begin after it."""
@@ -252,6 +270,24 @@ class _Seeker:
             self.clip.notes.append(line)
 
 
+def _list_keys(path: Path, start: float) -> tuple[list[float], float]:
+    """Return the times of all keyframes and of the last frame, from packets; none is decoded."""
+    import av
+
+    keys: list[float] = []
+    last = 0.0
+    with _open(path) as container:
+        video = _video(container)
+        try:
+            for packet in container.demux(video) if video is not None else ():
+                if packet.pts is not None and packet.time_base is not None:
+                    last = float(packet.pts * packet.time_base) - start
+                    keys += [last] if packet.is_keyframe else []
+        except av.FFmpegError:
+            pass  # what is damaged is told where frames are decoded
+    return sorted(keys), last
+
+
 def _measure(clip: Clip, count: int) -> float:
     """Return the length of a file that does not say it, from its packets; none is decoded."""
     import av
@@ -270,7 +306,7 @@ def _measure(clip: Clip, count: int) -> float:
         except av.FFmpegError as error:
             clip.notes.append(f"damaged about {last:.1f} s: {say_reason(error)}")
     clip.notes.append("the file does not say how long it is; its packets were counted")
-    return last or count / 25.0
+    return last or count / _RATE
 
 
 def need_decoder(path: Path, stream: Stream, what: str) -> None:
