@@ -50,6 +50,7 @@ def _draw(one: Checked) -> str:
     rows = [("SHA-256", one.digest)] if one.digest else []
     if one.credentials is not None:
         rows += [_split(line) for line in one.credentials.lines()]
+    rows += [("unsigned", claim.line()) for claim in one.claims]
     if one.trace is not None:
         rows.append(("watermark", one.trace.line()))
     if one.faces is not None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from stillroom.forensics.clips import CLIPS, open_clip, space_frames
+from stillroom.forensics.clips import open_clip, space_frames
 from stillroom.forensics.content import (
     Content,
     is_same,
@@ -20,17 +20,16 @@ from stillroom.forensics.content import (
 )
 from stillroom.forensics.face import Image
 from stillroom.forensics.finishing import Kind, name_kind
+from stillroom.forensics.kinds import kind_of
 from stillroom.forensics.lab import Lab
 from stillroom.forensics.pictures import load_picture
 from stillroom.forensics.sound_mark import BITS as SOUND_BITS
 from stillroom.forensics.sound_mark import SoundMark
 from stillroom.forensics.watermark import BITS as PICTURE_BITS
 from stillroom.forensics.watermark import CHANCE, Reading, Watermark, lay_out
-from stillroom.forensics.waves import RATE, SOUNDS, Waves, read_parts
+from stillroom.forensics.waves import RATE, Waves, read_parts
 
 __all__ = [
-    "CLIPS",
-    "SOUNDS",
     "FrameMarks",
     "Trace",
     "trace_clip",
@@ -145,9 +144,10 @@ def trace_file(path: Path, lab: Lab) -> Trace:
         DataError: If the file cannot be read.
         IntegrityError: If the ledger is broken.
     """
-    if path.suffix.lower() in CLIPS:
+    kind = kind_of(path)
+    if kind is not None and kind.sense == "clip":
         return trace_clip(path, lab)
-    if path.suffix.lower() in SOUNDS:
+    if kind is not None and kind.sense == "sound":
         return trace_sound(path, lab)
     return trace_image(load_picture(path).image, lab)
 
