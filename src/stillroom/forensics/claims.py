@@ -16,6 +16,7 @@ import mmap
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,14 +38,15 @@ SYNTHETIC = (
 _EXIF_IFD, _COMMENT, _MAKE, _MODEL, _SOFTWARE = 0x8769, 0x9286, 0x010F, 0x0110, 0x0131
 _DESCRIPTION, _TIFF_XMP = 0x010E, 700
 _XMP_KEYS = ("xmp", "XML:com.adobe.xmp")
-_LONGEST = 4 << 20
+_LONGEST = 4 << 20  # of a text or packet that is read: who writes more is not helped by it
+_MOST = 16
 _SHOWN = 80
 _SOURCE = re.compile(
     r"\bDigitalSourceType\b(?:\s*=\s*[\"']|[^<>]{0,200}?resource\s*=\s*[\"']|[^<>]{0,200}>\s*)"
     r"([^<>\"'\s]{1,200})"
 )
 _PACKET = (b"<x:xmpmeta", b"</x:xmpmeta>")
-_SETTINGS = re.compile(r"\bSteps: \d+, [^\n]*?\b(?:Sampler|Seed|CFG scale): ")
+_SETTINGS = re.compile(r"\bSteps: \d+, [^\n]{0,200}?\b(?:Sampler|Seed|CFG scale): ")
 _MODEL_NAME = re.compile(r"\bModel: ([^,\n]{1,200})")
 _MIDJOURNEY = re.compile(r"\bJob ID: [0-9a-f]{8}-[0-9a-f-]{27}")
 _NAMED = {
@@ -127,30 +129,31 @@ def claims_of_file(path: Path) -> tuple[Claim, ...]:
 def _read_packets(packets: list[Any]) -> Iterator[Claim]:
     for packet in packets:
         text = packet.decode("utf-8", "replace") if isinstance(packet, bytes) else str(packet or "")
-        for found in _SOURCE.finditer(text[:_LONGEST]):
+        for found in islice(_SOURCE.finditer(text[:_LONGEST]), _MOST):
             name = _shorten(found[1].rstrip("/").rsplit("/", 1)[-1])
             yield Claim("XMP, IPTC's digital source type", name, name in SYNTHETIC)
 
 
 def _read_texts(texts: Mapping[str, str]) -> Iterator[Claim]:
-    for where, text in texts.items():
+    for where, whole in texts.items():
+        text, place = whole[:_LONGEST], _shorten(where)
         key = where.partition("'")[2].rstrip("'").lower()
         if key in _NAMED:
-            yield Claim(where, f"metadata of {_NAMED[key]}, a program of image models", True)
+            yield Claim(place, f"metadata of {_NAMED[key]}, a program of image models", True)
         elif _SETTINGS.search(text):
             model = _MODEL_NAME.search(text)
             named = f", model {_shorten(model[1])}" if model else ""
-            yield Claim(where, f"settings of a Stable Diffusion interface{named}", True)
+            yield Claim(place, f"settings of a Stable Diffusion interface{named}", True)
         elif _MIDJOURNEY.search(text):
-            yield Claim(where, "a job of Midjourney", True)
+            yield Claim(place, "a job of Midjourney", True)
         elif "{" in text[:40]:
-            yield from _read_json(where, text)
+            yield from _read_json(place, text)
 
 
 def _read_json(where: str, text: str) -> Iterator[Claim]:
     """Yield what settings in JSON say; ComfyUI writes its own behind a word in EXIF."""
     try:
-        told = json.loads(text[text.index("{") :]) if len(text) <= _LONGEST else None
+        told = json.loads(text[text.index("{") :])
     except (ValueError, RecursionError):
         return
     if not isinstance(told, dict):
@@ -202,4 +205,4 @@ def _shorten(text: str) -> str:
 
 
 def _unique(claims: list[Claim]) -> tuple[Claim, ...]:
-    return tuple(dict.fromkeys(claims))
+    return tuple(dict.fromkeys(claims))[:_MOST]

@@ -92,7 +92,7 @@ _EITHER = {
     ".tif": frozenset([".tiff", ".dng", ".arw", ".nef"]),
     ".jpg": frozenset([".jpeg", ".jpe", ".jfif"]),
     ".ppm": frozenset([".pgm", ".pbm", ".pnm"]),
-    ".heic": frozenset([".heif"]),
+    ".heic": frozenset([".heif", ".avif"]),  # "mif1" begins both
     ".mp4": frozenset([".m4v", ".m4a", ".mov", ".3gp"]),
     ".m4a": frozenset([".mp4"]),
     ".mov": frozenset([".mp4", ".m4v", ".m4a"]),
@@ -100,7 +100,7 @@ _EITHER = {
     ".wmv": frozenset([".wma"]),
     ".ogg": frozenset([".oga", ".opus"]),
     ".aiff": frozenset([".aif"]),
-    ".mp3": frozenset([".aac"]),
+    ".mp3": frozenset([".aac", ".flac"]),  # tags of MP3 are put before others, too
     ".aac": frozenset([".mp3"]),
 }
 """Of what begins like one ending, the others that begin so, too."""

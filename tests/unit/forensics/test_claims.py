@@ -15,6 +15,7 @@ from tests.unit.forensics.test_clips import wav, write_clip
 
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError
+from stillroom.forensics.camera_traces import says_of_camera
 from stillroom.forensics.check_page import draw_check_page
 from stillroom.forensics.checking import check_file, list_media
 from stillroom.forensics.credentials import read_credentials, sign_bytes, verify_file
@@ -219,6 +220,13 @@ def test_of_a_font_it_is_told_what_its_credentials_name_and_what_is_not_checked(
     assert verify_file(tmp_path / "plain.ttf").integrity == "none"
     assert verify_file(tmp_path / "cut.ttf").integrity == "unreadable"
     assert read_credentials(b"\0\1\0\0\0", "font/ttf").integrity == "none"
+
+
+def test_a_captured_picture_does_not_pass_for_nobodys_by_another_name(lab, tmp_path):
+    path = picture(tmp_path / "a.png")
+    data = sign_bytes(path.read_bytes(), "image/png", {}, lab.signer, source_type="digitalCapture")
+    (tmp_path / "a.jpg").write_bytes(data)
+    assert says_of_camera(tmp_path / "a.jpg") == "credentials of a captured picture"
 
 
 @pytest.fixture
