@@ -47,7 +47,8 @@ __all__ = [
 LIMITS = (
     "Missing credentials are no sign of a forgery, and credentials in order are no sign of truth: "
     "they say who signed.",
-    "No watermark means no mark of this lab; other makers' marks are not read.",
+    "No watermark means no mark of this lab; other makers' marks are not read. A mark says which "
+    "file it was written into, not that nothing in it was changed since.",
     "No detector judged the pixels: nothing here says whether they are forged.",
 )
 _OF_DETECTORS = (
