@@ -12,7 +12,7 @@ clip. What is damaged is noted, and what can be read is read.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -143,6 +143,7 @@ class _Seeker:
         base = video.time_base or Fraction(1, 1000)
         self.base = float(base)
         self.start = float((video.start_time or 0) * base)
+        self.lead = 0.0  # by which a seek lands too early
         self.keys, self.end = self._read_index()
         if not exact and not self._is_whole():
             self._seek(0.0)  # Matroska reads its index when it is first sought in
@@ -155,17 +156,15 @@ class _Seeker:
         self.frames: Iterator[av.VideoFrame] | None = None
 
     def _read_index(self) -> tuple[list[float], float]:
-        """Return the times of keyframes that the file's index names, and the last of any frame.
-
-        An index of MP4 names when frames are decoded, which where some are shown out of order is
-        before they are shown, and always by as much: its first entry is what is shown first.
-        """
+        """Return the times of keyframes that the file's index names, and the last of any frame."""
         entries = list(self.video.index_entries)
-        stamps = [float(entry.timestamp * self.base) for entry in entries]
-        begin = min(self.start, *stamps) if stamps else self.start
-        times = [stamp - begin for stamp in stamps]
-        keys = {time for time, entry in zip(times, entries, strict=True) if entry.is_keyframe}
-        return sorted(keys), max(times, default=0.0)
+        stamps = {entry.timestamp for entry in entries if entry.is_keyframe}
+        first = _read_first(self.clip.path, stamps)
+        delay = (first[0] - first[1]) * self.base if first else 0.0
+        self.lead = max(self.start - first[0] * self.base, 0.0) if first else 0.0
+        begin = self.start - delay
+        end = max((entry.timestamp for entry in entries), default=0) * self.base - begin
+        return sorted(float(stamp * self.base) - begin for stamp in stamps), max(end, 0.0)
 
     def _is_whole(self) -> bool:
         """Return whether the index reaches to the end, as far as keyframes ever lie apart."""
@@ -247,7 +246,7 @@ class _Seeker:
     def _seek(self, time: float) -> None:
         import av
 
-        stamp = int((time + self.start) / self.base) + 1
+        stamp = int((time + self.start + self.lead) / self.base) + 1
         try:
             self.container.seek(stamp, stream=self.video, backward=True)
         except av.FFmpegError as error:
@@ -268,6 +267,30 @@ class _Seeker:
     def _note(self, line: str) -> None:
         if line not in self.clip.notes:
             self.clip.notes.append(line)
+
+
+def _read_first(path: Path, stamps: Set[int]) -> tuple[int, int] | None:
+    """Return when the first keyframe is shown and decoded, None where the index names the former.
+
+    An index of MP4 names when frames are decoded. Where some are shown out of order that is before
+    they are shown, for keyframes always by as much. Of a clip that was cut without coding it anew
+    the first keyframe lies before its start, and a seek counts from there.
+
+    Args:
+        path: The file.
+        stamps: Of the keyframes in its index.
+    """
+    import av
+
+    with _open(path) as container:
+        video = _video(container)
+        try:
+            for packet in container.demux(video) if video is not None and stamps else ():
+                if packet.is_keyframe and packet.pts is not None and packet.dts is not None:
+                    return (packet.pts, packet.dts) if packet.dts in stamps else None
+        except av.FFmpegError:
+            pass  # what is damaged is told where frames are decoded
+    return None
 
 
 def _list_keys(path: Path, start: float) -> tuple[list[float], float]:

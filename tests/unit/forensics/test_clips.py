@@ -108,6 +108,25 @@ def test_of_a_clip_with_enough_keyframes_nothing_else_is_decoded(name, codec, be
     assert [number_of(frame) for frame in found] == [round(frame.time * RATE) for frame in found]
 
 
+def test_a_clip_that_was_cut_without_coding_it_anew_is_sought_in_as_others(tmp_path):
+    write_clip(tmp_path / "whole.mp4", numbered(240), gop=24, between=2)
+    with (
+        av.open(str(tmp_path / "whole.mp4")) as whole,
+        av.open(str(tmp_path / "cut.mp4"), "w", options={"use_editlist": "1"}) as out,
+    ):
+        video = whole.streams.video[0]
+        stream = out.add_stream_from_template(video)
+        cut = round(0.48 / float(video.time_base))  # twelve frames, within the first group
+        for packet in whole.demux(video):
+            if packet.dts is not None:
+                packet.stream, packet.pts, packet.dts = stream, packet.pts - cut, packet.dts - cut
+                out.mux(packet)
+    opened = open_clip(tmp_path / "cut.mp4")
+    found = list(space_frames(opened, 8))
+    assert [number_of(frame) for frame in found] == [12 + round(f.time * RATE) for f in found]
+    assert opened.decoded <= 30  # the first part alone has no keyframe
+
+
 def test_a_frame_that_is_held_is_taken_once_and_time_is_that_of_the_file(tmp_path):
     times = [*range(0, 100, 4), *range(300, 400, 4)]  # nothing new from 0.96 s to 3 s
     write_clip(tmp_path / "v.mp4", numbered(50), times=times)
