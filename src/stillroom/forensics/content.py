@@ -7,8 +7,9 @@ where the file resembles that sketch. Of pictures it is the mean luma of 16 x 16
 the loudness of 8 bands every quarter of a second. Both are compared by the correlation of what
 stands out from the cells around, so that brightness, contrast and loudness do not count.
 
-A sketch is coarse: a picture that was changed in one small place resembles it, and so do a forgery
-and its real twin. It tells a mark on another picture or another recording, no more.
+A sketch is coarse: a picture that was changed in one small place resembles it. A forgery and its
+real twin resemble each other, so that a picture is held against both sketches: what is clearly more
+like the other one carries a mark that was copied. It tells no more than that.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from stillroom.forensics.waves import RATE, Waves, to_spectrum
 
 __all__ = [
     "Content",
+    "is_nearer",
     "is_same",
     "pack_sketch",
     "resemble_picture",
@@ -45,6 +47,7 @@ _HOP = RATE // 4
 _PHASES = 4
 _QUIET_DB = 25.0
 _OVERLAP = 0.75
+_CLEARLY = 0.002
 _SAME = {"picture": 0.92, "sound": 0.85}
 
 
@@ -116,6 +119,14 @@ def resemble_sound(kept: str, values: Waves) -> float:
 def is_same(likeness: float, medium: Literal["picture", "sound"]) -> bool:
     """Return whether content that resembles a sketch so much is that of the marked file."""
     return likeness >= _SAME[medium]
+
+
+def is_nearer(likeness: float, other: float) -> bool:
+    """Return whether a picture is clearly more like another sketch than that of its mark.
+
+    A forgery and its real twin resemble each other; edits move a picture away from both alike.
+    """
+    return other > likeness + _CLEARLY
 
 
 def _unpack(kept: str) -> Floats:

@@ -111,6 +111,20 @@ class Ledger:
                 found.setdefault(mark, row)
         return found
 
+    def find_beside(self, rows: Collection[Mapping[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+        """Return, by the number of each row, those of the same file's name in the same run.
+
+        A forgery and its real twin are such rows.
+        """
+        places = {row["number"]: (row.get("run"), row.get("file")) for row in rows}
+        beside: dict[int, list[dict[str, Any]]] = {number: [] for number in places}
+        for other in self.rows() if places else ():
+            for number, place in places.items():
+                is_other = other["number"] != number
+                if is_other and (other.get("run"), other.get("file")) == place:
+                    beside[number].append(other)
+        return beside
+
     def _read_head(self, size: int) -> tuple[int, str]:
         if not self.head.is_file():
             if size:

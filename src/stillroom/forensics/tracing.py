@@ -13,6 +13,7 @@ import numpy.typing as npt
 from stillroom.forensics.clips import open_clip, space_frames
 from stillroom.forensics.content import (
     Content,
+    is_nearer,
     is_same,
     resemble_picture,
     resemble_sound,
@@ -64,6 +65,7 @@ class Trace:
     file was read, in words, and ``decodings`` how often bits were decoded until the mark was found.
     ``content`` says whether the file holds what the mark was written into, ``likeness`` by which
     correlation with the row's sketch; it is unknown where there is no row, or one without a sketch.
+    ``nearer`` is the row of a forgery or twin beside it that a picture resembles clearly more.
     """
 
     watermark: str = ""
@@ -73,6 +75,7 @@ class Trace:
     decodings: int = 0
     content: Content = "unknown"
     likeness: float | None = None
+    nearer: int | None = None
 
     @property
     def verdict(self) -> str:
@@ -118,7 +121,9 @@ class Trace:
             f"ledger row {self.row['number']}"
         )
         if self.content == "differs":
-            return f"found{crop}, but {_ELSEWHERE} ({row}; likeness {self.likeness:.2f}){by_chance}"
+            more = "" if self.nearer is None else f", more to ledger row {self.nearer}"
+            likeness = f"likeness {self.likeness:.2f}{more}"
+            return f"found{crop}, but {_ELSEWHERE} ({row}; {likeness}){by_chance}"
         bound = f", {_UNBOUND}" if self.content == "unknown" else ""
         return f"{self.role}{crop}: {row}{bound}{by_chance}"
 
@@ -131,6 +136,7 @@ class Trace:
             "row": {k: v for k, v in self.row.items() if k != "content"} if self.row else None,
             "content": self.content if self.watermark else None,
             "likeness": None if self.likeness is None else round(self.likeness, 4),
+            "nearer": self.nearer,
             "covered": self.covered or None,
             "decodings": self.decodings,
             "chance": self.chance,
@@ -269,13 +275,26 @@ class _Mark:
     medium: Literal["picture", "sound"]
     content: npt.NDArray[Any]
 
-    def hold_against(self, row: Mapping[str, Any] | None) -> tuple[Content, float | None]:
-        """Return whether this is what a row's file held, and how like it is."""
+    def hold_against(
+        self, row: Mapping[str, Any] | None, beside: Sequence[Mapping[str, Any]]
+    ) -> tuple[Content, float | None, int | None]:
+        """Return whether this is what a row's file held, how like it is, and what is nearer.
+
+        Args:
+            row: The ledger's of the mark.
+            beside: Rows of the forgery or twin of the same picture.
+        """
         if row is None or not row.get("content"):
-            return "unknown", None
+            return "unknown", None, None
         how = resemble_picture if self.medium == "picture" else resemble_sound
         likeness = how(str(row["content"]), self.content)
-        return ("same" if is_same(likeness, self.medium) else "differs"), likeness
+        if not is_same(likeness, self.medium):
+            return "differs", likeness, None
+        for other in beside if self.medium == "picture" else ():
+            sketch = str(other.get("content") or "")
+            if sketch and is_nearer(likeness, resemble_picture(sketch, self.content)):
+                return "differs", likeness, int(other["number"])
+        return "same", likeness, None
 
 
 def _mark_picture(image: Image, found: Reading) -> _Mark:
@@ -286,9 +305,10 @@ def _mark_picture(image: Image, found: Reading) -> _Mark:
 def _find(marks: Sequence[_Mark], lab: Lab, covered: str, decodings: int) -> Trace:
     """Return the first mark that lies on the content of its row, else the first."""
     rows = lab.ledger.find_all({mark.watermark for mark in marks})
+    beside = lab.ledger.find_beside(rows.values())
     traces = []
     for mark in marks:
         row = rows.get(mark.watermark)
-        content, likeness = mark.hold_against(row)
-        traces.append(Trace(mark.watermark, mark.kept, row, covered, decodings, content, likeness))
+        held = mark.hold_against(row, beside[row["number"]] if row else ())
+        traces.append(Trace(mark.watermark, mark.kept, row, covered, decodings, *held))
     return next((trace for trace in traces if trace.content == "same"), traces[0])

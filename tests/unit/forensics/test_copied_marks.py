@@ -23,6 +23,7 @@ from stillroom.forensics.content import (
 from stillroom.forensics.examiner import examine
 from stillroom.forensics.lab import open_lab
 from stillroom.forensics.marking import LABELS, Made, Marker, read_image
+from stillroom.forensics.method import FORGERIES
 from stillroom.forensics.sound_mark import SoundMark
 from stillroom.forensics.sound_marking import MadeSound, SoundMarker
 from stillroom.forensics.sound_views import code_sound
@@ -150,6 +151,27 @@ def test_a_mark_that_was_copied_to_another_sound_is_told_as_that(lab, tmp_path):
     assert "made by this lab" not in found.verdict
     edited = code_sound(load_wave(path), "aac", 64_000)[5000:] * np.float32(0.4)
     assert trace_file(write_sound(tmp_path / "edited.wav", edited), lab).content == "same"
+
+
+def test_a_twins_mark_on_its_own_forgery_does_not_call_it_real(lab, faces, tmp_path):
+    forged = FORGERIES.build("swap").forge(faces[:2], np.random.default_rng(1))
+    read = {}
+    for kind, image in (("real", forged.twin), ("forged", forged.image)):
+        (tmp_path / kind).mkdir()
+        source = "humanEdits" if kind == "real" else "compositeWithTrainedAlgorithmicMedia"
+        made = Made(image, kind, 1, "pair", source, kind=kind)
+        Marker(lab).emit(made, tmp_path / kind / "0.png")
+        read[kind] = read_image(tmp_path / kind / "0.png")
+        assert trace_image(read[kind], lab).content == "same"
+        assert trace_image(compress(read[kind], 50), lab).content == "same"
+    mark = read["real"].astype(int) - forged.twin
+    copied = np.clip(forged.image.astype(int) + mark, 0, 255).astype(np.uint8)
+    found = trace_image(copied, lab)
+    assert found.row["kind"] == "real"
+    assert found.content == "differs"
+    assert f"more to ledger row {found.nearer}" in found.line()
+    assert found.nearer == lab.ledger.find(trace_image(read["forged"], lab).watermark)["number"]
+    assert "real twin" not in found.verdict
 
 
 def test_sketches_of_what_has_no_structure_resemble_each_other_alone(faces):
