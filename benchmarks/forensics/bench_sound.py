@@ -1,5 +1,8 @@
 """The watermark of sounds: exact reads after each attack, how quiet it is, false positives.
 
+Of each mark that is read, whether its content is told as that of the marked sound; and of marks
+whose gains were copied to another sound without the key, how many are told as lying elsewhere.
+
 Each sound is marked with a key of its own, drawn by lot: with some keys a mark has to be made
 louder than asked, which one key for all would not show.
 
@@ -18,11 +21,20 @@ from pathlib import Path
 
 import numpy as np
 
+from stillroom.forensics.content import is_same, pack_sketch, resemble_sound, sketch_sound
 from stillroom.forensics.method import RESYNTHESES
 from stillroom.forensics.sound_mark import BITS, CHANCE, SoundMark, measure_snr
 from stillroom.forensics.sound_views import add_noise, code_sound
 from stillroom.forensics.voicing import draw_voice
-from stillroom.forensics.waves import RATE, Waves, level, load_wave, resample
+from stillroom.forensics.waves import (
+    RATE,
+    Waves,
+    from_spectrum,
+    level,
+    load_wave,
+    resample,
+    to_spectrum,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 MEDIA = Path(os.environ.get("MEDIA", ROOT / "../shared/data/media"))
@@ -79,9 +91,19 @@ def gather() -> dict[str, list[Waves]]:
     return {name: sounds for name, sounds in found.items() if sounds}
 
 
+def lay_on(before: Waves, marked: Waves, other: Waves) -> Waves:
+    """Return another sound with the gains that a mark made, as who has no key would copy it."""
+    count = min(len(before), len(other))
+    spectra = [to_spectrum(values[:count], 1024, 256) for values in (before, marked, other)]
+    gain = np.clip(np.abs(spectra[1]) / np.maximum(np.abs(spectra[0]), 1e-4), 0.2, 5)
+    return from_spectrum(spectra[2] * gain, 1024, 256, count)
+
+
 def main() -> None:
     rng, kinds = np.random.default_rng(1), {}
     hits: dict[str, list[bool]] = {name: [] for name in ATTACKS}
+    same: dict[str, list[bool]] = {name: [] for name in ATTACKS}
+    copied: list[float] = []
     ratios, embeds, reads, refused = [], [], [], 0
     for kind, sounds in gather().items():
         kinds[kind] = len(sounds)
@@ -98,8 +120,15 @@ def main() -> None:
             embeds.append(middle - start)
             reads.append(time.process_time() - middle)
             ratios.append(measure_snr(values, marked))
+            kept = pack_sketch(sketch_sound(marked))
             for name, attack in ATTACKS.items():
-                hits[name].append(mark.read(attack(marked)).payload == payload)
+                attacked = np.asarray(attack(marked), np.float32)
+                hits[name].append(mark.read(attacked).payload == payload)
+                if hits[name][-1]:
+                    same[name].append(is_same(resemble_sound(kept, attacked), "sound"))
+            other = lay_on(values, marked, draw_voice(5, len(ratios), SECONDS).values)
+            if mark.read(other).payload == payload:
+                copied.append(resemble_sound(kept, other))
     tell(
         "forensics/sound_mark/snr",
         statistics.mean(ratios),
@@ -109,7 +138,19 @@ def main() -> None:
         refused=refused,
     )
     for name, rows in hits.items():
-        tell(f"forensics/sound_mark/exact_share/{name}", sum(rows) / len(rows), n=len(rows))
+        tell(
+            f"forensics/sound_mark/exact_share/{name}",
+            sum(rows) / len(rows),
+            n=len(rows),
+            same_content=f"{sum(same[name])} of {len(same[name])}",
+        )
+    tell(
+        "forensics/sound_mark/copied_told",
+        sum(not is_same(likeness, "sound") for likeness in copied) / max(len(copied), 1),
+        read=len(copied),
+        copied=len(ratios),
+        highest_likeness=round(max(copied, default=0.0), 3),
+    )
     tell(
         "forensics/sound_mark/cpu_s",
         statistics.median(embeds),

@@ -1,5 +1,8 @@
 """The watermark: exact reads after each attack, quality, speed beside invisible-watermark.
 
+Of every mark that is read, whether its content is told as that of the marked picture; and of marks
+that were copied to another picture without the key, how many are told as lying elsewhere.
+
 Faces of FACES where they are there, else drawn ones. The peer lies in build/peers, or in PEER.
 """
 
@@ -16,10 +19,11 @@ import cv2
 import numpy as np
 from benchmarks.peers import peer_folder
 
+from stillroom.forensics.content import is_same, pack_sketch, resemble_picture, sketch_picture
 from stillroom.forensics.drawing import draw_face
 from stillroom.forensics.face import Image
 from stillroom.forensics.treatments import compress
-from stillroom.forensics.watermark import BITS, Watermark, measure_psnr
+from stillroom.forensics.watermark import BITS, Reading, Watermark, lay_out, measure_psnr
 
 ROOT = Path(__file__).resolve().parents[2]
 FACES = Path(os.environ.get("FACES", "../shared/data/media/faces-synthetic"))
@@ -105,16 +109,22 @@ def main() -> None:
         faces=kind,
     )
     for name, attack in {**ATTACKS, **CROPS}.items():
-        hits = [
-            mark.read(attack(image), search=name in CROPS).payload == payload
-            for image, payload in zip(marked, payloads, strict=True)
-        ]
+        likeness, kept = [], [sketch(image) for image in marked]
+        for image, payload, row in zip(marked, payloads, kept, strict=True):
+            attacked = attack(image)
+            found = mark.read(attacked, search=name in CROPS)
+            if found.payload == payload:
+                laid = sketch_picture(lay_out(attacked, found))
+                likeness.append(resemble_picture(row, laid))
         tell(
             f"forensics/watermark/exact_share/{name}",
-            sum(hits) / len(hits),
-            n=len(hits),
+            len(likeness) / len(marked),
+            n=len(marked),
             faces=kind,
+            same_content=sum(is_same(value, "picture") for value in likeness),
+            least_likeness=round(min(likeness, default=0.0), 3),
         )
+    copy(mark, images, marked, payloads)
     false = 0
     for number in range(UNMARKED):
         base = images[number % len(images)]
@@ -126,6 +136,29 @@ def main() -> None:
     read = round(statistics.median(read_s), 4)
     tell("forensics/watermark/embed_cpu_s", statistics.median(embed_s), read_cpu_s=read)
     beside(images, statistics.median(embed_s))
+
+
+def sketch(image: Image) -> str:
+    return pack_sketch(sketch_picture(lay_out(image, Reading(0, 0.0))))
+
+
+def copy(mark: Watermark, images: list[Image], marked: list[Image], payloads: list[int]) -> None:
+    """Lay the difference that each mark made on the next picture, as who has no key would."""
+    likeness = []
+    for at, image in enumerate(images):
+        other = images[(at + 1) % len(images)].astype(int)
+        copied = np.clip(other + marked[at].astype(int) - image, 0, 255).astype(np.uint8)
+        found = mark.read(copied, search=True)
+        if found.payload == payloads[at]:
+            laid = sketch_picture(lay_out(copied, found))
+            likeness.append(resemble_picture(sketch(marked[at]), laid))
+    tell(
+        "forensics/watermark/copied_told",
+        sum(not is_same(value, "picture") for value in likeness) / max(len(likeness), 1),
+        copied=len(images),
+        read=len(likeness),
+        highest_likeness=round(max(likeness, default=0.0), 3),
+    )
 
 
 def beside(images: list[Image], embed_s: float) -> None:

@@ -82,7 +82,8 @@ def command(
 
     Evidence in order, never one number. Detectors that are named judge each face; their findings
     stand beside the verdict, as chances, or as inconclusive where the picture is too poor for them.
-    Exit code 1 if a file could not be checked; the others are checked all the same.
+    Exit code 1 if a file could not be checked, or there was none; the others are checked all the
+    same.
     """
     from stillroom.forensics.check_page import draw_check_page
     from stillroom.forensics.checking import Checking, check_files, list_media
@@ -120,7 +121,7 @@ def command(
             click.echo(listed.line(), err=True)
         for line in limits:
             click.echo(line, err=True)
-    if any(one.error for one in found):
+    if not found or any(one.error for one in found):
         raise click.exceptions.Exit(1)
 
 

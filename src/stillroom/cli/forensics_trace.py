@@ -27,7 +27,8 @@ def command(files: tuple[Path, ...], as_json: bool) -> None:
     """Find the lab's own files by their watermark, stripped or not.
 
     Finds files of this lab alone, also after recompression, resizing, or a crop of up to 10 % a
-    side. Without a mark nothing is said about a file.
+    side. Without a mark nothing is said about a file. A mark that was copied to other content is
+    told as that; a small change of a marked file is not.
     """
     from stillroom.errors import DataError
     from stillroom.forensics.lab import open_lab

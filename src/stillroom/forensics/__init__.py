@@ -1,4 +1,4 @@
-"""Room 6: a forgery lab that marks all it makes, provenance that can be checked, and detectors.
+"""Room 6: a forgery lab that marks all it writes, provenance that can be checked, and detectors.
 
 The idea: seeing is no longer believing, so whoever makes forgeries for tests must mark them, and
 whoever judges a file must say what is known of it in an order that never mixes: what it is signed
@@ -8,7 +8,8 @@ Papers: self-blended images, Shiohara and Yamasaki 2022, arXiv:2204.08376; Face 
 2020, arXiv:1912.13458; C2PA technical specification 2.2. Each method names its own.
 
 In: faces that are drawn, synthetic, or of people who consented. Out: an artifact of kind media,
-whose every image carries a label, a watermark, content credentials and a row in a ledger.
+whose every image carries a label, a watermark, content credentials and a row in a ledger. What is
+called from Python returns arrays, which carry no mark until ``Marker`` writes them.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stillroom.errors import DataError
-from stillroom.forensics.credentials import MIME_TYPES, read_credentials
+from stillroom.forensics.credentials import read_credentials
+from stillroom.forensics.kinds import kind_of
 from stillroom.forensics.pictures import open_picture, too_many_pixels
 
 __all__ = ["is_captured", "refuse_photographs", "says_of_camera"]
@@ -53,10 +54,11 @@ def says_of_camera(path: Path) -> str:
 
 def is_captured(path: Path, data: bytes) -> bool:
     """Return whether a file's credentials say that its content was captured, not made."""
-    mime = MIME_TYPES.get(path.suffix.lower())
-    if mime is None or b"jumb" not in data:
+    kind = kind_of(path)
+    if kind is None or not kind.mime or b"jumb" not in data:
         return False
-    kinds = {kind.rsplit("/", 1)[-1] for kind in read_credentials(data, mime).source_types}
+    found = read_credentials(data, kind.mime).source_types
+    kinds = {name.rsplit("/", 1)[-1] for name in found}
     return bool(kinds & set(_CAPTURED))
 
 

@@ -50,6 +50,7 @@ def _draw(one: Checked) -> str:
     rows = [("SHA-256", one.digest)] if one.digest else []
     if one.credentials is not None:
         rows += [_split(line) for line in one.credentials.lines()]
+    rows += [("unsigned", claim.line()) for claim in one.claims]
     if one.trace is not None:
         rows.append(("watermark", one.trace.line()))
     if one.faces is not None:
@@ -73,7 +74,11 @@ def _draw(one: Checked) -> str:
         )
     # A picture of the lab's leaves through this page, too: it says what it is, beside its mark.
     is_marked = one.trace is not None and one.trace.watermark
-    label = label_traced(one.trace.row) if one.trace is not None and is_marked else ""
+    label = (
+        label_traced(one.trace.row, one.trace.content)
+        if one.trace is not None and is_marked
+        else ""
+    )
     shown = draw_preview(one.preview, label) if one.preview is not None else ""
     look = f'<div class="look">{shown}<dl>{listed}</dl></div>' if rows else ""
     return (

@@ -14,19 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError, MissingExtraError, StillroomError
-from stillroom.forensics.credentials import MIME_TYPES, Credentials, TrustList, verify_file
+from stillroom.forensics.claims import SYNTHETIC, Claim, claims_of_clip, claims_of_file
+from stillroom.forensics.credentials import Credentials, TrustList, verify_file
 from stillroom.forensics.findings import Course, Finding
+from stillroom.forensics.kinds import Kind, kind_by_name, kind_of
 from stillroom.forensics.lab import Lab
 from stillroom.forensics.listing import Listed, sort_files
-from stillroom.forensics.media_looks import (
-    CLIPS,
-    SOUNDS,
-    ClipLook,
-    find_mark,
-    look_at_clip,
-    look_at_sound,
-)
-from stillroom.forensics.pictures import PICTURES, Picture, load_picture
+from stillroom.forensics.media_looks import ClipLook, find_mark, look_at_clip, look_at_sound
+from stillroom.forensics.pictures import Picture, load_picture
 from stillroom.forensics.previews import Preview, make_preview
 from stillroom.forensics.tracing import Trace, trace_image
 from stillroom.jobs import plain_line
@@ -43,21 +38,23 @@ __all__ = [
     "Checking",
     "check_file",
     "check_files",
+    "is_medium",
     "list_limits",
     "list_media",
+    "says_made",
 ]
 
 LIMITS = (
     "Missing credentials are no sign of a forgery, and credentials in order are no sign of truth: "
     "they say who signed.",
-    "No watermark means no mark of this lab; other makers' marks are not read.",
+    "No watermark means no mark of this lab; other makers' marks are not read. A mark says which "
+    "file it was written into, not that nothing in it was changed since.",
     "No detector judged the pixels: nothing here says whether they are forged.",
 )
 _OF_DETECTORS = (
     "A detector's chance is of the forgeries it learned, at the prevalence it names; what it does "
     "not indicate may be forged all the same.",
 )
-SYNTHETIC = ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicMedia")
 _NO_JUDGE = "the named detectors found nothing here that they judge"
 _NO_FACE = "no face was found that a named detector judges"
 _SMALL_FACE = 64
@@ -71,7 +68,7 @@ class Checked:
     ``faces`` are the boxes found (x, y, width, height), None where none were looked for;
     ``quality`` are lines on what limits a judgement of the pixels; ``findings`` what each detector
     makes of each face; ``look`` is what was seen and heard of a clip or recording; ``preview`` a
-    reduced picture for the page.
+    reduced picture for the page; ``claims`` what the file says of itself, unsigned.
     """
 
     path: Path
@@ -84,17 +81,28 @@ class Checked:
     error: str = ""
     look: ClipLook | None = None
     preview: Preview | None = None
+    claims: tuple[Claim, ...] = ()
 
     @property
     def verdict(self) -> str:
         """One sentence: the strongest evidence there is, and no more than it says."""
         if self.error:
             return f"not checked: {self.error}"
-        said = _say_credentials(self.credentials)
+        said = [_say_credentials(self.credentials)]
         if self.trace is not None and self.trace.watermark:
-            marked = f"carries this lab's watermark: {self.trace.role}, to test detectors"
-            return f"{said}; {marked}" if said else marked
-        return said or "nothing is known of its origin; that is no sign of a forgery"
+            said.append(self.trace.verdict)
+        said.append(_say_claims(self._fresh_claims))
+        found = "; ".join(part for part in said if part)
+        return found or "nothing is known of its origin; that is no sign of a forgery"
+
+    @property
+    def _fresh_claims(self) -> list[Claim]:
+        """What it says of itself beyond what is signed: not that it was made, where that is."""
+        found = self.credentials
+        if found is None or found.integrity != "intact":
+            return list(self.claims)
+        signed = {kind.rsplit("/", 1)[-1] for kind in found.source_types}
+        return [one for one in self.claims if one.says not in signed and not says_made(found)]
 
     def lines(self) -> list[str]:
         """Return the verdict and all evidence, in order."""
@@ -103,6 +111,7 @@ class Checked:
             return [plain_line(line) for line in lines]
         if self.credentials is not None:
             lines += [f"  {line}" for line in self.credentials.lines()]
+        lines += [f"  unsigned: {claim.line()}" for claim in self.claims]
         if self.trace is not None:
             lines.append(f"  watermark: {self.trace.line()}")
         if self.look is not None:
@@ -120,6 +129,7 @@ class Checked:
             "sha256": self.digest or None,
             "verdict": self.verdict,
             "credentials": self.credentials.to_json() if self.credentials else None,
+            "claims": [claim.to_json() for claim in self.claims],
             "watermark": self.trace.to_json() if self.trace else None,
             "clip": self.look.to_json() if self.look else None,
             "faces": None if self.faces is None else [list(box) for box in self.faces],
@@ -127,6 +137,20 @@ class Checked:
             "detectors": [finding.to_json() for finding in self.findings],
             "error": self.error or None,
         }
+
+
+def says_made(found: Credentials) -> bool:
+    """Return whether credentials say that a program made the file, or parts of it."""
+    return bool({kind.rsplit("/", 1)[-1] for kind in found.source_types} & set(SYNTHETIC))
+
+
+def _say_claims(claims: Sequence[Claim]) -> str:
+    """Return the strongest that a file says of itself, unsigned; empty if it says nothing."""
+    if not claims:
+        return ""
+    first = next((claim for claim in claims if claim.is_made), claims[0])
+    what = "that a program made or composed it" if first.is_made else "something of its making"
+    return f"says of itself, unsigned, {what} ({first.line()}); anyone can write or remove that"
 
 
 def _say_credentials(found: Credentials | None) -> str:
@@ -139,10 +163,9 @@ def _say_credentials(found: Credentials | None) -> str:
         return f"is signed in a way that is no longer accepted: {found.note}"
     if found.integrity == "broken":
         return "was changed since it was signed; what its credentials say no longer holds"
-    kinds = {kind.rsplit("/", 1)[-1] for kind in found.source_types}
     issuer = '"' + plain_line(found.issuer).replace('"', "'") + '"'  # it may say anything
     says = "says that it was made or composed by a program"
-    if not kinds & set(SYNTHETIC):
+    if not says_made(found):
         says = "does not say that a program made it"
     whose = f"{issuer}, on the {found.named_list}"
     if not found.is_trusted:
@@ -158,8 +181,16 @@ def list_limits(judges: Judges | None) -> tuple[str, ...]:
 
 
 def list_media(paths: Sequence[Path]) -> Listed:
-    """Return the named files, of folders every medium by its ending, and what is passed over."""
-    return sort_files(paths, PICTURES | CLIPS | SOUNDS | set(MIME_TYPES))
+    """Return the named files, of folders every medium by its content, and what is passed over."""
+    return sort_files(paths, is_medium)
+
+
+def is_medium(path: Path) -> bool:
+    """Return whether a file is a medium by how it begins, or by its name where that is open."""
+    try:
+        return kind_of(path) is not None
+    except OSError:
+        return kind_by_name(path) is not None  # that it cannot be read is for the check to tell
 
 
 @dataclass(frozen=True)
@@ -273,20 +304,23 @@ def check_file(
         judges: The detectors that look at faces; None looks with none.
         with_pulse: Look for a pulse in the faces of clips.
     """
-    suffix = path.suffix.lower()
     lists = [*lists, *([lab.trust] if lab is not None else [])]
     try:
         if not path.is_file():
             return Checked(path, error="there is no such file")
-        digest = digest_file(path)
-        credentials = verify_file(path, lists, remote=remote) if suffix in MIME_TYPES else None
-        if suffix in CLIPS | SOUNDS:
-            found = _check_clip(path, digest, credentials, lab, judges, with_pulse=with_pulse)
+        kind = kind_of(path)
+        if kind is None:
+            return _unknown(path)
+        credentials = verify_file(path, lists, remote=remote) if kind.mime else None
+        notes = (kind.note,) if kind.note else ()
+        known = Checked(path, digest_file(path), credentials, quality=notes)
+        if kind.sense in {"clip", "sound"}:
+            found = _check_clip(known, kind, lab, judges, with_pulse=with_pulse)
             if judges is None or found.error or found.findings:
                 return found
             return replace(found, quality=(*found.quality, _NO_JUDGE))
-        if suffix not in PICTURES:
-            return Checked(path, digest, credentials) if credentials else _unknown(path)
+        if kind.sense == "other":
+            return _check_other(known, kind)
     except DataError as error:
         return Checked(path, error=error.problems[0].what)
     except OSError as error:
@@ -294,50 +328,57 @@ def check_file(
     try:
         picture = load_picture(path)
     except DataError as error:
-        what = error.problems[0].what
-        if credentials is None or credentials.integrity in {"none", "unreadable"}:
-            return Checked(path, error=what)
-        return Checked(path, digest, credentials, quality=(f"no pixels: {what}",))
-    trace = trace_image(picture.image, lab) if lab is not None else None
+        return _tell_unread(known, "no pixels", error)
     faces, quality = _look(picture)
     findings = () if judges is None else judges.judge(picture)
     if judges is not None and not findings:
         quality = (*quality, _NO_FACE)
-    preview = make_preview(picture.image, faces or ())
-    return Checked(
-        path, digest, credentials, trace, faces, quality, findings=findings, preview=preview
+    return replace(
+        known,
+        trace=trace_image(picture.image, lab) if lab is not None else None,
+        faces=faces,
+        quality=(*known.quality, *quality),
+        findings=findings,
+        preview=make_preview(picture.image, faces or ()),
+        claims=picture.claims,
     )
 
 
 def _check_clip(
-    path: Path,
-    digest: str,
-    credentials: Credentials | None,
-    lab: Lab | None,
-    judges: Judges | None,
-    *,
-    with_pulse: bool,
+    known: Checked, kind: Kind, lab: Lab | None, judges: Judges | None, *, with_pulse: bool
 ) -> Checked:
     """Return what is known of a clip or recording; its credentials also where it cannot be read."""
     try:
-        if path.suffix.lower() in SOUNDS:
-            look = look_at_sound(path, lab, judges=judges)
+        if kind.sense == "sound":
+            look = look_at_sound(known.path, lab, judges=judges)
         else:
-            look = look_at_clip(path, lab, judges=judges, with_pulse=with_pulse)
+            look = look_at_clip(known.path, lab, judges=judges, with_pulse=with_pulse)
     except DataError as error:
-        what = error.problems[0].what
-        if credentials is None or credentials.integrity in {"none", "unreadable"}:
-            return Checked(path, error=what)
-        return Checked(path, digest, credentials, quality=(f"not decoded: {what}",))
-    return Checked(
-        path,
-        digest,
-        credentials,
-        look.trace,
-        quality=look.limits,
+        return _tell_unread(known, "not decoded", error)
+    return replace(
+        known,
+        trace=look.trace,
+        quality=(*known.quality, *look.limits),
         findings=look.courses,
         look=look,
+        claims=claims_of_clip(known.path),
     )
+
+
+def _check_other(known: Checked, kind: Kind) -> Checked:
+    """Return what is known of a file that is not decoded: a document, a font, a raw photograph."""
+    if not kind.mime.startswith("image/"):
+        return known
+    note = f"no pixels: {kind.ending} is not decoded here, so that no mark was looked for"
+    return replace(known, quality=(*known.quality, note), claims=claims_of_file(known.path))
+
+
+def _tell_unread(known: Checked, how: str, error: DataError) -> Checked:
+    """Return a file that cannot be decoded: as refused, unless its credentials say something."""
+    what = error.problems[0].what
+    if known.credentials is None or known.credentials.integrity in {"none", "unreadable"}:
+        return Checked(known.path, error=what)
+    return replace(known, quality=(*known.quality, f"{how}: {what}"))
 
 
 def _unknown(path: Path) -> Checked:

@@ -1,8 +1,10 @@
 """Reading clips: a few frames, evenly spaced by time, without decoding what lies between.
 
-Frames are sought by time, never by counts, which files often state wrongly. Where a keyframe lies
-within a quarter of the spacing from the wanted time it stands in, since everything else has to be
-decoded from a keyframe on; the time of every frame is what its file says. Frames are turned as the
+Frames are sought by time, never by counts, which files often state wrongly. The clip is cut into
+equal parts, and of each the frame at its middle is wanted; where a part holds keyframes the nearest
+of them stands in, since everything else has to be decoded from a keyframe on. The time of every
+frame is what its file says. Where keyframes lie is read from the file's index, or from its packets
+where it has none for the whole clip; that decodes nothing. Frames are turned as the
 file says, colours follow its range. One frame is held at a time, so memory does not grow with the
 clip. What is damaged is noted, and what can be read is read.
 """
@@ -10,9 +12,10 @@ clip. What is damaged is noted, and what can be read is read.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +36,7 @@ __all__ = ["CLIPS", "Clip", "Frame", "need_decoder", "open_clip", "say_reason", 
 MOST_PIXELS = 60_000_000
 CLIPS = frozenset([".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".3gp", ".flv", ".wmv"])
 """Endings of what is read as a clip."""
-_STAND_IN = 0.25  # of the spacing: how far a keyframe may lie from the wanted time
+_RATE = 25.0  # frames a second, where a file does not say
 _FAR = 1.5  # seconds ahead from which it is sought where the file has no index
 
 
@@ -140,21 +143,33 @@ class _Seeker:
         base = video.time_base or Fraction(1, 1000)
         self.base = float(base)
         self.start = float((video.start_time or 0) * base)
-        self.keys = sorted(
-            {
-                float(entry.timestamp * base) - self.start
-                for entry in video.index_entries
-                if entry.is_keyframe
-            }
-        )
-        self.end = max(
-            (float(entry.timestamp * base) - self.start for entry in video.index_entries),
-            default=0.0,
-        )
+        self.lead = 0.0  # by which a seek lands too early
+        self.keys, self.end = self._read_index()
+        if not exact and not self._is_whole():
+            self._seek(0.0)  # Matroska reads its index when it is first sought in
+            self.keys, self.end = self._read_index()
+            if not self._is_whole():
+                self.keys, self.end = _list_keys(clip.path, self.start)
         self.position = -1.0
         self.shown: av.VideoFrame | None = None
         self.held: av.VideoFrame | None = None  # the one after it, already decoded
         self.frames: Iterator[av.VideoFrame] | None = None
+
+    def _read_index(self) -> tuple[list[float], float]:
+        """Return the times of keyframes that the file's index names, and the last of any frame."""
+        entries = list(self.video.index_entries)
+        stamps = {entry.timestamp for entry in entries if entry.is_keyframe}
+        first = _read_first(self.clip.path, stamps)
+        delay = (first[0] - first[1]) * self.base if first else 0.0
+        self.lead = max(self.start - first[0] * self.base, 0.0) if first else 0.0
+        begin = self.start - delay
+        end = max((entry.timestamp for entry in entries), default=0) * self.base - begin
+        return sorted(float(stamp * self.base) - begin for stamp in stamps), max(end, 0.0)
+
+    def _is_whole(self) -> bool:
+        """Return whether the index reaches to the end, as far as keyframes ever lie apart."""
+        gaps = [after - before for before, after in pairwise(self.keys)]
+        return bool(self.keys) and self.end >= self.clip.duration - max([*gaps, _FAR])
 
     def at(self, count: int, span: tuple[float, float]) -> Iterator[Frame]:
         spacing = (span[1] - span[0]) / count
@@ -178,7 +193,9 @@ class _Seeker:
             return time
         at = bisect_right(self.keys, time)
         near = min(self.keys[max(at - 1, 0) : at + 1], key=lambda key: abs(key - time))
-        return near if abs(near - time) <= _STAND_IN * spacing else time
+        # One at the very end of its part is still shown at the middle of the next, in short clips.
+        ahead = spacing / 2 - 1 / (self.clip.rate or _RATE)
+        return near if -spacing / 2 <= near - time <= ahead else time
 
     def _find(self, time: float) -> av.VideoFrame | None:
         """Return the frame that is shown at a time: the last one that does not begin after it."""
@@ -229,7 +246,7 @@ class _Seeker:
     def _seek(self, time: float) -> None:
         import av
 
-        stamp = int((time + self.start) / self.base) + 1
+        stamp = int((time + self.start + self.lead) / self.base) + 1
         try:
             self.container.seek(stamp, stream=self.video, backward=True)
         except av.FFmpegError as error:
@@ -252,6 +269,48 @@ class _Seeker:
             self.clip.notes.append(line)
 
 
+def _read_first(path: Path, stamps: Set[int]) -> tuple[int, int] | None:
+    """Return when the first keyframe is shown and decoded, None where the index names the former.
+
+    An index of MP4 names when frames are decoded. Where some are shown out of order that is before
+    they are shown, for keyframes always by as much. Of a clip that was cut without coding it anew
+    the first keyframe lies before its start, and a seek counts from there.
+
+    Args:
+        path: The file.
+        stamps: Of the keyframes in its index.
+    """
+    import av
+
+    with _open(path) as container:
+        video = _video(container)
+        try:
+            for packet in container.demux(video) if video is not None and stamps else ():
+                if packet.is_keyframe and packet.pts is not None and packet.dts is not None:
+                    return (packet.pts, packet.dts) if packet.dts in stamps else None
+        except av.FFmpegError:
+            pass  # what is damaged is told where frames are decoded
+    return None
+
+
+def _list_keys(path: Path, start: float) -> tuple[list[float], float]:
+    """Return the times of all keyframes and of the last frame, from packets; none is decoded."""
+    import av
+
+    keys: list[float] = []
+    last = 0.0
+    with _open(path) as container:
+        video = _video(container)
+        try:
+            for packet in container.demux(video) if video is not None else ():
+                if packet.pts is not None and packet.time_base is not None:
+                    last = float(packet.pts * packet.time_base) - start
+                    keys += [last] if packet.is_keyframe else []
+        except av.FFmpegError:
+            pass  # what is damaged is told where frames are decoded
+    return sorted(keys), last
+
+
 def _measure(clip: Clip, count: int) -> float:
     """Return the length of a file that does not say it, from its packets; none is decoded."""
     import av
@@ -270,7 +329,7 @@ def _measure(clip: Clip, count: int) -> float:
         except av.FFmpegError as error:
             clip.notes.append(f"damaged about {last:.1f} s: {say_reason(error)}")
     clip.notes.append("the file does not say how long it is; its packets were counted")
-    return last or count / 25.0
+    return last or count / _RATE
 
 
 def need_decoder(path: Path, stream: Stream, what: str) -> None:

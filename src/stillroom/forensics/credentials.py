@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 from stillroom.errors import DataError
 from stillroom.forensics.certificates import CHAIN_FILE, KEY_FILE
 from stillroom.forensics.extras import need
+from stillroom.forensics.fonts import read_font_store
+from stillroom.forensics.kinds import MIME_TYPES, kind_of
 from stillroom.forensics.loose_hash import explain_mismatch
 from stillroom.jobs import plain_line
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     import c2pa
 
 __all__ = [
-    "MIME_TYPES",
     "Credentials",
     "Signer",
     "TrustList",
@@ -41,29 +42,6 @@ __all__ = [
 Integrity = Literal["intact", "broken", "none", "unreadable"]
 Label = Literal["official", "interim", "user", "lab"]
 
-MIME_TYPES = {
-    ".jpg": "image/jpeg",
-    ".jpeg": "image/jpeg",
-    ".jpe": "image/jpeg",
-    ".jfif": "image/jpeg",
-    ".png": "image/png",
-    ".webp": "image/webp",
-    ".tif": "image/tiff",
-    ".tiff": "image/tiff",
-    ".gif": "image/gif",
-    ".heic": "image/heic",
-    ".heif": "image/heif",
-    ".avif": "image/avif",
-    ".mp4": "video/mp4",
-    ".m4v": "video/mp4",
-    ".mov": "video/quicktime",
-    ".avi": "video/avi",
-    ".m4a": "audio/mp4",
-    ".wav": "audio/wav",
-    ".mp3": "audio/mpeg",
-    ".flac": "audio/flac",
-    ".pdf": "application/pdf",
-}
 _LABELS = get_args(Label)
 _LISTS = {"lab": "user list, as this lab's own authority"}
 _CREDENTIAL = "signingCredential."
@@ -244,13 +222,18 @@ class Credentials:
 
 
 def mime_type(path: Path) -> str:
-    """Return the media type of a file by its ending.
+    """Return the media type of a file by how it begins; of one that is not there by its ending.
 
     Raises:
         DataError: If credentials cannot be kept in such a file.
     """
-    found = MIME_TYPES.get(path.suffix.lower())
-    if found is None:
+    try:
+        kind = kind_of(path)
+        found = kind.mime if kind is not None else ""
+    except OSError:
+        found = ""  # that it cannot be read is told where it is read
+    found = found or MIME_TYPES.get(path.suffix.lower(), "")
+    if not found:
         raise DataError(
             f"files ending in {path.suffix or 'nothing'} carry no content credentials",
             code="forensics.media-type",
@@ -371,6 +354,8 @@ def _read_stream(
     need("c2pa")
     import c2pa
 
+    if mime not in c2pa.Reader.get_supported_mime_types():
+        return _read_loose(file, mime)
     state, store, note = "", {}, ""
     label = "untrusted"
     for one in trust or (TrustList("user", ""),):
@@ -389,6 +374,30 @@ def _read_stream(
             label = one.label
             break
     return replace(_read_store(store, state, label), note=note)
+
+
+def _read_loose(file: BinaryIO, mime: str) -> Credentials:
+    """Return what a file says whose kind the library does not bind to its credentials."""
+    import c2pa
+
+    data = file.read()
+    found = read_font_store(data) if mime.startswith("font/") else None
+    if found is None:
+        # What lies in other kinds is not looked for: only that the user is not told "none".
+        note = f"credentials in files of the type {mime} are not read by this version of c2pa"
+        is_font = mime.startswith("font/")
+        return Credentials("none") if is_font else Credentials("unreadable", note=note)
+    try:
+        with c2pa.Reader("application/c2pa", io.BytesIO(found)) as reader:
+            store = json.loads(reader.json())
+    except c2pa.C2paError as error:
+        return Credentials("unreadable", note=plain_line(str(error)))
+    read = _read_store(store, "", "untrusted")
+    note = (
+        "whether the font's bytes are those that were signed is not checked here; its credentials "
+        f"name {plain_line(read.issuer) or 'nobody'} as their issuer, which anyone can write"
+    )
+    return replace(read, integrity="unreadable", trust="", codes=(), note=note)
 
 
 def _codes(store: Mapping[str, Any]) -> tuple[str, ...]:

@@ -57,23 +57,31 @@ def examine(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
 
 def _is_real(found: Checked) -> bool:
     """Return whether the lab kept a file beside a forgery of it, and did not make it."""
-    row = found.trace.row if found.trace is not None else None
-    return row is not None and name_kind(row) == "real"
+    trace = found.trace
+    if trace is None or trace.row is None or trace.content == "differs":
+        return False
+    return name_kind(trace.row) == "real"
 
 
 def _word(found: Checked) -> str:
-    """Return lab, changed, refused, generated, signed or unknown."""
-    if found.trace is not None and found.trace.watermark:
-        return "lab"
-    from stillroom.forensics.checking import SYNTHETIC
+    """Return lab, changed, refused, generated, signed, elsewhere or unknown.
 
+    A mark of the lab's that was written into something else is no sign of where a file is from.
+    """
+    marked = found.trace is not None and bool(found.trace.watermark)
+    if marked and found.trace is not None and found.trace.content != "differs":
+        return "lab"
+    from stillroom.forensics.checking import says_made
+
+    says = any(claim.is_made for claim in found.claims)
     credentials = found.credentials
     if credentials is None or credentials.integrity in {"none", "unreadable"}:
-        return "unknown"
+        if says:
+            return "generated"
+        return "elsewhere" if marked else "unknown"
     if credentials.integrity == "broken":
         return "refused" if credentials.note else "changed"
-    kinds = {kind.rsplit("/", 1)[-1] for kind in credentials.source_types}
-    return "generated" if kinds & set(SYNTHETIC) else "signed"
+    return "generated" if says or says_made(credentials) else "signed"
 
 
 def _is_of_interest(path: Path) -> bool:

@@ -237,8 +237,27 @@ def refuse_unmarked(unmarked: Mapping[str, Sequence[str]]) -> None:
         )
 
 
-def finish(path: Path, signed: bytes, made: Work, lab: Lab, *, watermark: str, pixels: str) -> None:
-    """Enter a proved file in the ledger, and let it appear under its name."""
+def finish(
+    path: Path,
+    signed: bytes,
+    made: Work,
+    lab: Lab,
+    *,
+    watermark: str,
+    pixels: str,
+    content: str,
+) -> None:
+    """Enter a proved file in the ledger, and let it appear under its name.
+
+    Args:
+        path: The new file.
+        signed: Its bytes.
+        made: What is said of it.
+        lab: Whose ledger it is entered in.
+        watermark: The payload as rows write it.
+        pixels: The digest of what is seen or heard.
+        content: The sketch of it, which a mark that is found later is held against.
+    """
     lab.ledger.append(
         {
             "file": path.name,
@@ -252,6 +271,7 @@ def finish(path: Path, signed: bytes, made: Work, lab: Lab, *, watermark: str, p
             "source_type": made.source_type,
             "watermark": watermark,
             "pixels": pixels,
+            "content": content,
         }
     )
     with atomic_write(path, "wb") as file:

@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,29 @@ class Ledger:
         """
         mark = payload if isinstance(payload, str) else format(payload, "012x")
         return next((row for row in self.rows() if row.get("watermark") == mark), None)
+
+    def find_all(self, marks: Collection[str]) -> dict[str, dict[str, Any]]:
+        """Return the first row of each of some watermarks, as rows write them."""
+        found: dict[str, dict[str, Any]] = {}
+        for row in self.rows() if marks else ():
+            mark = str(row.get("watermark"))
+            if mark in marks:
+                found.setdefault(mark, row)
+        return found
+
+    def find_beside(self, rows: Collection[Mapping[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+        """Return, by the number of each row, those of the same file's name in the same run.
+
+        A forgery and its real twin are such rows.
+        """
+        places = {row["number"]: (row.get("run"), row.get("file")) for row in rows}
+        beside: dict[int, list[dict[str, Any]]] = {number: [] for number in places}
+        for other in self.rows() if places else ():
+            for number, place in places.items():
+                is_other = other["number"] != number
+                if is_other and (other.get("run"), other.get("file")) == place:
+                    beside[number].append(other)
+        return beside
 
     def _read_head(self, size: int) -> tuple[int, str]:
         if not self.head.is_file():

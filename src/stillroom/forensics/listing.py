@@ -1,8 +1,8 @@
-"""Which files a name stands for: the one that is named, or those of some endings below a folder."""
+"""Which files a name stands for: the one that is named, or those of a kind below a folder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ def list_files(path: Path, endings: AbstractSet[str]) -> list[Path]:
 
 @dataclass(frozen=True)
 class Listed:
-    """The files that are looked at, and those of folders that are passed over by their endings."""
+    """The files that are looked at, and those of folders that are passed over as no media."""
 
     media: tuple[Path, ...]
     passed_over: tuple[Path, ...] = ()
@@ -41,17 +41,17 @@ class Listed:
             count[ending] = count.get(ending, 0) + 1
         endings = ", ".join(f"{ending} {number}" for ending, number in sorted(count.items()))
         many = "1 file was" if len(self.passed_over) == 1 else f"{len(self.passed_over)} files were"
-        return f"{many} passed over, of no ending that is checked: {endings}"
+        return f"{many} passed over as no media: {endings}"
 
 
-def sort_files(paths: Sequence[Path], endings: AbstractSet[str]) -> Listed:
-    """Return the named files, and of folders every file whose ending is of a medium, sorted.
+def sort_files(paths: Sequence[Path], is_medium: Callable[[Path], bool]) -> Listed:
+    """Return the named files, and of folders every file that is a medium, sorted.
 
     A link that leads nowhere counts as a file: that it cannot be read is for the check to tell.
 
     Args:
         paths: Files and folders.
-        endings: Of media, in lower case.
+        is_medium: Says of a file in a folder whether it is one.
     """
     media: list[Path] = []
     passed_over: list[Path] = []
@@ -60,7 +60,7 @@ def sort_files(paths: Sequence[Path], endings: AbstractSet[str]) -> Listed:
             media.append(path)
             continue
         for file in _files_below(path):
-            (media if file.suffix.lower() in endings else passed_over).append(file)
+            (media if is_medium(file) else passed_over).append(file)
     return Listed(tuple(media), tuple(passed_over))
 
 

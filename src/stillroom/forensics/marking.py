@@ -5,8 +5,9 @@ content credentials, and a row in the lab's ledger; then the finished bytes are 
 mark has to be found in them before the file appears under its name. There is no setting that leaves
 one out. A contract test holds that no other module of the room writes pictures.
 
-What this cannot do: stop someone from changing this program. The marks are for honest labs, and for
-files that leave them.
+What this cannot do: stop someone from changing this program, or from saving the arrays that
+``draw_face`` and a method's ``forge`` return in memory, which carry no mark. The marks are for
+honest labs, and for files that leave them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from stillroom.errors import DataError
+from stillroom.forensics.content import Content, pack_sketch, sketch_picture
 from stillroom.forensics.credentials import mime_type, sign_bytes
 from stillroom.forensics.extras import need
 from stillroom.forensics.face import Image
@@ -35,8 +38,11 @@ from stillroom.forensics.finishing import (
     refuse_missing,
     signed_payload,
 )
+from stillroom.forensics.kinds import Kind as MediaKind
+from stillroom.forensics.kinds import kind_of
 from stillroom.forensics.lab import Lab
-from stillroom.forensics.watermark import BITS, Watermark, measure_psnr
+from stillroom.forensics.pictures import DAMAGE
+from stillroom.forensics.watermark import BITS, Reading, Watermark, lay_out, measure_psnr
 from stillroom.provenance import digest_bytes
 
 __all__ = [
@@ -63,6 +69,10 @@ _UNKNOWN = (
     "Marked by the Stillroom forensics lab, which makes forgeries and keeps their real twins to "
     "test detectors; which of these it is is not known."
 )
+_ELSEWHERE = (
+    "Carries a mark that the Stillroom forensics lab wrote into another picture: copied here, or "
+    "left of what was changed since."
+)
 SOFT_BINDING = "io.stillroom.dct48"
 _EXIF_DESCRIPTION = 0x010E
 _XMP = (
@@ -71,40 +81,8 @@ _XMP = (
     'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
     'Iptc4xmpExt:DigitalSourceType="{source}"/></rdf:RDF></x:xmpmeta>'
 )
-MEDIA_ENDINGS = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".png",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".pgm",
-        ".ppm",
-        ".jxl",
-        ".jp2",
-        ".svg",
-        ".pdf",
-        ".mp4",
-        ".mov",
-        ".m4v",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".wav",
-        ".mp3",
-        ".flac",
-        ".m4a",
-        ".ogg",
-        ".opus",
-        ".aac",
-    ]
-)
+_MORE_MEDIA = frozenset([".jp2", ".psd", ".ico", ".ts", ".mpg", ".mpeg", ".ogv"])
+"""Endings of media that no other part of this room reads, and that a set may not hold either."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,11 +152,13 @@ class Marker:
             self._missing(signed, mime, payload, frozenset([LABELS[made.kind]])),
             "raise out.quality, or lower marking.psnr, so that the watermark survives",
         )
+        image = decode_image(signed)
         row = {
             "watermark": format(payload, f"0{BITS // 4}x"),
-            "pixels": digest_bytes(decode_image(signed).tobytes()),
+            "pixels": digest_bytes(image.tobytes()),
         }
-        finish(path, signed, made, self._lab, **row)
+        sketch = pack_sketch(sketch_picture(lay_out(image, Reading(payload, 0.0))))
+        finish(path, signed, made, self._lab, **row, content=sketch)
         return {
             **row,
             "psnr": round(measure_psnr(made.image, marked), 2),
@@ -189,13 +169,18 @@ class Marker:
         """Return which marks of this lab a file lacks; none if it is whole.
 
         Args:
-            path: A JPEG or PNG.
+            path: A JPEG or PNG; one that cannot be decoded lacks them all.
             rows: The ledger's rows by their files' digests.
         """
+        from PIL import Image as Pictures
+
         data, mime = path.read_bytes(), mime_type(path)
         payload = signed_payload(data, rows)
         labels = choose_labels(rows.get(digest_bytes(data)), LABELS, _FORMER)
-        missing = self._missing(data, mime, payload, labels)
+        try:
+            missing = self._missing(data, mime, payload, labels)
+        except (*DAMAGE, Pictures.DecompressionBombError):
+            missing = ["watermark", "credentials", "label"]
         return [*(["ledger"] if payload is None else []), *missing]
 
     def _missing(
@@ -250,8 +235,15 @@ class Marker:
         return out.getvalue()
 
 
-def label_traced(row: Mapping[str, Any] | None) -> str:
-    """Return what is true of a picture that carries the lab's mark, by the ledger's row of it."""
+def label_traced(row: Mapping[str, Any] | None, content: Content) -> str:
+    """Return what is true of a picture that carries the lab's mark.
+
+    Args:
+        row: The ledger's of the mark.
+        content: Whether the picture is the one that the mark was written into.
+    """
+    if content == "differs":
+        return _ELSEWHERE
     kind = name_kind(row) if row is not None else None
     return LABELS[kind] if kind else _UNKNOWN
 
@@ -279,24 +271,62 @@ def read_image(path: Path) -> Image:
     return decode_image(path.read_bytes())
 
 
-def unmarked_files(folder: Path, lab: Lab) -> dict[str, list[str]]:
-    """Return every media file below a folder that lacks a mark of the lab, and which.
+def unmarked_files(place: Path, lab: Lab) -> dict[str, list[str]]:
+    """Return every media file at or below a place that lacks a mark of the lab, and which.
 
-    Media whose type cannot be marked are unmarked, whatever is in them.
+    A file is a medium by how it begins, whatever it is named, or by its name where that says
+    nothing. Media whose type cannot be marked are unmarked, whatever is in them.
+
+    Raises:
+        DataError: If the place does not exist, or holds no medium: of nothing, nothing is said.
     """
     from stillroom.forensics.sound_marking import SoundMarker
 
+    media = _list_media(place)
     marker, sounds, found = Marker(lab), SoundMarker(lab), {}
     rows = {str(row.get("sha256")): row for row in lab.ledger.rows()}
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.suffix.lower() not in MEDIA_ENDINGS:
-            continue
-        if path.suffix.lower() in {".jpg", ".jpeg", ".png"}:
+    for path, kind in media:
+        mime = kind.mime if kind is not None else ""
+        if mime in {"image/jpeg", "image/png"}:
             missing = marker.missing_marks(path, rows)
-        elif path.suffix.lower() == ".wav":
+        elif mime == "audio/wav":
             missing = sounds.missing_marks(path, rows)
         else:
             missing = ["ledger", "watermark", "credentials", "label"]
         if missing:
-            found[path.relative_to(folder).as_posix()] = missing
+            name = path.name if path == place else path.relative_to(place).as_posix()
+            found[name] = missing
     return found
+
+
+def _list_media(place: Path) -> list[tuple[Path, MediaKind | None]]:
+    """Return the media at or below a place; None stands for a kind that is not read at all.
+
+    Raises:
+        DataError: If there is none.
+    """
+    if not place.exists():
+        raise DataError(
+            f"{place} does not exist",
+            code="data.missing",
+            where=str(place),
+            expected="a folder of media, or one file",
+            next="check the path",
+        )
+    files = [place] if place.is_file() else sorted(place.rglob("*"))
+    kinds = [(path, kind_of(path)) for path in files if path.is_file()]
+    media = [
+        (path, kind)
+        for path, kind in kinds
+        if (kind is not None and not kind.mime.startswith("font/"))
+        or path.suffix.lower() in _MORE_MEDIA
+    ]
+    if not media:
+        raise DataError(
+            f"{place} holds no medium, so that none was looked at",
+            code="forensics.no-media",
+            where=str(place),
+            expected="pictures, films, recordings or documents that can be marked",
+            next="name the folder that the files are in, as RUN/output",
+        )
+    return media

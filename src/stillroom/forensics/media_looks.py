@@ -13,13 +13,13 @@ from stillroom.forensics.lab import Lab
 from stillroom.forensics.pulse import Pulse, feel_pulses
 from stillroom.forensics.scanning import Scan, scan_clip
 from stillroom.forensics.sounds import Sound, hear_sound
-from stillroom.forensics.tracing import CLIPS, SOUNDS, FrameMarks, Trace, trace_sound
+from stillroom.forensics.tracing import FrameMarks, Trace, trace_sound
 
 if TYPE_CHECKING:
     from stillroom.forensics.clip_judging import Witness
     from stillroom.forensics.judging import Judges
 
-__all__ = ["CLIPS", "SOUNDS", "ClipLook", "find_mark", "look_at_clip", "look_at_sound"]
+__all__ = ["ClipLook", "find_mark", "look_at_clip", "look_at_sound"]
 
 _FRAMES = 32
 

@@ -17,13 +17,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stillroom.errors import DataError
+from stillroom.forensics.claims import Claim, claims_of_picture
 from stillroom.forensics.extras import need
 from stillroom.forensics.face import Image
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
-__all__ = ["MOST_PIXELS", "PICTURES", "Picture", "load_picture", "open_picture", "too_many_pixels"]
+__all__ = [
+    "DAMAGE",
+    "MOST_PIXELS",
+    "PICTURES",
+    "Picture",
+    "load_picture",
+    "open_picture",
+    "too_many_pixels",
+]
 
 PICTURES = frozenset(
     [
@@ -52,7 +61,7 @@ _HEIC = frozenset({b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf
 MOST_PIXELS = 120_000_000
 _MOVING = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
 _ORIENTATION, _TIFF_DEPTH, _PNG_DEPTH = 0x0112, 258, 24  # of PNG: a byte of its first chunk
-_DAMAGE = (
+DAMAGE = (
     *(OSError, ValueError, SyntaxError, EOFError, struct.error, ArithmeticError),
     *(LookupError, TypeError, AttributeError, RuntimeError),
 )
@@ -63,13 +72,15 @@ _DAMAGE = (
 class Picture:
     """A decoded picture, its format, and notes on what was done to read it.
 
-    ``jpeg_quality`` is estimated from the quantization tables, None for other formats.
+    ``jpeg_quality`` is estimated from the quantization tables, None for other formats; ``claims``
+    are what its metadata say of its making.
     """
 
     image: Image
     format: str
     notes: tuple[str, ...] = ()
     jpeg_quality: int | None = None
+    claims: tuple[Claim, ...] = ()
 
 
 def load_picture(path: Path) -> Picture:
@@ -97,6 +108,7 @@ def load_picture(path: Path) -> Picture:
                 kind, quality = str(opened.format), _quality(opened)
                 turned = ImageOps.exif_transpose(opened) or opened
                 image, laid = _to_rgb(turned)
+                claims = _read_claims(opened)
     except UnidentifiedImageError as error:
         kinds = "JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF"
         if data[4:12] in _HEIC:
@@ -106,10 +118,10 @@ def load_picture(path: Path) -> Picture:
         raise too_many_pixels(path) from error
     except DataError:
         raise
-    except _DAMAGE as error:
+    except DAMAGE as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise _refused(path, f"is damaged: {said}", "a whole file") from error
-    return Picture(image, kind, (*notes, *laid), quality)
+    return Picture(image, kind, (*notes, *laid), quality, claims)
 
 
 def open_picture(data: bytes) -> PillowImage:
@@ -153,6 +165,14 @@ def _unread_heic(path: Path) -> DataError:
         expected="the package pillow-heif, or JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF",
         next="pip install 'stillroom[heic]', or convert it",
     )
+
+
+def _read_claims(opened: PillowImage) -> tuple[Claim, ...]:
+    """Return what metadata say; damaged ones say nothing, and cost the pixels nothing."""
+    try:
+        return claims_of_picture(opened)
+    except DAMAGE:
+        return ()
 
 
 def _notes(opened: object) -> tuple[str, ...]:

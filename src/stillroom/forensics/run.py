@@ -313,7 +313,7 @@ def _name_run(recipe: ForensicsRecipe) -> str:
 
 def _read_parent(path: Path) -> tuple[bytes, str] | None:
     """Return the picture that a face comes from, which credentials name as the parent."""
-    from stillroom.forensics.credentials import MIME_TYPES
+    from stillroom.forensics.kinds import kind_of
 
-    mime = MIME_TYPES.get(path.suffix.lower())
-    return (path.read_bytes(), mime) if mime else None
+    kind = kind_of(path)
+    return (path.read_bytes(), kind.mime) if kind is not None and kind.mime else None

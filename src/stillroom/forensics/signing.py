@@ -16,9 +16,9 @@ from stillroom.forensics.credentials import (
     sign_bytes,
     verify_file,
 )
+from stillroom.forensics.kinds import kind_of
 from stillroom.forensics.lab import Lab, has_lab, open_lab
-from stillroom.forensics.pictures import PICTURES
-from stillroom.forensics.tracing import CLIPS, SOUNDS, trace_file
+from stillroom.forensics.tracing import trace_file
 from stillroom.jobs import atomic_write
 
 __all__ = ["open_lists", "sign_file", "verify_file"]
@@ -113,7 +113,8 @@ def sign_file(
 
 def _refuse_lab_file(file: Path) -> None:
     """Refuse to sign what this user's lab made as if nothing were known of how it was made."""
-    if not has_lab() or file.suffix.lower() not in PICTURES | CLIPS | SOUNDS:
+    kind = kind_of(file)
+    if not has_lab() or kind is None or kind.sense == "other":
         return
     try:
         found = trace_file(file, open_lab())
@@ -121,8 +122,7 @@ def _refuse_lab_file(file: Path) -> None:
         return  # what is no picture is refused by who signs it, with its own reason
     if found.watermark:
         raise DataError(
-            f"{file.name} carries this lab's watermark {found.watermark}, and would be signed "
-            "without saying so",
+            f"{file.name} {found.verdict}; it would be signed without saying so",
             code="forensics.lab-file",
             where=str(file),
             expected="--made-by with the generator, for a file that the lab made",

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from stillroom.forensics.content import pack_sketch, sketch_sound
 from stillroom.forensics.credentials import sign_bytes
 from stillroom.forensics.extras import need
 from stillroom.forensics.finishing import (
@@ -110,11 +111,13 @@ class SoundMarker:
             self._missing(signed, payload, frozenset([LABELS[made.kind]])),
             "lower sound.snr, so that the watermark survives",
         )
+        values = decode_wave(signed)
         row = {
             "watermark": format(payload, f"0{BITS // 4}x"),
-            "pixels": digest_bytes(decode_wave(signed).tobytes()),
+            "pixels": digest_bytes(values.tobytes()),
         }
-        finish(path, signed, made, self._lab, **row)
+        sketch = pack_sketch(sketch_sound(values))
+        finish(path, signed, made, self._lab, **row, content=sketch)
         return {
             **row,
             "snr": round(measure_snr(made.values, marked), 2),

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from stillroom.forensics.clips import CLIPS, open_clip, space_frames
+from stillroom.forensics.clips import open_clip, space_frames
+from stillroom.forensics.content import (
+    Content,
+    is_nearer,
+    is_same,
+    resemble_picture,
+    resemble_sound,
+    sketch_picture,
+)
 from stillroom.forensics.face import Image
 from stillroom.forensics.finishing import Kind, name_kind
+from stillroom.forensics.kinds import kind_of
 from stillroom.forensics.lab import Lab
 from stillroom.forensics.pictures import load_picture
 from stillroom.forensics.sound_mark import BITS as SOUND_BITS
 from stillroom.forensics.sound_mark import SoundMark
 from stillroom.forensics.watermark import BITS as PICTURE_BITS
-from stillroom.forensics.watermark import CHANCE, Watermark
-from stillroom.forensics.waves import RATE, SOUNDS, Waves, read_parts
+from stillroom.forensics.watermark import CHANCE, Reading, Watermark, lay_out
+from stillroom.forensics.waves import RATE, Waves, read_parts
 
 __all__ = [
-    "CLIPS",
-    "SOUNDS",
     "FrameMarks",
     "Trace",
     "trace_clip",
@@ -39,6 +47,11 @@ _ROLES: Mapping[Kind | None, str] = {
     "real": "kept by this lab as the real twin of a forgery",
     None: "made or kept by this lab",
 }
+_ELSEWHERE = (
+    "its content differs from what the mark was written into: the mark was copied here, or the "
+    "file was changed beyond likeness"
+)
+_UNBOUND = "whether its content is what was marked is not known"
 _RUN = 12 * RATE
 _MOST_HEARD = 300 * RATE
 
@@ -50,6 +63,9 @@ class Trace:
     ``row`` is None where the mark is in no row: of a ledger that was lost, or of a run that was
     killed. ``kept`` is the share of width and height that a crop left. ``covered`` is what of the
     file was read, in words, and ``decodings`` how often bits were decoded until the mark was found.
+    ``content`` says whether the file holds what the mark was written into, ``likeness`` by which
+    correlation with the row's sketch; it is unknown where there is no row, or one without a sketch.
+    ``nearer`` is the row of a forgery or twin beside it that a picture resembles clearly more.
     """
 
     watermark: str = ""
@@ -57,6 +73,20 @@ class Trace:
     row: Mapping[str, Any] | None = None
     covered: str = ""
     decodings: int = 0
+    content: Content = "unknown"
+    likeness: float | None = None
+    nearer: int | None = None
+
+    @property
+    def verdict(self) -> str:
+        """What the mark says of the file, and no more: nothing where it was written into another.
+
+        A mark can be lifted from a file and laid on another without the lab's key.
+        """
+        if self.content == "differs":
+            return f"carries a watermark of this lab, but {_ELSEWHERE}"
+        unsure = "" if self.content == "same" else f", {_UNBOUND}"
+        return f"carries this lab's watermark: {self.role}, to test detectors{unsure}"
 
     @property
     def role(self) -> str:
@@ -86,17 +116,27 @@ class Trace:
                 f"watermark {self.watermark} of this lab{crop}; it is in no row of the "
                 f"ledger{by_chance}"
             )
-        return (
-            f"{self.role}{crop}: {self.row['generator']}, seed {self.row['seed']}, "
-            f"{self.row['time']}, ledger row {self.row['number']}{by_chance}"
+        row = (
+            f"{self.row['generator']}, seed {self.row['seed']}, {self.row['time']}, "
+            f"ledger row {self.row['number']}"
         )
+        if self.content == "differs":
+            more = "" if self.nearer is None else f", more to ledger row {self.nearer}"
+            likeness = f"likeness {self.likeness:.2f}{more}"
+            return f"found{crop}, but {_ELSEWHERE} ({row}; {likeness}){by_chance}"
+        bound = f", {_UNBOUND}" if self.content == "unknown" else ""
+        return f"{self.role}{crop}: {row}{bound}{by_chance}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {
             "watermark": self.watermark or None,
             "kept": list(self.kept),
-            "row": dict(self.row) if self.row else None,
+            # Not the sketch: who has it could make a picture that resembles it.
+            "row": {k: v for k, v in self.row.items() if k != "content"} if self.row else None,
+            "content": self.content if self.watermark else None,
+            "likeness": None if self.likeness is None else round(self.likeness, 4),
+            "nearer": self.nearer,
             "covered": self.covered or None,
             "decodings": self.decodings,
             "chance": self.chance,
@@ -110,9 +150,10 @@ def trace_file(path: Path, lab: Lab) -> Trace:
         DataError: If the file cannot be read.
         IntegrityError: If the ledger is broken.
     """
-    if path.suffix.lower() in CLIPS:
+    kind = kind_of(path)
+    if kind is not None and kind.sense == "clip":
         return trace_clip(path, lab)
-    if path.suffix.lower() in SOUNDS:
+    if kind is not None and kind.sense == "sound":
         return trace_sound(path, lab)
     return trace_image(load_picture(path).image, lab)
 
@@ -129,8 +170,6 @@ def trace_clip(path: Path, lab: Lab) -> Trace:
     if clip.has_video:
         for frame in space_frames(clip, _FRAMES):
             seen.look(frame.image)
-            if seen.payloads:
-                break
     return seen.trace(path if clip.has_audio else None)
 
 
@@ -141,6 +180,7 @@ class FrameMarks:
         """Look for the lab's mark."""
         self._lab, self._mark = lab, Watermark(lab.key)
         self.payloads: list[int] = []
+        self._marks: list[_Mark] = []
         self._frames = self._decodings = self._until = 0
 
     def look(self, image: Image) -> None:
@@ -151,9 +191,10 @@ class FrameMarks:
         if found.payload is not None:
             self._until = self._until or self._decodings
             self.payloads.append(found.payload)
+            self._marks.append(_mark_picture(image, found))
 
     def trace(self, sound: Path | None) -> Trace:
-        """Return the mark of the first frame that has one, else of the sound.
+        """Return the mark of a frame, else of the sound: the first whose content it is, if any.
 
         Args:
             sound: The clip, where it has any.
@@ -163,10 +204,8 @@ class FrameMarks:
             IntegrityError: If the ledger is broken.
         """
         covered = f"{self._frames} frames as they stand" if self._frames else ""
-        if self.payloads:
-            text = format(self.payloads[0], f"0{PICTURE_BITS // 4}x")
-            row = self._lab.ledger.find(text)
-            return Trace(text, (1.0, 1.0), row, covered, self._until)
+        if self._marks:
+            return _find(self._marks, self._lab, covered, self._until)
         if sound is None:
             return Trace(covered=covered, decodings=self._decodings)
         heard = trace_sound(sound, self._lab)
@@ -186,15 +225,18 @@ def trace_sound(path: Path, lab: Lab) -> Trace:
         IntegrityError: If the ledger is broken.
     """
     mark = SoundMark(lab.key)
-    decodings, until = 0, 0.0
+    decodings, until, elsewhere = 0, 0.0, None
     for run, until in _runs(path):
         found = mark.read(run)
         decodings += found.decodings
         if found.payload is not None:
             text = format(found.payload, f"0{SOUND_BITS // 4}x")
-            covered = f"{until:.1f} s of sound"
-            return Trace(text, (1.0, 1.0), lab.ledger.find(text), covered, decodings)
-    return Trace(covered=f"the first {until:.1f} s of sound", decodings=decodings)
+            one = _Mark(text, (1.0, 1.0), "sound", run)
+            trace = _find([one], lab, f"{until:.1f} s of sound", decodings)
+            if trace.content != "differs":
+                return trace
+            elsewhere = elsewhere or trace
+    return elsewhere or Trace(covered=f"the first {until:.1f} s of sound", decodings=decodings)
 
 
 def _runs(path: Path) -> Iterator[tuple[Waves, float]]:
@@ -221,6 +263,52 @@ def trace_image(image: Image, lab: Lab) -> Trace:
     covered, decodings = "the picture and its crops", found.decodings
     if found.payload is None:
         return Trace(covered=covered, decodings=decodings)
-    row = lab.ledger.find(found.payload)
-    text = format(found.payload, f"0{PICTURE_BITS // 4}x")
-    return Trace(text, found.kept, row, covered, decodings)
+    return _find([_mark_picture(image, found)], lab, covered, decodings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """A mark that was read, and of what: a picture's sketch, or a sound as it is."""
+
+    watermark: str
+    kept: tuple[float, float]
+    medium: Literal["picture", "sound"]
+    content: npt.NDArray[Any]
+
+    def hold_against(
+        self, row: Mapping[str, Any] | None, beside: Sequence[Mapping[str, Any]]
+    ) -> tuple[Content, float | None, int | None]:
+        """Return whether this is what a row's file held, how like it is, and what is nearer.
+
+        Args:
+            row: The ledger's of the mark.
+            beside: Rows of the forgery or twin of the same picture.
+        """
+        if row is None or not row.get("content"):
+            return "unknown", None, None
+        how = resemble_picture if self.medium == "picture" else resemble_sound
+        likeness = how(str(row["content"]), self.content)
+        if not is_same(likeness, self.medium):
+            return "differs", likeness, None
+        for other in beside if self.medium == "picture" else ():
+            sketch = str(other.get("content") or "")
+            if sketch and is_nearer(likeness, resemble_picture(sketch, self.content)):
+                return "differs", likeness, int(other["number"])
+        return "same", likeness, None
+
+
+def _mark_picture(image: Image, found: Reading) -> _Mark:
+    text = format(found.payload or 0, f"0{PICTURE_BITS // 4}x")
+    return _Mark(text, found.kept, "picture", sketch_picture(lay_out(image, found)))
+
+
+def _find(marks: Sequence[_Mark], lab: Lab, covered: str, decodings: int) -> Trace:
+    """Return the first mark that lies on the content of its row, else the first."""
+    rows = lab.ledger.find_all({mark.watermark for mark in marks})
+    beside = lab.ledger.find_beside(rows.values())
+    traces = []
+    for mark in marks:
+        row = rows.get(mark.watermark)
+        held = mark.hold_against(row, beside[row["number"]] if row else ())
+        traces.append(Trace(mark.watermark, mark.kept, row, covered, decodings, *held))
+    return next((trace for trace in traces if trace.content == "same"), traces[0])

