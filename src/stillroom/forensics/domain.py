@@ -237,7 +237,7 @@ class Domain:
             KeyError: If a part is missing.
             ValueError: If parts do not fit each other.
         """
-        clouds = [
+        features, looks = (
             Cloud.from_arrays(
                 {
                     name.removeprefix(f"{cloud}."): value
@@ -246,10 +246,11 @@ class Domain:
                 }
             )
             for cloud in ("features", "looks")
-        ]
+        )
         known = data["known"]
         return cls(
-            *clouds,
+            features,
+            looks,
             tuple(data["names"]),
             {name: (float(pair[0]), float(pair[1])) for name, pair in data["limits"].items()},
             Known(tuple(known["colours"]), float(known["widest"]), tuple(known["codings"])),

@@ -80,12 +80,13 @@ def learn_domain(
     if code is not None:
         kinds["video"] = [code]
     people = parts["validation"].groups
-    limits = {}
+    limits: dict[str, tuple[float, float]] = {}
     for kind, changes in kinds.items():
         seen, _ = _see(detector, parts["validation"], changes, rng)
         far = domain.measure(seen.features, seen.looks)
         whose = [*people] * len(changes)
-        limits[kind] = tuple(find_limit(far[:, at], whose, RATE / 2) for at in (0, 1))
+        own, look = (find_limit(far[:, at], whose, RATE / 2) for at in (0, 1))
+        limits[kind] = (own, look)
     domain = replace(domain, limits=limits, people=len(set(people)))
     return replace(domain, tried=_try(detector, domain, parts["test"], kinds, rng))
 
@@ -102,7 +103,8 @@ def _try(
     for kind, changes in {"as they are": [_keep], **kinds}.items():
         seen, labels = _see(detector, test, changes, rng)
         limit = domain.limit(is_video=kind == "video")
-        within = (domain.measure(seen.features, seen.looks) <= limit).all(axis=1)
+        near = domain.measure(seen.features, seen.looks) <= np.array(limit)
+        within = np.asarray(near.all(axis=1))
         whose = np.array([*test.groups] * len(changes))
         shares = [float(within[whose == one].mean()) for one in dict.fromkeys(test.groups)]
         metric = bootstrap(shares, name=f"within, {kind}").to_json()

@@ -82,7 +82,7 @@ class Faces:
     train: tuple[int, ...]
     validation: tuple[int, ...]
     test: tuple[int, ...]
-    name: str = "drawn faces"
+    name: str
     audit: Audit | None = None
 
     def of(self, numbers: Sequence[int]) -> list[Face]:
@@ -169,9 +169,10 @@ def split_faces(bases: Bases, recipe: ForensicsRecipe) -> Faces:
     """
     every = tuple(bases[number] for number in range(len(bases)))
     places = split_identities([face.identity for face in every], recipe, "faces")
-    numbers = (tuple(places[part]) for part in ("train", "validation", "test"))
+    train, validation, test = (tuple(places[part]) for part in ("train", "validation", "test"))
     folder = recipe.faces.folder
-    return Faces(every, *numbers, *([Path(folder).resolve().name] if folder else []))
+    name = Path(folder).resolve().name if folder else "drawn faces"
+    return Faces(every, train, validation, test, name)
 
 
 def split_identities(

@@ -15,6 +15,7 @@ from stillroom.forensics.waves import RATE, Waves, mel_bands, to_spectrum
 __all__ = ["PICTURE_LOOKS", "SOUND_LOOKS", "band_of", "is_grey", "measure_picture", "measure_sound"]
 
 Floats = npt.NDArray[np.float64]
+Plane = npt.NDArray[np.float32]
 _SCALES = 5
 _BANDS, _LENGTH, _HOP = 12, 512, 256
 _CLIP = 4  # dimensions of a clip, (T, H, W, 3)
@@ -43,16 +44,16 @@ def measure_picture(image: Image) -> Floats:
     """Return what ``PICTURE_LOOKS`` names of a picture, (H, W, 3), or a clip's mean, (L,)."""
     if image.ndim == _CLIP:
         return np.asarray(np.mean([measure_picture(frame) for frame in image], axis=0))
-    planes = cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb).astype(np.float32)
+    planes = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb), dtype=np.float32)
     luma, red, blue = planes[..., 0], planes[..., 1] - 128, planes[..., 2] - 128
     found = [luma.mean() / 255, luma.std() / 255, red.mean() / 255, blue.mean() / 255]
     found.append(_log(np.hypot(red, blue).mean()))
     level = luma
     for _ in range(_SCALES):
-        smaller = cv2.pyrDown(level)
+        smaller = _reduce(level)
         found.append(_log((level - _enlarge(smaller, level)).std()))
         level = smaller
-    found.append(_log((red - _enlarge(cv2.pyrDown(red), red)).std()))
+    found.append(_log((red - _enlarge(_reduce(red), red)).std()))
     found += [(luma > 250).mean(), (luma < 5).mean()]
     return np.array(found, dtype=np.float64)
 
@@ -81,8 +82,12 @@ def band_of(values: Waves) -> float:
     return place * RATE / len(values)
 
 
-def _enlarge(small: npt.NDArray[np.float32], like: npt.NDArray[np.float32]) -> Floats:
-    return np.asarray(cv2.pyrUp(small, dstsize=(like.shape[1], like.shape[0])))
+def _reduce(level: Plane) -> Plane:
+    return np.asarray(cv2.pyrDown(level), dtype=np.float32)
+
+
+def _enlarge(small: Plane, like: Plane) -> Plane:
+    return np.asarray(cv2.pyrUp(small, dstsize=(like.shape[1], like.shape[0])), dtype=np.float32)
 
 
 def _log(value: float) -> float:
