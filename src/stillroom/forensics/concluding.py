@@ -28,13 +28,12 @@ class Scores:
     """What a detector made of one face or sound over time.
 
     ``rows`` are logits, (runs, views), the first view as it came; ``times`` in seconds;
-    ``features`` and ``looks`` are those of the first view, (runs, D) and (runs, L).
+    ``measures`` are what was measured of the first view, (runs, D) each.
     """
 
     times: list[float] = field(default_factory=list)
     rows: list[list[float]] = field(default_factory=list)
-    features: list[Floats] = field(default_factory=list)
-    looks: list[Floats] = field(default_factory=list)
+    measures: dict[str, list[Floats]] = field(default_factory=dict)
 
     def add(self, times: Sequence[float], seen: Seen) -> None:
         """Add what was seen of some runs, whose views follow each other.
@@ -46,8 +45,8 @@ class Scores:
         views = len(seen.logits) // len(times)
         self.times.extend(times)
         self.rows.extend(seen.logits.reshape(len(times), views).tolist())
-        self.features.extend(seen.features[::views])
-        self.looks.extend(seen.looks[::views])
+        for name, rows in seen.measures.items():
+            self.measures.setdefault(name, []).extend(rows[::views])
 
 
 def conclude(
@@ -82,9 +81,8 @@ def conclude(
     calibrator, views = detector.about.calibrator, np.array(scores.rows)
     means, plain = views.mean(axis=0), views[:, 0]
     chances = calibrator.chances(means, prevalence)
-    strange = detector.find_strange(
-        np.stack(scores.features), np.stack(scores.looks), is_video=is_video
-    )
+    measures = {name: np.stack(rows) for name, rows in scores.measures.items()}
+    strange = detector.find_strange(measures, is_video=is_video)
     against = (*reasons, *strange, *turns_round(chances))
     top = np.sort(plain)[-max(round(_TOP_SHARE * len(plain)), 1) :]
     return Course(

@@ -22,12 +22,12 @@ import torch
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.errors import CheckpointError, RecipeError
 from stillroom.forensics.calibrating import Calibrator
-from stillroom.forensics.domain import Domain
+from stillroom.forensics.domain import Domain, Measures
 from stillroom.forensics.face import Image
 from stillroom.forensics.findings import UNSURE, Finding, Learned
 from stillroom.forensics.looks import is_grey, measure_picture, measure_sound
 from stillroom.forensics.method import DETECTORS, Detector
-from stillroom.forensics.networks import Network
+from stillroom.forensics.networks import Network, watch_layers
 from stillroom.forensics.treatments import compress, fit_size, rescale
 from stillroom.forensics.views import cut_window, middle_window, to_planes
 from stillroom.forensics.waves import Waves, fit_length
@@ -143,11 +143,13 @@ class About:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What a detector makes of N things: logits (N,), its features (N, D), their looks (N, L)."""
+    """What a detector makes of N things: logits (N,), and what was measured of them, (N, D) each.
+
+    ``measures`` are its ``features``, what its ``layers`` carry if it has such, and ``looks``.
+    """
 
     logits: Floats
-    features: Floats
-    looks: Floats
+    measures: Measures
 
 
 class TrainedDetector:
@@ -199,24 +201,31 @@ class TrainedDetector:
 
     def logits(self, images: Sequence[Image | Waves]) -> Floats:
         """Return raw scores of squares about faces, or of sounds, (N,); higher is forged."""
-        return self._run(images)[0]
+        return self._run(images).logits
 
     def see(self, images: Sequence[Image | Waves]) -> Seen:
         """Return scores with what tells strangers from what was learned; images as ``logits``."""
-        return Seen(*self._run(images), np.stack([self._measure(image) for image in images]))
+        seen = self._run(images)
+        looks = np.stack([self._measure(image) for image in images])
+        return replace(seen, measures={**seen.measures, "looks": looks})
 
-    def _run(self, images: Sequence[Image | Waves]) -> tuple[Floats, Floats]:
+    def _run(self, images: Sequence[Image | Waves]) -> Seen:
         logits: list[float] = []
-        features: list[Floats] = []
+        measures: dict[str, list[Floats]] = {}
         count = _SOUNDS_AT_ONCE if self.about.method.hears else _AT_ONCE
         for start in range(0, len(images), count):
             some = images[start : start + count]
             planes = self._prepare(some)
-            with torch.inference_mode():
+            with torch.inference_mode(), watch_layers(self.network, len(some)) as layers:
                 judged = self.network.judge(torch.from_numpy(planes).to(self.device))
             logits += judged.logits.double().cpu().tolist()
-            features.append(judged.features.double().cpu().numpy())
-        return np.array(logits), np.concatenate(features or [np.zeros((0, 0))])
+            parts = {"features": judged.features}
+            if layers and self.about.method.looks_at == 1:
+                parts["layers"] = torch.cat(layers, dim=1)
+            for name, value in parts.items():
+                measures.setdefault(name, []).append(value.double().cpu().numpy())
+        whole = {name: np.concatenate(rows) for name, rows in measures.items()}
+        return Seen(np.array(logits), whole)
 
     def _measure(self, image: Image | Waves) -> Floats:
         """Return the looks of a thing at the size that the domain was measured at."""
@@ -261,8 +270,7 @@ class TrainedDetector:
         reasons = [
             *self.doubts(face_pixels, jpeg_quality),
             *self.find_strange(
-                seen.features[:1],
-                seen.looks[:1],
+                {name: rows[:1] for name, rows in seen.measures.items()},
                 colours=colours,
                 wide=min(face_pixels, self.about.size),
                 coding=coding,
@@ -282,8 +290,7 @@ class TrainedDetector:
 
     def find_strange(
         self,
-        features: Floats,
-        looks: Floats,
+        measures: Measures,
         *,
         colours: str = "",
         wide: float = 0.0,
@@ -293,8 +300,7 @@ class TrainedDetector:
         """Return why what was seen is unlike what the detector learned from.
 
         Args:
-            features: Of its views as they came, (N, D).
-            looks: Of the same, (N, L).
+            measures: Of its views as they came, (N, D) each.
             colours: ``grey`` or ``colour``; what is empty or 0 is not compared.
             wide: Pixels about a face that carry detail, or the highest frequency with energy.
             coding: How the file is coded.
@@ -306,7 +312,7 @@ class TrainedDetector:
         unit = "Hz" if self.about.method.hears else "px about a face"
         return [
             *domain.known.doubts(colours=colours, wide=wide, unit=unit, coding=coding),
-            *domain.doubts(features, looks, is_video=is_video),
+            *domain.doubts(measures, is_video=is_video),
         ]
 
     def doubts(self, face_pixels: float, jpeg_quality: int | None) -> list[str]:

@@ -168,7 +168,7 @@ def _knowledge(about: About) -> list[str]:
         "## What it knows",
         "",
         "What is unlike what it learned from is called inconclusive: by colours, size and coding "
-        "of the file, and by two distances (in its own features, and in tone, color and detail). "
+        f"of the file, and by distances in: {', '.join(about.domain.clouds)}. "
         f"Limits are set on {about.domain.people} validation people for {about.domain.rate:.0%} "
         "of what known people show. Of what test people show, within the limits are:",
         *("", "| seen | within | interval over people | real | forged |", "|---|---|---|---|---|"),

@@ -1,12 +1,13 @@
 """What a detector learned from, as numbers, and how far a picture or a sound lies from it.
 
 A detector gives some score for anything. So what is judged is compared with what was learned: in
-the detector's own features, in what can be measured of any picture or sound (``looks``), and in
-what its file is (colours, size, coding). Distances are those of one Gaussian a class with a shared
-covariance: its main axes, and one number for all others. The limits are set on people who were not
-learned from, and tried on people that set no limit.
+the detector's own features and layers, in what can be measured of any picture or sound
+(``looks``), and in what its file is (colours, size, coding). Distances are those of one Gaussian a
+class with a shared covariance: its main axes, and one number for all others. The limits are set on
+people who were not learned from, and tried on people that set no limit.
 
 Source: Lee et al. 2018, arXiv:1807.03888, equation 2 (distance to the nearest class in features);
+Dong et al. 2022, arXiv:2104.11408 (what layers carry: each channel's mean against the training's);
 Tipping and Bishop 1999, "Probabilistic Principal Component Analysis" (the covariance); Vovk et al.
 2005, "Algorithmic Learning in a Random World", chapter 4 (limits from held-out ranks).
 """
@@ -24,12 +25,14 @@ import numpy.typing as npt
 __all__ = ["RATE", "Cloud", "Domain", "Known", "find_limit", "fit_cloud"]
 
 Floats = npt.NDArray[np.float64]
+Measures = Mapping[str, Floats]
 RATE = 0.05
-"""Share of a known person's pictures that may be called unlike, for both distances together."""
+"""Share of a known person's pictures that may be called unlike, for all distances together."""
 _AXES = 32
 _FLOOR = 1e-3  # of the mean variance: what never varied while learning may vary a little
 _WIDER = 1.1  # how far beyond the largest that was learned from counts as the same
 _VIDEO = "video"
+_SAID = {"features": "in its own features", "layers": "in what its own layers carry"}
 _STEPS = 201  # quantiles that are tried as limits
 
 
@@ -157,57 +160,64 @@ class Known:
 class Domain:
     """All that is kept of what a detector learned from, to know strangers by.
 
-    ``limits`` are the farthest that known ones lie in features and looks, by ``still`` and
-    ``video``; ``names`` of the looks; ``tried`` what test people came to; ``people`` how many set
-    the limits.
+    ``clouds`` are of its ``features``, of what its ``layers`` carry where it has such, and of
+    ``looks``; ``limits`` the farthest that known ones lie in each, by ``still`` and ``video``;
+    ``names`` of the looks; ``tried`` what test people came to; ``people`` how many set the limits.
     """
 
-    features: Cloud
-    looks: Cloud
+    clouds: Mapping[str, Cloud]
     names: tuple[str, ...]
-    limits: Mapping[str, tuple[float, float]]
+    limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     known: Known = field(default_factory=Known)
     rate: float = RATE
     people: int = 0
     tried: Mapping[str, Any] = field(default_factory=dict)
 
-    def measure(self, features: Floats, looks: Floats) -> Floats:
-        """Return both distances of each thing, (N, 2)."""
-        return np.stack([self.features.distances(features), self.looks.distances(looks)], axis=1)
+    def measure(self, given: Measures) -> dict[str, Floats]:
+        """Return the distances of each thing, (N,), by cloud.
 
-    def limit(self, *, is_video: bool = False) -> tuple[float, float]:
+        Args:
+            given: What was measured of N things, (N, D) by cloud.
+        """
+        return {name: cloud.distances(given[name]) for name, cloud in self.clouds.items()}
+
+    def limit(self, *, is_video: bool = False) -> Mapping[str, float]:
         """Return the limits of pictures and sounds as they are, or of frames of video."""
         return self.limits.get(_VIDEO if is_video else "still", self.limits["still"])
 
-    def doubts(self, features: Floats, looks: Floats, *, is_video: bool = False) -> list[str]:
+    def is_within(self, given: Measures, *, is_video: bool = False) -> npt.NDArray[np.bool_]:
+        """Return of each thing whether all its distances are within the limits, (N,)."""
+        limits = self.limit(is_video=is_video)
+        near = [far <= limits[name] for name, far in self.measure(given).items()]
+        return np.asarray(np.logical_and.reduce(near))
+
+    def doubts(self, given: Measures, *, is_video: bool = False) -> list[str]:
         """Return why what was seen is unlike what was learned; of several views the median counts.
 
         Args:
-            features: What the network made of it, (N, D).
-            looks: What was measured of it, (N, L).
+            given: What was measured of each view, (N, D) by cloud.
             is_video: Whether it was coded as video.
         """
-        far = np.median(self.measure(features, looks), axis=0)
-        found = []
-        limits = self.limit(is_video=is_video)
-        if not far[0] <= limits[0]:
+        limits, found = self.limit(is_video=is_video), []
+        for name, distances in self.measure(given).items():
+            far = float(np.median(distances))
+            if far <= limits[name]:
+                continue
+            where = _SAID.get(name, "")
+            if name == "looks":
+                where = f"most in {self.names[self.clouds[name].most(np.median(given[name], 0))]}"
             found.append(
-                "unlike what it learned from in its own features "
-                f"(distance {far[0]:.3g}, known ones within {limits[0]:.3g})"
-            )
-        if not far[1] <= limits[1]:
-            most = self.names[self.looks.most(np.median(looks, axis=0))]
-            found.append(
-                f"unlike what it learned from, most in {most} "
-                f"(distance {far[1]:.3g}, known ones within {limits[1]:.3g})"
+                f"unlike what it learned from, {where} "
+                f"(distance {far:.3g}, known ones within {limits[name]:.3g})"
             )
         return found
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values of all but the clouds."""
         return {
+            "clouds": list(self.clouds),
             "names": list(self.names),
-            "limits": {name: list(pair) for name, pair in self.limits.items()},
+            "limits": {kind: dict(limits) for kind, limits in self.limits.items()},
             "known": {
                 "colours": list(self.known.colours),
                 "widest": self.known.widest,
@@ -220,10 +230,9 @@ class Domain:
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.float32]]:
         """Return the clouds' numbers by name."""
-        clouds = {"features": self.features, "looks": self.looks}
         return {
             f"{cloud}.{name}": value
-            for cloud, one in clouds.items()
+            for cloud, one in self.clouds.items()
             for name, value in one.to_arrays().items()
         }
 
@@ -237,22 +246,24 @@ class Domain:
             KeyError: If a part is missing.
             ValueError: If parts do not fit each other.
         """
-        features, looks = (
-            Cloud.from_arrays(
+        clouds = {
+            cloud: Cloud.from_arrays(
                 {
                     name.removeprefix(f"{cloud}."): value
                     for name, value in arrays.items()
                     if name.startswith(f"{cloud}.")
                 }
             )
-            for cloud in ("features", "looks")
-        )
+            for cloud in data["clouds"]
+        }
         known = data["known"]
         return cls(
-            features,
-            looks,
+            clouds,
             tuple(data["names"]),
-            {name: (float(pair[0]), float(pair[1])) for name, pair in data["limits"].items()},
+            {
+                kind: {name: float(limits[name]) for name in clouds}
+                for kind, limits in data["limits"].items()
+            },
             Known(tuple(known["colours"]), float(known["widest"]), tuple(known["codings"])),
             float(data["rate"]),
             int(data["people"]),

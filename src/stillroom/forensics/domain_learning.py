@@ -73,20 +73,21 @@ def learn_domain(
     """
     rng = np.random.default_rng([seed, 0xD0])
     first, labels = _see(detector, parts["train"], [_keep, change, change], rng)
-    clouds = fit_cloud(first.features, labels), fit_cloud(first.looks, labels)
+    clouds = {name: fit_cloud(rows, labels) for name, rows in first.measures.items()}
     names = SOUND_LOOKS if detector.about.method.hears else PICTURE_LOOKS
-    domain = Domain(*clouds, names, {"still": (np.inf, np.inf)}, known)
+    domain = Domain(clouds, names, known=known)
     kinds: dict[str, list[Change]] = {"still": [_keep, change, change]}
     if code is not None:
         kinds["video"] = [code]
     people = parts["validation"].groups
-    limits: dict[str, tuple[float, float]] = {}
+    limits: dict[str, dict[str, float]] = {}
     for kind, changes in kinds.items():
         seen, _ = _see(detector, parts["validation"], changes, rng)
-        far = domain.measure(seen.features, seen.looks)
-        whose = [*people] * len(changes)
-        own, look = (find_limit(far[:, at], whose, RATE / 2) for at in (0, 1))
-        limits[kind] = (own, look)
+        whose, share = [*people] * len(changes), RATE / len(clouds)
+        limits[kind] = {
+            name: find_limit(far, whose, share)
+            for name, far in domain.measure(seen.measures).items()
+        }
     domain = replace(domain, limits=limits, people=len(set(people)))
     return replace(domain, tried=_try(detector, domain, parts["test"], kinds, rng))
 
@@ -102,9 +103,7 @@ def _try(
     found: dict[str, Any] = {}
     for kind, changes in {"as they are": [_keep], **kinds}.items():
         seen, labels = _see(detector, test, changes, rng)
-        limit = domain.limit(is_video=kind == "video")
-        near = domain.measure(seen.features, seen.looks) <= np.array(limit)
-        within = np.asarray(near.all(axis=1))
+        within = domain.is_within(seen.measures, is_video=kind == "video")
         whose = np.array([*test.groups] * len(changes))
         shares = [float(within[whose == one].mean()) for one in dict.fromkeys(test.groups)]
         metric = bootstrap(shares, name=f"within, {kind}").to_json()
@@ -122,11 +121,11 @@ def _see(
 ) -> tuple[Seen, list[int]]:
     """Return what a detector makes of every thing after each change, one change after another."""
     seen = [detector.see([change(thing, rng) for thing in part.things]) for change in changes]
-    parts = [
-        np.concatenate([getattr(one, name) for one in seen])
-        for name in ("logits", "features", "looks")
-    ]
-    return Seen(*parts), [*part.labels] * len(changes)
+    logits = np.concatenate([one.logits for one in seen])
+    measures = {
+        name: np.concatenate([one.measures[name] for one in seen]) for name in seen[0].measures
+    }
+    return Seen(logits, measures), [*part.labels] * len(changes)
 
 
 def _keep(thing: Any, rng: np.random.Generator) -> Any:

@@ -35,5 +35,6 @@ def widen(about):
     """Return what is known of a detector as if nothing were strange to it."""
     from stillroom.forensics.domain import Known
 
-    limits = {"still": (1e9, 1e9), "video": (1e9, 1e9)}
+    far = dict.fromkeys(about.domain.clouds, 1e9)
+    limits = {"still": far, "video": far}
     return replace(about, domain=replace(about.domain, limits=limits, known=Known()), audit={})

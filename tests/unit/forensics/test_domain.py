@@ -232,14 +232,17 @@ def test_a_cloud_finds_what_never_varied_while_learning():
 def test_a_domain_is_stored_and_read_whole():
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 2
-    clouds = [fit_cloud(rng.normal(0, 1, (40, wide)), labels) for wide in (8, 3)]
-    domain = Domain(*clouds, ("a", "b", "c"), {"still": (1.0, 2.0)}, Known(("grey",)), people=4)
+    wide = {"features": 8, "looks": 3}
+    clouds = {name: fit_cloud(rng.normal(0, 1, (40, size)), labels) for name, size in wide.items()}
+    limits = {"still": {"features": 1.0, "looks": 2.0}}
+    domain = Domain(clouds, ("a", "b", "c"), limits, Known(("grey",)), people=4)
     again = Domain.from_json(json.loads(json.dumps(domain.to_json())), domain.to_arrays())
     assert again.known == domain.known
-    assert again.limit(is_video=True) == (1.0, 2.0)
-    looks = np.array([[0.0, 50.0, 0.0]])
-    (said,) = [line for line in again.doubts(np.zeros((1, 8)), looks) if "most in" in line]
+    assert again.limit(is_video=True) == limits["still"]
+    given = {"features": np.zeros((1, 8)), "looks": np.array([[0.0, 50.0, 0.0]])}
+    (said,) = [line for line in again.doubts(given) if "most in" in line]
     assert "most in b" in said
+    assert not again.is_within(given).any()
     with pytest.raises(ValueError, match="do not fit"):
         Domain.from_json(
             domain.to_json(), {**domain.to_arrays(), "looks.sizes": np.ones(9, np.float32)}
