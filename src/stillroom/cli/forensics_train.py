@@ -65,6 +65,12 @@ def command(
     click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
     for name, metric in about["figures"]["auc"].items():
         click.echo(f"area under the curve, {name:8} {metric['value']:.3f}")
+    learned, domain = about["learned"], about["domain"]
+    click.echo(f"learned  {learned['name']}, {learned['count']} in all, {learned['digest'][:16]}")
+    kept = domain["tried"]["as they are"]["value"]
+    click.echo(f"knows    {kept:.1%} of what test people show; strangers are inconclusive")
+    if about["audit"]["leak"]:
+        click.echo(f"leaks    {about['audit']['leak']}: check calls all it says inconclusive")
     for line in about["blind"]:
         click.echo(f"blind    {line}")
     click.echo(f"use      stillroom forensics check FILE --detector {out}")

@@ -25,6 +25,7 @@ from stillroom.errors import DataError
 from stillroom.evaluate import Metric
 from stillroom.forensics.face import Image
 from stillroom.forensics.items import Item
+from stillroom.forensics.looks import is_grey
 from stillroom.forensics.measures import area_under_curve, cluster_interval
 from stillroom.forensics.pictures import load_picture
 from stillroom.provenance import digest_file, digest_text
@@ -32,6 +33,7 @@ from stillroom.provenance import digest_file, digest_text
 __all__ = [
     "Audit",
     "audit_items",
+    "audit_pairs",
     "file_traits",
     "find_leaks",
     "find_twins",
@@ -67,23 +69,40 @@ class Audit:
         return self.by_file.low > 0.5 and self.by_file.value > _SUSPECT
 
     @property
+    def leak(self) -> str:
+        """What of the files alone tells fake from real, in one clause; empty if nothing does."""
+        if not self.tells_by_file:
+            return ""
+        most = ", ".join(f"{name} ({value:.2f})" for name, value in self.tells.items())
+        return f"the file alone tells fake from real ({self._said}), most by: {most}"
+
+    @property
+    def _said(self) -> str:
+        by = self.by_file
+        return f"area {by.value:.3f}, 95 % {by.low:.3f} to {by.high:.3f}, n {by.n}"
+
+    @property
     def is_clean(self) -> bool:
         """Whether nothing was found."""
         return not (self.leaks or self.twins or self.tells_by_file or self.unread)
 
     def lines(self) -> list[str]:
         """Return the findings as a user reads them."""
-        by = self.by_file
         lines = [*(f"leak: {line}" for line in self.leaks)]
         lines += [f"near duplicate: {line}" for line in self.twins]
         lines += [f"not read: {line}" for line in self.unread]
-        said = f"area {by.value:.3f}, 95 % {by.low:.3f} to {by.high:.3f}, n {by.n}"
-        if self.tells_by_file:
-            most = ", ".join(f"{name} ({value:.2f})" for name, value in self.tells.items())
-            lines.append(f"the file alone tells fake from real ({said}), most by: {most}")
-        else:
-            lines.append(f"the file alone does not tell fake from real ({said})")
+        lines.append(self.leak or f"the file alone does not tell fake from real ({self._said})")
         return lines
+
+    def summary(self) -> dict[str, Any]:
+        """Return its figures as a detector keeps them, near duplicates counted."""
+        return {
+            "by_file": self.by_file.to_json(),
+            "tells": dict(self.tells),
+            "leak": self.leak,
+            "near_duplicates": len(self.twins),
+            "unread": len(self.unread),
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -113,12 +132,36 @@ def audit_items(items: Sequence[Item], folder: Path, *, seed: int = 0) -> Audit:
             unread.append(f"{item.id}: {error.problems[0].what}")
             continue
         outlines.append(outline(picture.image))
-        traits.append(file_traits(folder / item.path))
+        colours = "grey" if is_grey(picture.image) else "colour"
+        traits.append({**file_traits(folder / item.path), "colours": colours})
         digests.append(digest_file(folder / item.path))
         kept.append(item)
     by_file, tells = tell_by_file(kept, traits, seed=seed)
     leaks = [*find_leaks(items), *_equal_bytes(kept, digests)]
     return Audit(tuple(leaks), tuple(find_twins(kept, outlines)), by_file, tells, tuple(unread))
+
+
+def audit_pairs(
+    traits: Sequence[Mapping[str, float | str]],
+    labels: Sequence[int],
+    groups: Sequence[str],
+    *,
+    seed: int = 0,
+) -> Audit:
+    """Audit what a detector learns from where fakes are made in memory and no file is compared.
+
+    Args:
+        traits: Of each fake and twin, what should tell nothing: size, colours, loudness.
+        labels: 1 for fake.
+        groups: Whose each is.
+        seed: Of the folds and draws.
+    """
+    items = [
+        Item(str(at), str(at), label, source=group)
+        for at, (label, group) in enumerate(zip(labels, groups, strict=True))
+    ]
+    by_file, tells = tell_by_file(items, traits, seed=seed)
+    return Audit((), (), by_file, tells)
 
 
 def find_leaks(items: Sequence[Item]) -> list[str]:

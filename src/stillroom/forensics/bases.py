@@ -157,7 +157,7 @@ def choose_split(block: str, seed: int, split: SplitSettings) -> str:
 def _find_faces(
     pictures: Sequence[Path], folder: Path, size: int, margin: float, say: Callable[[str], None]
 ) -> tuple[list[Face], list[Path]]:
-    from stillroom.forensics.faces import FaceFinder, crop_square
+    from stillroom.forensics.faces import FaceFinder, crop_square, square_side
     from stillroom.forensics.pictures import load_picture
 
     finder = FaceFinder()
@@ -165,17 +165,20 @@ def _find_faces(
     for path in pictures:
         name = path.name if path == folder else path.relative_to(folder).as_posix()
         try:
-            image = load_picture(path).image
+            picture = load_picture(path)
         except DataError as error:
             say(f"left out: {error.problems[0].what}")
             continue
-        found = finder.find(image)
+        found = finder.find(picture.image)
         if not found:
             say(f"left out: {name} shows no face")
             continue
-        image, points = crop_square(image, finder.landmarks(image, found[0]), size, margin=margin)
+        marks = finder.landmarks(picture.image, found[0])
+        image, points = crop_square(picture.image, marks, size, margin=margin)
         digest, person = digest_file(path), name_person(path, folder)
-        faces.append(Face(image, points, name, person, digest, finder.landmark_source))
+        wide, codings = square_side(marks, margin), (picture.coding,)
+        source = finder.landmark_source
+        faces.append(Face(image, points, name, person, digest, source, wide, codings))
         paths.append(path)
     if not faces:
         raise DataError(

@@ -17,8 +17,9 @@ from stillroom.forensics.clips import Clip
 from stillroom.forensics.concluding import Scores, conclude
 from stillroom.forensics.detecting import TrainedDetector
 from stillroom.forensics.face import Image
-from stillroom.forensics.faces import Detection, FaceFinder, crop_square
+from stillroom.forensics.faces import Detection, FaceFinder, crop_square, square_side
 from stillroom.forensics.findings import Course
+from stillroom.forensics.looks import is_grey
 from stillroom.forensics.scanning import Track
 from stillroom.forensics.treatments import compress, rescale
 
@@ -30,13 +31,14 @@ _CODED = "h264"
 
 @dataclass
 class _Record:
-    """What is kept of one face before one detector: logits of each view, and sizes."""
+    """What is kept of one face before one detector: scores, sizes, in how many frames colour."""
 
-    times: list[float] = field(default_factory=list)
-    logits: list[list[float]] = field(default_factory=list)
+    scores: Scores = field(default_factory=Scores)
     sizes: list[float] = field(default_factory=list)
     waiting: list[Image] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
     seen: int = 0
+    coloured: int = 0
 
 
 class Witness:
@@ -60,12 +62,13 @@ class Witness:
             face: As it was found in it.
         """
         landmarks = self._finder.landmarks(image, face)
-        extent = float((landmarks.max(axis=0) - landmarks.min(axis=0)).max())
+        is_coloured = not is_grey(image)
         for at, detector in enumerate(self._detectors):
             about = detector.about
             record = self._records.setdefault((track, at), _Record())
-            record.sizes.append(about.margin * extent)
+            record.sizes.append(square_side(landmarks, about.margin))
             record.seen += 1
+            record.coloured += is_coloured
             if about.method.looks_at > 1:
                 continue  # it is shown frames in a row, by ``watch``
             square, _ = crop_square(image, landmarks, about.size, margin=about.margin)
@@ -109,31 +112,37 @@ class Witness:
             np.stack([compress(frame, 75) for frame in squares]),
             np.stack([rescale(frame, 0.75) for frame in squares]),
         ]
-        record.times.append(burst.times[0])
-        record.logits.append([float(value) for value in detector.logits(views)])
+        record.scores.add([burst.times[0]], detector.see(views))
 
-    def courses(self, bits_per_pixel: float) -> tuple[Course, ...]:
+    def courses(self, bits_per_pixel: float, codec: str = "") -> tuple[Course, ...]:
         """Return what each detector makes of each face, in the faces' order.
 
         Args:
             bits_per_pixel: Of the clip's video; 0 if it is not known.
+            codec: Its decoder's name; empty if it is not known.
         """
         found = []
         for (track, at), record in sorted(self._records.items()):
             detector = self._detectors[at]
             if detector.about.method.looks_at == 1:
                 _flush(detector, record)
-            found.append(self._conclude(track, detector, record, bits_per_pixel))
+            found.append(self._conclude(track, detector, record, bits_per_pixel, codec))
         return tuple(found)
 
     def _conclude(
-        self, track: int, detector: TrainedDetector, record: _Record, bits_per_pixel: float
+        self,
+        track: int,
+        detector: TrainedDetector,
+        record: _Record,
+        bits_per_pixel: float,
+        codec: str,
     ) -> Course:
-        frames = detector.about.method.looks_at
-        reasons = [
-            *detector.doubts(float(np.median(record.sizes)), None),
-            *_doubt_coding(detector, bits_per_pixel),
-        ]
+        frames, side = detector.about.method.looks_at, float(np.median(record.sizes))
+        reasons = [*detector.doubts(side, None), *_doubt_coding(detector, bits_per_pixel, codec)]
+        if (domain := detector.about.domain) is not None:
+            colours = "colour" if 2 * record.coloured > record.seen else "grey"
+            wide = min(side, detector.about.size)
+            reasons += domain.known.doubts(colours=colours, wide=wide, unit="px about a face")
         few = f"seen in {record.seen} frames of one face, fewer than the {frames} it looks at"
         if record.seen >= frames:
             few = f"no {frames} frames in a row show the face"
@@ -142,10 +151,11 @@ class Witness:
         return conclude(
             detector,
             track + 1,
-            Scores(record.times, record.logits),
+            record.scores,
             prevalence=self._prevalence,
             reasons=reasons,
             nothing=few,
+            is_video=True,
         )
 
 
@@ -158,18 +168,19 @@ def _flush(detector: TrainedDetector, record: _Record) -> None:
         for image in record.waiting
         for view in (image, compress(image, 75), rescale(image, 0.75))
     ]
-    logits = detector.logits(views).reshape(-1, 3)
-    record.logits += [[float(value) for value in row] for row in logits]
-    record.waiting = []
+    record.scores.add(record.times, detector.see(views))
+    record.waiting, record.times = [], []
 
 
-def _doubt_coding(detector: TrainedDetector, bits_per_pixel: float) -> list[str]:
+def _doubt_coding(detector: TrainedDetector, bits_per_pixel: float, codec: str) -> list[str]:
     """Return why frames of this clip lie outside of what the detector was shown to work on."""
     figure = dict(detector.about.figures).get("auc", {}).get(_CODED)
     if figure is None:
         return ["what it makes of frames of video was not measured"]
     if not figure.get("low") or figure["low"] <= 0.5:
         return ["after H.264 it was not shown to tell forged from real"]
+    if codec not in {"", _CODED}:
+        return [f"coded as {codec}, and of video it was tried on H.264 alone"]
     if 0 < bits_per_pixel < _LEAST_BITS:
         return [f"strongly compressed video ({bits_per_pixel:.3f} bits a pixel)"]
     return []

@@ -5,19 +5,42 @@ Statistics of masked pixels are of those pixels: zeros around a face would pull 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from stillroom.forensics.choices import Colour
 from stillroom.forensics.face import Image, Mask
+from stillroom.forensics.method import Forged
 from stillroom.forensics.treatments import from_float
 
-__all__ = ["transfer_colour"]
+__all__ = ["keep_grey", "transfer_colour"]
 
 Floats = npt.NDArray[np.float64]
 _LEAST = 1e-3
 _FEWEST_PIXELS = 16
+
+
+def keep_grey(forged: Forged, base: Image) -> Forged:
+    """Return a forgery and its twin without colour where the picture it is made of has none.
+
+    Else the colour alone would tell the two apart, and a detector would learn it.
+
+    Args:
+        forged: The forgery.
+        base: The picture that was forged, (H, W, 3).
+    """
+    if (base[..., :1] != base[..., 1:]).any():
+        return forged
+    image, twin = (
+        np.repeat(cv2.cvtColor(one, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+        for one in (forged.image, forged.twin)
+    )
+    return replace(
+        forged, image=np.asarray(image, dtype=np.uint8), twin=np.asarray(twin, dtype=np.uint8)
+    )
 
 
 def transfer_colour(source: Image, target: Image, mask: Mask, how: Colour) -> Image:

@@ -2,8 +2,9 @@
 
 A score is evidence of the traces a detector learned, nothing more. It becomes a chance through the
 calibration on validation faces, at the prevalence that is asked for; and it is withheld where the
-picture is worse than what the detector was shown to work on, where small re-encodings turn it
-round, or where it never was shown to work at all.
+picture is worse than what the detector was shown to work on or unlike what it learned from, where
+small re-encodings turn it round, where the set it learned from leaks, or where it never was shown
+to work at all.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ import torch
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.errors import CheckpointError, RecipeError
 from stillroom.forensics.calibrating import Calibrator
+from stillroom.forensics.domain import Domain, Measures
 from stillroom.forensics.face import Image
-from stillroom.forensics.findings import UNSURE, Finding
+from stillroom.forensics.findings import UNSURE, Finding, Learned
+from stillroom.forensics.looks import is_grey, measure_picture, measure_sound
 from stillroom.forensics.method import DETECTORS, Detector
-from stillroom.forensics.networks import Network
+from stillroom.forensics.networks import Network, watch_layers
 from stillroom.forensics.treatments import compress, fit_size, rescale
 from stillroom.forensics.views import cut_window, middle_window, to_planes
 from stillroom.forensics.waves import Waves, fit_length
@@ -33,6 +36,7 @@ from stillroom.models.causal import choose_device
 __all__ = [
     "CONFIG_KEY",
     "About",
+    "Seen",
     "TrainedDetector",
     "turns_round",
     "write_detector",
@@ -44,6 +48,7 @@ _AT_ONCE = 32
 _SOUNDS_AT_ONCE = 4  # a raw wave of four seconds takes a quarter of a gigabyte in aasist
 _CLIP = 4  # dimensions of a clip, (T, H, W, 3)
 _SPARE = "num_batches_tracked"
+_DOMAIN = "domain."  # the tensors beside the network's
 
 Floats = npt.NDArray[np.float64]
 
@@ -56,7 +61,8 @@ class About:
     ``size`` is the side of the square about a face that it learned from, ``margin`` that side in
     sizes of the landmarks' box; ``least_face`` (pixels of such a square) and ``least_quality`` (of
     JPEG) bound what it was shown to work on; ``is_shown`` says whether it was at all; ``weights``
-    is the digest of the weights that all this was measured with.
+    is the digest of the weights that all this was measured with; ``learned`` names the set,
+    ``audit`` is what its audit found, and ``domain`` tells strangers from what it learned.
     """
 
     method: Detector
@@ -72,6 +78,9 @@ class About:
     figures: Mapping[str, Any] = field(default_factory=dict)
     kept: Mapping[str, Any] = field(default_factory=dict)
     weights: str = ""
+    learned: Learned = field(default_factory=Learned)
+    audit: Mapping[str, Any] = field(default_factory=dict)
+    domain: Domain | None = None
 
     @property
     def blind(self) -> tuple[str, ...]:
@@ -83,7 +92,7 @@ class About:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {
-            "version": 1,
+            "version": 2,
             "method": self.method.model_dump(mode="json"),
             "pixels": self.pixels,
             "size": self.size,
@@ -98,11 +107,20 @@ class About:
             "figures": dict(self.figures),
             "kept": dict(self.kept),
             "weights": self.weights,
+            "learned": self.learned.to_json(),
+            "audit": dict(self.audit),
+            "domain": None if self.domain is None else self.domain.to_json(),
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> About:
-        """Read what ``to_json`` wrote."""
+    def from_json(
+        cls, data: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[np.float32]]
+    ) -> About:
+        """Read what ``to_json`` wrote; ``arrays`` are the domain's.
+
+        Of version 1, nothing says what was learned from: its domain is None.
+        """
+        domain = data.get("domain")
         return cls(
             DETECTORS.build(data["method"]),
             int(data["pixels"]),
@@ -117,7 +135,21 @@ class About:
             dict(data["figures"]),
             dict(data["kept"]),
             str(data["weights"]),
+            Learned(**data.get("learned", {})),
+            dict(data.get("audit", {})),
+            None if domain is None else Domain.from_json(domain, arrays),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a detector makes of N things: logits (N,), and what was measured of them, (N, D) each.
+
+    ``measures`` are its ``features``, what its ``layers`` carry if it has such, and ``looks``.
+    """
+
+    logits: Floats
+    measures: Measures
 
 
 class TrainedDetector:
@@ -141,7 +173,7 @@ class TrainedDetector:
         if not isinstance(data, dict):
             raise _no_detector(path, "config.json does not say so")
         try:
-            about = About.from_json(data)
+            about = About.from_json(data, _read_domain(stored))
         except (KeyError, TypeError, ValueError, RecipeError) as error:
             raise _no_detector(path, f"what it says of itself is damaged ({error})") from error
         network = about.method.rebuild(about.pixels, about.kept)
@@ -169,15 +201,40 @@ class TrainedDetector:
 
     def logits(self, images: Sequence[Image | Waves]) -> Floats:
         """Return raw scores of squares about faces, or of sounds, (N,); higher is forged."""
-        found: list[float] = []
+        return self._run(images).logits
+
+    def see(self, images: Sequence[Image | Waves]) -> Seen:
+        """Return scores with what tells strangers from what was learned; images as ``logits``."""
+        seen = self._run(images)
+        looks = np.stack([self._measure(image) for image in images])
+        return replace(seen, measures={**seen.measures, "looks": looks})
+
+    def _run(self, images: Sequence[Image | Waves]) -> Seen:
+        logits: list[float] = []
+        measures: dict[str, list[Floats]] = {}
         count = _SOUNDS_AT_ONCE if self.about.method.hears else _AT_ONCE
         for start in range(0, len(images), count):
             some = images[start : start + count]
             planes = self._prepare(some)
-            with torch.inference_mode():
+            with torch.inference_mode(), watch_layers(self.network, len(some)) as layers:
                 judged = self.network.judge(torch.from_numpy(planes).to(self.device))
-            found += judged.logits.double().cpu().tolist()
-        return np.array(found)
+            logits += judged.logits.double().cpu().tolist()
+            parts = {"features": judged.features}
+            if layers and self.about.method.looks_at == 1:
+                parts["layers"] = torch.cat(layers, dim=1)
+            for name, value in parts.items():
+                measures.setdefault(name, []).append(value.double().cpu().numpy())
+        whole = {name: np.concatenate(rows) for name, rows in measures.items()}
+        return Seen(np.array(logits), whole)
+
+    def _measure(self, image: Image | Waves) -> Floats:
+        """Return the looks of a thing at the size that the domain was measured at."""
+        if self.about.method.hears:
+            return measure_sound(fit_length(np.asarray(image, np.float32), self.about.pixels))
+        pixels = np.asarray(image, dtype=np.uint8)
+        side = self.about.size
+        frames = pixels if pixels.ndim == _CLIP else pixels[None]
+        return measure_picture(np.stack([fit_size(frame, (side, side)) for frame in frames]))
 
     def _prepare(self, some: Sequence[Image | Waves]) -> npt.NDArray[np.float32]:
         if self.about.method.hears:
@@ -192,6 +249,7 @@ class TrainedDetector:
         box: tuple[int, int, int, int],
         face_pixels: float,
         jpeg_quality: int | None,
+        coding: str = "",
         prevalence: float = 0.5,
     ) -> Finding:
         """Return what may be said of one face.
@@ -201,12 +259,24 @@ class TrainedDetector:
             box: The face's place in the picture.
             face_pixels: The square's side in the picture's own pixels.
             jpeg_quality: The picture's, None where it is no JPEG.
+            coding: The picture's, as ``Picture.coding`` names it; empty is not compared.
             prevalence: Share of forgeries among such files.
         """
         views = [image, compress(image, 75), rescale(image, 0.75)]
-        logits = self.logits(views)
+        seen = self.see(views)
+        logits = seen.logits
         chances = self.about.calibrator.chances(logits, prevalence)
-        reasons = [*self.doubts(face_pixels, jpeg_quality), *turns_round(chances)]
+        colours = "grey" if is_grey(image) else "colour"
+        reasons = [
+            *self.doubts(face_pixels, jpeg_quality),
+            *self.find_strange(
+                {name: rows[:1] for name, rows in seen.measures.items()},
+                colours=colours,
+                wide=min(face_pixels, self.about.size),
+                coding=coding,
+            ),
+            *turns_round(chances),
+        ]
         return Finding(
             self.name,
             self.fingerprint,
@@ -215,7 +285,35 @@ class TrainedDetector:
             None if reasons else float(chances[0]),
             prevalence,
             tuple(reasons),
+            learned=self.about.learned,
         )
+
+    def find_strange(
+        self,
+        measures: Measures,
+        *,
+        colours: str = "",
+        wide: float = 0.0,
+        coding: str = "",
+        is_video: bool = False,
+    ) -> list[str]:
+        """Return why what was seen is unlike what the detector learned from.
+
+        Args:
+            measures: Of its views as they came, (N, D) each.
+            colours: ``grey`` or ``colour``; what is empty or 0 is not compared.
+            wide: Pixels about a face that carry detail, or the highest frequency with energy.
+            coding: How the file is coded.
+            is_video: Whether views are frames of video.
+        """
+        domain = self.about.domain
+        if domain is None:
+            return ["nothing was kept of what it learned from, to know strangers by: train it anew"]
+        unit = "Hz" if self.about.method.hears else "px about a face"
+        return [
+            *domain.known.doubts(colours=colours, wide=wide, unit=unit, coding=coding),
+            *domain.doubts(measures, is_video=is_video),
+        ]
 
     def doubts(self, face_pixels: float, jpeg_quality: int | None) -> list[str]:
         """Return why a picture lies outside of what the detector was shown to work on."""
@@ -224,6 +322,8 @@ class TrainedDetector:
             found.append(
                 "this detector, with these weights, was not shown to tell forged from real"
             )
+        if leak := self.about.audit.get("leak"):
+            found.append(f"the set it learned from leaks: {leak}")
         if self.about.faces == _DRAWN:
             what = "voices" if self.about.method.hears else "faces"
             found.append(f"it learned from drawn {what} alone, and says nothing of any others")
@@ -250,6 +350,8 @@ def write_detector(folder: Path, network: Network, about: About) -> str:
         for name, value in network.state_dict().items()
         if not name.endswith(_SPARE)
     }
+    arrays = {} if about.domain is None else about.domain.to_arrays()
+    tensors |= {f"{_DOMAIN}{name}": torch.from_numpy(value) for name, value in arrays.items()}
     config = {
         "model_type": "stillroom-detector",
         "architectures": [type(about.method).__name__],
@@ -272,9 +374,18 @@ def _digest_weights(network: Network) -> str:
     return found.hexdigest()
 
 
+def _read_domain(stored: Checkpoint) -> dict[str, npt.NDArray[np.float32]]:
+    """Return the arrays that tell strangers from what was learned; none in older checkpoints."""
+    return {
+        name.removeprefix(_DOMAIN): stored.tensor(name).float().numpy()
+        for name in stored.names()
+        if name.startswith(_DOMAIN)
+    }
+
+
 def _fill(network: Network, stored: Checkpoint, path: Path) -> None:
     own = {name: value for name, value in network.state_dict().items() if not name.endswith(_SPARE)}
-    names = set(stored.names())
+    names = {name for name in stored.names() if not name.startswith(_DOMAIN)}
     if names != set(own):
         missing, extra = sorted(set(own) - names), sorted(names - set(own))
         what = f"lacks {missing[0]}" if missing else f"has {extra[0]} besides"

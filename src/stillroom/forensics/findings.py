@@ -6,13 +6,32 @@ Words and numbers alone: imports no network, so that pages and tables can show f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["UNSURE", "Course", "Finding", "name_chance"]
+__all__ = ["UNSURE", "Course", "Finding", "Learned", "name_chance"]
 
 UNSURE = (1 / 3, 2 / 3)
 _BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """The set that a detector learned from: its name, the digest over its files, how many."""
+
+    name: str = ""
+    digest: str = ""
+    count: int = 0
+
+    def line(self) -> str:
+        """Return it as a clause."""
+        if not self.digest:
+            return f"learned from {self.name or 'a set that is not named'}"
+        return f"learned from {self.name}, {self.count} in all, digest {self.digest[:12]}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -30,6 +49,7 @@ class Finding:
     prevalence: float
     reasons: tuple[str, ...] = ()
     map: tuple[tuple[float, ...], ...] = ()
+    learned: Learned = field(default_factory=Learned)
 
     @property
     def is_indicated(self) -> bool:
@@ -44,13 +64,15 @@ class Finding:
     def line(self) -> str:
         """Return the verdict with its detector and face."""
         x, y, width, height = self.box
-        return f"{self.detector}, face of {width}x{height} at {x},{y}: {self.verdict}"
+        face = f"face of {width}x{height} at {x},{y}"
+        return f"{self.detector} ({self.learned.line()}), {face}: {self.verdict}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {
             "detector": self.detector,
             "fingerprint": self.fingerprint,
+            "learned": self.learned.to_json(),
             "face": list(self.box),
             "verdict": self.verdict,
             "chance": self.chance,
@@ -83,6 +105,7 @@ class Course:
     prevalence: float
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    learned: Learned = field(default_factory=Learned)
 
     @property
     def subject(self) -> str:
@@ -97,11 +120,12 @@ class Course:
     def line(self) -> str:
         """Return the verdict with its detector, its face, and the frames' chances as bars."""
         beside = f" ({'; '.join(self.notes)})" if self.notes else ""
+        whose = f"{self.detector} ({self.learned.line()}), {self.subject}"
         if not self.times:
-            return f"{self.detector}, {self.subject}: {self.verdict}{beside}"
+            return f"{whose}: {self.verdict}{beside}"
         bars = "".join(_BARS[round(chance * (len(_BARS) - 1))] for chance in self.chances)
         return (
-            f"{self.detector}, {self.subject}, {len(self.times)} scores from "
+            f"{whose}, {len(self.times)} scores from "
             f"{self.times[0]:.1f} to {self.times[-1]:.1f} s [{bars}]: {self.verdict}{beside}"
         )
 
@@ -110,6 +134,7 @@ class Course:
         return {
             "detector": self.detector,
             "fingerprint": self.fingerprint,
+            "learned": self.learned.to_json(),
             "face": self.face or None,
             "verdict": self.verdict,
             "chance": self.chance,

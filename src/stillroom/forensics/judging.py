@@ -13,7 +13,7 @@ from stillroom.forensics.clip_judging import Witness
 from stillroom.forensics.detecting import TrainedDetector
 from stillroom.forensics.explaining import draw_maps, has_maps
 from stillroom.forensics.face import Image
-from stillroom.forensics.faces import Detection, FaceFinder, crop_square
+from stillroom.forensics.faces import Detection, FaceFinder, crop_square, square_side
 from stillroom.forensics.findings import Course, Finding
 from stillroom.forensics.listening import listen
 from stillroom.forensics.pictures import Picture
@@ -47,7 +47,6 @@ class Judges:
         found: list[Finding] = []
         for face in self.finder.find(picture.image):
             landmarks = self.finder.landmarks(picture.image, face)
-            extent = float((landmarks.max(axis=0) - landmarks.min(axis=0)).max())
             for detector in self.detectors:
                 if detector.about.method.looks_at > 1 or detector.about.method.hears:
                     continue  # nothing to say of one picture
@@ -56,8 +55,9 @@ class Judges:
                 said = detector.judge(
                     square,
                     box=_box_of(face),
-                    face_pixels=about.margin * extent,
+                    face_pixels=square_side(landmarks, about.margin),
                     jpeg_quality=picture.jpeg_quality,
+                    coding=picture.coding,
                     prevalence=self.prevalence,
                 )
                 found.append(self._with_map(detector, square, said))

@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from pydantic import PrivateAttr
 from typing_extensions import override
 
 from stillroom.errors import DataError
-from stillroom.forensics.audits import find_leaks
+from stillroom.forensics.audits import Audit, audit_items, find_leaks
 from stillroom.forensics.face import Face, Image, Mask, canonical_points
-from stillroom.forensics.faces import FaceFinder, crop_square
+from stillroom.forensics.faces import FaceFinder, crop_square, square_side
 from stillroom.forensics.items import Item, find_manifest, read_items
 from stillroom.forensics.method import Forged, Forgery
 from stillroom.forensics.pictures import load_picture
@@ -36,6 +36,7 @@ class KnownPairs(Forgery):
     """Gives the fake that a face's pair holds; forges nothing itself."""
 
     paper: ClassVar[str] = ""
+    is_made: ClassVar[bool] = False
     names: tuple[str, ...] = ()
     _fakes: dict[str, Image] = PrivateAttr(default_factory=dict)
 
@@ -50,11 +51,16 @@ class KnownPairs(Forgery):
 
 @dataclass(frozen=True)
 class Known:
-    """Real faces with their fakes, and which split each is of; fakes that were left out."""
+    """Real faces with their fakes, and which split each is of; fakes that were left out.
+
+    ``audit`` is what the audit of its files found, ``name`` the benchmark's.
+    """
 
     faces: tuple[Face, ...]
     splits: Mapping[str, tuple[int, ...]]
     pairs: KnownPairs
+    audit: Audit
+    name: str
     left_out: int = 0
 
 
@@ -83,12 +89,12 @@ def open_known(manifest: Path, size: int, margin: float, say: Callable[[str], No
         forged = [item for item in items if item.split == split and item.label]
         for at, item in enumerate(forged if real else []):
             twin = twins.get(item.source) or real[at % len(real)]
-            pair = cut.cut(item, split), cut.cut(twin, split)
-            if pair[0] is None or pair[1] is None:
+            fake, own = cut.cut(item, split), cut.cut(twin, split)
+            if fake is None or own is None:
                 continue
-            fakes[item.id] = pair[0]
+            fakes[item.id] = fake.image
             splits[split].append(len(faces))
-            faces.append(_face(item, twin, pair[1], pair[0]))
+            faces.append(_face(item, twin, own, fake))
     _refuse_leaks(file, cut.leaks())
     empty = [name for name in _SPLITS if not splits[name]]
     if empty:
@@ -107,7 +113,8 @@ def open_known(manifest: Path, size: int, margin: float, say: Callable[[str], No
     if left_out:
         say(f"{left_out} of {fakes_named} fakes were left out")
     parts = {name: tuple(rows) for name, rows in splits.items()}
-    return Known(tuple(faces), parts, pairs, left_out)
+    audit = audit_items([item for item in items if item.split in _SPLITS], file.parent)
+    return Known(tuple(faces), parts, pairs, audit, file.resolve().parent.name, left_out)
 
 
 def _refuse_leaks(
@@ -132,6 +139,15 @@ def _refuse_leaks(
         )
 
 
+@dataclass(frozen=True, eq=False)
+class _Square:
+    """A square about a face, how many of the file's own pixels it shows, how that is coded."""
+
+    image: Image
+    wide: float
+    coding: str
+
+
 @dataclass
 class _Cutter:
     """Cuts pictures to squares, each file once."""
@@ -143,15 +159,16 @@ class _Cutter:
 
     def __post_init__(self) -> None:
         self._finder = FaceFinder()
-        self._kept: dict[str, Image | None] = {}
+        self._kept: dict[str, _Square | None] = {}
         self._places: dict[str, dict[str, str]] = {}
 
-    def cut(self, item: Item, split: str) -> Image | None:
+    def cut(self, item: Item, split: str) -> _Square | None:
         if item.path not in self._kept:
             self._kept[item.path] = self._read(item)
         found = self._kept[item.path]
         if found is not None:
-            self._places.setdefault(digest_bytes(found.tobytes()), {}).setdefault(split, item.id)
+            digest = digest_bytes(found.image.tobytes())
+            self._places.setdefault(digest, {}).setdefault(split, item.id)
         return found
 
     def leaks(self) -> list[str]:
@@ -163,26 +180,30 @@ class _Cutter:
             if len(found) > 1
         ]
 
-    def _read(self, item: Item) -> Image | None:
+    def _read(self, item: Item) -> _Square | None:
         try:
-            image = load_picture(self.folder / item.path).image
+            picture = load_picture(self.folder / item.path)
         except DataError as error:
             self.say(f"left out: {error.problems[0].what}")
             return None
+        image = picture.image
         height, width = image.shape[:2]
         found = self._finder.find(image)
         if found and found[0].box[2] * self.margin < 0.9 * min(height, width):
             points = self._finder.landmarks(image, found[0])
-            return crop_square(image, points, self.size, margin=self.margin)[0]
+            cut = crop_square(image, points, self.size, margin=self.margin)[0]
+            return _Square(cut, square_side(points, self.margin), picture.coding)
         if found or abs(height - width) <= 0.02 * width:
-            return fit_size(image, (self.size, self.size))
+            return _Square(fit_size(image, (self.size, self.size)), float(width), picture.coding)
         self.say(f"left out: {item.path} shows no face")
         return None
 
 
-def _face(item: Item, twin: Item, image: Image, fake: Image) -> Face:
+def _face(item: Item, twin: Item, own: _Square, fake: _Square) -> Face:
+    image = own.image
     points = np.asarray(canonical_points() * image.shape[0] / 4 + image.shape[0] / 2, np.float32)
     who = twin.identity or item.identity or twin.source or twin.id
-    kept: dict[str, Any] = {"landmark_source": "template"}
-    digest = digest_bytes(image.tobytes() + fake.tobytes())
-    return Face(image, points, item.id, who, digest, **kept)
+    codings = tuple(sorted({own.coding, fake.coding}))
+    digest = digest_bytes(image.tobytes() + fake.image.tobytes())
+    wide = max(own.wide, fake.wide)
+    return Face(image, points, item.id, who, digest, "template", wide, codings)

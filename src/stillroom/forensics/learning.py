@@ -5,7 +5,7 @@ No fake leaves memory. Test faces are touched once, at the end, for the figures 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,38 @@ from torch import nn
 from torch.nn import functional
 
 from stillroom.errors import DataError
+from stillroom.forensics.audits import Audit, audit_pairs
 from stillroom.forensics.bases import Bases, choose_split, open_bases
 from stillroom.forensics.calibrating import Calibrator, fit_calibrator
 from stillroom.forensics.detecting import About, TrainedDetector, write_detector
 from stillroom.forensics.detector_card import write_detector_card
 from stillroom.forensics.detector_settings import DetectorSettings
+from stillroom.forensics.domain import Domain
+from stillroom.forensics.domain_learning import (
+    Sample,
+    change_pictures,
+    know_faces,
+    learn_domain,
+    name_set,
+    pick,
+    tell_domain,
+)
 from stillroom.forensics.extras import need
 from stillroom.forensics.face import Face
 from stillroom.forensics.known import KnownPairs, open_known
+from stillroom.forensics.looks import is_grey
 from stillroom.forensics.measures import brier_score, calibration_gap
 from stillroom.forensics.method import Forgery
 from stillroom.forensics.networks import Network
 from stillroom.forensics.pairs import PairBatch, PairSource
-from stillroom.forensics.proving import find_bounds, make_trial, measure_conditions
+from stillroom.forensics.proving import (
+    CONDITIONS,
+    Trial,
+    apply_change,
+    find_bounds,
+    make_trial,
+    measure_conditions,
+)
 from stillroom.forensics.recipe import ForensicsRecipe
 from stillroom.jobs import Job
 from stillroom.models.causal import choose_device
@@ -54,12 +73,17 @@ _VALIDATION_REPEATS = 2
 
 @dataclass(frozen=True)
 class Faces:
-    """All faces, and the numbers of those to learn from, to calibrate on, and to test on."""
+    """All faces, and the numbers of those to learn from, to calibrate on, and to test on.
+
+    ``name`` is the set's; ``audit`` that of its files, None where fakes are made here.
+    """
 
     every: tuple[Face, ...]
     train: tuple[int, ...]
     validation: tuple[int, ...]
     test: tuple[int, ...]
+    name: str
+    audit: Audit | None = None
 
     def of(self, numbers: Sequence[int]) -> list[Face]:
         """Return faces by number."""
@@ -113,7 +137,11 @@ def _open(recipe: ForensicsRecipe, job: Job) -> tuple[list[Forgery], Faces, dict
     if settings.known is not None:
         known = open_known(Path(settings.known.manifest), recipe.size, recipe.faces.margin, job.say)
         parts = known.splits
-        faces = Faces(known.faces, parts["train"], parts["validation"], parts["test"])
+        faces = Faces(
+            *(known.faces, parts["train"], parts["validation"], parts["test"]),
+            known.name,
+            known.audit,
+        )
         origin = f"a benchmark's, {settings.known.basis}"
         return [known.pairs], faces, {"faces": origin, "consent": "", "left_out": known.left_out}
     forgeries = [recipe.method, *settings.also]
@@ -141,7 +169,10 @@ def split_faces(bases: Bases, recipe: ForensicsRecipe) -> Faces:
     """
     every = tuple(bases[number] for number in range(len(bases)))
     places = split_identities([face.identity for face in every], recipe, "faces")
-    return Faces(every, tuple(places["train"]), tuple(places["validation"]), tuple(places["test"]))
+    train, validation, test = (tuple(places[part]) for part in ("train", "validation", "test"))
+    folder = recipe.faces.folder
+    name = Path(folder).resolve().name if folder else "drawn faces"
+    return Faces(every, train, validation, test, name)
 
 
 def split_identities(
@@ -237,7 +268,7 @@ def prove(
         _names(forgeries),
         origin,
     )
-    with job.phase("prove", 3, "steps") as progress:
+    with job.phase("prove", 4, "steps") as progress:
         detector = TrainedDetector(network, about)
         # Second faces of swaps come from the same split: no one is in two.
         known = make_trial(
@@ -262,16 +293,59 @@ def prove(
             "test": len(faces.test),
         }
         progress.advance()
-    about = replace(
-        about,
-        calibrator=calibrator,
-        least_face=least_face,
-        least_quality=least_quality,
-        is_shown=works and not settings.shuffle_labels,
-        figures=figures,
-        kept=network.kept,
-    )
+        about = replace(
+            about,
+            calibrator=calibrator,
+            least_face=least_face,
+            least_quality=least_quality,
+            is_shown=works and not settings.shuffle_labels,
+            figures=figures,
+            kept=network.kept,
+            learned=name_set(faces.name, faces.every),
+        )
+        taught = make_trial(
+            faces.of(pick(faces.train)), forgeries, seed=recipe.seed + 2, frames=frames
+        )
+        trials = {"train": taught, "validation": known, "test": test}
+        domain = _bound(TrainedDetector(network, about), trials, faces, settings, recipe.seed)
+        about = replace(about, domain=domain, audit=_audit(faces, taught, recipe.seed))
+        progress.advance()
     return TrainedDetector(network, about), figures
+
+
+def _bound(
+    detector: TrainedDetector,
+    trials: Mapping[str, Trial],
+    faces: Faces,
+    settings: DetectorSettings,
+    seed: int,
+) -> Domain:
+    """Return what tells strangers from what the detector learned."""
+    about, train = detector.about, trials["train"]
+    fakes = [image for image, label in zip(train.images, train.labels, strict=True) if label]
+    works = (about.figures["auc"]["h264"]["low"] or 0) > 0.5
+    return learn_domain(
+        detector,
+        {name: Sample(one.images, one.labels, one.groups) for name, one in trials.items()},
+        know_faces(faces.of(faces.train), fakes, jpeg=settings.views.jpeg),
+        change_pictures(about.least_quality, about.least_face / about.size),
+        code=(lambda image, _: apply_change(CONDITIONS["h264"], image)) if works else None,
+        seed=seed,
+    )
+
+
+def _audit(faces: Faces, taught: Trial, seed: int) -> dict[str, Any]:
+    """Return the figures of the audit: of a benchmark's files, else of the pairs made here."""
+    if faces.audit is not None:
+        return {"of": "files", **faces.audit.summary()}
+    traits = [
+        {"size": str(image.shape), "colours": "grey" if is_grey(image) else "colour"}
+        for image in taught.images
+    ]
+    return {
+        "of": "pairs made in memory",
+        **audit_pairs(traits, taught.labels, taught.groups, seed=seed).summary(),
+    }
 
 
 def measure_chances(
@@ -334,6 +408,7 @@ def _tell(figures: dict[str, Any], about: About, job: Job) -> None:
         f"[{clean['low'] or 0:.3f}, {clean['high'] or 1:.3f}]; holds down to squares of "
         f"{about.least_face} pixels about a face and JPEG {about.least_quality}"
     )
+    tell_domain(about, job.say)
     if not about.is_shown:
         job.say(
             "it was not shown to tell forged from real on validation faces: check will call all "

@@ -17,7 +17,7 @@ from stillroom.forensics.detecting import TrainedDetector
 from stillroom.forensics.findings import Course
 from stillroom.forensics.sound_views import add_noise, code_sound
 from stillroom.forensics.sounds import Sound
-from stillroom.forensics.waves import RATE, Waves, read_parts
+from stillroom.forensics.waves import RATE, Waves, name_coding, read_parts
 
 __all__ = ["listen"]
 
@@ -47,8 +47,7 @@ def listen(
 def _hear(detector: TrainedDetector, path: Path, sound: Sound, prevalence: float) -> Course:
     length = detector.about.pixels
     every = max(-(-int(sound.duration * RATE) // (length * _MOST_RUNS)), 1)
-    times: list[float] = []
-    rows: list[list[float]] = []
+    scores = Scores()
     silent, between, heard = 0, 0, 0
     for number, run in enumerate(_runs(path, length)):
         heard += len(run)
@@ -57,13 +56,12 @@ def _hear(detector: TrainedDetector, path: Path, sound: Sound, prevalence: float
         elif float(np.sqrt(np.mean(run**2))) < _SILENT:
             silent += 1
         else:
-            times.append(number * length / RATE)
             views = [run, code_sound(run, "mp3", 64_000), add_noise(run, 35.0, _lot(number))]
-            rows.append([float(value) for value in detector.logits(views)])
+            scores.add([number * length / RATE], detector.see(views))
     return conclude(
         detector,
         0,
-        Scores(times, rows),
+        scores,
         prevalence=prevalence,
         reasons=_doubts(detector, sound),
         nothing="nothing but silence was heard",
@@ -107,6 +105,10 @@ def _doubts(detector: TrainedDetector, sound: Sound) -> list[str]:
     figures = dict(detector.about.figures).get("auc", {})
     if sound.band < _NARROW and not (figures.get("telephone", {}).get("low") or 0) > 0.5:
         found.append(f"no energy above {sound.band:.0f} Hz, where it was not shown to work")
+    domain = detector.about.domain
+    if domain is not None:
+        band, coding = min(sound.band, RATE / 2), name_coding(sound.codec)
+        found += domain.known.doubts(wide=band, unit="Hz", coding=coding)
     return found
 
 

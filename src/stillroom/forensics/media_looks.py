@@ -121,7 +121,7 @@ def look_at_clip(
     pulses = _feel(clip, limits) if with_pulse and scan is not None and scan.tracks else ()
     if witness is not None and scan is not None:
         witness.watch(clip, scan.tracks)
-    courses = witness.courses(_bits_per_pixel(clip)) if witness is not None else ()
+    courses = witness.courses(_bits_per_pixel(clip), clip.codec) if witness is not None else ()
     courses += _hear(judges, path, sound, limits)
     notes = (*clip.notes, *limits)
     look = ClipLook(clip, scan, sound, None, 0, notes, courses, pulses)

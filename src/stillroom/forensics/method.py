@@ -56,10 +56,12 @@ class Forged:
 class Forgery(Method):
     """Makes a forged image from one or two faces.
 
-    Class variables: ``faces_needed``; ``source_type``, what the file's credentials call it.
+    Class variables: ``faces_needed``; ``is_made``, whether the fake is made here, and not kept as
+    it came; ``source_type``, what the file's credentials call it.
     """
 
     faces_needed: ClassVar[int] = 1
+    is_made: ClassVar[bool] = True
     source_type: ClassVar[SourceType] = "compositeWithTrainedAlgorithmicMedia"
 
     @abstractmethod

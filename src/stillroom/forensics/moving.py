@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from stillroom.forensics.colours import keep_grey
 from stillroom.forensics.face import PARTS, Face, Image, Points
 from stillroom.forensics.method import Forged, Forgery
 from stillroom.forensics.treatments import from_float, warp_affine
@@ -75,7 +76,8 @@ def forge_moving(
         )
         seen = np.asarray(given[0].landmarks + tremble, dtype=np.float32)
         given[0] = replace(given[0], landmarks=seen)
-        found.append(forgery.forge(given, np.random.default_rng(lot)))
+        forged = forgery.forge(given, np.random.default_rng(lot))
+        found.append(keep_grey(forged, given[0].image))
     return found
 
 

@@ -6,7 +6,8 @@ itself, so that no caller can forget it. Knows no data and no training but the l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,7 +20,7 @@ from stillroom.errors import CheckpointError
 from stillroom.forensics.choices import Weights
 from stillroom.forensics.extras import find_model_file, need
 
-__all__ = ["Backbone", "Judged", "Network", "Normalize", "freeze", "to_grey"]
+__all__ = ["Backbone", "Judged", "Network", "Normalize", "freeze", "to_grey", "watch_layers"]
 
 _IMAGENET = {
     "tf_efficientnet_lite0": (
@@ -28,6 +29,7 @@ _IMAGENET = {
     )
 }
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_LEAST_VARIANCE = 1e-6
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -155,6 +157,36 @@ class Backbone(nn.Module):
         grid = self.body(images)  # (B, D, h, w)
         features = grid.mean((2, 3))  # (B, D)
         return Judged(self.head(self.dropout(features))[:, 0], features, grid)
+
+
+@contextmanager
+def watch_layers(network: nn.Module, count: int) -> Iterator[list[Tensor]]:
+    """Collect, while a network judges ``count`` things, what its layers carry, (count, 2) each.
+
+    Of every batch norm over places: how far each channel's mean lies from that of training, in the
+    deviations of training; the mean of that over channels, and the logarithm of its square's mean.
+    Layers that see things in other batches are passed over.
+
+    Source: Dong et al. 2022, arXiv:2104.11408 (the discrepancy of channel means; here by layer).
+    """
+    found: list[Tensor] = []
+
+    def note(layer: nn.Module, given: tuple[Tensor, ...], _: Tensor) -> None:
+        mean, variance = layer.running_mean, layer.running_var
+        if len(given[0]) != count or not isinstance(mean, Tensor) or variance is None:
+            return
+        apart = given[0].flatten(2).mean(2) - mean
+        apart = apart / (cast("Tensor", variance) + _LEAST_VARIANCE).sqrt()
+        size = apart.square().mean(1).add(_LEAST_VARIANCE).log()
+        found.append(torch.stack([apart.mean(1), size], dim=1))
+
+    layers = [one for one in network.modules() if isinstance(one, nn.BatchNorm2d)]
+    hooks = [one.register_forward_hook(note) for one in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def to_grey(images: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stillroom.forensics.colours import keep_grey
 from stillroom.forensics.detector_settings import DetectorSettings
 from stillroom.forensics.face import Face
 from stillroom.forensics.method import Forged, Forgery
@@ -135,7 +136,8 @@ def forge_pair(
     Where a second face is needed, it is of another person if there is one.
     """
     method, given = _choose(faces, number, forgeries, rng)
-    return method.forge(given, rng)
+    forged = method.forge(given, rng)
+    return keep_grey(forged, given[0].image) if method.is_made else forged
 
 
 def forge_clip(

@@ -56,6 +56,10 @@ PICTURES = frozenset(
 """Endings of what is read as a picture."""
 
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF", "PPM")
+_CODINGS = {
+    **dict.fromkeys(("PNG", "BMP", "TIFF", "GIF", "PPM"), "lossless"),
+    **{"MPO": "JPEG", "WEBP": "WebP", "HEIF": "HEIC"},
+}
 _BYTE = 8
 _HEIC = frozenset({b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"})
 MOST_PIXELS = 120_000_000
@@ -81,6 +85,11 @@ class Picture:
     notes: tuple[str, ...] = ()
     jpeg_quality: int | None = None
     claims: tuple[Claim, ...] = ()
+
+    @property
+    def coding(self) -> str:
+        """How its pixels are coded: ``lossless``, or the name of what loses some, as ``JPEG``."""
+        return _CODINGS.get(self.format, self.format)
 
 
 def load_picture(path: Path) -> Picture:

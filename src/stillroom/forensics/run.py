@@ -223,11 +223,12 @@ def _forge(task: _Task) -> Forged:
     import cv2
     import numpy as np
 
+    from stillroom.forensics.colours import keep_grey
     from stillroom.forensics.method import Forged
 
     cv2.setNumThreads(1)
     rng = np.random.default_rng([task.recipe.seed, task.number, 0xF0A])
-    forged = task.recipe.method.forge(task.faces, rng)
+    forged = keep_grey(task.recipe.method.forge(task.faces, rng), task.faces[0].image)
     if not task.recipe.edits:
         return forged
     edit = task.recipe.edits[int(rng.integers(len(task.recipe.edits)))]

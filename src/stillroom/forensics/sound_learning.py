@@ -16,10 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.evaluate import Metric
+from stillroom.forensics.audits import audit_pairs
 from stillroom.forensics.calibrating import Calibrator, fit_calibrator
 from stillroom.forensics.detecting import About, TrainedDetector, write_detector
 from stillroom.forensics.detector_card import write_sound_card
 from stillroom.forensics.detector_settings import DetectorSettings
+from stillroom.forensics.domain_learning import (
+    Sample,
+    know_waves,
+    learn_domain,
+    name_set,
+    pick,
+    tell_domain,
+)
 from stillroom.forensics.extras import need
 from stillroom.forensics.learning import measure_chances, split_identities, start_from
 from stillroom.forensics.measures import cluster_interval
@@ -27,7 +36,7 @@ from stillroom.forensics.method import ForgedSound, Resynthesis
 from stillroom.forensics.networks import Network
 from stillroom.forensics.pairs import PairBatch
 from stillroom.forensics.recipe import ForensicsRecipe, SoundSettings
-from stillroom.forensics.sound_views import SOUND_CONDITIONS, draw_sound_view
+from stillroom.forensics.sound_views import SOUND_CONDITIONS, draw_sound_view, even_out
 from stillroom.forensics.voices import open_voices
 from stillroom.forensics.waves import RATE, Wave, Waves
 from stillroom.jobs import Job
@@ -151,6 +160,9 @@ def learn_sounds(recipe: ForensicsRecipe, sound: SoundSettings, job: Job) -> Art
         about = About(
             *(settings.model, length, RATE, 1.0, Calibrator("none"), uses, voices.origin),
             kept=network.kept,
+            learned=name_set(
+                Path(sound.folder).resolve().name if sound.folder else "drawn voices", voices.waves
+            ),
         )
         detector, figures = _prove(recipe, network, about, parts, methods, job)
         fingerprint = write_detector(job.output, network, detector.about)
@@ -160,6 +172,7 @@ def learn_sounds(recipe: ForensicsRecipe, sound: SoundSettings, job: Job) -> Art
         f"area under the curve on speakers it never heard: {clean['value']:.3f} "
         f"[{clean['low'] or 0:.3f}, {clean['high'] or 1:.3f}]"
     )
+    tell_domain(detector.about, job.say)
     return job.finish(
         "checkpoint",
         parents=[make_parent("voices", Path(sound.folder), job.out)] if sound.folder else [],
@@ -202,7 +215,7 @@ def _forge(
     if method.waves_needed > 1:
         others = [one for one in waves if one.identity != wave.identity] or list(waves)
         given.append(others[int(rng.integers(len(others)))])
-    return method.forge(given, rng)
+    return even_out(method.forge(given, rng))
 
 
 def _teach(
@@ -251,7 +264,7 @@ def _prove(
     if settings is None:
         raise TypeError("the recipe trains no detector")
     detector = TrainedDetector(network, about)
-    with job.phase("prove", 2, "steps") as progress:
+    with job.phase("prove", 3, "steps") as progress:
         known = make_sound_trial(parts["validation"], methods, seed=recipe.seed, repeats=_REPEATS)
         calibrator = fit_calibrator(
             settings.calibration, known.labels, detector.logits(known.sounds)
@@ -266,10 +279,42 @@ def _prove(
         figures |= measure_chances(logits, calibrator, test.labels)
         figures["faces"] = {name: len(waves) for name, waves in parts.items()}
         progress.advance()
-    whole = replace(
-        about,
-        calibrator=calibrator,
-        is_shown=works and not settings.shuffle_labels,
-        figures=figures,
-    )
-    return TrainedDetector(network, whole), figures
+        about = replace(
+            about,
+            calibrator=calibrator,
+            is_shown=works and not settings.shuffle_labels,
+            figures=figures,
+        )
+        taught = make_sound_trial(
+            [parts["train"][at] for at in pick(range(len(parts["train"])))],
+            methods,
+            seed=recipe.seed + 2,
+        )
+        coded = settings.views.jpeg
+        domain = learn_domain(
+            TrainedDetector(network, about),
+            {
+                name: Sample(one.sounds, one.labels, one.groups)
+                for name, one in (("train", taught), ("validation", known), ("test", test))
+            },
+            know_waves(parts["train"], coded=coded),
+            lambda values, rng: draw_sound_view(values, values, coded, rng)[0],
+            seed=recipe.seed,
+        )
+        about = replace(about, domain=domain, audit=_audit(taught, recipe.seed))
+        progress.advance()
+    return TrainedDetector(network, about), figures
+
+
+def _audit(taught: SoundTrial, seed: int) -> dict[str, Any]:
+    """Return the figures of the audit of the pairs: what is no trace of a forgery tells nothing."""
+    traits = [
+        {
+            "length": float(len(one)),
+            "loudness": round(float(np.sqrt(np.mean(np.square(one)))), 4),
+            "offset": round(float(one.mean()), 4),
+        }
+        for one in taught.sounds
+    ]
+    found = audit_pairs(traits, taught.labels, taught.groups, seed=seed)
+    return {"of": "pairs made in memory", **found.summary()}

@@ -18,6 +18,7 @@ from stillroom.forensics.method import ForgedSound, Resynthesis
 from stillroom.forensics.recipe import ForensicsRecipe, SoundSettings
 from stillroom.forensics.set_writing import Rows, write_set
 from stillroom.forensics.sound_marking import MadeSound, SoundMarker
+from stillroom.forensics.sound_views import even_out
 from stillroom.forensics.voices import Voices, open_voices
 from stillroom.forensics.waves import RATE, Wave
 from stillroom.jobs import Job, atomic_write
@@ -61,7 +62,7 @@ def run_sounds(recipe: ForensicsRecipe, sound: SoundSettings, job: Job) -> Artif
         for task in _tasks(recipe, sound, voices, needed):
             if task.number not in done:
                 rng = np.random.default_rng([recipe.seed, task.number, 0x50F])
-                forged = task.method.forge(task.waves, rng)
+                forged = even_out(task.method.forge(task.waves, rng))
                 yield task.number, _write(task, forged, voices, recipe, name, marker, job)
 
     rows = write_set(job, lab, make, count=recipe.count, unit="sounds", rows_before=rows_before)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.forensics.extras import need
+from stillroom.forensics.method import ForgedSound
 from stillroom.forensics.waves import RATE, Waves, resample
 
-__all__ = ["SOUND_CONDITIONS", "add_noise", "code_sound", "draw_sound_view"]
+__all__ = ["SOUND_CONDITIONS", "add_noise", "code_sound", "draw_sound_view", "even_out"]
 
 _CODECS = {"mp3": ("libmp3lame", "mp3", 44_100), "aac": ("aac", "adts", 44_100)}
 
@@ -54,6 +56,21 @@ def code_sound(values: Waves, codec: str, bits_a_second: int) -> Waves:
             next="pip install --force-reinstall av",
         ) from error
     return _decode(out, len(values))
+
+
+def even_out(forged: ForgedSound) -> ForgedSound:
+    """Return a forgery and its twin about zero, as loud as each other.
+
+    Else a resynthesis that is a little louder, or drops a recorder's offset, is told by that alone.
+    """
+    twin = forged.twin - np.float32(forged.twin.mean())
+    values = forged.values - np.float32(forged.values.mean())
+    loud, quiet = (float(np.sqrt(np.mean(np.square(one)))) for one in (twin, values))
+    if quiet > 0 and loud > 0:
+        values = values * np.float32(loud / quiet)
+    most = max(float(np.abs(one).max(initial=0.0)) for one in (twin, values))
+    share = np.float32(1 / max(most, 1.0))  # both alike, so that neither is clipped
+    return replace(forged, values=values * share, twin=twin * share)
 
 
 def add_noise(values: Waves, decibels: float, rng: np.random.Generator) -> Waves:

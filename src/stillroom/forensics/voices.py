@@ -15,7 +15,16 @@ from stillroom.forensics.listing import list_files
 from stillroom.forensics.recipe import SoundSettings
 from stillroom.forensics.recorder_traces import refuse_recordings
 from stillroom.forensics.voicing import draw_voice
-from stillroom.forensics.waves import RATE, SOUNDS, Wave, Waves, fit_length, load_wave
+from stillroom.forensics.waves import (
+    RATE,
+    SOUNDS,
+    Wave,
+    Waves,
+    fit_length,
+    load_wave,
+    name_coding,
+    read_codec,
+)
 from stillroom.provenance import digest_bytes
 
 __all__ = ["Voices", "list_recordings", "open_voices"]
@@ -65,8 +74,9 @@ def open_voices(
     paths = list_recordings(folder)
     whose, consent = answer_for(settings, paths, uses, refuse=refuse_recordings, say=say)
     speakers = _by_speaker(paths, folder, say)
+    codings = tuple(sorted({name_coding(codec) for path in paths if (codec := read_codec(path))}))
     left_out = len(paths) - sum(len(parts) for parts in speakers.values())
-    found = _cut(speakers, round(settings.seconds * RATE))[:count]
+    found = _cut(speakers, round(settings.seconds * RATE), codings)[:count]
     if not found:
         raise _no_voices(folder, "holds no recording that can be decoded")
     if left_out:
@@ -98,7 +108,7 @@ def _by_speaker(
     return found
 
 
-def _cut(speakers: dict[str, list[Waves]], length: int) -> list[Wave]:
+def _cut(speakers: dict[str, list[Waves]], length: int, codings: tuple[str, ...]) -> list[Wave]:
     """Return pieces of one length, speakers in turn, so that a count takes some of each."""
     pieces: list[list[Wave]] = []
     for speaker, parts in speakers.items():
@@ -107,7 +117,7 @@ def _cut(speakers: dict[str, list[Waves]], length: int) -> list[Wave]:
         rows = [fit_length(whole, length, at * length) for at in range(many)]
         pieces.append(
             [
-                Wave(row, f"{speaker}-{at}", speaker, digest_bytes(row.tobytes()))
+                Wave(row, f"{speaker}-{at}", speaker, digest_bytes(row.tobytes()), codings)
                 for at, row in enumerate(rows)
             ]
         )

@@ -27,6 +27,8 @@ __all__ = [
     "level",
     "load_wave",
     "mel_bands",
+    "name_coding",
+    "read_codec",
     "read_parts",
     "resample",
     "to_spectrum",
@@ -34,6 +36,7 @@ __all__ = [
 
 RATE = 16_000
 LONGEST_S = 600.0
+_LOSSLESS = frozenset({"flac", "alac", "ape", "tta", "tak", "wavpack", "wmalossless"})
 SOUNDS = frozenset(
     [
         *(".wav", ".mp3", ".flac", ".m4a", ".ogg", ".oga", ".opus", ".aac"),
@@ -49,12 +52,34 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Wave:
-    """A recording at ``RATE``: values (N,), its name, who speaks, and the digest of its file."""
+    """A recording at ``RATE``: values (N,), its name, who speaks, and the digest of its file.
+
+    ``codings`` are how the files it is cut from are coded, as ``name_coding`` says; empty: drawn.
+    """
 
     values: Waves
     name: str
     identity: str
     digest: str
+    codings: tuple[str, ...] = ()
+
+
+def name_coding(codec: str) -> str:
+    """Return how a decoder's sound is coded: ``lossless``, or the name of what loses some."""
+    lossless = codec.startswith("pcm_") or codec in _LOSSLESS
+    return "lossless" if lossless else codec.removesuffix("float")
+
+
+def read_codec(path: Path) -> str:
+    """Return the decoder's name of a file's first audio track; empty if it cannot be opened."""
+    import av
+
+    try:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            streams = container.streams.audio
+            return str(streams[0].codec_context.name) if streams else ""
+    except (av.FFmpegError, ValueError):
+        return ""
 
 
 def to_spectrum(values: Waves, length: int, hop: int) -> Spectrum:

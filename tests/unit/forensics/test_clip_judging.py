@@ -1,12 +1,14 @@
 """Detectors before clips: scores over time, a head over time, and a pulse that is no verdict."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from tests.unit.forensics.conftest import widen
 from tests.unit.forensics.test_clips import write_clip
 
 from stillroom.cli.app import stillroom
@@ -67,9 +69,8 @@ def shown(base):
     changes["faces"] = "person"
     folder = base.parent / "shown"
     folder.mkdir()
-    write_detector(
-        folder, detector.network, type(detector.about)(**{**vars(detector.about), **changes})
-    )
+    about = type(detector.about)(**{**vars(widen(detector.about)), **changes})
+    write_detector(folder, detector.network, about)
     return folder
 
 
@@ -79,7 +80,7 @@ def clip(tmp_path_factory):
     path = tmp_path_factory.mktemp("clips") / "face.mp4"
     face = draw_face(11, 1, 160).image
     frames = [np.pad(np.roll(face, n // 4, 1), ((8, 8), (40, 40), (0, 0))) for n in range(24)]
-    write_clip(path, frames)
+    write_clip(path, frames, codec="libx264")
     return path
 
 
@@ -109,7 +110,8 @@ def test_a_face_is_scored_in_every_frame_and_over_time(clip, shown, timed, tmp_p
     assert text.count("<figure class=course>") == 2
     assert "chance over time, face 1" in text
     said = check(clip, "--detector", shown)
-    assert "npr of upsample, face 1, " in said
+    assert "npr of upsample (learned from drawn faces, 12 in all, digest " in said
+    assert "), face 1, " in said
     assert "indicates a forgery (chance 0.88 where 0.5 of" in said
     assert "▇" in said
 
@@ -121,6 +123,22 @@ def test_video_is_judged_only_by_who_was_measured_on_video(clip, base, shown):
     config.mkdir()
     write_detector(config, detector.network, about)
     assert "what it makes of frames of video was not measured" in check(clip, "--detector", config)
+
+
+def test_video_that_was_never_tried_and_strange_faces_are_not_judged(clip, base, shown, tmp_path):
+    face = draw_face(11, 1, 160).image
+    frames = [np.pad(np.roll(face, n // 4, 1), ((8, 8), (40, 40), (0, 0))) for n in range(8)]
+    write_clip(tmp_path / "other.mp4", frames, codec="mpeg4")
+    said = check(tmp_path / "other.mp4", "--detector", shown)
+    assert "coded as mpeg4, and of video it was tried on H.264 alone" in said
+    detector = TrainedDetector.open(shown, device="cpu")
+    domain = detector.about.domain
+    narrow = {"still": domain.limit(), "video": {**domain.limit(), "features": 0.0}}
+    domain = replace(domain, limits=narrow)
+    (tmp_path / "narrow").mkdir()
+    write_detector(tmp_path / "narrow", detector.network, replace(detector.about, domain=domain))
+    said = check(clip, "--detector", tmp_path / "narrow")
+    assert "inconclusive: unlike what it learned from, in its own features" in said
 
 
 def test_a_face_in_too_few_frames_is_not_judged_over_time(shown, timed, tmp_path):

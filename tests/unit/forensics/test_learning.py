@@ -7,6 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from tests.unit.forensics.conftest import widen
 
 from stillroom.cli.app import stillroom
 from stillroom.errors import CheckpointError, DataError, RecipeError
@@ -92,7 +93,7 @@ def judged(detector, image, **changes):
 
 def test_a_judgement_is_withheld_where_it_was_not_shown_to_hold(trained, faces):
     detector = TrainedDetector.open(trained)
-    about = detector.about
+    about = widen(detector.about)
     shown = vars(about) | {
         "is_shown": True,
         "faces": "person",

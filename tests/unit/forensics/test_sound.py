@@ -4,11 +4,13 @@ import io
 import json
 import subprocess
 import wave
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from tests.unit.forensics.conftest import widen
 from tests.unit.forensics.sounds import write_sound
 
 from stillroom.cli.app import stillroom
@@ -17,14 +19,17 @@ from stillroom.flow import estimate_recipe, run_recipe
 from stillroom.forensics.checking import check_file
 from stillroom.forensics.credentials import read_credentials
 from stillroom.forensics.detecting import TrainedDetector
+from stillroom.forensics.domain import Known
 from stillroom.forensics.graphs import GraphNetwork
 from stillroom.forensics.hearing import CepstralNetwork, LinearCepstrum
+from stillroom.forensics.listening import listen
 from stillroom.forensics.marking import unmarked_files
 from stillroom.forensics.method import RESYNTHESES
 from stillroom.forensics.published_sound import import_aasist
 from stillroom.forensics.sound_mark import SoundMark, measure_snr
 from stillroom.forensics.sound_marking import LABELS, MadeSound, SoundMarker
 from stillroom.forensics.sound_views import add_noise, code_sound
+from stillroom.forensics.sounds import hear_sound
 from stillroom.forensics.tracing import trace_file
 from stillroom.forensics.voicing import draw_voice
 from stillroom.forensics.waves import (
@@ -450,8 +455,27 @@ def test_check_hears_recordings(trained, made, tmp_path):
     assert (
         "it learned from drawn voices alone, and says nothing of any others" in finding["reasons"]
     )
+    assert finding["learned"]["name"] == "drawn voices"
     assert finding["times"] == [0.5 * at for at in range(8)]
     assert "chance over time, sound" in (tmp_path / "page.html").read_text()
+
+
+def test_a_recording_unlike_those_learned_from_is_not_judged(trained, tmp_path):
+    detector = TrainedDetector.open(trained, device="cpu")
+    domain = replace(detector.about.domain, known=Known((), 1000.0, ("mp3",)))
+    detector.about = replace(widen(detector.about), faces="person", is_shown=True)
+
+    def reasons(values):
+        path = write_sound(tmp_path / "a.wav", values)
+        (course,) = listen([detector], path, hear_sound(path), 0.5)
+        return " ".join(course.reasons)
+
+    voice = draw_voice(6, 0, 2.0).values
+    for word in ("unlike", "coded as", "detail up to"):
+        assert word not in reasons(voice)
+    detector.about = replace(detector.about, domain=domain)
+    assert "coded as lossless, where it learned from mp3" in reasons(voice)
+    assert "Hz, beyond the 1000 it learned from" in reasons(voice)
 
 
 def test_what_of_a_recording_was_not_heard_is_counted(trained, tmp_path, monkeypatch):

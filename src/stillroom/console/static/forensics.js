@@ -94,12 +94,14 @@
     return make("figure", {}, picture, make("figcaption", { class: "small quiet", text: "The places in the window about the face that moved the score most; no proof of where a forgery is." }));
   };
 
+  const taught = (one) => ` (learned from ${one.learned.name || "a set that is not named"}, digest ${one.learned.digest.slice(0, 12) || "not kept"})`;
+
   const findings = (told) => {
     const list = make("div", {});
     for (const one of told) {
       const [x, y, wide, high] = one.face;
       list.append(
-        make("p", {}, make("strong", { text: one.detector }), `, face of ${wide}×${high} at ${x},${y}: ${one.verdict}`),
+        make("p", {}, make("strong", { text: one.detector }), `${taught(one)}, face of ${wide}×${high} at ${x},${y}: ${one.verdict}`),
       );
       if (one.chance !== null)
         list.append(make("div", { class: "score" }, bar(one.chance), make("span", { text: `${Math.round(100 * one.chance)} % at a prevalence of ${one.prevalence}, calibrated` })));
@@ -152,7 +154,7 @@
     ]));
     if (scan.times.length && told.width) frames(box, address, scan.times);
     for (const one of told.courses || []) {
-      box.append(make("p", {}, make("strong", { text: one.detector }), `, ${one.subject || `face ${one.face}`}: ${one.verdict}`));
+      box.append(make("p", {}, make("strong", { text: one.detector }), `${taught(one)}, ${one.subject || `face ${one.face}`}: ${one.verdict}`));
       if (one.times && one.times.length > 1)
         box.append(window.curves.draw("chance over time", one.times.map((time, at) => [time, one.chances[at]]), "second"));
     }
