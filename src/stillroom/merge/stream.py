@@ -70,7 +70,8 @@ class Merge:
     """One merge, ready to run: method, sources in the recipe's order, rules.
 
     ``share`` places the result on the line from the base (0) to what the method gives (1).
-    ``threads`` is how many blocks are worked on at once; ``device`` where heavy arithmetic is done.
+    ``threads`` is how many blocks are worked on at once, 0 what ``Workers`` chooses; ``device``
+    where heavy arithmetic is done.
     """
 
     method: MergeMethod
@@ -517,7 +518,7 @@ def merge_checkpoints(
         shard_size: Most bytes of weights in one file.
         seed: For methods that draw.
         exclude: Patterns of tensors that are copied from the base, or the first model.
-        threads: How many blocks are worked on at once; changes no bit.
+        threads: How many blocks are worked on at once, 0 as many as pay; changes no bit.
 
     Raises:
         CheckpointError: If sources do not belong together, or a number is not finite.

@@ -105,7 +105,7 @@ def verify_merge(
     share: float = 0.1,
     seed: int = 0,
     say: Callable[[str], None] | None = None,
-    threads: int = 1,
+    threads: int = 0,
 ) -> Verification:
     """Replay a share of a merge's tensors and compare them with what lies there.
 
@@ -114,7 +114,7 @@ def verify_merge(
         share: How many of the tensors, from 0 to 1; at least one.
         seed: Which tensors.
         say: Hears that all tensors are replayed, where that is needed.
-        threads: How many blocks are worked on at once; changes no bit.
+        threads: How many blocks are worked on at once, 0 as many as pay; changes no bit.
 
     Raises:
         DataError: If the folder is not a merge's.

@@ -5,8 +5,12 @@ import os
 import subprocess
 import sys
 
+import torch
+from click.testing import CliRunner
 from tests.unit.merge.conftest import fine_tune
 
+from stillroom.cli.app import stillroom
+from stillroom.merge.loading import load_merge
 from stillroom.testing import tiny_checkpoint
 
 
@@ -29,3 +33,44 @@ def test_torchs_number_of_threads_never_changes_a_bit(tmp_path):
         )
         digests.add(json.loads((out / "artifact.json").read_text())["details"]["fingerprint"])
     assert len(digests) == 1
+
+
+def test_a_mergekit_files_user_chooses_the_arithmetic(tmp_path):
+    base = tiny_checkpoint(tmp_path / "base", dtype=torch.bfloat16)
+    tunes = [fine_tune(base, tmp_path / f"tune{seed}", seed) for seed in (1, 2)]
+    theirs, ours = tmp_path / "theirs.yml", tmp_path / "ours.yaml"
+    lines = ["merge_method: dare_ties", "dtype: bfloat16", f"base_model: {base}", "models:"]
+    for tune in tunes:
+        lines += [f"  - model: {tune}", "    parameters: {weight: 0.6, density: 0.5}"]
+    theirs.write_text("\n".join(lines))
+    lines = ["version: 1", "kind: merge", "method: {name: dare_ties, density: 0.5}"]
+    lines[2] = lines[2].replace("}", ", normalize: false}")
+    lines += [f"base: {base}", "models:"]
+    lines += [f"  - {{checkpoint: {tune}, weight: 0.6}}" for tune in tunes]
+    ours.write_text("\n".join(lines))
+
+    def merge(recipe, *words):
+        out = tmp_path / "-".join([recipe.stem, *words]).replace("-", "")
+        words = ["merge", "run", str(recipe), *words, "--out", str(out), "--quiet"]
+        CliRunner().invoke(stillroom, words, catch_exceptions=False)
+        return json.loads((out / "artifact.json").read_text())["details"]["fingerprint"]
+
+    exact = merge(theirs)
+    paper = merge(theirs, "--arithmetic", "paper")
+    assert paper == merge(ours)
+    assert (
+        exact
+        == merge(theirs, "--arithmetic", "mergekit")
+        == merge(ours, "--arithmetic", "mergekit")
+    )
+    assert exact != paper
+
+
+def test_paper_arithmetic_stores_what_mergekit_would_compute_in(tmp_path):
+    text = "merge_method: linear\nmodels: [{model: org/a, parameters: {weight: 1}}]\n"
+    path = tmp_path / "theirs.yml"
+    for types, stored in (("", None), ("dtype: float16\n", "float16"),
+                          ("dtype: float32\nout_dtype: bfloat16\n", "bfloat16")):  # fmt: skip
+        path.write_text(text + types)
+        recipe = load_merge(path, arithmetic="paper")
+        assert (recipe.compat, recipe.compute, recipe.out.dtype) == ("paper", None, stored)
