@@ -8,16 +8,19 @@ pruning that has two methods; a method's own file says which it is, and its defa
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, Blocks, MergeMethod, Place
+from stillroom.merge.method import Array, Block, Blocks, MergeMethod, Place, no_counterpart
 
 if TYPE_CHECKING:
     import torch
+
+    from stillroom.merge.retracing import Draws, Kept
 
 __all__ = ["PrunedAtRandom", "PrunedByRank", "PrunedMethod", "PrunedToMiddle"]
 
@@ -76,10 +79,41 @@ class PrunedMethod(MergeMethod):
         )
 
 
+    def keep_rows(self, blocks: Blocks, kind: str, draws: Draws) -> list[Kept]:
+        """Return what ``prune_whole`` keeps of every parent, and what it multiplies that with."""
+        raise no_counterpart(self.method_name())
+
+    @override
+    def retrace(self, blocks: Blocks, kind: str, draws: Draws) -> Callable[[Block], Array]:
+        from stillroom.merge.retracing import add_up
+
+        return partial(
+            add_up,
+            kept=self.keep_rows(blocks, kind, draws),
+            kind=kind,
+            votes=self.votes,
+            normalize=self.normalize,
+            scale=self.scale,
+        )
+
+
 class PrunedAtRandom(PrunedMethod):
     """DARE's pruning: each element is kept with one probability."""
 
     rescale: bool = Field(True, description="divide what is kept by the density")
+
+    @override
+    def retraces(self, kind: str, shape: tuple[int, ...], parents: int) -> bool:
+        from stillroom.merge.retracing import MOST_ADDED
+
+        return parents <= MOST_ADDED and (kind == "BF16" or not self.rescale)
+
+    @override
+    def keep_rows(self, blocks: Blocks, kind: str, draws: Draws) -> list[Kept]:
+        from stillroom.merge.dropping import drop_at_random
+
+        densities = blocks.at.values("density", self.density)
+        return drop_at_random(blocks, densities, kind, draws, rescale=self.rescale)
 
     @override
     def prune(self, vectors: Sequence[Array], measured: Any, at: Place) -> list[Array]:
@@ -129,6 +163,19 @@ class PrunedByRank(PrunedMethod):
             drop_by_rank(vector, *window, rescale=self.rescale)
             for vector, window in zip(vectors, self._windows(at), strict=True)
         ]
+
+    @override
+    def retraces(self, kind: str, shape: tuple[int, ...], parents: int) -> bool:
+        from stillroom.merge.retracing import MOST_ADDED
+
+        is_rows = 1 <= len(shape) <= 2 and shape[-1] > 1
+        return parents <= MOST_ADDED and kind == "BF16" and is_rows
+
+    @override
+    def keep_rows(self, blocks: Blocks, kind: str, draws: Draws) -> list[Kept]:
+        from stillroom.merge.dropping import drop_by_rank
+
+        return drop_by_rank(blocks, self._windows(blocks.at), kind, draws, rescale=self.rescale)
 
     def _windows(self, at: Place) -> list[tuple[float, float]]:
         densities = at.values("density", self.density)

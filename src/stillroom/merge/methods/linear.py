@@ -7,17 +7,19 @@ bit for bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import RecipeError
-from stillroom.merge.method import Array, MergeMethod, Place
+from stillroom.merge.method import Array, Block, Blocks, MergeMethod, Place
 
 if TYPE_CHECKING:
     import torch
+
+    from stillroom.merge.retracing import Draws
 
 __all__ = ["Linear"]
 
@@ -65,3 +67,27 @@ class Linear(MergeMethod):
         if self.normalize:
             total /= torch.tensor(list(at.weights), dtype=torch.float32).sum()
         return total.to(parents[0].dtype)
+
+    @override
+    def retraces(self, kind: str, shape: tuple[int, ...], parents: int) -> bool:
+        return parents < 8  # how torch adds more weights depends on the machine
+
+    @override
+    def retrace(self, blocks: Blocks, kind: str, draws: Draws) -> Callable[[Block], Array]:
+        import numpy as np
+
+        from stillroom.merge.retracing import add_product
+
+        weights = [np.float32(weight) for weight in blocks.at.weights]
+        under = np.float32(0)
+        for weight in (*weights[:1], *weights[4:], *weights[1:4]):  # torch adds them in fours
+            under += weight
+
+        def combine(block: Block) -> Array:
+            weights = block.at.weights
+            total: Array = block.parents[0] * np.float32(weights[0])
+            for parent, weight in zip(block.parents[1:], weights[1:], strict=True):
+                total = add_product(total, parent, weight)
+            return total / under if self.normalize else total
+
+        return combine

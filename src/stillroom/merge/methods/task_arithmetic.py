@@ -5,16 +5,18 @@ Source: Ilharco et al. 2022, arXiv:2212.04089. A negative weight takes a task aw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, MergeMethod, Place
+from stillroom.merge.method import Array, Block, Blocks, MergeMethod, Place
 
 if TYPE_CHECKING:
     import torch
+
+    from stillroom.merge.retracing import Draws
 
 __all__ = ["TaskArithmetic"]
 
@@ -47,4 +49,26 @@ class TaskArithmetic(MergeMethod):
         base, vectors = subtract(base, parents, "task_arithmetic")
         return combine(
             base, vectors, at.weights, votes=False, normalize=self.normalize, scale=self.scale
+        )
+
+    @override
+    def retraces(self, kind: str, shape: tuple[int, ...], parents: int) -> bool:
+        from stillroom.merge.retracing import MOST_ADDED
+
+        return parents <= MOST_ADDED
+
+    @override
+    def retrace(self, blocks: Blocks, kind: str, draws: Draws) -> Callable[[Block], Array]:
+        from functools import partial
+
+        from stillroom.merge.retracing import add_up
+
+        whole = [(None, 1.0)] * len(blocks.at.weights)
+        return partial(
+            add_up,
+            kept=whole,
+            kind=kind,
+            votes=False,
+            normalize=self.normalize,
+            scale=self.scale,
         )
