@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from stillroom.checkpoints import Checkpoint
     from stillroom.merge.plan import MergePlan
-    from stillroom.merge.retracing import Draws
+    from stillroom.merge.retracing import CastBlocks, Draws
     from stillroom.merge.rules import Rules
     from stillroom.merge.sources import Source
 
@@ -197,14 +197,11 @@ class MergeMethod(Method):
         """
         return False
 
-    def retrace(
-        self, blocks: Blocks, kind: str, draws: Draws
-    ) -> Callable[[Block], Array]:
-        """Return what makes each block of one tensor as ``replicate`` does, in numpy.
+    def retrace(self, blocks: CastBlocks, draws: Draws) -> Callable[[int], Array]:
+        """Return what makes a numbered block of a tensor as ``replicate`` does, in numpy.
 
         Args:
-            blocks: The tensor, its parents in the recipe's order, float32 as rounded to ``kind``.
-            kind: The type that every operation rounds to.
+            blocks: The tensor.
             draws: torch's generator, where the tensors before left it.
         """
         raise no_counterpart(self.method_name())

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, Block, Blocks, MergeMethod, Place, no_counterpart
+from stillroom.merge.method import Array, Blocks, MergeMethod, Place, no_counterpart
 
 if TYPE_CHECKING:
     import torch
 
-    from stillroom.merge.retracing import Draws, Kept
+    from stillroom.merge.retracing import CastBlocks, Draws, Pruned
 
 __all__ = ["PrunedAtRandom", "PrunedByRank", "PrunedMethod", "PrunedToMiddle"]
 
@@ -79,22 +78,28 @@ class PrunedMethod(MergeMethod):
         )
 
 
-    def keep_rows(self, blocks: Blocks, kind: str, draws: Draws) -> list[Kept]:
-        """Return what ``prune_whole`` keeps of every parent, and what it multiplies that with."""
+    def prune_bits(self, blocks: CastBlocks, draws: Draws) -> list[Pruned]:
+        """Return what ``prune_whole`` leaves of every parent."""
         raise no_counterpart(self.method_name())
 
     @override
-    def retrace(self, blocks: Blocks, kind: str, draws: Draws) -> Callable[[Block], Array]:
-        from stillroom.merge.retracing import add_up
+    def retrace(self, blocks: CastBlocks, draws: Draws) -> Callable[[int], Array]:
+        from stillroom.merge.retracing import add_up, scaled
 
-        return partial(
-            add_up,
-            kept=self.keep_rows(blocks, kind, draws),
-            kind=kind,
-            votes=self.votes,
-            normalize=self.normalize,
-            scale=self.scale,
-        )
+        pruned = self.prune_bits(blocks, draws)
+
+        def combine(number: int) -> Array:
+            block = blocks.base(number)
+            return add_up(
+                block,
+                [scaled(each, block, blocks.kind) for each in pruned],
+                blocks.kind,
+                votes=self.votes,
+                normalize=self.normalize,
+                scale=self.scale,
+            )
+
+        return combine
 
 
 class PrunedAtRandom(PrunedMethod):
@@ -109,11 +114,11 @@ class PrunedAtRandom(PrunedMethod):
         return parents <= MOST_ADDED and (kind == "BF16" or not self.rescale)
 
     @override
-    def keep_rows(self, blocks: Blocks, kind: str, draws: Draws) -> list[Kept]:
+    def prune_bits(self, blocks: CastBlocks, draws: Draws) -> list[Pruned]:
         from stillroom.merge.dropping import drop_at_random
 
         densities = blocks.at.values("density", self.density)
-        return drop_at_random(blocks, densities, kind, draws, rescale=self.rescale)
+        return drop_at_random(blocks, densities, draws, rescale=self.rescale)
 
     @override
     def prune(self, vectors: Sequence[Array], measured: Any, at: Place) -> list[Array]:
@@ -172,10 +177,10 @@ class PrunedByRank(PrunedMethod):
         return parents <= MOST_ADDED and kind == "BF16" and is_rows
 
     @override
-    def keep_rows(self, blocks: Blocks, kind: str, draws: Draws) -> list[Kept]:
+    def prune_bits(self, blocks: CastBlocks, draws: Draws) -> list[Pruned]:
         from stillroom.merge.dropping import drop_by_rank
 
-        return drop_by_rank(blocks, self._windows(blocks.at), kind, draws, rescale=self.rescale)
+        return drop_by_rank(blocks, self._windows(blocks.at), draws, rescale=self.rescale)
 
     def _windows(self, at: Place) -> list[tuple[float, float]]:
         densities = at.values("density", self.density)

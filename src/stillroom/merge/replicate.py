@@ -10,6 +10,7 @@ where torch computes all tensors, are whole in memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ from stillroom.checkpoints.store import torch_dtype
 from stillroom.jobs import Journal
 from stillroom.merge.method import Array, Block, Place
 from stillroom.merge.plan import SHORT_NAMES, Input, MergePlan, PlannedTensor
-from stillroom.merge.retracing import KINDS, Draws, round_to
+from stillroom.merge.retracing import KINDS, Draws, round_to, store
 from stillroom.merge.stream import Engine, Merge, TensorBlocks, as_bytes, not_finite
 from stillroom.merge.workers import Workers
 
@@ -92,14 +93,18 @@ class Replicator(Engine):
         if tensor.tuned is None:
             raise ValueError(f"{tensor.name} is copied, not merged")
         blocks = _CastBlocks(self, tensor, self._kind(tensor))
-        combine = tensor.tuned.method.retrace(blocks, blocks.kind, draws)
+        combine = tensor.tuned.method.retrace(blocks, draws)
 
         def work(number: int) -> Array:
-            block = blocks[number]
-            values = round_to(combine(block), blocks.kind)
-            bits = narrow(values, tensor.stored)
+            values = combine(number)
+            is_exact = tensor.stored == blocks.kind == "BF16"
+            if is_exact:
+                bits = store(values, "BF16").reshape(values.shape)
+            else:
+                bits = narrow(values, tensor.stored)
             if has_not_finite(bits, tensor.stored):
-                self._refuse(tensor, [bool(np.isfinite(each).all()) for each in block.parents])
+                parents = blocks[number].parents
+                self._refuse(tensor, [bool(np.isfinite(each).all()) for each in parents])
             if place is not None:
                 place(tensor.name, blocks.first_row(number), as_bytes(bits))
             return bits
@@ -210,8 +215,17 @@ class _CastBlocks(TensorBlocks):
         super().__init__(engine, tensor, in_order=True)
         self.kind = kind
 
+    def base(self, number: int) -> Block:
+        """Read a block of the base alone."""
+        start = number * self._step
+        stop = min(start + self._step, self._rows)
+        if self._tensor.base is None:
+            raise ValueError("there is no base")
+        base = self._read(self._tensor.base, start, stop, np.float32, check=False)
+        return Block(base, (), replace(self.at, offset=start * self._width))
+
     def read(self, number: int, dtype: object, *, check: bool = True) -> Block:
-        """Read one block, cast to ``kind`` and widened again; what is not finite shows at the end."""
+        """Read one block, cast to ``kind``; what is not finite shows at the end."""
         return super().read(number, np.float32, check=False)
 
     def _read(self, home: Input, start: int, stop: int, dtype: object, check: bool) -> Array:

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol
 
 import numpy as np
 
-from stillroom.merge.method import Array, Block
+from stillroom.checkpoints.numbers import widen
+from stillroom.merge.method import Array, Block, Blocks
 
 __all__ = [
     "KINDS",
     "MOST_ADDED",
+    "CastBlocks",
     "Draws",
-    "Kept",
+    "Pruned",
     "Sums",
     "add_product",
     "add_up",
@@ -29,7 +31,9 @@ __all__ = [
     "ratio",
     "round_one",
     "round_to",
+    "scaled",
     "select_largest",
+    "store",
     "vector",
 ]
 
@@ -45,8 +49,24 @@ _BELOW_FLOAT32 = np.int64((1 << 29) - 1)
 _SUM_ERROR = 2.0**-16  # of a float32 sum as torch makes it, with much to spare
 _NOTHING = 1e-7
 
-Kept: TypeAlias = "tuple[Array | None, float]"
-"""Of one parent: which elements are kept (all where None), (size,), and what they are scaled by."""
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """A parent's whole task vector as it is stored, (size,), and what it is multiplied with."""
+
+    bits: Array
+    factor: float = 1.0
+
+
+class CastBlocks(Blocks, Protocol):
+    """One tensor as mergekit sees it: parents in the recipe's order, cast to one storage type."""
+
+    @property
+    def kind(self) -> str:
+        """The storage type; the numbers come as float32 that it holds."""
+
+    def base(self, number: int) -> Block:
+        """Read a block of the base alone."""
 
 
 def round_to(values: Array, kind: str) -> Array:
@@ -72,24 +92,29 @@ def round_one(value: float, kind: str) -> np.float32:
 
 
 def add_product(total: Array, values: Array, weight: float) -> Array:
-    """Return ``total + values * weight`` in float32, rounded once, as a fused operation does.
+    """Add ``values * weight`` to float32 in place, rounded once, as a fused operation does.
 
     The product of two float32 is exact in float64. Their sum is rounded twice, which shows only
     where the first rounding ends halfway between two float32: there its error says which is nearer.
     """
-    product = values.astype(np.float64)
-    product *= np.float64(np.float32(weight))
-    wide = product + total
-    halfway = (wide.view(np.int64) & _BELOW_FLOAT32) == _HALFWAY
-    if halfway.any():
-        at = np.nonzero(halfway)
-        added, both, one = total[at].astype(np.float64), wide[at], product[at]
-        back = both - one
-        error = (one - (both - back)) + (added - back)
-        toward = np.where(error > 0, np.inf, -np.inf)
-        wide[at] = np.where(error == 0, both, np.nextafter(both, toward))
-    with np.errstate(over="ignore"):
-        return wide.astype(np.float32)
+    flat, added = total.reshape(-1), values.reshape(-1)
+    factor = np.float64(np.float32(weight))
+    for start in range(0, len(flat), _CHUNK):
+        here = flat[start : start + _CHUNK]
+        product = added[start : start + _CHUNK].astype(np.float64)
+        product *= factor
+        wide = here.astype(np.float64)
+        wide += product
+        halfway = np.flatnonzero((wide.view(np.int64) & _BELOW_FLOAT32) == _HALFWAY)
+        if len(halfway):
+            one, two, both = here[halfway].astype(np.float64), product[halfway], wide[halfway]
+            back = both - two
+            error = (two - (both - back)) + (one - back)
+            toward = np.where(error > 0, np.inf, -np.inf)
+            wide[halfway] = np.where(error == 0, both, np.nextafter(both, toward))
+        with np.errstate(over="ignore"):
+            here[:] = wide
+    return total
 
 
 def vector(block: Block, parent: int, kind: str) -> Array:
@@ -99,26 +124,36 @@ def vector(block: Block, parent: int, kind: str) -> Array:
     return round_to(block.parents[parent] - block.base, kind)
 
 
+def store(values: Array, kind: str) -> Array:
+    """Return rounded float32 as they are stored, flat; nothing is rounded again."""
+    flat = np.ascontiguousarray(values).reshape(-1)
+    if kind == "BF16":
+        return (flat.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    return flat.astype(np.float16) if kind == "F16" else flat
+
+
 def add_up(
     block: Block,
-    kept: Sequence[Kept],
+    vectors: Sequence[Array],
     kind: str,
     *,
     votes: bool,
     normalize: bool,
     scale: float,
 ) -> Array:
-    """Return the base with the weighted task vectors added: ``replicas.combine`` of one block."""
-    size, start = block.parents[0].size, block.at.offset
+    """Return the base with the weighted task vectors added: ``replicas.combine`` of one block.
+
+    Args:
+        block: Base and weights.
+        vectors: Every parent's, shaped as the base; may be changed.
+        kind: The storage type that every operation rounds to.
+        votes: Add what agrees with the elected sign only.
+        normalize: Divide by the weights of what was added.
+        scale: What the sum is multiplied with.
+    """
     shares = [round_one(weight, kind) for weight in block.at.weights]
     weighed = []
-    for number, ((mask, factor), share) in enumerate(zip(kept, shares, strict=True)):
-        values = vector(block, number, kind)
-        if mask is not None:
-            values *= mask[start : start + size].reshape(values.shape)
-        if factor != 1:
-            values *= np.float32(factor)
-            values = round_to(values, kind)
+    for values, share in zip(vectors, shares, strict=True):
         values *= share
         weighed.append(round_to(values, kind))
     mass: Array | np.float32
@@ -130,10 +165,25 @@ def add_up(
     total = round_to(total, kind)
     if normalize:
         mass = round_to(mass, kind) if isinstance(mass, np.ndarray) else np.array(mass)
-        total = round_to(total / np.where(mass == 0, np.float32(1), mass), kind)
+        mass += mass == 0
+        total /= mass
+        total = round_to(total, kind)
     if scale != 1:
-        total = round_to(total * np.float32(scale), kind)
-    return round_to(block.base + total, kind)
+        total *= np.float32(scale)
+        total = round_to(total, kind)
+    total += block.base
+    return round_to(total, kind)
+
+
+def scaled(pruned: Pruned, block: Block, kind: str) -> Array:
+    """Return the part of a pruned vector that belongs to a block, scaled."""
+    shape = block.base.shape if block.base is not None else ()
+    bits = pruned.bits[block.at.offset : block.at.offset + int(np.prod(shape))]
+    values = bits.copy() if kind == "F32" else widen(bits, kind)
+    if pruned.factor != 1:
+        values *= np.float32(pruned.factor)
+        values = round_to(values, kind)
+    return values.reshape(shape)
 
 
 def _add(arrays: Sequence[Array]) -> Array:
@@ -206,19 +256,12 @@ def levels_of(shares: Array) -> Array:
     return np.ceil(shares.astype(np.float64) * (1 << _DRAWN_BITS)).astype(np.uint32)
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Sums:
     """The L1 norms of a vector and of what is kept of it, to scale that to the length of all."""
 
-    before: float = 0.0
-    after: float = 0.0
-
-    def add(self, values: Array, mask: Array) -> None:
-        """Take a block in: its vector, and which elements of it are kept."""
-        whole = np.abs(values).reshape(len(values) if values.ndim > 1 else 1, -1)
-        self.before += float(whole.sum(axis=1).sum(dtype=np.float64))
-        whole *= mask.reshape(whole.shape)
-        self.after += float(whole.sum(axis=1).sum(dtype=np.float64))
+    before: float
+    after: float
 
     def factor(self) -> float | None:
         """Return what scales in bfloat16; None where torch's order of adding decides it.
@@ -241,20 +284,24 @@ def ratio(before: np.float32, after: np.float32) -> float:
     return float(round_one(before / after, "BF16"))
 
 
-def select_largest(keys: Array, count: int) -> Array | None:
+def select_largest(keys: Array, count: int, pairs: Array | None = None) -> Array | None:
     """Return which ``count`` elements ``std::sort`` would put first, the largest leading, (size,).
 
     Args:
-        keys: What is sorted by, (size,), uint32 below 2**31.
+        keys: What is sorted by, (size,), unsigned and below 2**31.
         count: How many; 1 to size.
+        pairs: Room for (size,) uint64.
 
     Returns:
         None where so many bad pivots follow each other that ``std::sort`` turns to a heap.
     """
     size = len(keys)
-    pairs = keys.astype(np.uint64)
-    pairs <<= np.uint64(32)
-    pairs |= np.arange(size, dtype=np.uint64)
+    pairs = np.empty(size, np.uint64) if pairs is None else pairs
+    for start in range(0, size, _CHUNK):
+        here = pairs[start : start + _CHUNK]
+        here[:] = keys[start : start + _CHUNK]
+        here <<= np.uint64(32)
+        here |= np.arange(start, start + len(here), dtype=np.uint64)
     low, high, left = 0, size, 2 * (size.bit_length() - 1)
     while high - low > _FEW and low < count:
         if not left:

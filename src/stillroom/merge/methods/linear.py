@@ -14,12 +14,12 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import RecipeError
-from stillroom.merge.method import Array, Block, Blocks, MergeMethod, Place
+from stillroom.merge.method import Array, MergeMethod, Place
 
 if TYPE_CHECKING:
     import torch
 
-    from stillroom.merge.retracing import Draws
+    from stillroom.merge.retracing import CastBlocks, Draws
 
 __all__ = ["Linear"]
 
@@ -73,21 +73,23 @@ class Linear(MergeMethod):
         return parents < 8  # how torch adds more weights depends on the machine
 
     @override
-    def retrace(self, blocks: Blocks, kind: str, draws: Draws) -> Callable[[Block], Array]:
+    def retrace(self, blocks: CastBlocks, draws: Draws) -> Callable[[int], Array]:
         import numpy as np
 
-        from stillroom.merge.retracing import add_product
+        from stillroom.merge.retracing import add_product, round_to
 
         weights = [np.float32(weight) for weight in blocks.at.weights]
         under = np.float32(0)
         for weight in (*weights[:1], *weights[4:], *weights[1:4]):  # torch adds them in fours
             under += weight
 
-        def combine(block: Block) -> Array:
-            weights = block.at.weights
-            total: Array = block.parents[0] * np.float32(weights[0])
-            for parent, weight in zip(block.parents[1:], weights[1:], strict=True):
-                total = add_product(total, parent, weight)
-            return total / under if self.normalize else total
+        def combine(number: int) -> Array:
+            block = blocks[number]
+            total: Array = block.parents[0] * weights[0]
+            for parent, weight in zip(block.parents[1:], block.at.weights[1:], strict=True):
+                add_product(total, parent, weight)
+            if self.normalize:
+                total /= under
+            return round_to(total, blocks.kind)
 
         return combine

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, Block, Blocks, MergeMethod, Place
+from stillroom.merge.method import Array, MergeMethod, Place
 
 if TYPE_CHECKING:
     import torch
 
-    from stillroom.merge.retracing import Draws
+    from stillroom.merge.retracing import CastBlocks, Draws
 
 __all__ = ["TaskArithmetic"]
 
@@ -58,17 +58,19 @@ class TaskArithmetic(MergeMethod):
         return parents <= MOST_ADDED
 
     @override
-    def retrace(self, blocks: Blocks, kind: str, draws: Draws) -> Callable[[Block], Array]:
-        from functools import partial
+    def retrace(self, blocks: CastBlocks, draws: Draws) -> Callable[[int], Array]:
+        from stillroom.merge.retracing import add_up, vector
 
-        from stillroom.merge.retracing import add_up
+        def combine(number: int) -> Array:
+            block = blocks[number]
+            vectors = [vector(block, at, blocks.kind) for at in range(len(block.parents))]
+            return add_up(
+                block,
+                vectors,
+                blocks.kind,
+                votes=False,
+                normalize=self.normalize,
+                scale=self.scale,
+            )
 
-        whole = [(None, 1.0)] * len(blocks.at.weights)
-        return partial(
-            add_up,
-            kept=whole,
-            kind=kind,
-            votes=False,
-            normalize=self.normalize,
-            scale=self.scale,
-        )
+        return combine

@@ -19,7 +19,7 @@ from stillroom.merge.pruning import PrunedMethod
 if TYPE_CHECKING:
     import torch
 
-    from stillroom.merge.retracing import Draws, Kept
+    from stillroom.merge.retracing import CastBlocks, Draws, Pruned
 
 __all__ = ["Ties"]
 
@@ -88,10 +88,10 @@ class Ties(PrunedMethod):
         return parents <= MOST_ADDED and not self.rescale
 
     @override
-    def keep_rows(self, blocks: Blocks, kind: str, draws: Draws) -> list[Kept]:
+    def prune_bits(self, blocks: CastBlocks, draws: Draws) -> list[Pruned]:
         from stillroom.merge.dropping import keep_largest
 
-        return keep_largest(blocks, blocks.at.values("density", self.density), kind)
+        return keep_largest(blocks, blocks.at.values("density", self.density))
 
     def _cuts(self, tensors: Sequence[Blocks]) -> list[tuple[int, str, int] | None]:
         from stillroom.merge.arithmetic import task_vectors
