@@ -72,7 +72,8 @@ def _find_largest(bits: Array, count: int, room: Array) -> Array:
 def _magnitudes(bits: Array) -> Array:
     """Return the bits without their signs, as unsigned integers that order as magnitudes do."""
     unsigned: Array = bits.view(f"u{bits.itemsize}")
-    return unsigned & unsigned.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)
+    magnitudes: Array = unsigned & unsigned.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)
+    return magnitudes
 
 
 def _mask(bits: Array, kept: Array) -> None:

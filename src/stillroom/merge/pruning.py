@@ -77,7 +77,6 @@ class PrunedMethod(MergeMethod):
             scale=self.scale,
         )
 
-
     def prune_bits(self, blocks: CastBlocks, draws: Draws) -> list[Pruned]:
         """Return what ``prune_whole`` leaves of every parent."""
         raise no_counterpart(self.method_name())

@@ -67,11 +67,12 @@ class Replicator(Engine):
             self.merge.sources[home.source].checkpoint.entry(home.name).dtype
             for home in tensor.inputs
         }
-        return (
-            {*kinds, self._kind(tensor), tensor.stored} <= KINDS
-            and tensor.tuned.method.retraces(
-                self._kind(tensor), tensor.shape, len(tensor.parents)
-            )
+        return {
+            *kinds,
+            self._kind(tensor),
+            tensor.stored,
+        } <= KINDS and tensor.tuned.method.retraces(
+            self._kind(tensor), tensor.shape, len(tensor.parents)
         )
 
     def _kind(self, tensor: PlannedTensor) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -213,12 +213,9 @@ class Draws:
 
     def __init__(self, seed: int) -> None:
         """Begin where ``torch.manual_seed`` does."""
-        seeded = np.random.RandomState(seed & 0xFFFFFFFF).get_state()
+        seeded = np.random.RandomState(seed & 0xFFFFFFFF).get_state(legacy=False)["state"]
         twister = np.random.MT19937()
-        twister.state = {
-            "bit_generator": "MT19937",
-            "state": {"key": seeded[1], "pos": seeded[2]},
-        }
+        twister.state = {"bit_generator": "MT19937", "state": seeded}
         self._twister = twister
         self._numbers = np.random.Generator(twister)
 
@@ -231,7 +228,7 @@ class Draws:
     @state.setter
     def state(self, state: bytes) -> None:
         words = np.frombuffer(state, "<u4").astype(np.uint32)
-        inner = {"key": words[:-1], "pos": int(words[-1])}
+        inner: Any = {"key": words[:-1], "pos": int(words[-1])}
         self._twister.state = {"bit_generator": "MT19937", "state": inner}
 
     def keep(self, size: int, levels: Array | np.uint64) -> Array:
@@ -281,7 +278,7 @@ def ratio(before: np.float32, after: np.float32) -> float:
     """Return one bfloat16 over another, or 1 where one of them is nothing."""
     if min(before, after) < round_one(_NOTHING, "BF16"):
         return 1.0
-    return float(round_one(before / after, "BF16"))
+    return float(round_one(float(before / after), "BF16"))
 
 
 def select_largest(keys: Array, count: int, pairs: Array | None = None) -> Array | None:
