@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import os
 import platform
 import time
@@ -96,7 +95,7 @@ class Workers:
 
 
 def choose_threads(cores: int, wall: float, busy: float) -> int:
-    """Return how many threads pay.
+    """Return how many threads pay: those that keep busy what the blocks wait for.
 
     Args:
         cores: That this process may use.
@@ -104,7 +103,7 @@ def choose_threads(cores: int, wall: float, busy: float) -> int:
         busy: Processor seconds of them; the rest was waiting, for the disk or for a core.
     """
     waited = max(wall - busy, _LEAST_WAIT)
-    return max(1, min(cores, _MOST, math.ceil(wall / waited)))
+    return max(1, min(cores, _MOST, round(wall / waited)))
 
 
 def _count_cores() -> int:
