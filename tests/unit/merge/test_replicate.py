@@ -4,13 +4,23 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 
+import pytest
 import torch
 from click.testing import CliRunner
-from tests.unit.merge.conftest import fine_tune
+from tests.unit.merge.conftest import fine_tune, rewrite
 
+from stillroom.checkpoints import Checkpoint
 from stillroom.cli.app import stillroom
+from stillroom.errors import CheckpointError
+from stillroom.jobs import Journal
 from stillroom.merge.loading import load_merge
+from stillroom.merge.method import METHODS
+from stillroom.merge.replicate import Replicator
+from stillroom.merge.rules import Rules
+from stillroom.merge.sources import Source
+from stillroom.merge.stream import Merge
 from stillroom.testing import tiny_checkpoint
 
 
@@ -74,3 +84,56 @@ def test_paper_arithmetic_stores_what_mergekit_would_compute_in(tmp_path):
         path.write_text(text + types)
         recipe = load_merge(path, arithmetic="paper")
         assert (recipe.compat, recipe.compute, recipe.out.dtype) == ("paper", None, stored)
+
+
+METHODS_DRAWN = ("linear", "task_arithmetic", "ties", "dare_ties", "della")
+
+
+def as_merge(name, base, tunes, **rules):
+    method = METHODS.build({"name": name} | ({} if name in METHODS_DRAWN[:2] else {"density": 0.5}))
+    parents = [Source(path.name, Checkpoint.open(path), 0.6) for path in tunes]
+    origin = Source("base", Checkpoint.open(base)) if method.needs_base else None
+    return Merge(method, origin, parents, Rules(compat="mergekit", **rules), seed=3, threads=2)
+
+
+@pytest.mark.parametrize("name", METHODS_DRAWN)
+@pytest.mark.parametrize("types", [{}, {"compute": "float32", "dtype": "bfloat16"}], ids=str)
+def test_blocks_in_numpy_and_tensors_in_torch_give_one_result(name, types, tmp_path, monkeypatch):
+    base = tiny_checkpoint(tmp_path / "base", dtype=torch.bfloat16)
+    tunes = [fine_tune(base, tmp_path / f"tune{seed}", seed) for seed in (1, 2, 3)]
+    one = as_merge(name, base, tunes, **types).write(tmp_path / "one")
+    monkeypatch.setattr(Replicator, "_retraces", lambda *_: False)
+    assert (
+        as_merge(name, base, tunes, **types).write(tmp_path / "two").fingerprint == one.fingerprint
+    )
+
+
+def test_a_killed_merge_draws_on_where_it_stood(tmp_path):
+    base = tiny_checkpoint(tmp_path / "base", dtype=torch.bfloat16)
+    tunes = [fine_tune(base, tmp_path / f"tune{seed}", seed) for seed in (1, 2)]
+    whole = as_merge("dare_ties", base, tunes).write(tmp_path / "whole")
+    left = [None] * 5
+
+    def stop():
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+
+    with closing(Journal(tmp_path / "journal")) as journal, pytest.raises(KeyboardInterrupt):
+        as_merge("dare_ties", base, tunes).write(tmp_path / "out", journal=journal, on_tensor=stop)
+    with closing(Journal(tmp_path / "journal")) as journal:
+        resumed = as_merge("dare_ties", base, tunes).write(tmp_path / "out", journal=journal)
+    assert resumed.fingerprint == whole.fingerprint
+
+
+def test_what_is_not_finite_is_refused_with_who_brought_it(tmp_path):
+    base = tiny_checkpoint(tmp_path / "base", dtype=torch.bfloat16)
+    good = fine_tune(base, tmp_path / "good", 1)
+    bad = rewrite(base, tmp_path / "bad", lambda name, tensor: tensor * float("inf"))
+    for name in ("linear", "ties"):
+        with pytest.raises(CheckpointError) as caught:
+            as_merge(name, base, [good, bad]).write(tmp_path / name)
+        problem = caught.value.problems[0]
+        assert problem.code == "merge.not-finite"
+        assert "bad" in problem.expected
+        assert "good" not in problem.expected
