@@ -1,4 +1,4 @@
-"""Related checkpoints of a Llama's shape: a base and fine-tunes, bfloat16, always the same."""
+"""Checkpoints of a Llama's shape, bfloat16, always the same: fine-tunes of a base, or strangers."""
 
 import json
 from collections.abc import Iterator
@@ -19,21 +19,25 @@ SHAPES = {
 """Vocabulary, width, inner width, layers, heads, key-value heads."""
 
 
-def make_family(folder: Path, size: str, count: int) -> tuple[Path, list[Path]]:
-    """Write a base and ``count`` fine-tunes, if they are not there yet; return their folders.
+def make_family(
+    folder: Path, size: str, count: int, *, related: bool = True
+) -> tuple[Path, list[Path]]:
+    """Write a base and ``count`` models, if they are not there yet; return their folders.
 
-    A fine-tune adds a heavy-tailed change of its own and a shared one, each about 4 % of the
-    base's spread, so that task vectors correlate as those of real fine-tunes do.
+    A related model adds a heavy-tailed change of its own and a shared one, each about 4 % of the
+    base's spread, so that task vectors correlate as those of real fine-tunes do. One that is not
+    related is drawn anew: its task vector is as large as the weights, and few of its values recur.
     """
+    folder = folder if related else folder / "random"
     names = ["base", *(f"tune{number}" for number in range(count))]
     for number, name in enumerate(names):
         target = folder / size / name
         if not (target / "config.json").exists():
-            _write(target, size, number)
+            _write(target, size, number, related)
     return folder / size / "base", [folder / size / name for name in names[1:]]
 
 
-def _write(folder: Path, size: str, number: int) -> None:
+def _write(folder: Path, size: str, number: int, related: bool) -> None:
     vocabulary, width, inner, layers, heads, kv_heads = SHAPES[size]
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -59,22 +63,24 @@ def _write(folder: Path, size: str, number: int) -> None:
     with CheckpointWriter(folder, config=config, plan=plan) as writer:
         for name, shape in shapes.items():
             writer.begin(name, ("BF16", shape))
-            bits = np.ascontiguousarray(_tensor(name, shape, number))
+            bits = np.ascontiguousarray(_tensor(name, shape, number, related))
             data = memoryview(bits.reshape(-1).view(np.uint8).data)
             writer.place_rows(name, 0, data)
             writer.note_rows(data)
             writer.end(name)
 
 
-def _tensor(name: str, shape: tuple[int, ...], number: int) -> np.ndarray:
+def _tensor(name: str, shape: tuple[int, ...], number: int, related: bool) -> np.ndarray:
     def rng(*key: object) -> np.random.Generator:
         return np.random.default_rng([*json.dumps([name, *key]).encode()])
 
-    base = rng("base").standard_normal(shape, np.float32) * np.float32(0.02)
+    base = rng("base", *(() if related else (number,))).standard_normal(
+        shape, np.float32
+    ) * np.float32(0.02)
     if "norm" in name:
         base += 1
     bits = narrow(base, "BF16")
-    if number == 0:
+    if number == 0 or not related:
         return bits
     own = rng("own", number)
     change = own.standard_normal(shape, np.float32) * np.float32(0.0007)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
+from stillroom.cli.merge_run import arithmetic_option
 from stillroom.cli.options import debug_option, existing_path, json_option, print_json
 
 __all__ = ["command"]
@@ -24,9 +26,16 @@ Examples:
 @click.argument("recipe", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--explain", metavar="TENSOR", help="Say what becomes of one tensor.")
+@arithmetic_option
 @json_option
 @debug_option
-def command(recipe: Path, overrides: tuple[str, ...], explain: str | None, as_json: bool) -> None:
+def command(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    explain: str | None,
+    arithmetic: Literal["paper", "mergekit"] | None,
+    as_json: bool,
+) -> None:
     """Print what a merge will read, write and need.
 
     RECIPE is one of ours or a mergekit file.
@@ -43,7 +52,7 @@ def command(recipe: Path, overrides: tuple[str, ...], explain: str | None, as_js
     from stillroom.merge.rules import rules_of
     from stillroom.merge.sources import open_sources
 
-    loaded = load_merge(recipe, overrides)
+    loaded = load_merge(recipe, overrides, arithmetic=arithmetic)
     base, parents = open_sources(loaded)
     plan = plan_sources(loaded.method, base, parents, rules_of(loaded))
     sources = [*([base] if base else []), *parents]

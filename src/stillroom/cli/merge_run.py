@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from stillroom.cli.options import existing_path, job_options, json_option, print_json
 
-__all__ = ["command"]
+__all__ = ["arithmetic_option", "command"]
+
+arithmetic_option = click.option(
+    "--arithmetic",
+    type=click.Choice(["paper", "mergekit"]),
+    help="Compute as the papers say, or bit for bit as mergekit does; default what the recipe "
+    "says, and mergekit for a mergekit file.",
+)
 
 
 @click.command(
@@ -18,17 +26,20 @@ __all__ = ["command"]
 Examples:
   stillroom merge run recipes/merge-ties.yaml --out merged
   stillroom merge run recipes/merge-mergekit.yml --out merged
+  stillroom merge run recipes/merge-mergekit.yml --arithmetic paper --out merged
 """,
 )
 @click.argument("recipe", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--out", type=existing_path, required=True, help="The folder of the checkpoint.")
+@arithmetic_option
 @json_option
 @job_options
 def command(
     recipe: Path,
     overrides: tuple[str, ...],
     out: Path,
+    arithmetic: Literal["paper", "mergekit"] | None,
     as_json: bool,
     resume: bool,
     overwrite: bool,
@@ -46,7 +57,11 @@ def command(
     parts = out.with_name(f"{out.name}.parts")
     reporter = choose_reporter(quiet=quiet)
     merges = load_merges(
-        recipe, overrides, parts=parts, say=lambda note: click.echo(note, err=True)
+        recipe,
+        overrides,
+        arithmetic=arithmetic,
+        parts=parts,
+        say=lambda note: click.echo(note, err=True),
     )
     if len(merges) > 1:
         parts.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stillroom.errors import RecipeError
 from stillroom.merge.recipe import MergeRecipe
@@ -21,6 +21,7 @@ def load_merges(
     path: Path,
     overrides: Sequence[str] = (),
     *,
+    arithmetic: Literal["paper", "mergekit"] | None = None,
     parts: Path | None = None,
     say: Callable[[str], None] | None = None,
 ) -> list[tuple[str, MergeRecipe]]:
@@ -30,6 +31,8 @@ def load_merges(
         path: A recipe of kind merge, or a mergekit file of one document or several.
         overrides: ``KEY=VALUE``, for the last; of a mergekit file in mergekit's words, but for
             ``seed``, ``threads`` and ``device``, which there are options of its command.
+        arithmetic: What all merges of the file compute as, a recipe's ``compat``; default what
+            the recipe says, and of a mergekit file mergekit's own.
         parts: Where the results of those before the last will lie, by name.
         say: Told what in a mergekit file changes nothing.
 
@@ -47,8 +50,11 @@ def load_merges(
             for note in each.notes:
                 (say or _ignore)(note)
         placed = [(each.name, _place(each.recipe, parts or Path())) for each in imported]
+        if arithmetic == "paper":
+            placed = [(name, _as_papers(recipe)) for name, recipe in placed]
         return [(name, _build(recipe, path, ours)) for name, recipe in placed]
-    loaded = load_recipe(path, overrides)
+    chosen = [f"compat={arithmetic}"] if arithmetic else []
+    loaded = load_recipe(path, [*overrides, *chosen])
     if not isinstance(loaded, MergeRecipe):
         raise RecipeError(
             f"kind {loaded.kind} is not a merge",
@@ -75,6 +81,17 @@ def _place(recipe: Mapping[str, Any], parts: Path) -> dict[str, Any]:
     return placed
 
 
+def _as_papers(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mergekit file's recipe in the papers' arithmetic, its settings as they are.
+
+    The type that mergekit would compute in is then only the one that is stored.
+    """
+    changed = {key: value for key, value in recipe.items() if key != "compute"}
+    if "compute" in recipe:
+        changed["out"] = {"dtype": recipe["compute"]} | dict(recipe.get("out", {}))
+    return changed | {"compat": "paper"}
+
+
 def _build(values: Mapping[str, Any], path: Path, overrides: Sequence[str]) -> MergeRecipe:
     tree = Tree(data={"version": 1, "kind": "merge"} | dict(values))
     apply_overrides(tree, overrides)
@@ -90,13 +107,18 @@ def _ignore(note: str) -> None:
     """Say nothing."""
 
 
-def load_merge(path: Path, overrides: Sequence[str] = ()) -> MergeRecipe:
-    """Return the one merge of a file.
+def load_merge(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    arithmetic: Literal["paper", "mergekit"] | None = None,
+) -> MergeRecipe:
+    """Return the one merge of a file; arguments as those of ``load_merges``.
 
     Raises:
         RecipeError: If it is none, or describes several that stand on each other.
     """
-    merges = load_merges(path, overrides)
+    merges = load_merges(path, overrides, arithmetic=arithmetic)
     if len(merges) > 1:
         raise RecipeError(
             f"the file describes {len(merges)} merges, each of which needs the one before",

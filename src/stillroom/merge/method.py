@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from stillroom.checkpoints import Checkpoint
     from stillroom.merge.plan import MergePlan
+    from stillroom.merge.retracing import CastBlocks, Draws
     from stillroom.merge.rules import Rules
     from stillroom.merge.sources import Source
 
@@ -183,6 +184,25 @@ class MergeMethod(Method):
         """Make one whole tensor as mergekit 0.1.5 would, operation by operation, in their type.
 
         Random draws come from torch's global generator, which is seeded once a merge.
+        """
+        raise no_counterpart(self.method_name())
+
+    def retraces(self, kind: str, shape: tuple[int, ...], parents: int) -> bool:
+        """Return whether ``retrace`` gives ``replicate``'s bits for a tensor of a shape.
+
+        Args:
+            kind: The storage type that is computed in: BF16, F16 or F32.
+            shape: The tensor's.
+            parents: How many are merged.
+        """
+        return False
+
+    def retrace(self, blocks: CastBlocks, draws: Draws) -> Callable[[int], Array]:
+        """Return what makes a numbered block of a tensor as ``replicate`` does, in numpy.
+
+        Args:
+            blocks: The tensor.
+            draws: torch's generator, where the tensors before left it.
         """
         raise no_counterpart(self.method_name())
 

@@ -8,16 +8,18 @@ pruning that has two methods; a method's own file says which it is, and its defa
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.method import Array, Blocks, MergeMethod, Place
+from stillroom.merge.method import Array, Blocks, MergeMethod, Place, no_counterpart
 
 if TYPE_CHECKING:
     import torch
+
+    from stillroom.merge.retracing import CastBlocks, Draws, Pruned
 
 __all__ = ["PrunedAtRandom", "PrunedByRank", "PrunedMethod", "PrunedToMiddle"]
 
@@ -75,11 +77,47 @@ class PrunedMethod(MergeMethod):
             scale=self.scale,
         )
 
+    def prune_bits(self, blocks: CastBlocks, draws: Draws) -> list[Pruned]:
+        """Return what ``prune_whole`` leaves of every parent."""
+        raise no_counterpart(self.method_name())
+
+    @override
+    def retrace(self, blocks: CastBlocks, draws: Draws) -> Callable[[int], Array]:
+        from stillroom.merge.retracing import add_up, scaled
+
+        pruned = self.prune_bits(blocks, draws)
+
+        def combine(number: int) -> Array:
+            block = blocks.base(number)
+            return add_up(
+                block,
+                [scaled(each, block, blocks.kind) for each in pruned],
+                blocks.kind,
+                votes=self.votes,
+                normalize=self.normalize,
+                scale=self.scale,
+            )
+
+        return combine
+
 
 class PrunedAtRandom(PrunedMethod):
     """DARE's pruning: each element is kept with one probability."""
 
     rescale: bool = Field(True, description="divide what is kept by the density")
+
+    @override
+    def retraces(self, kind: str, shape: tuple[int, ...], parents: int) -> bool:
+        from stillroom.merge.retracing import MOST_ADDED
+
+        return parents <= MOST_ADDED and (kind == "BF16" or not self.rescale)
+
+    @override
+    def prune_bits(self, blocks: CastBlocks, draws: Draws) -> list[Pruned]:
+        from stillroom.merge.dropping import drop_at_random
+
+        densities = blocks.at.values("density", self.density)
+        return drop_at_random(blocks, densities, draws, rescale=self.rescale)
 
     @override
     def prune(self, vectors: Sequence[Array], measured: Any, at: Place) -> list[Array]:
@@ -129,6 +167,19 @@ class PrunedByRank(PrunedMethod):
             drop_by_rank(vector, *window, rescale=self.rescale)
             for vector, window in zip(vectors, self._windows(at), strict=True)
         ]
+
+    @override
+    def retraces(self, kind: str, shape: tuple[int, ...], parents: int) -> bool:
+        from stillroom.merge.retracing import MOST_ADDED
+
+        is_rows = 1 <= len(shape) <= 2 and shape[-1] > 1
+        return parents <= MOST_ADDED and kind == "BF16" and is_rows
+
+    @override
+    def prune_bits(self, blocks: CastBlocks, draws: Draws) -> list[Pruned]:
+        from stillroom.merge.dropping import drop_by_rank
+
+        return drop_by_rank(blocks, self._windows(blocks.at), draws, rescale=self.rescale)
 
     def _windows(self, at: Place) -> list[tuple[float, float]]:
         densities = at.values("density", self.density)

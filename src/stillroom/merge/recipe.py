@@ -251,10 +251,11 @@ class MergeRecipe(Recipe):
         "stays on the processor, and the plan says so",
     )
     threads: int = Field(
-        1,
-        ge=1,
+        0,
+        ge=0,
         le=256,
-        description="blocks that are worked on at once; more pay where a method sorts, as della",
+        description="blocks that are worked on at once; 0 chooses by cores and disk. It changes "
+        "no bit",
     )
     vary: tuple[Variation, ...] = Field(
         (), description="settings for some tensors or along the layers; the first that fits counts"

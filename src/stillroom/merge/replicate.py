@@ -1,22 +1,27 @@
-"""``compat: mergekit``: whole tensors, in mergekit's types, order of operations and of visits.
+"""``compat: mergekit``: mergekit's types, order of operations and of visits.
 
 For those who must get the weights that mergekit 0.1.5 gives. Every tensor is cast when it is read,
-the arithmetic is the method's ``replicate``, and random numbers come from torch's one generator,
-seeded once; so, other than in the paper's mode, the result depends on the order of models and on
-which tensors there are, and whole tensors are in memory.
+the arithmetic is the method's ``retrace`` where that gives the bits of its ``replicate``, else the
+latter, and random numbers are those of torch's one generator, seeded once; so, other than in the
+paper's mode, the result depends on the order of models and on which tensors there are. Masks, and
+where torch computes all tensors, are whole in memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stillroom.checkpoints.numbers import BIT_TYPES, has_not_finite
+import numpy as np
+
+from stillroom.checkpoints.numbers import BIT_TYPES, has_not_finite, narrow
 from stillroom.checkpoints.store import torch_dtype
 from stillroom.jobs import Journal
-from stillroom.merge.method import Array, Place
-from stillroom.merge.plan import Input, MergePlan, PlannedTensor
-from stillroom.merge.stream import Engine, Merge, as_bytes, not_finite
+from stillroom.merge.method import Array, Block, Place
+from stillroom.merge.plan import SHORT_NAMES, Input, MergePlan, PlannedTensor
+from stillroom.merge.retracing import KINDS, Draws, round_to, store
+from stillroom.merge.stream import Engine, Merge, TensorBlocks, as_bytes, not_finite
 from stillroom.merge.workers import Workers
 
 if TYPE_CHECKING:
@@ -31,25 +36,99 @@ class Replicator(Engine):
     """The engine of ``compat: mergekit``."""
 
     def __init__(self, merge: Merge, plan: MergePlan, workers: Workers) -> None:
-        """Stand over a merge whose plan is made, and seed torch's generator."""
-        import torch
-
+        """Stand over a merge whose plan is made, and seed the one generator."""
         super().__init__(merge, plan, workers)
-        torch.manual_seed(merge.seed)
+        self.draws: Draws | None = None
+        # One generator goes through all tensors, so all are made the same way.
+        if merge.device == "cpu" and all(self._retraces(tensor) for tensor in plan.tensors):
+            self.draws = Draws(merge.seed)
+        else:
+            import torch
+
+            torch.manual_seed(merge.seed)
 
     def make(
         self,
         tensor: PlannedTensor,
         place: Callable[[str, int, memoryview], None] | None = None,
     ) -> Iterator[Array]:
-        """Yield a tensor, whole."""
+        """Yield a tensor: in blocks, or whole where torch computes it."""
+        if tensor.tuned is None:
+            yield from super().make(tensor, place)
+        elif self.draws is not None:
+            yield from self._retrace(tensor, self.draws, place)
+        else:
+            yield from self._replicate(tensor, place)
+
+    def _retraces(self, tensor: PlannedTensor) -> bool:
+        if tensor.tuned is None:
+            return True
+        kinds = {
+            self.merge.sources[home.source].checkpoint.entry(home.name).dtype
+            for home in tensor.inputs
+        }
+        return {
+            *kinds,
+            self._kind(tensor),
+            tensor.stored,
+        } <= KINDS and tensor.tuned.method.retraces(
+            self._kind(tensor), tensor.shape, len(tensor.parents)
+        )
+
+    def _kind(self, tensor: PlannedTensor) -> str:
+        """Return the storage type that is computed in: the recipe's, else what all inputs fit."""
+        if self.merge.rules.compute is not None:
+            return SHORT_NAMES[self.merge.rules.compute]
+        kinds = {
+            self.merge.sources[home.source].checkpoint.entry(home.name).dtype
+            for home in tensor.inputs
+        }
+        return kinds.pop() if len(kinds) == 1 else "F64" if "F64" in kinds else "F32"
+
+    def _retrace(
+        self,
+        tensor: PlannedTensor,
+        draws: Draws,
+        place: Callable[[str, int, memoryview], None] | None,
+    ) -> Iterator[Array]:
+        if tensor.tuned is None:
+            raise ValueError(f"{tensor.name} is copied, not merged")
+        blocks = _CastBlocks(self, tensor, self._kind(tensor))
+        combine = tensor.tuned.method.retrace(blocks, draws)
+
+        def work(number: int) -> Array:
+            values = combine(number)
+            is_exact = tensor.stored == blocks.kind == "BF16"
+            if is_exact:
+                bits = store(values, "BF16").reshape(values.shape)
+            else:
+                bits = narrow(values, tensor.stored)
+            if has_not_finite(bits, tensor.stored):
+                parents = blocks[number].parents
+                self._refuse(tensor, [bool(np.isfinite(each).all()) for each in parents])
+            if place is not None:
+                place(tensor.name, blocks.first_row(number), as_bytes(bits))
+            return bits
+
+        yield from self.workers.map(work, len(blocks))
+
+    def _refuse(self, tensor: PlannedTensor, finite: list[bool]) -> None:
+        guilty = [
+            self.merge.sources[home.source].name
+            for home, is_finite in zip(tensor.parents, finite, strict=True)
+            if not is_finite
+        ]
+        raise not_finite(tensor.name, ", ".join(guilty))
+
+    def _replicate(
+        self, tensor: PlannedTensor, place: Callable[[str, int, memoryview], None] | None
+    ) -> Iterator[Array]:
         import torch
 
         from stillroom.train.precision import fixed_threads
 
         if tensor.tuned is None:
-            yield from super().make(tensor, place)
-            return
+            raise ValueError(f"{tensor.name} is copied, not merged")
         dtype = self._dtype(tensor)
         base = self._read(tensor, tensor.base, dtype) if tensor.base else None
         parents = [self._read(tensor, home, dtype) for home in tensor.parents]
@@ -69,30 +148,35 @@ class Replicator(Engine):
         kind = BIT_TYPES[tensor.stored]
         bits: Array = merged.contiguous().reshape(-1).view(torch.uint8).numpy().view(kind)
         if has_not_finite(bits, tensor.stored):
-            guilty = [
-                self.merge.sources[home.source].name
-                for home, read in zip(tensor.parents, parents, strict=True)
-                if not bool(torch.isfinite(read).all())
-            ]
-            raise not_finite(tensor.name, ", ".join(guilty))
+            self._refuse(tensor, [bool(torch.isfinite(read).all()) for read in parents])
         bits = bits.reshape(tensor.shape)
         if place is not None:
             place(tensor.name, 0, as_bytes(bits))
         yield bits
 
-    def note_state(self, journal: Journal, name: str) -> None:
-        """Keep the generator's state, on which the next tensors depend."""
+    def state(self) -> bytes:
+        """Return where the generator stands, on which the next tensors depend."""
+        if self.draws is not None:
+            return self.draws.state
         import torch
 
-        journal.put(f"{name}{_STATE}", torch.get_rng_state().numpy().tobytes().hex())
+        return bytes(torch.get_rng_state().numpy().tobytes())
+
+    def note_state(self, journal: Journal, name: str) -> None:
+        """Keep the generator's state."""
+        journal.put(f"{name}{_STATE}", self.state().hex())
 
     def recall_state(self, journal: Journal | None, name: str) -> None:
         """Put the generator where it was after a tensor that a killed run made."""
+        kept = journal.get(f"{name}{_STATE}") if journal is not None else None
+        if not isinstance(kept, str):
+            return
+        if self.draws is not None:
+            self.draws.state = bytes.fromhex(kept)
+            return
         import torch
 
-        kept = journal.get(f"{name}{_STATE}") if journal is not None else None
-        if isinstance(kept, str):
-            torch.set_rng_state(torch.frombuffer(bytearray.fromhex(kept), dtype=torch.uint8))
+        torch.set_rng_state(torch.frombuffer(bytearray.fromhex(kept), dtype=torch.uint8))
 
     def _dtype(self, tensor: PlannedTensor) -> torch.dtype:
         """Return the type that is computed in: the recipe's, else what the inputs promote to."""
@@ -111,7 +195,6 @@ class Replicator(Engine):
         return widest
 
     def _read(self, tensor: PlannedTensor, home: Input, dtype: torch.dtype) -> torch.Tensor:
-        import numpy as np
         import torch
 
         source = self.merge.sources[home.source]
@@ -124,3 +207,33 @@ class Replicator(Engine):
             .reshape(tensor.shape)
             .to(self.merge.device, dtype)
         )
+
+
+class _CastBlocks(TensorBlocks):
+    """A tensor's blocks as mergekit reads them: the recipe's order, cast before anything else."""
+
+    def __init__(self, engine: Replicator, tensor: PlannedTensor, kind: str) -> None:
+        super().__init__(engine, tensor, in_order=True)
+        self.kind = kind
+
+    def base(self, number: int) -> Block:
+        """Read a block of the base alone."""
+        start = number * self._step
+        stop = min(start + self._step, self._rows)
+        if self._tensor.base is None:
+            raise ValueError("there is no base")
+        base = self._read(self._tensor.base, start, stop, np.float32, check=False)
+        return Block(base, (), replace(self.at, offset=start * self._width))
+
+    def read(self, number: int, dtype: object, *, check: bool = True) -> Block:
+        """Read one block, cast to ``kind``; what is not finite shows at the end."""
+        return super().read(number, np.float32, check=False)
+
+    def _read(self, home: Input, start: int, stop: int, dtype: object, check: bool) -> Array:
+        values = super()._read(home, start, stop, dtype, check)
+        return values if self._stored_as(home) == self.kind else round_to(values, self.kind)
+
+    def _stored_as(self, home: Input) -> str:
+        source = self._engine.merge.sources[home.source]
+        is_plain = source.adapted is None and not self._tensor.is_table
+        return source.checkpoint.entry(home.name).dtype if is_plain else ""

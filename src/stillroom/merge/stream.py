@@ -70,7 +70,8 @@ class Merge:
     """One merge, ready to run: method, sources in the recipe's order, rules.
 
     ``share`` places the result on the line from the base (0) to what the method gives (1).
-    ``threads`` is how many blocks are worked on at once; ``device`` where heavy arithmetic is done.
+    ``threads`` is how many blocks are worked on at once, 0 what ``Workers`` chooses; ``device``
+    where heavy arithmetic is done.
     """
 
     method: MergeMethod
@@ -343,6 +344,10 @@ class Engine:
 
         yield from self.workers.map(work, len(blocks))
 
+    def state(self) -> bytes:
+        """Return what making a tensor changed for the next ones; nothing here."""
+        return b""
+
     def note_state(self, journal: Journal, name: str) -> None:
         """Keep what the next tensors and the report depend on."""
         if name in self.errors:
@@ -412,8 +417,15 @@ class Engine:
 class TensorBlocks:
     """One tensor of all its sources as row blocks, in the type that is computed in."""
 
-    def __init__(self, engine: Engine, tensor: PlannedTensor, overall: Any = None) -> None:
-        """Stand over a planned tensor that is merged."""
+    def __init__(
+        self,
+        engine: Engine,
+        tensor: PlannedTensor,
+        overall: Any = None,
+        *,
+        in_order: bool = False,
+    ) -> None:
+        """Stand over a planned tensor that is merged; ``in_order`` keeps the recipe's order."""
         if tensor.tuned is None:
             raise ValueError(f"{tensor.name} is copied, not merged")
         merge = engine.merge
@@ -426,15 +438,18 @@ class TensorBlocks:
         kinds = [merge.sources[home.source].checkpoint.entry(home.name) for home in tensor.inputs]
         widest = max([DTYPE_SIZES[kind.dtype] for kind in kinds] + [DTYPE_SIZES[tensor.stored]])
         self._dtype = np.float32 if widest <= 2 else np.float64
-        order = sorted(
-            range(len(tensor.parents)), key=lambda at: merge._ranks[tensor.parents[at].source][0]
-        )
+        order = list(range(len(tensor.parents)))
+        if not in_order:
+            order.sort(key=lambda at: merge._ranks[tensor.parents[at].source][0])
         self._parents = [tensor.parents[at] for at in order]
         self.size = math.prod(tensor.shape)
         self.at = Place(
             tensor.name,
             tensor.shape,
-            tuple(merge._ranks[home.source][1] for home in self._parents),
+            tuple(
+                merge.sources[home.source].name if in_order else merge._ranks[home.source][1]
+                for home in self._parents
+            ),
             tuple(tensor.tuned.weights[at] for at in order),
             tuple(tensor.tuned.own[at] for at in order),
             merge.seed,
@@ -517,7 +532,7 @@ def merge_checkpoints(
         shard_size: Most bytes of weights in one file.
         seed: For methods that draw.
         exclude: Patterns of tensors that are copied from the base, or the first model.
-        threads: How many blocks are worked on at once; changes no bit.
+        threads: How many blocks are worked on at once, 0 as many as pay; changes no bit.
 
     Raises:
         CheckpointError: If sources do not belong together, or a number is not finite.

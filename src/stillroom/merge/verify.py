@@ -105,7 +105,7 @@ def verify_merge(
     share: float = 0.1,
     seed: int = 0,
     say: Callable[[str], None] | None = None,
-    threads: int = 1,
+    threads: int = 0,
 ) -> Verification:
     """Replay a share of a merge's tensors and compare them with what lies there.
 
@@ -114,7 +114,7 @@ def verify_merge(
         share: How many of the tensors, from 0 to 1; at least one.
         seed: Which tensors.
         say: Hears that all tensors are replayed, where that is needed.
-        threads: How many blocks are worked on at once; changes no bit.
+        threads: How many blocks are worked on at once, 0 as many as pay; changes no bit.
 
     Raises:
         DataError: If the folder is not a merge's.
@@ -156,19 +156,18 @@ class _Replay:
     def __init__(self, merge: Merge, plan: MergePlan, output: Checkpoint, workers: Workers) -> None:
         self.engine: Engine = merge.engine(plan, workers, None)
         self.output = output
-        self.draws = merge.rules.compat == "mergekit"
         self.is_random = False
 
     def compare(
         self, tensors: Sequence[PlannedTensor], skip: set[str] | None = None
     ) -> list[Difference]:
-        before = self._state()
+        before = self.engine.state()
         found = []
         for tensor in tensors:
             difference = self._compare(tensor)
             if difference is not None and tensor.name not in (skip or ()):
                 found.append(difference)
-        self.is_random = before != self._state()
+        self.is_random = before != self.engine.state()
         return found
 
     def _compare(self, tensor: PlannedTensor) -> Difference | None:
@@ -186,14 +185,6 @@ class _Replay:
                 first = start * width + int(at.argmax()) if first < 0 else first
             start = stop
         return Difference(tensor.name, different, first) if different else None
-
-    def _state(self) -> bytes:
-        """Return the state of what ``compat: mergekit`` draws from; nothing elsewhere."""
-        if not self.draws:
-            return b""
-        import torch
-
-        return torch.get_rng_state().numpy().tobytes()
 
 
 def _read_recipe(folder: Path, artifact: Artifact) -> MergeRecipe:

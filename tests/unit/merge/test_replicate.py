@@ -4,9 +4,23 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 
-from tests.unit.merge.conftest import fine_tune
+import pytest
+import torch
+from click.testing import CliRunner
+from tests.unit.merge.conftest import fine_tune, rewrite
 
+from stillroom.checkpoints import Checkpoint
+from stillroom.cli.app import stillroom
+from stillroom.errors import CheckpointError
+from stillroom.jobs import Journal
+from stillroom.merge.loading import load_merge
+from stillroom.merge.method import METHODS
+from stillroom.merge.replicate import Replicator
+from stillroom.merge.rules import Rules
+from stillroom.merge.sources import Source
+from stillroom.merge.stream import Merge
 from stillroom.testing import tiny_checkpoint
 
 
@@ -29,3 +43,97 @@ def test_torchs_number_of_threads_never_changes_a_bit(tmp_path):
         )
         digests.add(json.loads((out / "artifact.json").read_text())["details"]["fingerprint"])
     assert len(digests) == 1
+
+
+def test_a_mergekit_files_user_chooses_the_arithmetic(tmp_path):
+    base = tiny_checkpoint(tmp_path / "base", dtype=torch.bfloat16)
+    tunes = [fine_tune(base, tmp_path / f"tune{seed}", seed) for seed in (1, 2)]
+    theirs, ours = tmp_path / "theirs.yml", tmp_path / "ours.yaml"
+    lines = ["merge_method: dare_ties", "dtype: bfloat16", f"base_model: {base}", "models:"]
+    for tune in tunes:
+        lines += [f"  - model: {tune}", "    parameters: {weight: 0.6, density: 0.5}"]
+    theirs.write_text("\n".join(lines))
+    lines = ["version: 1", "kind: merge", "method: {name: dare_ties, density: 0.5}"]
+    lines[2] = lines[2].replace("}", ", normalize: false}")
+    lines += [f"base: {base}", "models:"]
+    lines += [f"  - {{checkpoint: {tune}, weight: 0.6}}" for tune in tunes]
+    ours.write_text("\n".join(lines))
+
+    def merge(recipe, *words):
+        out = tmp_path / "-".join([recipe.stem, *words]).replace("-", "")
+        words = ["merge", "run", str(recipe), *words, "--out", str(out), "--quiet"]
+        CliRunner().invoke(stillroom, words, catch_exceptions=False)
+        return json.loads((out / "artifact.json").read_text())["details"]["fingerprint"]
+
+    exact = merge(theirs)
+    paper = merge(theirs, "--arithmetic", "paper")
+    assert paper == merge(ours)
+    assert (
+        exact
+        == merge(theirs, "--arithmetic", "mergekit")
+        == merge(ours, "--arithmetic", "mergekit")
+    )
+    assert exact != paper
+
+
+def test_paper_arithmetic_stores_what_mergekit_would_compute_in(tmp_path):
+    text = "merge_method: linear\nmodels: [{model: org/a, parameters: {weight: 1}}]\n"
+    path = tmp_path / "theirs.yml"
+    for types, stored in (("", None), ("dtype: float16\n", "float16"),
+                          ("dtype: float32\nout_dtype: bfloat16\n", "bfloat16")):  # fmt: skip
+        path.write_text(text + types)
+        recipe = load_merge(path, arithmetic="paper")
+        assert (recipe.compat, recipe.compute, recipe.out.dtype) == ("paper", None, stored)
+
+
+METHODS_DRAWN = ("linear", "task_arithmetic", "ties", "dare_ties", "della")
+
+
+def as_merge(name, base, tunes, **rules):
+    method = METHODS.build({"name": name} | ({} if name in METHODS_DRAWN[:2] else {"density": 0.5}))
+    parents = [Source(path.name, Checkpoint.open(path), 0.6) for path in tunes]
+    origin = Source("base", Checkpoint.open(base)) if method.needs_base else None
+    return Merge(method, origin, parents, Rules(compat="mergekit", **rules), seed=3, threads=2)
+
+
+@pytest.mark.parametrize("name", METHODS_DRAWN)
+@pytest.mark.parametrize("types", [{}, {"compute": "float32", "dtype": "bfloat16"}], ids=str)
+def test_blocks_in_numpy_and_tensors_in_torch_give_one_result(name, types, tmp_path, monkeypatch):
+    base = tiny_checkpoint(tmp_path / "base", dtype=torch.bfloat16)
+    tunes = [fine_tune(base, tmp_path / f"tune{seed}", seed) for seed in (1, 2, 3)]
+    one = as_merge(name, base, tunes, **types).write(tmp_path / "one")
+    monkeypatch.setattr(Replicator, "_retraces", lambda *_: False)
+    assert (
+        as_merge(name, base, tunes, **types).write(tmp_path / "two").fingerprint == one.fingerprint
+    )
+
+
+def test_a_killed_merge_draws_on_where_it_stood(tmp_path):
+    base = tiny_checkpoint(tmp_path / "base", dtype=torch.bfloat16)
+    tunes = [fine_tune(base, tmp_path / f"tune{seed}", seed) for seed in (1, 2)]
+    whole = as_merge("dare_ties", base, tunes).write(tmp_path / "whole")
+    left = [None] * 5
+
+    def stop():
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+
+    with closing(Journal(tmp_path / "journal")) as journal, pytest.raises(KeyboardInterrupt):
+        as_merge("dare_ties", base, tunes).write(tmp_path / "out", journal=journal, on_tensor=stop)
+    with closing(Journal(tmp_path / "journal")) as journal:
+        resumed = as_merge("dare_ties", base, tunes).write(tmp_path / "out", journal=journal)
+    assert resumed.fingerprint == whole.fingerprint
+
+
+def test_what_is_not_finite_is_refused_with_who_brought_it(tmp_path):
+    base = tiny_checkpoint(tmp_path / "base", dtype=torch.bfloat16)
+    good = fine_tune(base, tmp_path / "good", 1)
+    bad = rewrite(base, tmp_path / "bad", lambda name, tensor: tensor * float("inf"))
+    for name in ("linear", "ties"):
+        with pytest.raises(CheckpointError) as caught:
+            as_merge(name, base, [good, bad]).write(tmp_path / name)
+        problem = caught.value.problems[0]
+        assert problem.code == "merge.not-finite"
+        assert "bad" in problem.expected
+        assert "good" not in problem.expected

@@ -7,7 +7,7 @@ bit for bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -18,6 +18,8 @@ from stillroom.merge.method import Array, MergeMethod, Place
 
 if TYPE_CHECKING:
     import torch
+
+    from stillroom.merge.retracing import CastBlocks, Draws
 
 __all__ = ["Linear"]
 
@@ -65,3 +67,29 @@ class Linear(MergeMethod):
         if self.normalize:
             total /= torch.tensor(list(at.weights), dtype=torch.float32).sum()
         return total.to(parents[0].dtype)
+
+    @override
+    def retraces(self, kind: str, shape: tuple[int, ...], parents: int) -> bool:
+        return parents < 8  # how torch adds more weights depends on the machine
+
+    @override
+    def retrace(self, blocks: CastBlocks, draws: Draws) -> Callable[[int], Array]:
+        import numpy as np
+
+        from stillroom.merge.retracing import add_product, round_to
+
+        weights = [np.float32(weight) for weight in blocks.at.weights]
+        under = np.float32(0)
+        for weight in (*weights[:1], *weights[4:], *weights[1:4]):  # torch adds them in fours
+            under += weight
+
+        def combine(number: int) -> Array:
+            block = blocks[number]
+            total: Array = block.parents[0] * weights[0]
+            for parent, weight in zip(block.parents[1:], block.at.weights[1:], strict=True):
+                add_product(total, parent, weight)
+            if self.normalize:
+                total /= under
+            return round_to(total, blocks.kind)
+
+        return combine

@@ -5,7 +5,7 @@ Source: Ilharco et al. 2022, arXiv:2212.04089. A negative weight takes a task aw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -15,6 +15,8 @@ from stillroom.merge.method import Array, MergeMethod, Place
 
 if TYPE_CHECKING:
     import torch
+
+    from stillroom.merge.retracing import CastBlocks, Draws
 
 __all__ = ["TaskArithmetic"]
 
@@ -48,3 +50,27 @@ class TaskArithmetic(MergeMethod):
         return combine(
             base, vectors, at.weights, votes=False, normalize=self.normalize, scale=self.scale
         )
+
+    @override
+    def retraces(self, kind: str, shape: tuple[int, ...], parents: int) -> bool:
+        from stillroom.merge.retracing import MOST_ADDED
+
+        return parents <= MOST_ADDED
+
+    @override
+    def retrace(self, blocks: CastBlocks, draws: Draws) -> Callable[[int], Array]:
+        from stillroom.merge.retracing import add_up, vector
+
+        def combine(number: int) -> Array:
+            block = blocks[number]
+            vectors = [vector(block, at, blocks.kind) for at in range(len(block.parents))]
+            return add_up(
+                block,
+                vectors,
+                blocks.kind,
+                votes=False,
+                normalize=self.normalize,
+                scale=self.scale,
+            )
+
+        return combine

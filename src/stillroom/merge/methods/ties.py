@@ -19,6 +19,8 @@ from stillroom.merge.pruning import PrunedMethod
 if TYPE_CHECKING:
     import torch
 
+    from stillroom.merge.retracing import CastBlocks, Draws, Pruned
+
 __all__ = ["Ties"]
 
 
@@ -78,6 +80,18 @@ class Ties(PrunedMethod):
             keep_largest(vector, density, rescale=self.rescale)
             for vector, density in zip(vectors, at.values("density", self.density), strict=True)
         ]
+
+    @override
+    def retraces(self, kind: str, shape: tuple[int, ...], parents: int) -> bool:
+        from stillroom.merge.retracing import MOST_ADDED
+
+        return parents <= MOST_ADDED and not self.rescale
+
+    @override
+    def prune_bits(self, blocks: CastBlocks, draws: Draws) -> list[Pruned]:
+        from stillroom.merge.dropping import keep_largest
+
+        return keep_largest(blocks, blocks.at.values("density", self.density))
 
     def _cuts(self, tensors: Sequence[Blocks]) -> list[tuple[int, str, int] | None]:
         from stillroom.merge.arithmetic import task_vectors
