@@ -167,12 +167,12 @@ class _Reading:
             self._unread.append(number)
             return []
         self._source.more_time()
-        start = time.monotonic()
+        start = time.process_time()
         width, height = page.get_size()
         scale = min(_SCALE, _SIDE / max(width, height, 1.0))
         pixels = page.render(scale=scale, rev_byteorder=False).to_numpy()[:, :, :3]
         found = read_picture(pixels, scale=1 / scale)
-        self._spent += time.monotonic() - start
+        self._spent += time.process_time() - start
         blocks = arrange(found.runs)
         if blocks:
             self._confidence[number] = found.confidence

@@ -251,7 +251,7 @@ def test_ocr_can_be_forbidden_and_its_language_is_checked():
 
 def test_pictures_that_take_too_long_are_counted(monkeypatch):
     monkeypatch.setattr(pdf_parser, "has_ocr", lambda: True)
-    monkeypatch.setattr(pdf_parser.time, "monotonic", iter(range(0, 10_000, 50)).__next__)
+    monkeypatch.setattr(pdf_parser.time, "process_time", iter(range(0, 10_000, 50)).__next__)
     from stillroom.text.ocr import Recognized
 
     monkeypatch.setattr(pdf_parser, "read_picture", lambda *_, **__: Recognized([], 0.0))
