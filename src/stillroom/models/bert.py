@@ -184,13 +184,16 @@ def erf(values: Vectors) -> Vectors:
     """Return the error function of float32 values, exact to about 1e-7."""
     bound = np.clip(values, np.float32(-4), np.float32(4))
     square = bound * bound
-    top = np.full_like(square, _ERF_TOP[0])
-    for one in _ERF_TOP[1:]:
-        top = top * square + np.float32(one)
-    bottom = np.full_like(square, _ERF_BOTTOM[0])
-    for one in _ERF_BOTTOM[1:]:
-        bottom = bottom * square + np.float32(one)
-    made: Vectors = bound * top / bottom
+    made: Vectors = bound * _polynomial(_ERF_TOP, square) / _polynomial(_ERF_BOTTOM, square)
+    return made
+
+
+def _polynomial(coefficients: tuple[float, ...], at: Vectors) -> Vectors:
+    """Return a polynomial's values, its highest coefficient first (Horner)."""
+    made: Vectors = np.full_like(at, coefficients[0])
+    for one in coefficients[1:]:
+        made *= at
+        made += np.float32(one)
     return made
 
 

@@ -180,7 +180,7 @@ class _Patience:
 
     def _spent(self) -> float:
         times = self._meter.cpu_times()
-        return times.user + times.system
+        return float(times.user + times.system)
 
     def next_look(self) -> float:
         """Return how many seconds to wait before asking again.
