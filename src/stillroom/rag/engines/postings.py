@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from stillroom.rag.engines.arrays import Arrays, map_arrays, shrink, write_arrays
-from stillroom.rag.engines.phrases import PhraseWord, Placed, find_phrase, place
+from stillroom.rag.engines.phrases import PhraseWord, find_phrase, place
 from stillroom.rag.engines.term_table import TermTable, sort_terms
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ __all__ = [
 POSTINGS = "postings.safetensors"
 Field = Literal["headings", "body"]
 FIELDS: tuple[Field, Field] = ("headings", "body")
-PostingsRow = tuple[str, Placed | Sequence[str], Placed | Sequence[str], int, int]
+Terms = Sequence[str | tuple[str, int]]
+PostingsRow = tuple[str, Terms, Terms, int, int]
 """Passage id, terms of its headings, terms of its text, and both counts without stop words.
 
 Terms have their positions, or are words one after another.
