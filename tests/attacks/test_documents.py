@@ -297,6 +297,8 @@ def test_a_hanging_file_is_ended_and_the_next_one_read(tmp_path, monkeypatch):
         "class Hostile(Html):\n"
         "    def parse(self, data, source):\n"
         "        if b'hang' in data: time.sleep(600)\n"
+        "        if b'wait' in data: time.sleep(1.5)\n"
+        "        while b'spin' in data: pass\n"
         "        if b'crash' in data: os._exit(11)\n"
         "        if b'eat' in data: return [bytes(2**27) for _ in range(10**6)]\n"
         "        if b'print' in data: print('noise'); os.write(1, b'noise')\n"
@@ -308,19 +310,26 @@ def test_a_hanging_file_is_ended_and_the_next_one_read(tmp_path, monkeypatch):
     (info / "entry_points.txt").write_text("[stillroom.text.parsers]\nhostile = hostile:Hostile\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     parser = PARSERS.build("hostile")
-    limits = Limits(timeout_s=2, memory_bytes=2**30)
+    limits = Limits(timeout_s=1, memory_bytes=2**30)
     source = Source("a.html", "0" * 64, "text/html", limits=limits)
     good = b"<p>A paragraph of text.</p>"
+    monkeypatch.setattr("stillroom.text.worker._WALL", 3.0)
     with Worker() as one:
         assert one.parse(parser, good + b"<p>print</p>", source).text.endswith("print")
-        codes = []
-        for word in (b"hang", b"crash", b"eat"):
+        # As on a busy machine: the clock goes on while the process waits for a processor.
+        assert one.parse(parser, good + b"<p>wait</p>", source).text.endswith("wait")
+        codes, told = [], []
+        for word in (b"hang", b"spin", b"crash", b"eat"):
             with pytest.raises(DataError) as caught:
                 one.parse(parser, good + word, source)
             codes.append(caught.value.code)
+            told.append(str(caught.value))
             assert one.parse(parser, good, source).text == "A paragraph of text."
-        assert codes == ["document.timeout", "document.crashed", "document.memory"]
-        assert one.starts == 3
+        timeouts = ["document.timeout"] * 2
+        assert codes == [*timeouts, "document.crashed", "document.memory"]
+        assert "has not answered for 3 s" in told[0]
+        assert "processor time" in told[1]
+        assert one.starts == 4
 
 
 def test_one_process_serves_a_whole_folder_and_bad_files_stop_nothing(tmp_path: Path):

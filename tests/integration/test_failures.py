@@ -163,7 +163,10 @@ def test_a_broken_file_among_good_ones_is_left_out_and_listed(tmp_path):
     folder = write_broken(tmp_path / "some")
     for name in ("one", "two", "three"):
         (folder / f"{name}.md").write_text(f"# Mills\n\nThe mill number {name} grinds barley.\n")
-    told = stillroom("rag", "index", folder, "--out", tmp_path / "index", "embedder=builtin:static")
+    command = ("rag", "index", folder, "embedder=builtin:static", "--out")
+    refused = stillroom(*command, tmp_path / "refused")
+    fails(refused, 1, "rag.documents-failed", "3 of 6 documents", "at most 20%")
+    told = stillroom(*command, tmp_path / "index", "max_failed=0.5")
     assert told.returncode == 0, told.stderr
     assert told.stderr.count("left out: ") == 3
     failed = read_artifact(tmp_path / "index").details["failed"]

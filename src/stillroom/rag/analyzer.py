@@ -1,33 +1,37 @@
 """Analyzer: text to terms, the same way for an index and for a query.
 
 Text is normalized (NFKC), case-folded and cut into words. A compound (``foo_bar``, ``camelCase``,
-``3.11.7``, ``CVE-2024-1``, ``C++``) gives itself whole and its parts; Chinese, Japanese and Korean
-runs give bigrams, and in an index single characters too, for those who ask for one; plain words are
-stemmed by Snowball. Stop words stay in the index but count neither for a passage's length nor for a
-query that has any other term.
+``e-mail``, ``3.11.7``, ``C++``) gives itself whole and its parts; the whole is written without the
+marks that join letters, so that it meets its other spellings (``foobar``, ``email``). A word with
+accents gives itself with and without them (``stillroom.rag.spelling``). Chinese, Japanese and
+Korean runs give bigrams, and in an index single characters too, for those who ask for one; what
+holds letters alone is stemmed by Snowball. Stop words stay in the index but count neither for a
+passage's length nor for a query that has any other term.
 
 With ``auto`` each document is stemmed as its language asks, and its terms are marked with it
 (``de:haus``); a query's words are looked up in every language. So a word meets its inflections in
 documents of any language, and what is a stop word in one (``die``) counts in another.
 
-Does not know: Thai, Lao and Khmer word borders (a run is one term), synonyms, spelling.
+Does not know: Thai, Lao and Khmer word borders (a run is one term), synonyms, misspellings.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
 
 from stillroom.provenance import digest_json
+from stillroom.rag.engines.phrases import Chain, PhraseWord, Placed, place
+from stillroom.rag.spelling import fold_marks, join_parts, normalize, plain_numbers, spell_out
 from stillroom.rag.stop_words import LANGUAGES, STOP_WORDS
 
 __all__ = ["ANALYZER_VERSION", "Analyzer", "Stemming"]
 
-ANALYZER_VERSION = 2
+ANALYZER_VERSION = 3
 Stemming = Literal[
     "none",
     "auto",
@@ -57,10 +61,21 @@ Stemming = Literal[
 ]
 _MAX_TERM = 64
 _DEFAULT = "english"  # of a text whose language nobody knows
-_PROBE = "The quick-witted C++ runners' CamelCase v3.11.7 running naïve 日本語テキスト foo_bar"
+_PROBE = (
+    "The quick-witted C++ runners' CamelCase v3.11.7 running naïve 日本語テキスト foo_bar Müller "
+    "1,234 1.234 3,5 O’Reilly ёлка"
+)
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _JOINERS = re.compile(r"[_.\-@:/+#&]")
 _OTHER = re.compile(r"[\d_.\-@:/+#&]")
+_LASTING = re.compile(r"[@:/+#&]")  # joins what is not one word, or names something else
+_FLAT = frozenset({"finnish", "hungarian", "turkish"})  # where nobody writes ae for ä
+_ELIDING = frozenset({"french", "irish", "italian"})  # whose stemmers take l' off
+_DOTTED = frozenset(
+    "danish dutch german greek indonesian italian norwegian portuguese romanian spanish"  # noqa: SIM905
+    " turkish".split()
+)
+_MOST_KNOWN = 200_000
 _CJK = re.compile("[぀-ヿ㐀-䶿一-鿿가-힯豈-﫿\U00020000-\U0003ffff]+")
 
 
@@ -90,7 +105,7 @@ class Analyzer:
         return digest_json([ANALYZER_VERSION, self.stemming, probed])
 
     def terms(self, text: str, language: str = "") -> list[str]:
-        """Return the terms of a text in order, stop words included.
+        """Return the terms of a text in order, stop words and every spelling included.
 
         Args:
             text: Any text.
@@ -100,27 +115,62 @@ class Analyzer:
 
     def index_terms(self, text: str, language: str = "") -> list[str]:
         """Return the terms that an index keeps: also single Chinese, Japanese, Korean letters."""
-        runs = _CJK.findall(_normalize(text))
-        return [*self.terms(text, language), *(one for run in runs if len(run) > 1 for one in run)]
+        return [term for term, _ in self.place_terms([text], language)[0]]
 
-    def query_terms(self, text: str) -> list[str]:
+    def place_terms(self, texts: Sequence[str], language: str = "") -> tuple[Placed, int]:
+        """Return what an index keeps of a field: its terms with their positions, and its length.
+
+        Its length is how many terms there are, stop words and other spellings aside.
+
+        Args:
+            texts: One after another, as the headings of a path.
+            language: Their ISO 639-1 code, which only ``auto`` looks at.
+        """
+        tongue, stop = self._tongue_of(language), self.stop_words
+        placed: Placed = []
+        length = number = 0
+        for text in texts:
+            for word in self._words(text, tongue):
+                for slot, spellings in enumerate((word.spellings, *word.parts)):
+                    is_last = slot in (0, len(word.parts))
+                    spot = place(number, slot, is_last=is_last)
+                    placed += [(term, spot) for term in spellings]
+                    length += spellings[0] not in stop
+                number += 1
+        single = [
+            one
+            for text in texts
+            for run in _CJK.findall(normalize(text))
+            if len(run) > 1
+            for one in run
+        ]
+        # Of no phrase: a letter stands in none of these places.
+        placed += [(one, place(number + 1 + 2 * at)) for at, one in enumerate(single)]
+        return placed, length + len(single)
+
+    def query_terms(self, text: str) -> dict[str, float]:
         """Return what is looked up for a query, each word in every language that there may be.
 
-        Stop words are left out where there is anything else.
+        A word counts 1, and each of its spellings an equal share. Stop words are left out where
+        there is anything else.
         """
-        if not self._tongues:
-            return self.content_terms(text)
-        found: Counter[str] = Counter()
-        for tongue in self._tongues.values():
-            found |= Counter(self._terms(text, tongue))
-        every = list(found.elements())
-        return [term for term in every if term not in self.stop_words] or every
+        weights: dict[str, float] = {}
+        for tongue in self._tongues.values() or [self._tongue]:
+            own: dict[str, float] = {}
+            for spellings in self._spellings(text, tongue):
+                for term in spellings:
+                    own[term] = own.get(term, 0.0) + 1 / len(spellings)
+            weights |= {term: max(weight, weights.get(term, 0.0)) for term, weight in own.items()}
+        return {
+            term: weight for term, weight in weights.items() if term not in self.stop_words
+        } or weights
 
-    def phrases(self, text: str) -> list[list[str]]:
-        """Return the terms of a phrase in order, once for each language that they differ in."""
-        tongues = self._tongues.values() or [self._tongue]
-        found = {tuple(self._terms(text, tongue)) for tongue in tongues}
-        return sorted(list(terms) for terms in found if terms)
+    def phrases(self, text: str) -> list[list[PhraseWord]]:
+        """Return the words of a phrase in order, once for each language that they differ in."""
+        found: dict[tuple[PhraseWord, ...], None] = {}
+        for tongue in self._tongues.values() or [self._tongue]:
+            found[tuple(word.as_phrase() for word in self._words(text, tongue))] = None
+        return [list(words) for words in found if words]
 
     def content_terms(self, text: str) -> list[str]:
         """Return the terms without stop words; all of them where there are only stop words."""
@@ -131,38 +181,34 @@ class Analyzer:
         return self._tongues.get(LANGUAGES.get(language, ""), self._tongue)
 
     def _terms(self, text: str, tongue: _Tongue) -> list[str]:
-        found: list[str] = []
-        for match in _word_pattern().finditer(_normalize(text)):
-            found.extend(self._analyze(match.group(), tongue))
-        return found
+        return [term for spellings in self._spellings(text, tongue) for term in spellings]
 
-    def _analyze(self, word: str, tongue: _Tongue) -> Iterator[str]:
-        if _CJK.search(word):
-            yield from self._analyze_cjk(word, tongue)
-            return
-        parts = [part for part in _parts(word) if part]
-        whole = _fold(word)
-        if len(parts) == 1 and _is_plain(whole):
-            yield tongue.stem(whole)
-            return
-        yield whole
-        for part in parts:
-            folded = _fold(part)
-            if folded != whole:
-                yield tongue.stem(folded) if _is_plain(folded) else folded
+    def _spellings(self, text: str, tongue: _Tongue) -> Iterator[tuple[str, ...]]:
+        for word in self._words(text, tongue):
+            yield word.spellings
+            yield from word.parts
 
-    def _analyze_cjk(self, word: str, tongue: _Tongue) -> Iterator[str]:
-        last = 0
-        for match in _CJK.finditer(word):
-            if match.start() > last:
-                yield from self._analyze(word[last : match.start()], tongue)
-            run = match.group()
-            if len(run) == 1:
-                yield run
-            yield from (run[index : index + 2] for index in range(len(run) - 1))
-            last = match.end()
-        if last < len(word):
-            yield from self._analyze(word[last:], tongue)
+    def _words(self, text: str, tongue: _Tongue) -> Iterator[_Word]:
+        text = plain_numbers(normalize(text), has_dots=tongue.has_dots)
+        for match in _word_pattern().finditer(text):
+            yield from tongue.analyze(match.group())
+
+
+@dataclass(frozen=True, slots=True)
+class _Word:
+    """A word: the spellings of all of it, and of each of its parts where it is a compound.
+
+    ``is_joined`` says that its parts in a row are the same word.
+    """
+
+    spellings: tuple[str, ...]
+    parts: Chain = ()
+    is_joined: bool = False
+
+    def as_phrase(self) -> PhraseWord:
+        """Return what stands for the word in a phrase."""
+        whole: Chain = (self.spellings,)
+        return (whole, self.parts) if self.is_joined and self.parts else (whole,)
 
 
 class _Tongue:
@@ -172,23 +218,72 @@ class _Tongue:
         self._stem = _stemmer(stemming)
         self._mark = mark
         self._stop = STOP_WORDS.get("english" if stemming == "porter" else stemming, frozenset())
+        self._has_umlauts = stemming not in _FLAT
+        self._has_elisions = stemming in _ELIDING
+        self.has_dots = stemming in _DOTTED
         self.marked_stop_words = frozenset(mark + word for word in self._stop)
+        self._known: dict[str, tuple[_Word, ...]] = {}
 
-    def stem(self, word: str) -> str:
-        return self._mark + (word if word in self._stop else self._stem(word))
+    def analyze(self, match: str) -> tuple[_Word, ...]:
+        """Return the words of what the pattern found: one, or several where there are CJK runs."""
+        known = self._known.get(match)
+        if known is None:
+            known = tuple(self._cut_cjk(match) if _CJK.search(match) else [self._cut(match)])
+            if len(self._known) > _MOST_KNOWN:
+                self._known.clear()
+            self._known[match] = known
+        return known
 
+    def _cut(self, word: str) -> _Word:
+        pieces = list(_parts(word))
+        folded = _fold(word)
+        has_lasting = bool(_LASTING.search(folded))
+        whole = folded if has_lasting or len(pieces) < 2 else join_parts(folded)
+        parts = [_fold(piece) for piece in pieces]
+        if parts == [whole]:
+            return _Word(self._spell(whole))
+        is_joined = not has_lasting and not _JOINERS.search(whole)
+        return _Word(self._spell(whole), tuple(map(self._spell, parts)), is_joined)
 
-def _normalize(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).replace("’", "'")
+    def _spell(self, word: str) -> tuple[str, ...]:
+        """Return the terms of a case-folded word: as it is written, then other spellings."""
+        if word in self._stop:
+            return (self._mark + word,)
+        ways = [word, fold_marks(word)]
+        if not word.isascii() and self._has_umlauts:
+            ways.append(fold_marks(spell_out(word)))
+        return tuple(dict.fromkeys(term for way in ways for term in self._terms(way)))
+
+    def _terms(self, word: str) -> Iterator[str]:
+        if _OTHER.search(word):  # no plain word of letters: an identifier, a number
+            yield word.replace("'", "")[:_MAX_TERM]
+            return
+        if self._stem is str and word.endswith("'s"):
+            yield self._mark + word[:_MAX_TERM]  # an inflection, which "none" leaves as it is
+            return
+        stem = self._stem(word)
+        if "'" not in stem:
+            yield self._mark + stem[:_MAX_TERM]
+        if "'" in stem or ("'" in word and not self._has_elisions):
+            whole = self._stem(word.removesuffix("'s").replace("'", ""))
+            yield self._mark + whole[:_MAX_TERM]
+
+    def _cut_cjk(self, word: str) -> Iterator[_Word]:
+        last = 0
+        for match in _CJK.finditer(word):
+            if match.start() > last:
+                yield self._cut(word[last : match.start()])
+            run = match.group()
+            if len(run) == 1:
+                yield _Word((run,))
+            yield from (_Word((run[index : index + 2],)) for index in range(len(run) - 1))
+            last = match.end()
+        if last < len(word):
+            yield self._cut(word[last:])
 
 
 def _fold(word: str) -> str:
     return word.casefold()[:_MAX_TERM]
-
-
-def _is_plain(word: str) -> bool:
-    """Return whether a word holds letters (with their marks) alone, so that it can be stemmed."""
-    return not _OTHER.search(word)
 
 
 def _parts(word: str) -> Iterator[str]:

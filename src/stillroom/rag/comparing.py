@@ -9,7 +9,6 @@ stores hold, whoever may see it.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,7 +155,7 @@ def draw_questions(reading: Reading, view: View, rng: np.random.Generator, count
 
 def _search_keyword(view: View, text: str, where: Path) -> Ranking:
     description = Description.from_json(view.opened.description)
-    terms = Counter(open_analyzer(description, where).query_terms(text))
+    terms = open_analyzer(description, where).query_terms(text)
     told = description.settings["keyword"]
     return view.rank(
         lambda depth: view.keywords.search(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -363,7 +362,7 @@ class Index:
     ) -> Ranking:
         """Return the best ``k`` rows by BM25 with their scores; rows without any term never."""
         state = self._state
-        terms = query.terms or Counter(self.analyzer.query_terms(query.text))
+        terms = query.terms or self.analyzer.query_terms(query.text)
         keyword = self.description.settings["keyword"]
         own = variant or keyword.get("variant", "lucene")
         lower = keyword.get("delta") if delta is None and variant is None else delta

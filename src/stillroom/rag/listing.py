@@ -175,7 +175,7 @@ def check_failures(failures: Sequence[Failed], total: int, max_failed: float, ro
                 "rag.documents-failed",
                 root,
                 f"at most {max_failed:.0%} of them, and one that can",
-                "repair or remove them, or raise max_failed",
+                "repair or remove them, or raise max_failed (of make: steps.index.max_failed)",
             ),
             *(Problem(failed.reason, failed.code, failed.path) for failed in shown),
             *([Problem(f"and {rest} more", "rag.documents-failed", root)] if rest else []),

@@ -85,8 +85,8 @@ def find_rows(
             continue
         met = np.zeros(len(engine), dtype=bool)
         for field in _fields_of(clause):
-            for terms in phrases:
-                met[engine.phrase(terms, field=field)] = True
+            for words in phrases:
+                met[engine.phrase(words, field=field)] = True
         found &= met
     return found
 

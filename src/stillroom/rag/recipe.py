@@ -189,7 +189,11 @@ class RagRecipe(Recipe):
         "its tenant's principals that its labels name, and to nobody where none is named",
     )
     max_failed: float = Field(
-        0.5, ge=0, le=1, description="share of documents that may fail before the job does"
+        0.2,
+        ge=0,
+        le=1,
+        description="share of documents that may be left out; above it the job fails, and says why "
+        "each could not be used",
     )
 
     @model_validator(mode="after")

@@ -44,11 +44,16 @@ _CLOSES = {
 }
 _SCOPES = frozenset("ul ol dl table body html".split())  # noqa: SIM905
 _UNTOLD = frozenset({"script", "style", "title", "head"})
+_LAYOUT_ROLES = frozenset({"presentation", "none"})
+_TEXT = frozenset({"p", "li"})
+_LONGEST_CELL = 1000
+_LONGEST_UNDER_HEADER = 4000
 _LOOK_BACK = 64
 _MAX_SPAN = 512
 _WIDEST = 64
 _HIDING_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 _WORD = re.compile(r"[a-z]+")
+_BAR = re.compile(r"(?<!\\)\|")
 _CDATA_END = re.compile(r"\]\]>\s*$")
 
 
@@ -96,10 +101,13 @@ class Block:
 class _Table:
     """An open table: its first block's index, the row and column it is at, and how far that spans.
 
-    ``taken`` are the last rows down to which cells from above fill a column.
+    ``taken`` are the last rows down to which cells from above fill a column. ``has_header`` says
+    that header cells are marked, ``is_layout`` that its role is not that of a table of data.
     """
 
     first: int
+    is_layout: bool = False
+    has_header: bool = False
     row: int = -1
     cell: int = -1
     span: tuple[int, int] = (1, 1)
@@ -189,7 +197,8 @@ class BlockReader:
         if name == "li":
             self._begin_item()
         elif name == "table":
-            self._tables.append(_Table(len(self.blocks)))
+            is_layout = attributes.get("role", "") in _LAYOUT_ROLES
+            self._tables.append(_Table(len(self.blocks), is_layout))
         elif self._tables and name in {"tr", "td", "th"}:
             self._begin_cell(name, attributes)
 
@@ -234,6 +243,7 @@ class BlockReader:
         if name == "tr":
             table.row, table.cell, table.span = table.row + 1, -1, (1, 1)
             return
+        table.has_header |= name == "th"
         table.row = max(table.row, 0)
         table.cell += table.span[1]
         while table.taken.get(table.cell, -1) >= table.row:
@@ -283,16 +293,17 @@ class BlockReader:
         inside = [block for block in self.blocks[table.first :] if block.size]
         cells = [block for block in inside if block.cell[1] >= 0]
         self._block = None
-        if not _is_data(cells) or any(block.kind not in {"p", "li"} for block in inside):
-            return
-        first = cells[0]
-        made = Block("table", aside=first.aside, main=first.main)
-        made.rows = _rows(cells)
-        made.size = sum(block.size for block in cells)
-        captions = [block for block in inside if block.cell[1] < 0]
-        if self._tables:
-            made.cell = (self._tables[-1].row, self._tables[-1].cell)
-        self.blocks[table.first :] = [*captions, made]
+        if _is_data(cells, table):
+            first = cells[0]
+            made = Block("table", aside=first.aside, main=first.main)
+            made.rows = _rows(cells)
+            made.pieces = [_flatten(made.rows)]
+            made.size = sum(block.size for block in cells)
+            self.blocks[table.first :] = [block for block in inside if block.cell[1] < 0] + [made]
+        if self._tables:  # to the table around it, all of this is in one cell
+            outer = self._tables[-1]
+            for block in self.blocks[table.first :]:
+                block.cell, block.span = (outer.row, outer.cell), outer.span
 
 
 def _span(attributes: dict[str, str], name: str) -> int:
@@ -301,11 +312,41 @@ def _span(attributes: dict[str, str], name: str) -> int:
     return min(max(int(value), 1), _MAX_SPAN) if value.isdecimal() and len(value) < 6 else 1
 
 
-def _is_data(cells: list[Block]) -> bool:
+def _is_data(cells: list[Block], table: _Table) -> bool:
+    """Say whether a table is one of data: of rows and columns whose cells are short.
+
+    Code, tables and headings within its cells do not change that where header cells are marked, or
+    where they are in less than half of the cells; a heading with its text below is layout.
+    """
     rows = {block.cell[0] for block in cells}
     columns = {block.cell[1] for block in cells}
     longest = max((block.size for block in cells), default=0)
-    return len(rows) >= 2 and len(columns) >= 2 and longest <= 1000
+    most = _LONGEST_UNDER_HEADER if table.has_header else _LONGEST_CELL
+    if table.is_layout or len(rows) < 2 or len(columns) < 2 or longest > most:
+        return False
+    if table.has_header or all(block.kind in _TEXT for block in cells):
+        return True
+    held: dict[tuple[int, int], list[Block]] = {}
+    for block in cells:
+        held.setdefault(block.cell, []).append(block)
+    rich = 0
+    for (row, column), blocks in held.items():
+        kinds = {block.kind for block in blocks}
+        if "heading" in kinds and len(blocks) > 1:
+            return False
+        is_label = "heading" in kinds and (row == min(rows) or column == min(columns))
+        rich += not is_label and not kinds <= _TEXT
+    total = max(sum(block.size for block in blocks) for blocks in held.values())
+    return total <= _LONGEST_CELL and 2 * rich < len(held)
+
+
+def _flatten(rows: list[tuple[str, int, int]]) -> tuple[str, int, int]:
+    """Return a table's rows as one text, as the cell of another table holds it."""
+    lines = [
+        ", ".join(cell.strip().replace("\\|", "|") for cell in _BAR.split(row)[1:-1])
+        for row, _, _ in rows
+    ]
+    return "; ".join(lines), rows[0][1], rows[-1][2]
 
 
 def _rows(cells: list[Block]) -> list[tuple[str, int, int]]:

@@ -57,7 +57,10 @@ class Limits(BaseModel):
     )
     archive_entries: int = Field(default=10_000, ge=1, description="most files within an archive")
     timeout_s: float = Field(
-        default=60.0, gt=0, description="most seconds for one file of a risky format"
+        default=60.0,
+        gt=0,
+        description="most seconds of processor time for one file of a risky format; of the wall "
+        "clock twenty times as many",
     )
     memory_bytes: int = Field(
         default=2 * 2**30,
@@ -74,7 +77,9 @@ class Limits(BaseModel):
         description="the pictures' language as ISO 639-1, checked against what can be read",
     )
     ocr_timeout_s: float = Field(
-        default=600.0, gt=0, description="most seconds for reading the pictures of one file"
+        default=600.0,
+        gt=0,
+        description="most seconds of processor time for reading the pictures of one file",
     )
 
 

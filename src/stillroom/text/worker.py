@@ -2,8 +2,10 @@
 
 One process serves many files. It has a memory limit, cannot write files, sees none of our
 secrets in its environment (but is not cut off from the network), and is killed and started
-anew when a file takes too long or brings it down. Talk between the two is JSON with a length before
-it, so that nothing the process says is ever executed here.
+anew when a file takes too long or brings it down. Too long is told by the processor time that the
+process has used, so that a busy machine loses no file; a process that hangs without using any is
+ended by the wall clock, at twenty times the limit. Talk between the two is JSON with a length
+before it, so that nothing the process says is ever executed here.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, BinaryIO
 
+import psutil
+
 from stillroom.errors import DataError, MissingExtraError, Problem, ResourceError, StillroomError
 from stillroom.records import Document, Origin
 from stillroom.text.method import PARSERS, Limits, Parser, Source
@@ -29,6 +33,8 @@ _ERRORS: dict[str, type[StillroomError]] = {
     kind.__name__: kind for kind in (DataError, ResourceError, MissingExtraError)
 }
 _START_S = 60.0
+_WALL = 20.0  # times the limit of processor time: how long a process may hang
+_LOOK_S = 0.05  # the least time between two looks at the processor time
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "LD_LIBRARY_PATH", "PYTHONHOME")
 _RECYCLE_FILES = 500
 _BLOCK = 1 << 16
@@ -130,24 +136,23 @@ class Worker:
         pending = [memoryview(len(head).to_bytes(8, "big") + head), memoryview(data)]
         try:
             if self._served == 1:  # what the process loads first is not the file's time
-                _exchange(process, [], time.monotonic() + _START_S)
-            start = time.monotonic()
-            deadline = start + limits.timeout_s
-            answer = json.loads(_exchange(process, pending, deadline))
+                _exchange(process, [], _Patience(process, _START_S))
+            patience = _Patience(process, limits.timeout_s)
+            last = patience.until + limits.ocr_timeout_s
+            answer = json.loads(_exchange(process, pending, patience))
             while answer == _MORE_TIME:
-                last = start + limits.timeout_s + limits.ocr_timeout_s
-                deadline = min(time.monotonic() + limits.timeout_s, last)
-                answer = json.loads(_exchange(process, pending, deadline))
+                patience = _Patience(process, limits.timeout_s, last)
+                answer = json.loads(_exchange(process, pending, patience))
         except TimeoutError as error:
             self.close()
             raise DataError(
-                f"the file took longer than {source.limits.timeout_s:g} s to read",
+                f"the file took longer than {limits.timeout_s:g} s to read: {error}",
                 code="document.timeout",
                 where=source.path,
                 expected="a file that reads faster, or a higher limit timeout_s",
                 next="split the file, or leave it out",
             ) from error
-        except (EOFError, OSError, ValueError) as error:
+        except (EOFError, OSError, ValueError, psutil.Error) as error:
             self.close()
             raise DataError(
                 "the file brought the reading process down",
@@ -161,10 +166,42 @@ class Worker:
         return answer
 
 
+class _Patience:
+    """How much longer a process may take, in its own processor time; ``until`` is on that clock."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], seconds: float, last: float = float("inf")
+    ) -> None:
+        """Allow ``seconds`` from now on, but no more than ``last`` on the process's clock."""
+        self._meter = psutil.Process(process.pid)
+        self._begun = time.monotonic()
+        self._wall = _WALL * seconds
+        self.until = min(self._spent() + seconds, last)
+
+    def _spent(self) -> float:
+        times = self._meter.cpu_times()
+        return float(times.user + times.system)
+
+    def next_look(self) -> float:
+        """Return how many seconds to wait before asking again.
+
+        Raises:
+            TimeoutError: If the time is over.
+        """
+        left = self.until - self._spent()
+        if left <= 0:
+            raise TimeoutError("so much processor time has it used")
+        rest = self._wall - (time.monotonic() - self._begun)
+        if rest <= 0:
+            raise TimeoutError(f"it has used less, but has not answered for {self._wall:g} s")
+        # Nobody uses his time faster than the clock goes: looking sooner would tell nothing.
+        return min(max(left, _LOOK_S), rest)
+
+
 def _exchange(
-    process: subprocess.Popen[bytes], pending: list[memoryview], deadline: float
+    process: subprocess.Popen[bytes], pending: list[memoryview], patience: _Patience
 ) -> bytes:
-    """Write what is pending and read one reply, never waiting beyond the deadline."""
+    """Write what is pending and read one reply, while patience lasts."""
     if process.stdin is None or process.stdout is None:
         raise EOFError
     sender, receiver = process.stdin.fileno(), process.stdout.fileno()
@@ -175,11 +212,7 @@ def _exchange(
             selector.register(sender, selectors.EVENT_WRITE)
         selector.register(receiver, selectors.EVENT_READ)
         while True:
-            left = deadline - time.monotonic()
-            ready = selector.select(left) if left > 0 else []
-            if not ready:
-                raise TimeoutError
-            for key, _ in ready:
+            for key, _ in selector.select(patience.next_look()):
                 if key.fd == receiver:
                     _receive(receiver, received)
                     if _is_whole(received):

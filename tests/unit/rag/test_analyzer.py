@@ -10,10 +10,13 @@ from stillroom.rag.stop_words import LANGUAGES, STOP_WORDS
     ("text", "terms"),
     [
         ("Running runners ran", ["run", "runner", "ran"]),
-        ("foo_bar", ["foo_bar", "foo", "bar"]),
-        ("camelCase HTTPServer", ["camelcase", "camel", "case", "httpserver", "http", "server"]),
+        ("foo_bar", ["foobar", "foo", "bar"]),
+        ("camelCase HTTPServer", ["camelcas", "camel", "case", "httpserver", "http", "server"]),
         ("v3.11.7", ["v3.11.7", "v3", "11", "7"]),
-        ("CVE-2024-1", ["cve-2024-1", "cve", "2024", "1"]),
+        ("CVE-2024-1", ["cve2024-1", "cve", "2024", "1"]),
+        ("TCP/IP a@b.org", ["tcp/ip", "tcp", "ip", "a@b.org", "a", "b", "org"]),
+        ("__init__ _private", ["__init__", "init", "_private", "privat"]),
+        ("café", ["café", "cafe"]),
         ("C++ and C#", ["c++", "c", "and", "c#", "c"]),
         ("Claude's dogs’", ["claud", "dog"]),
         ("東京都", ["東京", "京都"]),
@@ -56,7 +59,7 @@ def test_auto_stems_each_text_as_its_language_asks():
     for code, text in PAGES.items():
         plain = Analyzer(LANGUAGES[code]).terms(text)
         assert analyzer.terms(text, code) == [f"{code}:{term}" for term in plain]
-    assert analyzer.terms("foo_bar", "de") == ["foo_bar", "de:foo", "de:bar"]
+    assert analyzer.terms("foo_bar", "de") == ["de:foobar", "de:foo", "de:bar"]
     assert analyzer.terms("東京都", "ja") == ["東京", "京都"]
     assert analyzer.terms("houses", "xx") == analyzer.terms("houses") == ["en:hous"]
 
@@ -77,7 +80,7 @@ def test_a_stop_word_of_one_language_counts_in_another():
     asked = analyzer.query_terms("die")
     assert "en:die" in asked
     assert "de:die" not in asked
-    assert analyzer.query_terms("Das Haus, das Haus").count("de:haus") == 2
+    assert analyzer.query_terms("Das Haus, das Haus")["de:haus"] == 2
     assert Analyzer("german").content_terms("das Haus und der Hof") == ["haus", "hof"]
     assert Analyzer("german").content_terms("und") == ["und"]
 
@@ -86,8 +89,8 @@ def test_single_letters_of_chinese_are_kept_in_an_index_and_asked_for_alone():
     analyzer = Analyzer()
     assert analyzer.index_terms("明月光") == ["明月", "月光", "明", "月", "光"]
     assert analyzer.index_terms("月 hello") == ["月", "hello"]
-    assert analyzer.query_terms("明月光") == ["明月", "月光"]
-    assert analyzer.query_terms("月") == ["月"]
+    assert analyzer.query_terms("明月光") == {"明月": 1, "月光": 1}
+    assert analyzer.query_terms("月") == {"月": 1}
 
 
 def test_every_language_has_a_stemmer():

@@ -5,6 +5,7 @@ import pytest
 
 from stillroom.errors import IntegrityError
 from stillroom.rag.engines.arrays import write_arrays
+from stillroom.rag.engines.phrases import place
 from stillroom.rag.engines.postings import (
     FIELDS,
     POSTINGS,
@@ -46,9 +47,9 @@ def test_every_occurrence_is_found_where_it_stands(tmp_path):
         for column, field in enumerate(FIELDS):
             assert counts[column].tolist() == [rows[at][1 + column].count(term) for at in holding]
             expected = [
-                (at, place)
+                (at, place(spot))
                 for at, row in enumerate(rows)
-                for place, word in enumerate(row[1 + column])
+                for spot, word in enumerate(row[1 + column])
                 if word == term
             ]
             found = postings.occurrences(number, field)
@@ -68,7 +69,7 @@ def test_a_term_occurring_more_than_255_times_keeps_its_count(tmp_path):
     postings = write(tmp_path / "one", [("p", [], ["a"] * 70_000, 0, 70_000)])
     number = postings.find("a")
     assert postings.look_up(number)[2].tolist() == [70_000]
-    assert postings.occurrences(number, "body")[1].tolist() == list(range(70_000))
+    assert postings.occurrences(number, "body")[1].tolist() == list(map(place, range(70_000)))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -124,7 +124,10 @@ def test_scratch_files_that_were_lost_are_made_again(build, folder, tmp_path):
 def test_one_broken_file_is_listed_and_the_rest_goes_on(build, folder):
     (folder / "broken.pdf").write_bytes(b"%PDF-1.4 nothing")
     (folder / "empty.txt").write_bytes(b"")
-    artifact = build()
+    with pytest.raises(DataError, match=r"2 of 8 documents cannot be used") as caught:
+        build("refused")
+    assert "steps.index.max_failed" in caught.value.problems[0].next
+    artifact = build(max_failed=0.25)
     failed = {item["path"]: item for item in artifact.details["failed"]}
     assert set(failed) == {"broken.pdf", "empty.txt"}
     assert all(item["reason"] and item["code"] for item in failed.values())

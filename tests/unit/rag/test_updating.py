@@ -258,6 +258,20 @@ def test_another_embedder_or_version_is_refused(place, folder, monkeypatch):
     assert caught.value.code == "rag.other-preparation"
 
 
+def test_words_cut_by_another_analysis_are_never_mixed_in(place, folder, monkeypatch):
+    (folder / "news.md").write_text("The mill grinds corn.\n")
+    monkeypatch.setattr("stillroom.rag.analyzer.ANALYZER_VERSION", 999)
+    with pytest.raises(IntegrityError) as caught:
+        update_index(place)
+    assert caught.value.code == "rag.analyzer-mismatch"
+    assert [one.number for one in list_snapshots(place)] == [1]
+    delete_documents(place, ["animals/cats.md"])  # what must go goes, without new words
+    assert [one.number for one in list_snapshots(place)][-1] == 2
+    monkeypatch.undo()
+    with Index.open(place) as index:
+        assert len(index)
+
+
 def test_an_update_waits_for_no_other_writer(place):
     with Writer.open(place / "output"), pytest.raises(ResourceError) as caught:
         update_index(place)

@@ -16,6 +16,10 @@ batches of 32, sorted by length                12  57 % (by up to 1.5e-7)
 
 Rounding to float16 does not mend a batch: a third of the rows still differ.
 
+A query is read in numpy where the folder holds a plain BERT (``stillroom.models.bert``), so that a
+search does not wait for torch; torch is imported with the first passage. A text's vector as a query
+then differs from its vector as a passage by rounding, 1.8e-7 a number at most.
+
 Source: Reimers and Gurevych 2019, arXiv:1908.10084.
 """
 
@@ -35,6 +39,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import CheckpointError
+from stillroom.models.bert import open_bert
 from stillroom.models.late import (
     Window,
     frame_tokens,
@@ -104,18 +109,22 @@ class _SentenceEmbedder:
         from stillroom.checkpoints import Checkpoint
 
         self._layout = layout
-        self._tokenizer, self._model = _load_encoder(layout.encoder, device)
-        self._dense = [_load_dense(folder, device) for folder in layout.dense]
         self._device = device
-        own = _longest(layout, self._model, self._tokenizer)
+        self._bert = open_bert(layout.encoder) if device == "cpu" and not layout.dense else None
+        self._torch = None if self._bert else _TorchEncoder(layout, device)
+        self._loading = threading.Lock()
+        reader = self._bert or self._encoder
+        self._tokenizer, self._width = reader.tokenizer, reader.width
+        own = _longest(layout, reader.max_positions, self._tokenizer)
         self._window = min(max_tokens or own, own)
         self._tokenizer.model_max_length = _LONGEST  # lengths are handled here, with a count
         self.truncated = 0
         self._lock = threading.Lock()
         self.count_tokens = make_counter(self._tokenizer, self._lock, lower=layout.lower)
         self.max_tokens = self._window - self._count_prompt()
-        self._workers = ThreadPoolExecutor(num_workers, "stillroom-embed", _use_one_thread)
-        self.dimensions = int(self._embed_one("dimensions", count=False).shape[0])
+        self._workers = ThreadPoolExecutor(num_workers, "stillroom-embed")
+        probe = self._workers.submit(self._embed_query, "dimensions", count=False)
+        self.dimensions = int(probe.result().shape[0])
         self.fingerprint = digest_json(
             [
                 Checkpoint.open(layout.encoder).fingerprint,
@@ -130,7 +139,8 @@ class _SentenceEmbedder:
     def embed(self, texts: Sequence[str], *, kind: TextKind) -> Vectors:
         refuse_empty(texts)
         prompt = self._layout.prompts.get(kind, "")
-        rows = list(self._workers.map(self._embed_one, [prompt + text for text in texts]))
+        read = self._embed_query if kind == "query" else self._embed_one
+        rows = list(self._workers.map(read, [prompt + text for text in texts]))
         if not rows:
             return np.zeros((0, self.dimensions), dtype=np.float32)
         return unit_rows(np.stack(rows))
@@ -167,10 +177,18 @@ class _SentenceEmbedder:
 
         with torch.inference_mode():
             made = torch.from_numpy(rows).to(self._device)
-            for layer in self._dense:
+            for layer in self._encoder.dense:
                 made = layer(made)
             finished: Vectors = made.cpu().numpy()
             return finished
+
+    @property
+    def _encoder(self) -> _TorchEncoder:
+        """The encoder in torch, loaded when first needed."""
+        with self._loading:
+            if self._torch is None:
+                self._torch = _TorchEncoder(self._layout, self._device)
+            return self._torch
 
     def _count_prompt(self) -> int:
         """Return how many tokens prompts, and special tokens beyond the usual two, take away."""
@@ -179,13 +197,19 @@ class _SentenceEmbedder:
         # One more, since a prompt's end and a text's beginning may be parted otherwise together.
         return longest + bool(longest) + max(special - SPECIAL_TOKENS, 0)
 
+    def _embed_query(self, text: str, count: bool = True) -> Any:
+        if self._bert is None:
+            return self._embed_one(text, count)
+        states = self._bert.states(self._tokenize(text, count))
+        return np.concatenate([_pool(states, how) for how in self._layout.poolings])
+
     def _embed_one(self, text: str, count: bool = True) -> Any:
         import torch
 
         with torch.inference_mode():
             states = self._read(text, count)[1]
             row = torch.cat([_pool(states, how) for how in self._layout.poolings])
-            for layer in self._dense:
+            for layer in self._encoder.dense:
                 row = layer(row)
             return row.cpu().numpy()
 
@@ -200,17 +224,11 @@ class _SentenceEmbedder:
 
     def _read(self, text: str, count: bool) -> tuple[list[int], Any]:
         """Return a text's tokens and their last states, (T, D) float32."""
-        ids = self._encode(text.lower() if self._layout.lower else text, count)
-        return ids, self._states(ids)
+        ids = self._tokenize(text, count)
+        return ids, self._encoder.states(ids)
 
-    def _states(self, ids: list[int]) -> Any:
-        import torch
-
-        given = torch.tensor([ids], device=self._device)
-        states = self._model(input_ids=given, attention_mask=torch.ones_like(given))
-        return states[0][0].float()
-
-    def _encode(self, text: str, count: bool) -> list[int]:
+    def _tokenize(self, text: str, count: bool) -> list[int]:
+        text = text.lower() if self._layout.lower else text
         # A fast tokenizer keeps truncation as its own state: two threads must not change it.
         with self._lock:
             ids = list(self._tokenizer(text)["input_ids"])
@@ -231,7 +249,7 @@ class _SpanReader:
             self.ids, self.places = locate_tokens(embedder._tokenizer, text, embedder._layout.lower)
         room = embedder._window - len(self._lead) - len(self._tail)
         self.windows = list(split_windows(len(self.ids), room, room // 4))
-        self.width = int(embedder._model.config.hidden_size)
+        self.width = embedder._width
 
     def read(self, windows: Sequence[Window]) -> list[tuple[Vectors, Vectors, Vectors]]:
         return list(self._embedder._workers.map(self._read_one, windows))
@@ -241,26 +259,39 @@ class _SpanReader:
 
         ids = [*self._lead, *self.ids[window.first : window.last], *self._tail]
         with torch.inference_mode():
-            states = self._embedder._states(ids).cpu().numpy()
+            states = self._embedder._encoder.states(ids).cpu().numpy()
         begin, end = len(self._lead), len(ids) - len(self._tail)
         return states[:begin], states[begin:end], states[end:]
 
 
-def _use_one_thread() -> None:
-    """Keep this worker's multiplications on its own thread (the setting is the thread's own)."""
-    import torch
+class _TorchEncoder:
+    """A folder's tokenizer, encoder and dense layers, in torch."""
 
-    torch.set_num_threads(1)
+    def __init__(self, layout: _Layout, device: str) -> None:
+        self.tokenizer, self._model = _load_encoder(layout.encoder, device)
+        self.dense = [_load_dense(folder, device) for folder in layout.dense]
+        self.width = int(self._model.config.hidden_size)
+        self.max_positions = int(getattr(self._model.config, "max_position_embeddings", 0) or 0)
+        self._device = device
+
+    def states(self, ids: list[int]) -> Any:
+        """Return the last states of a text's tokens, (T, D) float32."""
+        import torch
+
+        torch.set_num_threads(1)  # of the worker that calls: the setting is the thread's own
+        given = torch.tensor([ids], device=self._device)
+        states = self._model(input_ids=given, attention_mask=torch.ones_like(given))
+        return states[0][0].float()
 
 
 def _pool(states: Any, how: str) -> Any:
-    """Return one vector (D,) of the token states (T, D)."""
+    """Return one vector (D,) of the token states (T, D), numpy's or torch's."""
     if how == "cls":
         return states[0]
     if how == "last":
         return states[-1]
     if how == "max":
-        return states.max(0).values
+        return states.max(0) if isinstance(states, np.ndarray) else states.max(0).values
     if how == "mean_sqrt_len":
         return states.sum(0) / states.shape[0] ** 0.5
     return states.mean(0)
@@ -363,10 +394,10 @@ def _read_prompts(folder: Path) -> dict[str, str]:
     return {kind: text for kind, text in found.items() if text}
 
 
-def _longest(layout: _Layout, model: Any, tokenizer: Any) -> int:
+def _longest(layout: _Layout, max_positions: int, tokenizer: Any) -> int:
     bounds = [
         layout.max_tokens,
-        int(getattr(model.config, "max_position_embeddings", 0) or 0),
+        max_positions,
         int(min(tokenizer.model_max_length, _LONGEST)),
     ]
     return min((bound for bound in bounds if 0 < bound < _LONGEST), default=512)

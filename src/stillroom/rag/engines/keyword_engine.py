@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stillroom.rag.engines.phrases import PhraseWord
 from stillroom.rag.engines.postings import Field, Postings
 from stillroom.text.bm25 import Bm25Variant, Weighing, default_delta, idf_of, weigh_term
 from stillroom.text.impacts import Impacts, TermCache, rank_rows
@@ -125,16 +126,18 @@ class KeywordEngine:
         rows, scores = rank_rows(weighted, len(self), k, mask)
         return rows, scores + sum(weight * one.absent for _, weight, one in weighted)
 
-    def phrase(self, terms: Sequence[str], *, field: Field = "body") -> NDArray[np.int64]:
-        """Return the allowed rows that hold the terms one after another in a field, ascending.
+    def phrase(
+        self, words: Sequence[PhraseWord | str], *, field: Field = "body"
+    ) -> NDArray[np.int64]:
+        """Return the allowed rows that hold words one after another in a field, ascending.
 
         Args:
-            terms: As the analyzer cuts the phrase, stop words included; none find nothing.
+            words: As the analyzer cuts the phrase, stop words included; none find nothing.
             field: Where to look.
         """
         kept: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
         for part, offset in zip(self._postings, self._offsets, strict=False):
-            kept.append(part.phrase(terms, field) + offset)
+            kept.append(part.phrase(words, field) + offset)
         rows = np.concatenate(kept)
         return rows if self._alive is None else rows[self._alive[rows]]
 

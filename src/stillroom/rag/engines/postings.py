@@ -4,9 +4,9 @@ The file is in the safetensors format, read by memory-mapping it, so that openin
 a hundred passages and for a million. Terms lie sorted by their UTF-8 bytes in one blob and are
 found by binary search. Headings and text are kept apart in counts, positions and lengths.
 
-A position is a term's place in its field, from 0, stop words and the parts of compounds included:
-a phrase is found as the analyzer cuts it, and a phrase of headings may run from one level of the
-path into the next.
+A position tells a term's word in its field and its part of it (``stillroom.rag.engines.phrases``),
+stop words included: a phrase is found as the analyzer cuts it, and a phrase of headings may run
+from one level of the path into the next.
 
 Does not know: passages, documents, who may read what, or how terms are scored.
 """
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from stillroom.rag.engines.arrays import Arrays, map_arrays, shrink, write_arrays
+from stillroom.rag.engines.phrases import PhraseWord, find_phrase, place
 from stillroom.rag.engines.term_table import TermTable, sort_terms
 
 if TYPE_CHECKING:
@@ -33,8 +34,7 @@ __all__ = [
     "POSTINGS",
     "Field",
     "Postings",
-    "begins_of",
-    "holds_all",
+    "PostingsRow",
     "merge_postings",
     "write_postings",
 ]
@@ -42,8 +42,12 @@ __all__ = [
 POSTINGS = "postings.safetensors"
 Field = Literal["headings", "body"]
 FIELDS: tuple[Field, Field] = ("headings", "body")
-PostingsRow = tuple[str, Sequence[str], Sequence[str], int, int]
-"""Passage id, terms of its headings, terms of its text, and both counts without stop words."""
+Terms = Sequence[str | tuple[str, int]]
+PostingsRow = tuple[str, Terms, Terms, int, int]
+"""Passage id, terms of its headings, terms of its text, and both counts without stop words.
+
+Terms have their positions, or are words one after another.
+"""
 
 _ARRAYS = frozenset(
     {"terms", "term_starts", "starts", "rows", "lengths"}
@@ -78,17 +82,29 @@ def write_postings(folder: Path, rows: Iterable[PostingsRow]) -> int:
     vocabulary: defaultdict[str, int] = defaultdict()
     vocabulary.default_factory = vocabulary.__len__
     ids = {field: array("i") for field in FIELDS}
+    spots = {field: array("i") for field in FIELDS}
     sizes = {field: array("i") for field in FIELDS}
     lengths = array("i")
     for _, headings, body, heading_count, body_count in rows:
         for field, terms in zip(FIELDS, (headings, body), strict=True):
-            ids[field].extend(map(vocabulary.__getitem__, terms))
+            for at, one in enumerate(terms):
+                if isinstance(one, str):
+                    term, spot = one, place(at)
+                else:
+                    term, spot = one
+                ids[field].append(vocabulary[term])
+                spots[field].append(spot)
             sizes[field].append(len(terms))
         lengths.extend((heading_count, body_count))
     words, order = sort_terms(list(vocabulary))
     ranks = order.astype(np.int32)
     occurrences = {
-        field: _locate(ranks[_integers(ids[field])], _integers(sizes[field])) for field in FIELDS
+        field: _Occurrences(
+            ranks[_integers(ids[field])],
+            np.repeat(np.arange(len(sizes[field]), dtype=np.int32), _integers(sizes[field])),
+            _integers(spots[field]),
+        )
+        for field in FIELDS
     }
     _write(folder, words, occurrences, _integers(lengths).reshape(-1, 2))
     return len(lengths) // 2
@@ -202,29 +218,20 @@ class Postings:
         places = self._arrays[f"{field}_positions"][int(starts[number]) : int(starts[number + 1])]
         return rows.astype(np.int64), places.astype(np.int64)
 
-    def phrase(self, terms: Sequence[str], field: Field) -> NDArray[np.int64]:
-        """Return the rows that hold the terms one after another in a field, ascending.
+    def phrase(self, words: Sequence[PhraseWord | str], field: Field) -> NDArray[np.int64]:
+        """Return the rows that hold words one after another in a field, ascending.
 
         Args:
-            terms: As the analyzer cuts the phrase, stop words included; none find nothing.
+            words: As the analyzer cuts the phrase, stop words included; none find nothing.
             field: Where to look.
         """
-        found = [(at, self.find(term)) for at, term in enumerate(terms)]
-        held = [(at, number) for at, number in found if number is not None]
-        if not found or len(held) < len(found):
-            return np.zeros(0, dtype=np.int64)
-        # The rarest term first: the others are looked up only for what it leaves.
-        held.sort(key=lambda pair: (self._starts[pair[1] + 1] - self._starts[pair[1]], pair[0]))
-        begins = self._begins(*held[0], field)
-        for at, number in held[1:]:
-            begins = begins[holds_all(self._begins(at, number, field), begins)]
-            if not len(begins):
-                break
-        return np.unique(begins >> 32)
+        nothing = np.zeros(0, dtype=np.int64)
 
-    def _begins(self, at: int, number: int, field: Field) -> NDArray[np.int64]:
-        """Return where a phrase would begin whose term ``at`` is this one: row << 32 | position."""
-        return begins_of(*self.occurrences(number, field), at)
+        def occurrences(term: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+            number = self.find(term)
+            return (nothing, nothing) if number is None else self.occurrences(number, field)
+
+        return find_phrase(words, occurrences)
 
     def _occurrences(self, field: Field) -> _Occurrences:
         counts = self._arrays[f"{field}_counts"]
@@ -236,39 +243,8 @@ class Postings:
         )
 
 
-def begins_of(rows: NDArray[np.int64], positions: NDArray[np.int64], at: int) -> NDArray[np.int64]:
-    """Return where phrases would begin whose term ``at`` is the one that stands so.
-
-    Args:
-        rows: Of its occurrences, (N,), ascending.
-        positions: Of them, (N,), ascending within a row.
-        at: The term's place in the phrase.
-
-    Returns:
-        Row << 32 | position, ascending.
-    """
-    fits = positions >= at
-    return (rows[fits] << 32) + positions[fits] - at
-
-
-def holds_all(ordered: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which of the wanted values an ascending array holds."""
-    if not len(ordered):
-        return np.zeros(len(wanted), dtype=bool)
-    at = np.searchsorted(ordered, wanted)
-    at[at == len(ordered)] = 0
-    return np.asarray(ordered[at] == wanted)
-
-
 def _integers(values: array[int]) -> NDArray[np.int32]:
     return np.frombuffer(values, dtype=np.int32)
-
-
-def _locate(terms: NDArray[np.int32], sizes: NDArray[np.int32]) -> _Occurrences:
-    rows = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
-    begins = np.cumsum(sizes, dtype=np.int64) - sizes
-    positions = np.arange(len(terms)) - np.repeat(begins, sizes)
-    return _Occurrences(terms, rows, positions.astype(np.int32))
 
 
 def _join(parts: Sequence[_Occurrences], ranks: NDArray[np.int32]) -> _Occurrences:

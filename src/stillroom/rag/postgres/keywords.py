@@ -14,7 +14,8 @@ import numpy as np
 from typing_extensions import override
 
 from stillroom.rag.engines.keyword_engine import KeywordEngine
-from stillroom.rag.engines.postings import Field, begins_of, holds_all
+from stillroom.rag.engines.phrases import PhraseWord, find_phrase
+from stillroom.rag.engines.postings import Field
 from stillroom.rag.postgres.connecting import term_key
 
 if TYPE_CHECKING:
@@ -71,20 +72,10 @@ class PostgresKeywords(KeywordEngine):
         return self._count
 
     @override
-    def phrase(self, terms: Sequence[str], *, field: Field = "body") -> NDArray[np.int64]:
-        nothing = np.zeros(0, dtype=np.int64)
-        if not terms:
-            return nothing
-        # The rarest term first: whatever it does not begin cannot be a phrase.
-        order = sorted(range(len(terms)), key=lambda at: (self.document_frequency(terms[at]), at))
-        begins: NDArray[np.int64] | None = None
-        for at in order:
-            places, spots = self._spots(terms[at], field)
-            own = begins_of(places, spots, at)
-            begins = own if begins is None else begins[holds_all(own, begins)]
-            if not len(begins):
-                return nothing
-        return nothing if begins is None else np.unique(begins >> 32)
+    def phrase(
+        self, words: Sequence[PhraseWord | str], *, field: Field = "body"
+    ) -> NDArray[np.int64]:
+        return find_phrase(words, lambda term: self._spots(term, field))
 
     @override
     def _gather(self, term: str) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

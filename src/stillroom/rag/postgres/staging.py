@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stillroom.rag.analyzer import Analyzer
 from stillroom.rag.engines.postings import FIELDS, Postings, write_postings
 from stillroom.rag.postgres.connecting import Server, clean, copy_row, rows_of, term_key
+from stillroom.rag.store.description import Description, open_analyzer
 from stillroom.rag.store.fields import derive_fields
 from stillroom.rag.store.parts import Part, mark_of
 from stillroom.rag.store.schema import PASSAGE_BITS
@@ -75,7 +75,7 @@ def stage_parts(
         return []
     keys, fresh = _find_fresh(server, connection, parts, check)
     if fresh:
-        analyzer = Analyzer(description["analyzer"]["stemming"])
+        analyzer = open_analyzer(Description.from_json(description), "the index in PostgreSQL")
         with tempfile.TemporaryDirectory(prefix="stillroom-") as place:
             lines = (line for one in fresh for line in one.part.passage_lines())
             write_postings(Path(place), postings_rows(lines, analyzer, check))
@@ -109,7 +109,7 @@ def replace_postings(
     for sql in ("DELETE FROM postings", "DELETE FROM batches"):
         connection.execute(sql.encode())
     connection.execute("UPDATE contents SET batch = %s", (batch,))
-    analyzer = Analyzer(description["analyzer"]["stemming"])
+    analyzer = open_analyzer(Description.from_json(description), "the index in PostgreSQL")
     with tempfile.TemporaryDirectory(prefix="stillroom-") as place:
         lines = (line for one in fresh for line in one.part.passage_lines())
         write_postings(Path(place), postings_rows(lines, analyzer))

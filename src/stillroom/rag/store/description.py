@@ -63,7 +63,7 @@ def write_index_file(folder: Path, description: Description, snapshot: Snapshot)
         json.dump(told, file, ensure_ascii=False, indent=1)
 
 
-def open_analyzer(description: Description, where: Path) -> Analyzer:
+def open_analyzer(description: Description, where: Path | str) -> Analyzer:
     """Return the text analysis that made an index.
 
     Raises:
@@ -77,6 +77,7 @@ def open_analyzer(description: Description, where: Path) -> Analyzer:
             code="rag.analyzer-mismatch",
             where=str(where),
             expected=f"analyzer {told['fingerprint'][:16]}",
-            next="build the index again, or install the versions named in its artifact.json",
+            next="build the index again with --overwrite (it keeps its vectors), or install "
+            "the versions named in its artifact.json",
         )
     return analyzer

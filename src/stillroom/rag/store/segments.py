@@ -20,7 +20,7 @@ import numpy as np
 from stillroom.jobs import atomic_write
 from stillroom.jobs.files import full_disk_as_error, sync_folder
 from stillroom.provenance import digest_file
-from stillroom.rag.engines.postings import Postings, merge_postings, write_postings
+from stillroom.rag.engines.postings import Postings, PostingsRow, merge_postings, write_postings
 from stillroom.rag.engines.sketches import SKETCHES, Sketches
 from stillroom.rag.engines.vectors import VectorCodes
 from stillroom.rag.prefixes import keyword_prefixes
@@ -93,7 +93,7 @@ def write_segment(
     merged: Sequence[Merged],
     parts: Sequence[Part],
     *,
-    analyzer: Analyzer,
+    analyzer: Analyzer | None,
     dimensions: int,
     dtype: str,
     structures: Structures,
@@ -106,7 +106,7 @@ def write_segment(
         number: The segment's; nothing may lie there.
         merged: Older segments.
         parts: Documents.
-        analyzer: What cuts texts into terms.
+        analyzer: What cuts the documents' texts into terms; None where there are no documents.
         dimensions: Numbers a vector.
         dtype: ``float32`` or ``float16``.
         structures: What is kept beside postings and vectors.
@@ -128,7 +128,7 @@ def write_segment(
         lines = (line for part in parts for line in part.passage_lines())
         fresh = draft if not merged else draft / "fresh"
         fresh.mkdir(exist_ok=True)
-        write_postings(fresh, postings_rows(lines, analyzer, check))
+        write_postings(fresh, postings_rows(lines, analyzer, check) if analyzer else ())
         if merged:
             opened = [*(one.segment.postings for one in merged), Postings.open(fresh)]
             merge_postings(draft, opened, [*(one.kept for one in merged), None])
@@ -197,24 +197,16 @@ def check_file(path: Path, told: tuple[int, str], *, verify: bool) -> None:
 
 def postings_rows(
     lines: Iterable[bytes], analyzer: Analyzer, check: Callable[[], None] = lambda: None
-) -> Iterator[tuple[str, Sequence[str], Sequence[str], int, int]]:
+) -> Iterator[PostingsRow]:
     """Yield what postings are made of for passages given as JSON, in order."""
-    stop = analyzer.stop_words
     for number, line in enumerate(lines):
         if number % 256 == 0:
             check()
         passage: Mapping[str, Any] = json.loads(line)
         tongue = passage["language"]
-        names = keyword_prefixes(passage)
-        headings = [term for name in names for term in analyzer.index_terms(name, tongue)]
-        body = analyzer.index_terms(passage["text"], tongue)
-        yield (
-            passage["id"],
-            headings,
-            body,
-            sum(term not in stop for term in headings),
-            sum(term not in stop for term in body),
-        )
+        headings, heading_count = analyzer.place_terms(keyword_prefixes(passage), tongue)
+        body, body_count = analyzer.place_terms([passage["text"]], tongue)
+        yield passage["id"], headings, body, heading_count, body_count
 
 
 def _write_vectors(

@@ -21,6 +21,7 @@ from stillroom.jobs.files import full_disk_as_error
 from stillroom.provenance import FileEntry, digest_large_file
 from stillroom.provenance.ledger import LEDGER
 from stillroom.rag.analyzer import Analyzer
+from stillroom.rag.store.description import Description, open_analyzer
 from stillroom.rag.store.ledger import Ledger, SegmentEntry
 from stillroom.rag.store.locking import (
     WriterLock,
@@ -179,8 +180,12 @@ class Writer:
 
     @property
     def analyzer(self) -> Analyzer:
-        """What cuts texts into terms."""
-        return Analyzer(self.description["analyzer"]["stemming"])
+        """What cuts texts into terms.
+
+        Raises:
+            IntegrityError: If the installed one gives other terms than the index has.
+        """
+        return open_analyzer(Description.from_json(self.description), self.folder)
 
     def commit(
         self,
@@ -299,7 +304,7 @@ class Writer:
             number,
             merged,
             parts,
-            analyzer=self.analyzer,
+            analyzer=self.analyzer if parts else None,
             dimensions=self._dimensions,
             dtype=str(self.description["settings"]["vectors"]),
             structures=Structures.of(self.description["settings"], self._count_rows(parts)),

@@ -34,7 +34,7 @@ class Expand(Transform):
 
     @override
     def rewrite(self, query: Query, index: Index, model: TextModel | None) -> list[Query]:
-        own = Counter(index.analyzer.query_terms(query.text))
+        own = index.analyzer.query_terms(query.text)
         first = index.search_keyword(query, self.passages)
         total = sum(score for _, score in first)
         if not own or total <= 0:
@@ -58,4 +58,4 @@ class Expand(Transform):
             share = (1 - self.original) * relevance[term] / mass
             weights[term] = weights.get(term, 0.0) + share
         kept = {term: weight for term, weight in weights.items() if weight > 0}
-        return [Query(query.text, kept or dict(own), query.drafts)]
+        return [Query(query.text, kept or own, query.drafts)]

@@ -7,6 +7,7 @@ confidence is told on every passage. Bytes are those of the whole file.
 from __future__ import annotations
 
 import io
+import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
@@ -76,11 +77,17 @@ def _read(data: bytes, source: Source) -> Document:
         )
     assembly = Assembly(source)
     sure: list[float] = []
-    for number in range(frames):
-        picture.seek(number)
+    unread: list[int] = []
+    turned: list[int] = []
+    begun = time.process_time()
+    for number in range(1, frames + 1):
+        if time.process_time() - begun > source.limits.ocr_timeout_s:
+            unread.append(number)
+            continue
+        picture.seek(number - 1)
         source.more_time()
         found = read_picture(_pixels(picture))
-        place: dict[str, Any] = {"span": (0, len(data)), "page": number + 1}
+        place: dict[str, Any] = {"span": (0, len(data)), "page": number}
         place["label"] = f"OCR, confidence {found.confidence:.2f}"
         for block in arrange(found.runs):
             text = render_table(block.rows) if block.kind == "table" else block.text
@@ -89,11 +96,21 @@ def _read(data: bytes, source: Source) -> Document:
                 assembly.add(text, **place)
         if found.runs:
             sure.append(found.confidence)
-    confidence = round(sum(sure) / len(sure), 3) if sure else 0.0
-    return assembly.finish(
-        metadata={"pages": frames, "ocr_confidence": confidence},
-        expected="a picture of text (OCR read none)",
-    )
+        if found.turn:
+            turned.append(number)
+    metadata: dict[str, Any] = {
+        "pages": frames,
+        "ocr_confidence": round(sum(sure) / len(sure), 3) if sure else 0.0,
+    }
+    if turned:
+        metadata["pages_turned"] = turned
+    if unread:
+        metadata["pages_needing_ocr"] = unread
+        metadata["notices"] = [
+            f"{len(unread)} of {frames} pages are left out, since OCR took longer than the limit "
+            "ocr_timeout_s"
+        ]
+    return assembly.finish(metadata=metadata, expected="a picture of text (OCR read none)")
 
 
 def _pixels(picture: Any) -> NDArray[np.uint8]:

@@ -85,6 +85,7 @@ class _Reading:
         self._overlays: dict[int, Overlay] = {}
         self._confidence: dict[int, float] = {}
         self._unread: list[int] = []
+        self._turned: list[int] = []
         self._counts = dict.fromkeys(("broken", "silent", "hidden"), 0)
         self._spent = 0.0
 
@@ -167,17 +168,18 @@ class _Reading:
             self._unread.append(number)
             return []
         self._source.more_time()
-        start = time.monotonic()
-        width, height = page.get_size()
-        scale = min(_SCALE, _SIDE / max(width, height, 1.0))
+        start = time.process_time()
+        scale = min(_SCALE, _SIDE / max(*page.get_size(), 1.0))
         pixels = page.render(scale=scale, rev_byteorder=False).to_numpy()[:, :, :3]
         found = read_picture(pixels, scale=1 / scale)
-        self._spent += time.monotonic() - start
+        self._spent += time.process_time() - start
         blocks = arrange(found.runs)
         if blocks:
             self._confidence[number] = found.confidence
+            if found.turn:
+                self._turned.append(number)
             for block in blocks:  # pages of pictures and of text lie on one scale, from the top
-                block.top, block.bottom = block.top - height, block.bottom - height
+                block.top, block.bottom = block.top - found.height, block.bottom - found.height
         return blocks
 
     def _require_ocr(self) -> None:
@@ -206,6 +208,7 @@ class _Reading:
             "attachments_left_out": self._pdf.count_attachments(),
             "pages_by_ocr": sorted(sure),
             "ocr_confidence": round(sum(sure.values()) / len(sure), 3) if sure else 0,
+            "pages_turned": self._turned,
             "pages_needing_ocr": self._unread,
         }
         told = {key: value for key, value in facts.items() if value}

@@ -83,6 +83,53 @@ def test_a_table_for_layout_gives_its_blocks(parse):
     assert parse("html", page).text == "## Left\n\nText of the left.\n\nRight."
 
 
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [
+        ("<pre>a = 1\nb = 2</pre>", "a = 1 b = 2"),
+        ("<h4>Total</h4>", "Total"),
+        ("<h4>Total</h4><p>of all</p>", "Total of all"),
+        ("<p>See</p><pre>x</pre><p>there</p>", "See x there"),
+        ("<table><tr><td>a|b<td>2<tr><td>c<td>3</table>", "a\\|b, 2; c, 3"),
+        ("<table><tr><td>a<td>2</table>", "a 2"),
+        ("<table role=presentation><tr><td>a<td>2<tr><td>c<td>3</table> d", "a 2 c 3 d"),
+        ("<table><caption>Sums</caption><tr><th>a<th>2<tr><td>c<td>3</table>", "Sums a, 2; c, 3"),
+        ("<ul><li>one<li>two</ul>", "one two"),
+        ("x" * 1500, "x" * 1500),
+    ],
+)
+def test_what_is_in_a_cell_leaves_the_table_a_table(parse, bytes_of, cell, shown):
+    page = f"<table><tr><th>What<th>Cost<tr><td>Tea<td>{cell}<tr><td>Milk<td>7</table>"
+    document = parse("html", page)
+    table = f"| What | Cost |\n| --- | --- |\n| Tea | {shown} |\n| Milk | 7 |"
+    assert document.text == table
+    assert bytes_of(document, page.encode(), "| Milk")[0] == b"Milk<td>7"
+    row = bytes_of(document, page.encode(), "| Tea")[0].decode()
+    assert row.startswith("Tea<td>")
+    assert "Milk" not in row
+    if len(shown) < 1000 and "<p>of all" not in cell:
+        bare = page.replace("<th>What<th>Cost", "<td>What<td>Cost", 1)
+        assert parse("html", bare).text == table
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<table role=presentation><tr><td>a<td>b<tr><td>c<td>d</table>",
+        "<table><tr><td><h2>Left</h2><p>Text.<td>b<tr><td>c<td>d</table>",
+        "<table><tr><td>a<td><pre>b</pre><tr><td><pre>c</pre><td>d</table>",
+        "<table><tr><td>Menu<td><p>" + "Text. " * 300 + "<tr><td>c<td>d</table>",
+    ],
+)
+def test_a_table_that_only_arranges_a_page_stays_loose(parse, page):
+    assert "|" not in parse("html", page).text
+
+
+def test_headings_as_labels_of_a_table(parse):
+    page = "<table><tr><td><h4>What</h4><td><h4>Cost</h4><tr><td>Tea<td>2</table>"
+    assert parse("html", page).text == "| What | Cost |\n| --- | --- |\n| Tea | 2 |"
+
+
 def test_a_page_that_scripts_would_build_says_so(parse):
     with pytest.raises(DataError, match="scripts") as caught:
         parse("html", "<html><body><div id=app></div><script>x()</script></body></html>")

@@ -7,6 +7,7 @@ from tests.unit.text.papers import Paper
 
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.text import Limits, Source
+from stillroom.text.glyphs import Run
 from stillroom.text.parsers import pdf as pdf_parser
 from stillroom.text.parsers.pdf import Pdf
 
@@ -251,7 +252,7 @@ def test_ocr_can_be_forbidden_and_its_language_is_checked():
 
 def test_pictures_that_take_too_long_are_counted(monkeypatch):
     monkeypatch.setattr(pdf_parser, "has_ocr", lambda: True)
-    monkeypatch.setattr(pdf_parser.time, "monotonic", iter(range(0, 10_000, 50)).__next__)
+    monkeypatch.setattr(pdf_parser.time, "process_time", iter(range(0, 10_000, 50)).__next__)
     from stillroom.text.ocr import Recognized
 
     monkeypatch.setattr(pdf_parser, "read_picture", lambda *_, **__: Recognized([], 0.0))
@@ -289,6 +290,40 @@ def test_a_photograph_of_a_page_is_read_by_ocr(monkeypatch):
     with pytest.raises(DataError) as caught:
         parse_bytes(empty.getvalue(), "empty.tiff")
     assert caught.value.code == "document.no-text"
+
+
+@pytest.mark.parametrize("quarters", [1, 2])
+def test_a_page_on_its_side_or_upside_down_is_read_from_its_top(quarters):
+    np = pytest.importorskip("numpy")
+    pytest.importorskip("rapidocr")
+    pytest.importorskip("onnxruntime")
+    pixels = np.rot90(picture(SCANNED), quarters)
+    place = (0, 400, 612, 345) if quarters == 2 else (100, 60, 345, 612)
+    paper = Paper().page().lines(72, 700, LEFT).page().image(pixels, *place)
+    document = read(paper)
+    assert document.metadata["pages_turned"] == [2]
+    found = [document.text.index(line) for line in SCANNED]
+    assert found == sorted(found)
+
+
+def test_frames_of_a_picture_beyond_the_time_are_counted(monkeypatch):
+    from stillroom.text.ocr import Recognized
+    from stillroom.text.parsers import image as image_parser
+
+    image = pytest.importorskip("PIL.Image")
+    frames = [image.new("L", (40, 40), 255) for _ in range(3)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "TIFF", save_all=True, append_images=frames[1:])
+    run = Run([("word", 0.0, 9.0)], 0.0, 0.0, 9.0, 9.0, 9.0)
+    monkeypatch.setattr(image_parser, "has_ocr", lambda: True)
+    monkeypatch.setattr(image_parser, "read_picture", lambda _: Recognized([run], 1.0, turn=180))
+    monkeypatch.setattr(image_parser.time, "process_time", iter(range(0, 999, 40)).__next__)
+    source = Source("a.tiff", "0" * 64, limits=Limits(ocr_timeout_s=90))
+    document = image_parser.Image().parse(buffer.getvalue(), source)
+    assert document.text == "word\n\nword"
+    assert document.metadata["pages_needing_ocr"] == [3]
+    assert document.metadata["pages_turned"] == [1, 2]
+    assert "ocr_timeout_s" in document.metadata["notices"][0]
 
 
 def test_an_outline_tells_which_looks_are_headings():
