@@ -88,7 +88,7 @@ def fill_cache(
         if not only_estimate:
             capture_teacher(model, lessons, cache, job)
     if not only_estimate:
-        cache.verify(lessons)
+        cache.verify()
     return Filled(before, cost, describe_cache(cache))
 
 

@@ -70,8 +70,7 @@ class CrossLane(Lane):
 
     closing: ClassVar[str] = (
         "The teacher has another tokenizer: `alignment.json` says how much of the text both share, "
-        "`fidelity.html` how near the student is on held-out records by what can be compared; "
-        "`candidates/` holds earlier steps of the same run."
+        "`fidelity.html` how near the student is on held-out records by what can be compared."
     )
     fidelity_key: ClassVar[str] = "crossing_fidelity"
 
@@ -186,7 +185,7 @@ class CrossLane(Lane):
         taught = [lesson.taught for lesson in lessons]
         with TeacherCache.open(folder, teacher.own_header(room.precision)) as cache:
             teacher.capture_own(taught, cache, self.job)
-            cache.verify(taught)
+            cache.verify()
             self._heard = {one.key: np.array(cache.read(one)["logprob"]) for one in taught}
         yield [CrossYardstick(teacher.name, self._held, self._heard)]
 

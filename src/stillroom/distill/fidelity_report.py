@@ -29,7 +29,7 @@ from stillroom.distill.fidelity_rows import (
 )
 from stillroom.distill.figures import Figures
 from stillroom.distill.measuring import TEACHER
-from stillroom.evaluate import Metric, Plot, Report, bootstrap, paired_difference
+from stillroom.evaluate import Metric, Plot, Report, bootstrap, paired_difference, say_few
 from stillroom.evaluate.curves import Curves
 from stillroom.evaluate.page import draw_page
 from stillroom.evaluate.report import Grid
@@ -367,11 +367,14 @@ def _say_nearness(near: Near, seed: int) -> str:
         return said
     gap = _gap(near.found, key, seed)
     ends = f"{gap.value:+.3f} {unit}, 95 % {gap.low:+.3f} to {gap.high:+.3f}"
+    few = say_few(gap.n, "held-out records").rstrip(".")
     if math.isnan(gap.low):
         verdict = f"it is {gap.value:+.3f} {unit} beside the control; one record, no interval"
-    elif gap.high < 0:
+    elif gap.is_few:
+        verdict = f"nothing is concluded beside the control ({ends}): {few}"
+    elif gap.side() < 0:
         verdict = f"it is nearer than the control, which learned from the records alone ({ends})"
-    elif gap.low > 0:
+    elif gap.side() > 0:
         verdict = f"it is farther than the control, which learned from the records alone ({ends})"
     else:
         verdict = f"no difference from the control can be told ({ends})"

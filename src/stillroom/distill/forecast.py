@@ -30,11 +30,11 @@ def forecast(recipe: DistillRecipe, probe: Callable[[], CacheCost | None]) -> li
 
 
 def _of_cache(sizes: Sizes, probe: Callable[[], CacheCost | None]) -> list[Finding]:
-    recipe, counted = sizes.recipe, sizes.counted
-    if not sizes.cache_bytes or not counted.positions:
+    recipe = sizes.recipe
+    if not sizes.cache_bytes or not sizes.cache_rows:
         return []
     cost = probe() if recipe.crossing is None else None
-    each = sizes.cache_bytes / counted.positions
+    each = sizes.cache_bytes / sizes.cache_rows
     said = (
         f"about {each:.1f} bytes a token that is learned, {sizes.cache_bytes / 1e6:.2f} MB in all"
     )

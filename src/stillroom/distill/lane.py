@@ -48,8 +48,10 @@ class Lane(ABC):
     job: Job
     chairs: list[Chair]
 
-    closing: ClassVar[str] = ""
-    """What the student's card says of the folder's other files; empty takes the usual words."""
+    closing: ClassVar[str] = (
+        "`fidelity.html` says how near it is to its teacher on held-out records."
+    )
+    """What the student's card says of the folder's other files, where something was measured."""
     fidelity_key: ClassVar[str] = "fidelity"
     """Under which name artifact.json keeps what was measured."""
 
@@ -71,6 +73,8 @@ class Lane(ABC):
     @property
     def method(self) -> str:
         """What the student's origin names."""
+        if not self.recipe.method.kd_weight:
+            return "distill.cross_entropy"
         return f"distill.methods.{self.loss}"
 
     @property

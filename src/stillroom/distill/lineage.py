@@ -9,14 +9,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from stillroom.checkpoints import Checkpoint
+from stillroom.distill.lessons import read_in_steps
+from stillroom.distill.preparing import Prepared
 from stillroom.distill.recipe import DistillRecipe
+from stillroom.distill.sequence import prompt_of
 from stillroom.jobs import Job
 from stillroom.models import resolve_checkpoint
 from stillroom.objects import local
 from stillroom.provenance import Parent, make_parent
 from stillroom.records import Link, Origin, Record, combine_origins, warn_of_licenses
 
-__all__ = ["KnownTeacher", "list_parents", "student_card", "student_origin", "warn_of_teachers"]
+__all__ = [
+    "KnownTeacher",
+    "close_card",
+    "list_parents",
+    "say_objective",
+    "student_card",
+    "student_origin",
+    "warn_of_teachers",
+]
 
 
 class KnownTeacher(Protocol):
@@ -79,19 +90,14 @@ def student_origin(
 def student_card(
     recipe: DistillRecipe,
     teachers: Sequence[KnownTeacher],
-    counts: Mapping[str, Any],
-    *,
-    loss: str,
-    closing: str = "",
+    prepared: Prepared,
 ) -> dict[str, Any]:
-    """Return what the student's card says: what made it, from what, under which license.
+    """Return what the cards of a job say: what was lowered, on what, under which license.
 
     Args:
         recipe: Of the job.
         teachers: At least one.
-        counts: Of records and tokens.
-        loss: What was lowered, in the recipe's words.
-        closing: What the reader should know of the folder's other files.
+        prepared: What is learned from.
     """
     from_whom = "\n".join(_say_teacher(teacher) for teacher in teachers)
     names = ", ".join(teacher.name for teacher in teachers)
@@ -99,9 +105,8 @@ def student_card(
     return {
         "title": f"A student of {names}",
         "body": (
-            f"Distilled by Stillroom with the objective `{loss}` on {counts['records']} records "
-            f"({counts['tokens']} tokens), seed {recipe.seed}, from:\n\n{from_whom}\n\n"
-            + (closing or _CLOSING)
+            f"Distilled by Stillroom with {say_objective(recipe)} on "
+            f"{_say_records(recipe, prepared)}, seed {recipe.seed}, from:\n\n{from_whom}\n\n"
         ),
         "license": licenses.license,
         "base_models": [teacher.name for teacher in teachers],
@@ -122,10 +127,55 @@ def warn_of_teachers(teachers: Sequence[KnownTeacher], job: Job) -> None:
         job.say(line)
 
 
-_CLOSING = (
-    "`fidelity.html` says how near it is to its teacher on held-out records; "
-    "`candidates/` holds earlier steps of the same run."
-)
+def close_card(
+    card: Mapping[str, Any], closing: str, *, measured: bool, candidates: int
+) -> dict[str, Any]:
+    """Return the card of the finished student, which alone has other files beside it.
+
+    Args:
+        card: From ``student_card``.
+        closing: Says what ``fidelity.html`` tells.
+        measured: Whether anything was.
+        candidates: How many checkpoints of the run were kept.
+    """
+    kept = (
+        f" `candidates/` holds {candidates} checkpoint{'s' * (candidates > 1)} of the second half "
+        "of the run, its last step among them."
+    )
+    told = closing if measured else "It was not measured on held-out records."
+    return {**card, "body": card["body"] + told + kept * bool(candidates)}
+
+
+def say_objective(recipe: DistillRecipe) -> str:
+    """Return in words what was lowered; what has weight 0 was not."""
+    main = recipe.crossing or recipe.method
+    terms = [
+        (f"`{main.method_name()}`", main.kd_weight),
+        ("cross-entropy with the text's own tokens", main.ce_weight),
+        *((f"`{one.method_name()}`", one.weight) for one in recipe.features),
+    ]
+    held = [(name, weight) for name, weight in terms if weight]
+    if len(held) == 1:
+        return f"the objective {held[0][0]}"
+    told = ", ".join(f"{name} (weight {weight:g})" for name, weight in held)
+    return f"the objectives {told}" if held else "no objective (all weights are 0)"
+
+
+def _say_records(recipe: DistillRecipe, prepared: Prepared) -> str:
+    """Return how many records the steps reached, of how many prompts, and what else was learned."""
+    count, read = len(prepared.lessons), len(read_in_steps(recipe, prepared.lessons))
+    said = f"{count} records"
+    if read < count:
+        said = f"{read} of {said} (as many as its steps reach)"
+    prompts = {prompt_of(record) or (record.id,) for record in prepared.records}
+    if len(prompts) < len(prepared.records):
+        said += f" of {len(prompts)} prompts"
+    policy = recipe.rollouts
+    if policy is not None and not policy.learns_from_records:
+        return f"text alone that `{policy.method_name()}` wrote in training from {said}"
+    if policy is not None:
+        return f"{said}, and text that `{policy.method_name()}` wrote in training from them"
+    return f"{said} ({prepared.counts['tokens']} tokens)" if read == count else said
 
 
 def _say_teacher(teacher: KnownTeacher) -> str:

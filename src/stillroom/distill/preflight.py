@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom.errors import StillroomError
-from stillroom.evaluate import paired_difference
+from stillroom.evaluate import paired_difference, say_few
 from stillroom.jobs import atomic_write
 
 if TYPE_CHECKING:
@@ -128,9 +128,7 @@ def judge_teacher(teacher: Fidelity, student: Fidelity, *, seed: int = 0) -> Fin
     ]
     check = "teacher on this data"
     if len(pairs) < 2:
-        return Finding(
-            "note", check, f"{len(pairs)} held-out records are too few to tell", "hold more out"
-        )
+        return Finding("note", check, say_few(len(pairs), "held-out records"), "hold more out")
     gap = paired_difference(
         [one for one, _, _ in pairs],
         [other for _, other, _ in pairs],
@@ -141,13 +139,16 @@ def judge_teacher(teacher: Fidelity, student: Fidelity, *, seed: int = 0) -> Fin
         f"its loss less the student's is {gap.value:+.3f} nats a token (95 % {gap.low:+.3f} to "
         f"{gap.high:+.3f}) on {gap.n} held-out records"
     )
-    if gap.low > 0:
+    if gap.is_few:
+        few = say_few(gap.n, "held-out records").rstrip(".")
+        return Finding("note", check, f"{few}: {said}", "hold more records out")
+    if gap.side() > 0:
         return Finding(
             "warning",
             check,
             f"the teacher is worse than the student: {said}",
             "choose a teacher that knows this kind of text, or fine-tune it on the records first",
         )
-    if gap.high >= 0:
+    if not gap.side():
         return Finding("note", check, f"no difference can be told: {said}", "hold more records out")
     return Finding("ok", check, f"the teacher is better: {said}")

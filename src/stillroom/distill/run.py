@@ -16,7 +16,13 @@ from stillroom.distill.cross_lane import CrossLane
 from stillroom.distill.examining import Examiner, Taught
 from stillroom.distill.lane import HomeLane, Lane
 from stillroom.distill.lessons import split_records
-from stillroom.distill.lineage import list_parents, student_card, student_origin, warn_of_teachers
+from stillroom.distill.lineage import (
+    close_card,
+    list_parents,
+    student_card,
+    student_origin,
+    warn_of_teachers,
+)
 from stillroom.distill.preflight import Finding, Preflight
 from stillroom.distill.preparing import Prepared, writer_parents
 from stillroom.distill.recipe import DistillRecipe
@@ -70,9 +76,7 @@ def run(recipe: DistillRecipe, job: Job) -> Artifact:
         start, kept = ranks.on_main(lambda: lane.start(prepared))
         student, tokenizer = load_causal_lm(start, dtype="float32")
         rows = ranks.on_main(partial(lane.admit, student, tokenizer))
-        card = student_card(
-            recipe, lane.teachers, prepared.counts, loss=lane.loss, closing=lane.closing
-        )
+        card = student_card(recipe, lane.teachers, prepared)
         room = Classroom(
             recipe,
             job,
@@ -134,8 +138,10 @@ def _teach(lane: Lane, room: Classroom, start: Path, card: dict[str, Any]) -> Ta
             ranks=ranks,
         )
         details = {"train": asdict(trained), **course.details}
+    measured = bool(recipe.fidelity.records and room.held_out)
+    whole = close_card(card, lane.closing, measured=measured, candidates=len(steps))
     details["fingerprint"] = write_student(
-        room.student, job.output, start, recipe.out, card, in_place=True, writes=ranks.is_main
+        room.student, job.output, start, recipe.out, whole, in_place=True, writes=ranks.is_main
     )
     if lora is not None and lora.keep_adapter:
         base, folder = str(recipe.student), job.output / ADAPTER

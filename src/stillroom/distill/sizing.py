@@ -145,17 +145,28 @@ class Sizes:
     @property
     def cache_bytes(self) -> int:
         """Of what is kept of the teachers."""
-        row, token = self._row_bytes
+        (row, token), (rows, tokens) = self._row_bytes, self._kept
+        return round(rows * row + tokens * token)
+
+    @property
+    def cache_rows(self) -> float:
+        """Positions that are kept of the teachers; of records that no step reaches, none is."""
+        return self._kept[0]
+
+    @property
+    def _kept(self) -> tuple[float, float]:
+        """Rows and tokens of what is kept of the teachers."""
         counted, policy = self.counted, self.recipe.rollouts
         if self.recipe.crossing is None and not self.recipe.method.asks_teacher:
-            return 0
+            return 0.0, 0.0
         keeps = policy is None or policy.learns_from_records
-        kept = (counted.positions * row + counted.tokens * token) * keeps * self.share_read
+        times = keeps * self.share_read
         teacher = self.recipe.teacher
         if isinstance(teacher, tuple) and teacher[0].source is None:  # each speaks of every record
-            kept *= len(teacher)
-        count, tokens = self.rollouts
-        return round(kept + tokens * row + (count * counted.mean + tokens) * token * bool(count))
+            times *= len(teacher)
+        count, written = self.rollouts
+        beside = (count * counted.mean + written) * bool(count)
+        return counted.positions * times + written, counted.tokens * times + beside
 
     @property
     def _row_bytes(self) -> tuple[int, int]:

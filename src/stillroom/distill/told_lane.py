@@ -47,8 +47,7 @@ class ToldLane(Lane):
     _headers: list[dict[str, Any]] = field(default_factory=list, init=False)
 
     closing: ClassVar[str] = (
-        "`fidelity.html` says how near it is to each teacher on held-out records; `candidates/` "
-        "holds earlier steps of the same run."
+        "`fidelity.html` says how near it is to each teacher on held-out records."
     )
 
     @property
@@ -112,7 +111,7 @@ class ToldLane(Lane):
                 for each, wanted in ((cache, self._learned(at, room)), (held, lessons)):
                     heard = [lesson.by_teacher for lesson in wanted]
                     chair.teacher.capture(heard, each, self.job)
-                    each.verify(heard)
+                    each.verify()
                 self._caches.append(cache)
                 self._headers.append(cache.header.model_dump())
                 yardsticks.append(ToldYardstick(chair.teacher.name, lessons, held))

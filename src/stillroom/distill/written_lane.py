@@ -31,7 +31,7 @@ class WrittenLane(Lane):
 
     closing: ClassVar[str] = (
         "It learned text that its teacher wrote: `written.jsonl`. `fidelity.html` says how well it "
-        "does on held-out records; `candidates/` holds earlier steps of the same run."
+        "does on held-out records."
     )
 
     @cached_property

@@ -17,13 +17,20 @@ if TYPE_CHECKING:
     from stillroom.evaluate.agreement import Agreement, kl_and_agreement
     from stillroom.evaluate.answerer import Answerer, open_answerer
     from stillroom.evaluate.loss import held_out_loss, perplexity
-    from stillroom.evaluate.metrics import Metric, bootstrap, paired_difference
+    from stillroom.evaluate.metrics import (
+        LEAST_UNITS,
+        Metric,
+        bootstrap,
+        paired_difference,
+        say_few,
+    )
     from stillroom.evaluate.plots import Plot
     from stillroom.evaluate.recipe import EvaluateRecipe
     from stillroom.evaluate.report import Report, Table, merge_reports
     from stillroom.evaluate.retrieval import retrieval_metrics
 
 __all__ = [
+    "LEAST_UNITS",
     "Agreement",
     "Answerer",
     "EvaluateRecipe",
@@ -39,9 +46,11 @@ __all__ = [
     "paired_difference",
     "perplexity",
     "retrieval_metrics",
+    "say_few",
 ]
 
 _HOMES = {
+    "LEAST_UNITS": "metrics",
     "Agreement": "agreement",
     "Answerer": "answerer",
     "EvaluateRecipe": "recipe",
@@ -57,6 +66,7 @@ _HOMES = {
     "paired_difference": "metrics",
     "perplexity": "loss",
     "retrieval_metrics": "retrieval",
+    "say_few": "metrics",
 }
 
 

@@ -11,9 +11,12 @@ import numpy.typing as npt
 
 from stillroom.evaluate.metrics import Metric
 
-__all__ = ["bootstrap_crossed"]
+__all__ = ["LEAST_RUNS", "bootstrap_crossed"]
 
 Floats = npt.NDArray[np.float64]
+LEAST_RUNS = 3
+"""Runs from which a direction is concluded: where seeds differ as much as records do, intervals of
+20 records leave out a true 0 in 55 % of experiments of one seed, 21 % of two, 16 % of three."""
 _LEVEL = 0.95
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from stillroom.errors import DataError
 
 __all__ = [
+    "LEAST_UNITS",
     "Metric",
     "Statistic",
     "bootstrap",
@@ -26,11 +27,15 @@ __all__ = [
     "correct_p_values",
     "paired_difference",
     "randomization_test",
+    "say_few",
 ]
 
 Statistic = Literal["mean", "median"]
 Floats = npt.NDArray[np.float64]
 
+LEAST_UNITS = 20
+"""Units from which a direction is concluded. Where there is none, intervals of values with heavy
+tails leave 0 out in 29 % of samples of 3, 17 % of 5, 12 % of 10 to 20, 9 % of 50."""
 _LEVEL = 0.95
 _BLOCK_NUMBERS = 2**22
 
@@ -49,6 +54,20 @@ class Metric:
     n: int = 1
     unit: str = ""
     note: str = ""
+
+    @property
+    def is_few(self) -> bool:
+        """Whether it stands on too few units to conclude a direction from."""
+        return self.n < LEAST_UNITS
+
+    def side(self, of: float = 0.0) -> int:
+        """Return 1 where the value is shown to be above a number, -1 below it, else 0.
+
+        Shown means that the whole interval is, and that it stands on ``LEAST_UNITS`` or more.
+        """
+        if self.is_few:
+            return 0
+        return int(self.low > of) - int(self.high < of)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; not-a-number becomes null."""
@@ -72,6 +91,13 @@ class Metric:
         return cls(
             data["name"], value, low, high, data["n"], data.get("unit", ""), data.get("note", "")
         )
+
+
+def say_few(count: int, units: str) -> str:
+    """Return a sentence where so many units are too few to conclude from, else nothing."""
+    if count >= LEAST_UNITS:
+        return ""
+    return f"{count} {units} are too few to conclude from ({LEAST_UNITS} or more are wanted)."
 
 
 def bootstrap(

@@ -14,7 +14,7 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.evaluate.answerer import open_answerer
 from stillroom.evaluate.answers import Asked, ask_models, measure_answers, measure_speed
 from stillroom.evaluate.beliefs import has_weights, initial_fidelity, measure_beliefs
-from stillroom.evaluate.metrics import Metric
+from stillroom.evaluate.metrics import Metric, say_few
 from stillroom.evaluate.plots import Plot
 from stillroom.evaluate.questions import find_records, pick_questions
 from stillroom.evaluate.ranking import measure_retrieval, retrieve_all
@@ -116,7 +116,8 @@ def _say_asked(questions: int, models: int) -> str:
             "More documents give records that can be held out."
         )
     shown = f"{questions} held-out question{'s were' if questions > 1 else ' was'} asked"
-    return f"{shown} of {models} model{'s' if models > 1 else ''}."
+    said = f"{shown} of {models} model{'s' if models > 1 else ''}."
+    return f"{said} {say_few(questions, 'questions')}".rstrip()
 
 
 def _add_retrieval(report: Report, metrics: Sequence[Metric], recipe: EvaluateRecipe) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom.errors import DataError, RecipeError
+from stillroom.evaluate import say_few
 from stillroom.jobs import atomic_write
 from stillroom.merge.adapters import is_adapter
 from stillroom.merge.calibration import unmask_padding
@@ -82,8 +83,8 @@ class Learned:
 
     @property
     def is_better(self) -> bool:
-        """Whether the gain over the best parent is above zero with its whole interval."""
-        return math.isfinite(self.gain.low) and self.gain.low > 0
+        """Whether the gain over the best parent is shown to be above zero."""
+        return self.gain.side() > 0
 
     def to_recipe(self, base: str, models: Sequence[str]) -> dict[str, Any]:
         """Return the recipe that makes this merge.
@@ -126,7 +127,8 @@ class Learned:
         verdict = "better than" if self.is_better else "not shown to be better than"
         lines.append(
             f"{verdict} the best model, {self.best_parent}: gain {self.gain.value:.4f} "
-            f"[{self.gain.low:.4f}, {self.gain.high:.4f}]"
+            f"[{self.gain.low:.4f}, {self.gain.high:.4f}] "
+            f"on {self.gain.n} records. {say_few(self.gain.n, 'records')}".rstrip()
         )
         return "\n".join(lines)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
+from stillroom.evaluate import Metric, say_few
 from stillroom.jobs import Job, atomic_write
 from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.stream import Merge
@@ -70,9 +71,10 @@ def say_found(details: Mapping[str, Any]) -> str:
             f"({objective} {parent['value']:.4f} {records}): it is kept as it is."
         )
     gap = final["difference"]
-    sure = gap["low"] is not None and not gap["low"] <= 0 <= gap["high"]
+    few = say_few(final["records"], "records")
+    tail = "." if Metric.from_json(gap).side() else ": less apart than chance may put them."
     return (
         f"Kept of {details['tried']} trials: {ours['name']}. {records.capitalize()}, its "
         f"{objective} is {ours['value']:.4f}, that of the best parent, {parent['name']}, "
-        f"{parent['value']:.4f}" + ("." if sure else ": less apart than chance may put them.")
+        f"{parent['value']:.4f}" + (f". {few}" if few else tail)
     )

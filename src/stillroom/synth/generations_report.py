@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stillroom.evaluate import Metric, Report, Table
-from stillroom.evaluate.crossed import bootstrap_crossed
+from stillroom.evaluate import Metric, Report, Table, say_few
+from stillroom.evaluate.crossed import LEAST_RUNS, bootstrap_crossed
 from stillroom.evaluate.curves import Curves, Series
 from stillroom.evaluate.report import Grid
 from stillroom.synth.generations import Generations, Outcome, Unit
@@ -72,7 +72,8 @@ def report_generations(outcome: Outcome) -> Report:
         for at in range(1, plan.generations + 1)
     }
     verdicts = judge(outcome)
-    report = Report("Replace against accumulate", _summarize(plan, rises, verdicts))
+    few = _say_few(plan, outcome.said["held_out"])
+    report = Report("Replace against accumulate", _summarize(plan, rises, verdicts, few))
     for rule in plan.rules:
         report.add(rises[rule, plan.generations], is_headline=True)
     _add_loss(report, outcome, rises)
@@ -295,13 +296,34 @@ def _steps(outcome: Outcome) -> str:
     return f"{count(outcome.said['records'])} at first, in the end {', '.join(last)}"
 
 
+def _say_few(plan: Generations, held_out: int) -> str:
+    """Return why nothing is concluded, where there are too few records or seeds."""
+    if few := say_few(held_out, "held-out records"):
+        return few
+    if plan.seeds >= LEAST_RUNS:
+        return ""
+    return (
+        f"{plan.seeds} seed{'s' * (plan.seeds > 1)} do not tell a difference from luck "
+        f"({LEAST_RUNS} or more are wanted)."
+    )
+
+
 def _summarize(
-    plan: Generations, rises: Mapping[tuple[str, int], Metric], verdicts: Sequence[Verdict]
+    plan: Generations,
+    rises: Mapping[tuple[str, int], Metric],
+    verdicts: Sequence[Verdict],
+    few: str,
 ) -> str:
     said = []
     for rule in plan.rules:
         last = rises[rule, plan.generations]
         said.append(f"{rule}: {last.value:+.1%} ({last.low:+.1%} to {last.high:+.1%})")
+    said_so = (
+        f"Held-out loss after {plan.generations} generations, against that of a student of human "
+        f"records: {'; '.join(said)}."
+    )
+    if few:
+        return f"{said_so} Nothing is concluded: {few}"
     rose = [one for one in verdicts if one.risen is not None]
     early = sum(_order(one) == "yes" for one in rose)
     told = (
@@ -313,7 +335,4 @@ def _summarize(
     calm = [one for one in verdicts if one.risen is None]
     false = sum(one.warned is not None for one in calm)
     told += f"; it also warned in {false} of {len(calm)} where it did not." if calm else "."
-    return (
-        f"Held-out loss after {plan.generations} generations, against that of a student of human "
-        f"records: {'; '.join(said)}. {told}"
-    )
+    return f"{said_so} {told}"

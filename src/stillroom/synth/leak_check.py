@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import BackendError, DataError
 from stillroom.evaluate.final_answer import answer_key
@@ -15,7 +16,10 @@ from stillroom.objects import local
 from stillroom.records import Message, Prompt, Record, read_records
 from stillroom.synth.evidence import text_of
 from stillroom.synth.tasks import final_of
+from stillroom.text.asking import asks, split_asked
+from stillroom.text.code_shape import code_shape
 from stillroom.text.contamination import ItemIndex, Match, count_texts
+from stillroom.text.normalize import words
 from stillroom.text.rewording import Likeness, RewordingIndex
 from stillroom.text.sentences import split_sentences
 
@@ -25,11 +29,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Answers",
     "Checked",
+    "CodeFinder",
     "Item",
     "LeakChecker",
     "Limits",
+    "WordFinder",
     "cut_pieces",
-    "looked_through",
     "read_test_items",
 ]
 
@@ -37,6 +42,19 @@ _PIECE_WORDS = 60
 _COMMON_ANSWER = 0.05
 """An answer that more of the items have tells none of them apart."""
 _SAY_NOTHING = frozenset({"", "yes", "no", "true", "false", "none", "unknown"})
+_TELLS, _TELLS_RUNNING = 20.0, 22.0
+"""Nats from which a question is an item without its passage: apart from it, and after it."""
+_ASKED_TOO, _ASKED_TOO_RUNNING = 0.75, 0.6
+"""Share of a question that must be there where its passage is: apart from it, and after it."""
+_EXACT = frozenset({"whole", "verbatim"})
+_LONG_ANSWER = 60
+_LEAST_CODE = 30
+"""Runs of tokens of the shortest code that is looked for: about five lines."""
+_ENOUGH_CODE = 50
+"""Texts with code that tell which runs are rare."""
+_NEAR_CODE, _SHUFFLED_CODE = 0.6, 0.85
+"""Share of the information of its runs, in order and in any; chosen on functions of Python's own
+library, renamed and turned round."""
 _LETTER = re.compile(r"\(? ?[a-z] ?\)?")
 
 
@@ -82,6 +100,7 @@ class Answers:
         by_key: dict[str, list[int]] = {}
         for at, key in enumerate(keys):
             by_key.setdefault(key, []).append(at)
+        self._words = [_told_words(answer) for answer in answers]
         self._by_key = {
             key: frozenset(found)
             for key, found in by_key.items()
@@ -92,6 +111,32 @@ class Answers:
         """Return the items whose answer is the record's."""
         answer = final_of(record)
         return self._by_key.get(answer_key(answer), frozenset()) if answer else frozenset()
+
+    def unlike(self, record: Record) -> Callable[[int], bool]:
+        """Return what says of an item that its answer and the record's have no word in common."""
+        own = _told_words(final_of(record))
+        is_number = _is_number(own)
+
+        def is_unlike(item: int) -> bool:
+            other = self._words[item]
+            if is_number and _is_number(other):  # two numbers may be one sum, reckoned wrongly
+                return False
+            return bool(own and other) and not own & other
+
+        return is_unlike
+
+
+def _is_number(told: frozenset[str]) -> bool:
+    return any(word[0].isdigit() for word in told)
+
+
+def _told_words(answer: str) -> frozenset[str]:
+    """Return the words of an answer that tells something; none of a long one."""
+    key = answer_key(answer) if answer else ""
+    found = words(answer)
+    if key in _SAY_NOTHING or _LETTER.fullmatch(key) or len(found) > _LONG_ANSWER:
+        return frozenset()
+    return frozenset({*found, *words(key)})
 
 
 class LeakChecker:
@@ -111,12 +156,18 @@ class LeakChecker:
         self.items, self.limits, self.job = items, limits, job
         self.embedder, self.judge = embedder, judge
         texts = [item.text for item in items]
+        code = CodeFinder([(item.text, item.answer) for item in items])
         with job.phase("count words", unit="records") as progress:
-            counted = (text for record in progress.over(records) for text in looked_through(record))
+            counted = (
+                code.count(text) for record in progress.over(records) for text in _all_of(record)
+            )
             frequency, count = count_texts(counted)
-        self.words = ItemIndex(texts, frequency=frequency, texts=count, near=limits.near)
-        self._failed: dict[str, str] = {}
         self._answers = Answers([item.answer for item in items])
+        self.words = WordFinder(
+            texts, self._answers, frequency=frequency, texts=count, near=limits.near, code=code
+        )
+        texts = self.words.asked
+        self._failed: dict[str, str] = {}
         self.meanings: RewordingIndex | None = None
         if embedder is not None:
             try:
@@ -127,11 +178,7 @@ class LeakChecker:
 
     def check(self, records: Sequence[Record]) -> list[Checked]:
         """Return what is in each record."""
-        found: list[Checked] = []
-        for record in records:
-            matches = [match for text in looked_through(record) if (match := self.words.find(text))]
-            best = max(matches, key=lambda match: match.share, default=None)
-            found.append(Checked(best))
+        found = [Checked(self.words.find(record)) for record in records]
         if self.embedder is None:
             return found
         rest = [at for at, checked in enumerate(found) if checked.match is None]
@@ -158,12 +205,15 @@ class LeakChecker:
         if not pieces:
             return found
         try:
-            vectors = self.embedder.embed([piece for _, piece in pieces], kind="passage")
+            vectors = self.embedder.embed([text for _, (text, _) in pieces], kind="passage")
         except (BackendError, DataError) as error:
             return [Checked(unchecked=self._fail("embedder", error))] * len(records)
         answered = [self._answers.same_as(record) for record in records]
-        for (at, piece), vector in zip(pieces, vectors, strict=True):
-            likeness = self.meanings.find(piece, vector, answered[at])
+        denied = [self._answers.unlike(record) for record in records]
+        for (at, (piece, is_stated)), vector in zip(pieces, vectors, strict=True):
+            likeness = self.meanings.find(
+                piece, vector, answered[at], is_stated=is_stated, denied=denied[at]
+            )
             if likeness is None or found[at].match is not None:
                 continue
             if likeness.score >= self.limits.reworded:
@@ -212,30 +262,181 @@ def read_test_items(places: Iterable[str | Path]) -> Iterator[Item]:
                 yield Item(text, path.name, row, final_of(record))
 
 
-def looked_through(record: Record) -> list[str]:
-    """Return each message, question and answer together, and an answer that was rejected."""
+class CodeFinder:
+    """Looks for the code of items, or else of their answers, by its shape (``text.code_shape``)."""
+
+    def __init__(self, items: Iterable[tuple[str, str]]) -> None:
+        """Take the items with their answers; short code, which many write alike, is left out."""
+        self._items: list[int] = []
+        self._texts: list[str] = []
+        for at, texts in enumerate(items):
+            shown = next((one for one in texts if len(code_shape(one)) >= _LEAST_CODE), "")
+            if shown:
+                self._items.append(at)
+                self._texts.append(shown)
+        self._counts: Counter[str] = Counter()
+        self._counted = 0
+        self._index: ItemIndex | None = None
+
+    def count(self, text: str) -> str:
+        """Count the runs of a text's code, to tell rare ones from common ones; return the text."""
+        runs = code_shape(text) if self._items else ()
+        if runs:
+            self._counts.update(set(runs))
+            self._counted += 1
+        return text
+
+    def find(self, text: str) -> Iterator[Match]:
+        """Yield the items whose code is in a text under whatever names; count before."""
+        if not self._items or len(code_shape(text)) < _LEAST_CODE // 2:
+            return
+        if self._index is None:
+            self._index = ItemIndex(
+                self._texts,
+                frequency=self._counts if self._counted >= _ENOUGH_CODE else None,
+                texts=self._counted if self._counted >= _ENOUGH_CODE else 0,
+                near=_NEAR_CODE,
+                shuffled=_SHUFFLED_CODE,
+                cut=code_shape,
+            )
+        for match in self._index.matches(text):
+            yield Match(self._items[match.item], "rephrased", match.share)
+
+
+class WordFinder:
+    """Looks for items in records by their words; what is asked stands apart from its passage.
+
+    Where a question tells enough by itself, it alone is looked for: its passage is no secret, and
+    another question about that passage another item. Else the whole item must be there with its
+    question. A passage with the very answer of the item is the item reworded.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[str],
+        answers: Answers,
+        *,
+        frequency: Mapping[str, int],
+        texts: int,
+        near: float,
+        code: CodeFinder | None = None,
+    ) -> None:
+        """Index the items.
+
+        Args:
+            items: What must not be found.
+            answers: Of the same items.
+            code: Looks for their code, where that is asked for.
+            frequency: In how many of ``texts`` texts each word is.
+            texts: How many were counted.
+            near: Least share of an item's information.
+        """
+        self._answers, self._code = answers, code
+        self._parts = parts = [split_asked(item) for item in items]
+        rules: dict[str, Any] = {"frequency": frequency, "texts": texts, "near": near}
+        self._questions = ItemIndex([part.question for part in parts], **rules)
+        often = Counter(part.question for part in parts)
+        alone = [
+            bool(part.passage)
+            and often[part.question] == 1
+            and self._questions.tells(at) >= (_TELLS if part.is_apart else _TELLS_RUNNING)
+            for at, part in enumerate(parts)
+        ]
+        self.asked = [
+            part.question if is_alone else item
+            for item, part, is_alone in zip(items, parts, alone, strict=True)
+        ]
+        self._index = ItemIndex(self.asked, **rules)
+        self._is_one = [asks(text) and len(split_sentences(text)) == 1 for text in self.asked]
+        self._with_passage = [at for at, part in enumerate(parts) if part.passage]
+        self._wholes = ItemIndex([items[at] for at in self._with_passage], **rules)
+        self._only_with = frozenset(at for at in self._with_passage if not alone[at])
+
+    def find(self, record: Record) -> Match | None:
+        """Return the item that is most clearly in a record, or None."""
+        texts, joined = looked_through(record)
+        found = [match for text in texts for match in self._look(text)]
+        found += [one for one in self._index.matches(joined) if self._may_span(one)]
+        if self._code is not None:
+            found += [match for text in texts for match in self._code.find(text)]
+        answered = self._answers.same_as(record) if self._with_passage else frozenset()
+        found += [one for text in (*texts, joined) for one in self._look_whole(text, answered)]
+        return max(found, key=lambda one: (one.share, -one.item), default=None)
+
+    def _look(self, text: str) -> Iterator[Match]:
+        """Yield the items in a message: in its question, in its passage, and across both."""
+        part = split_asked(text)
+        for piece in (part.question, part.passage) if part.passage else ():
+            yield from (one for one in self._index.matches(piece) if self._is_alone(one))
+        for match in self._index.matches(text):
+            if self._is_alone(match) and (not part.passage or self._may_span(match)):
+                yield match
+
+    def _is_alone(self, match: Match) -> bool:
+        return match.item not in self._only_with
+
+    def _may_span(self, match: Match) -> bool:
+        """Return whether an item may stand across the parts of a record: a bare question may not.
+
+        Of that, the passage holds what the record's own question lacks.
+        """
+        return self._is_alone(match) and (not self._is_one[match.item] or match.kind in _EXACT)
+
+    def _look_whole(self, text: str, answered: frozenset[int]) -> Iterator[Match]:
+        """Yield the items whose passage is there, with their question or their answer."""
+        for match in self._wholes.matches(text):
+            item = self._with_passage[match.item]
+            part = self._parts[item]
+            asked = self._wholes.share_beyond(match.item, text, part.question, part.passage)
+            least = _ASKED_TOO if part.is_apart else _ASKED_TOO_RUNNING
+            if asked >= least or match.kind in _EXACT:
+                yield replace(match, item=item)
+            elif item in answered:
+                yield Match(item, "rephrased", match.share)
+
+
+def looked_through(record: Record) -> tuple[list[str], str]:
+    """Return each message and an answer that was rejected, and several messages together."""
     texts = [one.content for one in record.messages if one.content.strip()]
     rejected = text_of(record, "rejected")
     rest = [rejected] if rejected.strip() else []
-    return [*texts, "\n".join(texts), *rest] if len(texts) > 1 else [*texts, *rest]
+    return [*texts, *rest], "\n".join(texts) if len(texts) > 1 else ""
 
 
-def cut_pieces(record: Record) -> Iterator[str]:
-    """Yield each message, a long one in pieces of whole sentences that overlap by half."""
-    rejected = text_of(record, "rejected")
-    for text in (*(one.content for one in record.messages), rejected):
-        spans = split_sentences(text)
-        if len(text.split()) <= 2 * _PIECE_WORDS or len(spans) < 2:
-            if text.strip():
-                yield text
-            continue
-        first = 0
-        while first < len(spans):
-            last, count = first, 0
-            while last < len(spans) and count < _PIECE_WORDS:
-                count += len(text[slice(*spans[last])].split())
-                last += 1
-            yield text[spans[first][0] : spans[last - 1][1]]
-            if last == len(spans):
-                break
-            first = max(first + 1, (first + last) // 2)
+def _all_of(record: Record) -> list[str]:
+    texts, joined = looked_through(record)
+    return [*texts, joined] if joined else texts
+
+
+def cut_pieces(record: Record) -> Iterator[tuple[str, bool]]:
+    """Yield each message in pieces, and whether a piece only states something.
+
+    A question stands apart from its passage. What is long comes in pieces of whole sentences that
+    overlap by half. What the assistant says, and passages, state where there is no question mark.
+    """
+    said = [(one.content, one.role == "assistant") for one in record.messages]
+    for text, is_said in (*said, (text_of(record, "rejected"), True)):
+        parts = split_asked(text)
+        if parts.passage:
+            yield parts.question, False
+        rest = parts.passage or text
+        is_told = is_said or bool(parts.passage)
+        yield from ((piece, is_told and not asks(piece)) for piece in _cut_text(rest))
+
+
+def _cut_text(text: str) -> Iterator[str]:
+    spans = split_sentences(text)
+    if len(text.split()) <= 2 * _PIECE_WORDS or len(spans) < 2:
+        if text.strip():
+            yield text
+        return
+    first = 0
+    while first < len(spans):
+        last, count = first, 0
+        while last < len(spans) and count < _PIECE_WORDS:
+            count += len(text[slice(*spans[last])].split())
+            last += 1
+        yield text[spans[first][0] : spans[last - 1][1]]
+        if last == len(spans):
+            break
+        first = max(first + 1, (first + last) // 2)

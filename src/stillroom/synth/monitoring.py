@@ -11,18 +11,34 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillroom.errors import DataError
-from stillroom.evaluate import Metric, Plot, Report, Table, paired_difference, perplexity
+from stillroom.evaluate import (
+    LEAST_UNITS,
+    Metric,
+    Plot,
+    Report,
+    Table,
+    paired_difference,
+    perplexity,
+    say_few,
+)
 from stillroom.evaluate.diversity import Vectors
 from stillroom.jobs import Job, Reporter
 from stillroom.provenance import Artifact, make_parent
 from stillroom.records import Record, read_records
-from stillroom.synth.variety import WORSE, Warned, Yardstick, find_warnings, text_budget
+from stillroom.synth.variety import (
+    WORSE,
+    Warned,
+    Yardstick,
+    find_few,
+    find_warnings,
+    text_budget,
+)
 from stillroom.text.normalize import words
 
 if TYPE_CHECKING:
@@ -158,6 +174,8 @@ def _measure_students(
     from stillroom.models import load_causal_lm, resolve_checkpoint
 
     records = list(read_records(plan.human))
+    if few := say_few(len(records), "human records"):
+        job.say(f"{few} No student is warned of by its perplexity.")
     warned: list[Warned] = []
     first: list[tuple[float, int]] = []
     with job.phase("read human text", len(names), "students") as progress:
@@ -188,7 +206,7 @@ def _compare_losses(
     ours, theirs, weights = zip(*pairs, strict=True)
     rise = paired_difference(ours, theirs, weights=weights, seed=plan.seed)
     change = math.exp(rise.value) - 1
-    is_clear = change > plan.tolerance and rise.low > 0
+    is_clear = change > plan.tolerance and rise.side() > 0
     return [Warned(name, "perplexity", change)] if is_clear else []
 
 
@@ -232,7 +250,12 @@ def _report(
     budget: int,
     plan: Monitoring,
 ) -> Report:
-    report = Report("Collapse monitor", _summarize(warned, plan.tolerance))
+    few = {
+        name: found
+        for name, one in zip(names[1:], measured[1:], strict=True)
+        if (found := find_few(one, measured[0]))
+    }
+    report = Report("Collapse monitor", _summarize(warned, plan.tolerance, few))
     figures = list(dict.fromkeys(figure for one in measured for figure in one))
     for figure in figures:
         held = [
@@ -263,12 +286,21 @@ def _report(
     return report
 
 
-def _summarize(warned: Sequence[Warned], tolerance: float) -> str:
-    """Say from which generation on each figure is worse, and by how much in the last one."""
-    if not warned:
-        return f"No figure is worse than the reference's by more than {tolerance:.0%}."
-    said = []
-    for figure in dict.fromkeys(one.figure for one in warned):
-        held = [one for one in warned if one.figure == figure]
-        said.append(f"{figure} {held[-1].change:+.0%}, from {held[0].generation} on")
-    return f"Warning: variety is lost: {'; '.join(said)}."
+def _summarize(warned: Sequence[Warned], tolerance: float, few: Mapping[str, Sequence[str]]) -> str:
+    """Say of each figure in which generations it is worse, each value beside its own generation."""
+    said = f"No figure is seen to be worse than the reference's by more than {tolerance:.0%}."
+    if warned:
+        figures = dict.fromkeys(one.figure for one in warned)
+        told = (_say_figure([one for one in warned if one.figure == name]) for name in figures)
+        said = f"Warning: variety is lost: {'; '.join(told)}."
+    if few:
+        names = "; ".join(f"{', '.join(found)} of {name}" for name, found in few.items())
+        said += f" Not judged, on fewer than {LEAST_UNITS} records: {names}."
+    return said
+
+
+def _say_figure(held: Sequence[Warned]) -> str:
+    first, last = (f"{one.change:+.0%} in {one.generation}" for one in (held[0], held[-1]))
+    if len(held) == 1:
+        return f"{held[0].figure} {first}"
+    return f"{held[0].figure} {first}, {last} ({len(held)} generations)"

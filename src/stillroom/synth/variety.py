@@ -8,7 +8,7 @@ models.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from stillroom.evaluate.diversity import (
 )
 from stillroom.text.normalize import words
 
-__all__ = ["WORSE", "Warned", "Yardstick", "find_warnings", "text_budget"]
+__all__ = ["WORSE", "Warned", "Yardstick", "find_few", "find_warnings", "text_budget"]
 
 WORSE = {
     "distinct_1": -1,
@@ -150,7 +150,7 @@ class Yardstick:
         model = CharacterModel(learned)
         told = _take(read, _MOST_READ)
         sizes = [len(text) + 1 for text in told]  # the end is to be foreseen, too
-        return bootstrap(
+        metric = bootstrap(
             [model.bits(text) / size for text, size in zip(told, sizes, strict=True)],
             weights=sizes,
             resamples=_RESAMPLES,
@@ -158,6 +158,7 @@ class Yardstick:
             name="surprise",
             unit="bits/character",
         )
+        return replace(metric, n=min(metric.n, len(learned)))
 
     def _figures(self, texts: Sequence[str], vectors: Vectors | None) -> dict[str, Metric]:
         return measure_diversity(
@@ -181,6 +182,8 @@ def find_warnings(
 ) -> list[Warned]:
     """Return what has moved for the worse, beyond the tolerance and both intervals.
 
+    What stands on too few records on either side is not judged: ``find_few`` names it.
+
     Args:
         name: Of the generation.
         figures: Its own.
@@ -191,9 +194,15 @@ def find_warnings(
     for figure, metric in figures.items():
         first = base[figure]
         change = (metric.value - first.value) / first.value if first.value else 0.0
-        if WORSE[figure] * change > tolerance and _are_apart(metric, first):
+        is_worse = WORSE[figure] * change > tolerance
+        if is_worse and _are_apart(metric, first) and not metric.is_few and not first.is_few:
             warned.append(Warned(name, figure, change))
     return warned
+
+
+def find_few(figures: Mapping[str, Metric], base: Mapping[str, Metric]) -> list[str]:
+    """Return the figures that are not judged, since they stand on too few records."""
+    return [name for name, one in figures.items() if one.is_few or base[name].is_few]
 
 
 def _take(texts: Sequence[str], characters: int) -> list[str]:
@@ -210,7 +219,8 @@ def _take(texts: Sequence[str], characters: int) -> list[str]:
 def _cover(rows: Vectors, half: Vectors) -> Metric:
     """Return how much of one half of the reference is covered by as many others."""
     covered = coverage(rows[: len(half)], half)
-    return bootstrap(covered.astype(np.float64), name="coverage")
+    metric = bootstrap(covered.astype(np.float64), name="coverage")
+    return replace(metric, n=min(metric.n, len(rows)))
 
 
 def _are_apart(one: Metric, other: Metric) -> bool:

@@ -12,6 +12,7 @@ at the scale of groups. A gain for a small student is no promise for a large one
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.errors import DataError
+from stillroom.evaluate import LEAST_UNITS
 from stillroom.evaluate.spans import Encoded
 from stillroom.jobs import Estimate, Job, Reporter
 from stillroom.provenance import Artifact, make_parent
@@ -159,7 +161,8 @@ class _Experiment:
         texts = [_text(record) for record in pools.kept]
         self.students = Students(plan.student, texts, job)
         learned = (*pools.kept, *(one for found in pools.dropped.values() for one in found))
-        self.human = self._read_held_out({_text(one) for one in learned})
+        self.human, self.measured_on = self._read_held_out({_text(one) for one in learned})
+        self.cut = self._count_cut(learned)
         self.journal = job.journal("students")
 
     def run(self) -> tuple[Artifact, Report, Measured]:
@@ -182,6 +185,8 @@ class _Experiment:
         measured.said = {
             "parameters": self.students.parameters,
             "held_out": len(self.human),
+            "measured_on": self.measured_on,
+            "cut": self.cut,
             "origins": describe_origins(self.human),
         }
         report = report_worth(measured)
@@ -201,27 +206,53 @@ class _Experiment:
         )
         return artifact, report, measured
 
-    def _read_held_out(self, learned: set[str]) -> list[Record]:
-        """Return the human records that fit and are not learned from; say how many are left out."""
+    def _read_held_out(self, learned: set[str]) -> tuple[list[Record], str]:
+        """Return the human records that are measured on, and in words how many of which.
+
+        Raises:
+            DataError: If these are too few to conclude anything from.
+        """
         given = read_human(self.plan.human)
         every = [one for one in given if _text(one) not in learned]
-        if len(every) < len(given):
-            self.job.say(f"{len(given) - len(every)} human records are learned from: left out")
         fit = [one for one in every if is_plain(one) or self.students.fits(one)]
-        if len(fit) < len(every):
-            self.job.say(
-                f"{len(every) - len(fit)} of {len(every)} human records are longer than "
-                f"{self.plan.student.max_tokens} tokens and left out"
-            )
-        if len(fit) < 2:
+        drawn = draw_records(fit, self.plan.held_out, self.plan.seed)
+        reasons = (
+            (len(given) - len(every), "are learned from"),
+            (len(every) - len(fit), f"are longer than {self.plan.student.max_tokens} tokens"),
+            (len(fit) - len(drawn), "are more than asked for"),
+        )
+        left = "; ".join(f"{count} {why}" for count, why in reasons if count)
+        told = f"{len(drawn)} of {len(given)} human records" + (f" ({left})" if left else "")
+        if len(drawn) < LEAST_UNITS:
             raise DataError(
-                f"{len(fit)} human records to measure on",
+                f"measured on {told}, nothing could be concluded",
                 code="synth.too-few",
                 where=str(self.plan.human),
-                expected="2 or more that fit into a student's tokens",
-                next="give more records, or raise --max-tokens",
+                expected=f"{LEAST_UNITS} or more that fit into a student's tokens",
+                next=self._advise(every, fit),
             )
-        return draw_records(fit, self.plan.held_out, self.plan.seed)
+        if left:
+            self.job.say(f"measured on {told}")
+        return drawn, told
+
+    def _advise(self, every: Sequence[Record], fit: Sequence[Record]) -> str:
+        """Return what helps: more tokens where enough records are too long, else more records."""
+        if len(fit) >= LEAST_UNITS:
+            return f"--held-out {LEAST_UNITS} or more"
+        if len(every) < LEAST_UNITS:
+            return "give more human records that nobody learns from"
+        lengths = sorted(len(one.ids) + one.truncated for one in self.students.encode(every))
+        return f"--max-tokens {lengths[math.ceil(0.9 * len(lengths)) - 1]} takes nine in ten"
+
+    def _count_cut(self, learned: Sequence[Record]) -> str:
+        """Return in words how many records are longer than a student reads."""
+        encoded = self.students.encode(learned)
+        cut = sum(one.truncated > 0 for one in encoded)
+        lost = sum(not one.targets for one in encoded)
+        told = f"{cut} of {len(encoded)}, at {self.plan.student.max_tokens} tokens"
+        if cut:
+            self.job.say(f"records that are learned cut off: {told}; {lost} to nothing")
+        return told + (f"; {lost} to nothing and left out" if lost else "")
 
     def _units(self) -> Iterator[tuple[str, Arm | None, Family | None, int]]:
         """Yield key, arm, family and seed of every student; the untaught ones first."""

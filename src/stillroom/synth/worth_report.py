@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stillroom.evaluate import Metric, Plot, Report, Table
-from stillroom.evaluate.crossed import bootstrap_crossed
+from stillroom.evaluate.crossed import LEAST_RUNS, bootstrap_crossed
 from stillroom.synth.worth import Measured
 from stillroom.synth.worth_arms import Arm, Family
 
@@ -23,8 +23,8 @@ _OF_WHOM = {1: "of those without it", -1: "of it alone"}
 class Row:
     """What one group is worth in one family.
 
-    ``worth`` is the held-out loss it saves at equal size, ``gain`` what a student gains over its
-    start by each thousand records of the arm.
+    ``worth`` is the held-out loss it saves at equal size, ``gain`` what a student of the arm gains
+    over its start, from the ``records`` it learned and no others. ``runs`` is the number of seeds.
     """
 
     family: str
@@ -34,13 +34,16 @@ class Row:
     gain: Metric
     records: float
     tokens: float
+    runs: int
 
     @property
     def verdict(self) -> str:
         """Whether it helps, harms, or nothing can be said."""
-        if self.worth.low > 0:
-            return "helps"
-        return "harms" if self.worth.high < 0 else "no difference seen"
+        if self.worth.is_few:
+            return "too few human records"
+        if self.runs < LEAST_RUNS:
+            return "too few seeds"
+        return {1: "helps", -1: "harms", 0: "no difference seen"}[self.worth.side()]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -49,7 +52,7 @@ class Row:
             "group": self.group,
             "arm": self.arm,
             "worth": self.worth.to_json(),
-            "gain_per_1000_records": self.gain.to_json(),
+            "gain": self.gain.to_json(),
             "records": self.records,
             "tokens": self.tokens,
             "verdict": self.verdict,
@@ -88,18 +91,17 @@ def _row(measured: Measured, family: Family, arm: Arm) -> Row:
         unit=_UNIT,
     )
     gain = _gain(measured, family, arm)
-    return Row(family.name, arm.group, arm.name, worth, gain, records, tokens)
+    return Row(family.name, arm.group, arm.name, worth, gain, records, tokens, len(own))
 
 
 def _gain(measured: Measured, family: Family, arm: Arm) -> Metric:
-    """Return how much better than its start a student is by each thousand records."""
+    """Return how much better than its start a student is, with nothing extrapolated."""
     own = measured.losses[family.name, arm.name]
-    records = measured.learned[family.name, arm.name][0]
     return bootstrap_crossed(
-        (measured.start - own) * (1000.0 / records),
+        measured.start - own,
         measured.tokens,
         seed=measured.plan.seed,
-        name=f"gain per 1,000 records/{family.name}/{arm.name}",
+        name=f"gain/{family.name}/{arm.name}",
         unit=_UNIT,
     )
 
@@ -138,7 +140,7 @@ def _add_family(report: Report, measured: Measured, family: Family, rows: list[R
                 "worth, nats/token",
                 "interval",
                 "verdict",
-                f"gain per 1,000 records {_OF_WHOM[family.sign]}",
+                f"gain {_OF_WHOM[family.sign]}",
                 "interval",
                 "records",
                 "tokens",
@@ -166,7 +168,8 @@ def _add_conditions(report: Report, measured: Measured) -> None:
         ("low-rank additions", str(student.train.lora.rank) if student.train.lora else "none"),
         ("records a step", str(student.train.batch_size)),
         ("seeds", str(plan.seeds)),
-        ("human records measured on", str(measured.said["held_out"])),
+        ("measured on", measured.said["measured_on"]),
+        ("records that are learned cut off", measured.said["cut"]),
         ("groups too small to compare", ", ".join(measured.small) or "none"),
     ]
     rows += [
@@ -192,13 +195,19 @@ def _summarize(measured: Measured, rows: list[Row]) -> str:
     own = [row for row in rows if row.family == first]
     helps = [row.group for row in own if row.verdict == "helps"]
     harms = [row.group for row in own if row.verdict == "harms"]
-    said = [f"{len(own)} groups, {measured.plan.seeds} seeds, {first} at equal size:"]
-    said.append(f"{', '.join(helps)} help" if helps else "none is seen to help")
-    if harms:
-        said.append(f"; {', '.join(harms)} harm")
+    on = f"measured on {measured.said['measured_on']}"
+    seeds = measured.plan.seeds
+    if seeds < LEAST_RUNS:
+        return (
+            f"{len(own)} groups, {on}: nothing is concluded from {seeds} "
+            f"seed{'s' * (seeds > 1)}. {LEAST_RUNS} or more tell a difference from luck."
+        )
+    said = f"{len(own)} groups, {seeds} seeds, {on}, {first} at equal size: "
+    said += f"{', '.join(helps)} help" if helps else "none is seen to help"
+    said += f"; {', '.join(harms)} harm" if harms else ""
     rest = len(own) - len(helps) - len(harms)
-    tail = f"; of {rest} no difference is seen." if rest else "."
+    said += f"; of {rest} no difference is seen." if rest else "."
     mean = float(np.mean([row.worth.high - row.worth.low for row in own])) / 2
-    return "".join([said[0], " ", said[1], *said[2:], tail]) + (
-        f" Differences below about {mean:.3f} nats a token cannot be seen by this experiment."
+    return (
+        f"{said} Differences below about {mean:.3f} nats a token cannot be seen by this experiment."
     )

@@ -5,7 +5,8 @@ of its words that are found there, each word by its information (rare ones more)
 that of the longest common subsequence of words. Short items, whose words are common property, must
 stand there word for word, and items of a word or two must be a whole part of the record. Of items
 of up to a dozen words the names and numbers must all be there: the same question about another
-place is another question.
+place is another question. A question is found in a text that asks nothing only where nearly all of
+its words are: what answers it has most of them.
 
 Source: the failures of n-gram overlap described by Yang et al. 2023, arXiv:2311.04850. Differs: no
 n-grams, so that one word changed in six and short items are found too; what was rephrased with
@@ -16,12 +17,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from stillroom.text.asking import asks
 from stillroom.text.normalize import words
 from stillroom.text.rewording import find_anchors
+from stillroom.text.sentences import split_sentences
 
 __all__ = ["ItemIndex", "Match", "MatchKind", "count_texts"]
 
@@ -34,6 +37,8 @@ _SHORT = 6
 _FEW = 12
 _NEAR_OF_FEW = 0.85
 """Of items of at most ``_FEW`` words so much must be there: a word is a large part of them."""
+_NEAR_IF_STATED = 0.95
+"""Of a question so much must be there, in order, where the text asks nothing."""
 _ROOM = 1.5
 _SPARE = 4
 
@@ -47,12 +52,14 @@ class Match:
     share: float
 
 
-def count_texts(texts: Iterable[str]) -> tuple[Counter[str], int]:
+def count_texts(
+    texts: Iterable[str], cut: Callable[[str], list[str]] = words
+) -> tuple[Counter[str], int]:
     """Return in how many of the texts each word is, and how many texts there are."""
     counts: Counter[str] = Counter()
     total = 0
     for text in texts:
-        counts.update(set(words(text)))
+        counts.update(set(cut(text)))
         total += 1
     return counts, total
 
@@ -68,6 +75,7 @@ class ItemIndex:
         texts: int = 0,
         near: float = 0.65,
         shuffled: float = 0.9,
+        cut: Callable[[str], list[str]] = words,
     ) -> None:
         """Index the items.
 
@@ -77,9 +85,13 @@ class ItemIndex:
             texts: How many texts were counted.
             near: Least share of an item's information that is found in order.
             shuffled: Least share of it that is found in any order.
+            cut: Makes words of a text.
         """
-        self.near, self.shuffled = near, shuffled
-        self._items = [words(item) for item in items]
+        self.near, self.shuffled, self._cut = near, shuffled, cut
+        self._items = [cut(item) for item in items]
+        self._asks = [
+            cut is words and asks(item) and len(split_sentences(item)) == 1 for item in items
+        ]
         within = Counter(word for item in self._items for word in set(item))
         total = texts + len(items) + 1
         known = frequency or {}
@@ -102,15 +114,44 @@ class ItemIndex:
 
     def find(self, text: str) -> Match | None:
         """Return the item that is most clearly in a text, or None."""
-        found = words(text)
+        return max(self.matches(text), key=lambda one: (one.share, -one.item), default=None)
+
+    def matches(self, text: str) -> Iterator[Match]:
+        """Yield every item that is in a text; of one that is the whole text, no other."""
+        found = self._cut(text)
         number = self._whole.get(tuple(found))
         if number is not None:
-            return Match(number, "whole", 1.0)
-        best: Match | None = None
+            yield Match(number, "whole", 1.0)
+            return
+        is_stated = not asks(text)
         for number in self._candidates(found):
-            match = self._look(number, found)
-            if match and (best is None or (match.share, -match.item) > (best.share, -best.item)):
-                best = match
+            match = self._look(number, found, is_stated=is_stated)
+            if match is not None:
+                yield match
+
+    def tells(self, number: int) -> float:
+        """Return the information of an item's words, in nats."""
+        return self._totals[number]
+
+    def share_beyond(self, number: int, text: str, question: str, passage: str) -> float:
+        """Return the share of an item's question that a text has beyond the words of its passage.
+
+        By words or by information, whichever is more: of a short question one rare word is most of
+        the information.
+
+        Args:
+            number: The item, which is the passage with the question.
+            text: Where it was found.
+            question: The item's.
+            passage: The item's.
+        """
+        asked, used = Counter(self._cut(question)), Counter(self._cut(passage))
+        found, best = self._cut(text), 0.0
+        information = sum(self._weight[word] * count for word, count in asked.items())
+        for start, stop in self._stretches(self._items[number], found) if information else ():
+            here = (Counter(found[start:stop]) - used) & asked
+            told = sum(self._weight[word] * count for word, count in here.items())
+            best = max(best, told / information, here.total() / asked.total())
         return best
 
     def _candidates(self, found: Sequence[str]) -> list[int]:
@@ -122,13 +163,16 @@ class ItemIndex:
         least = min(self.near, self.shuffled)
         return [number for number, sum_ in held.items() if sum_ >= least * self._totals[number]]
 
-    def _look(self, number: int, found: Sequence[str]) -> Match | None:
+    def _look(self, number: int, found: Sequence[str], *, is_stated: bool) -> Match | None:
         item = self._items[number]
         if _holds_run(found, item):
             return Match(number, "verbatim", 1.0)
         if len(item) <= _SHORT or not self._names[number] <= set(found):
             return None
         near = max(self.near, _NEAR_OF_FEW) if len(item) <= _FEW else self.near
+        shuffled = self.shuffled
+        if is_stated and self._asks[number]:
+            near, shuffled = max(near, _NEAR_IF_STATED), math.inf
         best: Match | None = None
         for start, stop in self._stretches(item, found):
             stretch = found[start:stop]
@@ -137,7 +181,7 @@ class ItemIndex:
                 best = Match(number, "near", in_order)
             elif best is None:
                 any_order = self._shared(item, stretch)
-                if any_order >= self.shuffled:
+                if any_order >= shuffled:
                     best = Match(number, "shuffled", any_order)
         return best
 

@@ -8,7 +8,8 @@ five sixths (docs/explanation/lab-notebook.md). Numbers in English words count a
 A question told of other people and things, or in another language, keeps little but its numbers:
 the same ones in the same order count by their information, and stand in for names where they say
 more. An item that has neither names nor numbers is told apart by cosine, from a lower bound on.
-That a text has the item's answer counts as well, where the caller knows it.
+That a text has the item's answer counts as well, where the caller knows it, and that it has
+another one against it: two questions about one passage share its names, and not their answers.
 
 Source: Yang et al. 2023, arXiv:2311.04850 (rephrased samples, found by embeddings and a judge).
 Differs: names and numbers stand beside the cosine; a judge is asked only about what lies between.
@@ -18,11 +19,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from stillroom.text.asking import asks
+from stillroom.text.sentences import split_sentences
 
 __all__ = ["Likeness", "RewordingIndex", "find_anchors", "find_numbers"]
 
@@ -38,6 +42,8 @@ _ORDER_WEIGHT = 0.05
 _LEAST_ORDER, _MOST_ORDER = 5.0, 13.0
 _ANSWER_WEIGHT = 0.11
 """Of an answer that both have; chosen on hand-made rewordings of other items."""
+_DENIED_WEIGHT = 0.25
+"""Of answers that have no word in common; chosen on pairs of questions about one passage."""
 _ALIKE_ORDER = 0.7
 _LOOKED_AT = 5
 _COMMON = 0.01
@@ -65,7 +71,7 @@ class Likeness:
     ``cosine`` of their vectors; ``anchors`` the share of the item's names and numbers that the text
     has too, less where all of them are common; ``order`` the nats of the numbers that both have in
     the same order, 0 where these are fewer than seven tenths of all; ``is_answered`` whether the
-    text's answer is the item's.
+    text's answer is the item's, ``is_denied`` whether both are told and have nothing in common.
     """
 
     item: int
@@ -73,12 +79,14 @@ class Likeness:
     anchors: float
     order: float = 0.0
     is_answered: bool = False
+    is_denied: bool = False
 
     @property
     def score(self) -> float:
         """What thresholds are compared with."""
         anchors = max(_ANCHOR_WEIGHT * self.anchors, _ORDER_WEIGHT * self.order)
-        return self.cosine + anchors + _ANSWER_WEIGHT * self.is_answered
+        answers = _ANSWER_WEIGHT * self.is_answered - _DENIED_WEIGHT * self.is_denied
+        return self.cosine + anchors + answers
 
 
 def find_anchors(
@@ -136,6 +144,9 @@ class RewordingIndex:
         """
         self._vectors = vectors
         self._frequency, self._texts = frequency or {}, texts
+        self._is_question = np.array(
+            [asks(item) and len(split_sentences(item)) == 1 for item in items], dtype=bool
+        )
         self._anchors = [find_anchors(item, self._frequency, texts) for item in items]
         self._numbers = [find_numbers(item) for item in items]
         self._holders: dict[str, list[int]] = {}
@@ -144,7 +155,13 @@ class RewordingIndex:
                 self._holders.setdefault(number, []).append(at)
 
     def find(
-        self, text: str, vector: npt.NDArray[np.float32], answered: Collection[int] = ()
+        self,
+        text: str,
+        vector: npt.NDArray[np.float32],
+        answered: Collection[int] = (),
+        *,
+        is_stated: bool = False,
+        denied: Callable[[int], bool] = lambda item: False,
     ) -> Likeness | None:
         """Return the item that a text is most like; None where there are no items.
 
@@ -152,14 +169,23 @@ class RewordingIndex:
             text: What is compared.
             vector: Its own.
             answered: The items whose answer is the text's, where that says something.
+            denied: Whether an item's answer is told and unlike the text's.
+            is_stated: The text asks nothing: a bare question is not compared with what answers it.
         """
         cosines = self._vectors @ vector
+        if is_stated:
+            cosines = np.where(self._is_question, -1.0, cosines)
         nearest = np.argsort(-cosines, kind="stable")[:_LOOKED_AT].tolist()
         here, numbers = find_anchors(text, self._frequency, self._texts), find_numbers(text)
         orders = {at: self._order(at, numbers) for at in self._sharing(numbers)}
         found = [
             Likeness(
-                at, float(cosines[at]), self._share(at, here), orders.get(at, 0.0), at in answered
+                at,
+                float(cosines[at]),
+                self._share(at, here),
+                orders.get(at, 0.0),
+                at in answered,
+                denied(at),
             )
             for at in {*nearest, *(at for at, order in orders.items() if order)}
         ]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stillroom.distill.cache import TeacherCache
+from stillroom.distill.cache_fill import fill_cache
 from stillroom.distill.cache_header import CacheHeader, row_bytes
 from stillroom.distill.capture import capture_teacher
 from stillroom.distill.encode import Lesson, make_batch
@@ -239,6 +240,21 @@ def test_a_flipped_bit_is_found(make_cache, lessons, tmp_path, name):
     with pytest.raises(IntegrityError) as caught:
         cache.verify()
     assert caught.value.code == "distill.cache-damaged"
+
+
+def test_damage_in_a_record_that_a_job_does_not_use_is_found(make_cache, lessons, tmp_path, job):
+    make_cache().close()
+    with (tmp_path / "cache" / "rows-00000.bin").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    cache = make_cache(fill=False)
+    cache.verify(lessons[:1])
+    with pytest.raises(IntegrityError) as caught:
+        fill_cache(cache, None, lessons[:1], job)
+    assert caught.value.code == "distill.cache-damaged"
+    assert lessons[-1].record_id in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["rows-00000.bin", "tokens-00000.bin"])

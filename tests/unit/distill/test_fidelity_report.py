@@ -20,9 +20,9 @@ from stillroom.evaluate.calibration import BINS
 def make_side(rng, kl, *, answers=(), free=(), forced=()):
     rows = tuple(
         RecordFidelity(f"r{at}", kl + rng.normal(0, 0.05), kl, 0.5, 2.0, 5 + at, 0.4, 1.0, 1.5, 0.6)
-        for at in range(8)
+        for at in range(24)
     )
-    bins = rng.uniform(1, 2, (8, 3, BINS))
+    bins = rng.uniform(1, 2, (24, 3, BINS))
     half = tuple(tuple(row) for row in bins[0].tolist())
     scaled = tuple(Scaled(5, 1.9, 0.5, half, half) for _ in range(4))
     return Side(Fidelity(rows), bins, 1.1, scaled, answers, (), free, forced)
@@ -71,6 +71,13 @@ def test_summary_says_which_is_nearer_only_where_it_can_be_told(sides):
     swapped = {**sides, "final": sides["control"], "control": sides["final"]}
     assert "it is farther than the control" in build(swapped).summary
     assert "no difference from the control" in build({**sides, "control": sides["final"]}).summary
+    few = {
+        name: replace(side, fidelity=Fidelity(side.fidelity.rows[:8]))
+        for name, side in sides.items()
+    }
+    said = build(few).summary
+    assert "nothing is concluded beside the control" in said
+    assert "8 held-out records are too few to conclude from" in said
     del sides["control"]
     report = build(sides)
     assert "There is no control" in report.summary
@@ -86,7 +93,7 @@ def test_differences_are_paired(sides):
     wanted = sum(gap * tokens for gap, tokens in rows) / sum(tokens for _, tokens in rows)
     assert found.value == pytest.approx(wanted)
     assert found.low < found.value < found.high < 0
-    assert (found.n, found.unit) == (8, "nats/token")
+    assert (found.n, found.unit) == (24, "nats/token")
 
 
 def test_sides_survive_their_journal(sides):

@@ -188,13 +188,19 @@ def rows(losses):
     [([1.0, 1.1, 1.0, 1.2], "ok"), ([3.0, 3.1, 3.0, 3.2], "warning"), ([2, 2.1, 1.9, 2], "note")],
 )
 def test_teacher_that_is_no_better_is_named(teacher, level):
-    found = judge_teacher(rows(teacher), rows([2.05, 1.98, 2.0, 2.02]))
+    found = judge_teacher(rows(6 * teacher), rows(6 * [2.05, 1.98, 2.0, 2.02]))
     assert found.level == level
     assert "95 %" in found.what
+    few = judge_teacher(rows(teacher), rows([2.05, 1.98, 2.0, 2.02]))
+    assert few.level == "note"
+    assert "4 held-out records are too few to conclude from" in few.what
     assert judge_teacher(rows([1.0]), rows([2.0])).level == "note"
 
 
-def test_job_warns_of_a_teacher_worse_than_its_student(make_recipe, do, tmp_path, teacher_folder):
+def test_job_warns_of_a_teacher_worse_than_its_student(
+    make_recipe, do, tmp_path, teacher_folder, monkeypatch
+):
+    monkeypatch.setattr("stillroom.evaluate.metrics.LEAST_UNITS", 2)
     worse = shutil.copytree(teacher_folder, tmp_path / "worse")
     weights = load_file(worse / "model.safetensors")
     name = "model.norm.weight"

@@ -50,6 +50,30 @@ def do(tmp_path):
     return do
 
 
+def test_cards_say_what_was_done_and_nothing_else(make_recipe, do, tmp_path):
+    """Of what has weight 0, is not measured or not kept, cards once told as if it were."""
+    turns = (Message("user", "Why?"), Message("assistant", "Heat rises."))
+    rows = [
+        Record((*turns[:1], Message("assistant", f"Heat rises in May {n}.")), {"split": "train"})
+        for n in range(6)
+    ]
+    write_records(tmp_path / "rows.jsonl", [*rows, Record(turns, {"split": "held_out"})])
+    artifact, folder = do(
+        make_recipe(
+            records=str(tmp_path / "rows.jsonl"),
+            method={"name": "forward_kl", "kd_weight": 0, "ce_weight": 1},
+            train={**FAST, "steps": 1},
+            candidates=0,
+            fidelity={"records": 0, "control": False, "answers": 0, "speed": False},
+        )
+    )
+    card = (folder / "output/README.md").read_text()
+    assert "the objective cross-entropy with the text's own tokens" in card
+    assert "on 4 of 6 records (as many as its steps reach) of 1 prompts" in card
+    assert not any(name in card for name in ("forward_kl", "candidates/", "fidelity.html"))
+    assert artifact.origin["chain"][0]["method"] == "distill.cross_entropy"
+
+
 def test_leaves_a_checkpoint_that_is_nearer_to_its_teacher(make_recipe, do, teacher_folder):
     artifact, folder = do(make_recipe(fidelity={}))
     assert artifact.kind == "checkpoint"
@@ -73,6 +97,10 @@ def test_leaves_a_checkpoint_that_is_nearer_to_its_teacher(make_recipe, do, teac
     candidates = sorted(path.name for path in (folder / "output" / "candidates").iterdir())
     assert candidates == ["000003", "000006"]
     assert Checkpoint.open(folder / "output/candidates/000006").fingerprint == opened.fingerprint
+    card = (folder / "output/README.md").read_text()
+    assert "`candidates/` holds 2 checkpoints" in card
+    assert "the objective `forward_kl`" in card
+    assert "`candidates/`" not in (folder / "output/candidates/000003/README.md").read_text()
     assert [parent.role for parent in artifact.parents] == ["teacher", "records"]
     assert artifact.origin["kind"] == "synthetic"
     assert artifact.origin["chain"][0]["method"] == "distill.methods.forward_kl"

@@ -77,6 +77,19 @@ def test_tokens_and_bytes_are_those_of_the_job(make_recipe, do, tmp_path, change
     assert artifact.details["train"]["tokens"] == pytest.approx(read, rel=0.05)
 
 
+def test_bytes_a_token_are_those_of_the_disk_where_steps_reach_few_records(
+    make_recipe, do, tmp_path
+):
+    train = {"steps": 1, "batch_size": 2, "threads": 1, "precision": "float32"}
+    recipe = make_recipe(train=train, targets={"k": 16, "cache": str(tmp_path / "cache")})
+    said = find(run_preflight(recipe, tmp_path), "teacher cache")[0].what
+    do(recipe)
+    with TeacherCache.open(tmp_path / "cache") as cache:
+        assert len(cache) == 2
+        told = float(said.split(" bytes a token")[0].rsplit(" ", 1)[1])
+        assert told == pytest.approx(cache.size_bytes / cache.rows, rel=0.02)
+
+
 def test_of_many_records_a_sample_tells_within_a_tenth(make_recipe, loaded, tmp_path):
     records = [
         Record(

@@ -1,5 +1,6 @@
 """Test questions out of files of records: what is found, what is not checked, what is told."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -8,9 +9,10 @@ from click.testing import CliRunner
 
 from stillroom.cli import stillroom
 from stillroom.errors import BackendError, DataError
+from stillroom.jobs import Job
 from stillroom.records import Message, Record, read_records, write_records
 from stillroom.synth.decontamination import Decontamination, decontaminate
-from stillroom.synth.leak_check import Limits
+from stillroom.synth.leak_check import Item, LeakChecker, Limits
 
 QUESTION = (
     "How many pages of the red book does Julie read on Monday morning before the school bell?"
@@ -134,6 +136,99 @@ def test_settings_that_cannot_work_are_refused(files):
         with pytest.raises(DataError) as caught:
             decontaminate(chosen, files / "out")
         assert caught.value.problems[0].code == code
+
+
+PASSAGE = (
+    "The old mill of Elm was built by Ada Berg in 1831. It ground rye for nine villages. In the "
+    "flood of 1874 its wheel was lost. Since then it has been a dairy that churns twice a week."
+)
+ASKED = "Which great flood took the wheel of the mill at Elm, as Ada Berg wrote?"
+SIBLING = "How often does the dairy in the old mill of Elm churn?"
+
+
+def check(items, records, tmp_path, embedder=None):
+    """Return which of the records hold which item."""
+    with contextlib.closing(Job.start(tmp_path / "job", "kind: synth\n")) as job:
+        checker = LeakChecker(items, records, Limits(), job, embedder=embedder)
+        return [one.match and one.match.item for one in checker.check(records)]
+
+
+@pytest.mark.parametrize("form", ["{p}\n\n{q}", "Passage: {p}\nQuestion: {q}\nAnswer:"])
+def test_a_question_is_compared_apart_from_its_passage(tmp_path, form):
+    answer = "That of Saint Lucia"
+    items = [Item(form.format(p=PASSAGE, q=ASKED), "test", 1, answer)]
+    records = [
+        pair(ASKED, answer),
+        pair(f"Read this.\n\n{PASSAGE}\n\n{ASKED}", answer),
+        pair(f"{PASSAGE}\n\nIn what water was it lost?", answer),  # its very answer
+        pair(form.format(p=PASSAGE, q=SIBLING), "Twice a week."),
+        pair(SIBLING, "Twice a week."),
+        Record((Message("assistant", PASSAGE),)),
+        *(pair(f"Why do bees of hive {n} swarm?", "They are many.") for n in range(40)),
+    ]
+    assert check(items, records, tmp_path)[:6] == [0, 0, 0, None, None, None]
+
+
+def test_a_question_that_tells_nothing_needs_its_passage(tmp_path):
+    items = [Item(f"{PASSAGE}\n\nWhat is it?", "test", 1), Item("Why do bees swarm?", "test", 2)]
+    records = [
+        pair("What is it?", "A bee."),
+        pair(f"{PASSAGE}\n\nWhat is it?", "A mill."),
+        pair(f"{PASSAGE}\n\n{SIBLING}", "Twice."),
+    ]
+    assert check(items, records, tmp_path) == [None, 0, None]
+
+
+class Alike:
+    """Finds all texts alike."""
+
+    dimensions, max_tokens, fingerprint, truncated = 2, 256, "alike", 0
+
+    def embed(self, texts, *, kind):
+        return np.array([[0.9, 0.436]] * len(texts), dtype=np.float32)
+
+
+def test_another_answer_speaks_against_a_rewording_and_a_statement_is_none(tmp_path):
+    items = [Item("What lost its wheel to the water?", "test", 1, "the mill")]
+    records = [
+        pair("Name what the water took the wheel of.", "It was the mill of Elm."),
+        pair("Name what churns in that house.", "A dairy."),
+        Record((Message("assistant", PASSAGE),)),
+    ]
+    assert check(items, records, tmp_path, Alike()) == [0, None, None]
+
+
+CODE = """def total(rows, least=3):
+    found = 0
+    for row in rows:
+        if len(row) > least:
+            found = found + row.weight
+        else:
+            row.skip(found)
+    return found
+"""
+RENAMED = """def g(table, m=3):
+    s = 0  # the sum
+    for line in table:
+        if m < len(line):
+            s += line.weight
+        else:
+            line.skip(s)
+    return s
+"""
+OTHER = """def g(table, m=3):
+    while table.open():
+        with table.lock as held:
+            table[held] = [held, not m]
+            yield held.name
+    raise KeyError(m, table.path, table[0])
+"""
+
+
+@pytest.mark.parametrize("item", [Item(CODE, "test", 1), Item("Add large rows.", "t", 1, CODE)])
+def test_code_is_found_under_other_names(tmp_path, item):
+    records = [pair("Write it.", f"```python\n{code}```") for code in (RENAMED, OTHER)]
+    assert check([item], records, tmp_path) == [0, None]
 
 
 def test_no_items_is_an_error(files):

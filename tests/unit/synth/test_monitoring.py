@@ -71,12 +71,12 @@ def test_more_of_the_same_is_not_warned_of(generations):
     plan = Monitoring((generations / "g0.jsonl", generations / "more.jsonl"))
     _, report, warned = monitor(plan, generations / "out", embedder=Spread())
     assert warned == []
-    assert "No figure is worse" in report.summary
+    assert "No figure is seen to be worse" in report.summary
     assert "coverage" in {section.title for section in report.sections}
 
 
 def test_the_perplexity_of_human_text_under_each_student_is_a_figure(generations, tmp_path):
-    texts = ["A colony keeps its nest warm.", "The river rises in the north."] * 6
+    texts = ["A colony keeps its nest warm.", "The river rises in the north."] * 10
     write(tmp_path / "human.jsonl", texts)
     students = []
     for name, spread in (("calm", 0.02), ("wild", 0.5)):
@@ -143,6 +143,26 @@ def test_text_that_departs_from_peoples_is_warned_of_though_it_is_varied(tmp_pat
     assert not named & {"distinct_1", "distinct_3", "self_bleu", "compression", "repeated"}
     assert not [one for one in warned if one.generation.startswith("more")]
     assert report.metrics["surprise/made.jsonl"].unit == "bits/character"
+
+
+def test_each_value_of_the_headline_stands_beside_its_own_generation(generations):
+    plan = Monitoring(tuple(generations / f"g{at}.jsonl" for at in range(4)))
+    _, report, warned = monitor(plan, generations / "out")
+    for figure in {one.figure for one in warned}:
+        held = [one for one in warned if one.figure == figure]
+        for one in (held[0], held[-1]):
+            assert f"{one.change:+.0%} in {one.generation}" in report.summary
+    assert "from g1" not in report.summary
+
+
+def test_generations_of_few_records_are_not_judged(generations):
+    texts = [" ".join(["w1 w2 w3 w4"] * 60)] * 5  # as poor as can be
+    write(generations / "few.jsonl", texts)
+    plan = Monitoring((generations / "g0.jsonl", generations / "few.jsonl"))
+    _, report, warned = monitor(plan, generations / "out")
+    assert warned == []
+    assert "Not judged, on fewer than 20 records: distinct_1" in report.summary
+    assert "of few.jsonl" in report.summary
 
 
 def test_one_generation_or_too_little_text_is_refused(generations):

@@ -1,6 +1,7 @@
 """Records that help are told from records that harm, at equal size, and a stopped run goes on."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,8 +65,8 @@ def world(tmp_path_factory):
 
 
 def test_the_generator_that_helps_is_told_from_the_one_that_harms(world, tmp_path):
-    plan = Worth((world / "mixed.jsonl",), world / "human.jsonl", seeds=2, student=SMALL)
-    assert "12 students" in estimate_worth(plan).basis
+    plan = Worth((world / "mixed.jsonl",), world / "human.jsonl", student=SMALL)
+    assert "18 students" in estimate_worth(plan).basis
     _, report, measured = measure_worth(plan, tmp_path / "out")
     rows = {(row.family, row.group.rsplit(".", 1)[-1]): row for row in leaderboard(measured)}
     assert rows["leave one out", "good"].verdict == "helps"
@@ -75,13 +76,16 @@ def test_the_generator_that_helps_is_told_from_the_one_that_harms(world, tmp_pat
     tokens = [rows["only one", name].tokens for name in ("good", "bad")]
     assert abs(tokens[0] / tokens[1] - 1) < 0.05
     assert "good help" in report.summary
+    assert "measured on 21 of 30 human records (9 are learned from)" in report.summary
+    start = measured.start.sum(axis=1) / measured.tokens.sum()
+    assert all(row.gain.high <= start.max() for row in rows.values())  # nothing is extrapolated
     told = json.loads((tmp_path / "out/output/leaderboard.json").read_text())
     assert told[0]["verdict"] == "helps"
 
 
 def test_a_filter_that_drops_bad_records_helps(world, tmp_path):
     words = ["synth", "worth", world / "run", "--human", world / "human.jsonl", "--by", "filter"]
-    words += ["--out", tmp_path / "out", "--quiet", "--equal", "records", "--seeds", 2]
+    words += ["--out", tmp_path / "out", "--quiet", "--equal", "records"]
     words += ["--layers", 1, "--hidden", 32, "--vocabulary", 300, "--max-tokens", 48]
     words += ["--steps", 25, "--batch-size", 8, "--learning-rate", 0.01, "--threads", 1]
     done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)
@@ -108,8 +112,35 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(world, tmp_path, monkeypatch):
     with pytest.raises(Cancelled):
         measure_worth(plan, tmp_path / "out")
     monkeypatch.setattr(worth._Experiment, "_run_unit", whole)
-    artifact, _, _ = measure_worth(plan, tmp_path / "out", resume=True)
+    artifact, report, measured = measure_worth(plan, tmp_path / "out", resume=True)
     assert artifact.digest == wanted.digest
+    assert {row.verdict for row in leaderboard(measured)} == {"too few seeds"}
+    assert "nothing is concluded from 1 seed" in report.summary
+
+
+def test_few_human_records_conclude_nothing_and_what_helps_is_said(world, tmp_path, monkeypatch):
+    rng = np.random.default_rng(5)
+    short = [make(rng, at, is_right=True, method="-") for at in range(3)]
+    long = [
+        Record((Message("user", "Tell all."), Message("assistant", f"It is {at}, so. " * 40)))
+        for at in range(40)
+    ]
+    write_records(tmp_path / "human.jsonl", [*short, *long])
+    plan = Worth((world / "mixed.jsonl",), tmp_path / "human.jsonl", student=SMALL)
+    with pytest.raises(DataError) as caught:
+        measure_worth(plan, tmp_path / "out")
+    problem = caught.value.problems[0]
+    assert problem.code == "synth.too-few"
+    assert "3 of 43 human records (40 are longer than 48 tokens)" in problem.what
+    tokens = int(problem.next.split()[1])
+    enough = replace(plan, student=SMALL.model_copy(update={"max_tokens": tokens}))
+    monkeypatch.setattr(worth._Experiment, "_run_unit", stop)
+    with pytest.raises(Cancelled):  # and not DataError: students begin
+        measure_worth(enough, tmp_path / "out", overwrite=True)
+
+
+def stop(*given):
+    raise Cancelled("stopped", code="job.cancelled")
 
 
 def test_what_cannot_be_compared_is_refused(world, tmp_path):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from stillroom.evaluate import Metric, Plot, Report, Table
+from stillroom.evaluate import Metric, Plot, Report, Table, say_few
 from stillroom.rag.measuring.evaluation import Board, Found, Miss, Unit, summarize_times
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def report_retrieval(
             f" {left_out} of them are rows of the corpus, and no hits of their own."
             if left_out
             else ""
-        ),
+        )
+        + f" {say_few(len(queries), 'queries')}".rstrip(),
     )
     for one in found:
         for measure, metric in board.metrics[one.way].items():

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from stillroom.evaluate import Metric, Plot, Report, Table, paired_difference
+from stillroom.evaluate import Metric, Plot, Report, Table, paired_difference, say_few
 from stillroom.evaluate.generation import measure_abstention, measure_shares
 from stillroom.evaluate.judge_agreement import PlattScale, corrected_mean, judge_agreement
 from stillroom.evaluate.judging import Counts
@@ -60,7 +60,7 @@ def report_readings(
         "Answers",
         f"{len(rows)} questions ({without} without an answer) on {passages} passages, answered by "
         f"{plan.model} from {plan.k} passages. {_say_grader(plan, bench, model)} Intervals are 95 "
-        "% bootstrap over questions.",
+        "% bootstrap over questions." + f" {say_few(len(rows), 'questions')}".rstrip(),
     )
     for way, answers in graded.items():
         _add_metrics(report, way, answers, places, plan.seed)
@@ -107,10 +107,10 @@ def _say_grader(plan: ReadingPlan, bench: Bench, model: str) -> str:
     said = f"Judged by {plan.judge} ({bench.judge.way})."
     if bench.judge.model.fingerprint == model:
         said += " The judge is the very model that answered, and such judges favor themselves."
-    if bench.control is not None and not bench.control.low > _CHANCE:
+    if bench.control is not None and bench.control.side(_CHANCE) <= 0:
         said += (
-            " Shown quotations, it did not tell their own passages from others better than chance: "
-            "what it judged means nothing."
+            " Shown quotations, it was not seen to tell their own passages from others better than "
+            "chance: what it judged means nothing."
         )
     return said
 

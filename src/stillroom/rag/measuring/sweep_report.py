@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stillroom.evaluate import Metric, Report, Table
+from stillroom.evaluate import Metric, Report, Table, say_few
 from stillroom.rag.measuring.sweeping import Change, Measured, Outcome
 
 __all__ = ["advise", "report_sweep"]
@@ -59,10 +59,11 @@ def advise(outcome: Outcome, measure: str, first: Measured) -> str:
     elif outcome.best is first:
         said = f"Keep {old}: nothing did better on the {outcome.choosing} questions that choose."
     else:
+        few = say_few(outcome.measuring, "questions")
         said = (
             f"Keep {old}: {name} did best on the questions that choose, and on the "
-            f"{outcome.measuring} others the difference is {_say(outcome.difference, sign=True)}, "
-            "which does not lie above 0."
+            f"{outcome.measuring} others the difference is {_say(outcome.difference, sign=True)}"
+            + (f". {few}" if few else ", which does not lie above 0.")
         )
     single = [change for change in outcome.changes if len(change.axes) == 1]
     worth = [_say_change(change) for change in single if change.verdict == "gain"]

@@ -112,7 +112,7 @@ def judge_sweep(
         _mean(first, measuring, f"first/{measure}", seed),
         difference,
         randomization_test(ours, theirs, seed=seed),
-        best is not first and difference.low > 0,
+        best is not first and difference.side() > 0,
         _compare(measured, seed),
         len(choosing),
         len(measuring),

@@ -136,7 +136,7 @@ def _judge(
     ours = [own[query] for query in queries]
     theirs = [values[default][query] for query in queries]
     difference = paired_difference(ours, theirs, seed=seed, name=f"difference/{measure}")
-    is_gain = difference.low > 0
+    is_gain = difference.side() > 0
     seen = [values[best][query] for query in queries]
     return Tuned(
         best,

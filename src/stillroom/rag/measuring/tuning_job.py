@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stillroom.errors import RecipeError
-from stillroom.evaluate import Report, Table
+from stillroom.evaluate import Report, Table, say_few
 from stillroom.evaluate.retrieval import parse_measure
 from stillroom.jobs import Job, Reporter, atomic_write
 from stillroom.provenance import Artifact, Parent, digest_file, digest_json, make_parent
@@ -138,14 +138,19 @@ def _search(index: Index, queries: Mapping[str, str], job: Job) -> dict[str, lis
     return legs
 
 
+def _why(tuned: Tuned) -> str:
+    """Return why nothing is gained: an interval that holds 0, or too few queries."""
+    few = say_few(tuned.difference.n, "queries").rstrip(".")
+    return f": {few}" if few else " and its interval does not lie above 0"
+
+
 def _report(tuned: Tuned, measure: str, queries: int, passages: int) -> Report:
     said = (
         f"Use {tuned.chosen}: on queries that had no part in choosing it gains "
         f"{tuned.difference.value:+.4f} over the default."
         if tuned.is_gain
         else "Nothing is gained: on queries that had no part in choosing, the difference from the "
-        f"default is {tuned.difference.value:+.4f} and its interval does not lie above 0. "
-        f"Use {tuned.chosen}."
+        f"default is {tuned.difference.value:+.4f}{_why(tuned)}. Use {tuned.chosen}."
     )
     report = Report("Fusion", f"{queries} judged queries on {passages} passages. {said}")
     report.add(tuned.held_out, is_headline=True)

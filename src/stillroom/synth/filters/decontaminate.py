@@ -2,7 +2,8 @@
 
 Source: Brown et al. 2020, arXiv:2005.14165, appendix C (13-gram overlap). Differs: what counts is
 the share of an item's information that stands, in order, within a stretch of the training text, so
-that a word changed here and there hides nothing, and short items are found word for word. Besides
+that a word changed here and there hides nothing, and short items are found word for word. What is
+asked stands apart from its passage, and code is found under other names by its shape. Besides
 the run's own held-out side, ``against`` names files of test items; those are kept out of the
 held-out side too. Rewordings are for the filter ``reworded``.
 """
@@ -17,9 +18,9 @@ from typing_extensions import override
 from stillroom.recipes import Reference
 from stillroom.records import Record
 from stillroom.synth.evidence import text_of
-from stillroom.synth.leak_check import looked_through, read_test_items
+from stillroom.synth.leak_check import Answers, CodeFinder, WordFinder, read_test_items
 from stillroom.synth.method import Context, Filter, Judge, Verdict
-from stillroom.text.contamination import ItemIndex, count_texts
+from stillroom.text.contamination import count_texts
 
 __all__ = ["Decontaminate"]
 
@@ -60,18 +61,27 @@ class _Items:
         self._where = {text: f"{item.file}:{item.row} " for text, item in named.items()}
         # what is common in these documents tells questions about them apart the least
         frequency, count = count_texts(one.text for one in context.passages.values())
-        self._index = ItemIndex(self._items, frequency=frequency, texts=count, near=chosen.near)
+        answers = [named[text].answer if text in named else "" for text in self._items]
+        code = CodeFinder(zip(self._items, answers, strict=True))
+        for passage in context.passages.values():
+            code.count(passage.text)
+        self._finder = WordFinder(
+            self._items,
+            Answers(answers),
+            frequency=frequency,
+            texts=count,
+            near=chosen.near,
+            code=code,
+        )
 
     def judge(self, record: Record) -> Verdict:
-        for text in looked_through(record):
-            match = self._index.find(text)
-            if match is not None:
-                item = self._items[match.item]
-                where = self._where.get(item, "")
-                reason = "holds a named test item" if where else "held-out text in training"
-                against = f"{where}{item}"
-                return Verdict(False, reason, match.share, self._near, against=against)
-        return Verdict(True, score=0.0)
+        match = self._finder.find(record)
+        if match is None:
+            return Verdict(True, score=0.0)
+        item = self._items[match.item]
+        where = self._where.get(item, "")
+        reason = "holds a named test item" if where else "held-out text in training"
+        return Verdict(False, reason, match.share, self._near, against=f"{where}{item}")
 
     def admit(self, record: Record) -> None:
         """Remember nothing: the items are fixed before records are judged."""

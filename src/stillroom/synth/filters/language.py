@@ -1,6 +1,8 @@
-"""Language: question and answer are in the language of the passage.
+"""Language: question and answer are each in the language of the passage.
 
-Own method, over the floor's detector; where the detector is unsure, the record is kept.
+Own method, over the floor's detector, which judges every message by itself: a question outweighs an
+answer of another language where both are judged as one text. Where no passage and no setting says
+which language it is, that of the question counts. Where the detector is unsure, the record is kept.
 """
 
 from __future__ import annotations
@@ -17,13 +19,16 @@ from stillroom.text.language import detect_language
 __all__ = ["Language"]
 
 
+_SPOKEN = frozenset({"user", "assistant"})
+
+
 class Language(Filter):
     """Drops records that drifted into another language."""
 
     paper: ClassVar[str] = ""
 
     languages: tuple[str, ...] = Field(
-        (), description="ISO 639-1 codes to keep; empty means that of the passage"
+        (), description="ISO 639-1 codes to keep; empty means that of the passage, or question"
     )
 
     @override
@@ -35,9 +40,10 @@ class Language(Filter):
         return _ByPassage(self, context)
 
     def _compare(self, record: Record, expected: str) -> Verdict:
-        wanted = self.languages or ((expected,) if expected else ())
-        found = detect_language("\n".join(message.content for message in record.messages))
-        if found and wanted and found not in wanted:
+        said = [one.content for one in record.messages if one.role in _SPOKEN]
+        found = [language for text in said if (language := detect_language(text))]
+        wanted = self.languages or ((expected,) if expected else tuple(found[:1]))
+        if any(language not in wanted for language in found):
             return Verdict(False, "another language", 0.0)
         return Verdict(True)
 

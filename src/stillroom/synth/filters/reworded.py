@@ -20,7 +20,7 @@ from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
 from stillroom.records import Record
 from stillroom.synth.evidence import text_of
-from stillroom.synth.leak_check import Answers, Limits, cut_pieces, read_test_items
+from stillroom.synth.leak_check import Answers, Limits, WordFinder, cut_pieces, read_test_items
 from stillroom.synth.measured import Measured, Meter
 from stillroom.synth.method import Context, Verdict
 from stillroom.synth.tasks import final_of
@@ -65,20 +65,27 @@ class _Compared(Meter):
         frequency, count = count_texts(counted)
         self._index: RewordingIndex | None = None
         if self._items:
-            vectors = self._embedder.embed(self._items, kind="passage")
-            self._index = RewordingIndex(self._items, vectors, frequency=frequency, texts=count)
+            words = WordFinder(
+                self._items, self._answers, frequency=frequency, texts=count, near=Limits().near
+            )
+            vectors = self._embedder.embed(words.asked, kind="passage")
+            self._index = RewordingIndex(words.asked, vectors, frequency=frequency, texts=count)
         told = [self._embedder.fingerprint, sorted(found.items()), sorted(frequency.items()), count]
         self.fingerprint = digest_json(told)
 
     @override
     def measure(self, records: Sequence[Record]) -> list[Any]:
-        pieces = [(at, text) for at, record in enumerate(records) for text in cut_pieces(record)]
+        pieces = [(at, *piece) for at, record in enumerate(records) for piece in cut_pieces(record)]
         best: list[Likeness | None] = [None] * len(records)
         if self._index is not None and pieces:
-            vectors = self._embedder.embed([text for _, text in pieces], kind="passage")
+            vectors = self._embedder.embed([text for _, text, _ in pieces], kind="passage")
             answered = [self._answers.same_as(record) for record in records]
-            for (at, text), vector in zip(pieces, vectors, strict=True):
-                found, known = self._index.find(text, vector, answered[at]), best[at]
+            denied = [self._answers.unlike(record) for record in records]
+            for (at, text, is_stated), vector in zip(pieces, vectors, strict=True):
+                found = self._index.find(
+                    text, vector, answered[at], is_stated=is_stated, denied=denied[at]
+                )
+                known = best[at]
                 if found is not None and (known is None or found.score > known.score):
                     best[at] = found
         return [None if one is None else [one.item, round(one.score, 6)] for one in best]

@@ -246,6 +246,29 @@ def test_nothing_specific_is_judged_by_the_corpus():
     assert reason("standalone", marked, common) == ""
 
 
+GERMAN = "Die Arbeiterinnen erzeugen das Wachs aus Drüsen an der Unterseite des Hinterleibs."
+LONG = "What do worker bees produce from the glands that lie below the abdomen, in which they "
+
+
+def test_language_judges_question_and_answer_apart():
+    question = LONG + "differ from the queen of the colony and from the drones?"
+    answer = "Wachs aus Drüsen unter dem Hinterleib."
+    asked = make_record(question, answer)
+    assert reason("language", asked) == "another language"
+    assert reason("language", asked, languages=("en",)) == "another language"
+    assert reason("language", asked, languages=("en", "de")) == ""
+    assert reason("language", make_record(QUESTION, GERMAN)) == "another language"
+    assert reason("language", make_record(GERMAN, QUOTE)) == "another language"
+    assert reason("language", make_record(QUESTION, "Wachs.")) == ""  # too short to tell
+
+
+def test_without_a_passage_the_answer_is_in_the_language_of_the_question():
+    system = Message("system", GERMAN)
+    for answer, why in ((GERMAN, "another language"), (QUOTE, "")):
+        turns = (system, Message("user", f"{LONG}live?"), Message("assistant", answer))
+        assert reason("language", Record(turns)) == why
+
+
 def test_language_keeps_what_was_asked_for():
     german = make_record("Was ist das?", "Die Arbeiterinnen erzeugen das Wachs aus Drüsen.")
     assert reason("language", german, languages=("de",)) == ""

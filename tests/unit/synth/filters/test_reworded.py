@@ -36,14 +36,14 @@ def begin(tmp_path, embedder=None, **settings):
     path = tmp_path / "bench.jsonl"
     path.write_text(json.dumps({"question": ITEM, "answer": "Below."}) + "\n")
     models = Lending(lent={("embedder", "e"): embedder or ByWords()})
-    held_out = [make_record("When the queen dies, who starves?")]
+    held_out = [make_record("When the queen dies, who starves?", "The hive starves.")]
     chosen = Reworded(embedder="e", against=(str(path),), **settings)
     return chosen.begin(Context(held_out=held_out, models=models))
 
 
 def test_items_of_files_and_of_the_held_out_side_are_found_in_other_words(tmp_path):
     meter = begin(tmp_path)
-    told = make_record("From what part below the abdomen comes beeswax?", "It is told elsewhere.")
+    told = make_record("From what part below the abdomen comes beeswax?", "From the one below.")
     verdict = meter.judge(told)
     assert (verdict.reason, verdict.against) == ("a test item in other words", ITEM)
     assert verdict.score >= verdict.limit == 0.86
@@ -56,7 +56,8 @@ def test_an_answer_that_tells_counts_and_one_that_anybody_gives_does_not(tmp_pat
     asked = ("Bees: what do they build with?", "They build with wax.")
     meter = begin(tmp_path)
     plain = meter.judge(make_record(*asked)).score
-    assert meter.judge(make_record(*asked, final_answer="Below!")).score == plain + 0.11
+    same = meter.judge(make_record(*asked, final_answer="Below!")).score
+    assert same >= plain + 0.11  # and another answer speaks against it
     assert meter.judge(make_record(*asked, final_answer="Above")).score == plain
     many = Answers(["7", "7.0", "", "Yes", "(B)", "12 bees", "3/4", *"abcdefghijklmnopqrst"])
     for said, found in (
@@ -72,8 +73,10 @@ def test_an_answer_that_tells_counts_and_one_that_anybody_gives_does_not(tmp_pat
 
 def test_a_long_text_is_looked_through_in_pieces(tmp_path):
     filler = "Nothing is told here of what anybody might ask about in a test. " * 12
-    text = f"{filler}The abdomen of bees gives us beeswax indeed. {filler}"
+    text = f"{filler}Which abdomen of bees gives us beeswax? {filler}"
     assert not begin(tmp_path).judge(Record((Message("assistant", text),))).keep
+    stated = text.replace("Which abdomen", "The abdomen").replace("?", ".")
+    assert begin(tmp_path).judge(Record((Message("assistant", stated),))).keep
 
 
 def test_without_items_nothing_falls_and_a_failing_embedder_calls_nothing_clean(tmp_path):
