@@ -210,7 +210,8 @@ def load_tokenizer(folder: Path) -> Any:
             raise _unloadable(folder, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    tokenizer.__class__ = _reading_any_text(type(tokenizer))
+    kind: Any = type(tokenizer)
+    tokenizer.__class__ = _reading_any_text(kind)
     return tokenizer
 
 
