@@ -144,3 +144,14 @@ def test_the_default_embedder_finds_meaning():
     assert embedder.embed(texts[1:2], kind="passage")[0].tobytes() == rows[1].tobytes()
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-6)
     embedder.close()
+
+
+def test_half_a_character_is_read_as_any_that_is_not_known(model):
+    greedy = Sampling(4)
+    odd, whole = ("a \ud800 b", "a \ufffd b")
+    assert model.generate([chat(odd)], greedy) == model.generate([chat(whole)], greedy)
+    assert (
+        read_stream(model.stream(Prompt(text=odd), greedy))[1]
+        == model.generate([Prompt(text=whole)], greedy)[0]
+    )
+    assert model.count_tokens(odd) == model.count_tokens(whole)

@@ -134,6 +134,10 @@ def _describe(answer: Answer) -> dict[str, Any]:
     }
 
 
+_NOTHING_SAID = {
+    "empty": "the model said nothing",
+    "restated": "the model only said again what was asked",
+}
 _CHECKED = {
     "signed": ", its file is signed",
     "generated": ", its file says that a program made it",
@@ -165,6 +169,8 @@ def _print_sources(answer: Answer) -> None:
 
 def _print_notices(answer: Answer) -> None:
     """Say what did not go as one would think."""
+    if told := _NOTHING_SAID.get(str(answer.details.get("refusal", ""))):
+        click.echo(f"note: {told}")
     if answer.completion.finish_reason == "length":
         click.echo("note: the answer was cut off at the most tokens that it may have")
     dropped, left_out = answer.details.get("dropped", 0), answer.details.get("left_out", ())

@@ -17,6 +17,7 @@ from stillroom.checkpoints import dequantize_gguf
 from stillroom.errors import CheckpointError, RecipeError
 from stillroom.models.naming import named_backend
 from stillroom.models.quiet import quiet_transformers
+from stillroom.text.normalize import replace_surrogates
 
 __all__ = [
     "build_causal_lm",
@@ -193,6 +194,8 @@ def build_causal_lm(
 def load_tokenizer(folder: Path) -> Any:
     """Load a folder's tokenizer; it pads on the left and always has a padding token.
 
+    Half a surrogate pair, which no tokenizer takes, is read as U+FFFD.
+
     Raises:
         CheckpointError: If the folder holds no tokenizer.
     """
@@ -207,7 +210,24 @@ def load_tokenizer(folder: Path) -> Any:
             raise _unloadable(folder, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    kind: Any = type(tokenizer)
+    tokenizer.__class__ = _reading_any_text(kind)
     return tokenizer
+
+
+@functools.cache
+def _reading_any_text(kind: Any) -> Any:
+    """Return a tokenizer's class whose texts may hold half a surrogate pair.
+
+    It has the name of the other: a tokenizer that is saved is named by it.
+    """
+
+    def encode(self: Any, text: Any = None, text_pair: Any = None, **settings: Any) -> Any:
+        return kind.__call__(
+            self, replace_surrogates(text), replace_surrogates(text_pair), **settings
+        )
+
+    return type(kind.__name__, (kind,), {"__call__": encode, "__module__": kind.__module__})
 
 
 def resolve_config(folder: Path) -> dict[str, Any]:

@@ -90,6 +90,8 @@ class Drawing:
         self.prompt_ids = prompt_ids
         self.ids: list[int] = []
         self.reason = ""
+        self.error: Exception | None = None
+        """What went wrong over this one, which then ended; the others of its batch go on."""
         self.text = ""
         self._tokenizer = tokenizer
         self._sampling = sampling
@@ -122,6 +124,14 @@ class Drawing:
         elif len(self.ids) >= self._room:
             self.finish("length")
         return token
+
+    def try_draw(self, logits: torch.Tensor) -> int:
+        """Draw one token as ``draw`` does; where that fails, end here and keep the error."""
+        try:
+            return self.draw(logits)
+        except Exception as error:  # noqa: BLE001  # raised where the completion is asked for
+            self.error, self.reason = error, "failed"
+            return 0
 
     def finish(self, reason: str) -> None:
         """End here."""

@@ -33,6 +33,7 @@ from stillroom.models.dialect import (
     told_status,
 )
 from stillroom.models.loop_thread import LoopThread, cancelled
+from stillroom.text.normalize import replace_surrogates
 
 __all__ = [
     "Endpoint",
@@ -406,7 +407,7 @@ class _Exchange:
             self._answer = await session.request(
                 method,
                 url,
-                json=self._body,
+                json=replace_surrogates(self._body),
                 allow_redirects=False,
                 proxy=proxy_for(url),
                 timeout=endpoint.limit_wait(self._total_s),

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from stillroom.text.measuring import Located, piece_starts
+from stillroom.text.normalize import replace_surrogates
 
 __all__ = ["TokenCount", "WordTokens", "is_edge", "make_counter"]
 
@@ -31,7 +32,6 @@ _CHINESE = (
 _SPACE = "\t\n\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _WORDS = re.compile(f"([^{_SPACE}{_PUNCTUATION}{_CHINESE}]+|[{_PUNCTUATION}{_CHINESE}])")
 _EDGE = re.compile(f"[{_SPACE}{_PUNCTUATION}{_CHINESE}]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _LONGEST_WORD = 100  # a longer one is one unknown token to BERT, and many once it is cut
 _UNKNOWN = -1  # the count of a long word that is one token only while it is whole
 _REMEMBERED = 500_000  # words; some 100 MB
@@ -50,7 +50,7 @@ class TokenCount:
     def __call__(self, text: str) -> int:
         """Return how many tokens the text has."""
         with self._lock:
-            text = _SURROGATE.sub("\ufffd", text)  # half a character is no text to a tokenizer
+            text = replace_surrogates(text)  # half a character is no text to a tokenizer
             text = text.lower() if self._lower else text
             return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -108,7 +108,7 @@ class WordTokens(TokenCount):
         fold, vocabulary = self._fold, self._vocabulary
         fresh = {word: 1 for word in unseen if word.isascii() and fold(word) in vocabulary}
         rest = list(unseen.difference(fresh))
-        whole = [_SURROGATE.sub("\ufffd", word) for word in rest]
+        whole = [replace_surrogates(word) for word in rest]
         encodings = self._backend.encode_batch_fast(whole, add_special_tokens=False)
         for word, encoding in zip(rest, encodings, strict=True):
             is_unknown = len(encoding) == 1 and len(word) > _LONGEST_WORD

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from typing_extensions import Unpack
 
 from stillroom.rag.asking import Asking, AskSettings
 from stillroom.rag.composing import Composer
-from stillroom.rag.echoes import EchoFilter
+from stillroom.rag.echoes import EchoFilter, PromptFilter
 from stillroom.rag.inquiry import Inquiry
 from stillroom.rag.method import ANSWERING, CHECKERS, RERANKERS, RETRIEVERS, Query, make_query
 from stillroom.rag.metrics import count_answer
@@ -34,6 +35,7 @@ __all__ = ["Asking", "ask", "ask_stream"]
 
 _SAMPLING = Sampling(max_new_tokens=128, stop=("\n\n",))
 _NAMED = 2
+_MARKS = re.compile(r"\[\d+\]")
 
 
 def ask(
@@ -224,11 +226,12 @@ class _Draft:
         self._inquiry = inquiry
         self._composer: Composer | None = None
         self._text = ""
+        self._own = PromptFilter()
         self._echoes = EchoFilter(inquiry.query.text, REQUEST)
         self._named: tuple[int, ...] = ()
 
     def feed(self, raw: str) -> str:
-        said = self._echoes.feed(raw)
+        said = self._echoes.feed(self._own.feed(raw))
         return self._add(self._compose().feed(said)) if said else ""
 
     def finish(self) -> str:
@@ -237,18 +240,26 @@ class _Draft:
         if inquiry.shown is None:
             return self._add(self._refuse(ABSTENTION))
         composer = self._compose()
-        rest = self._add(composer.feed(self._echoes.finish()) + composer.finish())
+        said = self._echoes.feed(self._own.finish()) + self._echoes.finish()
+        rest = self._add(composer.feed(said) + composer.finish())
         if inquiry.completion.finish_reason == "cancelled":
             return rest
-        said = " ".join(self._text.split())
-        if composer.is_refused:
-            inquiry.refusal = "unsupported"
-            space = " " if self._text else ""
-            return rest + self._add(space + self._refuse(ABSTENTION))
-        if said.rstrip(".") == ABSTENTION.rstrip("."):
+        if " ".join(self._text.split()).rstrip(".") == ABSTENTION.rstrip("."):
             inquiry.refusal = "model"
             return rest + self._add(self._refuse(""))
-        return rest
+        inquiry.refusal = self._find_refusal(composer)
+        if not inquiry.refusal:
+            return rest
+        space = " " if self._text else ""
+        return rest + self._add(space + self._refuse(ABSTENTION))
+
+    def _find_refusal(self, composer: Composer) -> str:
+        """Return why what was said is no answer; empty where it is one."""
+        if composer.is_refused:
+            return "unsupported"
+        if composer.is_restated:
+            return "restated"
+        return "" if any(map(str.isalnum, _MARKS.sub("", self._text))) else "empty"
 
     def to_answer(self, told: list[str], times: StageTimes) -> Answer:
         inquiry, composer = self._inquiry, self._composer
@@ -302,6 +313,7 @@ class _Draft:
             checker = CHECKERS.build(inquiry.asking.checker)
             evidence = checker.hold([readable_text(hit.passage) for hit in hits], inquiry.index)
             evidence.place([place_of(hit.passage) for hit in hits])
+            evidence.ask(inquiry.query.text)
             self._composer = Composer(
                 evidence,
                 len(hits),

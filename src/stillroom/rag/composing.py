@@ -33,7 +33,7 @@ class Statement:
 
     ``status`` is ``supported`` (a cited passage says it), ``unsupported`` (no passage says it),
     ``unverified`` (the model cites a passage that does not seem to say it) or ``no-claim``, as a
-    question is: small models repeat what they were asked.
+    question is, or a sentence that only says again what was asked.
     """
 
     start: int
@@ -93,6 +93,7 @@ class Composer:
         self._said: dict[str, None] = {}
         self._held = 0, 0, dict[int, None]()
         self._has_code = False
+        self._asked_again = 0
 
     @property
     def is_refused(self) -> bool:
@@ -106,6 +107,16 @@ class Composer:
             return True
         is_supported = any(one.status == "supported" for one in self.statements)
         return not is_supported and not self._has_code
+
+    @property
+    def is_restated(self) -> bool:
+        """Whether the answer says nothing but what was asked.
+
+        Code is not checked, so that an answer of code alone is none such.
+        """
+        return bool(self._asked_again) and not (
+            self._has_code or any(one.status != "no-claim" for one in self.statements)
+        )
 
     @property
     def broken(self) -> int:
@@ -226,8 +237,11 @@ class Composer:
 
     def _judge(self, sentence: str, cited: tuple[int, ...]) -> Statement:
         blank = Statement(self._start, 0, "no-claim", 0.0, cited)
+        if sentence == ABSTENTION:
+            return blank
         is_asking = sentence.rstrip(_AFTER_END).endswith(("?", "？"))
-        if is_asking or sentence == ABSTENTION or not self._evidence.has_claim(sentence):
+        if is_asking or not self._evidence.has_claim(sentence):
+            self._asked_again += self._evidence.is_restated(sentence)
             return blank
         if cited:
             score = max(self._evidence.measure(sentence, number) for number in cited)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.models.streams import with_end
 from stillroom.rag.drafting import ask_for_texts
+from stillroom.rag.echoes import NEXT_QUESTION
 from stillroom.rag.metering import Meter
 from stillroom.rag.method import TRANSFORMS, Query
 from stillroom.rag.metrics import count_stage
@@ -186,7 +187,7 @@ class Inquiry:
         if not self._is_streamed:
             with stage("generate") as span:
                 (self.completion,) = self.model.generate(
-                    [prompt], self._stop_at_fence(), is_cancelled=self.is_cancelled
+                    [prompt], self._stop_where_prompt_goes_on(), is_cancelled=self.is_cancelled
                 )
                 tell_written(span, self.model, prompt, self.completion)
             if self.completion.text:
@@ -209,7 +210,7 @@ class Inquiry:
 
     def _stream(self, prompt: Prompt) -> Generator[str, None, Completion]:
         """Yield and return what the model does; only the model's own time counts."""
-        stream, spent_s = self.model.stream(prompt, self._stop_at_fence()), 0.0
+        stream, spent_s = self.model.stream(prompt, self._stop_where_prompt_goes_on()), 0.0
         items = with_end(stream)
         try:
             while True:
@@ -225,15 +226,17 @@ class Inquiry:
             stream.close()
             count_stage("generate", spent_s)
 
-    def _stop_at_fence(self) -> Sampling:
-        """Return the sampling with a stop where the model goes on as if it were a passage's end.
+    def _stop_where_prompt_goes_on(self) -> Sampling:
+        """Return the sampling with stops where the model goes on with the prompt.
 
-        Endpoints take four stops at most.
+        As if a passage ended here, or another question came. Endpoints take four stops at most;
+        what is written all the same is cut from the answer.
         """
-        stops = self.sampling.stop
-        if self.shown is None or len(stops) >= _MOST_STOPS:
+        if self.shown is None:
             return self.sampling
-        return replace(self.sampling, stop=(*stops, f"</{self.shown.fence}>"))
+        stops = (*self.sampling.stop, f"</{self.shown.fence}>", NEXT_QUESTION)
+        most = max(_MOST_STOPS, len(self.sampling.stop))
+        return replace(self.sampling, stop=tuple(dict.fromkeys(stops))[:most])
 
     def abstain(self, why: str, nearest: Sequence[Hit] = ()) -> None:
         """Give no answer; the passages that came nearest are named to whoever asked."""

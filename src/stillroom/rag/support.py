@@ -1,18 +1,21 @@
 """Support: whether a passage says what a sentence says, measured by the words they share.
 
 The score of a sentence against a passage is the share of the sentence's terms, weighted by their
-idf in the index, that stand within some window of consecutive sentences of the passage. Words that
-only the passage's title and headings have count, too, but never for more than the window's own: a
-receipt need not say in each line that it is one. Three
-things turn a statement around while every other word stays, and make the score 0: a number that the
-window does not have, a name that the passage does not have, and a negation on one side only (each
-clause is held against the clause in the window that has most of its words). Names are words with a
-capital letter within a sentence; where the passage writes many words so, as German does, they are
-not told from others, and a name that a large index has everywhere may be missing. The threshold is
-fixed; what falls below is unsupported.
+idf in the index, that stand within some window of consecutive sentences of the passage. Where the
+question is known, what the sentence adds to it must stand there, too. Words that only the passage's
+title and headings have count, too, but never for more than the window's own: a receipt need not say
+in each line that it is one.
 
-Does not know: synonyms, arithmetic, what follows from what. A paraphrase in other words counts as
-unsupported.
+Four things turn a statement around while other words stay, and make the score 0: a number that the
+window does not have, a name that the passage does not have, a negation on one side only (each
+clause is held against the clause in the window that has most of its words), and a word, name or
+number that stands where the passage has another (see ``stillroom.rag.substitutions``). Names are
+words with a capital letter within a sentence; in German, which writes nouns so, they are not told
+from others, and a name that a large index has everywhere may be missing. English words for numbers
+up to twelve are read as digits. The threshold is fixed; what falls below is unsupported.
+
+Does not know: synonyms, arithmetic, what follows from what, which of two names that stand together
+a statement belongs to. A paraphrase in other words counts as unsupported.
 """
 
 from __future__ import annotations
@@ -20,8 +23,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from stillroom.rag.stop_words import STOP_WORDS
+from stillroom.rag.substitutions import NUMBER_WORDS, Reading, find_substitution
 from stillroom.text.sentences import split_sentences
 
 if TYPE_CHECKING:
@@ -32,17 +38,25 @@ __all__ = ["SUPPORT_THRESHOLD", "Evidence", "Support", "is_negated", "names_of",
 
 SUPPORT_THRESHOLD = 0.6
 _WINDOW = 3
-_NAME = re.compile(r"(?<![\w'’.-])[A-Z][\w-]*[\w]")
+_NAME = re.compile(r"(?<![\w'’.-])[^\W\d_][\w-]*\w")
 _BREAK = re.compile(
     r"[,;:()–—]|\b(?:and|but|since|because|while|although|though|whereas|unless)\b", re.IGNORECASE
 )
 _WORD = re.compile(r"\w+")
 _QUOTES = " \t\n\"'“”‘’(*-•"
-_MOST_NAMES = 0.25
-_FEWEST_WORDS = 8
+_MOST_NAMES = 0.15
 _COMMON = 1.5  # idf of a word in a quarter of the passages
 _LARGE = 4.0  # idf of an unseen word among thirty passages
 _UNSEEN = "\0"
+_ASKING = frozenset(
+    "who whom whose what which when where why how"  # noqa: SIM905
+    " wer wen wem wessen welche welcher welches wann wo warum wie wieviel"
+    " qui quel quelle quels quelles quand où pourquoi comment combien"
+    " quién quiénes qué cuál cuáles cuándo dónde cómo cuánto cuántos"
+    " chi quale quali quando dove perché quanto quanti"
+    " quem qual quais onde quantos".split()
+)
+_CHOICES = frozenset({"or", "oder", "ou", "o"})
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 _BULLET = re.compile(r"\A\s*(?:\d{1,2}[.)]|[-*•])(?:\s+|$)")
 _NEGATION = re.compile(
@@ -101,32 +115,61 @@ class Evidence:
         """Take the passages' texts in the order of their numbers."""
         self._analyzer, self._lexicon = analyzer, lexicon
         self._passages = [self._windows(text) for text in passages]
-        self._words = [None if _has_many_names(text) else self._all(text) for text in passages]
+        self._words = [self._all(text) for text in passages]
         self._places = [frozenset[str]() for _ in passages]
+        self._has_names = [not _writes_nouns_so(text) for text in passages]
+        self._stem = lru_cache(maxsize=4096)(self._stem_of)
+        self._readings = [
+            Reading(text, self._stem, has_names=has_names)
+            for text, has_names in zip(passages, self._has_names, strict=True)
+        ]
+        self._asked = self._question = frozenset[str]()
 
     def place(self, places: Sequence[str]) -> None:
         """Say what each passage stands under: title and headings, in the order of numbers."""
         self._places = [self._all(place) for place in places]
         self._words = [
-            None if words is None else words | place
-            for words, place in zip(self._words, self._places, strict=True)
+            words | place for words, place in zip(self._words, self._places, strict=True)
         ]
+
+    def ask(self, question: str) -> None:
+        """Say what was asked: a sentence is judged by what it adds to it, as well.
+
+        A question that can be answered in its own words (yes or no, one or the other) is not held
+        against a sentence.
+        """
+        self._asked = self._all(question)
+        self._question = self._asked if _is_open(question) else frozenset()
 
     def measure(self, sentence: str, number: int) -> float:
         """Return the support of a sentence by the passage of that number, from 0 to 1."""
         sentence = _BULLET.sub("", sentence)
-        weights = {term: self._lexicon.idf(term) for term in sorted(self._terms(sentence))}
-        total = sum(weights.values())
-        if not total or not self._has_names(sentence, number):
+        weights = self._weigh_terms(sentence)
+        if not sum(weights.values()) or not self._has_its_names(sentence, number):
             return 0.0
         numbers, clauses = numbers_of(sentence), self._clauses(sentence)
-        best, place = 0.0, self._places[number - 1]
+        best = 0.0
         for window in self._passages[number - 1]:
             if numbers <= window.numbers and window.agrees(clauses, weights):
-                own = _weigh(weights, window.terms)
-                under = _weigh(weights, window.terms | place)
-                best = max(best, min(under, 2 * own) / total)
+                best = max(best, self._cover(weights, window, number))
+        if best >= SUPPORT_THRESHOLD and self._is_replaced(sentence, number):
+            return 0.0
         return best
+
+    def _cover(self, weights: Mapping[str, float], window: _Window, number: int) -> float:
+        """Return the share of the terms' weight in a window, and in it of what is new in them."""
+        under = window.terms | self._places[number - 1]
+        own, held = _weigh(weights, window.terms), _weigh(weights, under)
+        share = min(held, 2 * own) / sum(weights.values())
+        fresh = {term: one for term, one in weights.items() if term not in self._question}
+        if self._question and fresh:
+            share = min(share, _weigh(fresh, under) / sum(fresh.values()))
+        return share
+
+    def _is_replaced(self, sentence: str, number: int) -> bool:
+        """Return whether a sentence says something else where the passage has its own word."""
+        claim = Reading(sentence, self._stem, has_names=self._has_names[number - 1])
+        return find_substitution(claim, self._readings[number - 1]) is not None
 
     def measure_together(self, sentence: str, numbers: Sequence[int]) -> float:
         """Return the support of a sentence by several passages read together, from 0 to 1.
@@ -136,7 +179,7 @@ class Evidence:
         """
         alone = [self.measure(sentence, number) for number in numbers]
         sentence = _BULLET.sub("", sentence)
-        weights = {term: self._lexicon.idf(term) for term in sorted(self._terms(sentence))}
+        weights = self._weigh_terms(sentence)
         total = sum(weights.values())
         if len(numbers) < 2 or not total or type(self).measure is not Evidence.measure:
             return max(alone, default=0.0)
@@ -153,8 +196,9 @@ class Evidence:
         negated = any(window.is_negated for window in best)
         if not (numbers_of(sentence) <= known and is_negated(sentence) <= negated):
             return max(alone)
-        held = sum(weight for term, weight in weights.items() if term in terms)
-        return max(*alone, held / total)
+        if any(self._is_replaced(sentence, number) for number in numbers):
+            return max(alone)
+        return max(*alone, _weigh(weights, terms) / total)
 
     def find(self, sentence: str) -> Support:
         """Return the best support of a sentence; equal scores go to the lower number."""
@@ -166,12 +210,21 @@ class Evidence:
         return best
 
     def has_claim(self, sentence: str) -> bool:
-        """Return whether a sentence holds any word that can be looked for."""
-        return bool(self._terms(_BULLET.sub("", sentence)))
+        """Return whether a sentence says any word that can be looked for and was not asked."""
+        return bool(self._terms(_BULLET.sub("", sentence)) - self._question)
+
+    def is_restated(self, sentence: str) -> bool:
+        """Return whether a sentence has words that can be looked for, all of them asked."""
+        terms = self._terms(_BULLET.sub("", sentence))
+        return bool(terms) and terms <= self._asked
+
+    def _weigh_terms(self, sentence: str) -> dict[str, float]:
+        return {term: self._lexicon.idf(term) for term in sorted(self._terms(sentence))}
 
     def _terms(self, text: str) -> frozenset[str]:
         stop = self._analyzer.stop_words
-        return frozenset(term for term in self._analyzer.terms(text) if term not in stop)
+        terms = (term for term in self._analyzer.terms(text) if term not in stop)
+        return frozenset(NUMBER_WORDS.get(term, term) for term in terms)
 
     def _windows(self, text: str) -> list[_Window]:
         spans = split_sentences(text) or [(0, len(text))]
@@ -181,18 +234,18 @@ class Evidence:
             part = text[spans[first][0] : spans[first + width - 1][1]]
             parts = [text[start:end] for start, end in spans[first : first + width]]
             clauses = tuple(clause for one in parts for clause in self._clauses(one))
-            windows.append(_Window(self._terms(part), numbers_of(part), clauses))
+            windows.append(_Window(self._terms(part), _numbers_held(part), clauses))
         return windows
 
     def _clauses(self, sentence: str) -> list[_Clause]:
         parts = [part for part in _BREAK.split(sentence) if part.strip()]
         return [(self._terms(part), is_negated(part)) for part in parts]
 
-    def _has_names(self, sentence: str, number: int) -> bool:
+    def _has_its_names(self, sentence: str, number: int) -> bool:
         """Return whether the passage has every name of a sentence, in any of its forms."""
-        words = self._words[number - 1]
-        if words is None:
+        if not self._has_names[number - 1]:
             return True
+        words = self._words[number - 1]
         return all(
             self._all(name) & words or self._is_everywhere(name) for name in names_of(sentence)
         )
@@ -204,7 +257,12 @@ class Evidence:
         return common and idf(_UNSEEN) > _LARGE
 
     def _all(self, text: str) -> frozenset[str]:
-        return frozenset(self._analyzer.terms(text))
+        return frozenset(NUMBER_WORDS.get(term, term) for term in self._analyzer.terms(text))
+
+    def _stem_of(self, word: str) -> str:
+        """Return the term of a word; nothing for a stop word."""
+        terms = self._analyzer.terms(word)
+        return "" if not terms or terms[0] in self._analyzer.stop_words else terms[0]
 
 
 def names_of(text: str) -> list[str]:
@@ -212,15 +270,37 @@ def names_of(text: str) -> list[str]:
     starts = [start for start, _ in split_sentences(text)]
     names = []
     for found in _NAME.finditer(text):
+        if not found.group()[0].isupper():
+            continue
         start = max((one for one in starts if one <= found.start()), default=0)
         if text[start : found.start()].strip(_QUOTES):
             names.append(found.group())
     return names
 
 
-def _has_many_names(text: str) -> bool:
-    words = len(_WORD.findall(text))
-    return words < _FEWEST_WORDS or len(names_of(text)) > _MOST_NAMES * words
+def _writes_nouns_so(text: str) -> bool:
+    """Return whether a text writes every noun with a capital letter, as German does."""
+    words = [word.casefold() for word in _WORD.findall(text)]
+    german, english = (
+        sum(word in STOP_WORDS[language] for word in words) for language in ("german", "english")
+    )
+    return german > english and len(names_of(text)) > _MOST_NAMES * len(words)
+
+
+def _is_open(question: str) -> bool:
+    """Return whether a question asks for something that is not in it."""
+    words = set(_WORD.findall(question.casefold()))
+    return bool(words & _ASKING) and not words & _CHOICES
+
+
+def _numbers_held(text: str) -> frozenset[str]:
+    """Return the numbers of a text, those that are written in words as digits, too."""
+    words = (word.casefold() for word in _WORD.findall(text))
+    return numbers_of(text) | {
+        "1" if word == "one" else NUMBER_WORDS[word]
+        for word in words
+        if word == "one" or word in NUMBER_WORDS
+    }
 
 
 def _weigh(weights: Mapping[str, float], terms: frozenset[str]) -> float:

@@ -1,4 +1,4 @@
-"""Hiding where things lie on the server: clients are told names, never absolute paths."""
+"""Hiding where things lie on the server: clients are told names of theirs, never its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-__all__ = ["hider"]
+__all__ = ["hider", "put_names"]
 
 
 def hider(places: Mapping[str, str] | Mapping[Path, str]) -> Callable[[Any], Any]:
@@ -45,3 +45,21 @@ def hider(places: Mapping[str, str] | Mapping[Path, str]) -> Callable[[Any], Any
         return value
 
     return hide
+
+
+def put_names(value: Any, names: Mapping[str, str]) -> Any:
+    """Return a JSON value with names put for others in all of its texts.
+
+    Args:
+        value: Any JSON value, or what ``json`` takes for one.
+        names: What stands nowhere by accident (a random file name), and what is said instead.
+    """
+    if isinstance(value, str):
+        for own, told in names.items():
+            value = value.replace(own, told)
+        return value
+    if isinstance(value, Mapping):
+        return {key: put_names(one, names) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [put_names(one, names) for one in value]
+    return value

@@ -27,7 +27,7 @@ from typing import Any
 from stillroom.errors import Cancelled, Problem, StillroomError
 from stillroom.models.ports import name_ports
 from stillroom.serve.fence import put_up_fence, system_folders
-from stillroom.serve.hiding import hider
+from stillroom.serve.hiding import hider, put_names
 from stillroom.serve.tickets import EVENTS_FILE, append_event
 
 __all__ = ["EventReporter", "main"]
@@ -221,7 +221,7 @@ def _look(order: Mapping[str, Any]) -> dict[str, Any]:
     found = []
     for path, name in order["files"]:
         told = check_file(Path(path), lists, judges=judges, with_pulse=order["pulse"]).to_json()
-        found.append({**told, "path": name})
+        found.append(put_names({**told, "path": name}, {Path(path).name: name}))
     return {"state": "looked", "files": found, "limits": list(list_limits(judges))}
 
 

@@ -7,6 +7,7 @@ bounded memory and time; both are gone when the answer is. Knows nothing of HTTP
 from __future__ import annotations
 
 import re
+import secrets
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -62,10 +63,14 @@ class Looker:
             yield Path(folder)
 
     def place(self, folder: Path, number: int, name: str) -> Sent:
-        """Return where a file of a request is written; of its name only the ending is used."""
+        """Return where a file of a request is written; of its name only the ending is used.
+
+        Its own name is random, so that it can be found in what is told and the client's put there.
+        """
         ending = _ENDING.search(name)
         shown = Path(name.replace("\\", "/")).name[:200] or f"file-{number}"
-        return Sent(folder / f"{number}{ending[0].lower() if ending else ''}", shown)
+        own = f"{secrets.token_hex(12)}{ending[0].lower() if ending else ''}"
+        return Sent(folder / own, shown)
 
     async def look(
         self, folder: Path, files: Sequence[Sent], *, prevalence: float, pulse: bool

@@ -11,6 +11,8 @@ import re
 import string
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 __all__ = [
     "UNSPACED",
@@ -18,6 +20,7 @@ __all__ = [
     "exact_match",
     "fold_text",
     "normalize_text",
+    "replace_surrogates",
     "strip_invisible",
     "token_f1",
     "words",
@@ -37,10 +40,26 @@ _INVISIBLE = re.compile(
     f"|(?<![{_PICTURE}{_JOINING}\ufe0f])\u200d|(?<![{_JOINING}])\u200c"
     f"|(?<![{_PICTURE}#*0-9\u0e00-\u109f\u3400-\u9fff])[\ufe00-\ufe0f]"
 )
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CJK = re.compile(rf"([{UNSPACED}])")
+
+
+def replace_surrogates(value: Any) -> Any:
+    """Return text, or JSON values with text in them, with U+FFFD for each lone surrogate.
+
+    Half a surrogate pair is no character: JSON can escape it, but UTF-8 cannot hold it, and
+    tokenizers refuse it. All else is as it was.
+    """
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, Mapping):
+        return {key: replace_surrogates(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [replace_surrogates(one) for one in value]
+    return value
 
 
 def normalize_text(text: str) -> str:

@@ -188,3 +188,13 @@ def test_passages_that_did_not_fit_are_told(dropped, left_out, notes):
     answer = replace(CITED, details={"dropped": dropped, "left_out": left_out})
     lines = said(print_answer, ["It grinds.", answer], as_json=False).splitlines()
     assert [line for line in lines if line.startswith("note:")] == notes
+
+
+@pytest.mark.parametrize(
+    ("why", "told"),
+    [("empty", "the model said nothing"), ("restated", "only said again what was asked")],
+)
+def test_an_answer_that_says_nothing_says_why(why, told):
+    details = {"refusal": why, "abstained": True}
+    empty = Answer(Completion("The documents do not answer this."), details=details)
+    assert told in said(print_answer, [empty.completion.text, empty], as_json=False)

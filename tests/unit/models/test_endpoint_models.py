@@ -345,3 +345,9 @@ def test_retry_after_reads_seconds(value, seconds):
 def test_retry_after_reads_dates():
     assert 8 < read_retry_after(formatdate(time.time() + 10, usegmt=True)) <= 10
     assert read_retry_after(formatdate(time.time() - 10, usegmt=True)) == 0
+
+
+def test_half_a_character_reaches_no_server(serve, completion, connect):
+    server = serve(lambda path, body, headers: completion("x"))
+    assert connect(server).generate([chat("a \ud800")], Sampling())[0].text == "x"
+    assert server.requests[0][1]["messages"][0]["content"] == "a \ufffd"

@@ -166,3 +166,29 @@ def test_a_closed_model_says_so(folder):
     with pytest.raises(BackendError) as caught:
         closed.generate([chat("x")], Sampling())
     assert caught.value.code == "backend.closed"
+
+
+@pytest.mark.parametrize("odd", ["\ud800", "a \udfff b"])
+def test_half_a_character_is_read_as_any_that_is_not_known(model, odd):
+    whole = odd.encode("utf-8", "replace").decode().replace("?", "\ufffd")
+    greedy = Sampling(max_new_tokens=4)
+    for make in (chat, lambda text: Prompt(text=text), lambda text: Prompt(text="a", prefix=text)):
+        assert model.generate([make(odd)], greedy) == model.generate([make(whole)], greedy)
+    assert read_stream(model.stream(chat(odd), greedy)) == read_stream(
+        model.stream(chat(whole), greedy)
+    )
+    assert model.score([chat(odd)], [odd]) == model.score([chat(whole)], [whole])
+    assert model.count_tokens(odd) == model.count_tokens(whole)
+    assert model.count_prompt(chat(odd)) == model.count_prompt(chat(whole))
+
+
+def test_a_tokenizer_that_reads_half_characters_is_saved_by_its_own_name(model, tmp_path):
+    from stillroom.models.causal import load_tokenizer
+
+    model.tokenizer.save_pretrained(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert type(again).__name__ == type(model.tokenizer).__name__
+    assert again("a \ud800")["input_ids"] == model.tokenizer("a \ufffd")["input_ids"]
+    assert (
+        again(["\ud800", "a"], ["b", "\udfff"])["input_ids"][0][-1] == again("b")["input_ids"][-1]
+    )

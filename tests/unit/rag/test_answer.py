@@ -110,6 +110,10 @@ def test_an_abstention_of_the_model_is_recognized(index):
         "Paris [1]. `x[9]` and [9] more.\n\n- Dogs bark at strangers\n- Cats purr [2, 1]\n",
         "  \n Leading space, e.g. here. And [",
         "",
+        "[1]",
+        "<passage-0a1b2c>Paris [1].</passage-0a1b2c>",
+        "Paris [1].\nQuestion: Which river?\nAnswer: The Seine runs through it.",
+        "The capital of France is the capital of France.",
     ],
 )
 def test_streamed_and_whole_answers_are_equal(index, text):
@@ -121,6 +125,39 @@ def test_streamed_and_whole_answers_are_equal(index, text):
     assert last.citations == whole.citations
     told = [{**one.details, "stage_ms": {}} for one in (last, whole)]  # times differ
     assert told[0] == told[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "empty"),
+        (" \n", "empty"),
+        ("[1]", "empty"),
+        ("Answer:", "empty"),
+        ("<passage-0a1b2c>", "empty"),
+        ("The capital of France is the capital of France [1].", "restated"),
+        (QUESTION, "restated"),
+        ("The capital of France is Paris.", ""),
+    ],
+)
+def test_what_says_nothing_is_an_abstention_with_its_reason(index, text, why):
+    found = answer(index, text)
+    assert found.details["refusal"] == why
+    assert found.details["abstained"] == bool(why)
+    assert (ABSTENTION in found.completion.text) == bool(why)
+    assert not why or "supported" not in statuses(found)
+
+
+def test_the_prompts_own_marks_and_its_next_question_are_no_answer(index):
+    text = (
+        "<passage-0a1b2c>\nThe capital of France is Paris. [1]\nQuestion: And the river?\n"
+        "Answer: The Seine runs through it."
+    )
+    found = answer(index, text)
+    assert found.completion.text == "The capital of France is Paris. [1]"
+    model = scripted_model(lambda prompt: text)
+    *pieces, last = ask_stream(index, model, QUESTION)
+    assert "".join(pieces) == last.completion.text == "The capital of France is Paris. [1]"
 
 
 def test_pieces_come_before_the_end(index):

@@ -1,6 +1,6 @@
 import pytest
 
-from stillroom.rag.echoes import EchoFilter
+from stillroom.rag.echoes import EchoFilter, PromptFilter
 
 QUESTION = "Which model does it use?"
 
@@ -28,3 +28,28 @@ def test_only_an_echo_is_taken_out_however_the_stream_is_cut(said, left):
         echoes = EchoFilter(QUESTION, "Answer in one sentence.")
         pieces = [echoes.feed(said[at : at + size]) for at in range(0, len(said), size)]
         assert "".join(pieces) + echoes.finish() == left
+
+
+@pytest.mark.parametrize(
+    ("said", "left"),
+    [
+        ("It uses one. <passage-276ad5>", "It uses one. "),
+        ("<passage-276ad5>\nIt uses one.\n</passage-276ad5>\nMore", "\nIt uses one.\n"),
+        ("</passage-276ad5> It uses one.", " It uses one."),
+        ("It uses <passage-27", "It uses "),
+        ("It uses one.\nQuestion: Which two?\nAnswer: Two.", "It uses one.\n"),
+        ("It uses one. [3] Question: Which two?", "It uses one. [3] "),
+        ("It uses one.\n  Question: Which", "It uses one.\n  "),
+        ("It is in Question: a form.", "It is in Question: a form."),
+        ("Questions are many. Question", "Questions are many. Question"),
+        ("Question: Which? One.", "Question: Which? One."),
+        ("Use <p> and <passage> and <<b>.", "Use <p> and <passage> and <<b>."),
+        ("a < b", "a < b"),
+        ("", ""),
+    ],
+)
+def test_what_goes_on_with_the_prompt_is_cut_however_the_stream_is_cut(said, left):
+    for size in (1, 2, 3, 7, 100):
+        own = PromptFilter()
+        pieces = [own.feed(said[at : at + size]) for at in range(0, len(said), size)]
+        assert "".join(pieces) + own.finish() == left

@@ -94,3 +94,75 @@ def test_what_a_passage_stands_under_helps_but_never_carries(index):
     assert evidence.find(said).score >= SUPPORT_THRESHOLD
     assert evidence.measure("The retail purchase receipt is due: 999.99.", 1) == 0
     assert evidence.measure(said, 2) == 0
+
+
+STATE = (
+    "The Broncos defeated the Panthers 24 to 10. Peyton Manning led the Broncos in passing, while"
+    " Cam Newton led the Panthers in rushing. The game was played in Santa Clara in 2016. Ward"
+    " recovered two fumbles before the break."
+)
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The Panthers defeated the Broncos 24 to 10.",
+        "The Broncos defeated the Panthers 10 to 24.",
+        "Cam Newton led the Broncos in passing.",
+        "The game was played in Santa Clara in 24.",
+        "Ward recovered two fumbles after the break.",
+        "Ward recovered ten fumbles before the break.",
+        "The Broncos recovered two fumbles before the break.",
+        "The game was recovered in Santa Clara in 2016.",
+        "Peyton Manning led the Bears in passing.",
+        "Łukasz led the Panthers in rushing, as did Émile.",
+    ],
+)
+def test_a_sentence_made_of_a_passages_words_may_say_something_else(index, sentence):
+    evidence = Evidence([STATE], index.analyzer, index.lexicon)
+    assert evidence.find(sentence).score < SUPPORT_THRESHOLD
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "In 2016 the game was played in Santa Clara.",
+        "The Panthers were defeated by the Broncos 24 to 10.",
+        "Cam Newton led the Panthers in rushing.",
+        "Ward recovered 2 fumbles before the break.",
+        "Ward recovered two fumbles.",
+        "Peyton Manning led in passing.",
+    ],
+)
+def test_what_is_told_in_another_order_or_in_part_is_supported(index, sentence):
+    evidence = Evidence([STATE], index.analyzer, index.lexicon)
+    assert evidence.find(sentence).score >= SUPPORT_THRESHOLD
+
+
+def test_a_passage_of_many_names_has_its_names_looked_at(index):
+    text = (
+        "Laureates: Paul Samuelson, Milton Friedman, George Stigler, James Tobin. Paul Samuelson"
+        " was the first American to win the Nobel Memorial Prize in Economic Sciences."
+    )
+    evidence = Evidence([text], index.analyzer, index.lexicon)
+    said = "The first American to win the Nobel Memorial Prize in Economic Sciences was {}."
+    assert evidence.measure(said.format("Nikola Tesla"), 1) == 0
+    assert evidence.measure(said.format("Paul Samuelson"), 1) >= SUPPORT_THRESHOLD
+
+
+def test_what_was_asked_is_no_answer_to_it(index):
+    evidence = Evidence(PASSAGES, index.analyzer, index.lexicon)
+    evidence.ask("What is the capital of France?")
+    assert not evidence.has_claim("The capital of France is the capital of France.")
+    assert evidence.is_restated("It is the capital of France.")
+    assert evidence.has_claim("The capital of France is Paris.")
+    assert evidence.find("The capital of France is a dog.").score < SUPPORT_THRESHOLD
+    evidence.ask("Is Paris the capital of France?")
+    assert evidence.find("Paris is the capital of France.").score >= SUPPORT_THRESHOLD
+    assert evidence.has_claim("Paris is the capital of France.")
+
+
+def test_passages_read_together_are_held_to_their_own_words(index):
+    evidence = Evidence([STATE, PASSAGES[0]], index.analyzer, index.lexicon)
+    assert evidence.measure_together("The Panthers defeated the Broncos 24 to 10.", [1, 2]) == 0
+    assert evidence.measure_together("The Broncos defeated the Panthers 24 to 10.", [1, 2]) > 0.6

@@ -3,6 +3,7 @@ import base64
 import json
 import threading
 import time
+from contextlib import closing
 
 import httpx
 import numpy as np
@@ -457,3 +458,22 @@ def test_turns_that_are_not_read_are_counted():
     reply = chat(app, messages=[*turns, {"role": "user", "content": "c"}])
     assert reply.json()["choices"][0]["message"]["turns_not_read"] == 2
     assert "turns_not_read" not in chat(app).json()["choices"][0]["message"]
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_half_a_character_in_a_message_costs_nobody_an_answer(tmp_path, is_stream):
+    from stillroom.models import open_text_model
+    from stillroom.testing import tiny_checkpoint
+
+    folder = tiny_checkpoint(tmp_path / "tiny")
+    with closing(open_text_model(str(folder), backend="transformers", dtype="float32")) as model:
+        app = create_app(Served("run", model))
+        messages = [{"role": "user", "content": "a \ud800 b"}]
+        reply = request(
+            app, "POST", "/v1/chat/completions",
+            content=json.dumps({"model": "run", "messages": messages, "stream": is_stream,
+                                "max_tokens": 2}),
+            headers={"Content-Type": "application/json"},
+        )  # fmt: skip
+    assert reply.status_code == 200, reply.text
+    assert "error" not in reply.text

@@ -185,3 +185,24 @@ def test_a_client_that_leaves_stops_the_judging_before_the_first_word(index):
     stops = [one for one in answer.details["trace"] if one["step"] == "stop"]
     assert [one["why"] for one in stops] in ([], ["cancelled"])
     assert len([one for one in answer.details["trace"] if one["step"] == "retrieve"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "told", "why"),
+    [
+        ("", "The documents do not answer this.", "empty"),
+        ("<passage-0a1b2c>Paris is it [1].</passage-0a1b2c> x", "Paris is it [1].", ""),
+        ("Paris is it [1].\nQuestion: Which river?\nAnswer: x", "Paris is it [1].", ""),
+        ("It is the capital of France [1].", "The documents do not answer this.", "restated"),
+    ],
+)
+def test_what_is_no_answer_is_told_whole_and_streamed(index, said, told, why):
+    whole = chat(app_of(index, Cut(said))).json()["choices"][0]["message"]
+    assert told in whole["content"]
+    assert "passage-" not in whole["content"]
+    assert "Question:" not in whole["content"]
+    assert (whole["answer"]["refusal"], whole["answer"]["abstained"]) == (why, bool(why))
+    for cut in range(0, len(said), 3):
+        message = streamed(app_of(index, Cut(said, cut)))
+        assert message["content"] == whole["content"]
+        assert message["answer"] == whole["answer"]

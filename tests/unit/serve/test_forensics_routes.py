@@ -1,4 +1,5 @@
 import asyncio
+import re
 import struct
 import zlib
 
@@ -63,6 +64,22 @@ def test_files_are_looked_at_and_what_cannot_be_read_costs_that_file(tmp_path):
         assert bad["error"] or bad["quality"], bad
     assert reply.json()["limits"]
     assert "/tmp" not in reply.text  # noqa: S108  # where files lay is not told
+
+
+def test_errors_name_files_as_the_client_does():
+    files = [
+        ("file", ("my photo.png", bomb(), "image/png")),
+        ("file", ("0.jpg", b"\xff\xd8 no", "image/jpeg")),
+        ("file", ("odd.wav", b"RIFF", "audio/wav")),
+        ("file", ("clip.mp4", b"\0\0\0\x18ftypmp42" + bytes(64), "video/mp4")),
+    ]
+    reply = send(files)
+    assert reply.status_code == 200, reply.text
+    photo, jpeg, _, clip = reply.json()["files"]
+    assert "my photo.png" in photo["error"]
+    assert "0.jpg" in jpeg["error"]
+    assert "clip.mp4" in f"{clip['error']} {clip['quality']}"
+    assert not re.search(r"\b\d\.(?:png|wav|mp4)|[0-9a-f]{24}", reply.text.replace("0.jpg", ""))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from stillroom.serve.hiding import hider
+from stillroom.serve.hiding import hider, put_names
 
 
 def test_places_become_names_and_nothing_else_changes(tmp_path):
@@ -15,3 +15,15 @@ def test_places_become_names_and_nothing_else_changes(tmp_path):
     inner = hider({tmp_path / "link": "linked"})
     assert inner(str(Path(tmp_path / "real/x"))) == "linked/x"
     assert hider({})("/etc") == "/etc"
+
+
+def test_names_are_put_for_others_in_every_text():
+    value = {
+        "error": "ab12.png is cut",
+        "more": ["(ab12.png)", 3, None],
+        "rows": ({"x": "ab12.png"},),
+    }
+    assert put_names(value, {"ab12.png": "my photo.png"}) == {
+        "error": "my photo.png is cut", "more": ["(my photo.png)", 3, None],
+        "rows": [{"x": "my photo.png"}],
+    }  # fmt: skip

@@ -56,6 +56,7 @@ from stillroom.models.quiet import quiet_descriptors
 from stillroom.models.requests import spread_sampling
 from stillroom.provenance import digest_file
 from stillroom.records import Completion, Message, Prompt, Sampling
+from stillroom.text.normalize import replace_surrogates
 
 __all__ = ["Llamacpp"]
 
@@ -156,7 +157,7 @@ class _Engine:
         server = self._server
         if server is None:
             raise _closed()
-        data = None if body is None else json.dumps(body).encode()
+        data = None if body is None else json.dumps(replace_surrogates(body)).encode()
         request = urllib.request.Request(  # noqa: S310  # always 127.0.0.1, where the engine listens
             server.listening_address + path,
             data,
@@ -205,7 +206,7 @@ class _Engine:
         with self._calling:
             if self._server is None or self._closing.is_set():
                 raise _closed()
-            self._server.handle_completions({**body, "stream": True}, take)
+            self._server.handle_completions({**replace_surrogates(body), "stream": True}, take)
         if self._closing.is_set():
             raise _closed()
         return _checked(last)

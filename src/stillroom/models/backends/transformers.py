@@ -4,6 +4,7 @@ Completions are drawn in batches of a fixed number of rows. A prompt is read alo
 left to a length that follows from its own; while tokens are drawn, every batch has the same number
 of rows (spare ones repeat the last), so the shapes a completion meets depend on itself only and its
 tokens do not depend on its batch-mates. ``score`` reads one text at a time for the same reason.
+Streams of several threads (a server's clients) share batches in the same way; see ``batching``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import inspect
 import math
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -19,6 +21,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import BackendError
+from stillroom.models.batching import Batching
 from stillroom.models.chat import render_prompt
 from stillroom.models.method import Backend
 from stillroom.models.protocols import Score, TextModel, Vectors
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Transformers"]
 
 _LONGEST = 1 << 20
+_BATCHES = 4  # of streams, at a time
 
 
 class Transformers(Backend):
@@ -68,7 +72,7 @@ class Transformers(Backend):
 
 
 class _TransformersModel:
-    """A TextModel over a transformers model; one request at a time."""
+    """A TextModel over a transformers model; several threads may stream from it at once."""
 
     def __init__(
         self,
@@ -94,6 +98,8 @@ class _TransformersModel:
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
         self._keep = "logits_to_keep" in parameters
         self._grammar: Any = None
+        self.lanes = _BATCHES * batch_size
+        self._batching = Batching(self._draw_batch, rows=batch_size, batches=_BATCHES)
 
     def generate(
         self,
@@ -111,13 +117,30 @@ class _TransformersModel:
         is_stopped = is_cancelled or (lambda: False)
 
         def finish(index: int) -> None:
+            error = drawings[index].error
+            if error is not None:
+                raise error
             completions[index] = self._completion(drawings[index])
             if on_done is not None:
                 on_done(index, completions[index])
 
+        if len(drawings) == 1:
+            if self._write_one(drawings[0], is_stopped):
+                finish(0)
+            return completions
+        self._write_all(drawings, is_stopped, finish)
+        return completions
+
+    def _write_all(
+        self,
+        drawings: Sequence[Drawing],
+        is_stopped: Callable[[], bool],
+        finish: Callable[[int], None],
+    ) -> None:
+        """Write completions batch by batch, and tell of each when it is done."""
         for batch in _batches([len(one.prompt_ids) for one in drawings], self._batch_size):
             if is_stopped():
-                break
+                return
             reported: set[int] = set()
             for _ in self._draw_batch([drawings[index] for index in batch]):
                 for index in batch:
@@ -126,16 +149,21 @@ class _TransformersModel:
                         finish(index)
                 if is_stopped():
                     break
-        return completions
+
+    def _write_one(self, drawing: Drawing, is_stopped: Callable[[], bool]) -> bool:
+        """Write one completion beside what other threads ask; return whether it was not stopped."""
+        pieces = self._batching.stream(drawing, _bucket(len(drawing.prompt_ids)))
+        if is_stopped():
+            return False
+        with closing(pieces):
+            for _ in pieces:
+                if is_stopped():
+                    break
+        return drawing.reason != "cancelled"
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
         drawing = self._begin(prompt, sampling)
-        given = 0
-        for _ in self._draw_batch([drawing]):
-            text = drawing.settled()
-            if len(text) > given:
-                yield text[given:]
-                given = len(text)
+        yield from self._batching.stream(drawing, _bucket(len(drawing.prompt_ids)))
         return self._completion(drawing)
 
     def _completion(self, drawing: Drawing) -> Completion:
@@ -231,32 +259,34 @@ class _TransformersModel:
             matcher = self._grammar.start(prompt.schema)
         return Drawing(self.tokenizer, ids, sampling, self._ends, room, matcher)
 
-    def _draw_batch(self, drawings: list[Any]) -> Iterator[None]:
-        """Draw one token for each at a time until all have ended; yields after each."""
+    def _draw_batch(self, drawings: Sequence[Drawing]) -> Iterator[None]:
+        """Draw one token for each at a time until all have ended; yields after each.
+
+        The engine is free for others between tokens.
+        """
         import torch
 
         rows = self._batch_size
         bucket = max(_bucket(len(drawing.prompt_ids)) for drawing in drawings)
-        with self._lock:
-            with torch.inference_mode():
-                cache, mask, logits = self._read_prompts(drawings, bucket)
-            while True:
-                tokens = [
-                    self.tokenizer.pad_token_id or 0
-                    if drawing.reason
-                    else drawing.draw(logits[row])
-                    for row, drawing in enumerate(drawings)
-                ]
-                yield
-                if all(drawing.reason for drawing in drawings):
-                    return
-                tokens += [tokens[-1]] * (rows - len(tokens))
-                with torch.inference_mode():
-                    mask = torch.cat([mask, mask.new_ones(rows, 1)], 1)  # (B, T + 1)
-                    ids = torch.tensor(tokens, device=mask.device)[:, None]  # (B, 1)
-                    logits = self._forward(ids, mask, cache)
+        with self._lock, torch.inference_mode():
+            cache, mask, logits = self._read_prompts(drawings, bucket)
+        while True:
+            tokens = [
+                self.tokenizer.pad_token_id or 0
+                if drawing.reason
+                else drawing.try_draw(logits[row])
+                for row, drawing in enumerate(drawings)
+            ]
+            yield
+            if all(drawing.reason for drawing in drawings):
+                return
+            tokens += [tokens[-1]] * (rows - len(tokens))
+            with self._lock, torch.inference_mode():
+                mask = torch.cat([mask, mask.new_ones(rows, 1)], 1)  # (B, T + 1)
+                ids = torch.tensor(tokens, device=mask.device)[:, None]  # (B, 1)
+                logits = self._forward(ids, mask, cache)
 
-    def _read_prompts(self, drawings: list[Any], bucket: int) -> tuple[Any, Any, Any]:
+    def _read_prompts(self, drawings: Sequence[Drawing], bucket: int) -> tuple[Any, Any, Any]:
         """Read each prompt alone; return the joined cache, the mask (B, T) and logits (B, V)."""
         import torch
         from transformers import DynamicCache

@@ -116,6 +116,7 @@ class Reflective(Answering):
         checker = CHECKERS.build(inquiry.asking.checker)
         evidence = checker.hold([readable_text(hit.passage) for hit in shown.hits], inquiry.index)
         evidence.place([place_of(hit.passage) for hit in shown.hits])
+        evidence.ask(inquiry.query.text)
         relevance = [pool.grades.get(hit.passage.id, pool.best) for hit in shown.hits]
         beams, spent = [_Beam()], 0
         for _ in range(self.sentences):
