@@ -21,6 +21,7 @@ from typing import Any
 
 from stillroom.checkpoints.card import write_card
 from stillroom.checkpoints.digests import cache_folder
+from stillroom.checkpoints.gguf_header import broken_gguf, check_gguf
 from stillroom.checkpoints.splitting import KNOWN_RULES, PLAIN_RULES, split_as
 from stillroom.errors import CheckpointError, MissingExtraError
 from stillroom.jobs import replace_folder, sync_folder
@@ -73,6 +74,7 @@ def _read_fields(path: Path) -> tuple[dict[str, Any], Counter[str]]:
     """Return the file's plain fields, and how many tensors have which type."""
     from gguf import GGUFReader
 
+    check_gguf(path)
     try:
         reader = GGUFReader(path)
         wanted = ("general.", "tokenizer.ggml.pre", "tokenizer.ggml.model")
@@ -83,9 +85,9 @@ def _read_fields(path: Path) -> tuple[dict[str, Any], Counter[str]]:
         }
         types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
     except Exception as error:  # the reader raises whatever a broken file makes it
-        raise _broken(path, f"cannot be read as GGUF: {error!s:.160}") from error
+        raise broken_gguf(path, f"cannot be read as GGUF: {error!s:.160}") from error
     if not types:
-        raise _broken(path, "holds no tensors")
+        raise broken_gguf(path, "holds no tensors")
     return fields, types
 
 
@@ -102,7 +104,7 @@ def _convert(path: Path, work: Path, fields: dict[str, Any]) -> None:
                 str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
             )
         except Exception as error:  # the loader raises many kinds for a bad file
-            raise _broken(path, f"cannot be converted: {error!s:.160}") from error
+            raise broken_gguf(path, f"cannot be converted: {error!s:.160}") from error
         _mend_tokenizer(path, tokenizer, fields)
         tokenizer.save_pretrained(work)
     _mend_tokenizer_config(work, int(getattr(model.config, "max_position_embeddings", 0)))
@@ -201,13 +203,3 @@ def _quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
-
-
-def _broken(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path.name} {what}",
-        code="checkpoint.gguf",
-        where=str(path),
-        expected="a complete GGUF file of an architecture that transformers can load",
-        next="download the file again, or use the model's Hugging Face folder",
-    )
