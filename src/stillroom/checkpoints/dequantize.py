@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.checkpoints.card import write_card
+from stillroom.checkpoints.checkpoint import DEQUANTIZED
 from stillroom.checkpoints.digests import cache_folder
 from stillroom.checkpoints.gguf_header import broken_gguf, check_gguf
 from stillroom.checkpoints.splitting import KNOWN_RULES, PLAIN_RULES, split_as
@@ -180,7 +181,7 @@ def _write_card(path: Path, work: Path, fields: dict[str, Any], types: Counter[s
     )
     # Which weights most of the numbers come from: the type of most tensors that is quantized.
     quantized = Counter({kind: n for kind, n in types.items() if kind not in {"F32", "F16"}})
-    tags = [f"dequantized-from-{quantized.most_common(1)[0][0].lower()}"] if quantized else []
+    tags = [f"{DEQUANTIZED}{quantized.most_common(1)[0][0].lower()}"] if quantized else []
     write_card(
         work, named, body, license=str(fields.get("general.license") or ""), tags=["gguf", *tags]
     )

@@ -193,11 +193,17 @@ def plan_sources(
         ShapeError: If a tensor's shapes differ.
         RecipeError: If slices name layers that a model has not, or an assembly cannot be made.
     """
+    made = [
+        f"note: {source.name} is dequantized from {source.checkpoint.dequantized_from}"
+        for source in (*([base] if base else []), *parents)
+        if source.checkpoint.dequantized_from
+    ]
     if isinstance(method, Assembly):
-        return method.arrange(base, parents, rules)
+        plan = method.arrange(base, parents, rules)
+        return replace(plan, notes=(*made, *plan.notes))
     plan = _Planner(method, base, parents, rules).plan()
     names = [tensor.name for tensor in plan.tensors]
-    return replace(plan, notes=(*plan.notes, *rules.find_idle(names)))
+    return replace(plan, notes=(*made, *plan.notes, *rules.find_idle(names)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +362,8 @@ class _Planner:
                     "merge.missing-tensor",
                     name,
                     "the same tensors in every model",
-                    "merge models of one architecture, or set 'rest' to 'copy'",
+                    "merge models of one architecture; 'rest: copy' takes such tensors from the "
+                    "first model that has them, unmerged",
                 )
             )
             return None

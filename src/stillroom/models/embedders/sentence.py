@@ -271,17 +271,12 @@ def _load_encoder(folder: Path, device: str) -> tuple[Any, Any]:
     from transformers import AutoModel
 
     from stillroom.models.causal import load_tokenizer
+    from stillroom.models.pretrained import load_pretrained
     from stillroom.models.quiet import quiet_transformers
 
     with quiet_transformers():
         try:
-            model = AutoModel.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                use_safetensors=True,
-                local_files_only=True,
-            )
+            model = load_pretrained(AutoModel, folder, dtype=torch.float32)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise _refuse(folder, str(error).strip().splitlines()[0]) from error
     return load_tokenizer(folder), model.eval().to(device)
