@@ -230,8 +230,9 @@ class GptqTensor:
             groups = np.asarray(parts.whole(f"{self.stem}g_idx"))
         else:
             groups = np.arange(self.shape[1]) // self.group
-        values = (codes[:, : self.shape[1]] - zeros.T[:, groups]).astype(np.float32)
-        return values * scales.T[:, groups]
+        values: Array = (codes[:, : self.shape[1]] - zeros.T[:, groups]).astype(np.float32)
+        values *= scales.T[:, groups]
+        return values
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,11 @@ class DequantizedStore:
 
         if name not in self._tensors:
             return self._store.map(name)
-        entry = self.entries[name]
-        flat: Any = torch.frombuffer(self.read(name, 0, entry.rows), dtype=torch_dtype(entry.dtype))
-        return flat.view(entry.shape)
+        entry, data = self.entries[name], self.read(name, 0, self.entries[name].rows)
+        dtype = torch_dtype(entry.dtype)
+        if not len(data):
+            return torch.empty(entry.shape, dtype=dtype)
+        return torch.frombuffer(data, dtype=dtype).view(entry.shape)
 
     def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
         """Return rows' bytes in memory of their own."""

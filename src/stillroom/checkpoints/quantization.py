@@ -400,14 +400,14 @@ def _packed(
     codes, scale = entries[f"{stem}weight_packed"], entries[f"{stem}weight_scale"]
     over = f"{stem}weight_global_scale"
     if codes.dtype == "U8":
-        shape = (codes.shape[0], 2 * codes.shape[1])
+        wide = (codes.shape[0], 2 * codes.shape[1])
         form = {str(scheme.get("format")) for scheme in schemes}
         known = {"nvfp4-pack-quantized", "mxfp4-pack-quantized", "mixed-precision"}
         is_whole = f"{stem}weight_zero_point" not in entries
         if not form <= known or (over in entries) == (scale.dtype == "U8") or not is_whole:
             raise found.refuse(f"'{codes.name}' is in a format that is not known here")
         return PackedTensor(
-            shape, codes.name, scale.name, 4, _group(found, shape, scale), is_float=True,
+            wide, codes.name, scale.name, 4, _group(found, wide, scale), is_float=True,
             over=over if over in entries else "", is_divided=True,
         )  # fmt: skip
     shape = tuple(_few(parts, f"{stem}weight_shape", entries))

@@ -230,6 +230,7 @@ class _Planner:
         self.tokens = _plan_tokens(rules, base, parents)
         self.problems: list[Problem] = []
         self.shapes: list[Problem] = []
+        self.notes: dict[str, None] = {}
 
     def plan(self) -> MergePlan:
         if self.method.needs_base and self.base is None:
@@ -265,6 +266,7 @@ class _Planner:
             sum(self._read_bytes(tensor) for tensor in planned if tensor.is_merged),
             self._count_passes(),
             self.tokens,
+            tuple(f"warning: {note}" for note in self.notes if note),
         )
 
     def _place(self, names: Sequence[str]) -> Iterator[_Wanted]:
@@ -394,7 +396,10 @@ class _Planner:
             wanted.layer,
             wanted.part or wanted.group,
         )
-        tuned.method.check(tuned.weights)
+        if self.rules.compat == "mergekit":
+            self.notes[tuned.method.check_replica(tuned.weights)] = None
+        else:
+            tuned.method.check(tuned.weights)
         if self.method.needs_base and base is None and wanted.part is not None:
             raise _bad_slice(
                 "slices",

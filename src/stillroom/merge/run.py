@@ -47,7 +47,8 @@ def run(recipe: MergeRecipe, job: Job) -> Artifact:
     made = found.recipe if found else recipe
     if found is not None and found.details["helped"]:
         sources = list(merge.sources)
-    for line in tell_unused(recipe.device, recipe.method, recipe.compat):
+    unused = tell_unused(recipe.device, recipe.method, recipe.compat)
+    for line in (*unused, *merge.plan().notes):
         job.say(line)
     journal = job.journal("tensors")
     plan = merge.plan()
