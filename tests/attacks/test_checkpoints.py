@@ -4,12 +4,14 @@ import contextlib
 import json
 import pickle
 import struct
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.checkpoints import Checkpoint
+from stillroom.checkpoints.gguf_header import check_gguf
 from stillroom.checkpoints.header import read_header
 from stillroom.errors import CheckpointError
 
@@ -84,10 +86,93 @@ def test_a_lying_length_is_refused_before_anything_is_read(tmp_path, length):
 
 
 def test_a_header_over_the_limit_is_refused(tmp_path):
-    folder = make(tmp_path, {"x": entry()}, length=100_000_001)
+    folder = make(tmp_path, {"x": entry()}, length=40_000_001)
     with (folder / "model.safetensors").open("ab") as file:
         file.truncate(200_000_000)
-    assert "over 100000000" in str(refusal(folder))
+    assert "over 40000000" in str(refusal(folder))
+
+
+CROWDED = {
+    "tensors": ",".join(
+        f'"t{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(150_000)
+    ),
+    "lists": '"x":[' + ",".join(["[]"] * 300_000) + "]",
+    "numbers": '"x":[' + ",".join(["7"] * 1_500_000) + "]",
+    "mappings": '"x":[' + ",".join(["{}"] * 140_000) + "]",
+}
+
+
+@pytest.mark.parametrize("kind", CROWDED)
+def test_a_crowded_header_is_refused_before_objects_are_made_of_it(tmp_path, kind):
+    text = b"{" + CROWDED[kind].encode() + b"}"
+    folder = make(tmp_path, text, b"")
+    error, peak = measure(refusal, folder)
+    assert error.code == "checkpoint.broken"
+    assert "more than 131072 tensors" in str(error)
+    assert peak < 2 * len(text) + 1_000_000  # as read, and little more
+
+
+def test_a_crowded_index_is_refused_before_objects_are_made_of_it(tmp_path):
+    folder = make(tmp_path, {"x": entry()})
+    text = ",".join(f'"{i}":"a.safetensors"' for i in range(530_000))
+    (folder / "model.safetensors.index.json").write_text(f'{{"weight_map":{{{text}}}}}')
+    error, peak = measure(refusal, folder)
+    assert error.code == "checkpoint.index"
+    assert "more than 524288 tensors" in str(error)
+    assert peak < 2 * len(text) + 1_000_000
+
+
+def measure(call, *args):
+    """Return what a call gives, and the most bytes that Python's objects took meanwhile."""
+    tracemalloc.start()
+    try:
+        return call(*args), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def text_of(value):
+    return struct.pack("<Q", len(value)) + value
+
+
+@pytest.mark.parametrize(
+    ("header", "what"),
+    [
+        (struct.pack("<QQ", 2**40, 0), "claims 1099511627776 tensors"),
+        (struct.pack("<QQ", 0, 2**40), "claims 1099511627776 keys"),
+        (struct.pack("<QQ", 0, 1), "ends within its header"),
+        (struct.pack("<QQ", 0, 1) + text_of(b"a") + struct.pack("<I", 99), "type 99"),
+        (
+            struct.pack("<QQ", 0, 1) + text_of(b"a") + struct.pack("<IIQ", 9, 0, 2**23),
+            "more than 4194304 elements",
+        ),
+        (
+            struct.pack("<QQ", 0, 1) + text_of(b"a") + struct.pack("<IIQ", 9, 8, 2**62),
+            "an array of 4611686018427387904 values",
+        ),
+        (struct.pack("<QQ", 0, 2) + text_of(b"a") + struct.pack("<IIQ", 9, 12, 2**61), "more than"),
+        (
+            struct.pack("<QQ", 0, 1) + text_of(b"a") + struct.pack("<II", 9, 9) + b"\1" * 8,
+            "values of type 9",
+        ),
+    ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
+)
+def test_a_gguf_file_that_claims_too_much_is_refused_before_it_is_parsed(tmp_path, header, what):
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<I", 3) + header)
+    with pytest.raises(CheckpointError, match=what) as caught:
+        check_gguf(path)
+    assert caught.value.code == "checkpoint.gguf"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_gguf_bytes_pass_or_give_a_checkpoint_error(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "fuzz.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<I", 3) + data)
+    with contextlib.suppress(CheckpointError):
+        check_gguf(path)
 
 
 def test_a_truncated_file_is_refused(tmp_path):

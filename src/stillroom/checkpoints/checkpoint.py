@@ -1,14 +1,15 @@
 """Checkpoint: a folder of weights, config and tokenizer, opened without loading it.
 
-Tensors come one at a time or in blocks of rows. The fingerprint names the tensors, not the files:
-the same weights in one file or seven have the same one.
+Tensors come one at a time or in blocks of rows; quantized ones as the plain tensors they stand
+for. The fingerprint names the tensors, not the files: the same weights in one file or seven have
+the same one. It is that of what is stored, so that it is known of a layout that none reads here.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.checkpoints.card import read_card
 from stillroom.checkpoints.digests import Hasher, load_digests, save_digests
 from stillroom.checkpoints.header import FLOATS, TensorEntry
+from stillroom.checkpoints.quantization import find_quantization, plain_config
 from stillroom.checkpoints.store import Store, open_store, torch_dtype
 from stillroom.errors import CheckpointError
 from stillroom.provenance import digest_file, digest_json, find_output
@@ -27,6 +29,8 @@ __all__ = ["Checkpoint", "as_bytes", "fingerprint_of"]
 
 _BLOCK_BYTES = 4 << 20
 _MAX_CONFIG = 10_000_000
+DEQUANTIZED = "dequantized-from-"
+"""What the tag of a card begins with that says from what the weights were dequantized."""
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt")
 
@@ -40,8 +44,22 @@ class Checkpoint:
     def __init__(self, folder: Path, config: dict[str, Any], store: Store) -> None:
         """Stand over an opened store; callers use ``open``."""
         self.folder = folder
-        self.config = config
-        self._store = store
+        self.config = plain_config(config)
+        """What config.json says; of quantization it says nothing, since tensors come plain."""
+        self.quantization = find_quantization(folder, config)
+        """How the weights are stored, where that is quantized."""
+        self._stored = store
+
+    @cached_property
+    def _store(self) -> Store:
+        """The plain tensors; made when one is asked for first.
+
+        Raises:
+            CheckpointError: If they are quantized in a way that is not known here.
+        """
+        from stillroom.checkpoints.dequantized import as_plain
+
+        return as_plain(self._stored, self.quantization, self.folder, self.config)
 
     @classmethod
     def open(
@@ -57,7 +75,8 @@ class Checkpoint:
 
         Raises:
             CheckpointError: If it is missing, broken or refused; every file that is read is
-                checked first.
+                checked first. A layout of quantization that is not known is refused when names or
+                tensors are asked for.
         """
         if not path.exists():
             raise CheckpointError(
@@ -137,15 +156,28 @@ class Checkpoint:
         for start in range(0, entry.rows, step):
             yield self.rows(name, start, min(start + step, entry.rows))
 
+    @cached_property
+    def dequantized_from(self) -> str:
+        """From what the weights are dequantized, here or by who made the folder; else empty."""
+        if self.quantization is not None:
+            return self.quantization.label
+        tags = read_card(self.folder).get("tags")
+        kinds = [
+            tag.removeprefix(DEQUANTIZED)
+            for tag in (tags if isinstance(tags, list) else ())
+            if isinstance(tag, str) and tag.startswith(DEQUANTIZED)
+        ]
+        return f"{kinds[0].upper()} (GGUF)" if kinds else ""
+
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that the tensors lie in."""
-        return self._store.files
+        return self._stored.files
 
     @property
     def size_bytes(self) -> int:
-        """The bytes of all tensors."""
-        return sum(entry.size_bytes for entry in self._store.entries.values())
+        """The bytes of all tensors as they are stored."""
+        return sum(entry.size_bytes for entry in self._stored.entries.values())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -154,22 +186,26 @@ class Checkpoint:
         It does not depend on shards, file order or file names. The tensors' digests are kept in the
         user's cache as long as the files' places, sizes and times stay what they were.
         """
-        digests = load_digests(self._store.files)
-        if digests is None or digests.keys() != self._store.entries.keys():
-            digests = {name: self.digest_tensor(name) for name in self.names()}
-            save_digests(self._store.files, digests)
+        files = self._stored.files
+        digests = load_digests(files)
+        if digests is None or digests.keys() != self._stored.entries.keys():
+            digests = self._digest_all()
+            save_digests(files, digests)
+        return self._fingerprint(digests)
+
+    def rehash(self) -> str:
+        """Return the fingerprint with every byte read anew, none taken from the user's cache."""
+        return self._fingerprint(self._digest_all())
+
+    def _digest_all(self) -> dict[str, str]:
+        names = sorted(self._stored.entries)
+        return {name: _digest_tensor(self._stored, name) for name in names}
+
+    def _fingerprint(self, digests: Mapping[str, str]) -> str:
         return fingerprint_of(
             (entry.name, entry.dtype, entry.shape, digests[entry.name])
-            for entry in self._store.entries.values()
+            for entry in self._stored.entries.values()
         )
-
-    def digest_tensor(self, name: str) -> str:
-        """Return the BLAKE3 digest of one tensor's bytes, read in blocks."""
-        entry, digest = self.entry(name), Hasher()
-        step = max(1, _BLOCK_BYTES // max(entry.row_bytes, 1))
-        for start in range(0, entry.rows, step):
-            digest.update(self.read(name, start, min(start + step, entry.rows)))
-        return digest.hexdigest()
 
     @cached_property
     def parameters(self) -> int:
@@ -242,6 +278,15 @@ class Checkpoint:
         """The license its card names, or its config; empty where nobody says."""
         named = read_card(self.folder).get("license") or self.config.get("license") or ""
         return named if isinstance(named, str) else ""
+
+
+def _digest_tensor(store: Store, name: str) -> str:
+    """Return the BLAKE3 digest of one tensor's bytes, read in blocks."""
+    entry, digest = store.entries[name], Hasher()
+    step = max(1, _BLOCK_BYTES // max(entry.row_bytes, 1))
+    for start in range(0, entry.rows, step):
+        digest.update(store.read(name, start, min(start + step, entry.rows)))
+    return digest.hexdigest()
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.checkpoints.card import write_card
+from stillroom.checkpoints.checkpoint import DEQUANTIZED
 from stillroom.checkpoints.digests import cache_folder
+from stillroom.checkpoints.gguf_header import broken_gguf, check_gguf
 from stillroom.checkpoints.splitting import KNOWN_RULES, PLAIN_RULES, split_as
 from stillroom.errors import CheckpointError, MissingExtraError
 from stillroom.jobs import replace_folder, sync_folder
@@ -73,6 +75,7 @@ def _read_fields(path: Path) -> tuple[dict[str, Any], Counter[str]]:
     """Return the file's plain fields, and how many tensors have which type."""
     from gguf import GGUFReader
 
+    check_gguf(path)
     try:
         reader = GGUFReader(path)
         wanted = ("general.", "tokenizer.ggml.pre", "tokenizer.ggml.model")
@@ -83,9 +86,9 @@ def _read_fields(path: Path) -> tuple[dict[str, Any], Counter[str]]:
         }
         types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
     except Exception as error:  # the reader raises whatever a broken file makes it
-        raise _broken(path, f"cannot be read as GGUF: {error!s:.160}") from error
+        raise broken_gguf(path, f"cannot be read as GGUF: {error!s:.160}") from error
     if not types:
-        raise _broken(path, "holds no tensors")
+        raise broken_gguf(path, "holds no tensors")
     return fields, types
 
 
@@ -102,7 +105,7 @@ def _convert(path: Path, work: Path, fields: dict[str, Any]) -> None:
                 str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
             )
         except Exception as error:  # the loader raises many kinds for a bad file
-            raise _broken(path, f"cannot be converted: {error!s:.160}") from error
+            raise broken_gguf(path, f"cannot be converted: {error!s:.160}") from error
         _mend_tokenizer(path, tokenizer, fields)
         tokenizer.save_pretrained(work)
     _mend_tokenizer_config(work, int(getattr(model.config, "max_position_embeddings", 0)))
@@ -178,7 +181,7 @@ def _write_card(path: Path, work: Path, fields: dict[str, Any], types: Counter[s
     )
     # Which weights most of the numbers come from: the type of most tensors that is quantized.
     quantized = Counter({kind: n for kind, n in types.items() if kind not in {"F32", "F16"}})
-    tags = [f"dequantized-from-{quantized.most_common(1)[0][0].lower()}"] if quantized else []
+    tags = [f"{DEQUANTIZED}{quantized.most_common(1)[0][0].lower()}"] if quantized else []
     write_card(
         work, named, body, license=str(fields.get("general.license") or ""), tags=["gguf", *tags]
     )
@@ -201,13 +204,3 @@ def _quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
-
-
-def _broken(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path.name} {what}",
-        code="checkpoint.gguf",
-        where=str(path),
-        expected="a complete GGUF file of an architecture that transformers can load",
-        next="download the file again, or use the model's Hugging Face folder",
-    )

@@ -21,8 +21,10 @@ __all__ = [
     "DTYPE_SIZES",
     "FLOATS",
     "LONG_NAMES",
+    "MAX_TENSORS",
     "TensorEntry",
     "build_header",
+    "is_crowded",
     "parse_header",
     "read_header",
 ]
@@ -65,8 +67,11 @@ LONG_NAMES: Mapping[str, str] = {
 }
 """The name that torch and config.json give each storage type."""
 FLOATS = frozenset({"F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64"})
-_MAX_HEADER = 100_000_000
+MAX_TENSORS = 1 << 17
+"""The most tensors of one file: half as many again as all 91,000 of DeepSeek-V3 together."""
+_MAX_HEADER = 40_000_000
 _MAX_RANK = 32
+_KEYS = {"dtype", "shape", "data_offsets"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +104,9 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     """Read and check the header of one safetensors file.
 
     Raises:
-        CheckpointError: If the file is truncated, or its header is too large, no JSON, names a
-            tensor twice, or claims a type, shape or place that cannot be.
+        CheckpointError: If the file is truncated, or its header is too large, no JSON, names more
+            tensors than any model has or one twice, or claims a type, shape or place that cannot
+            be.
     """
     with path.open("rb") as file:
 
@@ -130,12 +136,34 @@ def parse_header(
         raise _broken(path, f"its header claims {length} bytes of a file of {size}")
     if length > _MAX_HEADER:
         raise _broken(path, f"its header claims {length} bytes, over {_MAX_HEADER}")
-    fields = _parse(path, read(8, 8 + length))
+    text = read(8, 8 + length)
+    if is_crowded(text, MAX_TENSORS, lists=2, commas=8):
+        raise _broken(path, f"its header names more than {MAX_TENSORS} tensors")
+    fields = _parse(path, text)
     fields.pop("__metadata__", None)
     begin = 8 + length
     entries = {name: _read_entry(path, name, value, begin) for name, value in fields.items()}
     _check_cover(path, entries.values(), begin, size)
     return entries
+
+
+def is_crowded(text: bytes, entries: int, *, lists: int, commas: int) -> bool:
+    """Return whether JSON holds more values than a number of entries may, before it is parsed.
+
+    A parser makes objects of a hundred bytes from each two bytes of ``[]`` or ``0,``: what a
+    hostile header costs is bounded by counting the marks that make values, which takes no memory.
+
+    Args:
+        text: The JSON.
+        entries: How many entries there may be, each with one mapping at most.
+        lists: How many lists each may hold.
+        commas: How many commas each may hold, those of text among them.
+    """
+    spare = 64  # the mapping around, metadata, a few long shapes
+    return any(
+        text.count(mark) > entries * each + spare
+        for mark, each in ((b"{", 1), (b"[", lists), (b",", commas))
+    )
 
 
 def build_header(entries: Iterable[tuple[str, str, tuple[int, ...], int, int]]) -> bytes:
@@ -172,9 +200,8 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 
 
 def _read_entry(path: Path, name: str, value: Any, begin: int) -> TensorEntry:
-    where = f"the entry of {name!r:.80}"
-    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise _broken(path, f"{where} is not dtype, shape and data_offsets")
+    if not isinstance(value, dict) or value.keys() != _KEYS:
+        raise _bad_entry(path, name, "is not dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_SIZES:
         raise CheckpointError(
@@ -185,21 +212,27 @@ def _read_entry(path: Path, name: str, value: Any, begin: int) -> TensorEntry:
             next="convert the checkpoint to bfloat16, float16 or float32",
         )
     if not _are_counts(shape) or len(shape) > _MAX_RANK:
-        raise _broken(path, f"{where} has the shape {shape!r:.80}")
+        raise _bad_entry(path, name, f"has the shape {shape!r:.80}")
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _broken(path, f"{where} has the offsets {offsets!r:.80}")
-    entry = TensorEntry(name, dtype, tuple(shape), begin + offsets[0], begin + offsets[1])
-    if math.prod(shape) * DTYPE_SIZES[dtype] != entry.size_bytes:
-        raise _broken(
-            path, f"{where} claims {entry.size_bytes} bytes for {dtype} of shape {tuple(shape)}"
-        )
-    return entry
+        raise _bad_entry(path, name, f"has the offsets {offsets!r:.80}")
+    start, stop = offsets
+    if math.prod(shape) * DTYPE_SIZES[dtype] != stop - start:
+        claim = f"claims {stop - start} bytes for {dtype} of shape {tuple(shape)}"
+        raise _bad_entry(path, name, claim)
+    return TensorEntry(name, dtype, tuple(shape), begin + start, begin + stop)
 
 
 def _are_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        type(item) is int and 0 <= item < 2**63 for item in value
-    )
+    if not isinstance(value, list):
+        return False
+    for item in value:  # noqa: SIM110 -- a generator takes twice as long, for every tensor
+        if type(item) is not int or not 0 <= item < 2**63:
+            return False
+    return True
+
+
+def _bad_entry(path: Path, name: str, what: str) -> CheckpointError:
+    return _broken(path, f"the entry of {name!r:.80} {what}")
 
 
 def _check_cover(path: Path, entries: Iterable[TensorEntry], begin: int, size: int) -> None:

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from stillroom.checkpoints.header import LONG_NAMES, TensorEntry, parse_header, read_header
+from stillroom.checkpoints.header import (
+    LONG_NAMES,
+    TensorEntry,
+    is_crowded,
+    parse_header,
+    read_header,
+)
 from stillroom.errors import CheckpointError
 from stillroom.objects import Remote, joined, read_range, remote_of
 
@@ -30,6 +36,8 @@ INDEX_FILE = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _MAX_INDEX = 100_000_000
+_MAX_LISTED = 1 << 19
+"""The most tensors of a checkpoint: GPTQ of a trillion parameters in 384 experts has 280,000."""
 
 
 class Store(Protocol):
@@ -273,8 +281,11 @@ def _open_shards(weights: _Folder, index: Path) -> Store:
 def _read_index(index: Path) -> list[tuple[str, str]]:
     if index.stat().st_size > _MAX_INDEX:
         raise _bad_index(index, f"it is larger than {_MAX_INDEX} bytes")
+    text = index.read_bytes()
+    if is_crowded(text, _MAX_LISTED, lists=0, commas=1):
+        raise _bad_index(index, f"it lists more than {_MAX_LISTED} tensors")
     try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        listed = json.loads(text)["weight_map"]
         pairs = list(listed.items())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _bad_index(index, f"it has no weight_map ({error!s:.80})") from error

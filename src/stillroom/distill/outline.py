@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from stillroom.checkpoints import Checkpoint
+from stillroom.checkpoints.quantization import plain_config
 from stillroom.models.outlining import outline_model
 
 __all__ = ["outline_checkpoint"]
@@ -34,7 +35,9 @@ def outline_checkpoint(config: Path) -> Iterator[Checkpoint]:
     told, shapes = outline_model(config)
     with TemporaryDirectory(prefix="stillroom-outline-") as place:
         folder = Path(place)
-        (folder / "config.json").write_text(json.dumps(told, default=str), encoding="utf-8")
+        (folder / "config.json").write_text(
+            json.dumps(plain_config(told), default=str), encoding="utf-8"
+        )
         entries, end = {}, 0
         for name, shape in shapes.items():
             start, end = end, end + _BYTES * math.prod(shape)

@@ -338,7 +338,12 @@ def _size_of(reference: str) -> tuple[int, int, str]:
     if path.is_file():
         size = round(path.stat().st_size / _GGUF_BYTES)
         return size, _DEFAULT_VOCABULARY, "the size of the teacher's file"
+    from stillroom.checkpoints import Checkpoint
+
     folder = find_output(path, "checkpoint")
+    if (folder / "config.json").is_file() and (opened := Checkpoint.open(folder)).quantization:
+        rows = int(opened.config.get("vocab_size") or _DEFAULT_VOCABULARY)
+        return opened.parameters, rows, "the teacher's tensors, dequantized"
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     config: dict[str, Any] = {}
     if (folder / "config.json").is_file():

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.checkpoints.card import read_card
 from stillroom.distill.cache import TeacherCache
 from stillroom.distill.cache_header import CacheHeader
 from stillroom.distill.capture import capture_teacher
@@ -27,8 +26,6 @@ from stillroom.models.causal import load_tokenizer
 from stillroom.provenance import digest_text
 
 __all__ = ["Teacher", "common_rows", "rows_in_common"]
-
-_DEQUANTIZED = "dequantized-from-"
 
 
 @dataclass
@@ -62,14 +59,8 @@ class Teacher:
     @property
     def about(self) -> dict[str, Any]:
         """Its name, and whether its weights are those of a quantized file."""
-        tags = read_card(self.checkpoint.folder).get("tags") or ()
-        kinds = [
-            tag.removeprefix(_DEQUANTIZED)
-            for tag in tags
-            if isinstance(tag, str) and tag.startswith(_DEQUANTIZED)
-        ]
-        weights = {"weights": f"dequantized from {kinds[0].upper()} (GGUF)"} if kinds else {}
-        return {"name": self.name, **weights}
+        made = self.checkpoint.dequantized_from
+        return {"name": self.name, **({"weights": f"dequantized from {made}"} if made else {})}
 
     @cached_property
     def head_rows(self) -> int:

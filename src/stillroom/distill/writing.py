@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import nn
 
 from stillroom.checkpoints import CheckpointWriter
+from stillroom.checkpoints.quantization import plain_config
 from stillroom.checkpoints.writer import plan_tensors
 from stillroom.distill.recipe import OutSettings
 from stillroom.jobs import atomic_write
@@ -60,7 +61,7 @@ def write_student(
     tensors = dict(export_tensors(model))
     if not writes:
         return ""
-    config = json.loads((like / "config.json").read_text(encoding="utf-8"))
+    config = plain_config(json.loads((like / "config.json").read_text(encoding="utf-8")))
     with CheckpointWriter(
         folder,
         config=config,

@@ -35,6 +35,7 @@ _KEYS = (
     "chat_template",
     "name",
 )
+_OTHER_TEMPLATES = frozenset({"alpaca", "exaone", "llama3"})
 _TYPES = ("float32", "bfloat16", "float16")
 _OVERLOOKED = PARAMETERS | {"density", "epsilon", "gamma", "normalize", "rescale", "int8_mask"}
 
@@ -240,8 +241,7 @@ class _Document:
             if not isinstance(data, dict) or "model" not in data:
                 self.report.refuse(here, f"is no {what}", "{model: NAME, parameters: {...}}")
                 continue
-            known = ("model", "parameters", *(["layer_range"] if what == "source" else []))
-            self.report.check_keys(here, data, known, overlooked=("residual_weight",))
+            self.check_entry(here, data, what)
             model = self.reader.read((*here, "model"), data["model"])
             parameters = self.read_parameters(
                 (*here, "parameters"), data.get("parameters"), is_own=True
@@ -250,6 +250,20 @@ class _Document:
             if model is not None:
                 found.append(_Entry(model, parameters, here, layers))
         return tuple(found)
+
+    def check_entry(self, path: Path, data: Mapping[str, Any], what: str) -> None:
+        """Refuse keys of a model's entry that were meant to count; warn of the others."""
+        known = ("model", "parameters", *(["layer_range"] if what == "source" else []))
+        kept = {}
+        for key in data:
+            if key in _OVERLOOKED:
+                self.report.refuse_key((*path, key), key, known, "put it under 'parameters'")
+            elif key == "revision":
+                remedy = "for that revision write model: NAME@REVISION"
+                self.report.warn((*path, key), f"is overlooked, as mergekit does: {remedy}")
+            else:
+                kept[key] = data[key]
+        self.report.check_keys(path, kept, known, overlooked=("residual_weight",))
 
     def read_layers(self, path: Path, data: Mapping[str, Any]) -> tuple[int, int] | None:
         value = data.get("layer_range")
@@ -277,8 +291,11 @@ class _Document:
                 self.report.note(here, "changes no number")
             elif parameter is None and key in _OVERLOOKED:
                 self.report.note(here, f"is nothing that {self.method} reads")
+            elif key in _KEYS and parameter is None:
+                where = "it counts at the top of the file"
+                self.report.warn(here, f"is overlooked, as mergekit does: {where}")
             elif parameter is None:
-                self.report.refuse_key(here, key, sorted(self.theirs.parameters))
+                self.report.weigh_key(here, key, sorted(self.theirs.parameters))
             elif is_own and not parameter.is_own and self.method != "passthrough":
                 self.report.note(here, "is read for all models together only")
             else:
@@ -560,6 +577,11 @@ class _Document:
             self.report.refuse(
                 self.at("chat_template"), f"cannot be {value!r:.40}", "a name or a template"
             )
+        if value in _OTHER_TEMPLATES:
+            what = (
+                f"{value} is the form its makers published; mergekit's differs in blanks and lines"
+            )
+            self.report.warn(self.at("chat_template"), what)
         return {"chat_template": value}
 
     # What is wrong with it.

@@ -29,7 +29,7 @@ class Reporter:
         refused: Mapping[str, str] | None = None,
         overlooked: Sequence[str] = (),
     ) -> None:
-        """Refuse the keys that are not known; note those that mergekit overlooks too."""
+        """Look at the keys that are not known: see ``weigh_key``; note those known to do nothing."""
         for key in data:
             here = (*path, key)
             if key in overlooked:
@@ -45,7 +45,18 @@ class Reporter:
                     )
                 )
             elif key not in known:
-                self.refuse_key(here, key, known)
+                self.weigh_key(here, key, known)
+
+    def weigh_key(self, path: Path, key: str, known: Sequence[str]) -> None:
+        """Refuse a key that looks like a known one misspelled; warn of any other.
+
+        mergekit overlooks both. The first was meant to count; without the second the merge is what
+        mergekit makes of the same file.
+        """
+        if suggest(key, known):
+            self.refuse_key(path, key, known)
+        else:
+            self.warn(path, "is overlooked, as mergekit does")
 
     def refuse_key(self, path: Path, key: str, known: Sequence[str], remedy: str = "") -> None:
         """Refuse a key that nobody reads."""
@@ -71,6 +82,10 @@ class Reporter:
                 remedy or "correct it",
             )
         )
+
+    def warn(self, path: Path, what: str) -> None:
+        """Warn of what somebody may have thought to count."""
+        self.notes.append(f"warning: {dotted(path)} {what}")
 
     def note(self, path: Path, what: str) -> None:
         """Note what is read and changes nothing."""

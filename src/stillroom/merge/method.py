@@ -146,6 +146,18 @@ class MergeMethod(Method):
                 next="change the list 'models', or choose another method",
             )
 
+    def check_replica(self, weights: Sequence[float]) -> str:
+        """Refuse parents that mergekit cannot merge either; default as ``check`` does.
+
+        Returns:
+            What its arithmetic makes of weights that the paper's cannot take; else nothing.
+
+        Raises:
+            RecipeError: As ``check`` raises it.
+        """
+        self.check(weights)
+        return ""
+
     def survey(self, tensors: Sequence[Blocks]) -> Any:
         """Reduce the whole model to JSON values, before anything else; default nothing.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from stillroom.merge.chat_template import choose_chat_template
 from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.rules import rules_of
 from stillroom.merge.sources import open_sources
@@ -18,8 +19,13 @@ def open_merge(recipe: MergeRecipe, say: Callable[[str], None] | None = None) ->
 
     Raises:
         CheckpointError: If a source is missing or broken, or has no checkpoints along its run.
+        RecipeError: If there is no such chat template.
     """
     base, parents = open_sources(recipe, say)
+    if recipe.chat_template is not None:
+        folders = [each.checkpoint.folder for each in (*([base] if base else []), *parents)]
+        if not choose_chat_template(recipe.chat_template, folders) and say:
+            say("warning: no model has a chat template, and so the result has none")
     return Merge(
         recipe.method,
         base,

@@ -193,11 +193,17 @@ def plan_sources(
         ShapeError: If a tensor's shapes differ.
         RecipeError: If slices name layers that a model has not, or an assembly cannot be made.
     """
+    made = [
+        f"note: {source.name} is dequantized from {source.checkpoint.dequantized_from}"
+        for source in (*([base] if base else []), *parents)
+        if source.checkpoint.dequantized_from
+    ]
     if isinstance(method, Assembly):
-        return method.arrange(base, parents, rules)
+        plan = method.arrange(base, parents, rules)
+        return replace(plan, notes=(*made, *plan.notes))
     plan = _Planner(method, base, parents, rules).plan()
     names = [tensor.name for tensor in plan.tensors]
-    return replace(plan, notes=(*plan.notes, *rules.find_idle(names)))
+    return replace(plan, notes=(*made, *plan.notes, *rules.find_idle(names)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +230,7 @@ class _Planner:
         self.tokens = _plan_tokens(rules, base, parents)
         self.problems: list[Problem] = []
         self.shapes: list[Problem] = []
+        self.notes: dict[str, None] = {}
 
     def plan(self) -> MergePlan:
         if self.method.needs_base and self.base is None:
@@ -259,6 +266,7 @@ class _Planner:
             sum(self._read_bytes(tensor) for tensor in planned if tensor.is_merged),
             self._count_passes(),
             self.tokens,
+            tuple(f"warning: {note}" for note in self.notes if note),
         )
 
     def _place(self, names: Sequence[str]) -> Iterator[_Wanted]:
@@ -356,7 +364,8 @@ class _Planner:
                     "merge.missing-tensor",
                     name,
                     "the same tensors in every model",
-                    "merge models of one architecture, or set 'rest' to 'copy'",
+                    "merge models of one architecture; 'rest: copy' takes such tensors from the "
+                    "first model that has them, unmerged",
                 )
             )
             return None
@@ -387,7 +396,10 @@ class _Planner:
             wanted.layer,
             wanted.part or wanted.group,
         )
-        tuned.method.check(tuned.weights)
+        if self.rules.compat == "mergekit":
+            self.notes[tuned.method.check_replica(tuned.weights)] = None
+        else:
+            tuned.method.check(tuned.weights)
         if self.method.needs_base and base is None and wanted.part is not None:
             raise _bad_slice(
                 "slices",

@@ -270,8 +270,8 @@ class MergeRecipe(Recipe):
     )
     chat_template: str | None = Field(
         None,
-        description="auto (what most models have), chatml, or a Jinja text; default that of the "
-        "base or first model",
+        description="auto (what most models have), alpaca, chatml, exaone, llama3, mistral, or a "
+        "Jinja text; default that of the base or first model",
     )
     tokenizer: TokenizerSettings | None = Field(
         None, description="make one vocabulary of the models'; default they must share theirs"
@@ -309,7 +309,8 @@ class MergeRecipe(Recipe):
         if not (
             self.slices or has_parts or has_path or any(model.along_run for model in self.models)
         ):
-            self.method.check([model.weight for model in self.models])
+            check = self.method.check_replica if self.compat == "mergekit" else self.method.check
+            check([model.weight for model in self.models])
         return self
 
     def _find_unused(self) -> list[Problem]:

@@ -47,7 +47,8 @@ def run(recipe: MergeRecipe, job: Job) -> Artifact:
     made = found.recipe if found else recipe
     if found is not None and found.details["helped"]:
         sources = list(merge.sources)
-    for line in tell_unused(recipe.device, recipe.method, recipe.compat):
+    unused = tell_unused(recipe.device, recipe.method, recipe.compat)
+    for line in (*unused, *merge.plan().notes):
         job.say(line)
     journal = job.journal("tensors")
     plan = merge.plan()
@@ -214,11 +215,21 @@ def _origin(recipe: MergeRecipe, sources: list[Source]) -> Origin:
     )
 
 
+def _dequantized(sources: list[Source]) -> dict[str, str]:
+    """Return from what the weights of each source were dequantized, of those that were."""
+    return {
+        source.name: source.checkpoint.dequantized_from
+        for source in sources
+        if source.checkpoint.dequantized_from
+    }
+
+
 def _details(recipe: MergeRecipe, merged: Merged, sources: list[Source]) -> dict[str, Any]:
     return {
         "method": recipe.method.model_dump(mode="json"),
         "fingerprint": merged.fingerprint,
         "sources": {source.name: source.fingerprint for source in sources},
+        **({"dequantized": made} if (made := _dequantized(sources)) else {}),
         "merged": merged.merged,
         "copied": list(merged.copied),
         "tied": list(merged.tied),
@@ -243,6 +254,10 @@ def _write_card(
     lines += [
         f"| {source.name} | {source.weight:g} | `{source.fingerprint}` |" for source in sources
     ]
+    made = _dequantized(sources)
+    if made:
+        listed = ", ".join(f"{source} from {kind}" for source, kind in made.items())
+        lines += ["", f"Dequantized before they were merged: {listed}."]
     if details:
         from stillroom.merge.search_result import say_found
 

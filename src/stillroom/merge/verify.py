@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.checkpoints.checkpoint import fingerprint_of
 from stillroom.errors import DataError, IntegrityError, Problem
 from stillroom.merge.opening import open_merge, retune_merge
 from stillroom.merge.recipe import MergeRecipe
@@ -268,12 +267,7 @@ def _recorded(artifact: Artifact) -> list[Any]:
 
 def _fingerprint(source: Source) -> str:
     """Return a source's fingerprint with every byte read, none taken from a cache."""
-    checkpoint = source.checkpoint
-    plain = fingerprint_of(
-        (name, entry.dtype, entry.shape, checkpoint.digest_tensor(name))
-        for name in checkpoint.names()
-        for entry in [checkpoint.entry(name)]
-    )
+    plain = source.checkpoint.rehash()
     if source.adapted is None:
         return plain
     return digest_json([plain, source.adapted.adapter.fingerprint])

@@ -16,6 +16,7 @@ import torch
 from stillroom.checkpoints import dequantize_gguf
 from stillroom.errors import CheckpointError, RecipeError
 from stillroom.models.naming import named_backend
+from stillroom.models.pretrained import load_pretrained
 from stillroom.models.quiet import quiet_transformers
 from stillroom.text.normalize import replace_surrogates
 
@@ -90,7 +91,8 @@ def load_causal_lm(
 ) -> tuple[Any, Any]:
     """Load a model and its tokenizer from a Hugging Face folder or a ``.gguf`` file.
 
-    The model comes in evaluation mode. A GGUF file is dequantized once and cached.
+    The model comes in evaluation mode. A GGUF file is dequantized once and cached; a quantized
+    folder is dequantized where transformers lacks what reads it.
 
     Args:
         path: A folder with config.json and safetensors, or a ``.gguf`` file.
@@ -105,7 +107,8 @@ def load_causal_lm(
 
     Raises:
         CheckpointError: If the folder holds no model that can be loaded safely, a tensor is
-            missing, left over or of another shape, or another backend reads it.
+            missing, left over or of another shape, another backend reads it, or it is quantized in
+            a way that is not known.
         RecipeError: If there is no such device.
     """
     from transformers import AutoModelForCausalLM
@@ -117,15 +120,15 @@ def load_causal_lm(
     wanted = choose_dtype(dtype, place)
     with quiet_transformers():
         try:
-            model, report = cast("Any", AutoModelForCausalLM).from_pretrained(
+            model, report = load_pretrained(
+                AutoModelForCausalLM,
                 folder,
                 dtype=wanted,
-                trust_remote_code=False,
-                use_safetensors=True,
-                local_files_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # so that they are named below, all of them
             )
+        except CheckpointError:
+            raise
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise _unloadable(folder, error) from error
         _refuse_misfits(_misfits(report), str(folder))

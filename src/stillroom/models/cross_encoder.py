@@ -142,6 +142,7 @@ def load_classifier(
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     from stillroom.models.causal import load_tokenizer
+    from stillroom.models.pretrained import load_pretrained
     from stillroom.models.quiet import quiet_transformers
 
     with quiet_transformers():
@@ -154,12 +155,8 @@ def load_classifier(
                 raise _refuse(folder, f"it is {', '.join(map(str, made)) or 'of no known kind'}")
             if most_labels is not None and config.num_labels not in range(1, most_labels + 1):
                 raise _refuse(folder, f"its head has {config.num_labels} labels")
-            model: Any = AutoModelForSequenceClassification.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                use_safetensors=True,
-                local_files_only=True,
+            model: Any = load_pretrained(
+                AutoModelForSequenceClassification, folder, dtype=torch.float32
             )
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise _refuse(folder, (str(error).strip().splitlines() or ["unreadable"])[0]) from error

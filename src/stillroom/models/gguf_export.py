@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from stillroom import __version__
 from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.card import read_card
+from stillroom.checkpoints.quantization import plain_config
 from stillroom.errors import CheckpointError, DataError, MissingExtraError
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.models.causal import load_tokenizer, resolve_config
@@ -119,7 +120,7 @@ def export_gguf(
             next="give another --out, or --overwrite",
         )
     checkpoint = Checkpoint.open(folder)
-    layout = lay_out_gguf(checkpoint, resolve_config(checkpoint.folder))
+    layout = lay_out_gguf(checkpoint, plain_config(resolve_config(checkpoint.folder)))
     vocabulary = _vocabulary_of(checkpoint, layout)
     chosen = type or _type_of(checkpoint, layout)
     counts: Counter[str] = Counter()
@@ -135,7 +136,9 @@ def export_gguf(
             writer.close()
         if prove is not None:
             prove(work, chosen)
-    notes = (*layout.notes, *vocabulary.notes, *_tell_kept(counts, chosen))
+    made = checkpoint.dequantized_from
+    told = (f"the weights are dequantized from {made}",) if made else ()
+    notes = (*told, *layout.notes, *vocabulary.notes, *_tell_kept(counts, chosen))
     size = out.stat().st_size
     return GgufExport(
         out, layout.architecture, chosen, dict(counts), size, checkpoint.fingerprint,

@@ -125,8 +125,6 @@ def _refuse_settings(named: str, shape: _Shape, checkpoint: Checkpoint) -> None:
     act = config.get("hidden_act", "silu")
     if act not in {"silu", "swish"}:
         raise _refuse(checkpoint, f"hidden_act: {act}")
-    if config.get("quantization_config"):
-        raise _refuse(checkpoint, "quantization_config: its weights are quantized another way")
     if named != "llama" and config.get("attention_bias") and named == "qwen3":
         raise _refuse(checkpoint, "attention_bias: true")
     if float(config.get("partial_rotary_factor") or 1.0) != 1.0:

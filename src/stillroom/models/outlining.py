@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from stillroom.checkpoints.gguf_header import check_gguf
 from stillroom.errors import CheckpointError
 from stillroom.models.quiet import quiet_transformers
 
@@ -22,12 +23,15 @@ def outline_model(config: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ..
         config: A ``config.json``, or a ``.gguf`` file, of which only the metadata is read.
 
     Raises:
-        CheckpointError: If no architecture of transformers reads it.
+        CheckpointError: If no architecture of transformers reads it, or the file claims more than
+            any model has.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     gguf = {"gguf_file": config.name} if config.suffix == ".gguf" else {}
+    if gguf:
+        check_gguf(config)
     with quiet_transformers():
         try:
             found: Any = AutoConfig.from_pretrained(

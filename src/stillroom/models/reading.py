@@ -75,18 +75,17 @@ def load_encoder(
     import transformers
 
     from stillroom.models.causal import load_tokenizer
+    from stillroom.models.pretrained import load_pretrained
     from stillroom.models.quiet import quiet_transformers
 
     if not folder.is_dir():
         raise refuse("it is not a folder")
     with quiet_transformers():
         try:
-            model, told = getattr(transformers, loader).from_pretrained(
+            model, told = load_pretrained(
+                getattr(transformers, loader),
                 folder,
                 dtype=torch.float32,
-                trust_remote_code=False,
-                use_safetensors=True,
-                local_files_only=True,
                 output_loading_info=True,
             )
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:

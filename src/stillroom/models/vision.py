@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stillroom.errors import CheckpointError
+from stillroom.models.pretrained import load_pretrained
 from stillroom.models.quiet import quiet_transformers
 
 __all__ = ["Vision", "build_vision", "load_vision"]
@@ -68,18 +69,12 @@ def load_vision(folder: Path) -> Vision:
         with quiet_transformers():
             whole: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
             config = getattr(whole, "vision_config", whole)
-            settings: dict[str, Any] = {
-                "dtype": torch.float32,
-                "trust_remote_code": False,
-                "use_safetensors": True,
-                "local_files_only": True,
-            }
             if whole.model_type in _CLIP:
-                model: Any = CLIPVisionModelWithProjection.from_pretrained(
-                    folder, config=config, **settings
+                model: Any = load_pretrained(
+                    CLIPVisionModelWithProjection, folder, dtype=torch.float32, config=config
                 )
             else:
-                model = AutoModel.from_pretrained(folder, **settings)
+                model = load_pretrained(AutoModel, folder, dtype=torch.float32)
                 if config is not whole:
                     model = _half_that_sees(model, config)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as error:

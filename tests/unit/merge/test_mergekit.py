@@ -326,6 +326,33 @@ def test_what_mergekit_overlooks_is_noted():
     )
 
 
+def test_a_key_that_nobody_reads_is_warned_of_and_one_misspelled_refused():
+    text = (
+        "merge_method: slerp\nbase_model: a\nrandom_seed: 5\nslices:\n"
+        "  - fooo: 1\n    sources:\n"
+        "      - {model: a, layer_range: [0, 2], revision: main}\n"
+        "      - {model: b, layer_range: [0, 2], color: red}\n"
+        "parameters: {t: 0.3, int_space: true, dtype: float32}\n"
+        "tokenizer: {source: union, vocabx: 3}\nchat_template: llama3\n"
+    )
+    made = read_mergekit(text)[-1]
+    assert all(note.startswith("warning: ") for note in made.notes)
+    assert [note.split()[1] for note in made.notes] == [
+        "random_seed",
+        "parameters.int_space",
+        "parameters.dtype",
+        "slices.0.fooo",
+        "slices.0.sources.0.revision",
+        "slices.0.sources.1.color",
+        "tokenizer.vocabx",
+        "chat_template",
+    ]
+    assert "NAME@REVISION" in made.notes[4]
+    assert "compute" not in made.recipe
+    near = text.replace("int_space", "tt").replace("revision", "layer_ranges")
+    assert {problem.code for problem in refused(near)} == {KEY}
+
+
 def test_values_as_older_yaml_writes_them():
     recipe = read(
         "merge_method: linear\nmodels:\n  - &x {model: a, parameters: &p {weight: 1e-1}}\n"

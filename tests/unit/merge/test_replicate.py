@@ -13,10 +13,12 @@ from tests.unit.merge.conftest import fine_tune, rewrite
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.cli.app import stillroom
-from stillroom.errors import CheckpointError
+from stillroom.errors import CheckpointError, RecipeError
 from stillroom.jobs import Journal
 from stillroom.merge.loading import load_merge
 from stillroom.merge.method import METHODS
+from stillroom.merge.opening import open_merge
+from stillroom.merge.recipe import MergeRecipe
 from stillroom.merge.replicate import Replicator
 from stillroom.merge.rules import Rules
 from stillroom.merge.sources import Source
@@ -137,3 +139,25 @@ def test_what_is_not_finite_is_refused_with_who_brought_it(tmp_path):
         assert problem.code == "merge.not-finite"
         assert "bad" in problem.expected
         assert "good" not in problem.expected
+
+
+@pytest.mark.parametrize("weights", [(1, -1), (0, 0)])
+def test_nuslerp_of_weights_that_cancel_is_the_middle_as_in_mergekit_with_a_warning(
+    half_family, tmp_path, weights
+):
+    def merge(name, weights, compat="mergekit"):
+        models = [
+            {"checkpoint": str(path), "weight": weight}
+            for path, weight in zip(half_family[1], weights, strict=False)
+        ]
+        values = {"method": "nuslerp", "models": models, "compat": compat}
+        made = open_merge(MergeRecipe.model_validate(values))
+        return made.write(tmp_path / name).fingerprint, made.plan().notes
+
+    found, notes = merge("cancel", weights)
+    middle, none = merge("middle", (0.5, 0.5))
+    assert found == middle
+    assert [note.partition(":")[0] for note in notes] == ["warning"]
+    assert none == ()
+    with pytest.raises(RecipeError, match="add up to zero"):
+        merge("paper", weights, compat="paper")

@@ -45,6 +45,14 @@ class Nuslerp(MergeMethod):
         share_second(weights, "nuslerp")
 
     @override
+    def check_replica(self, weights: Sequence[float]) -> str:
+        """Let weights pass that add up to zero, which mergekit takes for equal ones."""
+        super().check(weights)
+        if not _cancels(weights):
+            return ""
+        return "the weights of nuslerp add up to zero, which mergekit takes for equal ones"
+
+    @override
     def measure(self, blocks: Blocks) -> Any:
         """Return the mix of the tensor, or the products of every column."""
         from stillroom.merge.spherical import gram_of, share_second, turn
@@ -89,7 +97,7 @@ class Nuslerp(MergeMethod):
         import torch
 
         one, two = at.weights
-        share = 0.5 if abs(one + two) < 1e-6 else two / (one + two)
+        share = 0.5 if _cancels(at.weights) else two / (one + two)
         vectors = [parent if base is None else parent - base for parent in parents]
         dim = 0 if self.per == "column" else -1
         if self.per == "tensor":
@@ -105,6 +113,11 @@ class Nuslerp(MergeMethod):
         merged = torch.where(1 - turned**2 <= 1e-16, straight, arc / torch.sin(angle))
         merged = merged.reshape(parents[0].shape)
         return merged if base is None else base + merged
+
+
+def _cancels(weights: Sequence[float]) -> bool:
+    """Return whether mergekit takes the middle, whatever the weights are."""
+    return abs(sum(weights)) < 1e-6
 
 
 def _unit(per: str, at: Place) -> str:

@@ -302,17 +302,12 @@ def _load_encoder(folder: Path, device: str) -> tuple[Any, Any]:
     from transformers import AutoModel
 
     from stillroom.models.causal import load_tokenizer
+    from stillroom.models.pretrained import load_pretrained
     from stillroom.models.quiet import quiet_transformers
 
     with quiet_transformers():
         try:
-            model = AutoModel.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                use_safetensors=True,
-                local_files_only=True,
-            )
+            model = load_pretrained(AutoModel, folder, dtype=torch.float32)
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise _refuse(folder, str(error).strip().splitlines()[0]) from error
     return load_tokenizer(folder), model.eval().to(device)
@@ -320,19 +315,19 @@ def _load_encoder(folder: Path, device: str) -> tuple[Any, Any]:
 
 def _load_dense(folder: Path, device: str) -> Any:
     import torch
-    from safetensors.torch import load_file
+
+    from stillroom.checkpoints import Checkpoint
 
     config = _read_json(folder / "config.json")
     name = str(config.get("activation_function", "torch.nn.modules.linear.Identity"))
     name = name.rsplit(".", 1)[-1]
     if name not in _ACTIVATIONS:
         raise _refuse(folder, f"its activation {name!r} is not known")
-    try:
-        tensors = load_file(str(folder / "model.safetensors"))
-        weight = tensors["linear.weight"].float()
-    except (OSError, KeyError, ValueError) as error:
-        raise _refuse(folder, f"its dense layer cannot be read: {error}") from error
-    bias = tensors.get("linear.bias")
+    held = Checkpoint.open(folder)
+    if "linear.weight" not in held:
+        raise _refuse(folder, "its dense layer has no linear.weight")
+    weight = held.tensor("linear.weight").float()
+    bias = held.tensor("linear.bias") if "linear.bias" in held else None
     layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     with torch.no_grad():
         layer.weight.copy_(weight)

@@ -166,11 +166,12 @@ def _look(folder: Path, digest: str) -> dict[str, Any]:
 
     try:
         checkpoint = Checkpoint.open(find_output(folder, "checkpoint"))
+        parameters = checkpoint.parameters  # not known where a layout of quantization is not
     except (StillroomError, OSError):
         return {}
     config = checkpoint.config
     return {
-        "parameters": checkpoint.parameters,
+        "parameters": parameters,
         "size_bytes": checkpoint.size_bytes,
         "layers": config.get("num_hidden_layers"),
         "width": config.get("hidden_size"),
