@@ -119,10 +119,8 @@ class Evidence:
         self._places = [frozenset[str]() for _ in passages]
         self._has_names = [not _writes_nouns_so(text) for text in passages]
         self._stem = lru_cache(maxsize=4096)(self._stem_of)
-        self._readings = [
-            Reading(text, self._stem, has_names=has_names)
-            for text, has_names in zip(passages, self._has_names, strict=True)
-        ]
+        self._texts = list(passages)
+        self._readings: dict[int, Reading] = {}
         self._asked = self._question = frozenset[str]()
 
     def place(self, places: Sequence[str]) -> None:
@@ -168,8 +166,12 @@ class Evidence:
 
     def _is_replaced(self, sentence: str, number: int) -> bool:
         """Return whether a sentence says something else where the passage has its own word."""
-        claim = Reading(sentence, self._stem, has_names=self._has_names[number - 1])
-        return find_substitution(claim, self._readings[number - 1]) is not None
+        has_names = self._has_names[number - 1]
+        if number not in self._readings:
+            text = self._texts[number - 1]
+            self._readings[number] = Reading(text, self._stem, has_names=has_names)
+        claim = Reading(sentence, self._stem, has_names=has_names)
+        return find_substitution(claim, self._readings[number]) is not None
 
     def measure_together(self, sentence: str, numbers: Sequence[int]) -> float:
         """Return the support of a sentence by several passages read together, from 0 to 1.

@@ -1,4 +1,4 @@
-"""Checks by the words that sentence and passage share, numbers and negations exactly.
+"""Checks by shared words: numbers, names and negations exactly, and each word in its place.
 
 Source: no paper; see ``stillroom.rag.support``, which says what the score is. Needs no model. Does
 not know: synonyms, arithmetic, what follows from what.
