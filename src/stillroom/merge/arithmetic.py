@@ -235,18 +235,19 @@ def thin(
     """Return vectors with elements dropped at random, each vector with a mask of its own.
 
     Args:
-        vectors: One a parent, any shape.
+        vectors: One a parent, any shape; changed in place, which spares the cache their copies.
         shares: The share of each that is kept.
         at: Where the block lies.
         rescale: Divide what is kept by the probability with which it is.
     """
     kept = []
     for vector, key, share in zip(vectors, at.keys, shares, strict=True):
-        thinned = vector * keep_random(vector.shape, share, key, at)
+        thinned = np.atleast_1d(vector)
+        thinned *= keep_random(thinned.shape, share, key, at)
         exact = round_share(share)
         if rescale and 0 < exact < 1:
             thinned *= thinned.dtype.type(1 / exact)
-        kept.append(thinned)
+        kept.append(thinned.reshape(np.shape(vector)))
     return kept
 
 
