@@ -29,7 +29,7 @@ class Reporter:
         refused: Mapping[str, str] | None = None,
         overlooked: Sequence[str] = (),
     ) -> None:
-        """Look at the keys that are not known: see ``weigh_key``; note those known to do nothing."""
+        """Weigh the keys that are not known; note those known to do nothing."""
         for key in data:
             here = (*path, key)
             if key in overlooked:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from stillroom.checkpoints.numbers import BIT_TYPES, has_not_finite
 from stillroom.checkpoints.store import torch_dtype
 from stillroom.jobs import Journal
+from stillroom.merge.fused import FusedExperts, fuses_experts, group_experts
 from stillroom.merge.method import Array, Place
 from stillroom.merge.plan import Input, MergePlan, PlannedTensor
 from stillroom.merge.stream import Engine, Merge, as_bytes, not_finite
@@ -35,6 +36,8 @@ class Replicator(Engine):
         import torch
 
         super().__init__(merge, plan, workers)
+        is_fused = fuses_experts(plan.config)
+        self._experts = group_experts(plan.tensors) if is_fused else {}
         torch.manual_seed(merge.seed)
 
     def make(
@@ -49,6 +52,9 @@ class Replicator(Engine):
 
         if tensor.tuned is None:
             yield from super().make(tensor, place)
+            return
+        if tensor.name in self._experts:
+            yield from self._make_expert(tensor, self._experts[tensor.name], place)
             return
         dtype = self._dtype(tensor)
         base = self._read(tensor, tensor.base, dtype) if tensor.base else None
@@ -80,10 +86,61 @@ class Replicator(Engine):
             place(tensor.name, 0, as_bytes(bits))
         yield bits
 
-    def note_state(self, journal: Journal, name: str) -> None:
-        """Keep the generator's state, on which the next tensors depend."""
+    def _make_expert(
+        self,
+        tensor: PlannedTensor,
+        group: FusedExperts,
+        place: Callable[[str, int, memoryview], None] | None,
+    ) -> Iterator[Array]:
+        """Yield an expert's matrix: its part of the tensor that all are merged as."""
         import torch
 
+        from stillroom.train.precision import fixed_threads
+
+        first = group.first
+        if group.merged is None and first.tuned is not None:
+            dtype = self._dtype(first)
+            base = None
+            if first.base is not None:
+                base = group.join(lambda one: self._read(one, one.base or one.parents[0], dtype))
+            parents = [
+                group.join(lambda one, at=at: self._read(one, one.parents[at], dtype))  # type: ignore[misc]
+                for at in range(len(first.parents))
+            ]
+            at = Place(
+                group.name,
+                tuple(parents[0].shape),
+                tuple(self.merge.sources[home.source].name for home in first.parents),
+                first.tuned.weights,
+                first.tuned.own,
+                self.merge.seed,
+                0,
+                first.layer,
+            )
+            with fixed_threads(1):
+                merged = first.tuned.method.replicate(base, parents, at)
+            group.merged = merged.to("cpu", torch_dtype(tensor.stored))
+        part = group.part(tensor.name).contiguous()
+        if tensor.name == group.last:
+            group.merged = None
+        kind = BIT_TYPES[tensor.stored]
+        bits: Array = part.reshape(-1).view(torch.uint8).numpy().view(kind).reshape(tensor.shape)
+        if has_not_finite(bits, tensor.stored):
+            raise not_finite(tensor.name)
+        if place is not None:
+            place(tensor.name, 0, as_bytes(bits))
+        yield bits
+
+    def note_state(self, journal: Journal, name: str) -> None:
+        """Keep the generator's state, on which the next tensors depend.
+
+        Of experts that are merged as one, the last keeps it: a run that goes on within them merges
+        them again, from the state before.
+        """
+        import torch
+
+        if name in self._experts and name != self._experts[name].last:
+            return
         journal.put(f"{name}{_STATE}", torch.get_rng_state().numpy().tobytes().hex())
 
     def recall_state(self, journal: Journal | None, name: str) -> None:
