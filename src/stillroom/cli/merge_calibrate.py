@@ -53,7 +53,7 @@ Examples:
     "--max-records",
     type=click.IntRange(min=1),
     default=256,
-    help="How many a model, from the first.",
+    help="How many a model, drawn by --seed.",
 )
 @click.option(
     "--max-tokens",
@@ -61,7 +61,12 @@ Examples:
     default=512,
     help="Tokens of a record that are read.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Fisher: of sampled labels.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Which records are drawn; Fisher: and labels.",
+)
 @click.option("--device", default="auto", help="Where the models run: auto, cpu, cuda, mps.")
 @click.option("--overwrite", is_flag=True, help="Replace what lies at --out.")
 @json_option
@@ -86,12 +91,14 @@ def command(models: tuple[Path, ...], out: Path, as_json: bool, **settings: Any)
             click.echo(f"{each.folder}: {each.kind} over {each.tokens} tokens")
 
 
-def _gather(models: tuple[Path, ...], out: Path, settings: dict[str, Any]) -> list[Any]:
-    from itertools import islice
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
 
+
+def _gather(models: tuple[Path, ...], out: Path, settings: dict[str, Any]) -> list[Any]:
     from stillroom.errors import RecipeError
     from stillroom.merge import calibration
-    from stillroom.records import read_records
+    from stillroom.merge.scoring import draw_records
 
     files = list(settings["records"])
     if len(files) == 1:
@@ -105,7 +112,8 @@ def _gather(models: tuple[Path, ...], out: Path, settings: dict[str, Any]) -> li
             expected="one --records for all, or one a model; --plus-plus with --for regmean only",
             next="correct the command",
         )
-    records = [list(islice(read_records(file), settings["max_records"])) for file in files]
+    bounds = {"limit": settings["max_records"], "seed": settings["seed"]}
+    records = [draw_records(str(file), split="", say=_tell, **bounds) for file in files]
     folders = [out / f"{number}-{model.name}" for number, model in enumerate(models)]
     common = {key: settings[key] for key in ("max_tokens", "device", "overwrite")}
     if settings["plus_plus"]:

@@ -35,8 +35,9 @@ Examples:
     "--max-records",
     type=click.IntRange(min=1),
     default=200,
-    help="How many of them, from the first.",
+    help="How many of them, drawn by --seed.",
 )
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Which records are drawn.")
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
@@ -54,6 +55,7 @@ def command(
     density: float,
     records: Path | None,
     max_records: int,
+    seed: int,
     max_tokens: int,
     device: str,
     overwrite: bool,
@@ -64,7 +66,6 @@ def command(
     MODELS are checkpoints, or adapters, that were fine-tuned from BASE.
     """
     from dataclasses import replace
-    from itertools import islice
 
     from stillroom.merge.inspect import inspect_parents, open_parent
     from stillroom.merge.reading import open_checkpoint
@@ -74,9 +75,15 @@ def command(
     found = inspect_parents(start, parents, density=density)
     if records is not None:
         from stillroom.merge.path import trace_path
-        from stillroom.records import read_records
+        from stillroom.merge.scoring import draw_records
 
-        drawn = list(islice(read_records(records), max_records))
+        drawn = draw_records(
+            str(records),
+            split="",
+            limit=max_records,
+            seed=seed,
+            say=lambda line: click.echo(line, err=True),
+        )
         paths = [
             trace_path(
                 (found.parents[i], found.parents[j]),

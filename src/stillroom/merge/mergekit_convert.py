@@ -241,7 +241,8 @@ class _Document:
             if not isinstance(data, dict) or "model" not in data:
                 self.report.refuse(here, f"is no {what}", "{model: NAME, parameters: {...}}")
                 continue
-            self.check_entry(here, data, what)
+            known = ("model", "parameters", *(["layer_range"] if what == "source" else []))
+            self.report.check_entry(here, data, known, _OVERLOOKED)
             model = self.reader.read((*here, "model"), data["model"])
             parameters = self.read_parameters(
                 (*here, "parameters"), data.get("parameters"), is_own=True
@@ -250,20 +251,6 @@ class _Document:
             if model is not None:
                 found.append(_Entry(model, parameters, here, layers))
         return tuple(found)
-
-    def check_entry(self, path: Path, data: Mapping[str, Any], what: str) -> None:
-        """Refuse keys of a model's entry that were meant to count; warn of the others."""
-        known = ("model", "parameters", *(["layer_range"] if what == "source" else []))
-        kept = {}
-        for key in data:
-            if key in _OVERLOOKED:
-                self.report.refuse_key((*path, key), key, known, "put it under 'parameters'")
-            elif key == "revision":
-                remedy = "for that revision write model: NAME@REVISION"
-                self.report.warn((*path, key), f"is overlooked, as mergekit does: {remedy}")
-            else:
-                kept[key] = data[key]
-        self.report.check_keys(path, kept, known, overlooked=("residual_weight",))
 
     def read_layers(self, path: Path, data: Mapping[str, Any]) -> tuple[int, int] | None:
         value = data.get("layer_range")

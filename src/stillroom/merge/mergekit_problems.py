@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,11 @@ class Reporter:
         refused: Mapping[str, str] | None = None,
         overlooked: Sequence[str] = (),
     ) -> None:
+<<<<<<< HEAD
         """Look at unknown keys (see ``weigh_key``); note those known to do nothing."""
+=======
+        """Weigh the keys that are not known; note those known to do nothing."""
+>>>>>>> h4
         for key in data:
             here = (*path, key)
             if key in overlooked:
@@ -46,6 +50,21 @@ class Reporter:
                 )
             elif key not in known:
                 self.weigh_key(here, key, known)
+
+    def check_entry(
+        self, path: Path, data: Mapping[str, Any], known: Sequence[str], parameters: Set[str]
+    ) -> None:
+        """Refuse keys of a model's entry that were meant to count; warn of the others."""
+        kept = {}
+        for key in data:
+            if key in parameters:
+                self.refuse_key((*path, key), key, known, "put it under 'parameters'")
+            elif key == "revision":
+                remedy = "for that revision write model: NAME@REVISION"
+                self.warn((*path, key), f"is overlooked, as mergekit does: {remedy}")
+            else:
+                kept[key] = data[key]
+        self.check_keys(path, kept, known, overlooked=("residual_weight",))
 
     def weigh_key(self, path: Path, key: str, known: Sequence[str]) -> None:
         """Refuse a key that looks like a known one misspelled; warn of any other.

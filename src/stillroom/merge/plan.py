@@ -23,6 +23,7 @@ from stillroom.merge.architecture import (
 )
 from stillroom.merge.arithmetic import no_base
 from stillroom.merge.compare import EMBEDDING, HEAD, check_configs, shorten_problems
+from stillroom.merge.fused import called_by_mergekit, fuses_experts, tell_experts
 from stillroom.merge.method import Array, Assembly, MergeMethod
 from stillroom.merge.recipe import MergeRecipe, Slice, TensorPart
 from stillroom.merge.rules import Rules, Tuned, rules_of
@@ -253,6 +254,8 @@ class _Planner:
         for kind, listed in ((ShapeError, self.shapes), (CheckpointError, self.problems)):
             if listed:
                 raise kind(shorten_problems(listed))
+        if self.rules.compat == "mergekit":
+            self.notes[tell_experts(config, kept, self.method.method_name())] = None
         if "tie_word_embeddings" in config or not all_tied:
             config["tie_word_embeddings"] = all_tied
         if self.tokens is not None:
@@ -260,7 +263,7 @@ class _Planner:
         return MergePlan(
             self.method.method_name(),
             tuple(source.name for source in self.sources),
-            tuple(sorted(planned, key=lambda tensor: tensor.name)),
+            tuple(sorted(planned, key=lambda tensor: (self._called(tensor.name), tensor.name))),
             tied,
             config,
             sum(self._read_bytes(tensor) for tensor in planned if tensor.is_merged),
@@ -392,7 +395,7 @@ class _Planner:
             tuple(source.weight for source in sources),
             tuple(source.own for source in sources),
             self._numbers(wanted, parents),
-            wanted.name,
+            self._called(wanted.name),
             wanted.layer,
             wanted.part or wanted.group,
         )
@@ -416,6 +419,13 @@ class _Planner:
             tuned,
             self._is_table(wanted.homes, [self._entry(home) for home in wanted.homes]),
         )
+
+    def _called(self, name: str) -> str:
+        """Return a tensor's name, in mergekit's arithmetic as mergekit has it."""
+        is_theirs = self.rules.compat == "mergekit"
+        if is_theirs and fuses_experts(self.sources[0].checkpoint.config):
+            return called_by_mergekit(name)
+        return name
 
     def _is_table(self, homes: Sequence[Input], entries: Sequence[Any]) -> bool:
         """Return whether a tensor has one row a token, in every source."""

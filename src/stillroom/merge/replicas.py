@@ -197,7 +197,7 @@ def stock(
     """Return the mean of the models, drawn to the base by how much their task vectors differ."""
     dims = base.shape
     if by_row and base.dim() > 1:
-        flat = [vector.reshape(vector.shape[0], -1) for vector in vectors]
+        flat = [vector.reshape(-1, vector.shape[-1]) for vector in vectors]
     else:
         flat = [vector.reshape(1, -1) for vector in vectors]
     cosines = []

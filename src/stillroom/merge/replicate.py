@@ -18,10 +18,17 @@ import numpy as np
 from stillroom.checkpoints.numbers import BIT_TYPES, has_not_finite, narrow
 from stillroom.checkpoints.store import torch_dtype
 from stillroom.jobs import Journal
+<<<<<<< HEAD
 from stillroom.merge.method import Array, Block, Place
 from stillroom.merge.plan import SHORT_NAMES, Input, MergePlan, PlannedTensor
 from stillroom.merge.retracing import KINDS, Draws, round_to, store
 from stillroom.merge.stream import Engine, Merge, TensorBlocks, as_bytes, not_finite
+=======
+from stillroom.merge.fused import FusedExperts, fuses_experts, group_experts
+from stillroom.merge.method import Array, Place
+from stillroom.merge.plan import Input, MergePlan, PlannedTensor
+from stillroom.merge.stream import Engine, Merge, as_bytes, not_finite
+>>>>>>> h4
 from stillroom.merge.workers import Workers
 
 if TYPE_CHECKING:
@@ -38,6 +45,7 @@ class Replicator(Engine):
     def __init__(self, merge: Merge, plan: MergePlan, workers: Workers) -> None:
         """Stand over a merge whose plan is made, and seed the one generator."""
         super().__init__(merge, plan, workers)
+<<<<<<< HEAD
         self.draws: Draws | None = None
         # One generator goes through all tensors, so all are made the same way.
         if merge.device == "cpu" and all(self._retraces(tensor) for tensor in plan.tensors):
@@ -46,6 +54,11 @@ class Replicator(Engine):
             import torch
 
             torch.manual_seed(merge.seed)
+=======
+        is_fused = fuses_experts(plan.config)
+        self._experts = group_experts(plan.tensors) if is_fused else {}
+        torch.manual_seed(merge.seed)
+>>>>>>> h4
 
     def make(
         self,
@@ -128,7 +141,15 @@ class Replicator(Engine):
         from stillroom.train.precision import fixed_threads
 
         if tensor.tuned is None:
+<<<<<<< HEAD
             raise ValueError(f"{tensor.name} is copied, not merged")
+=======
+            yield from super().make(tensor, place)
+            return
+        if tensor.name in self._experts:
+            yield from self._make_expert(tensor, self._experts[tensor.name], place)
+            return
+>>>>>>> h4
         dtype = self._dtype(tensor)
         base = self._read(tensor, tensor.base, dtype) if tensor.base else None
         parents = [self._read(tensor, home, dtype) for home in tensor.parents]
@@ -154,6 +175,7 @@ class Replicator(Engine):
             place(tensor.name, 0, as_bytes(bits))
         yield bits
 
+<<<<<<< HEAD
     def state(self) -> bytes:
         """Return where the generator stands, on which the next tensors depend."""
         if self.draws is not None:
@@ -165,6 +187,64 @@ class Replicator(Engine):
     def note_state(self, journal: Journal, name: str) -> None:
         """Keep the generator's state."""
         journal.put(f"{name}{_STATE}", self.state().hex())
+=======
+    def _make_expert(
+        self,
+        tensor: PlannedTensor,
+        group: FusedExperts,
+        place: Callable[[str, int, memoryview], None] | None,
+    ) -> Iterator[Array]:
+        """Yield an expert's matrix: its part of the tensor that all are merged as."""
+        import torch
+
+        from stillroom.train.precision import fixed_threads
+
+        first = group.first
+        if group.merged is None and first.tuned is not None:
+            dtype = self._dtype(first)
+            base = None
+            if first.base is not None:
+                base = group.join(lambda one: self._read(one, one.base or one.parents[0], dtype))
+            parents = [
+                group.join(lambda one, at=at: self._read(one, one.parents[at], dtype))  # type: ignore[misc]
+                for at in range(len(first.parents))
+            ]
+            at = Place(
+                group.name,
+                tuple(parents[0].shape),
+                tuple(self.merge.sources[home.source].name for home in first.parents),
+                first.tuned.weights,
+                first.tuned.own,
+                self.merge.seed,
+                0,
+                first.layer,
+            )
+            with fixed_threads(1):
+                merged = first.tuned.method.replicate(base, parents, at)
+            group.merged = merged.to("cpu", torch_dtype(tensor.stored))
+        part = group.part(tensor.name).contiguous()
+        if tensor.name == group.last:
+            group.merged = None
+        kind = BIT_TYPES[tensor.stored]
+        bits: Array = part.reshape(-1).view(torch.uint8).numpy().view(kind).reshape(tensor.shape)
+        if has_not_finite(bits, tensor.stored):
+            raise not_finite(tensor.name)
+        if place is not None:
+            place(tensor.name, 0, as_bytes(bits))
+        yield bits
+
+    def note_state(self, journal: Journal, name: str) -> None:
+        """Keep the generator's state, on which the next tensors depend.
+
+        Of experts that are merged as one, the last keeps it: a run that goes on within them merges
+        them again, from the state before.
+        """
+        import torch
+
+        if name in self._experts and name != self._experts[name].last:
+            return
+        journal.put(f"{name}{_STATE}", torch.get_rng_state().numpy().tobytes().hex())
+>>>>>>> h4
 
     def recall_state(self, journal: Journal | None, name: str) -> None:
         """Put the generator where it was after a tensor that a killed run made."""

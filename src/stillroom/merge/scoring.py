@@ -231,7 +231,9 @@ def draw_records(
             code="merge.no-records",
             where=str(path),
             expected="records that no model was trained on",
-            next=f"set {setting}.split to another split, or to '' for all records",
+            next=f"set {setting}.split to another split, or to '' for all records"
+            if split
+            else "give a file that holds some",
         )
     drawn = sorted(fitting, key=lambda each: digest_json([seed, each]))[:limit]
     return [fitting[each] for each in drawn]

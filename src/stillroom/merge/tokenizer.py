@@ -22,6 +22,7 @@ from stillroom.errors import CheckpointError, Problem, RecipeError
 from stillroom.merge.method import Array
 from stillroom.merge.vocabulary import (
     Vocabulary,
+    drop_rowless,
     extend_vocabulary,
     join_vocabularies,
     read_vocabulary,
@@ -311,8 +312,11 @@ def plan_tokenizer(
         raise RecipeError([_no_model(definer - has_base, len(parent_folders), "tokenizer.source")])
     vocabulary = sources[definer]
     if settings.source == "union":
+        # A token that no model has a row for is none that the result could have learned.
+        vocabulary = drop_rowless(vocabulary)
         known = vocabulary.ids.keys()
-        others = [other for other in read.values() if other.ids.keys() - known]
+        having = (drop_rowless(other) for other in read.values())
+        others = [other for other in having if other.ids.keys() - known]
         vocabulary = join_vocabularies(vocabulary, others) if others else vocabulary
     new = [token for token, each in settings.tokens.items() if each.add]
     vocabulary = extend_vocabulary(vocabulary, [t for t in new if t not in vocabulary.ids])

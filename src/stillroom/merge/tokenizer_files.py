@@ -90,16 +90,24 @@ def _translate(plan: TokenPlan, value: Any, donor: int) -> Any:
 
 
 def _extend_config(plan: TokenPlan, path: Path) -> None:
-    """Name the new added tokens in tokenizer_config.json, where it lists them at all."""
+    """Name the new added tokens in tokenizer_config.json, where it lists them, and no others.
+
+    A token that is named there and is not in tokenizer.json would be added when it is loaded.
+    """
     if not path.is_file():
         return
-    config = json.loads(path.read_bytes())
+    config, known = json.loads(path.read_bytes()), plan.vocabulary.ids
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        if isinstance(config.get(key), list):
+            config[key] = [one for one in config[key] if not isinstance(one, str) or one in known]
     listed = config.get("added_tokens_decoder")
-    if not isinstance(listed, dict):
-        return
-    for token in plan.vocabulary.added:
-        flags = {flag: bool(token.get(flag)) for flag in _FLAGS}
-        listed.setdefault(str(token["id"]), {"content": token["content"], **flags})
+    if isinstance(listed, dict):
+        gone = [row for row, one in listed.items() if known.get(one.get("content")) != int(row)]
+        for row in gone:
+            del listed[row]
+        for token in plan.vocabulary.added:
+            flags = {flag: bool(token.get(flag)) for flag in _FLAGS}
+            listed.setdefault(str(token["id"]), {"content": token["content"], **flags})
     with atomic_write(path) as file:
         file.write(json.dumps(config, ensure_ascii=False, indent=2) + "\n")
 

@@ -10,14 +10,20 @@ import copy
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from stillroom.errors import CheckpointError
 
-__all__ = ["Vocabulary", "extend_vocabulary", "join_vocabularies", "read_vocabulary"]
+__all__ = [
+    "Vocabulary",
+    "drop_rowless",
+    "extend_vocabulary",
+    "join_vocabularies",
+    "read_vocabulary",
+]
 
 _MOST_TOKENS = 10_000_000
 _BYTE_FORM = 6  # as in <0x0A>
@@ -171,6 +177,27 @@ def join_vocabularies(first: Vocabulary, others: Sequence[Vocabulary]) -> Vocabu
     tokens = _by_row(ids)
     rows = max(first.rows, len(tokens))
     return Vocabulary(first.folder, joined, first.config, ids, tokens, rows)
+
+
+def drop_rowless(vocabulary: Vocabulary) -> Vocabulary:
+    """Return a vocabulary without the tokens whose numbers lie beyond the rows of the weights.
+
+    The model never had a number for them; itself, where there are none.
+    """
+    kept = {token: row for token, row in vocabulary.ids.items() if row < vocabulary.rows}
+    if len(kept) == len(vocabulary.ids):
+        return vocabulary
+    data = copy.deepcopy(dict(vocabulary.data))
+    data["added_tokens"] = [one for one in vocabulary.added if str(one["content"]) in kept]
+    model = data["model"]
+    if isinstance(model["vocab"], list):
+        model["vocab"] = model["vocab"][: vocabulary.rows]
+    else:
+        model["vocab"] = {token: row for token, row in model["vocab"].items() if token in kept}
+    if model.get("merges"):
+        pairs = [one.split(" ", 1) if isinstance(one, str) else one for one in model["merges"]]
+        model["merges"] = [list(pair) for pair in pairs if {*pair, "".join(pair)} <= kept.keys()]
+    return replace(vocabulary, data=data, ids=kept, tokens=_by_row(kept))
 
 
 def extend_vocabulary(vocabulary: Vocabulary, tokens: Sequence[str]) -> Vocabulary:

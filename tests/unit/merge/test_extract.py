@@ -112,7 +112,9 @@ def test_the_same_weights_and_other_models_are_refused(family, tmp_path):
         with refused(CheckpointError, "merge.not-finite"):
             extract(nan, base, tmp_path / "out")
         ints = Checkpoint.open(
-            rewrite(family[0], tmp_path / "ints", lambda name, tensor: tensor.mul(9).to(torch.int8))
+            rewrite(
+                family[0], tmp_path / "ints", lambda name, tensor: tensor.mul(9).to(torch.int64)
+            )
         )
         with refused(CheckpointError, "merge.not-floats"):
             extract(ints, base, tmp_path / "out")

@@ -112,7 +112,7 @@ def test_layers_and_modules_sum_up_to_the_whole(family):
 
 def test_what_holds_no_floats_is_told(family, tmp_path):
     def change(name, tensor):
-        return tensor.to(torch.int8) if name == f"{Q}.weight" else tensor
+        return tensor.to(torch.int64) if name == f"{Q}.weight" else tensor
 
     ints = rewrite(family[0], tmp_path / "ints", change)
     found = look(ints, ints, ints)
@@ -197,6 +197,39 @@ def test_the_command_writes_a_page_that_fetches_nothing(family, tmp_path):
     assert isinstance(again.exception, DataError)
     shown = CliRunner().invoke(command, [str(base), str(one), str(two), "--json"])
     assert json.loads(shown.output)["inspection"]["parents"] == ["tune1", "tune2"]
+
+
+def test_records_are_drawn_by_a_seed_and_not_the_first_of_a_sorted_file(
+    family, tmp_path, monkeypatch
+):
+    base, (one, two, *_) = family
+    rows = [f"{task} {number}" for task in ("sum", "translate") for number in range(40)]
+    texts = [
+        json.dumps(
+            {"messages": [{"role": "user", "content": row}, {"role": "assistant", "content": "x"}]}
+        )
+        for row in rows
+    ]
+    (tmp_path / "sorted.jsonl").write_text("\n".join(texts))
+    (tmp_path / "turned.jsonl").write_text("\n".join(reversed(texts)))
+    drawn = []
+    monkeypatch.setattr(
+        "stillroom.merge.path.trace_path",
+        lambda names, ends, records, **rest: drawn.append(records),
+    )
+    monkeypatch.setattr("stillroom.merge.inspect.Inspection.__str__", lambda self: "")
+    for file, seed in (("sorted", "1"), ("turned", "1"), ("sorted", "2")):
+        arguments = ["--records", str(tmp_path / f"{file}.jsonl"), "--max-records", "20"]
+        run = CliRunner().invoke(
+            command, [str(base), str(one), str(two), *arguments, "--seed", seed]
+        )
+        assert run.exit_code == 0, run.output
+    first, turned, other = ([record.id for record in each] for each in drawn)
+    assert len(first) == 20
+    assert first == turned
+    assert first != other
+    tasks = [record.messages[0].content.split()[0] for record in drawn[0]]
+    assert 4 <= tasks.count("sum") <= 16
 
 
 def test_names_of_folders_are_escaped(family, tmp_path):

@@ -424,3 +424,47 @@ def test_biases_have_one_number_a_token(pair):
     rows = plan.rows(0, 0, plan.size, lambda source, at: made[source][at])
     assert rows.shape == (plan.size,)
     assert rows.dtype == np.float64
+
+
+def test_a_union_holds_no_token_that_no_model_has_a_row_for(tmp_path):
+    texts = ["red red red house"]
+    first = byte_bpe(tmp_path / "first", texts, 262, added=["<one>", "<both>", "<none>"])
+    other = byte_bpe(tmp_path / "other", texts, 262, added=["<both>", "<last>"])
+    for folder, lacking in ((first, 3), (other, 1)):
+        config = json.loads((folder / "config.json").read_text())
+        config["vocab_size"] -= lacking
+        (folder / "config.json").write_text(json.dumps(config))
+    told = json.loads((first / "tokenizer_config.json").read_text())
+    told["additional_special_tokens"] = ["<both>", "<none>"]
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    rows = {"<one>": 262, "<both>": 263, "<none>": 264}
+    told["added_tokens_decoder"] = {
+        str(row): {"content": token, "special": False, **flags} for token, row in rows.items()
+    }
+    (first / "tokenizer_config.json").write_text(json.dumps(told))
+    settings = TokenizerSettings(source="union", pad_to_multiple_of=1)
+    plan = plan_tokenizer(settings, None, [first, other])
+    assert plan.size == 263
+    assert plan.vocabulary.ids["<both>"] == 262
+    assert not {"<one>", "<none>", "<last>"} & plan.vocabulary.ids.keys()
+    assert not (plan.fill == -1).any()
+    assert [each["left_out"] for each in plan.report()["sources"]] == [2, 1]
+    out = tmp_path / "out"
+    out.mkdir()
+    plan.write(out)
+    loaded = AutoTokenizer.from_pretrained(out)
+    assert len(loaded) == 263
+    assert loaded.convert_tokens_to_ids("<both>") == 262
+
+
+def test_a_union_keeps_what_a_token_of_its_own_was_given(tmp_path):
+    first = byte_bpe(tmp_path / "first", ["red"], 262, added=["<none>"])
+    config = json.loads((first / "config.json").read_text())
+    config["vocab_size"] -= 1
+    (first / "config.json").write_text(json.dumps(config))
+    settings = TokenizerSettings(
+        source="union", tokens={"<none>": {"add": True, "source": "zero"}}, pad_to_multiple_of=1
+    )
+    plan = plan_tokenizer(settings, None, [first, first])
+    assert plan.vocabulary.ids["<none>"] == plan.size - 1
+    assert plan.fill[-1] == -1
