@@ -29,11 +29,7 @@ class Reporter:
         refused: Mapping[str, str] | None = None,
         overlooked: Sequence[str] = (),
     ) -> None:
-<<<<<<< HEAD
-        """Look at unknown keys (see ``weigh_key``); note those known to do nothing."""
-=======
         """Weigh the keys that are not known; note those known to do nothing."""
->>>>>>> h4
         for key in data:
             here = (*path, key)
             if key in overlooked:

@@ -18,17 +18,11 @@ import numpy as np
 from stillroom.checkpoints.numbers import BIT_TYPES, has_not_finite, narrow
 from stillroom.checkpoints.store import torch_dtype
 from stillroom.jobs import Journal
-<<<<<<< HEAD
+from stillroom.merge.fused import FusedExperts, fuses_experts, group_experts
 from stillroom.merge.method import Array, Block, Place
 from stillroom.merge.plan import SHORT_NAMES, Input, MergePlan, PlannedTensor
 from stillroom.merge.retracing import KINDS, Draws, round_to, store
 from stillroom.merge.stream import Engine, Merge, TensorBlocks, as_bytes, not_finite
-=======
-from stillroom.merge.fused import FusedExperts, fuses_experts, group_experts
-from stillroom.merge.method import Array, Place
-from stillroom.merge.plan import Input, MergePlan, PlannedTensor
-from stillroom.merge.stream import Engine, Merge, as_bytes, not_finite
->>>>>>> h4
 from stillroom.merge.workers import Workers
 
 if TYPE_CHECKING:
@@ -45,20 +39,16 @@ class Replicator(Engine):
     def __init__(self, merge: Merge, plan: MergePlan, workers: Workers) -> None:
         """Stand over a merge whose plan is made, and seed the one generator."""
         super().__init__(merge, plan, workers)
-<<<<<<< HEAD
+        self._experts = group_experts(plan.tensors) if fuses_experts(plan.config) else {}
         self.draws: Draws | None = None
         # One generator goes through all tensors, so all are made the same way.
-        if merge.device == "cpu" and all(self._retraces(tensor) for tensor in plan.tensors):
+        is_plain = merge.device == "cpu" and not self._experts
+        if is_plain and all(self._retraces(tensor) for tensor in plan.tensors):
             self.draws = Draws(merge.seed)
         else:
             import torch
 
             torch.manual_seed(merge.seed)
-=======
-        is_fused = fuses_experts(plan.config)
-        self._experts = group_experts(plan.tensors) if is_fused else {}
-        torch.manual_seed(merge.seed)
->>>>>>> h4
 
     def make(
         self,
@@ -141,15 +131,10 @@ class Replicator(Engine):
         from stillroom.train.precision import fixed_threads
 
         if tensor.tuned is None:
-<<<<<<< HEAD
             raise ValueError(f"{tensor.name} is copied, not merged")
-=======
-            yield from super().make(tensor, place)
-            return
         if tensor.name in self._experts:
             yield from self._make_expert(tensor, self._experts[tensor.name], place)
             return
->>>>>>> h4
         dtype = self._dtype(tensor)
         base = self._read(tensor, tensor.base, dtype) if tensor.base else None
         parents = [self._read(tensor, home, dtype) for home in tensor.parents]
@@ -175,19 +160,6 @@ class Replicator(Engine):
             place(tensor.name, 0, as_bytes(bits))
         yield bits
 
-<<<<<<< HEAD
-    def state(self) -> bytes:
-        """Return where the generator stands, on which the next tensors depend."""
-        if self.draws is not None:
-            return self.draws.state
-        import torch
-
-        return bytes(torch.get_rng_state().numpy().tobytes())
-
-    def note_state(self, journal: Journal, name: str) -> None:
-        """Keep the generator's state."""
-        journal.put(f"{name}{_STATE}", self.state().hex())
-=======
     def _make_expert(
         self,
         tensor: PlannedTensor,
@@ -233,18 +205,23 @@ class Replicator(Engine):
             place(tensor.name, 0, as_bytes(bits))
         yield bits
 
+    def state(self) -> bytes:
+        """Return where the generator stands, on which the next tensors depend."""
+        if self.draws is not None:
+            return self.draws.state
+        import torch
+
+        return bytes(torch.get_rng_state().numpy().tobytes())
+
     def note_state(self, journal: Journal, name: str) -> None:
-        """Keep the generator's state, on which the next tensors depend.
+        """Keep the generator's state.
 
         Of experts that are merged as one, the last keeps it: a run that goes on within them merges
         them again, from the state before.
         """
-        import torch
-
         if name in self._experts and name != self._experts[name].last:
             return
-        journal.put(f"{name}{_STATE}", torch.get_rng_state().numpy().tobytes().hex())
->>>>>>> h4
+        journal.put(f"{name}{_STATE}", self.state().hex())
 
     def recall_state(self, journal: Journal | None, name: str) -> None:
         """Put the generator where it was after a tensor that a killed run made."""
