@@ -354,13 +354,14 @@ class WordFinder:
 
     def find(self, record: Record) -> Match | None:
         """Return the item that is most clearly in a record, or None."""
-        texts, joined = looked_through(record)
+        texts, joined = _looked_through(record)
         found = [match for text in texts for match in self._look(text)]
         found += [one for one in self._index.matches(joined) if self._may_span(one)]
         if self._code is not None:
             found += [match for text in texts for match in self._code.find(text)]
-        answered = self._answers.same_as(record) if self._with_passage else frozenset()
-        found += [one for text in (*texts, joined) for one in self._look_whole(text, answered)]
+        if self._with_passage:
+            answered = self._answers.same_as(record)
+            found += [one for text in (*texts, joined) for one in self._look_whole(text, answered)]
         return max(found, key=lambda one: (one.share, -one.item), default=None)
 
     def _look(self, text: str) -> Iterator[Match]:
@@ -395,7 +396,7 @@ class WordFinder:
                 yield Match(item, "rephrased", match.share)
 
 
-def looked_through(record: Record) -> tuple[list[str], str]:
+def _looked_through(record: Record) -> tuple[list[str], str]:
     """Return each message and an answer that was rejected, and several messages together."""
     texts = [one.content for one in record.messages if one.content.strip()]
     rejected = text_of(record, "rejected")
@@ -404,7 +405,7 @@ def looked_through(record: Record) -> tuple[list[str], str]:
 
 
 def _all_of(record: Record) -> list[str]:
-    texts, joined = looked_through(record)
+    texts, joined = _looked_through(record)
     return [*texts, joined] if joined else texts
 
 

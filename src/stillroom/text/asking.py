@@ -34,6 +34,8 @@ _BARE = re.compile(r"[^\n.!:;]{8,200}[^\W\d_]")
 """A closing line without a full stop: a question whose mark was forgotten."""
 _PASSAGE = 25
 """Words of a passage that stands apart by a label or a line; at least twice the question's."""
+_SHORT = 60
+"""Characters below which no text holds a passage, in whatever script."""
 _RUNNING = 40
 """Words of a passage that a question follows on the same line: shorter ones may be a problem."""
 
@@ -59,6 +61,8 @@ def asks(text: str) -> bool:
 def split_asked(text: str) -> Asked:
     """Return a text's question apart from its passage; the whole is the question where unsure."""
     body = _OPTIONS.sub("", _ANSWER.sub("", text.strip())).strip()
+    if len(body) < _SHORT:
+        return Asked(text)
     labels = list(_LABEL.finditer(body))
     if labels:
         asked, _, after = body[labels[-1].end() :].partition("\n")

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from stillroom.text.asking import asks
+from stillroom.text.asking import asks, split_asked
 from stillroom.text.sentences import split_sentences
 
 __all__ = ["Likeness", "RewordingIndex", "find_anchors", "find_numbers"]
@@ -117,6 +117,13 @@ def find_numbers(text: str) -> list[str]:
     return [number for token in _TOKEN.findall(text) if (number := _number_of(token))]
 
 
+def _is_question(item: str) -> bool:
+    """Return whether an item is one question, by itself or apart from a passage."""
+    part = split_asked(item)
+    asked = part.question if part.is_apart else item
+    return asks(asked) and len(split_sentences(asked)) == 1
+
+
 def _number_of(token: str) -> str:
     if token[0].isdigit():
         return token.replace(",", "").removesuffix(".00").removesuffix(".0")
@@ -144,9 +151,7 @@ class RewordingIndex:
         """
         self._vectors = vectors
         self._frequency, self._texts = frequency or {}, texts
-        self._is_question = np.array(
-            [asks(item) and len(split_sentences(item)) == 1 for item in items], dtype=bool
-        )
+        self._is_question = np.array([_is_question(item) for item in items], dtype=bool)
         self._anchors = [find_anchors(item, self._frequency, texts) for item in items]
         self._numbers = [find_numbers(item) for item in items]
         self._holders: dict[str, list[int]] = {}

@@ -5,11 +5,13 @@ import pytest
 
 from stillroom.errors import DataError
 from stillroom.evaluate.metrics import (
+    LEAST_UNITS,
     Metric,
     bootstrap,
     bootstrap_counts,
     paired_difference,
     randomization_test,
+    say_few,
 )
 
 
@@ -131,3 +133,15 @@ def test_randomization_agrees_with_every_assignment_of_signs():
 def test_randomization_refuses_what_cannot_be_paired():
     with pytest.raises(DataError):
         randomization_test([1.0], [1.0, 2.0])
+
+
+def test_a_direction_is_concluded_from_enough_units_alone():
+    shown = [Metric("gain", 1.0, 0.5, 1.5, n) for n in (3, LEAST_UNITS - 1, LEAST_UNITS)]
+    assert [one.side() for one in shown] == [0, 0, 1]
+    assert shown[-1].side(0.7) == 0
+    assert Metric("gain", -1.0, -1.5, -0.5, 40).side() == -1
+    assert Metric("gain", 1.0, n=40).side() == 0  # no interval
+    assert say_few(3, "records") == (
+        f"3 records are too few to conclude from ({LEAST_UNITS} or more are wanted)."
+    )
+    assert say_few(LEAST_UNITS, "records") == ""
