@@ -58,14 +58,14 @@ class _Entailed(Evidence):
         super().__init__(passages, index.analyzer, index.lexicon)
         self.threshold = threshold
         self._model = model
-        self._windows = [cut_windows(text, window) for text in passages]
+        self._premises = [cut_windows(text, window) for text in passages]
         self._known: dict[tuple[str, int], float] = {}
 
     @override
     def measure(self, sentence: str, number: int) -> float:
         mark = sentence, number
         if mark not in self._known:
-            parts = self._windows[number - 1]
+            parts = self._premises[number - 1]
             chances = self._model.entail(parts, [sentence] * len(parts))
             self._known[mark] = max(chances, default=0.0)
         return self._known[mark]
