@@ -108,6 +108,8 @@ class _Seen:
         """Return what each layer sees of one prompt, (layers, width)."""
         import torch
 
+        from stillroom.train.precision import fixed_threads
+
         ids = self.tokenizer(prompt, return_tensors="pt")["input_ids"]
         if not ids.numel():
             raise RecipeError(
@@ -117,7 +119,8 @@ class _Seen:
                 expected="prompts with text",
                 next="remove the empty prompt",
             )
-        with torch.inference_mode():
+        # One thread: their number decides the last bits, and another process may resume the run.
+        with fixed_threads(1), torch.inference_mode():
             if self.gate == "cheap_embed":
                 found = self._reduce(self.model.get_input_embeddings()(ids))
                 return np.repeat(found[None], self.layers, axis=0)
