@@ -175,16 +175,16 @@ def _say_fault(error: Exception) -> int:
 
 def _tell_settings(error: ValidationError) -> int:
     """Report settings of a command that their method refuses."""
-    refused = RecipeError(
-        [
-            Problem(
-                f"{'.'.join(map(str, one['loc'])) or 'the settings'}: {one['msg']}",
-                "recipe.value",
-                next=f"stillroom show {error.title.lower()} lists its settings",
-            )
-            for one in error.errors(include_url=False)
-        ]
-    )
+    problems: list[Problem] = []
+    for one in error.errors(include_url=False):
+        inner = one.get("ctx", {}).get("error")
+        if isinstance(inner, StillroomError):
+            problems += inner.problems
+            continue
+        place = ".".join(map(str, one["loc"])) or "the settings"
+        next_step = f"stillroom show {error.title.lower()} lists its settings"
+        problems.append(Problem(f"{place}: {one['msg']}", "recipe.value", next=next_step))
+    refused = RecipeError(problems)
     _tell(refused.problems, str(refused))
     return refused.exit_code
 

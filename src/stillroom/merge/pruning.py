@@ -182,8 +182,15 @@ class PrunedByRank(PrunedMethod):
         return drop_by_rank(blocks, self._windows(blocks.at), draws, rescale=self.rescale)
 
     def _windows(self, at: Place) -> list[tuple[float, float]]:
+        """Return density and epsilon of each model; probabilities outside 0 to 1 are refused."""
+        from stillroom.merge.ranks import check_window
+
         densities = at.values("density", self.density)
-        return list(zip(densities, at.values("epsilon", self.epsilon), strict=True))
+        windows = list(zip(densities, at.values("epsilon", self.epsilon), strict=True))
+        for density, epsilon in windows:
+            if density - epsilon < 0 or density + epsilon > 1:
+                check_window(density, epsilon)
+        return windows
 
 
 class PrunedToMiddle(PrunedMethod):

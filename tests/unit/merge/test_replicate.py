@@ -217,3 +217,17 @@ def test_where_experts_may_come_out_otherwise_than_in_mergekit_is_said(tmp_path)
         (folder / "config.json").write_text(text)
     other = plan_of(folders, "linear").plan()
     assert any("olmoe are merged one by one" in note for note in other.notes)
+
+
+@pytest.mark.parametrize("arithmetic", ["mergekit", "paper"])
+def test_a_window_of_probabilities_outside_0_to_1_is_refused_by_name(tmp_path, arithmetic):
+    base = tiny_checkpoint(tmp_path / "base")
+    tune = fine_tune(base, tmp_path / "tune", 1)
+    recipe = tmp_path / "della.yml"
+    recipe.write_text(
+        f"merge_method: della\nbase_model: {base}\nmodels:\n  - model: {tune}\n"
+        "    parameters: {weight: 1.0, density: 0.5, epsilon: 2.0}\n"
+    )
+    words = ["merge", "run", str(recipe), "--arithmetic", arithmetic, "--out", str(tmp_path / "m")]
+    ended = CliRunner().invoke(stillroom, words)
+    assert ended.exception.code == "merge.window"
