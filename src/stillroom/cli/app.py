@@ -156,7 +156,9 @@ def _say_fault(error: Exception) -> int:
             missing = MissingExtraError.of(str(error.name), extra, "this command")
             _tell(missing.problems, str(missing))
             return missing.exit_code
-    if isinstance(error, OSError) and error.filename is not None:
+    if isinstance(error, UnicodeDecodeError) or (
+        isinstance(error, OSError) and error.filename is not None
+    ):
         return _tell_file(error)
     if "pydantic" in sys.modules:
         from pydantic import ValidationError
@@ -189,15 +191,17 @@ def _tell_settings(error: ValidationError) -> int:
     return refused.exit_code
 
 
-def _tell_file(error: OSError) -> int:
-    """Report a file that the system refuses: its name, its permissions, or what stands there."""
-    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
-    refused = ResourceError(
-        f"{error.strerror or type(error).__name__}: {name!s:.200}",
-        code="resource.file",
-        expected="a path that the system lets this user read or write",
-        next="check the path, its permissions and what lies there",
-    )
+def _tell_file(error: OSError | UnicodeDecodeError) -> int:
+    """Report a file that the system refuses (by name, permissions, type), or that is no text."""
+    if isinstance(error, UnicodeDecodeError):
+        what = f"a file is not UTF-8 text: {error.reason} at byte {error.start}"
+        expected, next_step = "a text file in UTF-8", "check the files given; --debug shows which"
+    else:
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        what = f"{error.strerror or type(error).__name__}: {name!s:.200}"
+        expected = "a path that the system lets this user read or write"
+        next_step = "check the path, its permissions and what lies there"
+    refused = ResourceError(what, code="resource.file", expected=expected, next=next_step)
     _tell(refused.problems, str(refused))
     return refused.exit_code
 

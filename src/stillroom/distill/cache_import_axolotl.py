@@ -47,7 +47,7 @@ def _lines(path: Path) -> Iterator[Any]:
             expected="the JSON lines that axolotl wrote",
             next="check the path",
         )
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:  # no JSON is told by its row
         for number, line in enumerate(file):
             if not line.strip():
                 continue

@@ -46,6 +46,7 @@ def run_main(monkeypatch, capsys):
         (click.UsageError("no"), 2, "Error: no"),
         (OSError(36, "File name too long", "x" * 300), 3, "File name too long: xxx"),
         (NotADirectoryError(20, "Not a directory", "a/b"), 3, "[resource.file]"),
+        (UnicodeDecodeError("utf-8", b"\xcd", 0, 1, "bad"), 3, "not UTF-8 text: bad at byte 0"),
         (OSError(5, "Input/output error"), 1, "[internal]"),
         (ValueError("no"), 1, "[internal]"),
     ],
