@@ -133,7 +133,8 @@ def test_documents_that_are_refused_here_are_refused_alike_on_other_workers(tmp_
         return read(path, name, limits)
 
     monkeypatch.setattr(reading, "_read", read_or_not)
-    recipe = parse_recipe('version: 1\nkind: rag\ndocuments: papers\nembedder: "builtin:static"\n')
+    text = 'version: 1\nkind: rag\ndocuments: papers\nembedder: "builtin:static"\nmax_failed: 0.5\n'
+    recipe = parse_recipe(text)
     made, said = {}, {}
     engine = PicklingEngine(tmp_path / "elsewhere")
     for name, chosen in (("here", None), ("there", engine)):
