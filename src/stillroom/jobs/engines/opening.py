@@ -24,9 +24,9 @@ def refuse_missing(choice: EngineChoice | None) -> None:
     """
     if choice is not None and choice.ray is not None:
         try:
-            import ray.data  # noqa: F401  # only whether it is here, with what ray[data] brings
+            import ray  # noqa: F401  # only whether it is here
         except ImportError as error:
-            raise MissingExtraError.of(error.name or "ray", "ray", "engine: ray") from error
+            raise MissingExtraError.of("ray", "ray", "engine: ray") from error
 
 
 @contextmanager

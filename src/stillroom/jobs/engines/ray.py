@@ -34,7 +34,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from stillroom.errors import ResourceError
+from stillroom.errors import MissingExtraError, ResourceError
 from stillroom.jobs.ahead import in_blocks, map_ahead
 from stillroom.jobs.engines.hand import Hand, pass_on, settle
 from stillroom.jobs.engines.work import Work
@@ -147,8 +147,15 @@ class RayEngine:
         block_size: int = 1,
         pause: Callable[[], None] = lambda: None,
     ) -> Iterator[U]:
-        """Yield one value for each item, in order, by Ray Data."""
-        import ray.data
+        """Yield one value for each item, in order, by Ray Data.
+
+        Raises:
+            MissingExtraError: If Ray is installed without what Ray Data needs.
+        """
+        try:
+            import ray.data
+        except ImportError as error:
+            raise MissingExtraError.of(error.name or "ray.data", "ray", "engine: ray") from error
 
         blocks = list(in_blocks(items, self.choose_block_size(block_size)))
         if not blocks:
