@@ -340,6 +340,8 @@ def fuzz(count: int, seed: int, *, report=print) -> Counter:
         ]
         recipes = list_recipes()
         for number in range(count):
+            if number and number % 500 == 0:
+                report(f"{number} calls, {ended['failed']} failed")
             rng = random.Random(f"{seed}/{number}")
             folder = Path(scratch) / "call"
             shutil.copytree(world, folder, symlinks=True)
