@@ -111,7 +111,7 @@ class Replicator(Engine):
                 self._refuse(tensor, [bool(np.isfinite(each).all()) for each in parents])
             if place is not None:
                 place(tensor.name, blocks.first_row(number), as_bytes(bits))
-            return bits
+            return bits if tensor.shape else bits.reshape(())
 
         yield from self.workers.map(work, len(blocks))
 
@@ -287,7 +287,8 @@ class _CastBlocks(TensorBlocks):
         return super().read(number, np.float32, check=False)
 
     def _read(self, home: Input, start: int, stop: int, dtype: object, check: bool) -> Array:
-        values = super()._read(home, start, stop, dtype, check)
+        # numpy makes of a scalar's results immutable numbers, and copies where it should view.
+        values = np.atleast_1d(super()._read(home, start, stop, dtype, check))
         return values if self._stored_as(home) == self.kind else round_to(values, self.kind)
 
     def _stored_as(self, home: Input) -> str:

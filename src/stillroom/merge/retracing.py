@@ -59,7 +59,10 @@ class Pruned:
 
 
 class CastBlocks(Blocks, Protocol):
-    """One tensor as mergekit sees it: parents in the recipe's order, cast to one storage type."""
+    """One tensor as mergekit sees it: parents in the recipe's order, cast to one storage type.
+
+    A tensor of shape () comes as one row of one number.
+    """
 
     @property
     def kind(self) -> str:

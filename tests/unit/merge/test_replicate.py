@@ -89,6 +89,15 @@ def test_paper_arithmetic_stores_what_mergekit_would_compute_in(tmp_path):
         assert (recipe.compat, recipe.compute, recipe.out.dtype) == ("paper", None, stored)
 
 
+def write_tensors(folder, tensors):
+    """Write tensors of any names as a checkpoint."""
+    config = {"model_type": "llama", "num_hidden_layers": 1}
+    with CheckpointWriter(folder, config=config, plan=plan_tensors(tensors)) as writer:
+        for name, tensor in tensors.items():
+            writer.add(name, tensor)
+    return folder
+
+
 METHODS_DRAWN = ("linear", "task_arithmetic", "ties", "dare_ties", "della")
 
 
@@ -109,6 +118,28 @@ def test_blocks_in_numpy_and_tensors_in_torch_give_one_result(name, types, tmp_p
     assert (
         as_merge(name, base, tunes, **types).write(tmp_path / "two").fingerprint == one.fingerprint
     )
+
+
+@pytest.mark.parametrize("name", [*METHODS_DRAWN, "dare_linear", "della_linear", "breadcrumbs"])
+def test_scalars_and_columns_are_merged_as_torch_does(name, tmp_path, monkeypatch):
+    shapes = {"scale": (), "one": (1,), "column": (5, 1), "matrix": (4, 6)}
+    folders = []
+    for number in range(3):
+        rng = torch.Generator().manual_seed(number)
+        tensors = {key: torch.randn(shape, generator=rng) for key, shape in shapes.items()}
+        folders.append(write_tensors(tmp_path / str(number), tensors))
+    made = {}
+    for way in ("numpy", "torch"):
+        made[way] = {
+            key: bits.copy() for key, _, bits in as_merge(name, folders[0], folders[1:]).tensors()
+        }
+        monkeypatch.setattr(Replicator, "_retraces", lambda *_: False)
+    for key, shape in shapes.items():
+        assert made["numpy"][key].shape == shape
+        assert made["numpy"][key].tobytes() == made["torch"][key].tobytes()
+    if name == "linear":
+        scales = [float(Checkpoint.open(path).tensor("scale")) for path in folders[1:]]
+        assert float(made["numpy"]["scale"]) == pytest.approx(sum(scales) / 2)
 
 
 def test_a_killed_merge_draws_on_where_it_stood(tmp_path):
