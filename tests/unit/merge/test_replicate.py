@@ -173,6 +173,38 @@ def test_what_is_not_finite_is_refused_with_who_brought_it(tmp_path):
         assert "good" not in problem.expected
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF], ids=hex)
+@pytest.mark.parametrize(
+    ("method", "compute"),
+    [
+        ("linear", "bfloat16"),
+        ("linear", "float32"),
+        ({"name": "ties", "density": 0.3}, "bfloat16"),
+        ({"name": "dare_linear", "density": 0.5, "rescale": False}, "bfloat16"),
+        ({"name": "dare_linear", "density": 0.5}, "float32"),
+        ({"name": "della", "density": 0.5}, "bfloat16"),
+    ],
+    ids=str,
+)
+def test_no_cast_and_no_mask_hides_a_nan_of_a_parent(method, compute, bits, tmp_path, monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+    tensors = [{"matrix": torch.randn((6, 8), generator=rng)} for _ in range(3)]
+    base, good, bad = (tmp_path / name for name in ("base", "good", "bad"))
+    tensors[2]["matrix"].numpy().view("u4")[2, 3] = bits
+    for folder, written in zip((base, good, bad), tensors, strict=True):
+        write_tensors(folder, written)
+    settings = {"compute": compute, "base": None if method == "linear" else str(base)}
+    for retraces in (True, False):
+        if not retraces:
+            monkeypatch.setattr(Replicator, "_retraces", lambda *_: False)
+        for seed in range(4):  # of masks: one or the other drops the element
+            with pytest.raises(CheckpointError) as caught:
+                list(plan_of([good, bad], method, seed=seed, **settings).tensors())
+            problem = caught.value.problems[0]
+            assert problem.code == "merge.not-finite"
+            assert problem.expected.endswith("not so in: bad")
+
+
 @pytest.mark.parametrize("weights", [(1, -1), (0, 0)])
 def test_nuslerp_of_weights_that_cancel_is_the_middle_as_in_mergekit_with_a_warning(
     half_family, tmp_path, weights
