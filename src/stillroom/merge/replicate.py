@@ -40,6 +40,7 @@ class Replicator(Engine):
         """Stand over a merge whose plan is made, and seed the one generator."""
         super().__init__(merge, plan, workers)
         self._experts = group_experts(plan.tensors) if fuses_experts(plan.config) else {}
+        self._begun: FusedExperts | None = None
         self.draws: Draws | None = None
         # One generator goes through all tensors, so all are made the same way.
         is_plain = merge.device == "cpu" and not self._experts
@@ -170,6 +171,10 @@ class Replicator(Engine):
 
         first = group.first
         if group.merged is None and first.tuned is not None:
+            # The plan has a group's members in a row; a replay may not ask for the last one.
+            if self._begun is not None:
+                self._begun.merged = None
+            self._begun = group
             dtype = self._dtype(first)
             base = None
             if first.base is not None:
