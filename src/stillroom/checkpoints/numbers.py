@@ -64,7 +64,7 @@ def widen(bits: Array, kind: str, dtype: Any = np.float32) -> Array:
 
 
 def narrow(values: Array, kind: str) -> Array:
-    """Return floats as they are stored, rounded to nearest, ties to even.
+    """Return floats as they are stored, rounded to nearest, ties to even; NaN stays NaN.
 
     Args:
         values: float32 or float64, (any shape).
@@ -72,16 +72,20 @@ def narrow(values: Array, kind: str) -> Array:
     """
     if kind == "BF16":
         values = values.astype(np.float32, copy=False)
-        bits = np.ascontiguousarray(values).view(np.uint32)
+        whole = np.ascontiguousarray(values)
+        bits = whole.view(np.uint32)
         rounded = bits >> np.uint32(16)
         rounded &= np.uint32(1)
         rounded += np.uint32(0x7FFF)
         rounded += bits
         rounded >>= np.uint32(16)
+        if np.isnan(whole.max(initial=0)):  # rounding up runs over the end of some NaNs
+            nan = np.isnan(whole)
+            rounded[nan] = bits[nan] >> np.uint32(16) | np.uint32(0x40)
         return rounded.astype(np.uint16).reshape(values.shape)
-    if kind in ("F8_E4M3", "F8_E5M2"):
-        return _narrow_8bit(values, kind)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        if kind in ("F8_E4M3", "F8_E5M2"):
+            return _narrow_8bit(values, kind)
         return values.astype(BIT_TYPES[kind], order="C", copy=False)
 
 

@@ -94,10 +94,12 @@ def drop_by_rank(
     """Return a vector of which small elements of a row are dropped more often than large ones."""
     if density >= 1:
         return vector
-    rows = _widen(vector if vector.dim() > 1 else vector.unsqueeze(0))
+    rows = _widen(vector if vector.dim() > 1 else vector.reshape(1, -1))
     ranks = rows.abs().argsort(dim=1).argsort(dim=1).to(rows.dtype) + 1
     least, most = ranks.amin(1, keepdim=True), ranks.amax(1, keepdim=True)
     rising = ((ranks - least) / (most - least)).clamp(0, 1)
+    if rows.shape[1] == 1:  # 0 / 0, of which mergekit can draw nothing: the window's middle
+        rising = torch.full_like(rising, 0.5)
     shares = (density - epsilon) + rising * 2 * epsilon
     kept = rows * torch.bernoulli(shares.to(_drawing_type(vector))).to(rows.dtype)
     kept = match_length(kept, rows) if rescale else kept

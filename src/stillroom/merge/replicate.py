@@ -40,6 +40,7 @@ class Replicator(Engine):
         """Stand over a merge whose plan is made, and seed the one generator."""
         super().__init__(merge, plan, workers)
         self._experts = group_experts(plan.tensors) if fuses_experts(plan.config) else {}
+        self._begun: FusedExperts | None = None
         self.draws: Draws | None = None
         # One generator goes through all tensors, so all are made the same way.
         is_plain = merge.device == "cpu" and not self._experts
@@ -111,7 +112,7 @@ class Replicator(Engine):
                 self._refuse(tensor, [bool(np.isfinite(each).all()) for each in parents])
             if place is not None:
                 place(tensor.name, blocks.first_row(number), as_bytes(bits))
-            return bits
+            return bits if tensor.shape else bits.reshape(())
 
         yield from self.workers.map(work, len(blocks))
 
@@ -151,8 +152,7 @@ class Replicator(Engine):
         with fixed_threads(1):  # sums that are split over more threads round otherwise
             merged = tensor.tuned.method.replicate(base, parents, at)
         merged = merged.to("cpu", torch_dtype(tensor.stored))
-        kind = BIT_TYPES[tensor.stored]
-        bits: Array = merged.contiguous().reshape(-1).view(torch.uint8).numpy().view(kind)
+        bits = _as_bits(merged, tensor.stored)
         if has_not_finite(bits, tensor.stored):
             self._refuse(tensor, [bool(torch.isfinite(read).all()) for read in parents])
         bits = bits.reshape(tensor.shape)
@@ -167,12 +167,14 @@ class Replicator(Engine):
         place: Callable[[str, int, memoryview], None] | None,
     ) -> Iterator[Array]:
         """Yield an expert's matrix: its part of the tensor that all are merged as."""
-        import torch
-
         from stillroom.train.precision import fixed_threads
 
         first = group.first
         if group.merged is None and first.tuned is not None:
+            # The plan has a group's members in a row; a replay may not ask for the last one.
+            if self._begun is not None:
+                self._begun.merged = None
+            self._begun = group
             dtype = self._dtype(first)
             base = None
             if first.base is not None:
@@ -194,11 +196,9 @@ class Replicator(Engine):
             with fixed_threads(1):
                 merged = first.tuned.method.replicate(base, parents, at)
             group.merged = merged.to("cpu", torch_dtype(tensor.stored))
-        part = group.part(tensor.name).contiguous()
+        bits = _as_bits(group.part(tensor.name), tensor.stored).reshape(tensor.shape)
         if tensor.name == group.last:
             group.merged = None
-        kind = BIT_TYPES[tensor.stored]
-        bits: Array = part.reshape(-1).view(torch.uint8).numpy().view(kind).reshape(tensor.shape)
         if has_not_finite(bits, tensor.stored):
             raise not_finite(tensor.name)
         if place is not None:
@@ -256,7 +256,11 @@ class Replicator(Engine):
 
         source = self.merge.sources[home.source]
         if source.adapted is None and not tensor.is_table:
-            return source.checkpoint.tensor(home.name).to(self.merge.device, dtype)
+            stored = source.checkpoint.tensor(home.name)
+            kind = source.checkpoint.entry(home.name).dtype
+            if has_not_finite(_as_bits(stored, kind), kind):  # a mask or a cast may hide it
+                raise not_finite(tensor.name, source.name)
+            return stored.to(self.merge.device, dtype)
         rows = tensor.shape[0] if tensor.shape else 1
         whole = self.read(tensor, home, 0, rows, np.float32)
         return (
@@ -264,6 +268,15 @@ class Replicator(Engine):
             .reshape(tensor.shape)
             .to(self.merge.device, dtype)
         )
+
+
+def _as_bits(tensor: torch.Tensor, kind: str) -> Array:
+    """Return a tensor's numbers as they are stored, flat."""
+    import torch
+
+    flat = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    bits: Array = flat.view(BIT_TYPES[kind])
+    return bits
 
 
 class _CastBlocks(TensorBlocks):
@@ -279,15 +292,19 @@ class _CastBlocks(TensorBlocks):
         stop = min(start + self._step, self._rows)
         if self._tensor.base is None:
             raise ValueError("there is no base")
-        base = self._read(self._tensor.base, start, stop, np.float32, check=False)
+        base = self._read(self._tensor.base, start, stop, np.float32, check=True)
         return Block(base, (), replace(self.at, offset=start * self._width))
 
     def read(self, number: int, dtype: object, *, check: bool = True) -> Block:
-        """Read one block, cast to ``kind``; what is not finite shows at the end."""
-        return super().read(number, np.float32, check=False)
+        """Read one block, cast to ``kind``.
+
+        It is always checked: a mask or a cast may hide what is not finite.
+        """
+        return super().read(number, np.float32)
 
     def _read(self, home: Input, start: int, stop: int, dtype: object, check: bool) -> Array:
-        values = super()._read(home, start, stop, dtype, check)
+        # numpy makes of a scalar's results immutable numbers, and copies where it should view.
+        values = np.atleast_1d(super()._read(home, start, stop, dtype, check))
         return values if self._stored_as(home) == self.kind else round_to(values, self.kind)
 
     def _stored_as(self, home: Input) -> str:

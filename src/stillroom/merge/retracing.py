@@ -59,7 +59,10 @@ class Pruned:
 
 
 class CastBlocks(Blocks, Protocol):
-    """One tensor as mergekit sees it: parents in the recipe's order, cast to one storage type."""
+    """One tensor as mergekit sees it: parents in the recipe's order, cast to one storage type.
+
+    A tensor of shape () comes as one row of one number.
+    """
 
     @property
     def kind(self) -> str:
@@ -70,7 +73,10 @@ class CastBlocks(Blocks, Protocol):
 
 
 def round_to(values: Array, kind: str) -> Array:
-    """Round float32 to a storage type and back, in place where there is no narrower numpy type."""
+    """Round float32 to a storage type and back, in place where there is no narrower numpy type.
+
+    Of NaNs, those that arithmetic makes stay; a stored one may become 0: refuse it when it is read.
+    """
     if kind == "BF16":
         bits = values.view(np.uint32)
         odd = bits >> np.uint32(16)

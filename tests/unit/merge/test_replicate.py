@@ -24,6 +24,7 @@ from stillroom.merge.replicate import Replicator
 from stillroom.merge.rules import Rules
 from stillroom.merge.sources import Source
 from stillroom.merge.stream import Merge
+from stillroom.merge.workers import Workers
 from stillroom.testing import tiny_checkpoint
 
 
@@ -89,6 +90,15 @@ def test_paper_arithmetic_stores_what_mergekit_would_compute_in(tmp_path):
         assert (recipe.compat, recipe.compute, recipe.out.dtype) == ("paper", None, stored)
 
 
+def write_tensors(folder, tensors, **config):
+    """Write tensors of any names as a checkpoint."""
+    config = {"model_type": "llama", "num_hidden_layers": 1} | config
+    with CheckpointWriter(folder, config=config, plan=plan_tensors(tensors)) as writer:
+        for name, tensor in tensors.items():
+            writer.add(name, tensor)
+    return folder
+
+
 METHODS_DRAWN = ("linear", "task_arithmetic", "ties", "dare_ties", "della")
 
 
@@ -109,6 +119,28 @@ def test_blocks_in_numpy_and_tensors_in_torch_give_one_result(name, types, tmp_p
     assert (
         as_merge(name, base, tunes, **types).write(tmp_path / "two").fingerprint == one.fingerprint
     )
+
+
+@pytest.mark.parametrize("name", [*METHODS_DRAWN, "dare_linear", "della_linear", "breadcrumbs"])
+def test_scalars_and_columns_are_merged_as_torch_does(name, tmp_path, monkeypatch):
+    shapes = {"scale": (), "one": (1,), "column": (5, 1), "matrix": (4, 6)}
+    folders = []
+    for number in range(3):
+        rng = torch.Generator().manual_seed(number)
+        tensors = {key: torch.randn(shape, generator=rng) for key, shape in shapes.items()}
+        folders.append(write_tensors(tmp_path / str(number), tensors))
+    made = {}
+    for way in ("numpy", "torch"):
+        made[way] = {
+            key: bits.copy() for key, _, bits in as_merge(name, folders[0], folders[1:]).tensors()
+        }
+        monkeypatch.setattr(Replicator, "_retraces", lambda *_: False)
+    for key, shape in shapes.items():
+        assert made["numpy"][key].shape == shape
+        assert made["numpy"][key].tobytes() == made["torch"][key].tobytes()
+    if name == "linear":
+        scales = [float(Checkpoint.open(path).tensor("scale")) for path in folders[1:]]
+        assert float(made["numpy"]["scale"]) == pytest.approx(sum(scales) / 2)
 
 
 def test_a_killed_merge_draws_on_where_it_stood(tmp_path):
@@ -142,6 +174,38 @@ def test_what_is_not_finite_is_refused_with_who_brought_it(tmp_path):
         assert "good" not in problem.expected
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF], ids=hex)
+@pytest.mark.parametrize(
+    ("method", "compute"),
+    [
+        ("linear", "bfloat16"),
+        ("linear", "float32"),
+        ({"name": "ties", "density": 0.3}, "bfloat16"),
+        ({"name": "dare_linear", "density": 0.5, "rescale": False}, "bfloat16"),
+        ({"name": "dare_linear", "density": 0.5}, "float32"),
+        ({"name": "della", "density": 0.5}, "bfloat16"),
+    ],
+    ids=str,
+)
+def test_no_cast_and_no_mask_hides_a_nan_of_a_parent(method, compute, bits, tmp_path, monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+    tensors = [{"matrix": torch.randn((6, 8), generator=rng)} for _ in range(3)]
+    base, good, bad = (tmp_path / name for name in ("base", "good", "bad"))
+    tensors[2]["matrix"].numpy().view("u4")[2, 3] = bits
+    for folder, written in zip((base, good, bad), tensors, strict=True):
+        write_tensors(folder, written)
+    settings = {"compute": compute, "base": None if method == "linear" else str(base)}
+    for retraces in (True, False):
+        if not retraces:
+            monkeypatch.setattr(Replicator, "_retraces", lambda *_: False)
+        for seed in range(4):  # of masks: one or the other drops the element
+            with pytest.raises(CheckpointError) as caught:
+                list(plan_of([good, bad], method, seed=seed, **settings).tensors())
+            problem = caught.value.problems[0]
+            assert problem.code == "merge.not-finite"
+            assert problem.expected.endswith("not so in: bad")
+
+
 @pytest.mark.parametrize("weights", [(1, -1), (0, 0)])
 def test_nuslerp_of_weights_that_cancel_is_the_middle_as_in_mergekit_with_a_warning(
     half_family, tmp_path, weights
@@ -164,20 +228,19 @@ def test_nuslerp_of_weights_that_cancel_is_the_middle_as_in_mergekit_with_a_warn
         merge("paper", weights, compat="paper")
 
 
-def mixtral(folder, seed):
+def mixtral(folder, seed, layers=1, change=lambda name, tensor: None):
     """Write what looks like a small Mixtral: only names, shapes and config count here."""
     rng = torch.Generator().manual_seed(seed)
     shapes = {f"experts.{e}.w{n}": (8, 6) for e in range(3) for n in (1, 3)}
     shapes |= {f"experts.{e}.w2": (6, 8) for e in range(3)} | {"gate": (3, 6)}
     tensors = {
-        f"model.layers.0.block_sparse_moe.{name}.weight": torch.randn(shape, generator=rng)
+        f"model.layers.{layer}.block_sparse_moe.{name}.weight": torch.randn(shape, generator=rng)
+        for layer in range(layers)
         for name, shape in shapes.items()
     }
-    config = {"model_type": "mixtral", "num_hidden_layers": 1}
-    with CheckpointWriter(folder, config=config, plan=plan_tensors(tensors)) as writer:
-        for name, tensor in tensors.items():
-            writer.add(name, tensor)
-    return folder
+    for name, tensor in tensors.items():
+        change(name, tensor)
+    return write_tensors(folder, tensors, model_type="mixtral", num_hidden_layers=layers)
 
 
 def fused(folder):
@@ -206,6 +269,42 @@ def test_experts_are_merged_as_one_tensor_as_mergekit_does(tmp_path):
             found, (one + two) * torch.sin(angle / 2) / torch.sin(angle), atol=1e-6
         )
     assert merge.plan().notes == ()
+
+
+def test_a_replay_of_some_experts_keeps_one_tensor_of_them_in_memory(tmp_path):
+    folders = [mixtral(tmp_path / str(seed), seed, layers=12) for seed in (1, 2)]
+    whole = {name: bits.copy() for name, _, bits in plan_of(folders, "linear").tensors()}
+    merge = plan_of(folders, "linear")
+    plan = merge.plan()
+    held = []
+    with Workers(1) as workers:
+        engine = merge.engine(plan, workers, None)
+        groups = {id(group): group for group in engine._experts.values()}.values()
+        assert len(groups) == 24
+        for tensor in plan.tensors:
+            if ".experts.1." in tensor.name:  # never the last of a layer
+                (bits,) = engine.make(tensor)
+                assert bits.tobytes() == whole[tensor.name].tobytes()
+                held.append(sum(group.merged is not None for group in groups))
+    assert len(held) == 36
+    assert max(held) == 1
+
+
+def test_a_nan_of_an_expert_is_refused_with_its_name_and_its_models(tmp_path):
+    spoiled = "model.layers.0.block_sparse_moe.experts.2.w2.weight"
+
+    def spoil(name, tensor):
+        if name == spoiled:
+            tensor[0, 0] = float("nan")
+
+    good = mixtral(tmp_path / "good", 1)
+    bad = mixtral(tmp_path / "bad", 2, change=spoil)
+    for method in ("linear", {"name": "slerp", "t": 0.5}):
+        with pytest.raises(CheckpointError) as caught:
+            list(plan_of([good, bad], method).tensors())
+        problem = caught.value.problems[0]
+        assert (problem.code, problem.where) == ("merge.not-finite", spoiled)
+        assert problem.expected.endswith("not so in: bad")
 
 
 def test_where_experts_may_come_out_otherwise_than_in_mergekit_is_said(tmp_path):

@@ -31,11 +31,11 @@ CASES = [
 
 def make_tensors(rng, count, shape, kind, *, related):
     """A base and models as they are stored, with some equal elements and zeros of both signs."""
-    base = rng.standard_normal(shape, np.float32) * np.float32(0.02)
+    base = np.asarray(rng.standard_normal(shape, np.float32) * np.float32(0.02))
     step = 0.002 if related else 0.02
     listed = [base]
     for _ in range(count):
-        model = base + rng.standard_normal(shape, np.float32) * np.float32(step)
+        model = np.asarray(base + rng.standard_normal(shape, np.float32) * np.float32(step))
         model[rng.random(shape) < 0.1] = 0
         model[rng.random(shape) < 0.1] = -0.0
         same = rng.random(shape) < 0.1
@@ -48,6 +48,7 @@ class Cast(ArrayBlocks):
     """Blocks of tensors in memory that are of one storage type."""
 
     def __init__(self, base, parents, at, kind):
+        base, *parents = (np.atleast_1d(each) for each in (base, *parents))
         super().__init__(base, parents, at, rows=10)
         self.kind = kind
 
@@ -57,10 +58,10 @@ class Cast(ArrayBlocks):
 
 @pytest.mark.parametrize("settings", CASES, ids=lambda case: "-".join(map(str, case.values())))
 @pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("shape", [(67, 33), (513,), (1, 4000)], ids=str)
+@pytest.mark.parametrize("shape", [(67, 33), (513,), (1, 4000), ()], ids=str)
 def test_blocks_give_what_whole_tensors_give(settings, kind, shape):
     method = METHODS.build(settings)
-    rng = np.random.default_rng(len(str(settings)) + shape[0])
+    rng = np.random.default_rng(len(str(settings)) + sum(shape[:1]))
     for count, related in ((1, True), (2, False), (3, True), (4, True), (5, False), (7, False)):
         if not method.retraces(kind, shape, count):
             continue  # torch computes it
@@ -75,7 +76,7 @@ def test_blocks_give_what_whole_tensors_give(settings, kind, shape):
         torch.manual_seed(5)
         whole = [torch.from_numpy(each).to(TYPES[kind]) for each in (base, *parents)]
         expected = method.replicate(whole[0], whole[1:], at).float().numpy()
-        assert np.array_equal(made.view(np.uint32), expected.view(np.uint32))
+        assert np.array_equal(made.view(np.uint32), np.atleast_1d(expected).view(np.uint32))
         after = (torch.rand(4) * 2**24).numpy().astype(np.uint32)
         more = [draws.keep(1, np.uint32(level))[0] for level in after]
         assert not any(more)  # the generators stand at the same place: no draw lies below itself
