@@ -245,7 +245,8 @@ def test_a_set_of_sounds_is_marked_in_four_ways(made, lab):
     found = read_credentials(data, "audio/wav", [lab.trust])
     assert (found.integrity, found.trust) == ("intact", "lab")
     assert LABELS["forged"].encode() in data
-    assert lab.ledger.find(rows[0]["watermark"])["file"] == "000000.wav"
+    mark = rows[0]["watermark"]
+    assert lab.ledger.find_all([mark])[mark]["file"] == "000000.wav"
     mask = np.load(out / "output" / rows[0]["mask"])
     assert mask.shape == (1, 400)
 
