@@ -19,7 +19,7 @@ from stillroom.flow import estimate_recipe, run_recipe
 from stillroom.forensics.checking import check_file
 from stillroom.forensics.credentials import read_credentials
 from stillroom.forensics.detecting import TrainedDetector
-from stillroom.forensics.domain import Known
+from stillroom.forensics.domain import FileTraits
 from stillroom.forensics.graphs import GraphNetwork
 from stillroom.forensics.hearing import CepstralNetwork, LinearCepstrum
 from stillroom.forensics.listening import listen
@@ -463,7 +463,7 @@ def test_check_hears_recordings(trained, made, tmp_path):
 
 def test_a_recording_unlike_those_learned_from_is_not_judged(trained, tmp_path):
     detector = TrainedDetector.open(trained, device="cpu")
-    domain = replace(detector.about.domain, known=Known((), 1000.0, ("mp3",)))
+    domain = replace(detector.about.domain, known=FileTraits((), 1000.0, ("mp3",)))
     detector.about = replace(widen(detector.about), faces="person", is_shown=True)
 
     def reasons(values):
