@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stillroom.forensics.content import is_same, pack_sketch, resemble_sound, sketch_sound
+from stillroom.forensics.content import is_same_sound, pack_sketch, resemble_sound, sketch_sound
 from stillroom.forensics.method import RESYNTHESES
 from stillroom.forensics.sound_mark import BITS, CHANCE, SoundMark, measure_snr
 from stillroom.forensics.sound_views import add_noise, code_sound
@@ -125,7 +125,7 @@ def main() -> None:
                 attacked = np.asarray(attack(marked), np.float32)
                 hits[name].append(mark.read(attacked).payload == payload)
                 if hits[name][-1]:
-                    same[name].append(is_same(resemble_sound(kept, attacked), "sound"))
+                    same[name].append(is_same_sound(resemble_sound(kept, attacked)))
             other = lay_on(values, marked, draw_voice(5, len(ratios), SECONDS).values)
             if mark.read(other).payload == payload:
                 copied.append(resemble_sound(kept, other))
@@ -146,7 +146,7 @@ def main() -> None:
         )
     tell(
         "forensics/sound_mark/copied_told",
-        sum(not is_same(likeness, "sound") for likeness in copied) / max(len(copied), 1),
+        sum(not is_same_sound(likeness) for likeness in copied) / max(len(copied), 1),
         read=len(copied),
         copied=len(ratios),
         highest_likeness=round(max(copied, default=0.0), 3),

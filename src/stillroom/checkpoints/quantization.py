@@ -92,11 +92,11 @@ def find_quantization(folder: Path, config: Mapping[str, Any]) -> Quantization |
     Raises:
         CheckpointError: If what is said is no mapping.
     """
-    for holder in (config, config.get("text_config")):
-        for key in _KEYS if isinstance(holder, Mapping) else ():
-            said = holder[key] if isinstance(holder, Mapping) and holder.get(key) else None
-            if said is not None:
-                return _read(folder, said, "")
+    inner = config.get("text_config")
+    for holder in (config, inner) if isinstance(inner, Mapping) else (config,):
+        for key in _KEYS:
+            if holder.get(key):
+                return _read(folder, holder[key], "")
     for file, method in _FILES.items():
         if (folder / file).is_file():
             return _read(folder, _read_json(folder / file), method)

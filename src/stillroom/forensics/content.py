@@ -7,6 +7,10 @@ where the file resembles that sketch. Of pictures it is the mean luma of 16 x 16
 the loudness of 8 bands every quarter of a second. Both are compared by the correlation of what
 stands out from the cells around, so that brightness, contrast and loudness do not count.
 
+A caption or a border changes the outer cells and leaves the picture what it was. So a picture that
+does not resemble the sketch as a whole is held against its inner cells alone, where it has to
+resemble it more: fewer cells are alike by chance more often.
+
 A sketch is coarse: a picture that was changed in one small place resembles it. A forgery and its
 real twin resemble each other, so that a picture is held against both sketches: what is clearly more
 like the other one carries a mark that was copied. It tells no more than that.
@@ -24,9 +28,11 @@ import numpy.typing as npt
 from stillroom.forensics.waves import RATE, Waves, to_spectrum
 
 __all__ = [
+    "Cells",
     "Content",
     "is_nearer",
-    "is_same",
+    "is_same_sound",
+    "match_picture",
     "pack_sketch",
     "resemble_picture",
     "resemble_sound",
@@ -34,12 +40,16 @@ __all__ = [
     "sketch_sound",
 ]
 
+Cells = Literal["all", "inner"]
+"""Which cells of pictures are compared."""
+
 Content = Literal["same", "differs", "unknown"]
 """Whether a marked file holds what the mark was written into."""
 
 Floats = npt.NDArray[np.float64]
 
 _CELLS = 16
+_MARGIN = 3  # cells: what a caption or border may cover on each side
 _AROUND = 1.5  # cells: what a cell is compared with
 _FLOOR = 1.0  # levels of gray, or dB: less than this is no structure
 _BANDS, _LOWEST, _HIGHEST = 8, 200.0, 5000.0
@@ -48,7 +58,7 @@ _PHASES = 4
 _QUIET_DB = 25.0
 _OVERLAP = 0.75
 _CLEARLY = 0.002
-_SAME = {"picture": 0.92, "sound": 0.85}
+_SAME = {"all": 0.92, "inner": 0.97, "sound": 0.85}
 
 
 def sketch_picture(square: npt.NDArray[np.float32]) -> Floats:
@@ -90,18 +100,23 @@ def pack_sketch(sketch: Floats) -> str:
     return base64.b64encode(np.rint(levels).astype(np.uint8)).decode("ascii")
 
 
-def resemble_picture(kept: str, found: Floats) -> float:
+def resemble_picture(kept: str, found: Floats, cells: Cells = "all") -> float:
     """Return how alike a picture is to what a row kept: a correlation, at most 1.
 
     Args:
         kept: As ``pack_sketch`` gave it.
         found: As ``sketch_picture`` gives it; cells that are missing do not count.
+        cells: All, or the inner ones, which captions and borders leave as they were.
     """
     there = np.isfinite(found)
+    if cells == "inner":
+        inner = np.zeros_like(there)
+        inner[_MARGIN:-_MARGIN, _MARGIN:-_MARGIN] = True
+        there &= inner
     if not there.any():
         return 0.0
-    cells = _unpack(kept).reshape(_CELLS, _CELLS)
-    return _correlate(_stand_out(cells, there), _stand_out(found, there))
+    marked = _unpack(kept).reshape(_CELLS, _CELLS)
+    return _correlate(_stand_out(marked, there), _stand_out(found, there))
 
 
 def resemble_sound(kept: str, values: Waves) -> float:
@@ -116,9 +131,26 @@ def resemble_sound(kept: str, values: Waves) -> float:
     return max(_correlate_times(whole, sketch_sound(values, start)) for start in starts)
 
 
-def is_same(likeness: float, medium: Literal["picture", "sound"]) -> bool:
-    """Return whether content that resembles a sketch so much is that of the marked file."""
-    return likeness >= _SAME[medium]
+def match_picture(kept: str, found: Floats) -> tuple[Cells | None, float]:
+    """Return which cells of a picture are those of the marked one, and how alike they are.
+
+    Args:
+        kept: As ``pack_sketch`` gave it.
+        found: As ``sketch_picture`` gives it.
+
+    Returns:
+        None and the likeness of all cells where neither all nor the inner ones are alike enough.
+    """
+    whole = resemble_picture(kept, found)
+    if whole >= _SAME["all"]:
+        return "all", whole
+    inner = resemble_picture(kept, found, "inner")
+    return ("inner", inner) if inner >= _SAME["inner"] else (None, whole)
+
+
+def is_same_sound(likeness: float) -> bool:
+    """Return whether a sound that resembles a sketch so much is the marked one."""
+    return likeness >= _SAME["sound"]
 
 
 def is_nearer(likeness: float, other: float) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["RATE", "Cloud", "Domain", "Known", "find_limit", "fit_cloud"]
+__all__ = ["RATE", "Cloud", "Domain", "FileTraits", "find_limit", "fit_cloud"]
 
 Floats = npt.NDArray[np.float64]
 Measures = Mapping[str, Floats]
@@ -127,7 +127,7 @@ def find_limit(distances: Floats, groups: Sequence[str], rate: float) -> float:
 
 
 @dataclass(frozen=True)
-class Known:
+class FileTraits:
     """What the files were that a detector learned from.
 
     ``colours`` are ``grey``, ``colour`` or both; ``widest`` is the largest square about a face, in
@@ -168,7 +168,7 @@ class Domain:
     clouds: Mapping[str, Cloud]
     names: tuple[str, ...]
     limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    known: Known = field(default_factory=Known)
+    known: FileTraits = field(default_factory=FileTraits)
     rate: float = RATE
     people: int = 0
     tried: Mapping[str, Any] = field(default_factory=dict)
@@ -264,7 +264,7 @@ class Domain:
                 kind: {name: float(limits[name]) for name in clouds}
                 for kind, limits in data["limits"].items()
             },
-            Known(tuple(known["colours"]), float(known["widest"]), tuple(known["codings"])),
+            FileTraits(tuple(known["colours"]), float(known["widest"]), tuple(known["codings"])),
             float(data["rate"]),
             int(data["people"]),
             dict(data["tried"]),

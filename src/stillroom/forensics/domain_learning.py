@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from stillroom.evaluate import bootstrap
 from stillroom.forensics.detecting import About, Seen, TrainedDetector
-from stillroom.forensics.domain import RATE, Domain, Known, find_limit, fit_cloud
+from stillroom.forensics.domain import RATE, Domain, FileTraits, find_limit, fit_cloud
 from stillroom.forensics.face import Face, Image
 from stillroom.forensics.findings import Learned
 from stillroom.forensics.looks import PICTURE_LOOKS, SOUND_LOOKS, band_of, is_grey
@@ -55,7 +55,7 @@ class Sample:
 def learn_domain(
     detector: TrainedDetector,
     parts: Mapping[str, Sample],
-    known: Known,
+    known: FileTraits,
     change: Change,
     *,
     code: Change | None = None,
@@ -153,7 +153,7 @@ def change_pictures(least_quality: int, least_share: float) -> Change:
     return change
 
 
-def know_faces(faces: Sequence[Face], fakes: Sequence[Image], *, jpeg: float) -> Known:
+def know_faces(faces: Sequence[Face], fakes: Sequence[Image], *, jpeg: float) -> FileTraits:
     """Return what the files of faces were.
 
     Args:
@@ -167,15 +167,15 @@ def know_faces(faces: Sequence[Face], fakes: Sequence[Image], *, jpeg: float) ->
     if codings and jpeg:
         codings.add("JPEG")
     wide = [min(face.wide, face.image.shape[0]) for face in faces]
-    return Known(tuple(colours), max(wide) if min(wide) else 0.0, tuple(sorted(codings)))
+    return FileTraits(tuple(colours), max(wide) if min(wide) else 0.0, tuple(sorted(codings)))
 
 
-def know_waves(waves: Sequence[Wave], *, coded: float) -> Known:
+def know_waves(waves: Sequence[Wave], *, coded: float) -> FileTraits:
     """Return what the files of sounds were; ``coded`` is the share that learning coded."""
     codings = {coding for wave in waves for coding in wave.codings}
     if codings and coded:
         codings |= {"mp3", "aac"}
-    return Known((), max(band_of(wave.values) for wave in waves), tuple(sorted(codings)))
+    return FileTraits((), max(band_of(wave.values) for wave in waves), tuple(sorted(codings)))
 
 
 def name_set(name: str, things: Sequence[Face] | Sequence[Wave]) -> Learned:

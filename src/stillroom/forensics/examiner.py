@@ -2,8 +2,10 @@
 
 Pictures, films, recordings and signed documents in a folder go through ``check`` before they are
 read: passages cut from them, and answers that cite those, then carry what was found. A file that
-says it was made by a program is synthetic, whatever the folder is said to be; one of which nothing
-is known, and a real one that a lab kept beside a forgery, stay what they were.
+says it was made by a program is synthetic, whatever the folder is said to be. One with a lab's mark
+that was written into something else may be a forgery that was changed: it is no longer said to be
+human. One of which nothing is known, and a real one that a lab kept beside a forgery, stay what
+they were.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from stillroom.records import Link, Origin
 
 if TYPE_CHECKING:
     from stillroom.forensics.checking import Checked
+    from stillroom.records.origin import OriginKind
 
 __all__ = ["CHECK", "examine"]
 
@@ -49,10 +52,17 @@ def examine(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
     if found.error:
         return origin, ()  # who reads it for its text tells why it cannot be read
     word = _word(found)
-    kind = "synthetic" if word in {"lab", "generated"} and not _is_real(found) else origin.kind
+    kind = _kind(word, found, origin)
     link = Link(f"{CHECK}.{word}", parents=(digest_file(path),))
     told = () if word == "unknown" else (found.verdict,)
     return origin.then(link, kind=kind), told
+
+
+def _kind(word: str, found: Checked, origin: Origin) -> OriginKind:
+    if word in {"lab", "generated"} and not _is_real(found):
+        return "synthetic"
+    differs = found.trace is not None and found.trace.content == "differs"
+    return "unknown" if differs and origin.kind == "human" else origin.kind
 
 
 def _is_real(found: Checked) -> bool:

@@ -2,7 +2,9 @@
 
 A picture that is named ``.dat`` is a picture. The name decides between what one container may hold
 (a film or a recording in MP4, a photograph or a raw one in TIFF), and of files whose beginning says
-nothing: so a damaged file is still told as what it was meant to be.
+nothing: so a damaged file is still told as what it was meant to be. Four letters are no
+beginning: a text may hold them. Where a mark is letters alone, what follows has to be no text, and
+formats that are texts are known by their first elements.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ _BEGINS = (
     (b"RIFF....AVI ", ".avi"),
     (b"(?:II[*+]\\x00|MM\\x00[*+])", ".tif"),
     (b"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\\x00\\x00\\x00", ".bmp"),
-    (b"P[1-6]\\s(?:#[^\n]*\n|\\s)*\\d+\\s+\\d+\\s", ".ppm"),
+    (b"P[4-6]\\s(?:#[^\n]*\n|\\s)*\\d+\\s+\\d+\\s", ".ppm"),
+    (b"P[1-3]\\s(?:#[^\n]*\n|\\s)*\\d+\\s+\\d+\\s(?:#[^\n]*(?:\n|\\Z)|[\\d\\s])*\\Z", ".pgm"),
     (b"....ftyp(?:avif|avis)", ".avif"),
     (b"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)", ".heic"),
     (b"....ftypqt  ", ".mov"),
@@ -84,14 +87,22 @@ _BEGINS = (
     (b"\\x00\\x00\\x00\x0cjP  ", ".jp2"),
     (b"OTTO\\x00", ".otf"),
     (b"\\x00\x01\\x00\\x00\\x00[\x01-\x60].{6}[A-Za-z0-9/ ]{4}", ".ttf"),
-    (b"(?:\xef\xbb\xbf)?\\s*%PDF-\\d", ".pdf"),
-    (b"(?:\xef\xbb\xbf)?\\s*(?:<(?:\\?xml|!--|!DOCTYPE svg).{0,3000}?)?<(?:svg:)?svg\\b", ".svg"),
+    (b"(?:\xef\xbb\xbf)?\\s*%PDF-\\d\\.\\d\\s*[\r\n].*?\\d\\s\\d+\\sobj\\b", ".pdf"),
+    (
+        b"(?:\xef\xbb\xbf)?(?:\\s|<\\?(?:(?!\\?>).)*\\?>|<!--(?:(?!-->).)*-->"
+        b"|<!DOCTYPE\\s+svg[^>[]*(?:\\[[^]]*\\]\\s*)?>)*<(?:svg:)?svg\\b",
+        ".svg",
+    ),
 )
 _MARKS = tuple((re.compile(begins, re.S), ending) for begins, ending in _BEGINS)
+_OF_TEXT = frozenset([".pdf", ".pgm", ".svg"])
+_TEXT = re.compile(rb"[^\x00-\x06\x0e-\x19\x1c-\x1f\x7f]*\Z")
+"""Bytes that a text can hold, of any encoding by bytes: no control characters but of lines."""
 _EITHER = {
     ".tif": frozenset([".tiff", ".dng", ".arw", ".nef"]),
     ".jpg": frozenset([".jpeg", ".jpe", ".jfif"]),
     ".ppm": frozenset([".pgm", ".pbm", ".pnm"]),
+    ".pgm": frozenset([".ppm", ".pbm", ".pnm"]),
     ".heic": frozenset([".heif", ".avif"]),  # "mif1" begins both
     ".mp4": frozenset([".m4v", ".m4a", ".mov", ".3gp"]),
     ".m4a": frozenset([".mp4"]),
@@ -127,12 +138,23 @@ def identify(path: Path) -> Kind | None:
     """
     with path.open("rb") as file:
         head = file.read(_HEAD)
-    begins = next((ending for mark, ending in _MARKS if mark.match(head)), "")
-    if not begins:
-        return None
     suffix = path.suffix.lower()
-    if suffix == begins or suffix in _EITHER.get(begins, ()):
-        return _of_ending(suffix)
+    for mark, begins in _MARKS:
+        met = mark.match(head)
+        if met and (suffix == begins or suffix in _EITHER.get(begins, ())):
+            return _of_ending(suffix)
+        if met and _is_sure(met.group(), begins, head):
+            return _misnamed(suffix, begins)
+    return None
+
+
+def _is_sure(mark: bytes, ending: str, head: bytes) -> bool:
+    """Return whether a mark cannot be the first words of a text."""
+    is_text = mark.isascii() and _TEXT.match(mark) is not None
+    return not is_text or ending in _OF_TEXT or _TEXT.match(head) is None
+
+
+def _misnamed(suffix: str, begins: str) -> Kind:
     found = _of_ending(begins)
     named = f"named {suffix}" if suffix else "named without an ending"
     return Kind(found.ending, found.sense, found.mime, f"{named}, and by its content {begins}")

@@ -93,15 +93,6 @@ class Ledger:
         """
         return sum(1 for _ in self.rows())
 
-    def find(self, payload: int | str) -> dict[str, Any] | None:
-        """Return the row of the file that carries a watermark, or None.
-
-        Args:
-            payload: Of a picture's mark, or any mark as rows write it.
-        """
-        mark = payload if isinstance(payload, str) else format(payload, "012x")
-        return next((row for row in self.rows() if row.get("watermark") == mark), None)
-
     def find_all(self, marks: Collection[str]) -> dict[str, dict[str, Any]]:
         """Return the first row of each of some watermarks, as rows write them."""
         found: dict[str, dict[str, Any]] = {}

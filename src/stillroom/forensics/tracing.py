@@ -14,7 +14,8 @@ from stillroom.forensics.clips import open_clip, space_frames
 from stillroom.forensics.content import (
     Content,
     is_nearer,
-    is_same,
+    is_same_sound,
+    match_picture,
     resemble_picture,
     resemble_sound,
     sketch_picture,
@@ -64,7 +65,8 @@ class Trace:
     killed. ``kept`` is the share of width and height that a crop left. ``covered`` is what of the
     file was read, in words, and ``decodings`` how often bits were decoded until the mark was found.
     ``content`` says whether the file holds what the mark was written into, ``likeness`` by which
-    correlation with the row's sketch; it is unknown where there is no row, or one without a sketch.
+    correlation with the row's sketch (its inner cells, where only those are alike); it is unknown
+    where there is no row, or one without a sketch.
     ``nearer`` is the row of a forgery or twin beside it that a picture resembles clearly more.
     """
 
@@ -286,13 +288,16 @@ class _Mark:
         """
         if row is None or not row.get("content"):
             return "unknown", None, None
-        how = resemble_picture if self.medium == "picture" else resemble_sound
-        likeness = how(str(row["content"]), self.content)
-        if not is_same(likeness, self.medium):
+        kept = str(row["content"])
+        if self.medium == "sound":
+            likeness = resemble_sound(kept, self.content)
+            return "same" if is_same_sound(likeness) else "differs", likeness, None
+        cells, likeness = match_picture(kept, self.content)
+        if cells is None:
             return "differs", likeness, None
-        for other in beside if self.medium == "picture" else ():
+        for other in beside:
             sketch = str(other.get("content") or "")
-            if sketch and is_nearer(likeness, resemble_picture(sketch, self.content)):
+            if sketch and is_nearer(likeness, resemble_picture(sketch, self.content, cells)):
                 return "differs", likeness, int(other["number"])
         return "same", likeness, None
 

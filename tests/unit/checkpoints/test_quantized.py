@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.header import build_header
+from stillroom.checkpoints.quantization import find_quantization
 from stillroom.errors import CheckpointError
 from stillroom.testing import tiny_checkpoint
 
@@ -30,6 +31,15 @@ def write(folder, said, tensors, dtype="float16", **config):
         {name: one.contiguous() for name, one in tensors.items()}, folder / "model.safetensors"
     )
     return Checkpoint.open(folder)
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+def test_what_is_said_of_quantization_is_found_in_the_config_or_that_of_its_text(key, tmp_path):
+    said = {key: {"quant_method": "awq"}}
+    for config in (said, {"text_config": said}, {**said, "text_config": None}):
+        assert find_quantization(tmp_path, config).method == "awq"
+    for config in ({}, {key: {}}, {"text_config": "plain"}, {"text_config": {key: None}}):
+        assert find_quantization(tmp_path, config) is None
 
 
 def pack(codes, bits):

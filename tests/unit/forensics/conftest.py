@@ -33,8 +33,8 @@ def faces():
 
 def widen(about):
     """Return what is known of a detector as if nothing were strange to it."""
-    from stillroom.forensics.domain import Known
+    from stillroom.forensics.domain import FileTraits
 
     far = dict.fromkeys(about.domain.clouds, 1e9)
     limits = {"still": far, "video": far}
-    return replace(about, domain=replace(about.domain, limits=limits, known=Known()), audit={})
+    return replace(about, domain=replace(about.domain, limits=limits, known=FileTraits()), audit={})

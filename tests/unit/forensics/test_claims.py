@@ -259,6 +259,56 @@ def test_files_are_known_by_what_they_begin_with(misnamed, lab, tmp_path):
     assert identify(misnamed / "notes.txt") is None
 
 
+TEXTS = {
+    "readme.txt": b"The wide world of forensics, notes.\n",
+    "points.txt": b"P2 10 20 points are given\n",
+    "gif.txt": "GIF89a is a format of 1989: gr\u00f6\u00dfe.\n".encode("latin-1"),
+    "amr.txt": b"#!AMR\n",
+    "codec.md": b"fLaC is lossless",
+    "pages": b"OggS pages",
+    "riff.log": b"RIFF: a WAVE file begins so",
+    "pdf.txt": b"%PDF-1.7 is how a document begins.\n",
+    "page.html": b"<!-- page -->\n<html><body><svg width='1'></svg></body></html>",
+    "report.html": b"<!doctype html><svg></svg>",
+    "drawn.xml": b"<?xml version='1.0'?><doc><svg/></doc>",
+    "comments.xml": b"<!--a-->" * 500 + b"<doc/>",
+}
+
+
+def test_texts_that_begin_with_the_letters_of_a_format_are_no_media(tmp_path):
+    for name, data in TEXTS.items():
+        (tmp_path / name).write_bytes(data)
+        assert identify(tmp_path / name) is None, name
+    assert list_media([tmp_path]).media == ()
+
+
+def test_formats_that_are_letters_or_texts_are_known_by_any_name(tmp_path):
+    flac = b"fLaC\x00\x00\x00\x22\x10"
+    drawn = b"<?xml version='1.0'?><!-- a --><!DOCTYPE svg [<!ENTITY a 'b'>]>\n<svg width='1'/>"
+    known = {
+        ".gif": b"GIF89a\x08\x00\x08\x00\xf7\x00\x00",
+        ".flac": flac,
+        ".ogg": b"OggS\x00\x02",
+        ".mov": b"\x00\x00\x00\x08wide\x00\x00\x01\x00mdat",
+        ".amr": b"#!AMR\n\x3c\x08\x1e",
+        ".wav": b"RIFF$$$$WAVEfmt \x10\x00\x00\x00",
+        ".ppm": b"P6\n# a comment\n2 1\n255\n\x00\x01\x02\x03\x04\x05",
+        ".pgm": b"P2 2 1 # a comment\n255\n0 7\n",
+        ".svg": drawn,
+        ".pdf": b"%PDF-1.4\n1 0 obj\n<<>>\nendobj\n",
+    }
+    for ending, data in known.items():
+        path = tmp_path / f"a{ending[1:]}.dat"
+        path.write_bytes(data)
+        found = identify(path)
+        assert found is not None, ending
+        assert (found.ending, found.note) == (ending, f"named .dat, and by its content {ending}")
+        named = path.rename(tmp_path / f"a{ending}")
+        assert identify(named).note == ""
+    (tmp_path / "white.ppm").write_bytes(b"P6 1 1 255\n\xff\xff\xff")
+    assert identify(tmp_path / "white.ppm").ending == ".ppm"
+
+
 def test_unmarked_media_are_found_whatever_their_names(misnamed, lab):
     found = unmarked_files(misnamed, lab)
     assert set(found) == {"plain", "sound.bin"}

@@ -12,7 +12,7 @@ from tests.unit.forensics.conftest import widen
 from stillroom.flow import run_recipe
 from stillroom.forensics.colours import keep_grey
 from stillroom.forensics.detecting import TrainedDetector, write_detector
-from stillroom.forensics.domain import Cloud, Domain, Known, find_limit, fit_cloud
+from stillroom.forensics.domain import Cloud, Domain, FileTraits, find_limit, fit_cloud
 from stillroom.forensics.drawing import draw_face
 from stillroom.forensics.items import Item, write_items
 from stillroom.forensics.looks import PICTURE_LOOKS, is_grey, measure_picture
@@ -107,14 +107,14 @@ def test_colour_size_and_coding_are_compared(trained):
         "coded as WebP, where it learned from lossless"
         in judged(detector, grey(image), coding="WebP").verdict
     )
-    known = Known(("colour",), 100.0, ("JPEG", "lossless"))
+    known = FileTraits(("colour",), 100.0, ("JPEG", "lossless"))
     assert known.doubts(colours="colour", wide=109, coding="JPEG") == []
     assert known.doubts(colours="grey", wide=200, unit="px", coding="AVIF") == [
         "without colour, where it learned from colour pictures alone",
         "detail up to 200 px, beyond the 100 it learned from",
         "coded as AVIF, where it learned from JPEG, lossless",
     ]
-    assert Known().doubts(colours="grey", wide=200, coding="AVIF") == []  # nothing is known
+    assert FileTraits().doubts(colours="grey", wide=200, coding="AVIF") == []  # nothing is known
 
 
 def test_each_verdict_names_the_set_it_learned_from(trained):
@@ -235,7 +235,7 @@ def test_a_domain_is_stored_and_read_whole():
     wide = {"features": 8, "looks": 3}
     clouds = {name: fit_cloud(rng.normal(0, 1, (40, size)), labels) for name, size in wide.items()}
     limits = {"still": {"features": 1.0, "looks": 2.0}}
-    domain = Domain(clouds, ("a", "b", "c"), limits, Known(("grey",)), people=4)
+    domain = Domain(clouds, ("a", "b", "c"), limits, FileTraits(("grey",)), people=4)
     again = Domain.from_json(json.loads(json.dumps(domain.to_json())), domain.to_arrays())
     assert again.known == domain.known
     assert again.limit(is_video=True) == limits["still"]

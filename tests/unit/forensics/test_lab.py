@@ -83,7 +83,7 @@ def test_every_file_carries_all_four_marks(ending, lab, faces, tmp_path):
     assert len(found.soft_bindings) == 1
     assert LABELS["forged"].encode() in data
     assert Watermark(lab.key).read(read_image(path)).payload == int(row["watermark"], 16)
-    assert lab.ledger.find(int(row["watermark"], 16))["file"] == path.name
+    assert lab.ledger.find_all([row["watermark"]])[row["watermark"]]["file"] == path.name
     assert unmarked_files(tmp_path, lab) == {}
 
 

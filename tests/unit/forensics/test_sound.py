@@ -19,7 +19,7 @@ from stillroom.flow import estimate_recipe, run_recipe
 from stillroom.forensics.checking import check_file
 from stillroom.forensics.credentials import read_credentials
 from stillroom.forensics.detecting import TrainedDetector
-from stillroom.forensics.domain import Known
+from stillroom.forensics.domain import FileTraits
 from stillroom.forensics.graphs import GraphNetwork
 from stillroom.forensics.hearing import CepstralNetwork, LinearCepstrum
 from stillroom.forensics.listening import listen
@@ -245,7 +245,8 @@ def test_a_set_of_sounds_is_marked_in_four_ways(made, lab):
     found = read_credentials(data, "audio/wav", [lab.trust])
     assert (found.integrity, found.trust) == ("intact", "lab")
     assert LABELS["forged"].encode() in data
-    assert lab.ledger.find(rows[0]["watermark"])["file"] == "000000.wav"
+    mark = rows[0]["watermark"]
+    assert lab.ledger.find_all([mark])[mark]["file"] == "000000.wav"
     mask = np.load(out / "output" / rows[0]["mask"])
     assert mask.shape == (1, 400)
 
@@ -462,7 +463,7 @@ def test_check_hears_recordings(trained, made, tmp_path):
 
 def test_a_recording_unlike_those_learned_from_is_not_judged(trained, tmp_path):
     detector = TrainedDetector.open(trained, device="cpu")
-    domain = replace(detector.about.domain, known=Known((), 1000.0, ("mp3",)))
+    domain = replace(detector.about.domain, known=FileTraits((), 1000.0, ("mp3",)))
     detector.about = replace(widen(detector.about), faces="person", is_shown=True)
 
     def reasons(values):
