@@ -47,7 +47,7 @@ class Checkpoint:
         self.config = plain_config(config)
         """What config.json says; of quantization it says nothing, since tensors come plain."""
         self.quantization = find_quantization(folder, config)
-        """How the weights are stored, where that is quantized."""
+        """What is said of quantization; the weights may be plain all the same."""
         self._stored = store
 
     @cached_property
@@ -158,8 +158,12 @@ class Checkpoint:
 
     @cached_property
     def dequantized_from(self) -> str:
-        """From what the weights are dequantized, here or by who made the folder; else empty."""
-        if self.quantization is not None:
+        """From what the weights are dequantized, here or by who made the folder; else empty.
+
+        Raises:
+            CheckpointError: If they are quantized in a way that is not known here.
+        """
+        if self.quantization is not None and self._store is not self._stored:
             return self.quantization.label
         tags = read_card(self.folder).get("tags")
         kinds = [

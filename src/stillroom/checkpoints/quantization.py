@@ -2,7 +2,8 @@
 
 A layout that is known becomes plain tensors under the names that the architecture gives them; any
 other is refused by its name, and so is a folder whose tensors are codes while nothing says of what:
-codes that are read as weights, apart from their scales, are numbers without a meaning.
+codes that are read as weights, apart from their scales, are numbers without a meaning. Plain
+weights stay what they are where something of quantization was left beside them.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ __all__ = ["Quantization", "find_quantization", "lay_out", "plain_config"]
 _KEYS = ("quantization_config", "compression_config")
 _FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq"}
 _EIGHT = frozenset({"F8_E4M3", "F8_E5M2", "I8", "U8"})
+_PLAIN = frozenset({"F16", "BF16", "F32", "F64"})
 _SUFFIXES = ("qweight", "weight_packed", "SCB", "absmax", "_scale_inv", "weight_scale_2")
 _CODES = frozenset({"weight", "qweight", "weight_packed"})
 _OF_ACTIVATIONS = ("input_scale", "activation_scale", "output_scale", "input_global_scale")
@@ -130,7 +132,8 @@ def lay_out(
         _refuse_unsaid(folder, entries)
         return {}, frozenset()
     if found.method not in _LAYOUTS:
-        raise found.refuse("this layout is not known here")
+        _refuse_unknown(found, entries)
+        return {}, frozenset()
     try:
         tensors = dict(_LAYOUTS[found.method](found, entries, parts))
     except CheckpointError:
@@ -186,6 +189,18 @@ def _is_code(name: str, entries: Mapping[str, TensorEntry]) -> bool:
     last = name.rpartition(".")[2]
     is_narrow = entry.dtype in _EIGHT or entry.dtype == "I32"
     return name.endswith(_SUFFIXES) or (last in _CODES and len(entry.shape) > 1 and is_narrow)
+
+
+def _refuse_unknown(found: Quantization, entries: Mapping[str, TensorEntry]) -> None:
+    """Refuse a layout that is not known, unless all that is stored is plain.
+
+    How it names its codes is not known either, so anything but floats of 16 bits and more counts as
+    codes, and so does whatever is called a scale.
+    """
+    for name, entry in entries.items():
+        is_scale = "scale" in name.rpartition(".")[2]
+        if entry.dtype not in _PLAIN or is_scale or _is_code(name, entries):
+            raise found.refuse(f"this layout is not known here ('{name:.120}', {entry.dtype})")
 
 
 def _refuse_unsaid(folder: Path, entries: Mapping[str, TensorEntry]) -> None:

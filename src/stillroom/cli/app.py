@@ -184,11 +184,21 @@ def _tell_settings(error: ValidationError) -> int:
             problems += inner.problems
             continue
         place = ".".join(map(str, one["loc"])) or "the settings"
-        next_step = f"stillroom show {error.title.lower()} lists its settings"
-        problems.append(Problem(f"{place}: {one['msg']}", "recipe.value", next=next_step))
+        problems.append(
+            Problem(f"{place}: {one['msg']}", "recipe.value", next=_say_where_listed(error.title))
+        )
     refused = RecipeError(problems)
     _tell(refused.problems, str(refused))
     return refused.exit_code
+
+
+def _say_where_listed(title: str) -> str:
+    """Return where the settings of a class are listed: by its method's name, if it is a method."""
+    from stillroom.registry.listing import find_seams, names_in
+
+    names = [name for folder in find_seams().values() for name in names_in(folder)]
+    found = next((name for name in names if name.replace("_", "") == title.lower()), "")
+    return f"stillroom show {found} lists its settings" if found else "see --help of the command"
 
 
 def _tell_file(error: OSError | UnicodeDecodeError) -> int:

@@ -52,7 +52,9 @@ def command(
     from stillroom.merge.rules import rules_of
     from stillroom.merge.sources import open_sources
 
-    loaded = load_merge(recipe, overrides, arithmetic=arithmetic)
+    loaded = load_merge(
+        recipe, overrides, arithmetic=arithmetic, say=lambda note: click.echo(note, err=True)
+    )
     base, parents = open_sources(loaded)
     plan = plan_sources(loaded.method, base, parents, rules_of(loaded))
     sources = [*([base] if base else []), *parents]

@@ -341,7 +341,7 @@ def _size_of(reference: str) -> tuple[int, int, str]:
     from stillroom.checkpoints import Checkpoint
 
     folder = find_output(path, "checkpoint")
-    if (folder / "config.json").is_file() and (opened := Checkpoint.open(folder)).quantization:
+    if (folder / "config.json").is_file() and (opened := Checkpoint.open(folder)).dequantized_from:
         rows = int(opened.config.get("vocab_size") or _DEFAULT_VOCABULARY)
         return opened.parameters, rows, "the teacher's tensors, dequantized"
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -53,8 +53,7 @@ def load_merges(
         if arithmetic == "paper":
             placed = [(name, _as_papers(recipe)) for name, recipe in placed]
         return [(name, _build(recipe, path, ours)) for name, recipe in placed]
-    chosen = [f"compat={arithmetic}"] if arithmetic else []
-    loaded = load_recipe(path, [*overrides, *chosen])
+    loaded = load_recipe(path, [*overrides, *_choose_arithmetic(arithmetic, overrides)])
     if not isinstance(loaded, MergeRecipe):
         raise RecipeError(
             f"kind {loaded.kind} is not a merge",
@@ -64,6 +63,22 @@ def load_merges(
             next="stillroom run RECIPE does every kind",
         )
     return [("", loaded)]
+
+
+def _choose_arithmetic(arithmetic: str | None, overrides: Sequence[str]) -> list[str]:
+    """Return the override that an option stands for; two that name one setting are refused."""
+    if arithmetic is None:
+        return []
+    for override in overrides:
+        if override.partition("=")[0].strip() == "compat":
+            raise RecipeError(
+                f"both --arithmetic {arithmetic} and {override:.40} say how to compute",
+                code="merge.compat",
+                where=f"override '{override:.40}'",
+                expected="one of the two",
+                next="remove one of them",
+            )
+    return [f"compat={arithmetic}"]
 
 
 def _place(recipe: Mapping[str, Any], parts: Path) -> dict[str, Any]:
@@ -112,13 +127,14 @@ def load_merge(
     overrides: Sequence[str] = (),
     *,
     arithmetic: Literal["paper", "mergekit"] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> MergeRecipe:
     """Return the one merge of a file; arguments as those of ``load_merges``.
 
     Raises:
         RecipeError: If it is none, or describes several that stand on each other.
     """
-    merges = load_merges(path, overrides, arithmetic=arithmetic)
+    merges = load_merges(path, overrides, arithmetic=arithmetic, say=say)
     if len(merges) > 1:
         raise RecipeError(
             f"the file describes {len(merges)} merges, each of which needs the one before",

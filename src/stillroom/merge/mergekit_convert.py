@@ -279,8 +279,7 @@ class _Document:
             elif parameter is None and key in _OVERLOOKED:
                 self.report.note(here, f"is nothing that {self.method} reads")
             elif key in _KEYS and parameter is None:
-                where = "it counts at the top of the file"
-                self.report.warn(here, f"is overlooked, as mergekit does: {where}")
+                self.report.overlook(here, "it counts at the top of the file")
             elif parameter is None:
                 self.report.weigh_key(here, key, sorted(self.theirs.parameters))
             elif is_own and not parameter.is_own and self.method != "passthrough":

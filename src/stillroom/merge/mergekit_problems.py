@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stillroom.errors import Problem
+from stillroom.recipes.overrides import is_override
 from stillroom.recipes.reading import Path, Tree, dotted
 from stillroom.registry.listing import suggest
 
@@ -57,13 +58,13 @@ class Reporter:
                 self.refuse_key((*path, key), key, known, "put it under 'parameters'")
             elif key == "revision":
                 remedy = "for that revision write model: NAME@REVISION"
-                self.warn((*path, key), f"is overlooked, as mergekit does: {remedy}")
+                self.overlook((*path, key), remedy)
             else:
                 kept[key] = data[key]
         self.check_keys(path, kept, known, overlooked=("residual_weight",))
 
     def weigh_key(self, path: Path, key: str, known: Sequence[str]) -> None:
-        """Refuse a key that looks like a known one misspelled; warn of any other.
+        """Refuse a key that looks like a known one misspelled; overlook any other.
 
         mergekit overlooks both. The first was meant to count; without the second the merge is what
         mergekit makes of the same file.
@@ -71,7 +72,7 @@ class Reporter:
         if suggest(key, known):
             self.refuse_key(path, key, known)
         else:
-            self.warn(path, "is overlooked, as mergekit does")
+            self.overlook(path)
 
     def refuse_key(self, path: Path, key: str, known: Sequence[str], remedy: str = "") -> None:
         """Refuse a key that nobody reads."""
@@ -95,6 +96,27 @@ class Reporter:
                 self.tree.place_of_value(path),
                 expected,
                 remedy or "correct it",
+            )
+        )
+
+    def overlook(self, path: Path, remedy: str = "") -> None:
+        """Warn of a key that nobody reads; refuse one that is given on the command line.
+
+        A file may have been written for mergekit as it is; an override is only ever written to
+        change the merge at hand.
+        """
+        place = self.tree.place_of_key(path)
+        what = "is overlooked, as mergekit does" + (f": {remedy}" if remedy else "")
+        if not is_override(place):
+            self.warn(path, what)
+            return
+        self.problems.append(
+            Problem(
+                f"{dotted(path)} {what}",
+                "merge.mergekit-key",
+                place,
+                "a key that changes the merge, in mergekit's words, or seed, threads or device",
+                "remove it; --arithmetic chooses how the merge is computed",
             )
         )
 

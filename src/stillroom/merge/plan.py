@@ -202,9 +202,10 @@ def plan_sources(
     if isinstance(method, Assembly):
         plan = method.arrange(base, parents, rules)
         return replace(plan, notes=(*made, *plan.notes))
-    plan = _Planner(method, base, parents, rules).plan()
-    names = [tensor.name for tensor in plan.tensors]
-    return replace(plan, notes=(*made, *plan.notes, *rules.find_idle(names)))
+    planner = _Planner(method, base, parents, rules)
+    plan = planner.plan()
+    idle = rules.find_idle([tensor.name for tensor in plan.tensors], planner.called)
+    return replace(plan, notes=(*made, *plan.notes, *idle))
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +264,7 @@ class _Planner:
         return MergePlan(
             self.method.method_name(),
             tuple(source.name for source in self.sources),
-            tuple(sorted(planned, key=lambda tensor: (self._called(tensor.name), tensor.name))),
+            tuple(sorted(planned, key=lambda tensor: (self.called(tensor.name), tensor.name))),
             tied,
             config,
             sum(self._read_bytes(tensor) for tensor in planned if tensor.is_merged),
@@ -395,7 +396,7 @@ class _Planner:
             tuple(source.weight for source in sources),
             tuple(source.own for source in sources),
             self._numbers(wanted, parents),
-            self._called(wanted.name),
+            self.called(wanted.name),
             wanted.layer,
             wanted.part or wanted.group,
         )
@@ -420,7 +421,7 @@ class _Planner:
             self._is_table(wanted.homes, [self._entry(home) for home in wanted.homes]),
         )
 
-    def _called(self, name: str) -> str:
+    def called(self, name: str) -> str:
         """Return a tensor's name, in mergekit's arithmetic as mergekit has it."""
         is_theirs = self.rules.compat == "mergekit"
         if is_theirs and fuses_experts(self.sources[0].checkpoint.config):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
@@ -94,15 +94,25 @@ class Rules:
                 own_here[at][setting] = float(value)
         return Tuned(tuned, tuple(weights_here), tuple(own_here))
 
-    def find_idle(self, names: Sequence[str]) -> list[str]:
+    def find_idle(
+        self, names: Sequence[str], called: Callable[[str], str] = lambda name: name
+    ) -> list[str]:
         """Return a line for each variation and pattern that holds for no tensor of the result.
 
         Args:
-            names: Of the result's tensors.
+            names: Of the result's tensors; parts, ``include`` and ``exclude`` hold by these.
+            called: Returns the name by which a tensor is tuned, one for all that are merged as one;
+                variations hold by that.
 
         Raises:
-            RecipeError: If a part holds for none: its models would take no part in the merge.
+            RecipeError: If a part holds for none: its models would take no part in the merge. Or
+                if patterns pick out some of the tensors that are merged as one.
         """
+        groups: dict[str, list[str]] = {}
+        for name in names:
+            groups.setdefault(called(name), []).append(name)
+        for whole, members in groups.items():
+            self._check_undivided(whole, members)
         for number, part in enumerate(self.parts):
             if not any(part.fits(name) for name in names):
                 raise RecipeError(
@@ -115,17 +125,48 @@ class Rules:
         listed = [(f"vary.{at}", one) for at, one in enumerate(self.vary)]
         for number, part in enumerate(self.parts):
             listed += [(f"parts.{number}.vary.{at}", one) for at, one in enumerate(part.vary)]
-        idle = [
-            f"note: {where} ({one.setting} of {', '.join(one.tensors)}) holds for no tensor"
-            for where, one in listed
-            if not any(one.fits(name) for name in names)
-        ]
+        idle = [line for where, one in listed if (line := _tell_reach(where, one, groups))]
         return idle + [
             f"note: the pattern '{pattern}' of {where} fits no tensor"
             for where, patterns in (("include", self.include), ("exclude", self.exclude))
             for pattern in patterns
             if not any(fnmatchcase(name, pattern) for name in names)
         ]
+
+    def _check_undivided(self, whole: str, members: Sequence[str]) -> None:
+        """Refuse patterns that say one thing of some members of a tensor, another of the rest."""
+        for where, answers in (
+            ("include, exclude", [self.merges(name) for name in members]),
+            ("parts", [self.part_of(name) for name in members]),
+        ):
+            other = next((at for at, each in enumerate(answers) if each != answers[0]), 0)
+            if other:
+                raise RecipeError(
+                    f"'{members[0]}' and '{members[other]}' cannot be treated apart",
+                    code="merge.compat",
+                    where=where,
+                    expected=f"patterns that fit all of '{whole}', which mergekit merges as one "
+                    "tensor, or none of it",
+                    next="widen the patterns, or set 'compat: paper'",
+                )
+
+
+def _tell_reach(where: str, one: Variation, groups: Mapping[str, Sequence[str]]) -> str:
+    """Return in what a variation holds for other tensors than its patterns say; else nothing."""
+    said = f"{where} ({one.setting} of {', '.join(one.tensors)})"
+    is_idle = True
+    for whole, members in groups.items():
+        is_held = one.fits(whole)
+        is_idle = is_idle and not is_held
+        named = [name for name in members if one.fits(name)]
+        if named and not is_held:
+            return (
+                f"warning: {said} does not hold for '{named[0]}', which is merged as (a part of) "
+                f"'{whole}'"
+            )
+        if is_held and 0 < len(named) < len(members):
+            return f"warning: {said} holds for all of '{whole}', of which it names a part"
+    return f"note: {said} holds for no tensor" if is_idle else ""
 
 
 def rules_of(recipe: MergeRecipe) -> Rules:

@@ -8,7 +8,9 @@ from typing import Any
 from stillroom.errors import RecipeError
 from stillroom.recipes.reading import Path, Tree, read_yaml
 
-__all__ = ["apply_overrides"]
+__all__ = ["apply_overrides", "is_override"]
+
+_PLACE = "override "
 
 
 def apply_overrides(tree: Tree, overrides: Sequence[str]) -> None:
@@ -18,7 +20,7 @@ def apply_overrides(tree: Tree, overrides: Sequence[str]) -> None:
     made, an index one past the end appends, and a bare method name becomes ``{name: ...}``.
     """
     for override in overrides:
-        where = f"override '{override}'"
+        where = f"{_PLACE}'{override}'"
         try:
             path, value = _read(override, where)
             tree.data = _put(tree.data, path, value.data, where)
@@ -34,6 +36,11 @@ def apply_overrides(tree: Tree, overrides: Sequence[str]) -> None:
         tree.keys[path] = tree.values[path] = where
         for below in value.values:
             tree.keys[path + below] = tree.values[path + below] = where
+
+
+def is_override(place: str) -> bool:
+    """Return whether a place of a tree is an override, not a line of a file."""
+    return place.startswith(f"{_PLACE}'")
 
 
 def _read(override: str, where: str) -> tuple[Path, Tree]:

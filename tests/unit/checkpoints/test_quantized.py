@@ -318,6 +318,50 @@ def test_what_is_not_known_is_refused_by_name(tmp_path, said, what):
     assert stored.fingerprint  # of what is stored, known all the same
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"quant_method": "torchao"},
+        {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+        {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+        {"quant_method": "gptq", "bits": 4},
+        {"load": "somehow"},
+    ],
+    ids=str,
+)
+def test_plain_weights_beside_what_was_left_of_quantization_stay_plain(tmp_path, said):
+    weights = torch.arange(16.0).reshape(4, 4).to(torch.bfloat16)
+    stored = write(tmp_path, said, {NAME: weights, "m.bias": torch.ones(4)})
+    assert torch.equal(stored.tensor(NAME), weights)
+    assert stored.dequantized_from == ""
+
+
+def test_plain_weights_beside_the_file_of_another_quantizer_stay_plain(tmp_path):
+    (tmp_path / "quantize_config.json").write_text('{"bits": 4, "group_size": 128}')
+    stored = write(tmp_path, None, {NAME: torch.ones(4, 4)})
+    assert stored.names() == [NAME]
+    assert stored.dequantized_from == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("m.W_q", torch.uint8),
+        ("m.codes", torch.int16),
+        ("m.weight._data", torch.int8),
+        ("m.weight_qdata", torch.float8_e4m3fn),
+        ("m.indices", torch.int64),
+        ("m.weight._scale", torch.float32),
+    ],
+)
+def test_whatever_may_be_codes_of_a_layout_that_is_not_known_is_refused(tmp_path, name, dtype):
+    tensors = {name: torch.ones(4, 4).to(dtype), "m.bias": torch.ones(4)}
+    error = refusal(write(tmp_path, {"quant_method": "other"}, tensors))
+    assert error.code == "checkpoint.quantized"
+    assert "(other)" in str(error)
+    assert name in str(error)
+
+
 @pytest.mark.parametrize("name", ["m.qweight", "m.weight_packed", "m.SCB", "m.weight.absmax", NAME])
 def test_codes_of_which_config_says_nothing_are_refused(tmp_path, name):
     write(tmp_path, None, {name: torch.ones(4, 4, dtype=torch.int8)})

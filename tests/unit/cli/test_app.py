@@ -8,7 +8,7 @@ import sys
 import click
 import pytest
 from click.testing import CliRunner
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 
 from stillroom.cli import app, options
 from stillroom.errors import Cancelled, Problem, RecipeError, ResourceError
@@ -84,6 +84,21 @@ def test_settings_that_a_method_refuses_are_named(run_main):
     assert told["problems"][0]["code"] == "recipe.value"
     assert told["problems"][0]["what"].startswith("adress: Extra inputs")
     assert told["problems"][0]["next"] == "stillroom show postgres lists its settings"
+
+
+@pytest.mark.parametrize(
+    ("title", "said"),
+    [
+        ("DareTies", "stillroom show dare_ties lists its settings"),
+        ("KCenter", "stillroom show k_center lists its settings"),
+        ("Nobody", "see --help of the command"),
+    ],
+)
+def test_the_next_step_names_a_method_as_show_knows_it(run_main, title, said):
+    with pytest.raises(ValidationError) as caught:
+        create_model(title, count=(int, ...))(count="many")
+    _, told = run_main(caught.value, "merge", "extract", "--json")
+    assert told["problems"][0]["next"] == said
 
 
 def test_an_error_after_the_result_leaves_the_result_alone(monkeypatch, capsys):

@@ -387,6 +387,34 @@ def test_overrides_speak_mergekits_words():
 
 
 @pytest.mark.parametrize(
+    "override",
+    [
+        "compat=paper",
+        "lambda_scaling=3.0",
+        "models.0.parameters.scaling_lambda=2.0",
+        "models.0.revision=v1",
+        "parameters.dtype=float32",
+        "extras={a: {b: 1}}",
+        "extras.a.b=1",
+    ],
+)
+def test_an_override_that_mergekit_would_overlook_is_refused(override):
+    text = "merge_method: linear\nmodels:\n  - {model: a, parameters: {weight: 1}}\n"
+    with pytest.raises(RecipeError) as caught:
+        read(text, overrides=[override])
+    (problem,) = caught.value.problems
+    assert problem.code == "merge.mergekit-key"
+    assert problem.where == f"override '{override}'"
+
+
+def test_what_a_file_has_mergekit_overlook_stays_a_warning_beside_an_override():
+    text = "merge_method: slerp\nbase_model: a\nmodels: [{model: b}]\nextras: 1\n"
+    made = read_mergekit(text, overrides=["parameters.t=0.4", "chat_template=llama3"])[-1]
+    assert "warning: extras is overlooked, as mergekit does" in made.notes
+    assert made.recipe["method"]["t"] == 0.4
+
+
+@pytest.mark.parametrize(
     ("text", "is_theirs"),
     [
         ("models: []\nmerge_method: ties\n", True),

@@ -14,7 +14,7 @@ from tests.unit.merge.conftest import fine_tune, rewrite
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.checkpoints.writer import plan_tensors
 from stillroom.cli.app import stillroom
-from stillroom.errors import CheckpointError
+from stillroom.errors import CheckpointError, RecipeError
 from stillroom.jobs import Journal
 from stillroom.merge.loading import load_merge
 from stillroom.merge.method import METHODS
@@ -271,6 +271,7 @@ def test_experts_are_merged_as_one_tensor_as_mergekit_does(tmp_path):
     assert merge.plan().notes == ()
 
 
+<<<<<<< HEAD
 def test_a_replay_of_some_experts_keeps_one_tensor_of_them_in_memory(tmp_path):
     folders = [mixtral(tmp_path / str(seed), seed, layers=12) for seed in (1, 2)]
     whole = {name: bits.copy() for name, _, bits in plan_of(folders, "linear").tensors()}
@@ -305,6 +306,63 @@ def test_a_nan_of_an_expert_is_refused_with_its_name_and_its_models(tmp_path):
         problem = caught.value.problems[0]
         assert (problem.code, problem.where) == ("merge.not-finite", spoiled)
         assert problem.expected.endswith("not so in: bad")
+=======
+@pytest.mark.parametrize(
+    ("pattern", "changed", "said"),
+    [
+        ("*experts.2.w2*", set(), "does not hold for"),
+        ("*.w2.*", set(), "does not hold for"),
+        ("*block_sparse_moe.gate*", set(), "does not hold for"),
+        ("*nothing*", set(), "holds for no tensor"),
+        ("*experts.down_proj", {"w2"}, ""),
+        ("*experts.gate_up_proj", {"w1", "w3"}, ""),
+        ("*.mlp.gate.*", {"gate"}, ""),
+        ("*", {"w1", "w2", "w3", "gate"}, ""),
+    ],
+)
+def test_settings_hold_for_experts_by_mergekits_name(tmp_path, pattern, changed, said):
+    folders = [mixtral(tmp_path / str(seed), seed) for seed in (1, 2)]
+    vary = [{"setting": "weight", "model": 0, "tensors": [pattern], "value": 5.0}]
+    plain, varied = plan_of(folders, "linear"), plan_of(folders, "linear", vary=vary)
+    plain.write(tmp_path / "plain")
+    varied.write(tmp_path / "varied")
+    one, other = (Checkpoint.open(tmp_path / name) for name in ("plain", "varied"))
+    found = {
+        name.split(".")[-2]
+        for name in one.names()
+        if not torch.equal(one.tensor(name), other.tensor(name))
+    }
+    assert found == changed
+    notes = varied.plan().notes
+    assert [said in note for note in notes] == ([True] if said else [])
+
+
+def test_a_pattern_that_names_a_part_of_fused_experts_and_holds_for_all_is_said(tmp_path):
+    folders = [mixtral(tmp_path / str(seed), seed) for seed in (1, 2)]
+    tensors = ["*experts.0.w1*", "*experts.gate_up_proj"]
+    vary = [{"setting": "weight", "model": 0, "tensors": tensors, "value": 5.0}]
+    (note,) = plan_of(folders, "linear", vary=vary).plan().notes
+    assert "holds for all of 'model.layers.0.mlp.experts.gate_up_proj'" in note
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"exclude": ["*experts.1.*"]},
+        {"exclude": ["*.w3.*"]},
+        {"include": ["*gate*", "*experts.2.w2*"]},
+        {"parts": [{"tensors": ["*experts.1.w2*"], "models": [0]}, {"tensors": ["*"]}]},
+    ],
+    ids=str,
+)
+def test_experts_that_mergekit_merges_as_one_are_not_divided(tmp_path, settings):
+    folders = [mixtral(tmp_path / str(seed), seed) for seed in (1, 2)]
+    with pytest.raises(RecipeError) as caught:
+        plan_of(folders, "linear", **settings).plan()
+    assert caught.value.code == "merge.compat"
+    assert plan_of(folders, "linear", **settings, compat="paper").plan()
+    assert plan_of(folders, "linear", exclude=["*experts*"]).plan().notes == ()
+>>>>>>> k3
 
 
 def test_where_experts_may_come_out_otherwise_than_in_mergekit_is_said(tmp_path):
