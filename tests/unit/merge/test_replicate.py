@@ -271,7 +271,6 @@ def test_experts_are_merged_as_one_tensor_as_mergekit_does(tmp_path):
     assert merge.plan().notes == ()
 
 
-<<<<<<< HEAD
 def test_a_replay_of_some_experts_keeps_one_tensor_of_them_in_memory(tmp_path):
     folders = [mixtral(tmp_path / str(seed), seed, layers=12) for seed in (1, 2)]
     whole = {name: bits.copy() for name, _, bits in plan_of(folders, "linear").tensors()}
@@ -306,7 +305,8 @@ def test_a_nan_of_an_expert_is_refused_with_its_name_and_its_models(tmp_path):
         problem = caught.value.problems[0]
         assert (problem.code, problem.where) == ("merge.not-finite", spoiled)
         assert problem.expected.endswith("not so in: bad")
-=======
+
+
 @pytest.mark.parametrize(
     ("pattern", "changed", "said"),
     [
@@ -362,7 +362,6 @@ def test_experts_that_mergekit_merges_as_one_are_not_divided(tmp_path, settings)
     assert caught.value.code == "merge.compat"
     assert plan_of(folders, "linear", **settings, compat="paper").plan()
     assert plan_of(folders, "linear", exclude=["*experts*"]).plan().notes == ()
->>>>>>> k3
 
 
 def test_where_experts_may_come_out_otherwise_than_in_mergekit_is_said(tmp_path):
