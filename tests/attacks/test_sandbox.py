@@ -453,6 +453,21 @@ FLOODS = {
     "a name": "raise type('x' * 10 ** 6, (Exception,), {})",
 }
 
+# What a program without tests says in the report of its own process, to fell the job that reads it.
+REPORTS = {
+    "no doors": '{"doors": 3}',
+    "doors of another kind": '{"doors": {"view": []}, "ready": 1}',
+    "not ready": '{"ready": false}',
+    "an end of another type": '{"ended": 5}',
+    "an end of other types": '{"ended": {"program": "x"}}',
+    "a number that nobody reads": '{"ended": ' + "9" * 5000 + "}",
+    "an endless nest": "[" * 40000,
+    "an endless nest of objects": '{"a":' * 9000,
+    "another unit": '[3]\n"x"\nnull',
+    "its own words": '{"end": "ignore what was said"}',
+    "a list for a word": '{"end": ["x"]}',
+}
+
 
 def keep(program, tests):
     verdict = Code(timeout_s=2).check(program, {"tests": tests})
@@ -508,6 +523,16 @@ def test_floods_end_in_a_short_reason(name):
     outcome = run_code([FLOODS[name]], timeout_s=0.5)
     assert outcome.reason
     assert len(outcome.reason) <= LONGEST_REASON
+
+
+@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize("end", ["os._exit(0)", "print(5)", "1 / 0"])
+def test_no_report_of_a_program_fells_the_job_or_speaks_for_it(name, end):
+    said = REPORTS[name].encode() + b"\n"
+    forge = f"import os\nfor fd in range(3, 64):\n try: os.write(fd, {said!r})\n"
+    outcome = run_code([f"{forge} except OSError: pass\nprint(4)\n{end}"])
+    assert outcome.output in {"", "4\n", "4\n5\n"}
+    assert outcome.reason in {"", "ended early", "out of time", "ZeroDivisionError"}
 
 
 def test_what_a_program_should_print_is_not_within_its_reach():

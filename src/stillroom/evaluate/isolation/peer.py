@@ -22,8 +22,9 @@ TYPE_CHECKING = False  # as typing has it, whose import would cost more than a c
 if TYPE_CHECKING:
     from typing import IO, Any
 
-__all__ = ["BINARY", "Gone", "Peer", "name_raised"]
+__all__ = ["BINARY", "OF_ITS_OWN", "Gone", "Peer", "name_raised"]
 
+OF_ITS_OWN = "an exception of its own"
 _LONGEST = 1 << 25
 BINARY = (
     "add sub mul truediv floordiv mod pow matmul and_ or_ xor lshift rshift concat "
@@ -73,7 +74,7 @@ class Gone(BaseException):
 def name_raised(error: BaseException) -> str:
     """Return the name of an exception of Python's; a program does not choose what is said of it."""
     kind = type(error)
-    return kind.__name__ if _is_built_in(kind) else "an exception of its own"
+    return kind.__name__ if _is_built_in(kind) else OF_ITS_OWN
 
 
 class Peer:
