@@ -328,6 +328,11 @@ FORGERIES = {
         "import sys, os\nsys.excepthook = sys.unraisablehook = lambda *a: os._exit(0)\n" + WRONG,
         TEST,
     ),
+    "awaits itself": (
+        "class Evil:\n    def send(self, *a): raise StopIteration\n"
+        "def solve(n):\n    return Evil()",
+        "x = solve(1)\nasync def test_solve():\n    assert await solve(2) == 4",
+    ),
     "tests nothing": (WRONG, "def test_solve():\n    assert solve(2) == 4"),
     "is not asked": (WRONG, "pass"),
     "returns what cannot be held": ("def solve(n):\n    return 'x' * (1 << 28)", TEST),
@@ -528,7 +533,8 @@ def test_floods_end_in_a_short_reason(name):
 @pytest.mark.parametrize("name", REPORTS)
 @pytest.mark.parametrize("end", ["os._exit(0)", "print(5)", "1 / 0"])
 def test_no_report_of_a_program_fells_the_job_or_speaks_for_it(name, end):
-    said = REPORTS[name].encode() + b"\n"
+    # an unended line spoils the one that comes next, which is not the program's
+    said = REPORTS[name].encode() + (b"\nx" if end == "os._exit(0)" else b"\n")
     forge = f"import os\nfor fd in range(3, 64):\n try: os.write(fd, {said!r})\n"
     outcome = run_code([f"{forge} except OSError: pass\nprint(4)\n{end}"])
     assert outcome.output in {"", "4\n", "4\n5\n"}

@@ -203,6 +203,21 @@ RIGHT = {
         "def inc(n): return n + 1",
         "def test_inc():\n    assert inc(1) == 2",
     ),
+    "helpers that are named as tests are": (
+        "class S:\n    n = 2\n    def f(self): return 2",
+        "s = S()\ndef test_same(a, b):\n    assert a == b\n"
+        "def test_once(seen=[]):\n    seen.append(1)\n    assert len(seen) == 1 and s.n == 2\n"
+        "test_once()\ndef test_f():\n    test_same(s.f(), 2)",
+    ),
+    "a plain class of tests": (
+        "def inc(n): return n + 1",
+        "class TestInc:\n    def setup_method(self):\n        self.n = 1\n"
+        "    def test_inc(self):\n        assert inc(self.n) == 2",
+    ),
+    "a test that awaits": (
+        "async def inc(n): return n + 1\ndef twice(n): return 2 * n",
+        "async def two(): return 2\nasync def test_twice():\n    assert twice(await two()) == 4",
+    ),
     "a check of a candidate": (
         "def inc(n): return n + 1",
         ["def check(candidate):\n    assert candidate(1) == 2", "check(inc)"],
@@ -260,6 +275,32 @@ def test_tests_that_prove_nothing_are_named(name):
     program, tests = UNPROVABLE[name]
     for test in tests:
         assert name in run_tests(program, [test]).reason
+
+
+USES = "class S:\n    n = 3\n    def f(self, x): return 'wrong'"
+CASE = "import unittest\nclass T(unittest.TestCase):\n    def test_f(self):\n"
+DECLARED = {
+    "a function": "s = S()\ndef test_f():\n    assert s.f(1) == 2",
+    "two parts": ["s = S()\nassert s.n == 3", "def test_f():\n    assert s.f(1) == 2"],
+    "a test case": f"n = S().f(0)\n{CASE}        self.assertEqual(S().f(1), 2)",
+    "a test case that a runner ran": (
+        f"n = S().n\n{CASE}        self.assertEqual(S().f(1), 2)\n"
+        "import io\nunittest.TextTestRunner(io.StringIO()).run("
+        "unittest.defaultTestLoader.loadTestsFromTestCase(T))"
+    ),
+    "a plain class": "n = S().n\nclass TestF:\n    def test_f(self):\n        assert S().f(1) == 2",
+    "a function that awaits": "n = S().n\nasync def test_f():\n    assert S().f(1) == 2",
+    "a function that yields": "n = S().n\ndef test_f():\n    yield\n    assert S().f(1) == 2",
+}
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_declared_tests_run_even_if_others_asked_something(name):
+    tests = DECLARED[name]
+    outcome = run_tests(USES, [tests] if isinstance(tests, str) else tests, timeout_s=20)
+    assert outcome.reason == "AssertionError"
+    right = USES.replace("'wrong'", "2")
+    assert run_tests(right, [tests] if isinstance(tests, str) else tests, timeout_s=20).is_done
 
 
 def test_no_exception_hides_what_happened():

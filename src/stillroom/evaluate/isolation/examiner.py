@@ -13,7 +13,14 @@ import ctypes
 import json
 import os
 import sys
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    CoroutineType,
+    FunctionType,
+    GeneratorType,
+    MethodType,
+)
 
 from stillroom.evaluate.isolation.doors import close_doors, die_with_parent, keep_open
 from stillroom.evaluate.isolation.peer import BINARY, Gone, Peer, name_raised
@@ -92,26 +99,81 @@ def _verdict(tests: list[str], examiner: _Examiner) -> str:
         names = _Names(examiner, examiner.meet(), codes)
         for code in codes:
             exec(code, names)  # noqa: S102  # this is what the sandbox is for
-        if not examiner.was_asked:
-            _run_declared(dict(names))
+        _run_declared(dict(names), codes)
     except BaseException as error:  # noqa: BLE001  # tests may raise anything
         return examiner.lost or name_raised(error)
     return examiner.lost or ("" if examiner.was_asked else NOT_ASKED)
 
 
-def _run_declared(names: dict[str, Any]) -> None:
-    """Run tests that were declared for a test runner, and not run."""
-    for name, value in names.items():
-        if isinstance(value, FunctionType) and name.startswith("test"):
-            value()
-        elif isinstance(value, type) and "unittest" in sys.modules:
-            import unittest
+def _run_declared(names: dict[str, Any], codes: list[CodeType]) -> None:
+    """Run tests that were declared for a test runner, but functions that the tests call."""
+    declared = {
+        name: one
+        for name, one in names.items()
+        if isinstance(one, type) or (isinstance(one, FunctionType) and name.startswith("test"))
+    }
+    if not declared:
+        return
+    by_module, by_functions = _used_names(codes)
+    for name, value in declared.items():
+        if isinstance(value, type):
+            _run_class(name, value)
+        elif name not in by_module and not (_needs_arguments(value) and name in by_functions):
+            _finish(value())
 
-            if issubclass(value, unittest.TestCase):
-                result = unittest.TestResult()
-                unittest.defaultTestLoader.loadTestsFromTestCase(value).run(result)
-                if not result.wasSuccessful():
-                    raise AssertionError
+
+def _run_class(name: str, kind: type) -> None:
+    """Run the tests of a class, by unittest or as a runner of plain classes does."""
+    if "unittest" in sys.modules:
+        import unittest
+
+        if issubclass(kind, unittest.TestCase):
+            result = unittest.TestResult()
+            unittest.defaultTestLoader.loadTestsFromTestCase(kind).run(result)
+            if not result.wasSuccessful():
+                raise AssertionError
+            return
+    if name.startswith("Test") and kind.__module__ == _TESTS and "__init__" not in vars(kind):
+        for test in (one for one in dir(kind) if one.startswith("test")):
+            one = kind()
+            getattr(one, "setup_method", lambda: None)()
+            _finish(getattr(one, test)())
+
+
+def _finish(made: Any) -> None:
+    """Bring a coroutine or a generator that a test function gave to its end."""
+    if isinstance(made, CoroutineType | GeneratorType):
+        try:
+            while True:
+                made.send(None)
+        except StopIteration:
+            return
+
+
+def _used_names(codes: list[CodeType]) -> tuple[set[str], set[str]]:
+    """Return the names that the tests' modules use, and those that their functions use."""
+    import dis  # costs a little, and few tests are declared
+
+    by_module = {
+        one.argval
+        for code in codes
+        for one in dis.get_instructions(code)
+        if one.opname in {"LOAD_NAME", "LOAD_GLOBAL"}
+    }
+    by_functions, inner = set[str](), [one for code in codes for one in _codes_in(code)]
+    while inner:
+        code = inner.pop()
+        by_functions.update(code.co_names)
+        inner += _codes_in(code)
+    return by_module, by_functions
+
+
+def _codes_in(code: CodeType) -> list[CodeType]:
+    return [one for one in code.co_consts if isinstance(one, CodeType)]
+
+
+def _needs_arguments(function: FunctionType) -> bool:
+    return function.__code__.co_argcount > len(function.__defaults__ or ())
 
 
 class _Examiner(Peer):
