@@ -207,16 +207,20 @@ def _file_of(value: object, files: contextlib.ExitStack) -> int:
 
 
 def _reported(lines: bytes) -> dict[str, Any]:
-    """Return what the processes reported, by key, as it was said first.
+    """Return what the processes reported, by key.
 
     A program that is run without tests holds the pipe: it cannot take back what was said of its
     doors before it ran, and what it says itself may be of any type.
     """
+    first: dict[str, Any] = {}
     told: dict[str, Any] = {}
     for line in lines.decode("utf-8", "replace").splitlines():
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
-            told = row | told if isinstance(row, dict) else told
+            if isinstance(row, dict):
+                first = first or row
+                told |= row
+    told |= first
     ended = told.get("ended")
     if not (isinstance(ended, dict) and all(type(one) is int for one in ended.values())):
         told.pop("ended", None)
