@@ -12,7 +12,15 @@ from typing import Literal
 
 from stillroom.text.normalize import exact_match
 
-__all__ = ["Find", "answer_key", "find_answer", "is_marked", "read_answers", "same_answer"]
+__all__ = [
+    "Find",
+    "answer_key",
+    "changes_number",
+    "find_answer",
+    "is_marked",
+    "read_answers",
+    "same_answer",
+]
 
 Find = Literal["marked", "number", "whole"]
 
@@ -121,11 +129,16 @@ def read_answers(text: str, find: Find = "marked") -> list[str]:
 def _counted(told: str, is_marked: bool) -> str:
     """Return the one number among words that do not change it, which a mark may set off."""
     found = _COUNTED.fullmatch(told)
-    if found is None or _CHANGES.search(found[3]):
+    if found is None or changes_number(found[3]):
         return ""
     if found[1] and not (is_marked and _LEADS.fullmatch(found[1])):
         return ""
     return found[2].lstrip("$\u20ac\u00a3 ")
+
+
+def changes_number(words: str) -> bool:
+    """Return whether words after a number make it another one, or deny it; a unit does not."""
+    return bool(_CHANGES.search(words) or _DENIAL.search(words))
 
 
 def _statement(text: str) -> tuple[str, bool]:
