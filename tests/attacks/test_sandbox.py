@@ -328,6 +328,48 @@ FORGERIES = {
         "import sys, os\nsys.excepthook = sys.unraisablehook = lambda *a: os._exit(0)\n" + WRONG,
         TEST,
     ),
+    "brings its own all for a value": (
+        "all = lambda x: True\nRESULT = 0",
+        "assert all([RESULT == 4])",
+    ),
+    "brings its own all for its own sum": (
+        "all = lambda x: True\ndef sum(*a): return 0",
+        "assert all([sum([2, 2]) == 4])",
+    ),
+    "brings its own all for a name that is looked up": (
+        "all = lambda x: True\n" + WRONG,
+        "assert all([globals()['solve'](2) == 4])",
+    ),
+    "brings its own Counter for a value": (
+        EVIL + "Counter = Evil\nRESULT = [0]",
+        "assert Counter(RESULT) == Counter([4])",
+    ),
+    "an integer of its own": (
+        "class I(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\n"
+        "def solve(n): return I(0)",
+        TEST,
+    ),
+    "an integer that learns": (
+        "class I(int):\n    def __sub__(self, other): return I(0)\n"
+        "    def __abs__(self): return I(0)\n    __rsub__ = __sub__\n"
+        "def solve(n): return I(0)",
+        ["assert solve(2) - 4 == 0", "assert abs(solve(2) - 4) == 0"],
+    ),
+    "an integer that says another value": (
+        "import gc\nfor one in gc.get_objects():\n"
+        "    if type(one) is dict and one.get('__name__', '').endswith('isolation.program'):\n"
+        "        one['_VALUES'][int] = lambda value: [4, 0]\n"
+        "class I(int): pass\ndef solve(n): return I(0)",
+        TEST,
+    ),
+    "keys that are equal to all": (
+        "class K(dict):\n    def keys(self): return Evil()\n"
+        + EVIL
+        + "def solve(n): return K().keys()",
+        "assert solve(2) == {4}",
+    ),
+    "puts max in place of isclose": ("isclose = max\n" + WRONG, "assert isclose(solve(2), 4)"),
+    "puts any in place of all": ("all = any\n" + WRONG, "assert all([solve(2) == 4, True])"),
     "awaits itself": (
         "class Evil:\n    def send(self, *a): raise StopIteration\n"
         "def solve(n):\n    return Evil()",

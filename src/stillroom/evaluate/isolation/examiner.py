@@ -23,8 +23,8 @@ from types import (
 )
 
 from stillroom.evaluate.isolation.doors import close_doors, die_with_parent, keep_open
-from stillroom.evaluate.isolation.peer import BINARY, Gone, Peer, name_raised
-from stillroom.evaluate.isolation.proxy import Proxy, is_scaled, scale
+from stillroom.evaluate.isolation.peer import BINARY, Gone, Peer, differs, look, name_raised
+from stillroom.evaluate.isolation.proxy import Proxy, handle_of, is_scaled, scale
 from stillroom.evaluate.isolation.wire import PURE_MODULES, Decoder, WireError
 
 TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
@@ -61,6 +61,7 @@ _SERVED = {
     *("call", "next", "iter", "len", "bool", "get", "set", "getitem", "setitem", "contains"),
     *("eq", "str", "repr", "hash", *_ORDERING),
 }
+_MOST_COPIES = 1024
 _TESTS, _FILE = "__main__", "<tests>"
 
 OBJECT_JUDGES = "the tests let an object of the program judge itself"
@@ -69,6 +70,7 @@ RUNS_TEXT = "the tests run text as code"
 REDEFINES = "the program redefines a name of Python's that the tests use"
 DERIVES = "the tests derive a class from one of the program's"
 SUPPRESSES = "the program suppresses an exception that the tests did not raise themselves"
+COPIES = "the tests change a copy of what the program keeps"
 NOT_ASKED = "the tests ask nothing of the program"
 NOT_PYTHON = "the tests are no Python"
 
@@ -101,7 +103,8 @@ def _verdict(tests: list[str], examiner: _Examiner) -> str:
             exec(code, names)  # noqa: S102  # this is what the sandbox is for
         _run_declared(dict(names), codes)
     except BaseException as error:  # noqa: BLE001  # tests may raise anything
-        return examiner.lost or name_raised(error)
+        reason = examiner.lost or name_raised(error)
+        return COPIES if reason == "AssertionError" and examiner.has_changed_copy() else reason
     return examiner.lost or ("" if examiner.was_asked else NOT_ASKED)
 
 
@@ -180,6 +183,8 @@ class _Examiner(Peer):
     def __init__(self, reader: IO[bytes], writer: IO[bytes]) -> None:
         super().__init__(reader, writer)
         self.was_asked = False
+        self._copies: list[tuple[Any, list[Any]]] = []
+        self._values: dict[int, int | float | str] = {}
 
     def meet(self) -> set[str]:
         """Return the names that the program defines, once it has run.
@@ -199,7 +204,17 @@ class _Examiner(Peer):
         """Return what the program calls by a name."""
         value = self.ask("global", name)
         self.was_asked |= type(value) not in (Proxy, _Module)
+        return self._note(value)
+
+    def _note(self, value: Any) -> Any:
+        """Remember a copy of what the program keeps, as it came."""
+        if type(value) in (list, dict, set) and len(self._copies) < _MOST_COPIES:
+            self._copies.append((value, look(value)))
         return value
+
+    def has_changed_copy(self) -> bool:
+        """Return whether the tests changed a copy, which the program never saw."""
+        return any(differs(before, value) for value, before in self._copies)
 
     def operate(self, name: str, proxy: Proxy, *args: Any, **named: Any) -> Any:
         self.was_asked |= name != "bool"  # every function is true
@@ -225,7 +240,8 @@ class _Examiner(Peer):
             self._look_up(proxy, args[0])
         if is_scaled(proxy) and name not in {"get", "lt", "le", "gt", "ge"}:
             raise self.lose(OBJECT_JUDGES)
-        return self.ask(name, proxy, *args, **named)
+        found = self.ask(name, proxy, *args, **named)
+        return self._note(found) if name in {"get", "getitem"} else found
 
     def _leave(self, proxy: Proxy, error: BaseException | None) -> Any:
         if isinstance(error, Gone):
@@ -249,9 +265,12 @@ class _Examiner(Peer):
     def _equal(self, proxy: Proxy, other: Any) -> bool:
         if other is None:
             return False
-        if type(other) is not Proxy:
+        if type(other) is Proxy:
+            return self.ask("eq", proxy, other) is True
+        value = self._values.get(handle_of(proxy))
+        if value is None or is_scaled(proxy):
             raise self.lose(OBJECT_JUDGES)
-        return self.ask("eq", proxy, other) is True
+        return bool(value == other)
 
     def _reckon(self, operation: str, sides: tuple[Any, ...]) -> Any:
         plain = [one for one in sides if type(one) is not Proxy]
@@ -293,6 +312,8 @@ class _Examiner(Peer):
     def lend(self, told: dict[str, Any], decoder: Decoder) -> Any:
         if "bases" in told:
             return self._mirror(told, [self._read_name(one, decoder) for one in told["bases"]])
+        if type(told.get("value")) in (int, float, str):  # told before it was asked to compare it
+            self._values[int(told["h"])] = told["value"]
         return Proxy(self, int(told["h"]), str(told.get("t", "")))
 
     def _read_name(self, told: Any, decoder: Decoder) -> type:
@@ -304,14 +325,14 @@ class _Examiner(Peer):
     def _mirror(self, told: dict[str, Any], bases: list[type]) -> type:
         """Return an exception that tests may catch in place of the program's."""
 
-        def look(error: BaseException, name: str) -> Any:
+        def find(error: BaseException, name: str) -> Any:
             own = error.__dict__.get("__stillroom__")
             if own is None or name.startswith("__"):
                 raise AttributeError(name)
             return getattr(own, name)
 
         name = str(told.get("t", ""))[:64]
-        return type(name, tuple(bases), {"__stillroom__": None, "__getattr__": look})
+        return type(name, tuple(bases), {"__stillroom__": None, "__getattr__": find})
 
     def _read(self, told: dict[str, Any], decoder: Decoder) -> Any:
         if told["k"] == "module":
@@ -362,8 +383,6 @@ class _Names(dict):  # type: ignore[type-arg]  # no typing here
     def __missing__(self, name: str) -> Any:
         if name not in self._offered:
             raise KeyError(name)
-        if hasattr(builtins, name):
-            raise self._examiner.lose(REDEFINES)
         value = self._examiner.fetch(name)
         if type(value) is _Module:
             return self._module(name, value.name)
@@ -374,9 +393,14 @@ class _Names(dict):  # type: ignore[type-arg]  # no typing here
 
     def _judge(self, name: str, value: Any) -> None:
         """Refuse what the program put in place of Python's, where it decides for other names."""
-        if type(value) is Proxy:
-            self._made.add(name)
-        if self._made & _DECIDING and self._made - _DECIDING:
+        is_pythons = type(value) is not Proxy and getattr(value, "__name__", None) == name
+        if is_pythons and getattr(builtins, name, value) is value:
+            return
+        self._made.add(name)
+        is_built_in = any(hasattr(builtins, one) for one in self._made)
+        if (is_built_in and len(self._made) > 1) or (
+            self._made & _DECIDING and self._made - _DECIDING
+        ):
             raise self._examiner.lose(REDEFINES)
 
     def _module(self, name: str, real: str) -> Any:
@@ -421,7 +445,10 @@ def _guarded(examiner: _Examiner, codes: list[CodeType]) -> dict[str, Any]:
     def bring(name: str, *args: Any, **named: Any) -> Any:
         if name.split(".")[0] in _NO_IMPORT:
             raise examiner.lose(RUNS_TEXT)
-        return __import__(name, *args, **named)
+        found = __import__(name, *args, **named)
+        if "unittest" in sys.modules:  # its cases are run at the end, and main would look elsewhere
+            vars(sys.modules["unittest"])["main"] = lambda *args, **named: None
+        return found
 
     own = dict(vars(builtins))
     own |= {name: guard(getattr(builtins, name)) for name in ("eval", "exec", "compile")}
