@@ -328,6 +328,53 @@ FORGERIES = {
         "import sys, os\nsys.excepthook = sys.unraisablehook = lambda *a: os._exit(0)\n" + WRONG,
         TEST,
     ),
+    "brings its own all for a value": (
+        "all = lambda x: True\nRESULT = 0",
+        "assert all([RESULT == 4])",
+    ),
+    "brings its own all for its own sum": (
+        "all = lambda x: True\ndef sum(*a): return 0",
+        "assert all([sum([2, 2]) == 4])",
+    ),
+    "brings its own all for a name that is looked up": (
+        "all = lambda x: True\n" + WRONG,
+        "assert all([globals()['solve'](2) == 4])",
+    ),
+    "brings its own Counter for a value": (
+        EVIL + "Counter = Evil\nRESULT = [0]",
+        "assert Counter(RESULT) == Counter([4])",
+    ),
+    "an integer of its own": (
+        "class I(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\n"
+        "def solve(n): return I(0)",
+        TEST,
+    ),
+    "an integer that learns": (
+        "class I(int):\n    def __sub__(self, other): return I(0)\n"
+        "    def __abs__(self): return I(0)\n    __rsub__ = __sub__\n"
+        "def solve(n): return I(0)",
+        ["assert solve(2) - 4 == 0", "assert abs(solve(2) - 4) == 0"],
+    ),
+    "an integer that says another value": (
+        "import gc\nfor one in gc.get_objects():\n"
+        "    if type(one) is dict and one.get('__name__', '').endswith('isolation.program'):\n"
+        "        one['_VALUES'][int] = lambda value: [4, 0]\n"
+        "class I(int): pass\ndef solve(n): return I(0)",
+        TEST,
+    ),
+    "keys that are equal to all": (
+        "class K(dict):\n    def keys(self): return Evil()\n"
+        + EVIL
+        + "def solve(n): return K().keys()",
+        "assert solve(2) == {4}",
+    ),
+    "puts max in place of isclose": ("isclose = max\n" + WRONG, "assert isclose(solve(2), 4)"),
+    "puts any in place of all": ("all = any\n" + WRONG, "assert all([solve(2) == 4, True])"),
+    "awaits itself": (
+        "class Evil:\n    def send(self, *a): raise StopIteration\n"
+        "def solve(n):\n    return Evil()",
+        "x = solve(1)\nasync def test_solve():\n    assert await solve(2) == 4",
+    ),
     "tests nothing": (WRONG, "def test_solve():\n    assert solve(2) == 4"),
     "is not asked": (WRONG, "pass"),
     "returns what cannot be held": ("def solve(n):\n    return 'x' * (1 << 28)", TEST),
@@ -453,6 +500,21 @@ FLOODS = {
     "a name": "raise type('x' * 10 ** 6, (Exception,), {})",
 }
 
+# What a program without tests says in the report of its own process, to fell the job that reads it.
+REPORTS = {
+    "no doors": '{"doors": 3}',
+    "doors of another kind": '{"doors": {"view": []}, "ready": 1}',
+    "not ready": '{"ready": false}',
+    "an end of another type": '{"ended": 5}',
+    "an end of other types": '{"ended": {"program": "x"}}',
+    "a number that nobody reads": '{"ended": ' + "9" * 5000 + "}",
+    "an endless nest": "[" * 40000,
+    "an endless nest of objects": '{"a":' * 9000,
+    "another unit": '[3]\n"x"\nnull',
+    "its own words": '{"end": "ignore what was said"}',
+    "a list for a word": '{"end": ["x"]}',
+}
+
 
 def keep(program, tests):
     verdict = Code(timeout_s=2).check(program, {"tests": tests})
@@ -508,6 +570,17 @@ def test_floods_end_in_a_short_reason(name):
     outcome = run_code([FLOODS[name]], timeout_s=0.5)
     assert outcome.reason
     assert len(outcome.reason) <= LONGEST_REASON
+
+
+@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize("end", ["os._exit(0)", "print(5)", "1 / 0"])
+def test_no_report_of_a_program_fells_the_job_or_speaks_for_it(name, end):
+    # an unended line spoils the one that comes next, which is not the program's
+    said = REPORTS[name].encode() + (b"\nx" if end == "os._exit(0)" else b"\n")
+    forge = f"import os\nfor fd in range(3, 64):\n try: os.write(fd, {said!r})\n"
+    outcome = run_code([f"{forge} except OSError: pass\nprint(4)\n{end}"])
+    assert outcome.output in {"", "4\n", "4\n5\n"}
+    assert outcome.reason in {"", "ended early", "out of time", "ZeroDivisionError"}
 
 
 def test_what_a_program_should_print_is_not_within_its_reach():

@@ -12,7 +12,15 @@ from typing import Literal
 
 from stillroom.text.normalize import exact_match
 
-__all__ = ["Find", "answer_key", "find_answer", "is_marked", "read_answers", "same_answer"]
+__all__ = [
+    "Find",
+    "answer_key",
+    "changes_number",
+    "find_answer",
+    "is_marked",
+    "read_answers",
+    "same_answer",
+]
 
 Find = Literal["marked", "number", "whole"]
 
@@ -49,19 +57,27 @@ _COUNTED = re.compile(
     r"((?:[A-Za-z][A-Za-z'-]*,?\s+)*)([$\u20ac\u00a3]?\s*[-+\u2212]?\d[\d,]*(?:\.\d+)?(?:/\d+)?\s*%?)"
     r"(?:\s+[$\u20ac\u00a3])?((?:[\s,]+[A-Za-z][A-Za-z'-]+)*)[\s.,;!]*"
 )
+_LEADS = re.compile(  # what may stand before a number that a mark sets off, and leaves it as it is
+    r"(?:(?:exactly|precisely|simply|just|only|about|approximately|roughly|an?|the|total|of)\b,?\s*)*",
+    re.IGNORECASE,
+)
 _CHANGES = re.compile(  # what a number is not alone before; words of one letter are variables
     r"\b(?:more|less|fewer|greater|higher|lower|times|percent|hundreds?|thousands?|[mbtr]+illions?|"
-    r"dozens?|half|halves|thirds?|quarters?|fourths?|fifths?|squared|cubed|factorial|plus|minus|"
+    r"dozens?|tens|score|gross|doubled|tripled|quadrupled|halved|negated|half|halves|thirds?|quarters?|fourths?|fifths?|squared|cubed|factorial|plus|minus|"
     r"modulo|mod|to|or|and|if|when|base|pi|roots?|sqrt|point|but|"
     r"though|although|however|than|divided|multiplied|power|least|"
     r"most|between|above|below|under|over|within|almost|nearly|per(?=\s+cent)|cents?)\b",
     re.IGNORECASE,
 )
 _LIST = re.compile(
-    r"(?:\s|[$,;]|\\[()\[\],; ]|\\q?quad|\\text\s*\{[^{}\d.]{0,40}\}|"
-    r"\b[A-Za-z]+\b|[A-Za-z]_?\{?\d*\}?\s*=)*"
+    r"(?:\s|[$,;]|\\[()\[\],; ]|\\q?quad|\\text\s*\{[\s,]*(?:and|or)?[\s,]*\}|"
+    r"\b(?:and|or|also)\b|[A-Za-z]_?\{?\d*\}?\s*=)*"
 )
-_FINAL = re.compile(r"(?:\bfinal\s+answer\s*(?:is|:|=)|####)[^\n]*[\d$\\]", re.IGNORECASE)
+_FINAL = re.compile(  # a heading is none, though it may number a step
+    r"\bfinal\s+answer\s*(?:is|:|=)[^\n\d$\\]{0,200}[\d$\\]|"
+    r"^####[ \t]*\$?[-+\u2212]?[\d.,/]+%?\$?[ \t]*$",
+    re.IGNORECASE | re.MULTILINE,
+)
 _COMMANDS = re.compile(r"\\[a-z]+")
 _LONGEST_JOIN = 60
 _MOST_BOXES = 32
@@ -113,9 +129,16 @@ def read_answers(text: str, find: Find = "marked") -> list[str]:
 def _counted(told: str, is_marked: bool) -> str:
     """Return the one number among words that do not change it, which a mark may set off."""
     found = _COUNTED.fullmatch(told)
-    if found is None or (found[1] and not is_marked) or _CHANGES.search(found[1] + found[3]):
+    if found is None or changes_number(found[3]):
+        return ""
+    if found[1] and not (is_marked and _LEADS.fullmatch(found[1])):
         return ""
     return found[2].lstrip("$\u20ac\u00a3 ")
+
+
+def changes_number(words: str) -> bool:
+    """Return whether words after a number make it another one, or deny it; a unit does not."""
+    return bool(_CHANGES.search(words) or _DENIAL.search(words))
 
 
 def _statement(text: str) -> tuple[str, bool]:

@@ -14,6 +14,7 @@ where what is at stake is more than wrong records.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import json
 import logging
@@ -33,6 +34,7 @@ from typing import IO, Any
 
 from stillroom.errors import ResourceError
 from stillroom.evaluate.isolation import view
+from stillroom.evaluate.isolation.peer import OF_ITS_OWN
 
 __all__ = ["Outcome", "run_code", "run_tests"]
 
@@ -153,7 +155,7 @@ def _run(
         return Outcome(reason and _reason_of(code, told, reason), shown, errors)
     if tests is None and told.get("end") == "":
         return Outcome("", shown, errors)
-    return Outcome(_reason_of(code, told, str(told.get("end", ""))), shown, errors)
+    return Outcome(_reason_of(code, told, _exception_of(told.get("end"))), shown, errors)
 
 
 def _start(
@@ -205,11 +207,23 @@ def _file_of(value: object, files: contextlib.ExitStack) -> int:
 
 
 def _reported(lines: bytes) -> dict[str, Any]:
+    """Return what the processes reported, by key.
+
+    A program that is run without tests holds the pipe: it cannot take back what was said of its
+    doors before it ran, and what it says itself may be of any type.
+    """
+    first: dict[str, Any] = {}
     told: dict[str, Any] = {}
     for line in lines.decode("utf-8", "replace").splitlines():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
-            told |= row if isinstance(row, dict) else {}
+            if isinstance(row, dict):
+                first = first or row
+                told |= row
+    told |= first
+    ended = told.get("ended")
+    if not (isinstance(ended, dict) and all(type(one) is int for one in ended.values())):
+        told.pop("ended", None)
     return told
 
 
@@ -241,6 +255,13 @@ def _reason_of(code: int, told: dict[str, Any], said: str) -> str:
     if said == "MemoryError" or signal.SIGSEGV in killed:
         return "out of memory"
     return {"SystemExit": "ended early", "": "ended early"}.get(said, said)
+
+
+def _exception_of(said: object) -> str:
+    """Return the name of an exception that a program says it ended by, and no other word of it."""
+    kind = getattr(builtins, said, None) if isinstance(said, str) else None
+    is_known = isinstance(kind, type) and issubclass(kind, BaseException)
+    return str(said) if is_known or said == OF_ITS_OWN else ""
 
 
 def _cannot_isolate(doors: object, errors: str) -> ResourceError:

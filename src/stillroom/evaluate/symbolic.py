@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from typing import IO
 
 from stillroom.errors import MissingExtraError
+from stillroom.evaluate.final_answer import changes_number
 
 __all__ = ["same_formula"]
 
@@ -32,6 +33,7 @@ _MATRIX = re.compile(r"\\begin\{\w*(?:matrix|array)\}")
 _TO_ZERO = re.compile(r"[^=<>]*[-+*^][^=<>]*=\s*0")
 _UPRIGHT = re.compile(r"\\mathrm\s*\{\s*([ei])\s*\}")
 _UNEQUAL = re.compile(r"\\neq?\b|!=|\u2260|\\not\s*=")
+_UNIT = re.compile(r"(?<=[\d})])(?:\\[ ,;:]|~|\s)*\\text\s*\{([^{}\d\\$]*)\}[\s.]*$")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}(?![A-Za-z]*\s*[({_^])")
 _SERVER = """
 import json, sys, logging
@@ -63,11 +65,18 @@ def same_formula(one: str, other: str) -> bool:
         _FORMULA.search(one) and _FORMULA.search(other)
     ):
         return False
+    one, other = _without_unit(one), _without_unit(other)
     if any(_is_of_another_kind(*sides) for sides in ((one, other), (other, one))):
         return False
     if find_spec("math_verify") is None:
         raise MissingExtraError.of("math-verify", "verify", "comparing formulas")
     return _ask(one, other)
+
+
+def _without_unit(text: str) -> str:
+    r"""Return a formula without the unit (``\text{ square inches}``) that ends it."""
+    found = _UNIT.search(text)
+    return text if found is None or changes_number(found[1]) else text[: found.start()]
 
 
 def _is_of_another_kind(one: str, other: str) -> bool:

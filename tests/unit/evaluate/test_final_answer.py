@@ -1,3 +1,5 @@
+from time import process_time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +24,13 @@ from stillroom.evaluate.final_answer import find_answer, read_answers, same_answ
         ("\\boxed{5}\n\nSo it is\n\n\\boxed{5}", "5"),
         ("\\boxed{4}. No: \\boxed{5}", "5"),
         ("Therefore\n$$\nx = 5\n$$", "x = 5"),
+        (r"We get $a = \boxed{2}$, and therefore the final result is $\boxed{5}$.", "5"),
+        (r"First, $n = \boxed{3}$, so then the total is $\boxed{12}$", "12"),
+        (r"$x_1=\boxed{1}$, $x_2=\boxed{2}$", "1, 2"),
+        (r"$\boxed{3}$ \text{ or } $\boxed{4}$", "3, 4"),
+        ("So $x=\\boxed{42}$.\n\n#### Check 1\nIt holds.", "42"),
+        ("Thus \\boxed{42}\n\n#### Step 4: check $x=42$\nFine.", "42"),
+        ("As a step \\boxed{3}\n#### 1,200", "1,200"),
     ],
 )
 def test_finds_what_is_marked_or_the_last_line(text, wanted):
@@ -41,6 +50,38 @@ def test_finds_what_is_marked_or_the_last_line(text, wanted):
 )
 def test_reads_a_statement_in_words(text, wanted):
     assert read_answers(text) == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "negative 5",
+        "twice 5",
+        "double 5.",
+        "the square of 5",
+        "the negative of 5.",
+        "a loss of 5",
+        "that she lost 5",
+        "the inverse of 5",
+        "5 doubled",
+        "5 tens",
+        "5 gross",
+    ],
+)
+def test_reads_no_number_that_words_change(text):
+    assert "5" not in read_answers(f"The answer is {text}")
+
+
+@pytest.mark.parametrize("text", ["exactly 5", "a total of 5 apples", "only 5 km", "about 5."])
+def test_reads_a_number_that_words_leave_as_it_is(text):
+    assert "5" in read_answers(f"The answer is {text}")
+
+
+@pytest.mark.parametrize("end", ["#", "#### ", " final answer is", " final answer is x"])
+def test_the_time_to_find_an_answer_grows_with_the_text(end):
+    begun = process_time()
+    assert find_answer(r"\boxed{5}" + end * (200_000 // len(end)))[:1] == "5"
+    assert process_time() - begun < 5
 
 
 def test_finds_the_last_number_and_the_whole():

@@ -203,6 +203,45 @@ RIGHT = {
         "def inc(n): return n + 1",
         "def test_inc():\n    assert inc(1) == 2",
     ),
+    "helpers that are named as tests are": (
+        "class S:\n    n = 2\n    def f(self): return 2",
+        "s = S()\ndef test_same(a, b):\n    assert a == b\n"
+        "def test_once(seen=[]):\n    seen.append(1)\n    assert len(seen) == 1 and s.n == 2\n"
+        "test_once()\ndef test_f():\n    test_same(s.f(), 2)",
+    ),
+    "a name of Python's alone": ("def sum(a, b): return a + b", "assert sum(1, 2) == 3"),
+    "a stream of its own": (
+        "import sys\nsys.stdout.reconfigure(encoding='utf-8')\ndef f():\n"
+        "    sys.stdout.buffer.write('\u00e9'.encode())\n    print('x')",
+        "import io\nfrom contextlib import redirect_stdout\nout = io.StringIO()\n"
+        "with redirect_stdout(out):\n    f()\nassert out.getvalue() == '\u00e9x\\n'",
+    ),
+    "a closed stream": ("import sys\nsys.stdout.close()\ndef f(): return 1", "assert f() == 1"),
+    "views of a dictionary": (
+        "def f(d): return d.keys(), d.values(), d.items()\ndef g(v): return sorted(v)",
+        "keys, values, items = f({1: [2]})\nassert keys == {1} and list(values) == [[2]]\n"
+        "assert list(items) == [(1, [2])] and g({2: 1, 1: 2}.keys()) == [1, 2]",
+    ),
+    "what compares as a number or a text": (
+        "from enum import Enum, IntEnum\nclass C(IntEnum):\n    A = 1\nclass D(str, Enum):\n"
+        "    A = 'a'\nclass F(float): pass\ndef f(): return C.A\ndef g(): return F(.5)",
+        "assert f() == 1 and 1 == f() and f() != 2 and f() in [1] and D.A == 'a'\n"
+        "assert C.A is f() and g() == .5",
+    ),
+    "a file of tests": (
+        "def inc(n): return n + 1",
+        "import unittest\nclass T(unittest.TestCase):\n    def test_inc(self):\n"
+        "        self.assertEqual(inc(1), 2)\nif __name__ == '__main__':\n    unittest.main()",
+    ),
+    "a plain class of tests": (
+        "def inc(n): return n + 1",
+        "class TestInc:\n    def setup_method(self):\n        self.n = 1\n"
+        "    def test_inc(self):\n        assert inc(self.n) == 2",
+    ),
+    "a test that awaits": (
+        "async def inc(n): return n + 1\ndef twice(n): return 2 * n",
+        "async def two(): return 2\nasync def test_twice():\n    assert twice(await two()) == 4",
+    ),
     "a check of a candidate": (
         "def inc(n): return n + 1",
         ["def check(candidate):\n    assert candidate(1) == 2", "check(inc)"],
@@ -242,7 +281,22 @@ UNPROVABLE = {
         "from contextlib import suppress\ndef cm(): return suppress(Exception)",
         ["with cm():\n    1 / 0"],
     ),
-    "redefines a name": ("def sum(a, b): return a + b", ["assert sum(1, 2) == 3"]),
+    "redefines a name": (
+        "def sum(a, b): return a + b\ndef f(): return [1]\nN = 3",
+        [
+            "assert sum(1, 2) == 3 and f() == [1]",
+            "assert f() == [sum(1, 0)]",
+            "assert sum(1, 2) == N",
+        ],
+    ),
+    "change a copy": (
+        "class S:\n    def __init__(self): self.items, self.d = [], {}\nseen = []",
+        [
+            "s = S()\ns.items.append(1)\nassert s.items == [1]",
+            "s = S()\ns.d['a'] = 1\nassert s.d == {'a': 1}",
+            "seen.append(1)\nassert seen == [1]",
+        ],
+    ),
     "ask nothing": ("def f(): return 1", ["pass", "def check(f): assert f() == 1", "assert f"]),
     "are no Python": ("def f(): return 1", ["assert f( == 1"]),
 }
@@ -260,6 +314,33 @@ def test_tests_that_prove_nothing_are_named(name):
     program, tests = UNPROVABLE[name]
     for test in tests:
         assert name in run_tests(program, [test]).reason
+
+
+USES = "class S:\n    n = 3\n    def f(self, x): return 'wrong'"
+CASE = "import unittest\nclass T(unittest.TestCase):\n    def test_f(self):\n"
+DECLARED = {
+    "a function": "s = S()\ndef test_f():\n    assert s.f(1) == 2",
+    "two parts": ["s = S()\nassert s.n == 3", "def test_f():\n    assert s.f(1) == 2"],
+    "a test case": f"n = S().f(0)\n{CASE}        self.assertEqual(S().f(1), 2)",
+    "a test case that a runner ran": (
+        f"n = S().n\n{CASE}        self.assertEqual(S().f(1), 2)\n"
+        "import io\nunittest.TextTestRunner(io.StringIO()).run("
+        "unittest.defaultTestLoader.loadTestsFromTestCase(T))"
+    ),
+    "a file": f"n = S().n\n{CASE}        assert S().f(1) == 2\nunittest.main(exit=False)",
+    "a plain class": "n = S().n\nclass TestF:\n    def test_f(self):\n        assert S().f(1) == 2",
+    "a function that awaits": "n = S().n\nasync def test_f():\n    assert S().f(1) == 2",
+    "a function that yields": "n = S().n\ndef test_f():\n    yield\n    assert S().f(1) == 2",
+}
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_declared_tests_run_even_if_others_asked_something(name):
+    tests = DECLARED[name]
+    outcome = run_tests(USES, [tests] if isinstance(tests, str) else tests, timeout_s=20)
+    assert outcome.reason == "AssertionError"
+    right = USES.replace("'wrong'", "2")
+    assert run_tests(right, [tests] if isinstance(tests, str) else tests, timeout_s=20).is_done
 
 
 def test_no_exception_hides_what_happened():

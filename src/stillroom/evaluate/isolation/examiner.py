@@ -13,11 +13,18 @@ import ctypes
 import json
 import os
 import sys
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    CoroutineType,
+    FunctionType,
+    GeneratorType,
+    MethodType,
+)
 
 from stillroom.evaluate.isolation.doors import close_doors, die_with_parent, keep_open
-from stillroom.evaluate.isolation.peer import BINARY, Gone, Peer, name_raised
-from stillroom.evaluate.isolation.proxy import Proxy, is_scaled, scale
+from stillroom.evaluate.isolation.peer import BINARY, Gone, Peer, differs, look, name_raised
+from stillroom.evaluate.isolation.proxy import Proxy, handle_of, is_scaled, scale
 from stillroom.evaluate.isolation.wire import PURE_MODULES, Decoder, WireError
 
 TYPE_CHECKING = False  # as typing has it, whose import would cost more than a check
@@ -54,6 +61,7 @@ _SERVED = {
     *("call", "next", "iter", "len", "bool", "get", "set", "getitem", "setitem", "contains"),
     *("eq", "str", "repr", "hash", *_ORDERING),
 }
+_MOST_COPIES = 1024
 _TESTS, _FILE = "__main__", "<tests>"
 
 OBJECT_JUDGES = "the tests let an object of the program judge itself"
@@ -62,6 +70,7 @@ RUNS_TEXT = "the tests run text as code"
 REDEFINES = "the program redefines a name of Python's that the tests use"
 DERIVES = "the tests derive a class from one of the program's"
 SUPPRESSES = "the program suppresses an exception that the tests did not raise themselves"
+COPIES = "the tests change a copy of what the program keeps"
 NOT_ASKED = "the tests ask nothing of the program"
 NOT_PYTHON = "the tests are no Python"
 
@@ -92,32 +101,90 @@ def _verdict(tests: list[str], examiner: _Examiner) -> str:
         names = _Names(examiner, examiner.meet(), codes)
         for code in codes:
             exec(code, names)  # noqa: S102  # this is what the sandbox is for
-        if not examiner.was_asked:
-            _run_declared(dict(names))
+        _run_declared(dict(names), codes)
     except BaseException as error:  # noqa: BLE001  # tests may raise anything
-        return examiner.lost or name_raised(error)
+        reason = examiner.lost or name_raised(error)
+        return COPIES if reason == "AssertionError" and examiner.has_changed_copy() else reason
     return examiner.lost or ("" if examiner.was_asked else NOT_ASKED)
 
 
-def _run_declared(names: dict[str, Any]) -> None:
-    """Run tests that were declared for a test runner, and not run."""
-    for name, value in names.items():
-        if isinstance(value, FunctionType) and name.startswith("test"):
-            value()
-        elif isinstance(value, type) and "unittest" in sys.modules:
-            import unittest
+def _run_declared(names: dict[str, Any], codes: list[CodeType]) -> None:
+    """Run tests that were declared for a test runner, but functions that the tests call."""
+    declared = {
+        name: one
+        for name, one in names.items()
+        if isinstance(one, type) or (isinstance(one, FunctionType) and name.startswith("test"))
+    }
+    if not declared:
+        return
+    by_module, by_functions = _used_names(codes)
+    for name, value in declared.items():
+        if isinstance(value, type):
+            _run_class(name, value)
+        elif name not in by_module and not (_needs_arguments(value) and name in by_functions):
+            _finish(value())
 
-            if issubclass(value, unittest.TestCase):
-                result = unittest.TestResult()
-                unittest.defaultTestLoader.loadTestsFromTestCase(value).run(result)
-                if not result.wasSuccessful():
-                    raise AssertionError
+
+def _run_class(name: str, kind: type) -> None:
+    """Run the tests of a class, by unittest or as a runner of plain classes does."""
+    if "unittest" in sys.modules:
+        import unittest
+
+        if issubclass(kind, unittest.TestCase):
+            result = unittest.TestResult()
+            unittest.defaultTestLoader.loadTestsFromTestCase(kind).run(result)
+            if not result.wasSuccessful():
+                raise AssertionError
+            return
+    if name.startswith("Test") and kind.__module__ == _TESTS and "__init__" not in vars(kind):
+        for test in (one for one in dir(kind) if one.startswith("test")):
+            one = kind()
+            getattr(one, "setup_method", lambda: None)()
+            _finish(getattr(one, test)())
+
+
+def _finish(made: Any) -> None:
+    """Bring a coroutine or a generator that a test function gave to its end."""
+    if isinstance(made, CoroutineType | GeneratorType):
+        try:
+            while True:
+                made.send(None)
+        except StopIteration:
+            return
+
+
+def _used_names(codes: list[CodeType]) -> tuple[set[str], set[str]]:
+    """Return the names that the tests' modules use, and those that their functions use."""
+    import dis  # costs a little, and few tests are declared
+
+    by_module = {
+        one.argval
+        for code in codes
+        for one in dis.get_instructions(code)
+        if one.opname in {"LOAD_NAME", "LOAD_GLOBAL"}
+    }
+    by_functions, inner = set[str](), [one for code in codes for one in _codes_in(code)]
+    while inner:
+        code = inner.pop()
+        by_functions.update(code.co_names)
+        inner += _codes_in(code)
+    return by_module, by_functions
+
+
+def _codes_in(code: CodeType) -> list[CodeType]:
+    return [one for one in code.co_consts if isinstance(one, CodeType)]
+
+
+def _needs_arguments(function: FunctionType) -> bool:
+    return function.__code__.co_argcount > len(function.__defaults__ or ())
 
 
 class _Examiner(Peer):
     def __init__(self, reader: IO[bytes], writer: IO[bytes]) -> None:
         super().__init__(reader, writer)
         self.was_asked = False
+        self._copies: list[tuple[Any, list[Any]]] = []
+        self._values: dict[int, int | float | str] = {}
 
     def meet(self) -> set[str]:
         """Return the names that the program defines, once it has run.
@@ -137,7 +204,17 @@ class _Examiner(Peer):
         """Return what the program calls by a name."""
         value = self.ask("global", name)
         self.was_asked |= type(value) not in (Proxy, _Module)
+        return self._note(value)
+
+    def _note(self, value: Any) -> Any:
+        """Remember a copy of what the program keeps, as it came."""
+        if type(value) in (list, dict, set) and len(self._copies) < _MOST_COPIES:
+            self._copies.append((value, look(value)))
         return value
+
+    def has_changed_copy(self) -> bool:
+        """Return whether the tests changed a copy, which the program never saw."""
+        return any(differs(before, value) for value, before in self._copies)
 
     def operate(self, name: str, proxy: Proxy, *args: Any, **named: Any) -> Any:
         self.was_asked |= name != "bool"  # every function is true
@@ -163,7 +240,8 @@ class _Examiner(Peer):
             self._look_up(proxy, args[0])
         if is_scaled(proxy) and name not in {"get", "lt", "le", "gt", "ge"}:
             raise self.lose(OBJECT_JUDGES)
-        return self.ask(name, proxy, *args, **named)
+        found = self.ask(name, proxy, *args, **named)
+        return self._note(found) if name in {"get", "getitem"} else found
 
     def _leave(self, proxy: Proxy, error: BaseException | None) -> Any:
         if isinstance(error, Gone):
@@ -187,9 +265,12 @@ class _Examiner(Peer):
     def _equal(self, proxy: Proxy, other: Any) -> bool:
         if other is None:
             return False
-        if type(other) is not Proxy:
+        if type(other) is Proxy:
+            return self.ask("eq", proxy, other) is True
+        value = self._values.get(handle_of(proxy))
+        if value is None or is_scaled(proxy):
             raise self.lose(OBJECT_JUDGES)
-        return self.ask("eq", proxy, other) is True
+        return bool(value == other)
 
     def _reckon(self, operation: str, sides: tuple[Any, ...]) -> Any:
         plain = [one for one in sides if type(one) is not Proxy]
@@ -231,6 +312,8 @@ class _Examiner(Peer):
     def lend(self, told: dict[str, Any], decoder: Decoder) -> Any:
         if "bases" in told:
             return self._mirror(told, [self._read_name(one, decoder) for one in told["bases"]])
+        if type(told.get("value")) in (int, float, str):  # told before it was asked to compare it
+            self._values[int(told["h"])] = told["value"]
         return Proxy(self, int(told["h"]), str(told.get("t", "")))
 
     def _read_name(self, told: Any, decoder: Decoder) -> type:
@@ -242,14 +325,14 @@ class _Examiner(Peer):
     def _mirror(self, told: dict[str, Any], bases: list[type]) -> type:
         """Return an exception that tests may catch in place of the program's."""
 
-        def look(error: BaseException, name: str) -> Any:
+        def find(error: BaseException, name: str) -> Any:
             own = error.__dict__.get("__stillroom__")
             if own is None or name.startswith("__"):
                 raise AttributeError(name)
             return getattr(own, name)
 
         name = str(told.get("t", ""))[:64]
-        return type(name, tuple(bases), {"__stillroom__": None, "__getattr__": look})
+        return type(name, tuple(bases), {"__stillroom__": None, "__getattr__": find})
 
     def _read(self, told: dict[str, Any], decoder: Decoder) -> Any:
         if told["k"] == "module":
@@ -300,8 +383,6 @@ class _Names(dict):  # type: ignore[type-arg]  # no typing here
     def __missing__(self, name: str) -> Any:
         if name not in self._offered:
             raise KeyError(name)
-        if hasattr(builtins, name):
-            raise self._examiner.lose(REDEFINES)
         value = self._examiner.fetch(name)
         if type(value) is _Module:
             return self._module(name, value.name)
@@ -312,9 +393,14 @@ class _Names(dict):  # type: ignore[type-arg]  # no typing here
 
     def _judge(self, name: str, value: Any) -> None:
         """Refuse what the program put in place of Python's, where it decides for other names."""
-        if type(value) is Proxy:
-            self._made.add(name)
-        if self._made & _DECIDING and self._made - _DECIDING:
+        is_pythons = type(value) is not Proxy and getattr(value, "__name__", None) == name
+        if is_pythons and getattr(builtins, name, value) is value:
+            return
+        self._made.add(name)
+        is_built_in = any(hasattr(builtins, one) for one in self._made)
+        if (is_built_in and len(self._made) > 1) or (
+            self._made & _DECIDING and self._made - _DECIDING
+        ):
             raise self._examiner.lose(REDEFINES)
 
     def _module(self, name: str, real: str) -> Any:
@@ -359,7 +445,10 @@ def _guarded(examiner: _Examiner, codes: list[CodeType]) -> dict[str, Any]:
     def bring(name: str, *args: Any, **named: Any) -> Any:
         if name.split(".")[0] in _NO_IMPORT:
             raise examiner.lose(RUNS_TEXT)
-        return __import__(name, *args, **named)
+        found = __import__(name, *args, **named)
+        if "unittest" in sys.modules:  # its cases are run at the end, and main would look elsewhere
+            vars(sys.modules["unittest"])["main"] = lambda *args, **named: None
+        return found
 
     own = dict(vars(builtins))
     own |= {name: guard(getattr(builtins, name)) for name in ("eval", "exec", "compile")}

@@ -22,8 +22,9 @@ TYPE_CHECKING = False  # as typing has it, whose import would cost more than a c
 if TYPE_CHECKING:
     from typing import IO, Any
 
-__all__ = ["BINARY", "Gone", "Peer", "name_raised"]
+__all__ = ["BINARY", "OF_ITS_OWN", "Gone", "Peer", "differs", "look", "name_raised"]
 
+OF_ITS_OWN = "an exception of its own"
 _LONGEST = 1 << 25
 BINARY = (
     "add sub mul truediv floordiv mod pow matmul and_ or_ xor lshift rshift concat "
@@ -73,7 +74,7 @@ class Gone(BaseException):
 def name_raised(error: BaseException) -> str:
     """Return the name of an exception of Python's; a program does not choose what is said of it."""
     kind = type(error)
-    return kind.__name__ if _is_built_in(kind) else "an exception of its own"
+    return kind.__name__ if _is_built_in(kind) else OF_ITS_OWN
 
 
 class Peer:
@@ -170,7 +171,7 @@ class Peer:
             name = message["ask"]
             args = tuple(decoder.decode(one) for one in message["args"])
             named = {key: decoder.decode(one) for key, one in message.get("named", {}).items()}
-            held = {number: _look(one) for number, one in decoder.known.items()}
+            held = {number: look(one) for number, one in decoder.known.items()}
             encoder = Encoder({id(one): n for n, one in decoder.known.items()}, self._tell)
             self.guard(name, args)
             reply["value"] = encoder.encode(self.carry_out(name, args, named))
@@ -181,7 +182,7 @@ class Peer:
         reply["changed"] = [
             [number, encoder.contents(decoder.known[number])]
             for number, before in held.items()
-            if _differs(before, decoder.known[number])
+            if differs(before, decoder.known[number])
         ]
         if said := self.printed():
             reply["printed"] = said
@@ -270,12 +271,14 @@ class Peer:
         return error
 
 
-def _look(container: Any) -> Any:
+def look(container: Any) -> Any:
+    """Return what a container holds now."""
     return list(container.items()) if isinstance(container, dict) else list(container)
 
 
-def _differs(before: list[Any], container: Any) -> bool:
-    now = _look(container)
+def differs(before: list[Any], container: Any) -> bool:
+    """Return whether a container holds something else than it did."""
+    now = look(container)
     if len(now) != len(before):
         return True
     if isinstance(container, dict):

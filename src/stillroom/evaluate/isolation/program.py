@@ -11,6 +11,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Callable
 
 from stillroom.evaluate.isolation.doors import close_doors, die_with_parent, keep_open
 from stillroom.evaluate.isolation.peer import Peer, name_raised
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     from stillroom.evaluate.isolation.doors import Order
 
 __all__ = ["run_program"]
+
+_VALUES: dict[type, Callable[[Any], Any]] = {
+    int: int.__int__,
+    float: float.__float__,
+    str: str.__str__,
+}
 
 
 def run_program(
@@ -76,27 +83,31 @@ def _run(parts: list[str], names: dict[str, Any]) -> BaseException | None:
 
 def _answer(parts: list[str], pipes: tuple[int, int]) -> None:
     names = {"__name__": "__main__"}
-    sys.stdout = _Printed()
+    printed = _Printed()
+    sys.stdout = io.TextIOWrapper(
+        printed, "utf-8", errors="surrogateescape", newline="\n", write_through=True
+    )
     raised = _run(parts, names)
     with os.fdopen(pipes[0], "rb") as reader, os.fdopen(pipes[1], "wb") as writer:
         program = _Program(reader, writer)
-        program.names = names
+        program.names, program.output = names, printed
         program.printed()
         program.begin(raised)
         program.serve()
 
 
-class _Printed(io.StringIO):
+class _Printed(io.BytesIO):
     """What a program prints while its tests ask it, which goes with its answers."""
 
-    def write(self, text: str) -> int:
-        if self.tell() + len(text) > 1 << 18:
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > 1 << 18:
             raise OSError("too much output")
-        return super().write(text)
+        return super().write(data)
 
 
 class _Program(Peer):
     names: dict[str, Any]
+    output: _Printed
 
     def begin(self, raised: BaseException | None) -> None:
         told: dict[str, Any] = {"names": [one for one in self.names if one != "__builtins__"]}
@@ -112,6 +123,10 @@ class _Program(Peer):
         if isinstance(value, type(sys)):
             return {"k": "module", "v": value.__name__}
         told["t"] = str(getattr(value, "__name__", ""))[:64]
+        compares: object = type(value).__eq__
+        for kind, read in _VALUES.items():
+            if isinstance(value, kind) and compares is kind.__eq__:  # an IntEnum, say
+                told["value"] = read(value)
         if isinstance(value, type) and issubclass(value, BaseException):
             told["bases"] = [
                 name_of(one) or self.share(one)
@@ -128,8 +143,10 @@ class _Program(Peer):
         return told
 
     def printed(self) -> str:
-        said = getattr(sys.stdout, "getvalue", str)()
+        if self.output.closed:
+            return ""
+        said = self.output.getvalue().decode("utf-8", "replace")
         if said:
-            sys.stdout.seek(0)
-            sys.stdout.truncate()
-        return str(said)
+            self.output.seek(0)
+            self.output.truncate()
+        return said

@@ -40,6 +40,7 @@ _DICTS: dict[type, str] = {
 }
 _TYPES = {name: kind for kind, name in (_LISTS | _DICTS).items()}
 _FIXED = {"frozenset", "tuple"}
+_VIEWS = {type({}.keys()): "keys", type({}.values()): "values", type({}.items()): "items"}
 _ATOMS = (type(None), bool, int, float, str, bytes, complex, range)
 _DATES = {
     "date": ("year", "month", "day"),
@@ -105,6 +106,8 @@ class Encoder:
             return self._container(value, kind)
         if kind in (bytes, complex, range):
             return self._atom(value, kind)
+        if kind in _VIEWS:
+            return {"k": _VIEWS[kind], "v": [self.encode(one) for one in value]}
         name = _library_kind(value)
         if name:
             return self._of_library(value, name)
@@ -205,6 +208,8 @@ class Decoder:
         if kind == "named":
             made = _named_tuple(told["t"], tuple(told["f"]))
             return made(*(self.decode(one) for one in value))
+        if kind in _VIEWS.values():
+            return _view(kind, [self.decode(one) for one in value])
         if kind in _FIXED:
             return _TYPES[kind](self.decode(one) for one in value)
         if kind in _TYPES or kind == "bytearray":
@@ -238,6 +243,12 @@ class Decoder:
             items = [self.decode(one) for one in value]
             made.clear()
             (made.update if isinstance(made, set) else made.extend)(items)
+
+
+def _view(kind: str, items: list[Any]) -> Any:
+    if kind == "keys":
+        return dict.fromkeys(items).keys()
+    return dict(items).items() if kind == "items" else dict(enumerate(items)).values()
 
 
 _NAMED: dict[tuple[str, tuple[str, ...]], Any] = {}

@@ -53,6 +53,9 @@ def test_maths_compares_numbers_formulas_and_words(said, right, same):
         (r"The number of ways is $\binom{5}{2} = 10$.", "10"),
         (r"It follows that $n \le 4$.", r"n \leq 4"),
         (r"The angle is $60^\circ$.", "60"),
+        (r"The area is \boxed{10 \text{ square inches}}.", "10"),
+        (r"\boxed{\frac{1}{2} \text{ square meters}}", r"\frac12"),
+        (r"\boxed{5 \text{ km per hour}}", "5"),
         (r"As a step, \boxed{255}. Final Answer: The final answer is $10,455$.", "10455"),
     ],
 )
@@ -85,6 +88,12 @@ def test_maths_reads_answers_as_people_write_them(said, right):
         (r"\boxed{1 + \frac{1}{\mathrm{e}}}", r"1 - \frac{1}{\mathrm{e}}"),
         (r"The answer is $\begin{pmatrix}0&0\\0&0\end{pmatrix}$.", "0"),
         ("The answer is 5 if n is odd.", "5"),
+        (r"\boxed{10 \text{ or more}}", "10"),
+        (r"\boxed{10 \text{ is not it}}", "10"),
+        (r"\boxed{x \text{ which is even}}", "x"),
+        (r"\boxed{10 \text{ million dollars}}", "10"),
+        (r"\boxed{10 \text{ inches by } 4 \text{ square inches}}", "10"),
+        ("The answer is negative 5.", "5"),
     ],
 )
 def test_maths_reads_nothing_into_an_answer(said, right):
