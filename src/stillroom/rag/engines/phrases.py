@@ -97,4 +97,5 @@ def _holds(ascending: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[n
         return np.zeros(len(wanted), dtype=np.bool_)
     at = np.searchsorted(ascending, wanted)
     at[at == len(ascending)] = 0
-    return ascending[at] == wanted
+    held: NDArray[np.bool_] = ascending[at] == wanted
+    return held
