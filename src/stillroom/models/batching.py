@@ -54,6 +54,7 @@ class Batching:
         *,
         rows: int,
         batches: int,
+        begin: Callable[[], None] = lambda: None,
     ) -> None:
         """Write by ``draw``, which draws one token for each of its drawings between yields.
 
@@ -61,8 +62,9 @@ class Batching:
             draw: Ends when all of them have ended.
             rows: Most streams of a batch.
             batches: Most batches at a time; more streams wait.
+            begin: Called first on each thread that writes, for settings that are a thread's own.
         """
-        self._draw, self._rows, self._batches = draw, rows, batches
+        self._draw, self._rows, self._batches, self._begin = draw, rows, batches, begin
         self._state = threading.Condition()
         self._is_working = False
         self._line: deque[_Seat] = deque()
@@ -103,6 +105,7 @@ class Batching:
                 self._is_working = True
 
     def _work(self) -> None:
+        self._begin()
         while batches := self._next_round():
             for batch in batches:
                 error: BaseException | None = None
@@ -136,12 +139,16 @@ class Batching:
     def _settle(self, seat: _Seat, is_over: bool, error: BaseException | None) -> None:
         if seat.is_done:
             return
-        text = "" if error else seat.drawing.settled()
+        try:
+            text = "" if error else seat.drawing.settled()
+        except BaseException as raised:  # noqa: BLE001  # raised in its stream; the others go on
+            text, error = "", raised
+            seat.drawing.reason = seat.drawing.reason or "failed"
         if len(text) > seat.told:
             seat.pieces.append(text[seat.told :])
             seat.told = len(text)
         seat.error = error or seat.drawing.error
-        seat.is_done = is_over or bool(seat.drawing.reason)
+        seat.is_done = is_over or bool(error or seat.drawing.reason)
 
     def _leave(self, seat: _Seat) -> None:
         """Forget a seat; its row is empty from the next token on."""

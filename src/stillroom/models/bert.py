@@ -21,6 +21,7 @@ import numpy as np
 
 from stillroom.errors import CheckpointError
 from stillroom.models.protocols import Vectors
+from stillroom.text.normalize import replace_surrogates
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -69,12 +70,15 @@ class PlainTokenizer:
         max_length: int | None = None,
         return_offsets_mapping: bool = False,
     ) -> dict[str, list[Any]]:
-        """Return the ``input_ids`` of a text, and the ``offset_mapping`` where it is asked for."""
+        """Return the ``input_ids`` of a text, and the ``offset_mapping`` where it is asked for.
+
+        Half a surrogate pair, which no tokenizer takes, is read as U+FFFD.
+        """
         backend = self.backend_tokenizer
         if truncation and max_length is not None:
             backend.enable_truncation(max_length)
         try:
-            found = backend.encode(text, add_special_tokens=add_special_tokens)
+            found = backend.encode(replace_surrogates(text), add_special_tokens=add_special_tokens)
         finally:
             backend.no_truncation()
         told: dict[str, list[Any]] = {"input_ids": found.ids}
@@ -96,7 +100,7 @@ class Bert:
         """Read the weights of an opened checkpoint.
 
         Raises:
-            CheckpointError: If a tensor is missing or not of float32 or float16.
+            ValueError: If a tensor is not of float32 or float16.
         """
         from threadpoolctl import ThreadpoolController
 
@@ -168,16 +172,21 @@ class Bert:
 def open_bert(folder: Path) -> Bert | None:
     """Open a folder's encoder, or return None where it is not a BERT that is known here.
 
-    Nothing is refused here: what cannot be opened so is left to transformers, and its errors.
+    Nothing is refused here: what cannot be opened so, or read by once, is left to transformers (old
+    files name some tensors otherwise), and its errors.
     """
     from stillroom.checkpoints import Checkpoint
 
     try:
         tokenizer = _open_tokenizer(folder)
         held = Checkpoint.open(folder)
-        return Bert(held, tokenizer) if tokenizer and _is_plain(held.config) else None
-    except (CheckpointError, OSError, ValueError, KeyError, TypeError):
+        if tokenizer is None or not _is_plain(held.config):
+            return None
+        made = Bert(held, tokenizer)
+        made.states([0])  # a tensor that is missing or of another shape shows here
+    except (CheckpointError, OSError, ValueError, LookupError, TypeError):
         return None
+    return made
 
 
 def erf(values: Vectors) -> Vectors:

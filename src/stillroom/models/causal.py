@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TEXTS = frozenset({"text", "text_pair", "pair"})  # arguments of tokenizers
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
 
@@ -222,15 +223,34 @@ def load_tokenizer(folder: Path) -> Any:
 def _reading_any_text(kind: Any) -> Any:
     """Return a tokenizer's class whose texts may hold half a surrogate pair.
 
-    It has the name of the other: a tokenizer that is saved is named by it.
+    It has the name of the other: a tokenizer that is saved is named by it. Pickles hold the other,
+    and make this one of it again.
     """
 
-    def encode(self: Any, text: Any = None, text_pair: Any = None, **settings: Any) -> Any:
-        return kind.__call__(
-            self, replace_surrogates(text), replace_surrogates(text_pair), **settings
-        )
+    def reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
+        _, _, *state = kind.__reduce_ex__(self, protocol)
+        return _blank_tokenizer, (kind,), *state
 
-    return type(kind.__name__, (kind,), {"__call__": encode, "__module__": kind.__module__})
+    own = {name: _reading(getattr(kind, name)) for name in ("_encode_plus", "tokenize")}
+    more = {"__reduce_ex__": reduce, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), {**own, **more})
+
+
+def _reading(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return one of the methods that all ways to encode come to, without halves of characters."""
+
+    @functools.wraps(method)
+    def read(self: Any, *texts: Any, **settings: Any) -> Any:
+        settings |= {name: replace_surrogates(settings[name]) for name in _TEXTS & set(settings)}
+        return method(self, *map(replace_surrogates, texts), **settings)
+
+    return read
+
+
+def _blank_tokenizer(kind: Any) -> Any:
+    """Return a tokenizer for a pickle to fill."""
+    made: Any = _reading_any_text(kind)
+    return made.__new__(made)
 
 
 def resolve_config(folder: Path) -> dict[str, Any]:

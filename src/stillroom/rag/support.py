@@ -12,7 +12,10 @@ clause is held against the clause in the window that has most of its words), and
 number that stands where the passage has another (see ``stillroom.rag.substitutions``). Names are
 words with a capital letter within a sentence; in German, which writes nouns so, they are not told
 from others, and a name that a large index has everywhere may be missing. English words for numbers
-up to twelve are read as digits. The threshold is fixed; what falls below is unsupported.
+up to twelve are read as digits. A sentence of none but words that were asked says something where
+it is negated and the question is not, or where it has a letter or word that the question lacks,
+such as the A of "vitamin A" or ``under``; the passage must have that, too. The threshold is fixed;
+what falls below is unsupported.
 
 Does not know: synonyms, arithmetic, what follows from what, which of two names that stand together
 a statement belongs to. A paraphrase in other words counts as unsupported.
@@ -58,6 +61,12 @@ _ASKING = frozenset(
 )
 _CHOICES = frozenset({"or", "oder", "ou", "o"})
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
+_BEFORE_SENTENCE = frozenset({"", ".", "!", "?"})  # "vitamin B. A carrot" passes for one sentence
+_CAPITALS = re.compile(r"(?<![\w'’.-])[A-Z]+(?![\w'’-])")
+_TELLING = frozenset(
+    "up down off over under above below before after during between against all both few".split()  # noqa: SIM905
+)
+"""Stop words that may be the whole of an answer."""
 _BULLET = re.compile(r"\A\s*(?:\d{1,2}[.)]|[-*•])(?:\s+|$)")
 _NEGATION = re.compile(
     r"\b(?:not|no|never|none|nobody|nothing|neither|nor|cannot|without)\b|n['’]t\b", re.IGNORECASE
@@ -121,7 +130,8 @@ class Evidence:
         self._stem = lru_cache(maxsize=4096)(self._stem_of)
         self._texts = list(passages)
         self._readings: dict[int, Reading] = {}
-        self._asked = self._question = frozenset[str]()
+        self._asked = self._question = self._asked_small = frozenset[str]()
+        self._asks_negated = False
 
     def place(self, places: Sequence[str]) -> None:
         """Say what each passage stands under: title and headings, in the order of numbers."""
@@ -138,12 +148,15 @@ class Evidence:
         """
         self._asked = self._all(question)
         self._question = self._asked if _is_open(question) else frozenset()
+        self._asked_small, self._asks_negated = self._small(question), is_negated(question)
 
     def measure(self, sentence: str, number: int) -> float:
         """Return the support of a sentence by the passage of that number, from 0 to 1."""
         sentence = _BULLET.sub("", sentence)
         weights = self._weigh_terms(sentence)
         if not sum(weights.values()) or not self._has_its_names(sentence, number):
+            return 0.0
+        if not self._has_small(sentence, number):
             return 0.0
         numbers, clauses = numbers_of(sentence), self._clauses(sentence)
         best = 0.0
@@ -163,6 +176,26 @@ class Evidence:
         if self._question and fresh:
             share = min(share, _weigh(fresh, under) / sum(fresh.values()))
         return share
+
+    def _has_small(self, sentence: str, number: int) -> bool:
+        """Return whether the passage has the small words that alone answer, where they do."""
+        if not self._question or self._terms(sentence) - self._question:
+            return True
+        return self._small(sentence) - self._asked_small <= self._small(self._texts[number - 1])
+
+    def _small(self, text: str) -> frozenset[str]:
+        """Return the stop words of a text that may tell something: capitals, and a few words."""
+        found = {word for word in map(str.casefold, _WORD.findall(text)) if word in _TELLING}
+        if text.upper() != text:
+            found.update(
+                one.group()
+                for start, end in split_sentences(text)
+                for one in _CAPITALS.finditer(text, start, end)
+                if one.group() != "I"
+                and text[start : one.start()].rstrip(_QUOTES)[-1:] not in _BEFORE_SENTENCE
+                and not self._stem(one.group())
+            )
+        return frozenset(found)
 
     def _is_replaced(self, sentence: str, number: int) -> bool:
         """Return whether a sentence says something else where the passage has its own word."""
@@ -212,13 +245,22 @@ class Evidence:
         return best
 
     def has_claim(self, sentence: str) -> bool:
-        """Return whether a sentence says any word that can be looked for and was not asked."""
-        return bool(self._terms(_BULLET.sub("", sentence)) - self._question)
+        """Return whether a sentence says anything that can be looked for and was not asked."""
+        sentence = _BULLET.sub("", sentence)
+        terms = self._terms(sentence)
+        return bool(terms - self._question or (terms and self._tells_more(sentence)))
 
     def is_restated(self, sentence: str) -> bool:
-        """Return whether a sentence has words that can be looked for, all of them asked."""
-        terms = self._terms(_BULLET.sub("", sentence))
-        return bool(terms) and terms <= self._asked
+        """Return whether a sentence has words that can be looked for, and says what was asked."""
+        sentence = _BULLET.sub("", sentence)
+        terms = self._terms(sentence)
+        return bool(terms) and terms <= self._asked and not self._tells_more(sentence)
+
+    def _tells_more(self, sentence: str) -> bool:
+        """Return whether a sentence of the question's words turns it around or adds to it."""
+        if is_negated(sentence) != self._asks_negated:
+            return True
+        return not self._small(sentence) <= self._asked_small
 
     def _weigh_terms(self, sentence: str) -> dict[str, float]:
         return {term: self._lexicon.idf(term) for term in sorted(self._terms(sentence))}

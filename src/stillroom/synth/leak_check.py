@@ -354,8 +354,9 @@ class WordFinder:
 
     def find(self, record: Record) -> Match | None:
         """Return the item that is most clearly in a record, or None."""
-        texts, joined = _looked_through(record)
-        found = [match for text in texts for match in self._look(text)]
+        said, joined = _looked_through(record)
+        texts = [text for text, _ in said]
+        found = [match for text, is_said in said for match in self._look(text, is_said=is_said)]
         found += [one for one in self._index.matches(joined) if self._may_span(one)]
         if self._code is not None:
             found += [match for text in texts for match in self._code.find(text)]
@@ -364,12 +365,17 @@ class WordFinder:
             found += [one for text in (*texts, joined) for one in self._look_whole(text, answered)]
         return max(found, key=lambda one: (one.share, -one.item), default=None)
 
-    def _look(self, text: str) -> Iterator[Match]:
-        """Yield the items in a message: in its question, in its passage, and across both."""
+    def _look(self, text: str, *, is_said: bool) -> Iterator[Match]:
+        """Yield the items in a message: in its question, in its passage, and across both.
+
+        What a user says may ask without a question mark ("Tell me ..."); a passage may not.
+        """
         part = split_asked(text)
-        for piece in (part.question, part.passage) if part.passage else ():
-            yield from (one for one in self._index.matches(piece) if self._is_alone(one))
-        for match in self._index.matches(text):
+        pieces = ((part.question, False), (part.passage, True)) if part.passage else ()
+        for piece, may_state in pieces:
+            matches = self._index.matches(piece, may_state=may_state)
+            yield from (one for one in matches if self._is_alone(one))
+        for match in self._index.matches(text, may_state=is_said):
             if self._is_alone(match) and (not part.passage or self._may_span(match)):
                 yield match
 
@@ -396,17 +402,21 @@ class WordFinder:
                 yield Match(item, "rephrased", match.share)
 
 
-def _looked_through(record: Record) -> tuple[list[str], str]:
-    """Return each message and an answer that was rejected, and several messages together."""
-    texts = [one.content for one in record.messages if one.content.strip()]
+def _looked_through(record: Record) -> tuple[list[tuple[str, bool]], str]:
+    """Return each message and an answer that was rejected, and several messages together.
+
+    Beside each stands whether it is the assistant's.
+    """
+    texts = [(one.content, one.role == "assistant") for one in record.messages]
+    texts = [(text, is_said) for text, is_said in texts if text.strip()]
     rejected = text_of(record, "rejected")
-    rest = [rejected] if rejected.strip() else []
-    return [*texts, *rest], "\n".join(texts) if len(texts) > 1 else ""
+    rest = [(rejected, True)] if rejected.strip() else []
+    return [*texts, *rest], "\n".join(text for text, _ in texts) if len(texts) > 1 else ""
 
 
 def _all_of(record: Record) -> list[str]:
-    texts, joined = _looked_through(record)
-    return [*texts, joined] if joined else texts
+    said, joined = _looked_through(record)
+    return [*(text for text, _ in said), *([joined] if joined else [])]
 
 
 def cut_pieces(record: Record) -> Iterator[tuple[str, bool]]:

@@ -29,7 +29,7 @@ _ANSWER = re.compile(
     re.IGNORECASE,
 )
 _PARAGRAPHS = re.compile(r"\n\s*\n")
-_OPTIONS = re.compile(r"(?:\n[ \t]*\(?[A-Ha-h1-9][).:][^\n]*)+\s*$")
+_OPTION = re.compile(r"[ \t]*\(?[A-Ha-h1-9][).:]")
 _BARE = re.compile(r"[^\n.!:;]{8,200}[^\W\d_]")
 """A closing line without a full stop: a question whose mark was forgotten."""
 _PASSAGE = 25
@@ -60,7 +60,7 @@ def asks(text: str) -> bool:
 
 def split_asked(text: str) -> Asked:
     """Return a text's question apart from its passage; the whole is the question where unsure."""
-    body = _OPTIONS.sub("", _ANSWER.sub("", text.strip())).strip()
+    body = _without_options(_ANSWER.sub("", text.strip())).strip()
     if len(body) < _SHORT:
         return Asked(text)
     labels = list(_LABEL.finditer(body))
@@ -79,6 +79,15 @@ def split_asked(text: str) -> Asked:
                 if found is not None:
                     return found
     return _split_running(body) or Asked(text)
+
+
+def _without_options(text: str) -> str:
+    """Return a text without the lettered or numbered lines at its end; its first line stays."""
+    lines = text.rstrip().split("\n")
+    end = len(lines)
+    while end > 1 and _OPTION.match(lines[end - 1]):
+        end -= 1
+    return "\n".join(lines[:end])
 
 
 def _split_running(body: str) -> Asked | None:

@@ -116,14 +116,19 @@ class ItemIndex:
         """Return the item that is most clearly in a text, or None."""
         return max(self.matches(text), key=lambda one: (one.share, -one.item), default=None)
 
-    def matches(self, text: str) -> Iterator[Match]:
-        """Yield every item that is in a text; of one that is the whole text, no other."""
+    def matches(self, text: str, *, may_state: bool = True) -> Iterator[Match]:
+        """Yield every item that is in a text; of one that is the whole text, no other.
+
+        Args:
+            text: Any text.
+            may_state: Whether it states something where it has no question mark; else it asks.
+        """
         found = self._cut(text)
         number = self._whole.get(tuple(found))
         if number is not None:
             yield Match(number, "whole", 1.0)
             return
-        is_stated = not asks(text)
+        is_stated = may_state and not asks(text)
         for number in self._candidates(found):
             match = self._look(number, found, is_stated=is_stated)
             if match is not None:

@@ -9,6 +9,7 @@ import pytest
 
 from stillroom.errors import BackendError
 from stillroom.models import open_text_model
+from stillroom.models.batching import Batching
 from stillroom.models.protocols import LanedModel
 from stillroom.records import Message, Prompt, Sampling
 from stillroom.testing import read_stream, tiny_checkpoint
@@ -136,3 +137,61 @@ def test_one_completion_is_cancelled_where_it_is_written(model):
     (done,) = model.generate([chat("mill")], Sampling(50), is_cancelled=lambda: next(looks) > 3)
     assert (done.finish_reason, done.text) == ("cancelled", "")
     assert not model._batching._open
+
+
+def test_what_cannot_be_told_fails_its_stream_and_no_other():
+    class Told:
+        error, reason = None, ""
+
+        def __init__(self, text):
+            self.text = text
+
+        def settled(self):
+            if not self.text:
+                raise IndexError("piece id is out of range")
+            return self.text
+
+    def draw(drawings):
+        yield
+        yield
+
+    batching = Batching(draw, rows=2, batches=1)
+    done = {}
+
+    def ask(at, text):
+        try:
+            done[at] = list(batching.stream(Told(text), 32))
+        except IndexError as error:
+            done[at] = error
+
+    for turn in range(2):  # the second turn asks after a failure
+        threads = [
+            threading.Thread(target=ask, args=((turn, at), text), daemon=True)
+            for at, text in enumerate(["corn", ""])
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert done[turn, 0] == ["corn"]
+        assert isinstance(done[turn, 1], IndexError)
+
+
+def test_writing_keeps_the_number_of_threads_that_the_model_was_opened_with(tmp_path, monkeypatch):
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        folder = str(tiny_checkpoint(tmp_path))
+        model = open_text_model(folder, backend="transformers", num_threads=2)
+        other = threading.Thread(target=torch.set_num_threads, args=(1,))  # as an embedder does
+        other.start()
+        other.join()
+        seen, own = set(), model._forward
+        monkeypatch.setattr(
+            model, "_forward", lambda *given: seen.add(torch.get_num_threads()) or own(*given)
+        )
+        model.generate([chat("mill")], [Sampling(2)])
+        assert seen == {2}
+    finally:
+        torch.set_num_threads(before)

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
@@ -108,6 +109,32 @@ def test_what_may_be_read_otherwise_is_left_to_torch(folder, file, values):
     assert open_bert(folder) is not None
     change(folder / file, **values)
     assert open_bert(folder) is None
+
+
+def test_tensors_of_other_names_or_shapes_are_left_to_torch(folder):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    expected = open_embedder(str(folder)).embed(TEXTS, kind="query")
+    bias = "encoder.layer.1.output.dense.bias"
+    save_file({**tensors, bias: tensors[bias][:7]}, path, metadata={"format": "pt"})
+    assert open_bert(folder) is None
+    save_file({name: one for name, one in tensors.items() if name != bias}, path)
+    assert open_bert(folder) is None
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}  # as of 2018
+    for now, then in old.items():
+        tensors = {name.replace(now, then): one for name, one in tensors.items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert open_bert(folder) is None
+    found = open_embedder(str(folder)).embed(TEXTS, kind="query")
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_half_a_character_is_read_as_one_that_is_not_known(folder):
+    embedder = open_embedder(str(folder))
+    for kind in ("query", "passage"):
+        odd, whole = embedder.embed(["the \ud800 mill", "the \ufffd mill"], kind=kind)
+        np.testing.assert_allclose(odd, whole, atol=1e-6)
+    assert embedder.count_tokens("the \ud800 mill") == embedder.count_tokens("the \ufffd mill")
 
 
 def test_the_error_function_is_exact_to_single_precision():

@@ -1,4 +1,6 @@
+import copy
 import json
+import pickle
 import random
 
 import numpy as np
@@ -192,3 +194,30 @@ def test_a_tokenizer_that_reads_half_characters_is_saved_by_its_own_name(model, 
     assert (
         again(["\ud800", "a"], ["b", "\udfff"])["input_ids"][0][-1] == again("b")["input_ids"][-1]
     )
+
+
+def test_a_tokenizer_reads_half_characters_whatever_is_asked_of_it_and_after_a_pickle(model):
+    told = model.tokenizer
+    for one in (told, pickle.loads(pickle.dumps(told)), copy.deepcopy(told)):  # noqa: S301
+        assert type(one) is type(told)
+        assert one.padding_side == "left"
+        assert one.pad_token == told.pad_token
+        for read in (one, one.encode, one.tokenize):
+            assert read("a \ud800") == read("a \ufffd")
+        assert one("a", text_target="\ud800") == one("a", text_target="\ufffd")
+        assert one.encode("a", "\ud800") == one.encode("a", "\ufffd")
+
+
+def test_a_tokenizer_in_python_is_pickled_too(tmp_path):
+    from transformers import CanineTokenizer
+
+    from stillroom.models.causal import load_tokenizer
+
+    CanineTokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "canine"}')
+    told = load_tokenizer(tmp_path)
+    again = pickle.loads(pickle.dumps(told))  # noqa: S301
+    for one in (told, again):
+        assert one("a \ud800")["input_ids"] == told("a \ufffd")["input_ids"]
+        assert one.encode("a \ud800") == told.encode("a \ufffd")
+        assert one.tokenize("a \ud800") == told.tokenize("a \ufffd")

@@ -138,6 +138,7 @@ def test_streamed_and_whole_answers_are_equal(index, text):
         ("The capital of France is the capital of France [1].", "restated"),
         (QUESTION, "restated"),
         ("The capital of France is Paris.", ""),
+        ("There is no capital of France [1].", ""),
     ],
 )
 def test_what_says_nothing_is_an_abstention_with_its_reason(index, text, why):

@@ -1,3 +1,4 @@
+import itertools
 import random
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 
 from stillroom.errors import IntegrityError
 from stillroom.rag.engines.arrays import write_arrays
-from stillroom.rag.engines.phrases import place
+from stillroom.rag.engines.phrases import find_phrase, place
 from stillroom.rag.engines.postings import (
     FIELDS,
     POSTINGS,
@@ -125,3 +126,57 @@ def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path):
             continue  # fewer rows than some posting names: what the digest is for
         with pytest.raises(IntegrityError, match="do not fit"):
             Postings.open(tmp_path / "one")
+
+
+def find_by_hand(words, spots):
+    """Return the rows where a walk from place to place goes through all words."""
+
+    def goes_on(before, after):
+        (word, slot), is_last = before
+        return after[0] in ({(word + 1, 0), (word + 1, 1)} if is_last else {(word, slot + 1)})
+
+    def walk(row, before, rest):
+        return not rest or any(
+            (before is None or goes_on(before, spot)) and walk(row, spot, rest[1:])
+            for spelling in rest[0]
+            for spot in spots.get((row, spelling), ())
+        )
+
+    ways = [sum(chains, ()) for chains in itertools.product(*words)]
+    return [row for row in range(4) if any(walk(row, None, way) for way in ways)]
+
+
+def test_phrases_are_found_wherever_their_words_and_parts_stand():
+    rng = random.Random(0)
+    hits = 0
+    for _ in range(300):
+        spots = {}
+        for _ in range(40):
+            slot = rng.randrange(4)
+            spot = (rng.randrange(6), slot), slot == 0 or rng.random() < 0.5
+            spots.setdefault((rng.randrange(4), rng.choice("abc")), set()).add(spot)
+
+        def occurrences(term, spots=spots):
+            every = sorted(
+                (row, place(*at, is_last=is_last))
+                for (row, own), found in spots.items()
+                for at, is_last in found
+                if own == term
+            )
+            pairs = np.array(every, dtype=np.int64).reshape(-1, 2)
+            return pairs[:, 0], pairs[:, 1]
+
+        words = [
+            tuple(
+                tuple(
+                    tuple(rng.sample("abc", rng.choice([1, 1, 2])))
+                    for _ in range(rng.randrange(1, 4))
+                )
+                for _ in range(rng.choice([1, 1, 2]))
+            )
+            for _ in range(rng.randrange(1, 4))
+        ]
+        found = find_phrase(words, occurrences).tolist()
+        assert found == find_by_hand(words, spots)
+        hits += len(found)
+    assert 100 < hits < 1100

@@ -166,3 +166,54 @@ def test_passages_read_together_are_held_to_their_own_words(index):
     evidence = Evidence([STATE, PASSAGES[0]], index.analyzer, index.lexicon)
     assert evidence.measure_together("The Panthers defeated the Broncos 24 to 10.", [1, 2]) == 0
     assert evidence.measure_together("The Broncos defeated the Panthers 24 to 10.", [1, 2]) > 0.6
+
+
+@pytest.mark.parametrize(
+    ("passage", "question", "right", "wrong"),
+    [
+        (
+            "In case of water damage there is no warranty. Repairs are paid by the customer.",
+            "What warranty is there in case of water damage?",
+            "There is no warranty in case of water damage.",
+            "There is a warranty in case of water damage.",
+        ),
+        (
+            "Carrots contain vitamin A. They are orange.",
+            "Which vitamin do carrots contain?",
+            "Carrots contain vitamin A.",
+            "A vitamin carrots contain.",
+        ),
+        (
+            "Carrots contain vitamin B. A carrot is orange.",
+            "Which vitamin do carrots contain?",
+            "Carrots contain vitamin B.",
+            "Carrots contain vitamin A.",
+        ),
+        (
+            "The department of help is IT. It is on the second floor.",
+            "Which is the department of help?",
+            "The department of help is IT.",
+            "It is the department of help.",
+        ),
+        (
+            "The tablets are taken after meals.",
+            "When are the tablets taken at meals?",
+            "The tablets are taken after meals.",
+            "The tablets are taken before meals.",
+        ),
+        (
+            "The cat sleeps under the table.",
+            "Where at the table does the cat sleep?",
+            "The cat sleeps under the table.",
+            "The cat sleeps at the table.",
+        ),
+    ],
+)
+def test_small_words_may_be_the_whole_answer(index, passage, question, right, wrong):
+    evidence = Evidence([passage], index.analyzer, index.lexicon)
+    evidence.ask(question)
+    assert evidence.has_claim(right)
+    assert not evidence.is_restated(right)
+    assert evidence.find(right).score >= SUPPORT_THRESHOLD
+    assert evidence.is_restated(wrong) or evidence.find(wrong).score < SUPPORT_THRESHOLD
+    assert evidence.is_restated(question)

@@ -198,6 +198,26 @@ def test_another_answer_speaks_against_a_rewording_and_a_statement_is_none(tmp_p
     assert check(items, records, tmp_path, Alike()) == [0, None, None]
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        "State the year in which the Swedish chemist Nobel invented dynamite in his laboratory.",
+        "Tell me in which year Swedish chemist Alfred Nobel did invent dynamite in a laboratory.",
+    ],
+)
+def test_who_asks_without_a_question_mark_still_asks(tmp_path, told):
+    asked = "In which year did the Swedish chemist Nobel invent dynamite in his laboratory?"
+    stated = "The Swedish chemist Nobel did invent dynamite in his laboratory in Krümmel."
+    records = [
+        pair(told, "Done."),
+        pair(f"Be brief.\n\n{told}", "Done."),
+        pair("Why do bees swarm in May?", told),
+        pair("Why do bees swarm in May?", stated),
+        *(pair(f"Why do bees of hive {n} swarm?", "They are many.") for n in range(40)),
+    ]
+    assert check([Item(asked, "test", 1)], records, tmp_path)[:4] == [0, 0, None, None]
+
+
 CODE = """def total(rows, least=3):
     found = 0
     for row in rows:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.text.asking import split_asked
+from stillroom.text.asking import Asked, split_asked
 
 PASSAGE = (
     "The old mill of Elm was built by Ada Berg in 1831. It ground rye for nine villages. In the "
@@ -52,3 +52,12 @@ def test_any_text_is_told_apart_without_inventing_a_word(text):
     found = split_asked(text)
     assert found.question in text
     assert set(found.passage.split()) <= set(text.split())
+
+
+def test_options_at_the_end_belong_to_no_part_and_lists_within_stay():
+    listed = "\n".join(f"{at % 9 + 1}. Rye, lot {at}" for at in range(4000))  # in linear time
+    text = f"{PASSAGE}\n{listed}\n\n{QUESTION}\nA) The sea\n (b) The rain\n"
+    found = split_asked(text)
+    assert found.question == QUESTION
+    assert found.passage == f"{PASSAGE}\n{listed}"
+    assert split_asked(f"{listed}\n{listed}") == Asked(f"{listed}\n{listed}")

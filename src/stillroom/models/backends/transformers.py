@@ -9,6 +9,7 @@ Streams of several threads (a server's clients) share batches in the same way; s
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import threading
@@ -84,6 +85,8 @@ class _TransformersModel:
         context_length: int,
         batch_size: int,
     ) -> None:
+        import torch
+
         from stillroom.models.causal import end_tokens
 
         self.name = name
@@ -99,7 +102,9 @@ class _TransformersModel:
         self._keep = "logits_to_keep" in parameters
         self._grammar: Any = None
         self.lanes = _BATCHES * batch_size
-        self._batching = Batching(self._draw_batch, rows=batch_size, batches=_BATCHES)
+        # A thread that sets its own number of torch's threads sets that of all later threads, too.
+        begin = functools.partial(torch.set_num_threads, torch.get_num_threads())
+        self._batching = Batching(self._draw_batch, rows=batch_size, batches=_BATCHES, begin=begin)
 
     def generate(
         self,

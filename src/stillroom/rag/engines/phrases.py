@@ -50,7 +50,7 @@ def find_phrase(words: Sequence[PhraseWord | str], occurrences: Occurrences) -> 
     for word in words:
         chains = (((word,),),) if isinstance(word, str) else word
         found = [_follow_chain(chain, ends, occurrences) for chain in chains]
-        ends = np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
+        ends = _join(found)
         if not len(ends):
             break
     return np.zeros(0, dtype=np.int64) if ends is None else np.unique(ends >> 32)
@@ -62,18 +62,40 @@ def _follow_chain(
     """Return where a chain ends that goes on from one of ``ends``: row << 32 | position."""
     for spellings in chain:
         held = [(rows << 32) + places for rows, places in map(occurrences, spellings)]
-        keys = np.unique(np.concatenate(held))
-        ends = keys if ends is None else keys[np.isin(keys, _next_places(ends))]
+        keys = _join(held)
+        ends = keys if ends is None else keys[_goes_on(keys, ends)]
         if not len(ends):
             break
     return np.zeros(0, dtype=np.int64) if ends is None else ends
 
 
-def _next_places(ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return what may follow: the next part of a compound, or the beginning of the next word."""
-    slots = (ends % _WORD) >> 1
-    parts = ends[(slots > 0) & (ends % 2 != _LAST)]
-    wholes = ends[ends % 2 == _LAST]
-    first = wholes - wholes % _WORD + _WORD
-    after = parts - parts % 2 + 2
-    return np.concatenate([after, after + _LAST, first + _LAST, first + 2, first + 2 + _LAST])
+def _join(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return ascending numbers as one array of them, ascending; one alone is not sorted again."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.unique(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.int64)
+
+
+def _goes_on(keys: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which places stand right after an end, in a compound or at the next word's beginning.
+
+    Looks back from each place, by bisection: what follows a common word is never spelled out.
+    """
+    is_last = ends % 2 == _LAST
+    words = ends[is_last] // _WORD
+    parts = ends[~is_last & ((ends % _WORD) >> 1 > 0)]
+    begins = (keys % _WORD) >> 1 <= 1
+    found = np.empty(len(keys), dtype=np.bool_)
+    found[begins] = _holds(words, keys[begins] // _WORD - 1)
+    found[~begins] = _holds(parts, keys[~begins] - keys[~begins] % 2 - 2)
+    return found
+
+
+def _holds(ascending: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which of the wanted numbers are among ascending ones."""
+    if not len(ascending):
+        return np.zeros(len(wanted), dtype=np.bool_)
+    at = np.searchsorted(ascending, wanted)
+    at[at == len(ascending)] = 0
+    held: NDArray[np.bool_] = ascending[at] == wanted
+    return held
