@@ -332,7 +332,7 @@ def fuzz(count: int, seed: int, *, report=print) -> Counter:
         make_world(world)
         places = [
             *sorted(path.name for path in world.iterdir()),
-            *("missing", "out/new", "/dev/null", "documents/0.md", "media/0.png"),
+            *("missing", "out/new", "documents/0.md", "media/0.png"),
             "index/artifact.json",
         ]
         commands = [

@@ -61,7 +61,8 @@ def _means_full_disk(error: Exception) -> bool:
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary neighbour of ``path``; sync and rename it when the body ends well.
 
-    On any exception the temporary file is removed and ``path`` keeps its old bytes.
+    On any exception the temporary file is removed and ``path`` keeps its old bytes. A device or pipe
+    (``/dev/null``, ``/dev/stdout``) is written into: a rename would put a file in its place.
 
     Args:
         path: The file to replace.
@@ -75,6 +76,10 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     encoding = None if "b" in mode else "utf-8"
     newline = None if "b" in mode else "\n"
     with full_disk_as_error(path):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            with path.open(mode, encoding=encoding, newline=newline) as file:
+                yield file
+            return
         try:
             with temporary.open(mode, encoding=encoding, newline=newline) as file:
                 yield file

@@ -91,3 +91,15 @@ def test_a_finished_job_has_forced_to_disk_what_stays_of_it(tmp_path, synced):
     assert synced >= {place(path) for path in kept}
     assert journal in synced  # as whoever put was promised
     assert scratch not in synced
+
+
+def test_a_pipe_is_written_into_and_stays_one(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with atomic_write(pipe) as file:
+        file.write("one line\n")
+    assert os.read(reader, 100) == b"one line\n"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["pipe"]
