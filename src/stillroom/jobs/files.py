@@ -61,8 +61,8 @@ def _means_full_disk(error: Exception) -> bool:
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary neighbour of ``path``; sync and rename it when the body ends well.
 
-    On any exception the temporary file is removed and ``path`` keeps its old bytes. A device or pipe
-    (``/dev/null``, ``/dev/stdout``) is written into: a rename would put a file in its place.
+    On any exception the temporary file is removed and ``path`` keeps its old bytes. A device or
+    pipe (as ``/dev/null``) is written into: a rename would put a file in its place.
 
     Args:
         path: The file to replace.
