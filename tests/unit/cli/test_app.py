@@ -211,3 +211,14 @@ def test_triton_is_not_imported_where_there_is_no_card(monkeypatch, cards, is_sp
         assert importlib.util.find_spec("triton") is None
         with pytest.raises(ModuleNotFoundError):
             importlib.import_module("triton")
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_idle_threads_sleep_unless_the_user_says_otherwise(monkeypatch, given, kept):
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(sys, "argv", ["stillroom", "--version"])
+    with pytest.raises(SystemExit):
+        app.main()
+    assert os.environ["OMP_WAIT_POLICY"] == kept
